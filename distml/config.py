@@ -1,0 +1,286 @@
+"""The one configuration of a run: frozen, typed sections under `Config` (any process).
+
+A configuration is a YAML file plus dotted overrides. Everything a user may type is a field here;
+its docstring is the help text of the generated flag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+
+
+def _no_bool(value: Any) -> Any:
+    """YAML's `true` is not a number, although Python says it is 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+PositiveInt = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=_NAME)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, field docstrings are the help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class RunConfig(Section):
+    """What this run is called and how it is seeded."""
+
+    name: Name = "fashion-mnist"
+    """Names the run's folder and its MLflow run; the same name again resumes an unfinished run."""
+    seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)] = 0
+    """Seeds the validation split, the initial weights, the order of rows and the augmentation."""
+    restart: bool = False
+    """Train from the beginning even when a run of this name exists; the old run is kept."""
+
+
+class StorageConfig(Section):
+    """Where everything durable lives."""
+
+    root: Annotated[str, Field(min_length=1)] = "./distml-data"
+    """A local path, s3:// or gs:// URI that every worker can reach."""
+
+
+class DataConfig(Section):
+    """What is learnt from."""
+
+    name: Name = "fashion_mnist"
+    """Names the prepared data set under the storage root."""
+    path: str | None = None
+    """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
+    format: str = "auto"
+    """auto, idx, parquet, image_folder or module:function."""
+    val_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=0.9)] = 0.0833
+    """Share of the training rows held out, stratified by class, to choose models on."""
+    memory_budget_bytes: Annotated[int, BeforeValidator(_no_bool), Field(ge=1_000_000)] = 1_000_000_000
+    """Rows a worker may keep in memory; a shard above it is streamed instead."""
+    shards: PositiveInt = 8
+    """Parquet files per split."""
+    mirrors: list[str] | None = None
+    """Base URLs tried for the built-in data set; none takes the public ones, [] tries none."""
+
+    @model_validator(mode="after")
+    def _known_format(self) -> Self:
+        if self.format not in ("auto", "idx", "parquet", "image_folder") and not re.fullmatch(
+            r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.format
+        ):
+            raise ValueError("format must be auto, idx, parquet, image_folder or module:function")
+        return self
+
+
+class ModelConfig(Section):
+    """Which network is trained."""
+
+    name: Annotated[str, Field(min_length=1)] = "convnet"
+    """A registered builder (cnn, cnn_batchnorm, cnn_dropout, convnet, resnet) or module:function."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options handed to the builder."""
+
+
+class ScheduleConfig(Section):
+    """The knobs of the learning-rate schedules, each used by the schedules that name it."""
+
+    warmup_epochs: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 1.0
+    """cosine: epochs of linear warm-up."""
+    peak_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.3
+    """one_cycle: share of the run after which the peak is reached."""
+    initial_divisor: PositiveFloat = 25.0
+    """one_cycle and warm-up: the first rate is the peak divided by this."""
+    final_divisor: PositiveFloat = 1000.0
+    """one_cycle: the last rate is the peak divided by this."""
+    boundaries: list[PositiveFloat] = Field(default_factory=lambda: [3.0, 7.0])
+    """piecewise: epochs at which the rate changes."""
+    factors: list[PositiveFloat] = Field(default_factory=lambda: [1.0, 0.1, 0.01])
+    """piecewise: factor on the learning rate in each interval."""
+
+    @model_validator(mode="after")
+    def _intervals(self) -> Self:
+        if len(self.factors) != len(self.boundaries) + 1:
+            raise ValueError("factors needs one entry more than boundaries")
+        if sorted(self.boundaries) != self.boundaries:
+            raise ValueError("boundaries must ascend")
+        return self
+
+
+class AugmentConfig(Section):
+    """Augmentation of training images, computed inside the training graph."""
+
+    flip: bool = False
+    """Mirror left to right with probability one half."""
+    crop_padding: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=64)] = 0
+    """Pad by this many pixels and crop back at a random offset."""
+    erase: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=256)] = 0
+    """Side in pixels of one square set to zero at a random place."""
+
+
+class TrainConfig(Section):
+    """How the network is trained."""
+
+    workers: PositiveInt | list[PositiveInt] = 2
+    """Number of workers, or [least, most] for an elastic run."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Logical CPUs each worker reserves from Ray."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes GPUs where every worker can have one; gpu without one is an error."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Compute type; weights stay float32."""
+    epochs: PositiveInt = 5
+    """Passes over the training rows."""
+    global_batch_size: PositiveInt = 256
+    """Rows per optimizer step over all workers together, whatever their number."""
+    optimizer: Literal["adam", "adamw", "sgd", "lamb"] = "adam"
+    """Keras optimizer; sgd uses Nesterov momentum."""
+    learning_rate: PositiveFloat = 1.0e-3
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    """sgd: momentum."""
+    weight_decay: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
+    """Decoupled decay of kernels; biases and normalisation are left out."""
+    schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "one_cycle"
+    """Learning-rate schedule, a function of the step alone."""
+    schedule_options: ScheduleConfig = ScheduleConfig()
+    """Knobs of the schedule."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes."""
+    clip_norm: PositiveFloat | None = None
+    """Global norm the summed gradient is clipped to; none does not clip."""
+    ema: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of weights that is evaluated and exported; 0 is off."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation of the training images."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many epochs without a better validation accuracy; none never stops early."""
+    checkpoint_every_epochs: PositiveInt = 1
+    """Epochs between checkpoints; the last epoch always has one."""
+    checkpoints_kept: PositiveInt = 3
+    """Newest checkpoints kept."""
+    log_every_steps: PositiveInt = 50
+    """Steps per graph call and per logged point of the training curve."""
+    max_failures: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 2
+    """Restarts of the worker group after failures before the run fails."""
+    max_preemptions: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 8
+    """Restarts after announced preemptions, counted apart from failures."""
+    stall_timeout_s: PositiveFloat = 60.0
+    """A worker group without a finished step for this long is restarted (counts as a failure)."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files beside the run."""
+
+    @model_validator(mode="after")
+    def _elastic_range(self) -> Self:
+        if isinstance(self.workers, list):
+            if len(self.workers) != 2 or self.workers[0] > self.workers[1]:
+                raise ValueError("workers must be a number or [least, most]")
+        if self.global_batch_size < self.max_workers:
+            raise ValueError("global_batch_size must be at least the number of workers")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers the run may have."""
+        return self.workers[0] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers the run may have."""
+        return self.workers[1] if isinstance(self.workers, list) else self.workers
+
+
+class SweepConfig(Section):
+    """Candidates trained and compared in one go."""
+
+    candidates: list[dict[str, Any]] = Field(default_factory=list)
+    """Overrides by dotted path, one mapping per candidate."""
+    search: dict[str, Any] | None = None
+    """Search space for Ray Tune; none trains just the candidates."""
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; none is SQLite under the storage root."""
+    experiment: Annotated[str, Field(min_length=1)] = "fashion-mnist"
+    """MLflow experiment."""
+    registered_model: Name = "fashion-mnist"
+    """Name of the model in the registry."""
+    required: bool = False
+    """Refuse to start without the tracking server instead of spooling for later."""
+    system_metrics: bool = True
+    """Log CPU, memory and network use of the driver's machine."""
+
+
+class PromoteConfig(Section):
+    """The gate a candidate passes to become champion."""
+
+    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    """Measured on validation rows; the test split never chooses."""
+    min_gain: Float = 0.0
+    """How much better than the champion a candidate must be."""
+
+
+class ReplicasConfig(Section):
+    """Autoscaling range of the served model."""
+
+    min: PositiveInt = 1
+    """Fewest replicas."""
+    max: PositiveInt = 2
+    """Most replicas."""
+
+
+class ServeConfig(Section):
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)] = 8000
+    """Port to bind."""
+    replicas: ReplicasConfig = ReplicasConfig()
+    """Autoscaling range."""
+    proxy: Literal["auto", "ray", "haproxy"] = "auto"
+    """HTTP ingress."""
+    max_body_bytes: PositiveInt = 1_048_576
+    """Largest accepted request body."""
+
+
+class Config(Section):
+    """Everything a verb needs to know."""
+
+    run: RunConfig = RunConfig()
+    """The run."""
+    storage: StorageConfig = StorageConfig()
+    """Storage."""
+    data: DataConfig = DataConfig()
+    """Data."""
+    model: ModelConfig = ModelConfig()
+    """Model."""
+    train: TrainConfig = TrainConfig()
+    """Training."""
+    sweep: SweepConfig = SweepConfig()
+    """Sweep."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Tracking."""
+    promote: PromoteConfig = PromoteConfig()
+    """Promotion."""
+    serve: ServeConfig = ServeConfig()
+    """Serving."""
+
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the resolved configuration."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
