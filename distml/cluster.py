@@ -1,0 +1,185 @@
+"""Connecting to Ray, and what the cluster can give a run (driver). The only `ray.init`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distml.config import Config, TrainConfig
+from distml.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+SPARE_CPUS = 1.0
+"""Logical CPUs kept free for Ray Data: Ray Train reserves its own first, and an ingest that finds
+none left waits for ever."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes from the cluster.
+
+    Attributes:
+        workers: Fewest and most workers.
+        use_gpu: Whether each worker takes one GPU.
+        cpus_per_worker: Logical CPUs each worker reserves.
+        reason: Why this device was chosen, for the person watching.
+    """
+
+    workers: tuple[int, int]
+    use_gpu: bool
+    cpus_per_worker: float
+    reason: str
+
+
+def plan(train: TrainConfig, resources: Mapping[str, float]) -> Plan:
+    """Decide what a run takes, or say which resource is short.
+
+    Args:
+        train: The training section.
+        resources: Totals of the cluster as Ray counts them (`CPU`, `GPU`).
+
+    Raises:
+        ResourceError: Not even the fewest workers fit.
+    """
+    gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
+    least, most = train.min_workers, train.max_workers
+    if train.device == "gpu" and gpus < least:
+        raise ResourceError(
+            f"train.device is gpu and train.workers needs {least} GPU, but the cluster has {gpus}.",
+            "Take fewer workers, add GPUs, or set train.device to cpu.",
+        )
+    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= least)
+    room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker)
+    if room < least:
+        raise ResourceError(
+            f"train.workers = {least} with train.cpus_per_worker = {train.cpus_per_worker:g} and "
+            f"{SPARE_CPUS:g} CPU for Ray Data needs {least * train.cpus_per_worker + SPARE_CPUS:g} CPU, "
+            f"but the cluster has {cpus:g}.",
+            "Take fewer workers or a larger cluster.",
+        )
+    most = min(most, room, gpus) if use_gpu else min(most, room)
+    reason = f"{train.device}: the cluster has {gpus} GPU for {least} worker{'s' * (least > 1)}"
+    return Plan((least, most), use_gpu, train.cpus_per_worker, reason)
+
+
+def local_cpus(train: TrainConfig) -> int:
+    """Logical CPUs a local Ray is started with.
+
+    A laptop with two cores runs two workers: Ray's CPUs are tickets, not cores, so there are at least
+    enough for the workers asked for (up to four a core) and for Ray Data.
+    """
+    cores = os.cpu_count() or 1
+    wanted = math.ceil(train.max_workers * train.cpus_per_worker + SPARE_CPUS)
+    return max(cores, min(wanted, 4 * cores + 1))
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "distml" / "ray-token"
+
+
+def _authenticate() -> None:
+    """Give a local Ray a token of its own, readable by its owner alone.
+
+    Ray 2.60 would write `~/.ray/auth_token` with the umask's mode, which others on the machine can read.
+    """
+    if os.environ.get("RAY_AUTH_MODE") is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file())))
+    if path.exists():
+        path.chmod(0o600)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+
+
+def address() -> str | None:
+    """Address of the cluster this process was told to use; None starts a local Ray."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection.
+
+    Attributes:
+        resources: Totals by resource name.
+        dashboard: URL of the dashboard, or None.
+        local: Whether this process started it.
+        logs: Folder of Ray's and the workers' logs on the head, or None.
+    """
+
+    resources: dict[str, float]
+    dashboard: str | None
+    local: bool
+    logs: str | None
+
+
+def _init_arguments(config: Config) -> dict[str, Any]:
+    if address():
+        return {"address": address()}
+    _authenticate()
+    return {
+        "address": "local",
+        "num_cpus": local_cpus(config.train),
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+    }
+
+
+@contextlib.contextmanager
+def connect(config: Config) -> Iterator[Cluster]:
+    """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
+
+    Raises:
+        ResourceError: The cluster cannot be reached or a local one cannot start.
+    """
+    # Ray's usage report is a request to the outside that nobody asked this product to make.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    arguments = _init_arguments(config)
+    try:
+        context = ray.init(
+            namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = address() or "a local Ray"
+        raise ResourceError(
+            f"cannot connect to {where}: {str(error).splitlines()[0]}",
+            "Check RAY_ADDRESS, or unset it to start Ray on this machine.",
+        ) from error
+    url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    session = getattr(context, "address_info", {}).get("session_dir")
+    try:
+        yield Cluster(
+            ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None
+        )
+    finally:
+        ray.shutdown()
+
+
+def require_plan(config: Config, found: Cluster) -> Plan:
+    """`plan` for a live connection: a local Ray that was made too small is a configuration matter."""
+    try:
+        return plan(config.train, found.resources)
+    except ResourceError as error:
+        if found.local and config.train.device != "gpu":
+            raise ResourceError(
+                error.message, f"This machine has {os.cpu_count()} cores; take fewer train.workers."
+            ) from None
+        raise
+
+
