@@ -1,0 +1,57 @@
+# Every target makes its own environment: a fresh machine needs make, git and Python 3.11-3.13 with pip.
+#   make train ARGS="--train.epochs 3"     make test ARGS="tests/unit -k config"
+#   make train EXTRA=gpu                   CUDA instead of CPU (Linux)
+#   make venv PYTHON=python3.12            a certain interpreter
+
+EXTRA ?= cpu
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.$(EXTRA)
+BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+	--no-annotate --python-version 3.11
+
+.PHONY: help venv train test check faults bench requirements clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make the environment in .venv
+
+$(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/install
+	sh requirements/install venv "$(VENV)" "$(EXTRA)" "$(PYTHON)"
+	@touch $@
+
+train: $(STAMP) ## Train Fashion-MNIST on this machine
+	$(BIN)/python -m distml.train --config configs/fashion_mnist.yaml $(ARGS)
+
+test: $(STAMP) ## Run the tests (minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+faults: $(STAMP) ## Run the slow tests that kill, fill and freeze things
+	$(BIN)/python -m pytest -m "fault or slow" $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure every headline figure beside its peer
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# Legacy Keras asks for the distribution called `tensorflow`, which would overwrite tensorflow-cpu.
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	sh requirements/install add "$(VENV)" requirements/bench.txt "$(PYTHON)"
+	@touch $@
+
+requirements: ## Resolve and pin the requirements again (needs uv)
+	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
+	echo 'tf-keras==2.21.*' | $(COMPILE) --no-deps - -o requirements/bench.txt
+
+clean: ## Remove the environment and the caches; data and runs stay
+	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

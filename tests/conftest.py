@@ -1,0 +1,64 @@
+"""What every test needs: an environment that neither reads nor writes the person's own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="distml-tests-"))
+
+
+def _isolate() -> None:
+    """Set what Ray, Keras, MLflow and matplotlib read when they are imported, and their children after.
+
+    Ray would turn token authentication on and write the token into the home folder; Keras writes
+    `~/.keras`, matplotlib its font cache.
+    """
+    token = _HOME / "ray-token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_USAGE_STATS_ENABLED="0",
+        XDG_STATE_HOME=str(_HOME / "state"),
+        KERAS_HOME=str(_HOME / "keras"),
+        KERAS_BACKEND="tensorflow",
+        TF_USE_LEGACY_KERAS="0",
+        TF_CPP_MIN_LOG_LEVEL="3",
+        MPLBACKEND="Agg",
+        MPLCONFIGDIR=str(_HOME / "matplotlib"),
+        MLFLOW_DISABLE_TELEMETRY="true",
+    )
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "TF_CONFIG"):
+        os.environ.pop(name, None)
+
+
+_isolate()
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def storage_root(tmp_path: Path) -> Path:
+    """An empty folder to use as `storage.root`."""
+    root = tmp_path / "storage"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, for what reads or writes relative paths."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
