@@ -1,0 +1,200 @@
+"""Where durable things live: one root URI and everything below it (any process).
+
+The only module that parses URIs. A `Storage` is its root as text, so it crosses process boundaries.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import ArrowException, fs
+
+from distml import files
+from distml.errors import StorageError
+
+_REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+_FULL = "Free space there, or give another storage.root."
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: "Give a storage.root that is not mounted read-only.",
+    errno.EACCES: "Give a storage.root that this user may write.",
+}
+
+
+@contextmanager
+def _said(doing: str, where: str) -> Iterator[None]:  # whatever refuses, the user reads one sentence
+    try:
+        yield
+    except (OSError, ArrowException) as error:
+        number = getattr(error, "errno", None)
+        cause = os.strerror(number) if number else str(error).partition("\n")[0][:300]
+        raise StorageError(f"cannot {doing} {where}: {cause}.", _REMEDIES.get(number or 0, "")) from None
+
+
+def _absolute(root: str) -> str:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", root)
+    if not root or "\0" in root:
+        raise StorageError(f"{root!r} is not a place.", "Give a path, or an s3:// or gs:// URI.")
+    if scheme is None:
+        return os.path.abspath(os.path.expanduser(root))
+    parts = urlsplit(root)
+    if parts.password is not None:  # it would end up in logs and in the tracked configuration
+        raise StorageError("the root holds a password.", "Leave it to the environment or a profile.")
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return os.path.abspath(unquote(parts.path))
+    if parts.scheme not in _REMOTE or not parts.netloc:
+        raise StorageError(f"{root} is not a place distml knows.", "Give a path, or an s3:// or gs:// URI.")
+    # Options such as ?endpoint_override= stay behind whatever is appended later.
+    base, mark, query = root.partition("?")
+    return base.rstrip("/") + mark + query
+
+
+@functools.lru_cache(maxsize=64)
+def _connect(root: str) -> tuple[Any, str]:
+    if "://" not in root:
+        return fs.LocalFileSystem(), root
+    with _said("reach", root.partition("?")[0]):
+        client: tuple[Any, str] = fs.FileSystem.from_uri(root)
+        return client
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root: a local path (made absolute), file://, s3:// or gs:// URI.
+
+    Raises:
+        StorageError: A root of an unknown kind. Every method raises it, too: for a part that would leave
+            the root, and with place and cause for whatever the file system or the store refuses.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", _absolute(self.root))
+
+    @property
+    def local(self) -> bool:
+        """Whether the root is a path of this machine (it may still be a shared mount)."""
+        return "://" not in self.root
+
+    def uri(self, *parts: str) -> str:
+        """Return the absolute path or URI of something below the root; it need not exist."""
+        for part in parts:
+            if "\0" in part or "://" in part or {"", ".", ".."} & set(part.split("/")):
+                raise StorageError(f"{part!r} does not name something below {self.root}.")
+        if not self.local:
+            base, mark, query = self.root.partition("?")
+            return "/".join([base, *parts]) + mark + query
+        path = os.path.join(self.root, *parts)
+        inside = os.path.realpath(self.root)
+        if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            raise StorageError(f"{path} leads out of {self.root} through a link.", "Remove the link.")
+        return path
+
+    def arrow(self) -> tuple[Any, str]:
+        """Return the `pyarrow.fs.FileSystem` and the root's path within it."""
+        return _connect(self.root)
+
+    def _at(self, parts: tuple[str, ...]) -> tuple[Any, str]:
+        self.uri(*parts)
+        filesystem, base = self.arrow()
+        return filesystem, "/".join([base.rstrip("/") or "/", *parts])
+
+    def read_bytes(self, *parts: str) -> bytes:
+        """Return a file's content."""
+        filesystem, path = self._at(parts)
+        with _said("read", self.uri(*parts)), filesystem.open_input_file(path) as stream:
+            content: bytes = stream.read()
+            return content
+
+    def read_text(self, *parts: str) -> str:
+        """Return a file's content as UTF-8 text."""
+        try:
+            return self.read_bytes(*parts).decode()
+        except UnicodeDecodeError:
+            raise StorageError(f"{self.uri(*parts)} is not UTF-8 text.") from None
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write a file whole or not at all; a reader sees the old content or the new, never a part."""
+        if not parts:
+            raise StorageError(f"a file needs a name below {self.root}.")
+        filesystem, path = self._at(parts)
+        with _said("write", self.uri(*parts)):
+            if self.local:
+                files.write(data, path)
+                return
+            with filesystem.open_output_stream(path) as stream:  # a store shows an object when it is closed
+                stream.write(data)
+
+    def exists(self, *parts: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        filesystem, path = self._at(parts)
+        with _said("look at", self.uri(*parts)):
+            return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+
+    def names(self, *parts: str) -> list[str]:
+        """Return the sorted names in a folder, [] when it is absent; unfinished writes are left out."""
+        filesystem, path = self._at(parts)
+        with _said("list", self.uri(*parts)):
+            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.base_name.startswith(files.TEMPORARY))
+
+    def delete(self, *parts: str) -> None:
+        """Delete a file or a whole tree; quiet when there is none."""
+        if not parts:
+            raise StorageError(f"the storage root {self.root} itself is never deleted.")
+        filesystem, path = self._at(parts)
+        with _said("delete", self.uri(*parts)), suppress(FileNotFoundError):
+            kind = filesystem.get_file_info(path).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind != fs.FileType.NotFound:
+                filesystem.delete_file(path)
+
+    def upload(self, local_dir: str | os.PathLike[str], *parts: str) -> None:
+        """Copy a local tree to below the root; files of the same name are replaced."""
+        filesystem, path = self._at(parts)
+        with _said("write", self.uri(*parts)):
+            filesystem.create_dir(path, recursive=True)
+            fs.copy_files(os.fspath(local_dir), path, fs.LocalFileSystem(), filesystem)
+
+    def download(self, local_dir: str | os.PathLike[str], *parts: str) -> None:
+        """Copy a tree from below the root into a local folder, which is made when absent."""
+        filesystem, path = self._at(parts)
+        with _said("read", self.uri(*parts)):
+            os.makedirs(local_dir, exist_ok=True)
+            fs.copy_files(path, os.fspath(local_dir), filesystem, fs.LocalFileSystem())
+
+    def probe(self) -> None:
+        """Prove that the root can be written: write, read back and delete a small unique file."""
+        name = f"{files.TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.write_bytes(name.encode(), name)
+            if self.read_bytes(name) != name.encode():
+                raise StorageError(f"{self.root} gives back other bytes than were written.")
+        finally:
+            with suppress(StorageError):
+                self.delete(name)
+
+    @contextmanager
+    def lock(self, *parts: str) -> Iterator[None]:
+        """Hold a folder (made when absent) while others wait; no lock outlives its holder.
+
+        Object stores and some mounts have no locks: nothing is held there, and what is done under the
+        lock must be correct, if wasteful, when two do it at once.
+        """
+        with ExitStack() as held:
+            if self.local:
+                with _said("lock", self.uri(*parts)):
+                    held.enter_context(files.lock(self.uri(*parts)))
+            yield
