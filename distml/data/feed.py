@@ -1,0 +1,165 @@
+"""A worker's shard as windows of rows in memory (worker).
+
+A shard that fits the memory budget is one window, kept for the whole run; one that does not is read
+again each epoch, window after window, the next one while the present one is trained on.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distml.errors import DataError
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Images uint8 (N, H, W, C) and labels int32 (N,)."""
+
+WINDOWS_IN_MEMORY = 5
+"""Windows' worth of memory that streaming may hold at once: the one trained on, the one waiting, the
+one being filled, and the copies made while filling."""
+
+
+def to_rows(batch: pa.Table) -> Rows:
+    """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it."""
+    image = batch.column("image").combine_chunks()
+    if isinstance(image, pa.ChunkedArray):
+        image = image.chunk(0)
+    return image.to_numpy_ndarray(), batch.column("label").to_numpy().astype(np.int32, copy=False)
+
+
+def collect(iterator: Any) -> Rows:
+    """Read a whole shard, in the order its rows were ingested.
+
+    Args:
+        iterator: This worker's `ray.data.DataIterator`.
+
+    Returns:
+        Images and labels; the order does not depend on which block arrived first.
+    """
+    batches = list(iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    if not batches:
+        raise DataError("a worker's shard of the training set is empty.", "Take fewer train.workers.")
+    positions = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+    parts = [to_rows(batch) for batch in batches]
+    images = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
+    if (np.diff(positions) > 0).all():
+        return images, labels
+    order = np.argsort(positions, kind="stable")
+    return images[order], labels[order]
+
+
+class Memory:
+    """A shard kept in memory. Final.
+
+    Args:
+        rows: The shard.
+    """
+
+    streaming = False
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.rows_read = len(rows[1])
+        self.wait_s = 0.0
+
+    def windows(self, _epoch: int) -> Iterator[Rows]:
+        """The one window there is, in every epoch."""
+        yield self.rows
+
+
+@dataclass
+class _End:
+    """Last entry of a stream: the error that ended it, or None."""
+
+    error: BaseException | None = None
+
+
+class Stream:
+    """A shard read anew each epoch within a memory budget. Final.
+
+    Args:
+        iterator: This worker's `ray.data.DataIterator`.
+        budget_bytes: Memory that windows may take altogether.
+        row_bytes: Bytes of one image.
+    """
+
+    streaming = True
+
+    def __init__(self, iterator: Any, budget_bytes: int, row_bytes: int) -> None:
+        self._iterator = iterator
+        self.window_rows = max(1, budget_bytes // (WINDOWS_IN_MEMORY * row_bytes))
+        self.rows_read = 0
+        self.wait_s = 0.0
+
+    def _fill(self, put: Callable[[Any], None]) -> None:
+        chunk = min(self.window_rows, 4096)
+        parts: list[Rows] = []
+        held = 0
+        try:
+            for batch in self._iterator.iter_batches(
+                batch_size=chunk, batch_format="pyarrow", prefetch_batches=1
+            ):
+                parts.append(to_rows(batch))
+                held += len(parts[-1][1])
+                if held + chunk > self.window_rows:
+                    put(_join(parts))
+                    parts, held = [], 0
+            if parts:
+                put(_join(parts))
+            put(_End())
+        except BaseException as error:  # noqa: BLE001 - handed to the consuming thread, which raises it
+            put(_End(error))
+
+    def windows(self, _epoch: int) -> Iterator[Rows]:
+        """Windows of at most `window_rows` rows until the shard is exhausted.
+
+        Time the consumer spent waiting is added to `wait_s`; rows are counted in `rows_read`.
+        """
+        self.rows_read = 0
+        ready: queue.Queue[Any] = queue.Queue(maxsize=1)
+        thread = threading.Thread(target=self._fill, args=(ready.put,), name="feed", daemon=True)
+        thread.start()
+        while True:
+            began = time.perf_counter()
+            window = ready.get()
+            self.wait_s += time.perf_counter() - began
+            if isinstance(window, _End):
+                thread.join()
+                if window.error:
+                    raise window.error
+                return
+            self.rows_read += len(window[1])
+            yield window
+
+
+def _join(parts: list[Rows]) -> Rows:
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def order(rows: int, replica_batch_size: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Shuffle positions into batches.
+
+    Args:
+        rows: Rows to draw from.
+        replica_batch_size: Rows of this worker in one step.
+        seed: Makes the order; (run seed, epoch, world size, rank, window).
+
+    Returns:
+        int32 (rows // replica_batch_size, replica_batch_size); what does not fill a batch is left out.
+    """
+    steps = rows // replica_batch_size
+    shuffled = np.random.default_rng(seed).permutation(rows)[: steps * replica_batch_size]
+    return shuffled.astype(np.int32).reshape(steps, replica_batch_size)
+
+
+def replica_batch_size(global_batch_size: int, rank: int, world_size: int) -> int:
+    """This worker's rows of a global batch; the first workers take one more where it does not divide."""
+    return global_batch_size // world_size + (rank < global_batch_size % world_size)

@@ -1,0 +1,59 @@
+"""How a group of Ray Train workers becomes a TensorFlow cluster (controller).
+
+Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
+controller, and its backend switches the workers to legacy Keras.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+
+WORKER_ENVIRONMENT = {
+    "TF_USE_LEGACY_KERAS": "0",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # A dead peer must end the collective, not be waited for: Ray restarts the group.
+    "GRPC_FAIL_FAST": "use_caller",
+}
+"""Environment of every worker, set before TensorFlow is imported."""
+
+
+def _own_address() -> str:
+    host, port = get_address_and_port()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _join(addresses: list[str], rank: int) -> None:
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+    )
+
+
+class _TensorFlowBackend(Backend):
+    """Tells each worker the addresses of all, as TF_CONFIG."""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        addresses = worker_group.execute(_own_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _join, addresses=addresses, rank=rank)
+                for rank in range(len(worker_group))
+            ]
+        )
+
+
+@dataclass
+class TensorFlowGroup(BackendConfig):
+    """Backend configuration for `DataParallelTrainer`: sets TF_CONFIG and nothing else."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend."""
+        return _TensorFlowBackend

@@ -1,0 +1,229 @@
+"""The distributed training step: Keras 3 under MultiWorkerMirroredStrategy (worker).
+
+Keras 3's own `fit` cannot run under this strategy, so the step is ours. One graph call runs many
+optimizer steps; each makes exactly one collective, the sum of gradients, loss and hits over all
+workers. The optimizer is applied outside the replica function, where Keras adds no second
+all-reduce and where clipping sees the summed gradient instead of a worker's share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distml.config import AugmentConfig, TrainConfig
+from distml.training import augment
+
+Tensor = Any
+EVALUATION_BATCH = 500
+"""Rows evaluated at a time; bounds activation memory and divides the built-in splits evenly."""
+
+
+class _Table(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Looks the rate of a step up in the table that `schedule.table` computed."""
+
+    def __init__(self, rates: list[float]) -> None:
+        self._rates = tf.constant(rates, tf.float32)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        last = tf.shape(self._rates)[0] - 1
+        return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), last))
+
+
+def make_optimizer(train: TrainConfig, rates: list[float]) -> keras.optimizers.Optimizer:
+    """Build the optimizer a configuration names; call inside the strategy's scope.
+
+    Args:
+        train: The training section.
+        rates: Learning rate of every step.
+    """
+    shared: dict[str, Any] = {"learning_rate": _Table(rates), "global_clipnorm": train.clip_norm}
+    if train.weight_decay:
+        shared["weight_decay"] = train.weight_decay
+    optimizer: keras.optimizers.Optimizer
+    if train.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(momentum=train.momentum, nesterov=train.momentum > 0, **shared)
+    else:
+        kind = {"adam": "Adam", "adamw": "AdamW", "lamb": "Lamb"}[train.optimizer]
+        optimizer = getattr(keras.optimizers, kind)(**shared)
+    if train.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if train.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What the step depends on besides model and optimizer.
+
+    Attributes:
+        global_batch_size: Rows of one step over all workers; the loss is divided by it.
+        rank: World rank, part of the augmentation's seed.
+        seed: Seed of the run.
+        label_smoothing: Share of the target spread over all classes.
+        ema: Decay of the moving average of weights; 0 keeps none.
+        augment: Augmentation of training images.
+    """
+
+    global_batch_size: int
+    rank: int
+    seed: int
+    label_smoothing: float
+    ema: float
+    augment: AugmentConfig
+
+
+def cross_entropy(labels: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Loss per row.
+
+    Args:
+        labels: int32 (N,).
+        logits: float32 (N, classes).
+        smoothing: Share of the target spread evenly over all classes.
+
+    Returns:
+        float32 (N,), natural logarithm.
+    """
+    hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if not smoothing:
+        return hard
+    spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+    return (1 - smoothing) * hard + smoothing * spread
+
+
+class Step:
+    """The compiled step of one worker. Final.
+
+    Args:
+        strategy: The strategy whose scope built `model` and `optimizer`.
+        model: Raw pixels in, float32 logits out.
+        optimizer: Built on the model's trainable variables.
+        spec: Everything else.
+    """
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, model: keras.Model, optimizer: Any, spec: StepSpec
+    ) -> None:
+        self.strategy, self.model, self.optimizer, self.spec = strategy, model, optimizer, spec
+        self._trainable = [variable.value for variable in model.trainable_variables]
+        self.ema = [tf.Variable(value) for value in self._trainable] if spec.ema else []
+        self._statistics = [
+            variable.value for variable in model.non_trainable_variables if variable.dtype.startswith("float")
+        ]
+        self._swapped = False
+
+    @property
+    def iterations(self) -> int:
+        """Optimizer steps done."""
+        return int(self.optimizer.iterations.numpy())
+
+    @tf.function(reduce_retracing=True)
+    def train(self, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Run as many optimizer steps as `order` has rows, or up to the first loss that is not finite.
+
+        Args:
+            images: uint8 (rows, H, W, C), this worker's rows.
+            labels: int32 (rows,).
+            order: int32 (steps, replica batch), positions in `images`.
+
+        Returns:
+            (float32 (steps, 2), int32 steps done): per step the loss over the global batch and the
+            share of rows classified correctly; entries after a stop are NaN.
+        """
+        steps = tf.shape(order)[0]
+        curve = tf.TensorArray(tf.float32, steps, element_shape=[2])
+        done, going = 0, True
+        while going and done < steps:
+            rows = order[done]
+            report = self._one(tf.gather(images, rows), tf.gather(labels, rows))
+            curve = curve.write(done, report)
+            done += 1
+            going = tf.math.is_finite(report[0])
+        return curve.stack(), done
+
+    def _one(self, images: Tensor, labels: Tensor) -> Tensor:
+        counter = tf.cast(self.optimizer.iterations.value, tf.int32)
+        seed = tf.stack([self.spec.seed * 1009 + self.spec.rank, counter * 16])
+        images = augment.apply(images, self.spec.augment, seed)
+        reduced = self.strategy.run(self._replica, args=(images, labels))
+        *gradients, report = [self.strategy.experimental_local_results(value)[0] for value in reduced]
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        for average, value in zip(self.ema, self._trainable, strict=True) if self.ema else ():
+            average.assign_add((1 - self.spec.ema) * (value - average))
+        return report
+
+    def _replica(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        context = tf.distribute.get_replica_context()
+        with tf.GradientTape() as tape:
+            logits = self.model(tf.cast(images, tf.float32), training=True)
+            rows = cross_entropy(labels, logits, self.spec.label_smoothing)
+            loss = tf.reduce_sum(rows) / self.spec.global_batch_size
+            penalty = tf.add_n(self.model.losses) if self.model.losses else 0.0
+            loss += penalty / context.num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self._trainable)
+        dense = [
+            tf.zeros_like(value) if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient, value in zip(gradients, self._trainable, strict=True)
+        ]
+        hits = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
+        report = tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])
+        summed: list[Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, [*dense, report])
+        return summed
+
+    def synchronise(self) -> None:
+        """Average the moving statistics of normalisation layers, which each worker keeps from its own
+        rows, so that all workers evaluate and save the same model."""
+        if self._statistics:
+            self._average_statistics()
+
+    @tf.function
+    def _average_statistics(self) -> None:
+        def replica() -> Any:
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.MEAN, [value + 0.0 for value in self._statistics])
+
+        averaged = self.strategy.run(replica)
+        for variable, value in zip(self._statistics, averaged, strict=True):
+            variable.assign(self.strategy.experimental_local_results(value)[0])
+
+    def swap(self) -> None:
+        """Exchange weights and their moving average; does nothing when there is none."""
+        for average, variable in zip(self.ema, self._trainable, strict=True) if self.ema else ():
+            value = variable.numpy()
+            variable.assign(average)
+            average.assign(value)
+
+    @tf.function(reduce_retracing=True)
+    def _scores(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(tf.cast(images, tf.float32), training=False)
+        return cross_entropy(labels, logits), tf.argmax(logits, -1, tf.int32)
+
+    def scores(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss (float32) and predicted class (int32) of each of this worker's rows."""
+        parts = [
+            self._scores(images[at : at + EVALUATION_BATCH], labels[at : at + EVALUATION_BATCH])
+            for at in range(0, len(labels), EVALUATION_BATCH)
+        ]
+        losses = [loss.numpy() for loss, _ in parts]
+        predicted = [label.numpy() for _, label in parts]
+        return np.concatenate(losses or [np.zeros(0, np.float32)]), np.concatenate(
+            predicted or [np.zeros(0, np.int32)]
+        )
+
+    @tf.function(reduce_retracing=True)
+    def _sum(self, values: Tensor) -> Tensor:
+        def replica(mine: Tensor) -> Tensor:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        return self.strategy.experimental_local_results(self.strategy.run(replica, args=(values,)))[0]
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sum of an array over all workers, float32 of the same shape; every worker gets it."""
+        summed: np.ndarray = self._sum(tf.constant(values, tf.float32)).numpy()
+        return summed
