@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distml.data import schema
 from distml.errors import DataError
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -28,10 +29,7 @@ one being filled, and the copies made while filling."""
 
 def to_rows(batch: pa.Table) -> Rows:
     """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it."""
-    image = batch.column("image").combine_chunks()
-    if isinstance(image, pa.ChunkedArray):
-        image = image.chunk(0)
-    return image.to_numpy_ndarray(), batch.column("label").to_numpy().astype(np.int32, copy=False)
+    return schema.to_images(batch.column("image")), batch.column("label").to_numpy().astype(np.int32, copy=False)
 
 
 def collect(iterator: Any) -> Rows:
@@ -89,34 +87,33 @@ class Stream:
         iterator: This worker's `ray.data.DataIterator`.
         budget_bytes: Memory that windows may take altogether.
         row_bytes: Bytes of one image.
+        batch_size: Rows of this worker's batch; a window is a whole number of batches.
     """
 
     streaming = True
 
-    def __init__(self, iterator: Any, budget_bytes: int, row_bytes: int) -> None:
+    def __init__(self, iterator: Any, budget_bytes: int, row_bytes: int, batch_size: int) -> None:
         self._iterator = iterator
-        self.window_rows = max(1, budget_bytes // (WINDOWS_IN_MEMORY * row_bytes))
+        batches = budget_bytes // (WINDOWS_IN_MEMORY * row_bytes * batch_size)
+        self.window_rows = max(1, batches) * batch_size
         self.rows_read = 0
         self.wait_s = 0.0
 
     def _fill(self, put: Callable[[Any], None]) -> None:
-        chunk = min(self.window_rows, 4096)
         parts: list[Rows] = []
-        held = 0
         try:
-            for batch in self._iterator.iter_batches(
-                batch_size=chunk, batch_format="pyarrow", prefetch_batches=1
-            ):
+            chunk = min(self.window_rows, 4096)
+            for batch in self._iterator.iter_batches(batch_size=chunk, batch_format="pyarrow", prefetch_batches=1):
                 parts.append(to_rows(batch))
-                held += len(parts[-1][1])
-                if held + chunk > self.window_rows:
-                    put(_join(parts))
-                    parts, held = [], 0
-            if parts:
+                if sum(len(part[1]) for part in parts) >= self.window_rows:
+                    images, labels = _join(parts)
+                    put((images[: self.window_rows], labels[: self.window_rows]))
+                    parts = [(images[self.window_rows :].copy(), labels[self.window_rows :])]
+            if parts and len(parts[0][1]):
                 put(_join(parts))
             put(_End())
-        except BaseException as error:  # noqa: BLE001 - handed to the consuming thread, which raises it
-            put(_End(error))
+        except BaseException as error:
+            put(_End(error))  # the consuming thread raises it
 
     def windows(self, _epoch: int) -> Iterator[Rows]:
         """Windows of at most `window_rows` rows until the shard is exhausted.

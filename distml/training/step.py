@@ -224,6 +224,6 @@ class Step:
         return self.strategy.experimental_local_results(self.strategy.run(replica, args=(values,)))[0]
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """Sum of an array over all workers, float32 of the same shape; every worker gets it."""
-        summed: np.ndarray = self._sum(tf.constant(values, tf.float32)).numpy()
+        """Sum of an array over all workers, of the same shape and dtype; every worker gets it."""
+        summed: np.ndarray = self._sum(tf.constant(values)).numpy()
         return summed
