@@ -1,0 +1,161 @@
+"""Finds a builder by name, checks its options and puts pixels in front of it (driver, worker).
+
+Checking imports no TensorFlow; building does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from distml.data import schema
+from distml.errors import ConfigError, DistmlError, ModelError
+from distml.models.options import check as check_options
+
+if TYPE_CHECKING:
+    import keras
+
+BUILDERS = {
+    "cnn": "distml.models.cnn:cnn",
+    "cnn_batchnorm": "distml.models.cnn:cnn_batchnorm",
+    "cnn_dropout": "distml.models.cnn:cnn_dropout",
+    "convnet": "distml.models.cnn:convnet",
+    "resnet": "distml.models.resnet:resnet",
+}
+"""Where each name's builder is."""
+
+
+def names() -> list[str]:
+    """Names of the built-in models."""
+    return sorted(BUILDERS)
+
+
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Check that a model and its options exist, without TensorFlow and without running its module.
+
+    Args:
+        name: A built-in name or `module:function`, importable from the current directory.
+        options: Keyword options for the builder.
+
+    Raises:
+        ConfigError: Unknown name, missing module or function, unknown option or an option of another
+            type than its default.
+    """
+    module, function = _split(name)
+    check_options(name, module, function, options)
+
+
+def build(
+    name: str, shape: tuple[int, int, int], classes: int, options: Mapping[str, Any], seed: int
+) -> keras.Model:
+    """Build a model from raw pixels to logits; call it inside the strategy's scope.
+
+    Args:
+        name: A built-in name or `module:function`.
+        shape: Height, width and channels of an image.
+        classes: Number of classes.
+        options: Keyword options for the builder.
+        seed: The initial weights are a function of it alone.
+
+    Returns:
+        A built model from float32 (N, H, W, C), values 0 to 255, to float32 logits (N, classes).
+
+    Raises:
+        ConfigError: As `check`.
+        ModelError: The builder fails for these images, or returns something else than a network with
+            one output of shape (None, classes).
+    """
+    check(name, options)
+    builder = _load(name)
+    with _seeded(seed):
+        network = _call(name, builder, shape, classes, options)
+        _require_logits(name, network, classes)
+        return _from_pixels(network, shape)
+
+
+def _split(name: str) -> tuple[str, str]:
+    if ":" in name:
+        module, _, function = name.partition(":")
+        return module, function
+    if name not in BUILDERS:
+        close = difflib.get_close_matches(name, names(), 1)
+        guess = f"Did you mean {close[0]}? " if close else ""
+        raise ConfigError(
+            f"model.name = {name!r} is not a known model.",
+            f"{guess}Known are {', '.join(names())}; your own is module:function.",
+        )
+    module, _, function = BUILDERS[name].partition(":")
+    return module, function
+
+
+def _load(name: str) -> Callable[..., Any]:
+    module, function = _split(name)
+    try:
+        builder = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # the user's module may raise anything, and it is the user who reads this
+        raise ConfigError(f"model.name = {name!r}: importing {module} fails: {error!r}.") from error
+    if not callable(builder):
+        raise ConfigError(f"model.name = {name!r}: {function} is not a function of {module}.")
+    return builder  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed what Keras draws the seeds of unseeded initialisers and dropout layers from.
+
+    That is Python's own generator (`keras.src.random.seed_generator.make_default_seed`, 3.15); its
+    state is put back, so that building a model changes nobody else's random numbers.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _call(
+    name: str,
+    builder: Callable[..., Any],
+    shape: tuple[int, int, int],
+    classes: int,
+    options: Mapping[str, Any],
+) -> Any:
+    try:
+        inspect.signature(builder).bind(shape, classes, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.options do not fit {name}: {error}.") from None
+    try:
+        return builder(shape, classes, **options)
+    except DistmlError:
+        raise
+    except Exception as error:  # a builder may be the user's: whatever it raises is answered in a sentence
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{name} cannot be built for images of shape {shape}: {first}") from error
+
+
+def _require_logits(name: str, network: Any, classes: int) -> None:
+    shape = getattr(network, "output_shape", None)
+    if shape != (None, classes):
+        raise ModelError(
+            f"{name} returns {shape or type(network).__name__}, but {classes} classes need logits of "
+            f"shape {(None, classes)}.",
+            "End the network in Dense(classes) without an activation.",
+        )
+
+
+def _from_pixels(network: keras.Model, shape: tuple[int, int, int]) -> keras.Model:
+    """Put the one normalisation in front and float32 behind, whatever the network computes in."""
+    import keras
+
+    pixels = keras.layers.Input(shape, dtype="float32", name="image")
+    normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
+    logits = network(normalise(pixels))
+    if keras.backend.standardize_dtype(logits.dtype) != "float32":
+        logits = keras.layers.Activation("linear", dtype="float32", name="float32_logits")(logits)
+    return keras.Model(pixels, logits, name=network.name)
