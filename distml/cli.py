@@ -24,7 +24,7 @@ from distml.errors import ConfigError, DistmlError
 
 logger = logging.getLogger(__name__)
 
-VERBS = ("train", "ingest", "predict", "doctor", "validate")
+VERBS = ("train", "ingest", "predict", "doctor", "validate", "sync")
 """The verbs of the console script, each the module of the same name."""
 
 Result = dict[str, Any]

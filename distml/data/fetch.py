@@ -28,25 +28,32 @@ _CHUNK_BYTES = 1 << 18
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
-class Unavailable(DataError):
+class UnavailableError(DataError):
     """A place that does not have the bytes, or cannot be reached; another one may."""
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """A transfer that may succeed when it is tried again."""
 
 
 @dataclass
+class Patience:
+    """What is left of the time to wait for mirrors that have not answered yet, shared by all of them."""
+
+    left_s: float = PATIENCE_S
+
+
+@dataclass
 class Mirror:
-    """One base URL; remembers across files how long its silence may still last.
+    """One base URL.
 
     Args:
         base: URL of the folder that holds the files.
-        deadline: `time.monotonic` after which a mirror that has not answered is given up.
+        patience: Used up by waiting for a first answer.
     """
 
     base: str
-    deadline: float
+    patience: Patience
     _answered: bool = field(default=False, init=False)
 
     def get(self, name: str, limit: int) -> bytes:
@@ -57,23 +64,23 @@ class Mirror:
             limit: Most bytes accepted.
 
         Raises:
-            Unavailable: Unreachable, refused, or broken off `TRIES` times.
+            UnavailableError: Unreachable, refused, or broken off `TRIES` times.
             DataError: More bytes than `limit`.
         """
         if not re.match(r"https?://", self.base):
-            raise Unavailable(f"{self.base} is not an http or https URL")
+            raise UnavailableError(f"{self.base} is not an http or https URL")
         url = f"{self.base.rstrip('/')}/{name}"
         got = bytearray()
         for attempt in range(1, TRIES + 1):
             try:
                 self._more(url, got, limit)
                 return bytes(got)
-            except _Broken as broken:
+            except _BrokenError as broken:
                 _LOG.warning("%s: try %d of %d: %s after %d bytes", url, attempt, TRIES, broken, len(got))
                 reason = str(broken)
             if attempt < TRIES:
                 time.sleep(0.2 * attempt)
-        raise Unavailable(f"{name}: {reason}, {TRIES} tries")
+        raise UnavailableError(f"{name}: {reason}, {TRIES} tries")
 
     def _more(self, url: str, got: bytearray, limit: int) -> None:
         """Append what is missing, asking only for the rest when there is a beginning."""
@@ -81,8 +88,8 @@ class Mirror:
         if got:
             request.add_header("Range", f"bytes={len(got)}-")
         with self._open(request) as answer:
-            if answer.status != 206:
-                got.clear()
+            if not str(answer.headers.get("Content-Range")).startswith(f"bytes {len(got)}-"):
+                got.clear()  # the server sends the whole file
             give_up = time.monotonic() + FILE_TIMEOUT_S
             try:
                 while chunk := answer.read(_CHUNK_BYTES):
@@ -90,43 +97,50 @@ class Mirror:
                     if len(got) > limit:
                         raise DataError(f"{url} is damaged: more than {limit:,} bytes came.")
                     if time.monotonic() > give_up:
-                        raise Unavailable(f"{url} took longer than {FILE_TIMEOUT_S:.0f} s")
+                        raise UnavailableError(f"{url} took longer than {FILE_TIMEOUT_S:.0f} s")
             except (OSError, http.client.HTTPException) as error:
-                raise _Broken(_cause(error)) from None
+                raise _BrokenError(_cause(error)) from None
             if answer.length:  # the server hung up early, which a sized read does not report
-                raise _Broken(f"the connection closed with {answer.length:,} bytes to come")
+                raise _BrokenError(f"the connection closed with {answer.length:,} bytes to come")
 
     def _open(self, request: urllib.request.Request) -> Any:
-        left = READ_TIMEOUT_S if self._answered else min(CONNECT_TIMEOUT_S, self.deadline - time.monotonic())
-        if left <= 0:
-            raise Unavailable(f"no answer within {PATIENCE_S:.0f} s")
-        # Looking up a name has no time limit of its own, so it happens in a thread that can be left behind.
-        box: queue.Queue[Any] = queue.Queue()
-        threading.Thread(target=_into, args=(box, request, left), daemon=True).start()
-        try:
-            answer = box.get(timeout=left + 0.5)
-        except queue.Empty:
-            raise Unavailable(f"no answer within {left:.0f} s") from None
+        """Return the server's answer, or say why there is none and whether to ask again."""
+        wait_s = READ_TIMEOUT_S if self._answered else min(CONNECT_TIMEOUT_S, self.patience.left_s)
+        if wait_s <= 0:
+            raise UnavailableError(f"not asked after {PATIENCE_S:.0f} s without an answer")
+        begun = time.monotonic()
+        answer = _ask(request, wait_s)
+        silent = isinstance(getattr(answer, "reason", answer), OSError)
+        if not self._answered:
+            self.patience.left_s -= time.monotonic() - begun
+        self._answered = self._answered or not silent
         if not isinstance(answer, Exception):
-            self._answered = True
             return answer
         if isinstance(answer, urllib.error.HTTPError):
-            self._answered = True
             answer.close()
             if answer.code not in _AGAIN:
-                raise Unavailable(f"{request.full_url}: HTTP {answer.code} {answer.reason}")
-            raise _Broken(f"HTTP {answer.code} {answer.reason}")
+                raise UnavailableError(f"{request.full_url}: HTTP {answer.code} {answer.reason}")
+            raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
         if isinstance(getattr(answer, "reason", answer), TimeoutError) and not self._answered:
-            raise Unavailable(f"no answer within {left:.0f} s")
-        raise _Broken(_cause(answer))
+            raise UnavailableError(f"no answer within {wait_s:.0f} s")
+        raise _BrokenError(_cause(answer))
 
 
-def _into(box: queue.Queue[Any], request: urllib.request.Request, timeout: float) -> None:
+def _ask(request: urllib.request.Request, wait_s: float) -> Any:
+    """Return the answer or the exception; a name look-up has no time limit, so a thread is left behind."""
+    box: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            box.put(urllib.request.urlopen(request, timeout=wait_s))  # noqa: S310 - the scheme is checked
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            box.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - the scheme is checked
-        box.put(answer)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        box.put(error)
+        return box.get(timeout=wait_s + 0.5)
+    except queue.Empty:
+        return TimeoutError("timed out")
 
 
 def _cause(error: Exception) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from distml.data.fetch import Unavailable
+from distml.data.fetch import UnavailableError
 
 UPDATE_TIMEOUT_S = 90.0
 DOWNLOAD_TIMEOUT_S = 300.0
@@ -27,12 +27,12 @@ def installed(folder: Path, name: str) -> bytes:
     """Return a file that an installed package put there.
 
     Raises:
-        Unavailable: There is none, or it cannot be read.
+        UnavailableError: There is none, or it cannot be read.
     """
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise Unavailable(f"{folder / name}: {error.strerror}") from None
+        raise UnavailableError(f"{folder / name}: {error.strerror}") from None
 
 
 def download(package: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -42,17 +42,17 @@ def download(package: str, names: Sequence[str]) -> dict[str, bytes]:
     lists are fetched into a temporary folder, which needs no root.
 
     Raises:
-        Unavailable: No apt here, no such package, no network, or a package without these files.
+        UnavailableError: No apt here, no such package, no network, or a package without these files.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise Unavailable("there is no apt-get here")
+        raise UnavailableError("there is no apt-get here")
     try:
         with tempfile.TemporaryDirectory(prefix="distml-apt-") as folder:
             archive = _archive(package, Path(folder))
             _run(["dpkg-deb", "-x", str(archive), f"{folder}/root"], folder, DOWNLOAD_TIMEOUT_S)
             return {name: _find(Path(folder, "root"), name).read_bytes() for name in names}
     except OSError as error:
-        raise Unavailable(f"no temporary folder: {error.strerror}") from None
+        raise UnavailableError(f"no temporary folder: {error.strerror}") from None
 
 
 def _archive(package: str, folder: Path) -> Path:
@@ -60,14 +60,14 @@ def _archive(package: str, folder: Path) -> Path:
     own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
     try:
         _run(["apt-get", *_OPTIONS, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
-    except Unavailable:
+    except UnavailableError:
         for below in ("lists/partial", "cache/archives/partial"):
             (folder / below).mkdir(parents=True)
         _run(["apt-get", *_OPTIONS, *own, "update"], str(folder), UPDATE_TIMEOUT_S)
         _run(["apt-get", *_OPTIONS, *own, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
     archives = sorted(folder.glob(f"{package}_*.deb"))
     if not archives:
-        raise Unavailable(f"apt-get fetched no {package}")
+        raise UnavailableError(f"apt-get fetched no {package}")
     return archives[-1]
 
 
@@ -76,13 +76,13 @@ def _run(command: list[str], folder: str, timeout: float) -> None:
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{command[0]} did not finish within {timeout:.0f} s") from None
+        raise UnavailableError(f"{command[0]} did not finish within {timeout:.0f} s") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
-        raise Unavailable(f"{command[0]}: {lines[-1].removeprefix('E: ')}")
+        raise UnavailableError(f"{command[0]}: {lines[-1].removeprefix('E: ')}")
 
 
 def _find(root: Path, name: str) -> Path:
     for path in root.rglob(name):
         return path
-    raise Unavailable(f"the package holds no {name}")
+    raise UnavailableError(f"the package holds no {name}")

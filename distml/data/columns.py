@@ -1,0 +1,166 @@
+"""Parquet as users have it: tensors, nested lists or encoded pictures beside a label (driver).
+
+Read in passes that never hold more than the rows asked for and one small batch, whatever the size of the
+files and of their row groups.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distml.data.folder import Folder, divide
+from distml.data.pictures import fitted
+from distml.data.rows import Indices, Rows, Source, encode, to_nhwc
+from distml.data.schema import IMAGE, LABEL, Images, channels, decode
+from distml.errors import DataError
+
+_BATCH_ROWS = 512
+
+
+def open_parquet(folder: Folder) -> Source:
+    """Read the labels and one image; the other images are read when they are gathered.
+
+    Raises:
+        DataError: No Parquet, no columns `image` and `label`, or values in them that cannot be used.
+    """
+    names = [name for name in folder.sizes if name.endswith(".parquet")]
+    if not names:
+        raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
+    divided = divide(names, by_file=True)
+    labels = {s: np.concatenate([_labels(folder, name) for name in found]) for s, found in divided.items()}
+    if not len(labels["train"]):
+        raise DataError(f"{folder.root} holds no rows.")
+    classes, numbers = encode(labels, _class_names(folder, names[0]))
+    shape = _shape(folder, divided["train"])
+    splits = {
+        split: Rows(numbers[split], functools.partial(_gather, folder, found, shape))
+        for split, found in divided.items()
+    }
+    return Source(shape, classes, splits, (folder.origin(),))
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[Any]:
+    try:
+        # Neither pre-buffered nor memory-mapped: both would hold whole row groups.
+        with pq.ParquetFile(folder.open(name), pre_buffer=False, buffer_size=1 << 20) as file:
+            missing = {IMAGE, LABEL} - set(file.schema_arrow.names)
+            if missing:
+                has = ", ".join(file.schema_arrow.names)
+                raise DataError(f"{name} has no column {' and '.join(sorted(missing))}, but {has}.")
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
+
+
+def _labels(folder: Folder, name: str) -> npt.NDArray[Any]:
+    with _opened(folder, name) as file:
+        column = file.read([LABEL], use_threads=False).column(0).combine_chunks()
+    if column.null_count:
+        raise DataError(f"{name} has {column.null_count} rows without a label.", "Remove them.")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.array(column.to_pylist(), dtype=str)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _class_names(folder: Folder, name: str) -> list[str] | None:
+    """Return the names that Hugging Face's writer stores beside integer labels, if it wrote the file."""
+    with _opened(folder, name) as file:
+        stored = (file.schema_arrow.metadata or {}).get(b"huggingface")
+    try:
+        names = json.loads(stored)["info"]["features"][LABEL]["names"] if stored else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [str(one) for one in names] if isinstance(names, list) else None
+
+
+def _shape(folder: Folder, names: list[str]) -> tuple[int, int, int]:
+    for name in names:
+        with _opened(folder, name) as file:
+            for batch in file.iter_batches(1, columns=[IMAGE], use_threads=False):
+                encoded = _encoded(batch.column(0))
+                if encoded is not None:
+                    image = decode(encoded[0].as_py() or b"", f"{name} row 0")
+                    return image.height, image.width, channels(image)
+                height, width, depth = _arrays(batch.column(0), name).shape[1:]
+                return height, width, depth
+    raise DataError("the training files hold no rows.")
+
+
+def _gather(folder: Folder, names: list[str], shape: tuple[int, int, int], indices: Indices) -> Images:
+    """Scan the files once and put each wanted row where it is wanted."""
+    images = np.empty((len(indices), *shape), np.uint8)
+    order = np.argsort(indices)
+    wanted = indices[order]
+    first = 0
+    for name in names:
+        with _opened(folder, name) as file:
+            groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            for group, rows in enumerate(groups):
+                if np.searchsorted(wanted, first) < np.searchsorted(wanted, first + rows):
+                    _scan(file, name, group, first, wanted, order, images)
+                first += rows
+    return images
+
+
+def _scan(
+    file: Any, name: str, group: int, first: int, wanted: Indices, order: Indices, images: Images
+) -> None:
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[IMAGE], use_threads=False):
+        low, high = np.searchsorted(wanted, [first, first + len(batch)])
+        if low < high:
+            rows = batch.column(0).take(pa.array(wanted[low:high] - first))
+            images[order[low:high]] = _images(rows, name, images.shape[1:])
+        first += len(batch)
+
+
+def _images(column: Any, name: str, shape: tuple[int, ...]) -> Images:
+    encoded = _encoded(column)
+    if encoded is None:
+        arrays = _arrays(column, name)
+        if arrays.shape[1:] != shape:
+            raise DataError(f"{name} has images of {arrays.shape[1:]}, the first image is {shape}.")
+        return arrays
+    height, width, depth = shape
+    return np.stack(
+        [fitted(b.as_py() or b"", f"a picture in {name}", (height, width, depth)) for b in encoded]
+    )
+
+
+def _encoded(column: Any) -> Any | None:
+    """Return the encoded pictures of a binary or struct{bytes} column, None for one of arrays."""
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = column.field("bytes")
+    return column if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) else None
+
+
+def _arrays(column: Any, name: str) -> Images:
+    if column.null_count:
+        raise DataError(f"{name} has rows without an image.", "Remove them.")
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return to_nhwc(column.to_numpy_ndarray(), name)
+    lengths = [len(column)]
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_fixed(column.type):
+        sizes = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+        if len(sizes) != 1:
+            raise DataError(f"{name} has images of several sizes.", "Bring all to one size.")
+        lengths.append(int(sizes[0]))
+        column = column.flatten()
+    if column.null_count or not pa.types.is_primitive(column.type):
+        raise DataError(f"{name}: an image column of {column.type} is not numbers or pictures.")
+    return to_nhwc(column.to_numpy(zero_copy_only=False).reshape(lengths), name)
+
+
+def _is_fixed(kind: Any) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind))

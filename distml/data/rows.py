@@ -1,0 +1,154 @@
+"""Rows as a source offers them, before they are shards, and the rules that bring arrays to them (driver)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.schema import Images, Labels
+from distml.errors import DataError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where bytes came from.
+
+    Args:
+        name: File or folder.
+        uri: Its place.
+        sha256: Of the file's content (decompressed, where it was compressed), or, for a folder, of the
+            sorted names and sizes in it: hashing every byte twice would double the reading.
+    """
+
+    name: str
+    uri: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split.
+
+    Args:
+        labels: int32 [N], indices into the classes.
+        gather: Takes int64 [M] of row numbers, gives uint8 [M, H, W, C] in that order; called with as many
+            rows as may be in memory.
+    """
+
+    labels: Labels
+    gather: Callable[[Indices], Images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be prepared.
+
+    Args:
+        shape: (H, W, C) of every image.
+        classes: Names by label.
+        splits: `train`, and `validation` and `test` where the data come divided.
+        origins: Where the bytes came from.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    splits: dict[str, Rows]
+    origins: tuple[Origin, ...]
+
+
+def of_arrays(images: Images, labels: Labels) -> Rows:
+    """Offer arrays in memory: uint8 [N, H, W, C] and int32 [N]."""
+    return Rows(labels, lambda indices: images[indices])
+
+
+def to_uint8(values: npt.NDArray[Any], where: str) -> Images:
+    """Bring pixel values to uint8.
+
+    Integers must lie in 0 to 255 and are taken as they are. Floats must all lie in [0, 1] and are multiplied
+    by 255 and rounded. Nothing is guessed: other ranges have more than one meaning.
+
+    Args:
+        values: Numbers of any shape.
+        where: Named in the error.
+
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        DataError: Another type, or values outside the range of theirs.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images of {values.dtype} are not numbers.", "Give uint8 0 to 255.")
+    top = 255 if values.dtype.kind in "iu" else 1
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if not (low >= 0 and high <= top):  # written so that NaN is refused, too
+        raise DataError(
+            f"{where}: {values.dtype} images span {low} to {high}, expected 0 to {top}.",
+            "Give uint8 0 to 255, or floats in [0, 1].",
+        )
+    return np.rint(values * 255.0).astype(np.uint8) if top == 1 else values.astype(np.uint8)
+
+
+def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
+    """Bring image arrays [N, H, W] or [N, H, W, C] to uint8 [N, H, W, C].
+
+    Raises:
+        DataError: Another rank, an empty axis, channels first, or values that `to_uint8` refuses.
+    """
+    shape = values.shape[1:]
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise DataError(f"{where}: images of shape {shape} are not H x W or H x W x C.")
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] > 4:
+        raise DataError(f"{where}: images of shape {shape} have their channels first.", "Move them last.")
+    pixels = to_uint8(values, where)
+    return pixels[..., None] if len(shape) == 2 else pixels
+
+
+def encode(
+    given: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """Number the labels of all splits alike.
+
+    Integers 0 to K-1 keep their number where K `names` are given. Otherwise the sorted distinct labels of
+    the training rows, texts or integers, become the classes.
+
+    Args:
+        given: Labels [N] by split, with `train` among them.
+        names: Class names by label.
+
+    Returns:
+        The class names and int32 [N] by split.
+
+    Raises:
+        DataError: Labels of another type, fewer than two classes, or a label the classes do not have.
+    """
+    kinds = "U" if given["train"].dtype.kind == "U" else "iu"
+    for split, labels in given.items():
+        if labels.ndim != 1 or labels.dtype.kind not in kinds:
+            expected = "texts, as in train" if kinds == "U" else "integers"
+            raise DataError(f"the {split} labels are {labels.dtype} {labels.shape}, not {expected}.")
+    known = np.unique(given["train"])
+    if names is not None:
+        known = np.asarray(names) if kinds == "U" else np.arange(len(names))
+    classes = tuple(str(name) for name in (known if names is None else names))
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"the classes {classes} are not at least two different ones.")
+    return classes, {split: _number(labels, known, split) for split, labels in given.items()}
+
+
+def _number(labels: npt.NDArray[Any], known: npt.NDArray[Any], split: str) -> Labels:
+    order = np.argsort(known)
+    found = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
+    wrong = known[found] != labels
+    if wrong.any():
+        raise DataError(f"the {split} label {labels[wrong][0]!s} is not among the classes.")
+    numbers: Labels = found.astype(np.int32)
+    return numbers

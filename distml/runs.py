@@ -1,0 +1,150 @@
+"""The life of a run: its folder, whether it may start, go on or must be refused (driver).
+
+`runs/<name>/<generation>/run.json` says what is being trained and how far it came. Starting the same
+name again goes on with an unfinished run; `run.restart` begins the next generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from distml.config import Config
+from distml.errors import ConfigError, StorageError
+from distml.loading import flatten
+from distml.storage import Storage
+
+FOLDER = "runs"
+RECORD = "run.json"
+_BINDING = ("data", "model", "train", "run.seed")
+"""What a resumed run must share with its beginning; the free keys below may change."""
+_FREE = (
+    "data.memory_budget_bytes",
+    "data.mirrors",
+    "train.checkpoint_every_epochs",
+    "train.checkpoints_kept",
+    "train.cpus_per_worker",
+    "train.device",
+    "train.log_every_steps",
+    "train.max_failures",
+    "train.max_preemptions",
+    "train.stall_timeout_s",
+    "train.tensorboard",
+    "train.workers",
+)
+
+
+@dataclass
+class Run:
+    """The record of one run.
+
+    Attributes:
+        name: `run.name`.
+        generation: Counts restarts from the beginning.
+        key: Identifies the run on the tracking server.
+        status: running, finished or failed.
+        attempts: Times a driver has started or resumed it.
+        run_id: MLflow run, once known.
+        binding: Configuration a resumed run must share, by dotted path.
+        result: The result line of a finished run.
+        started_at: Seconds since the epoch.
+    """
+
+    name: str
+    generation: int
+    key: str
+    status: str = "running"
+    attempts: int = 0
+    run_id: str | None = None
+    binding: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    started_at: float = 0.0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The run's folder below the storage root."""
+        return (FOLDER, self.name, f"{self.generation:03d}")
+
+    @property
+    def attempt(self) -> str:
+        """Name of the present attempt's folder."""
+        return f"attempt-{self.attempts:03d}"
+
+    def save(self, storage: Storage) -> None:
+        """Write the record, whole or not at all."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        storage.write_bytes(text.encode(), *self.parts, RECORD)
+
+
+def _binding(config: Config) -> dict[str, Any]:
+    flat = flatten(config.model_dump(mode="json"))
+    return {
+        path: value
+        for path, value in flat.items()
+        if path not in _FREE and any(path == bound or path.startswith(bound + ".") for bound in _BINDING)
+    }
+
+
+def _newest(storage: Storage, name: str) -> Run | None:
+    for generation in reversed(storage.names(FOLDER, name)):
+        if not storage.exists(FOLDER, name, generation, RECORD):
+            continue
+        try:
+            return Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+        except (ValueError, TypeError) as error:
+            where = storage.uri(FOLDER, name, generation, RECORD)
+            raise StorageError(
+                f"{where} is damaged ({error}).", "Restore it, or pass --run.restart true."
+            ) from None
+    return None
+
+
+def _refuse(config: Config, found: Run) -> None:
+    """Refuse what cannot go on, with the difference and the remedy."""
+    if found.status == "finished":
+        version = found.result.get("version")
+        raise ConfigError(
+            f"run {found.name} is finished already (model version {version}, "
+            f"validation accuracy {found.result.get('val_accuracy', float('nan')):.4f}).",
+            "Choose another --run.name, or pass --run.restart true to train it again.",
+        )
+    wanted = _binding(config)
+    changed = [
+        f"{path} was {found.binding.get(path)!r} and is now {wanted.get(path)!r}"
+        for path in sorted(found.binding.keys() | wanted.keys())
+        if found.binding.get(path) != wanted.get(path)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run {found.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
+            "Choose another --run.name, or pass --run.restart true to begin again.",
+        )
+
+
+def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
+    """Open the run a configuration names.
+
+    Returns:
+        The run, saved with one more attempt, and whether it goes on with an earlier one.
+
+    Raises:
+        ConfigError: A run of that name is finished, or was started with another configuration.
+    """
+    if config.run.restart:
+        generations = [int(name) for name in storage.names(FOLDER, config.run.name) if name.isdigit()]
+        found, generation = None, max(generations, default=0) + 1
+    else:
+        found, generation = _newest(storage, config.run.name), 1
+    resumed = found is not None
+    if found is None:
+        found = Run(config.run.name, generation, uuid.uuid4().hex, binding=_binding(config), started_at=time.time())
+    else:
+        _refuse(config, found)
+    found.status = "running"
+    found.attempts += 1
+    found.save(storage)
+    return found, resumed

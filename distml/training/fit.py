@@ -1,0 +1,181 @@
+"""Running a Ray Train job and listening to it (driver)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from distml.cluster import Plan
+from distml.config import Config
+from distml.data import shards
+from distml.errors import TrainingError
+from distml.storage import Storage
+from distml.training import board, group, worker
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+POLL_S = 0.25
+
+_SIGNS = (
+    ("OutOfMemory", "a worker ran out of memory", "Lower train.global_batch_size or data.memory_budget_bytes."),
+    ("No space left on device", "the storage is full (ENOSPC)", "Free space below storage.root and run again."),
+    ("ActorDiedError", "a worker process died", "Look at the worker logs."),
+    ("ActorUnavailableError", "a worker process died", "Look at the worker logs."),
+    ("WorkerHealthCheckTimeout", "a worker stopped answering", "Look at the worker logs."),
+)
+
+
+def _environment(config: Config) -> None:
+    """Ray Train's own limits: react within the stall limit, give up on the controller, keep quiet."""
+    settings = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{config.train.stall_timeout_s:g}",
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * config.train.stall_timeout_s:g}",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def dataset(config: Config, storage: Storage, manifest: shards.Manifest, workers: int) -> ray.data.Dataset:
+    """The training split as a Ray Data set.
+
+    A split within the memory budget of all workers is read with Arrow and cut into one block a worker,
+    so that splitting it starts no tasks (Ray Data's own reader needs 8 to 16 s for 47 MB on 2 cores);
+    a larger one is read by Ray Data, in an order of files drawn from the run's seed in each epoch.
+    """
+    if manifest.nbytes("train") <= config.data.memory_budget_bytes * workers:
+        table = shards.table(storage, manifest, "train")
+        size = max(1, len(table) // workers)
+        return ray.data.from_arrow([table.slice(at * size, size).combine_chunks() for at in range(workers)])
+    filesystem, _ = storage.arrow()
+    paths = [storage.arrow()[1].rstrip("/") + "/" + shard.path for shard in manifest.shards["train"]]
+    shuffle = ray.data.FileShuffleConfig(seed=config.run.seed)
+    return ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
+
+
+def _trainer(spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Dataset, where: tuple[str, str]) -> Any:
+    least, most = plan.workers
+    train = config.train
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    return DataParallelTrainer(
+        worker.loop,
+        train_loop_config=spec,
+        backend_config=group.TensorFlowGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=plan.use_gpu,
+            resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            storage_path=where[0],
+            name=where[1],
+            checkpoint_config=CheckpointConfig(num_to_keep=train.checkpoints_kept),
+            failure_config=FailureConfig(
+                max_failures=train.max_failures,
+                controller_failure_limit=2,
+                max_preemption_failures=train.max_preemptions,
+            ),
+            worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
+        ),
+        datasets={"train": data},
+        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
+    )
+
+
+@contextmanager
+def _listening(handle: Any, listen: Callable[[Event], None]) -> Iterator[None]:
+    """Read the board until the body ends, then once more."""
+    stop = threading.Event()
+    seen = 0
+
+    def drain() -> None:
+        nonlocal seen
+        for event in ray.get(handle.read.remote(seen)):
+            seen += 1
+            listen(event)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            try:
+                drain()
+            except ray.exceptions.RayError as error:
+                logger.debug("the board does not answer: %s", error)
+
+    thread = threading.Thread(target=poll, name="board", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        try:
+            drain()
+        except ray.exceptions.RayError as error:
+            logger.debug("the board does not answer: %s", error)
+
+
+def explain(error: BaseException, logs: str | None) -> TrainingError:
+    """Turn what Ray Train raises into a sentence that names the cause."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    rank, cause = next(iter(failures.items()), (None, error))
+    text = f"{type(cause).__name__}: {cause}"
+    remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
+    for sign, said, then in _SIGNS:
+        if sign in text:
+            return TrainingError(f"{said} (rank {rank}) and train.max_failures is used up.", f"{then} {remedy}")
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else type(cause).__name__
+    return TrainingError(f"training failed on rank {rank}: {last}", remedy)
+
+
+def fit(
+    config: Config,
+    storage: Storage,
+    manifest: shards.Manifest,
+    plan: Plan,
+    run: tuple[tuple[str, ...], str],
+    listen: Callable[[Event], None],
+    logs: str | None,
+) -> None:
+    """Train to the end, restarts included; what happened arrives at `listen`.
+
+    Args:
+        config: The configuration.
+        storage: The storage root.
+        manifest: The prepared data.
+        plan: What the run takes from the cluster.
+        run: The run's folder, and the attempt's folder within it.
+        listen: Called with every event of the board, in order, on one thread at a time.
+        logs: Folder of the workers' logs, for messages.
+
+    Raises:
+        TrainingError: Training failed and its restarts are used up.
+    """
+    _environment(config)
+    handle = board.create()
+    spec = {
+        "config": config.model_dump(mode="json"),
+        "manifest": manifest.to_json(),
+        "storage": storage.root,
+        "run": list(run[0]),
+        "board": handle,
+        "use_gpu": plan.use_gpu,
+    }
+    data = dataset(config, storage, manifest, plan.workers[1])
+    trainer = _trainer(spec, config, plan, data, (storage.uri(*run[0]), run[1]))
+    with _listening(handle, listen):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise explain(error, logs) from error
+        except ray.exceptions.RayError as error:
+            raise explain(error, logs) from error
