@@ -1,0 +1,51 @@
+"""Every committed configuration is one that a run accepts, and says what it is for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distml import loading
+from distml.models import registry
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
+HEADER = re.compile(r"\A# Purpose:  \S.*\n(?:#  .*\n)*# Hardware: \S.*\n# Measured: \S.*\n# Date:     \S.*\n")
+
+
+def test_there_are_configurations_and_not_too_many() -> None:
+    assert {"fashion_mnist", "smoke", "accuracy", "gpu"} <= {path.stem for path in FILES}
+    assert len(FILES) <= 5
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_configuration_is_accepted_with_its_model_and_candidates(path: Path) -> None:
+    values = loading.load_file(str(path))
+    base = loading.resolve(values)
+    registry.check(base.model.name, base.model.options)
+    for candidate in base.sweep.candidates:
+        config = loading.resolve(loading.merge(values, loading.nest(candidate)))
+        registry.check(config.model.name, config.model.options)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_configuration_says_what_it_is_for(path: Path) -> None:
+    assert HEADER.match(path.read_text())
+
+
+def test_runs_of_different_configurations_do_not_share_a_folder() -> None:
+    names = [loading.resolve(loading.load_file(str(path))).run.name for path in FILES]
+    assert len(set(names)) == len(names)
+
+
+def test_the_default_is_the_models_the_readme_promises() -> None:
+    config = loading.resolve(loading.load_file(str(ROOT / "configs" / "fashion_mnist.yaml")))
+    assert (config.model.name, config.train.max_workers, config.train.epochs) == ("convnet", 2, 5)
+    assert config.train.global_batch_size == 256
+    assert [candidate["model.name"] for candidate in config.sweep.candidates] == [
+        "cnn",
+        "cnn_batchnorm",
+        "cnn_dropout",
+    ]

@@ -1,0 +1,262 @@
+"""The rules of the house that a reader cannot be trusted to remember, held by reading the source.
+
+Imports inside functions count like those on top: they load the same modules. Imports that only a type
+checker sees (`if TYPE_CHECKING`) do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distml import cli
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "distml"
+
+VERBS = {f"distml.{verb}" for verb in cli.VERBS}
+
+NOT_FROM = {  # who must not import whom; lower layers first
+    "distml.errors": ("distml",),
+    "distml.config": ("distml.loading", "distml.data", "distml.models", "distml.training", "distml.serving"),
+    "distml.storage": ("distml.data", "distml.models", "distml.training", "distml.serving"),
+    "distml.data": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
+    "distml.models": ("distml.training", "distml.serving", "distml.tracking", "distml.storage"),
+    "distml.tracking": ("distml.training", "distml.serving", "distml.cluster"),
+    "distml.training": ("distml.serving", "distml.tracking", "distml.cluster"),
+    "distml.serving": ("distml.training",),
+}
+
+OWNERS = {  # heavy imports and who may make them
+    "tensorflow": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
+    "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
+    "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
+    "tf_keras": (),
+    "mlflow": ("distml.tracking",),
+}
+
+CALL_OWNERS = {  # calls and who may make them
+    "ray.init": ("distml.cluster",),
+    "FileSystem.from_uri": ("distml.storage",),
+    "S3FileSystem": ("distml.storage",),
+    "GcsFileSystem": ("distml.storage",),
+}
+
+UNSAFE_CALLS = {
+    "pickle.load",
+    "pickle.loads",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "dill.load",
+    "joblib.load",
+}
+UNSAFE_FLAGS = {("safe_mode", False), ("allow_pickle", True)}
+
+MODULE_LINES, FUNCTION_LINES = 200, 40
+LONGER = {  # module or function, and why it may be
+    "distml.config": "one field and its help text after another; splitting hides the schema",
+}
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """Dotted name and file of every module under the given folders of the repository."""
+    found = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert found, f"no Python files under {folders}"
+    return found
+
+
+OURS = modules("distml")
+TREES = {name: ast.parse(path.read_text()) for name, path in modules("distml", "benchmarks").items()}
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those in `if TYPE_CHECKING` blocks."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from (node for branch in child.orelse for node in ast.walk(branch))
+            continue
+        yield child
+        yield from executed(child)
+
+
+def imports(name: str) -> set[str]:
+    """Dotted names a module imports, `from a import b` as both a and a.b."""
+    found: set[str] = set()
+    package = name if OURS.get(name, Path()).name == "__init__.py" else name.rpartition(".")[0]
+    for node in executed(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
+    return found
+
+
+def inside(name: str, owners: tuple[str, ...]) -> bool:
+    return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
+
+
+def known(imported: set[str]) -> set[str]:
+    """The modules of ours among imported names."""
+    return {name for name in imported if name in OURS and name != "distml"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_verbs_import_nouns_and_never_the_reverse(name: str) -> None:
+    above = VERBS | {"distml.cli"}
+    if name in VERBS:
+        above = set() if name == "distml.pipeline" else VERBS - {name}
+    elif name == "distml.cli":
+        above = VERBS
+    assert not known(imports(name)) & (above - {name})
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_lower_layers_do_not_know_higher_ones(name: str) -> None:
+    for lower, higher in NOT_FROM.items():
+        if inside(name, (lower,)):
+            assert not {one for one in known(imports(name)) if inside(one, higher)}
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    waiting = {name: known(imports(name)) - {name} for name in OURS}
+    while ready := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in ready}
+    assert not waiting
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_heavy_imports_have_owners(name: str) -> None:
+    for heavy, owners in OWNERS.items():
+        taken = {one for one in imports(name) if inside(one, (heavy,))}
+        assert not taken or inside(name, owners), f"{name} imports {taken}; its owners are {owners}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_calls_have_owners_and_none_is_unsafe(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in UNSAFE_CALLS, f"{name}:{node.lineno}"
+        for keyword in node.keywords:
+            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+            assert (keyword.arg, value) not in UNSAFE_FLAGS, f"{name}:{node.lineno}"
+        for owned, owners in CALL_OWNERS.items():
+            if name in OURS and (called == owned or called.endswith(f".{owned}")):
+                assert inside(name, owners), f"{name}:{node.lineno} calls {called}"
+
+
+def test_ray_init_is_not_imported_by_name() -> None:
+    assert not {name for name in OURS if "ray.init" in imports(name)}
+
+
+def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if described else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def test_modules_and_functions_are_short() -> None:
+    found = {}
+    for name, path in modules("distml", "benchmarks").items():
+        found[name] = (len(path.read_text().splitlines()), MODULE_LINES)
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found[f"{name}.{node.name}"] = (own_lines(node), FUNCTION_LINES)
+    long = {name: lines for name, (lines, limit) in found.items() if lines > limit}
+    assert long.keys() <= LONGER.keys(), f"split, or name in LONGER and say why: {long}"
+    assert LONGER.keys() <= long.keys(), "no longer long: take it out of LONGER"
+
+
+IMPORTING = """
+import importlib, json, logging, os, sys
+def state():
+    root = logging.getLogger()
+    return [dict(os.environ), repr(root.handlers), root.level, repr(logging.getLogger("distml").handlers),
+            os.getcwd()]
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+heavy = sorted({"tensorflow", "keras", "tf_keras", "mlflow"} & set(sys.modules))
+print(json.dumps([heavy, before == state()]))
+"""
+
+
+@pytest.mark.parametrize("nouns", [["distml"], sorted(name for name in OURS if name.count(".") == 1)])
+def test_importing_does_nothing(tmp_path: Path, nouns: list[str]) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-B", "-c", IMPORTING, *nouns]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [[], True]
+    assert ran.stderr == ""
+    assert not list(tmp_path.rglob("*"))
+
+
+# Written without their dots, for this file is read too.
+_SPELT = "pypi org,pythonhosted org,npmjs org,crates io,golang org,maven org,deb debian org,conda org"
+HOSTS = [host.replace(" ", ".") for host in _SPELT.split(",")]
+GENERATED = {"distml-data", "build", "dist", "node_modules"}
+
+
+def committed() -> Iterator[Path]:
+    """Every file of ours, whatever its kind."""
+    for folder, folders, names in os.walk(ROOT):
+        hidden = {name for name in folders if name.startswith(".") and name != ".ci"}
+        folders[:] = [name for name in folders if name not in hidden | GENERATED | {"__pycache__"}]
+        yield from (Path(folder) / name for name in names)
+
+
+def test_no_file_names_a_package_registry() -> None:
+    files = list(committed())
+    assert {"pyproject.toml", "run", "cpu.txt"} <= {path.name for path in files}
+    named = {
+        (str(path.relative_to(ROOT)), host)
+        for path in files
+        for host in HOSTS
+        if path.stat().st_size < 10_000_000 and host.encode() in path.read_bytes()
+    }
+    assert not named
+
+
+def test_requirements_are_pinned_by_hash_and_hold_no_address() -> None:
+    files = sorted((ROOT / "requirements").glob("*.txt"))
+    assert {path.stem for path in files} == {"bench", "cpu", "gpu"}
+    for path in files:
+        text = path.read_text()
+        assert "://" not in text
+        blocks = text.replace("\\\n", " ").splitlines()
+        assert blocks
+        assert all("==" in block and "--hash=sha256:" in block for block in blocks)
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_a_machine_gets_one_tensorflow_at_most(extra: str) -> None:
+    lines = (ROOT / "requirements" / f"{extra}.txt").read_text().splitlines()
+    found = [line.rstrip(" \\") for line in lines if line.startswith(("tensorflow==", "tensorflow-cpu=="))]
+    if extra == "gpu":
+        assert found == ["tensorflow==2.21.0 ; sys_platform == 'linux'"]
+    else:
+        assert found == [
+            "tensorflow==2.21.0 ; platform_machine != 'x86_64' or sys_platform != 'linux'",
+            "tensorflow-cpu==2.21.0 ; platform_machine == 'x86_64' and sys_platform == 'linux'",
+        ]
