@@ -15,8 +15,8 @@ Tensor = Any
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
 DIGESTS = "digests.json"
-EVALUATION = "evaluation.json"
-PREDICTIONS = "predictions.npz"
+CLASSES = "classes.json"
+EXAMPLE = "example.json"
 
 
 def served(network: keras.Model) -> keras.Model:
@@ -29,7 +29,8 @@ def served(network: keras.Model) -> keras.Model:
         uint8 (N, H, W, C) in, float32 probabilities (N, classes) out.
     """
     image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(network(image))
+    pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(image)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(network(pixels))
     return keras.Model(image, probabilities, name=network.name)
 
 
@@ -62,12 +63,14 @@ class _Served(tf.Module):  # type: ignore[misc]
         return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), self.shape)
 
 
-def export(network: keras.Model, folder: Path) -> None:
+def export(network: keras.Model, folder: Path, described: dict[str, Any], example: np.ndarray) -> None:
     """Write the model into a folder as `.keras` and as a SavedModel, with the digest of every file.
 
     Args:
         network: Built outside any strategy, so that nothing distributed is saved.
         folder: An existing, empty folder.
+        described: Data set's `name`, `classes` and `shape`.
+        example: uint8 (N, H, W, C), a few images to try the model on.
     """
     model = served(network)
     (folder / "data").mkdir()
@@ -75,6 +78,8 @@ def export(network: keras.Model, folder: Path) -> None:
     (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
     module = _Served(model)
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.signatures)
+    (folder / CLASSES).write_text(json.dumps(described))
+    (folder / EXAMPLE).write_text(json.dumps({"inputs": example.tolist()}))
     write_digests(folder)
 
 

@@ -339,7 +339,12 @@ class Worker:
             return
         with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:
             network = self._detached()
-            result.export(network, Path(folder))
+            described = {
+                "name": self.manifest.name,
+                "classes": list(self.manifest.classes),
+                "shape": list(self.manifest.shape),
+            }
+            result.export(network, Path(folder), described, self.validation[0][:2])
             exported = time.perf_counter()
             parts = (*self.run, f"export-{uuid.uuid4().hex[:8]}")
             self.storage.upload(folder, *parts)
