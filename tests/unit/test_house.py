@@ -30,7 +30,9 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.data": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
     "distml.models": ("distml.training", "distml.serving", "distml.tracking", "distml.storage"),
     "distml.tracking": ("distml.training", "distml.serving", "distml.cluster"),
-    "distml.training": ("distml.serving", "distml.tracking", "distml.cluster"),
+    "distml.training": ("distml.serving",),
+    "distml.training.worker": ("distml.tracking", "distml.cluster"),  # values cross processes, not clients
+    "distml.training.step": ("distml.tracking", "distml.cluster", "distml.storage"),
     "distml.serving": ("distml.training",),
 }
 
