@@ -47,10 +47,10 @@ def _sync(folder: str) -> None:
 
 
 @contextmanager
-def lock(path: str) -> Iterator[None]:
+def lock(path: str) -> Iterator[bool]:
     """Hold a folder (made when absent) while other processes wait for it.
 
-    The kernel drops the lock when its holder dies, however it dies. A mount without locks holds nothing.
+    The kernel drops the lock when its holder dies, however it dies. Gives False on a mount without locks.
 
     Raises:
         OSError: The folder cannot be made or opened.
@@ -58,13 +58,12 @@ def lock(path: str) -> Iterator[None]:
     os.makedirs(path, exist_ok=True)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _wait(handle, path)
-        yield
+        yield _wait(handle, path)
     finally:
         os.close(handle)
 
 
-def _wait(handle: int, path: str) -> None:
+def _wait(handle: int, path: str) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -72,3 +71,5 @@ def _wait(handle: int, path: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         _LOG.info("no locks at %s (%s); going on without", path, error.strerror)
+        return False
+    return True

@@ -22,6 +22,7 @@ from distml import files
 from distml.errors import StorageError
 
 _REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+_PLACES = "Give a path, or an s3:// or gs:// URI."
 _FULL = "Free space there, or give another storage.root."
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -44,7 +45,7 @@ def _said(doing: str, where: str) -> Iterator[None]:  # whatever refuses, the us
 def _absolute(root: str) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", root)
     if not root or "\0" in root:
-        raise StorageError(f"{root!r} is not a place.", "Give a path, or an s3:// or gs:// URI.")
+        raise StorageError(f"{root!r} is not a place.", _PLACES)
     if scheme is None:
         return os.path.abspath(os.path.expanduser(root))
     parts = urlsplit(root)
@@ -53,7 +54,7 @@ def _absolute(root: str) -> str:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return os.path.abspath(unquote(parts.path))
     if parts.scheme not in _REMOTE or not parts.netloc:
-        raise StorageError(f"{root} is not a place distml knows.", "Give a path, or an s3:// or gs:// URI.")
+        raise StorageError(f"{root} is not a place distml knows.", _PLACES)
     # Options such as ?endpoint_override= stay behind whatever is appended later.
     base, mark, query = root.partition("?")
     return base.rstrip("/") + mark + query
@@ -126,8 +127,6 @@ class Storage:
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file whole or not at all; a reader sees the old content or the new, never a part."""
-        if not parts:
-            raise StorageError(f"a file needs a name below {self.root}.")
         filesystem, path = self._at(parts)
         with _said("write", self.uri(*parts)):
             if self.local:
@@ -142,12 +141,13 @@ class Storage:
         with _said("look at", self.uri(*parts)):
             return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
-    def names(self, *parts: str) -> list[str]:
-        """Return the sorted names in a folder, [] when it is absent; unfinished writes are left out."""
+    def names(self, *parts: str, unfinished: bool = False) -> list[str]:
+        """Return the sorted names in a folder, [] when it is absent; without `unfinished` writes."""
         filesystem, path = self._at(parts)
         with _said("list", self.uri(*parts)):
             found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in found if not info.base_name.startswith(files.TEMPORARY))
+        names = sorted(str(info.base_name) for info in found)
+        return [name for name in names if unfinished or not name.startswith(files.TEMPORARY)]
 
     def delete(self, *parts: str) -> None:
         """Delete a file or a whole tree; quiet when there is none."""
@@ -187,14 +187,14 @@ class Storage:
                 self.delete(name)
 
     @contextmanager
-    def lock(self, *parts: str) -> Iterator[None]:
+    def lock(self, *parts: str) -> Iterator[bool]:
         """Hold a folder (made when absent) while others wait; no lock outlives its holder.
 
-        Object stores and some mounts have no locks: nothing is held there, and what is done under the
-        lock must be correct, if wasteful, when two do it at once.
+        Gives False where there are no locks, as in object stores: then others may be at it, too.
         """
-        with ExitStack() as held:
+        held = False
+        with ExitStack() as until:
             if self.local:
                 with _said("lock", self.uri(*parts)):
-                    held.enter_context(files.lock(self.uri(*parts)))
-            yield
+                    held = until.enter_context(files.lock(self.uri(*parts)))
+            yield held

@@ -121,11 +121,11 @@ def _scan(
         low, high = np.searchsorted(wanted, [first, first + len(batch)])
         if low < high:
             rows = batch.column(0).take(pa.array(wanted[low:high] - first))
-            images[order[low:high]] = _images(rows, name, images.shape[1:])
+            images[order[low:high]] = _images(rows, name, wanted[low:high], images.shape[1:])
         first += len(batch)
 
 
-def _images(column: Any, name: str, shape: tuple[int, ...]) -> Images:
+def _images(column: Any, name: str, numbers: Indices, shape: tuple[int, ...]) -> Images:
     encoded = _encoded(column)
     if encoded is None:
         arrays = _arrays(column, name)
@@ -133,8 +133,9 @@ def _images(column: Any, name: str, shape: tuple[int, ...]) -> Images:
             raise DataError(f"{name} has images of {arrays.shape[1:]}, the first image is {shape}.")
         return arrays
     height, width, depth = shape
+    pictures = zip(encoded, numbers, strict=True)
     return np.stack(
-        [fitted(b.as_py() or b"", f"a picture in {name}", (height, width, depth)) for b in encoded]
+        [fitted(b.as_py() or b"", f"row {n} ({name})", (height, width, depth)) for b, n in pictures]
     )
 
 

@@ -16,7 +16,7 @@ from distml.errors import DataError
 from distml.storage import Storage
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-IDX = re.compile(r"([A-Za-z0-9]+)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
+IDX = re.compile(r"(?:.*-)?([A-Za-z0-9]+)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 _SPLITS = {
     "train": "train",
     "test": "test",

@@ -14,7 +14,7 @@ import numpy as np
 
 from distml.data.folder import PICTURES, Folder, divide, split_of
 from distml.data.rows import Indices, Rows, Source, encode
-from distml.data.schema import Images, channels, decode, to_shape
+from distml.data.schema import Images, Labels, channels, decode, to_shape
 from distml.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def fitted(data: bytes, name: str, shape: tuple[int, int, int]) -> Images:
     return to_shape(image, shape)
 
 
-def _rows(folder: Folder, names: list[str], labels: np.ndarray, shape: tuple[int, int, int]) -> Rows:
+def _rows(folder: Folder, names: list[str], labels: Labels, shape: tuple[int, int, int]) -> Rows:
     def gather(indices: Indices) -> Images:
         images = np.empty((len(indices), *shape), np.uint8)
         for at, index in enumerate(indices):

@@ -83,8 +83,8 @@ def _called(form: str, path: str | None) -> Source:
     parts = {split: _pair(given[split], form, split) for split in given if split != "classes"}
     digest = hashlib.sha256()
     for images, labels in parts.values():
-        digest.update(np.ascontiguousarray(images))
-        digest.update(np.ascontiguousarray(labels))
+        digest.update(images.tobytes())
+        digest.update(labels.tobytes())
     names = given.get("classes")
     return _source(parts, names, (Origin(name, form, digest.hexdigest()),), form)
 

@@ -1,0 +1,112 @@
+"""The manifest: what a prepared data set is, said once and checked when read (any process)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from distml.data.rows import Origin
+from distml.errors import DataError
+
+_PLACES = ("digest", "folder", "path", "uri")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file.
+
+    Args:
+        path: Relative to the storage root.
+        rows: Rows in it.
+        bytes: Size of the file.
+        sha256: Of the file.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set.
+
+    Args:
+        name: As configured.
+        shape: (H, W, C) of every image.
+        classes: Names by label.
+        rows: Rows by split: `train`, `validation`, `test`.
+        shards: Files by split, in the order of their rows.
+        sources: Where the bytes came from.
+        seed: Of the splits and the order.
+        val_fraction: Share that was asked for as validation.
+        schema_version: Of the columns.
+        folder: Relative to the storage root.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    rows: dict[str, int]
+    shards: dict[str, tuple[Shard, ...]]
+    sources: tuple[Origin, ...]
+    seed: int
+    val_fraction: float
+    schema_version: int
+    folder: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the data are: canonical JSON without places.
+
+        The same data prepared twice have the same digest, whichever mirror they came from and wherever
+        their files lie.
+        """
+        text = json.dumps(_placeless(asdict(self)), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def nbytes(self, split: str) -> int:
+        """Return the bytes of a split's images in memory, as uint8."""
+        height, width, depth = self.shape
+        return self.rows[split] * height * width * depth
+
+    def to_json(self) -> str:
+        """Return the manifest as it is stored."""
+        return json.dumps({**asdict(self), "digest": self.digest}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the manifest") -> Self:
+        """Read a stored manifest.
+
+        Raises:
+            DataError: Cut off, changed, or not a manifest.
+        """
+        try:
+            found = json.loads(text)
+            digest = found.pop("digest")
+            shards = {s: tuple(Shard(**one) for one in many) for s, many in found.pop("shards").items()}
+            sources = tuple(Origin(**one) for one in found.pop("sources"))
+            shape, classes = tuple(found.pop("shape")), tuple(found.pop("classes"))
+            manifest = cls(shape=shape, classes=classes, shards=shards, sources=sources, **found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where} is damaged: {error}.", _AGAIN) from None
+        if manifest.digest != digest:
+            raise DataError(f"{where} is damaged: its digest is {manifest.digest}, not {digest}.", _AGAIN)
+        return manifest
+
+
+_AGAIN = "Delete its folder and run ingest again."
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _placeless(below) for key, below in value.items() if key not in _PLACES}
+    return [_placeless(below) for below in value] if isinstance(value, list | tuple) else value

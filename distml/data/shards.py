@@ -1,0 +1,155 @@
+"""Prepared data: sources become Parquet shards under a manifest, and shards become arrays (any process).
+
+Shards are written to a folder of their writer's own; `manifest.json`, written last and atomically, points at
+them. Data without a manifest do not exist; of two writers without a common lock the first one's manifest
+counts and the other's files are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distml.config import Config
+from distml.data import schema
+from distml.data.manifest import Manifest, Shard
+from distml.data.schema import Images, Labels
+from distml.data.source import open_source
+from distml.data.writer import write
+from distml.errors import DataError, StorageError
+from distml.storage import Storage
+
+__all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table"]
+
+_LOG = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+_AGAIN = "Delete the data set's folder and run ingest again."
+
+
+def folder(config: Config) -> str:
+    """Return where the configured data lie below the storage root; another recipe is another folder."""
+    data = config.data
+    path = None if data.path is None or ":" in data.format else Storage(data.path).root
+    recipe = [data.format, path or data.path, data.val_fraction, config.run.seed, data.shards, schema.VERSION]
+    return f"data/{data.name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
+
+
+def find(config: Config, storage: Storage) -> Manifest | None:
+    """Return the manifest of the configured data, None when they are not prepared; changes nothing.
+
+    Raises:
+        DataError: The manifest is damaged.
+        StorageError: The storage cannot be read.
+    """
+    where = folder(config)
+    if not storage.exists(where, _MANIFEST):
+        return None
+    return Manifest.from_json(storage.read_text(where, _MANIFEST), storage.uri(where, _MANIFEST))
+
+
+def prepare(config: Config, storage: Storage) -> Manifest:
+    """Return the manifest of the configured data and ingest them first where there is none.
+
+    Any number of processes may call this at once. Where they can lock, one ingests and the others wait, and
+    what killed writers left is removed; in an object store such files stay, unread, for an expiry rule.
+
+    Raises:
+        DataError: The data are missing, damaged, or not what their format says; nothing was published.
+        StorageError: The storage cannot be written or is full; nothing was published.
+    """
+    manifest = find(config, storage)
+    if manifest is not None:
+        return manifest
+    where = folder(config)
+    with storage.lock(where) as held:
+        manifest = find(config, storage)
+        if manifest is not None:
+            return manifest
+        for name in storage.names(where, unfinished=True) if held else []:
+            _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
+            storage.delete(where, name)
+        return _ingest(config, storage, where)
+
+
+def _ingest(config: Config, storage: Storage, where: str) -> Manifest:
+    source = open_source(config, storage)
+    mine = f"{where}/{uuid.uuid4().hex[:8]}"
+    try:
+        manifest = write(config, storage, source, where, mine)
+        other = find(config, storage)
+        if other is not None:
+            storage.delete(mine)
+            return other
+        storage.write_bytes(manifest.to_json().encode(), where, _MANIFEST)
+    except BaseException:
+        with suppress(StorageError):
+            if not storage.exists(where, _MANIFEST):
+                storage.delete(mine)
+        raise
+    _LOG.info("published %s: %s", storage.uri(where, _MANIFEST), manifest.rows)
+    return manifest
+
+
+def table(storage: Storage, manifest: Manifest, split: str) -> Any:
+    """Return a whole split as a `pyarrow.Table`, each shard checked against its SHA-256.
+
+    Columns: `image` fixed-shape tensor of uint8 [H, W, C], `label` int32, `row` int64, the position in the
+    split (0 to N-1, ascending).
+
+    Raises:
+        DataError: A shard is missing or differs from what was published.
+    """
+    return pa.concat_tables([_verified(storage, shard) for shard in manifest.shards[split]])
+
+
+def read(
+    storage: Storage, manifest: Manifest, split: str, rank: int = 0, world_size: int = 1
+) -> tuple[Images, Labels]:
+    """Return the rows rank, rank + world_size, ... of a split as arrays, each shard checked.
+
+    Args:
+        storage: Where the shards are.
+        manifest: Of the data.
+        split: `train`, `validation` or `test`.
+        rank: First row.
+        world_size: Step.
+
+    Returns:
+        uint8 [N, H, W, C] and int32 [N]; the ranks' rows are disjoint and together all.
+
+    Raises:
+        DataError: A shard is missing or differs from what was published.
+    """
+    count = len(range(rank, manifest.rows[split], world_size))
+    images, labels = np.empty((count, *manifest.shape), np.uint8), np.empty(count, np.int32)
+    first = filled = 0
+    for shard in manifest.shards[split]:
+        found = _verified(storage, shard)
+        mine = slice((rank - first) % world_size, None, world_size)
+        some = found[schema.LABEL].to_numpy()[mine]
+        images[filled : filled + len(some)] = schema.to_images(found[schema.IMAGE])[mine]
+        labels[filled : filled + len(some)] = some
+        filled += len(some)
+        first += shard.rows
+    return images, labels
+
+
+def _verified(storage: Storage, shard: Shard) -> Any:
+    try:
+        data = storage.read_bytes(shard.path)
+    except StorageError as error:
+        raise DataError(error.message, _AGAIN) from None
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise DataError(
+            f"{storage.uri(shard.path)} is not the file that was published (SHA-256 differs).",
+            _AGAIN,
+        )
+    return pq.read_table(pa.BufferReader(data), use_threads=False)
