@@ -1,12 +1,13 @@
 # Every target makes its own environment: a fresh machine needs make, git and Python 3.11-3.13 with pip.
 #   make train ARGS="--train.epochs 3"     make test ARGS="tests/unit -k config"
-#   make train EXTRA=gpu                   CUDA instead of CPU (Linux)
+#   make train EXTRA=gpu CONFIG=configs/gpu.yaml                 CUDA instead of CPU (Linux)
 #   make venv PYTHON=python3.12            a certain interpreter
 
 EXTRA ?= cpu
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+CONFIG ?= configs/fashion_mnist.yaml
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.$(EXTRA)
@@ -26,7 +27,7 @@ $(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/install
 	@touch $@
 
 train: $(STAMP) ## Train Fashion-MNIST on this machine
-	$(BIN)/python -m distml.train --config configs/fashion_mnist.yaml $(ARGS)
+	$(BIN)/python -m distml.train --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)
 	$(BIN)/python -m pytest $(ARGS)
