@@ -90,9 +90,9 @@ def _authenticate() -> None:
 
     Ray 2.60 would write `~/.ray/auth_token` with the umask's mode, which others on the machine can read.
     """
-    if os.environ.get("RAY_AUTH_MODE") is None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+    # RAY_AUTH_MODE stays unset: Ray then turns token authentication on for a local cluster, while a
+    # variable set after `import ray` would reach its subprocesses and not this process.
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file())))
     if path.exists():

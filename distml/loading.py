@@ -8,65 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from distml import plain
 from distml.config import Config
 from distml.errors import ConfigError
 
-MAX_CONFIG_BYTES = 1_048_576
-"""A configuration is a page of text; a larger file is a mistake or an attack."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and aliases and reads 1e-3 as a number."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise ConfigError(
-                f"YAML aliases are not accepted (line {mark.line + 1}).", "Write the value out."
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise ConfigError(
-                    f"duplicate key '{key}' (line {key_node.start_mark.line + 1}).",
-                    "Keep one of the two.",
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML text as configuration files are parsed.
-
-    Raises:
-        ConfigError: Not YAML, a tag, an alias, a duplicate key or nesting too deep to be meant.
-    """
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"the text is larger than {MAX_CONFIG_BYTES} bytes.", "Configurations are short.")
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader of our own
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"not usable YAML: {problem}{where}.") from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"not usable YAML: {error}.") from None
-
+_MAX_PROBLEMS = 10
 
 def load_file(path: str) -> dict[str, Any]:
     """Read a configuration file into nested dictionaries, unvalidated.
@@ -76,17 +24,17 @@ def load_file(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as stream:
-            raw = stream.read(MAX_CONFIG_BYTES + 1)
+            raw = stream.read(plain.MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"cannot read the configuration {path}: {error.strerror}.", "Give an existing file to --config."
         ) from None
-    if len(raw) > MAX_CONFIG_BYTES:
+    if len(raw) > plain.MAX_BYTES:
         raise ConfigError(
-            f"{path} is larger than {MAX_CONFIG_BYTES} bytes.", "Configurations are a page of text."
+            f"{path} is larger than {plain.MAX_BYTES} bytes.", "Configurations are a page of text."
         )
     try:
-        loaded = parse_yaml(raw.decode())
+        loaded = plain.parse(raw.decode())
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
     except ConfigError as error:
@@ -108,13 +56,19 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `{'train.epochs': 3}` into `{'train': {'epochs': 3}}`."""
+    """Turn `{'train.epochs': 3}` into `{'train': {'epochs': 3}}`.
+
+    Raises:
+        ConfigError: A path below another one's value.
+    """
     nested: dict[str, Any] = {}
     for path, value in dotted.items():
         *parents, leaf = path.split(".")
         here = nested
         for parent in parents:
             here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"{path} lies below {parent}, which has the value {_shown(here)}.")
         here[leaf] = value
     return nested
 
@@ -154,21 +108,44 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _sentence(error: Any) -> tuple[str, str]:
-    """Say one pydantic error as (sentence, remedy)."""
-    path = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+_SAID = {
+    "string_pattern_mismatch": "it should be letters, digits, '.', '-' and '_', beginning with a letter or "
+    "a digit, at most 63 of them",
+    "model_type": "it should be a section of keys and values",
+    "dict_type": "it should be a mapping of keys and values",
+    "list_type": "it should be a list",
+}
+
+
+def _sentence(error: Any) -> str:
+    """Say one pydantic error with its dotted path, its value and the nearest key."""
     if error["type"] == "extra_forbidden":
+        path = ".".join(map(str, error["loc"]))
         guess = nearest(path)
-        return f"unknown key {path} (value {_shown(error['input'])}).", (
-            f"Did you mean {guess}?" if guess else "See --help for the known keys."
-        )
-    problem = error["msg"].removeprefix("Value error, ")
-    return f"{path} = {_shown(error['input'])} is not accepted: {problem}.", ""
+        remedy = f"Did you mean {guess}?" if guess else "See --help for the known keys."
+        return f"unknown key {path} (value {_shown(error['input'])}). {remedy}"
+    problem = re.sub("^(Input|String|List|Dictionary) should", "it should", error["msg"])
+    problem = _SAID.get(error["type"], problem.removeprefix("Value error, "))
+    return f"{_path(error)} = {_shown(error['input'])} is not accepted: {problem}."
 
 
-def _is_branch(part: Any) -> bool:
-    """Pydantic puts the tried member of a union into the location; users do not type it."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "constrained-int"))
+def _path(error: Any) -> str:
+    """Dotted path without the tried member of a union, which pydantic adds and users do not type."""
+    branches = ("int", "float", "str", "constrained-int")
+    return ".".join(str(part) for part in error["loc"] if part not in branches and "[" not in str(part))
+
+
+def _sentences(failure: ValidationError) -> list[str]:
+    """One sentence per problem; of a union's attempts the one that came furthest."""
+    errors = failure.errors(include_url=False)
+    paths = [_path(error) + "." for error in errors]
+    said: dict[str, str] = {}
+    for error, path in zip(errors, paths, strict=True):
+        if len(said) == _MAX_PROBLEMS:
+            return [*said.values(), f"and {len(set(paths)) - _MAX_PROBLEMS} more."]
+        if not any(other != path and other.startswith(path) for other in paths[: 10 * _MAX_PROBLEMS]):
+            said.setdefault(path, _sentence(error))
+    return list(said.values())
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -180,8 +157,4 @@ def resolve(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as failure:
-        said: dict[str, str] = {}
-        for error in failure.errors():
-            sentence, remedy = _sentence(error)
-            said.setdefault(sentence.split(" is not accepted")[0], f"{sentence} {remedy}".strip())
-        raise ConfigError("\n".join(said.values())) from None
+        raise ConfigError("\n".join(_sentences(failure))) from None

@@ -6,6 +6,7 @@ import http.client
 import logging
 import queue
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -121,8 +122,10 @@ class Mirror:
             if answer.code not in _AGAIN:
                 raise UnavailableError(f"{request.full_url}: HTTP {answer.code} {answer.reason}")
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
-        if isinstance(getattr(answer, "reason", answer), TimeoutError) and not self._answered:
-            raise UnavailableError(f"no answer within {wait_s:.0f} s")
+        if not self._answered and isinstance(
+            getattr(answer, "reason", answer), TimeoutError | socket.gaierror
+        ):
+            raise UnavailableError(_cause(answer))  # asking again would only wait again
         raise _BrokenError(_cause(answer))
 
 
@@ -140,9 +143,9 @@ def _ask(request: urllib.request.Request, wait_s: float) -> Any:
     try:
         return box.get(timeout=wait_s + 0.5)
     except queue.Empty:
-        return TimeoutError("timed out")
+        return TimeoutError(f"no answer within {wait_s:.0f} s")
 
 
 def _cause(error: Exception) -> str:
     reason = getattr(error, "reason", error)
-    return str(getattr(reason, "strerror", None) or reason or type(error).__name__)
+    return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__

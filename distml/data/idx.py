@@ -28,6 +28,8 @@ def gunzip(name: str, data: bytes, limit: int | None = None) -> bytes:
         DataError: Truncated, damaged, no gzip, or larger than `limit`.
     """
     try:
+        if not data:  # which gzip takes for a file of no members
+            raise EOFError("it is empty")
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             content = stream.read(-1 if limit is None else limit + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -32,7 +32,7 @@ def installed(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise UnavailableError(f"{folder / name}: {error.strerror}") from None
+        raise UnavailableError(f"not installed ({name}: {error.strerror})") from None
 
 
 def download(package: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -60,11 +60,14 @@ def _archive(package: str, folder: Path) -> Path:
     own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
     try:
         _run(["apt-get", *_OPTIONS, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
-    except UnavailableError:
+    except UnavailableError as first:
         for below in ("lists/partial", "cache/archives/partial"):
             (folder / below).mkdir(parents=True)
-        _run(["apt-get", *_OPTIONS, *own, "update"], str(folder), UPDATE_TIMEOUT_S)
-        _run(["apt-get", *_OPTIONS, *own, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
+        try:
+            _run(["apt-get", *_OPTIONS, *own, "update"], str(folder), UPDATE_TIMEOUT_S)
+            _run(["apt-get", *_OPTIONS, *own, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
+        except UnavailableError as second:
+            raise UnavailableError(f"{first.message}; with fresh lists: {second.message}") from None
     archives = sorted(folder.glob(f"{package}_*.deb"))
     if not archives:
         raise UnavailableError(f"apt-get fetched no {package}")

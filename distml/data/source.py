@@ -113,7 +113,7 @@ def _cached(cache: Storage, name: str) -> bytes:
     try:
         return cache.read_bytes(name)
     except StorageError:
-        raise fetch.UnavailableError("empty") from None
+        raise fetch.UnavailableError("not there") from None
 
 
 def _mirrored(mirror: fetch.Mirror, name: str) -> bytes:
@@ -126,19 +126,18 @@ def _builtin(config: Config, storage: Storage) -> Source:
         try:
             raw, arrays = _checked(place)
         except DataError as error:
-            damaged = not isinstance(error, fetch.UnavailableError)
-            if damaged and place.final:
+            if place.final and not isinstance(error, fetch.UnavailableError):
                 raise
-            if damaged:
-                _LOG.warning("%s is passed over: %s", place.name, error.message)
-            reasons.append(f"{place.name}: {error.message.rstrip('.')}")
+            level = logging.INFO if isinstance(error, fetch.UnavailableError) else logging.WARNING
+            _LOG.log(level, "not from %s: %s", place.name, error.message)
+            reasons.append(f"\n- {place.name}: {error.message.rstrip('.')}")
             continue
         _LOG.info("the data come from %s", place.name)
         if place.keep:
             _keep(raw, caches(storage))
         return _assembled(arrays, place.name)
     raise DataError(
-        "Fashion-MNIST cannot be obtained; tried " + "; ".join(reasons) + ".",
+        f"Fashion-MNIST cannot be obtained; tried{''.join(reasons)}\n",
         f"Install the package {PACKAGE}, set data.mirrors, or give data.path a folder with the IDX files.",
     )
 

@@ -30,9 +30,9 @@ def _own_address() -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _join(addresses: list[str], rank: int) -> None:
+def _join(addresses: list[str], index: int) -> None:
     os.environ["TF_CONFIG"] = json.dumps(
-        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     )
 
 
@@ -43,7 +43,7 @@ class _TensorFlowBackend(Backend):
         addresses = worker_group.execute(_own_address)
         ray.get(
             [
-                worker_group.execute_single_async(rank, _join, addresses=addresses, rank=rank)
+                worker_group.execute_single_async(rank, _join, addresses=addresses, index=rank)
                 for rank in range(len(worker_group))
             ]
         )

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the exported model and its evaluation (rank 0)."""
+"""What a finished run leaves behind: the layout of its export and its evaluation (rank 0, driver)."""
 
 from __future__ import annotations
 
@@ -7,80 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-Tensor = Any
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
 DIGESTS = "digests.json"
 CLASSES = "classes.json"
 EXAMPLE = "example.json"
-
-
-def served(network: keras.Model) -> keras.Model:
-    """Wrap a network for prediction.
-
-    Args:
-        network: Raw pixels in, logits out.
-
-    Returns:
-        uint8 (N, H, W, C) in, float32 probabilities (N, classes) out.
-    """
-    image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
-    pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(image)
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(network(pixels))
-    return keras.Model(image, probabilities, name=network.name)
-
-
-class _Served(tf.Module):  # type: ignore[misc]
-    """The signatures of the SavedModel. Final."""
-
-    def __init__(self, model: keras.Model) -> None:
-        super().__init__()
-        self.model = model
-        self.shape = model.input_shape[1:]
-        batch = tf.TensorSpec([None, *self.shape], tf.uint8, name="image")
-        encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
-        self.signatures = {
-            "serving_default": tf.function(self.predict, input_signature=[batch]),
-            "image_bytes": tf.function(self.decode_and_predict, input_signature=[encoded]),
-        }
-
-    def predict(self, image: Tensor) -> dict[str, Tensor]:
-        """Probabilities of raw pixels."""
-        return {"probabilities": self.model(image, training=False)}
-
-    def decode_and_predict(self, image_bytes: Tensor) -> dict[str, Tensor]:
-        """Probabilities of encoded images (PNG, JPEG, BMP, GIF) of any size."""
-        return self.predict(tf.map_fn(self._decode, image_bytes, fn_output_signature=tf.uint8))
-
-    def _decode(self, data: Tensor) -> Tensor:
-        height, width, channels = self.shape
-        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
-        resized = tf.image.resize(image, [height, width], antialias=True)
-        return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), self.shape)
-
-
-def export(network: keras.Model, folder: Path, described: dict[str, Any], example: np.ndarray) -> None:
-    """Write the model into a folder as `.keras` and as a SavedModel, with the digest of every file.
-
-    Args:
-        network: Built outside any strategy, so that nothing distributed is saved.
-        folder: An existing, empty folder.
-        described: Data set's `name`, `classes` and `shape`.
-        example: uint8 (N, H, W, C), a few images to try the model on.
-    """
-    model = served(network)
-    (folder / "data").mkdir()
-    model.save(folder / MODEL)
-    (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
-    module = _Served(model)
-    tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.signatures)
-    (folder / CLASSES).write_text(json.dumps(described))
-    (folder / EXAMPLE).write_text(json.dumps({"inputs": example.tolist()}))
-    write_digests(folder)
 
 
 def write_digests(folder: Path) -> str:

@@ -219,7 +219,7 @@ class Step:
     @tf.function(reduce_retracing=True)
     def _sum(self, values: Tensor) -> Tensor:
         def replica(mine: Tensor) -> Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(mine))
 
         return self.strategy.experimental_local_results(self.strategy.run(replica, args=(values,)))[0]
 

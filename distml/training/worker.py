@@ -119,7 +119,7 @@ class Worker:
             self.feed, self.validation = reading.result(), validation.result()
         self._resume()
         self._constants: Any = None
-        rows = self.step.total(np.array([0 if self.feed.streaming else self.feed.rows_read]))
+        rows = self.step.total(np.array([0.0 if self.feed.streaming else self.feed.rows_read]))
         self.post(
             "ready",
             world_size=self.world_size,
@@ -329,7 +329,7 @@ class Worker:
 
     def conclude(self) -> None:
         """Evaluate the test split with all workers and export the model from rank 0."""
-        from distml.training import result
+        from distml.training import export, result
 
         began = time.perf_counter()
         self.step.swap()
@@ -344,7 +344,7 @@ class Worker:
                 "classes": list(self.manifest.classes),
                 "shape": list(self.manifest.shape),
             }
-            result.export(network, Path(folder), described, self.validation[0][:2])
+            export.export(network, Path(folder), described, self.validation[0][:2])
             exported = time.perf_counter()
             parts = (*self.run, f"export-{uuid.uuid4().hex[:8]}")
             self.storage.upload(folder, *parts)
