@@ -16,6 +16,7 @@ from distml.errors import ConfigError
 
 _MAX_PROBLEMS = 10
 
+
 def load_file(path: str) -> dict[str, Any]:
     """Read a configuration file into nested dictionaries, unvalidated.
 
@@ -123,6 +124,9 @@ def _sentence(error: Any) -> str:
         path = ".".join(map(str, error["loc"]))
         guess = nearest(path)
         remedy = f"Did you mean {guess}?" if guess else "See --help for the known keys."
+        if guess == path:  # flags are dotted, files are not
+            section, _, key = path.rpartition(".")
+            remedy = f"In a file, write {key} below {section}."
         return f"unknown key {path} (value {_shown(error['input'])}). {remedy}"
     problem = re.sub("^(Input|String|List|Dictionary) should", "it should", error["msg"])
     problem = _SAID.get(error["type"], problem.removeprefix("Value error, "))

@@ -26,9 +26,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise ConfigError(
-                f"YAML aliases are not accepted{_line(self.peek_event().start_mark)}.", "Write the value out."
-            )
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ConfigError(f"YAML aliases are not accepted{_line(mark)}.", "Write the value out.")
         return super().compose_node(parent, index)
 
     def construct_document(self, node: Any) -> Any:
@@ -92,7 +91,9 @@ def parse(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader of our own
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(f"not usable YAML: {problem}{_line(getattr(error, 'problem_mark', None))}.") from None
+        raise ConfigError(
+            f"not usable YAML: {problem}{_line(getattr(error, 'problem_mark', None))}."
+        ) from None
     except RecursionError:
         raise ConfigError("not usable YAML: it is nested too deeply.") from None
     except ValueError as error:
