@@ -16,18 +16,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
-def _no_bool(value: Any) -> Any:
-    """YAML's `true` is not a number, although Python says it is 1."""
+def _number(value: Any) -> Any:
+    """YAML's `true` is not a number, although Python says it is 1; nor is what no machine word holds."""
     if isinstance(value, bool):
         raise ValueError("expected a number, not true or false")
+    if (isinstance(value, int) and abs(value) > 2**53) or (isinstance(value, str) and len(value) > 32):
+        raise ValueError("expected a number of at most 2**53")
     return value
 
 
-Int = Annotated[int, BeforeValidator(_no_bool)]
-PositiveInt = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
+Int = Annotated[int, BeforeValidator(_number)]
+PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -44,7 +46,7 @@ class RunConfig(Section):
 
     name: Name = "fashion-mnist"
     """Names the run's folder and its MLflow run; the same name again resumes an unfinished run."""
-    seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0
     """Seeds the validation split, the initial weights, the order of rows and the augmentation."""
     restart: bool = False
     """Train from the beginning even when a run of this name exists; the old run is kept."""
@@ -66,9 +68,9 @@ class DataConfig(Section):
     """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
     format: str = "auto"
     """auto, idx, parquet, image_folder or module:function."""
-    val_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=0.9)] = 0.0833
+    val_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=0.9)] = 0.0833
     """Share of the training rows held out, stratified by class, to choose models on."""
-    memory_budget_bytes: Annotated[int, BeforeValidator(_no_bool), Field(ge=1_000_000)] = 1_000_000_000
+    memory_budget_bytes: Annotated[int, BeforeValidator(_number), Field(ge=1_000_000)] = 1_000_000_000
     """Rows a worker may keep in memory; a shard above it is streamed instead."""
     shards: PositiveInt = 8
     """Parquet files per split."""
@@ -96,9 +98,9 @@ class ModelConfig(Section):
 class ScheduleConfig(Section):
     """The knobs of the learning-rate schedules, each used by the schedules that name it."""
 
-    warmup_epochs: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 1.0
+    warmup_epochs: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 1.0
     """cosine: epochs of linear warm-up."""
-    peak_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.3
+    peak_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)] = 0.3
     """one_cycle: share of the run after which the peak is reached."""
     initial_divisor: PositiveFloat = 25.0
     """one_cycle and warm-up: the first rate is the peak divided by this."""
@@ -123,9 +125,9 @@ class AugmentConfig(Section):
 
     flip: bool = False
     """Mirror left to right with probability one half."""
-    crop_padding: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=64)] = 0
+    crop_padding: Annotated[int, BeforeValidator(_number), Field(ge=0, le=64)] = 0
     """Pad by this many pixels and crop back at a random offset."""
-    erase: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=256)] = 0
+    erase: Annotated[int, BeforeValidator(_number), Field(ge=0, le=256)] = 0
     """Side in pixels of one square set to zero at a random place."""
 
 
@@ -150,7 +152,7 @@ class TrainConfig(Section):
     """Peak learning rate."""
     momentum: Fraction = 0.9
     """sgd: momentum."""
-    weight_decay: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = 0.0
     """Decoupled decay of kernels; biases and normalisation are left out."""
     schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "one_cycle"
     """Learning-rate schedule, a function of the step alone."""
@@ -160,7 +162,7 @@ class TrainConfig(Section):
     """Share of the target spread evenly over all classes."""
     clip_norm: PositiveFloat | None = None
     """Global norm the summed gradient is clipped to; none does not clip."""
-    ema: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of weights that is evaluated and exported; 0 is off."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
@@ -172,9 +174,9 @@ class TrainConfig(Section):
     """Newest checkpoints kept."""
     log_every_steps: PositiveInt = 50
     """Steps per graph call and per logged point of the training curve."""
-    max_failures: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 2
+    max_failures: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 2
     """Restarts of the worker group after failures before the run fails."""
-    max_preemptions: Annotated[int, BeforeValidator(_no_bool), Field(ge=0)] = 8
+    max_preemptions: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 8
     """Restarts after announced preemptions, counted apart from failures."""
     stall_timeout_s: PositiveFloat = 60.0
     """A worker group without a finished step for this long is restarted (counts as a failure)."""
@@ -248,7 +250,7 @@ class ServeConfig(Section):
 
     host: str = "127.0.0.1"
     """Address to bind."""
-    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)] = 8000
+    port: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535)] = 8000
     """Port to bind."""
     replicas: ReplicasConfig = ReplicasConfig()
     """Autoscaling range."""

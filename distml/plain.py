@@ -16,6 +16,7 @@ from distml.errors import ConfigError
 MAX_BYTES = 131_072
 """A configuration is a page of text; a larger file is a mistake or an attack (PyYAML: 17 s per MiB)."""
 _MAX_NUMBER = 64
+_MAX_DEPTH = 32
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 _TEXT, _DATE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -26,9 +27,15 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise ConfigError(f"YAML aliases are not accepted{_line(mark)}.", "Write the value out.")
+            peek: Any = self.peek_event
+            where = _line(peek().start_mark)
+            raise ConfigError(f"YAML aliases are not accepted{where}.", "Write the value out.")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, kind: Any) -> Any:
+        if self.flow_level >= _MAX_DEPTH:  # the scanner looks ahead, which takes seconds in deep nests
+            raise ConfigError("not usable YAML: it is nested too deeply.")
+        return super().fetch_flow_collection_start(kind)
 
     def construct_document(self, node: Any) -> Any:
         _require_plain(node, "")

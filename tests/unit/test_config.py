@@ -1,0 +1,100 @@
+"""The schema: frozen, closed, typed at the edge, and one digest for one meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from distml.config import Config, TrainConfig
+
+
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [model]
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += sections(field.annotation)
+    return found
+
+
+@pytest.mark.parametrize("section", sections(Config), ids=lambda section: section.__name__)
+def test_every_section_is_frozen_closed_and_explains_each_key(section: type[BaseModel]) -> None:
+    assert section.model_config["frozen"]
+    assert section.model_config["extra"] == "forbid"
+    assert all(field.description for field in section.model_fields.values())
+
+
+def test_a_key_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().train.__setattr__("epochs", 3)
+
+
+def test_the_names_users_type_stay() -> None:
+    promised: dict[str, set[str]] = {
+        "run": {"name", "seed"},
+        "storage": {"root"},
+        "data": {"name", "path", "format", "val_fraction", "memory_budget_bytes"},
+        "model": {"name", "options"},
+        "train": {
+            *("workers", "device", "epochs", "global_batch_size", "optimizer", "learning_rate", "schedule"),
+            *("checkpoint_every_epochs", "max_failures"),
+        },
+        "sweep": {"candidates", "search"},
+        "tracking": {"uri", "experiment", "registered_model", "required"},
+        "promote": {"metric", "min_gain"},
+        "serve": {"host", "port", "replicas", "proxy", "max_body_bytes"},
+    }
+    given = Config().model_dump()
+    assert {section: keys - given[section].keys() for section, keys in promised.items()} == {
+        section: set() for section in promised
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("run", {"seed": -1}),
+        ("run", {"seed": 2**31}),
+        ("run", {"name": "-x"}),
+        ("run", {"name": "x" * 64}),
+        ("run", {"name": "x\n"}),
+        ("data", {"val_fraction": 0}),
+        ("data", {"val_fraction": 0.9}),
+        ("data", {"shards": 2**53 + 1}),
+        ("data", {"shards": "9" * 33}),
+        ("data", {"format": "module:"}),
+        ("data", {"format": "csv"}),
+        ("train", {"epochs": True}),
+        ("train", {"epochs": 1.5}),
+        ("train", {"learning_rate": float("nan")}),
+        ("train", {"learning_rate": float("inf")}),
+        ("train", {"workers": []}),
+        ("train", {"workers": [1, 2, 3]}),
+        ("train", {"workers": [3, 2]}),
+        ("train", {"workers": 4, "global_batch_size": 3}),
+        ("train", {"schedule_options": {"boundaries": [1.0]}}),
+        ("train", {"schedule_options": {"boundaries": [7.0, 3.0]}}),
+        ("promote", {"metric": "test_accuracy"}),
+        ("serve", {"port": 0}),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(section: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Config.model_validate({section: values})
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [(3, 3, 3), ([1, 4], 1, 4), ([2, 2], 2, 2)])
+def test_workers_are_a_number_or_a_range(workers: Any, least: int, most: int) -> None:
+    train = TrainConfig(workers=workers)
+    assert (train.min_workers, train.max_workers) == (least, most)
+
+
+def test_the_digest_is_of_the_meaning_and_survives_json() -> None:
+    config = Config()
+    again = Config.model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
+    assert again == config
+    assert again.digest() == config.digest() == Config.model_validate({"run": {"seed": 0}}).digest()
+    assert Config.model_validate({"run": {"seed": 1}}).digest() != config.digest()
+    assert len(config.digest()) == 16

@@ -1,0 +1,119 @@
+"""Files and overrides become one configuration, or sentences that name path, value and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import loading, plain
+from distml.config import Config
+from distml.errors import ConfigError
+
+
+def refusal(values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loading.resolve(values)
+    return str(caught.value)
+
+
+def test_merging_keeps_what_is_not_overridden_and_changes_no_argument() -> None:
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": 4}
+    assert loading.merge(base, over) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+    assert loading.merge({"a": None}, {"a": {"b": 1}}) == {"a": {"b": 1}}
+
+
+def test_dotted_and_nested_are_the_same_thing() -> None:
+    nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [1]}
+    flat = {"a.b.c": 1, "a.d": {}, "e": [1]}
+    assert loading.flatten(nested) == flat
+    assert loading.nest(flat) == nested
+
+
+def test_a_path_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs lies below train, which has the value 5"):
+        loading.nest({"train": 5, "train.epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("train.epohcs", "train.epochs"),
+        ("trian.epochs", "train.epochs"),
+        ("epochs", "train.epochs"),
+        ("traking", "tracking"),
+        ("serve.replicas.mxa", "serve.replicas.max"),
+        ("zzz", None),
+    ],
+)
+def test_the_nearest_path(path: str, near: str | None) -> None:
+    assert loading.nearest(path) == near
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train": {"epohcs": 3}}, "unknown key train.epohcs (value 3). Did you mean train.epochs?"),
+        ({"train.epochs": 3}, "unknown key train.epochs (value 3). In a file, write epochs below train."),
+        ({"zzz": 1}, "unknown key zzz (value 1). See --help for the known keys."),
+        ({"train": {"int": 4}}, "unknown key train.int (value 4)."),
+        ({"train": None}, "train = null is not accepted: it should be a section of keys and values."),
+        ({"model": {"options": 3}}, "model.options = 3 is not accepted: it should be a mapping"),
+        ({"data": {"mirrors": "x"}}, 'data.mirrors = "x" is not accepted: it should be a list.'),
+        ({"run": {"name": "../x"}}, 'run.name = "../x" is not accepted: it should be letters, digits'),
+        (
+            {"train": {"workers": "two"}},
+            'train.workers = "two" is not accepted: it should be a valid integer',
+        ),
+        ({"train": {"workers": [2, 1]}}, "workers must be a number or [least, most]."),
+        ({"train": {"device": "tpu"}}, "train.device = \"tpu\" is not accepted: it should be 'auto'"),
+    ],
+)
+def test_a_refusal_names_path_value_and_remedy(values: dict[str, Any], said: str) -> None:
+    assert said in refusal(values)
+
+
+def test_of_a_unions_attempts_the_one_that_came_furthest_is_told() -> None:
+    assert refusal({"train": {"workers": [1, "b"]}}).startswith('train.workers.1 = "b" is not accepted')
+    assert "\n" not in refusal({"train": {"workers": [1, "b"]}})
+
+
+def test_every_problem_is_told_at_once_but_not_hundreds() -> None:
+    assert refusal({"run": {"seed": -1}, "train": {"epochs": 0}}).count("is not accepted") == 2
+    lines = refusal({"train": {f"key{number}": 1 for number in range(500)}}).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "and 490 more."
+
+
+def test_long_values_are_cut() -> None:
+    assert len(refusal({"train": {"epochs": "x" * 10_000}})) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"- 1\n", "holds a list, not sections"),
+        (b"train: {epochs: 1, epochs: 2}", "config.yaml: duplicate key train.epochs"),
+        (b" " * (plain.MAX_BYTES + 1), "is larger than"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
+        loading.load_file(str(path))
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=f"cannot read the configuration {path}"):
+            loading.load_file(str(path))
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert loading.resolve(loading.load_file(str(tmp_path / "empty.yaml"))) == Config()
