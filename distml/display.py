@@ -67,6 +67,9 @@ class Display:
     def _on_skipped(self, event: Event) -> None:
         self.say(f"[yellow]checkpoint {event['name']} is not used: {event['reason']}[/yellow]")
 
+    def _on_failure(self, event: Event) -> None:
+        self.say(f"[yellow]worker {event['rank']} failed: {event['cause']}[/yellow]")
+
     def _on_steps(self, event: Event) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(

@@ -75,10 +75,12 @@ def client(config: Config) -> MlflowClient:
     if address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
+    import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return MlflowClient(address, address)
+    # The registry resolves `models:/` sources through the process-wide URI, whatever the client was given.
+    mlflow.set_tracking_uri(address)
+    return mlflow.MlflowClient(address, address)
 
 
 def check(config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.cluster import Plan
@@ -25,12 +26,15 @@ logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 POLL_S = 0.25
 
+_OOM = "the worker ran out of memory (OOM)"
 _SIGNS = (
-    ("OutOfMemory", "a worker ran out of memory", "Lower train.global_batch_size or data.memory_budget_bytes."),
+    ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("No space left on device", "the storage is full (ENOSPC)", "Free space below storage.root and run again."),
-    ("ActorDiedError", "a worker process died", "Look at the worker logs."),
-    ("ActorUnavailableError", "a worker process died", "Look at the worker logs."),
-    ("WorkerHealthCheckTimeout", "a worker stopped answering", "Look at the worker logs."),
+    ("ActorDiedError", "the worker process died", ""),
+    ("actor died", "the worker process died", ""),
+    ("ActorUnavailableError", "the worker process died", ""),
+    ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
 )
 
 
@@ -39,6 +43,7 @@ def _environment(config: Config) -> None:
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{config.train.stall_timeout_s:g}",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * config.train.stall_timeout_s:g}",
     }
     for name, value in settings.items():
@@ -85,10 +90,29 @@ def _trainer(spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Da
                 max_preemption_failures=train.max_preemptions,
             ),
             worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
+            callbacks=[_Failures(spec["board"])],
         ),
         datasets={"train": data},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
     )
+
+
+class _Failures(UserCallback):  # type: ignore[misc]
+    """Tells the board why a worker group is restarted (controller). Final.
+
+    An exception that leaves a callback ends the run, so none does.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._board = handle
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post the rank and the cause of each failure."""
+        try:
+            for rank, error in worker_exceptions.items():
+                self._board.post.remote({"kind": "failure", "rank": rank, "cause": cause(error)})
+        except Exception:
+            logger.exception("a failure could not be posted")
 
 
 @contextmanager
@@ -123,18 +147,30 @@ def _listening(handle: Any, listen: Callable[[Event], None]) -> Iterator[None]:
             logger.debug("the board does not answer: %s", error)
 
 
+def _sign(error: BaseException) -> tuple[str, str] | None:
+    text = f"{type(error).__name__}: {error}"
+    return next(((said, then) for sign, said, then in _SIGNS if sign in text), None)
+
+
+def cause(error: BaseException) -> str:
+    """Say in a few words what made a worker fail."""
+    if known := _sign(error):
+        return known[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def explain(error: BaseException, logs: str | None) -> TrainingError:
     """Turn what Ray Train raises into a sentence that names the cause."""
     failures = getattr(error, "worker_failures", {}) or {}
-    rank, cause = next(iter(failures.items()), (None, error))
-    text = f"{type(cause).__name__}: {cause}"
+    rank, first = next(iter(failures.items()), (None, error))
+    who = "the controller" if rank is None else f"rank {rank}"
+    known = _sign(first)
     remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
-    for sign, said, then in _SIGNS:
-        if sign in text:
-            return TrainingError(f"{said} (rank {rank}) and train.max_failures is used up.", f"{then} {remedy}")
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else type(cause).__name__
-    return TrainingError(f"training failed on rank {rank}: {last}", remedy)
+    return TrainingError(
+        f"training failed on {who} with no restart left: {cause(first)}.",
+        f"{known[1]} {remedy}".strip() if known else remedy,
+    )
 
 
 def fit(
