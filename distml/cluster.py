@@ -57,7 +57,7 @@ def plan(train: TrainConfig, resources: Mapping[str, float]) -> Plan:
             "Take fewer workers, add GPUs, or set train.device to cpu.",
         )
     use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= least)
-    room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker)
+    room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker + 1e-9)  # 0.7 / 0.1 is 6.999...
     if room < least:
         raise ResourceError(
             f"train.workers = {least} with train.cpus_per_worker = {train.cpus_per_worker:g} and "
@@ -94,7 +94,8 @@ def _authenticate() -> None:
     # variable set after `import ray` would reach its subprocesses and not this process.
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    path = Path(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file())))
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file())  # "" would mean this very folder
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     if path.exists():
         path.chmod(0o600)
         return
@@ -152,21 +153,17 @@ def connect(config: Config) -> Iterator[Cluster]:
 
     arguments = _init_arguments(config)
     try:
-        context = ray.init(
-            namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
-        )
+        context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = address() or "a local Ray"
         raise ResourceError(
-            f"cannot connect to {where}: {str(error).splitlines()[0]}",
+            f"cannot connect to {where}: {str(error).partition(chr(10))[0] or type(error).__name__}.",
             "Check RAY_ADDRESS, or unset it to start Ray on this machine.",
         ) from error
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
     session = getattr(context, "address_info", {}).get("session_dir")
     try:
-        yield Cluster(
-            ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None
-        )
+        yield Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
     finally:
         ray.shutdown()
 
@@ -181,5 +178,3 @@ def require_plan(config: Config, found: Cluster) -> Plan:
                 error.message, f"This machine has {os.cpu_count()} cores; take fewer train.workers."
             ) from None
         raise
-
-

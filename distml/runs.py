@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,11 @@ class Run:
         """Name of the present attempt's folder."""
         return f"attempt-{self.attempts:03d}"
 
+    @property
+    def export(self) -> tuple[str, ...]:
+        """The finished run's export below the storage root, wherever that root was when it was trained."""
+        return (*self.parts, str(self.result["artifacts"]).partition("?")[0].rpartition("/")[2])
+
     def save(self, storage: Storage) -> None:
         """Write the record, whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
@@ -89,27 +95,36 @@ def _binding(config: Config) -> dict[str, Any]:
     }
 
 
-def _newest(storage: Storage, name: str) -> Run | None:
-    for generation in reversed(storage.names(FOLDER, name)):
+def _records(storage: Storage, name: str) -> Iterator[Run]:
+    """The generations of a run, newest first."""
+    for generation in sorted(storage.names(FOLDER, name), reverse=True):
         if not storage.exists(FOLDER, name, generation, RECORD):
             continue
         try:
-            return Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+            yield Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
         except (ValueError, TypeError) as error:
             where = storage.uri(FOLDER, name, generation, RECORD)
             raise StorageError(
                 f"{where} is damaged ({error}).", "Restore it, or pass --run.restart true."
             ) from None
-    return None
+
+
+def finished(storage: Storage, name: str) -> Run | None:
+    """Return the newest finished generation of a run, None where no run of that name is finished.
+
+    Raises:
+        StorageError: A record is damaged, or the storage cannot be read.
+    """
+    return next((run for run in _records(storage, name) if run.status == "finished"), None)
 
 
 def _refuse(config: Config, found: Run) -> None:
     """Refuse what cannot go on, with the difference and the remedy."""
     if found.status == "finished":
-        version = found.result.get("version")
+        version, accuracy = found.result.get("version"), found.result.get("val_accuracy")
         raise ConfigError(
-            f"run {found.name} is finished already (model version {version}, "
-            f"validation accuracy {found.result.get('val_accuracy', float('nan')):.4f}).",
+            f"run {found.name} is finished already (model version {version or 'not registered'}, "
+            f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",
             "Choose another --run.name, or pass --run.restart true to train it again.",
         )
     wanted = _binding(config)
@@ -133,15 +148,16 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
 
     Raises:
         ConfigError: A run of that name is finished, or was started with another configuration.
+        StorageError: The record is damaged or cannot be written, or leads out of the storage root.
     """
-    if config.run.restart:
-        generations = [int(name) for name in storage.names(FOLDER, config.run.name) if name.isdigit()]
-        found, generation = None, max(generations, default=0) + 1
-    else:
-        found, generation = _newest(storage, config.run.name), 1
+    name = config.run.name
+    found = None if config.run.restart else next(_records(storage, name), None)
     resumed = found is not None
     if found is None:
-        found = Run(config.run.name, generation, uuid.uuid4().hex, binding=_binding(config), started_at=time.time())
+        generation = (
+            max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
+        )
+        found = Run(name, generation, uuid.uuid4().hex, binding=_binding(config), started_at=time.time())
     else:
         _refuse(config, found)
     found.status = "running"

@@ -1,0 +1,140 @@
+"""What a run takes from a cluster is decided from numbers alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import cluster
+from distml.cluster import Cluster, Plan
+from distml.config import Config, TrainConfig
+from distml.errors import ResourceError
+
+
+def decide(resources: dict[str, float], **train: Any) -> Plan:
+    return cluster.plan(TrainConfig.model_validate(train), resources)
+
+
+@pytest.mark.parametrize(
+    ("train", "resources", "workers", "use_gpu"),
+    [
+        ({"workers": 2}, {"CPU": 3}, (2, 2), False),
+        ({"workers": 2}, {"CPU": 16}, (2, 2), False),
+        ({"workers": [1, 4]}, {"CPU": 3}, (1, 2), False),
+        ({"workers": [1, 4]}, {"CPU": 2}, (1, 1), False),
+        ({"workers": [1, 4]}, {"CPU": 64}, (1, 4), False),
+        ({"workers": 1, "cpus_per_worker": 4}, {"CPU": 5}, (1, 1), False),
+        ({"workers": 7, "cpus_per_worker": 0.1}, {"CPU": 1.7}, (7, 7), False),
+        ({"workers": 2}, {"CPU": 8, "GPU": 2}, (2, 2), True),
+        ({"workers": 2}, {"CPU": 8, "GPU": 1}, (2, 2), False),
+        ({"workers": [1, 4]}, {"CPU": 8, "GPU": 2}, (1, 2), True),
+        ({"workers": 2, "device": "cpu"}, {"CPU": 8, "GPU": 2}, (2, 2), False),
+        ({"workers": 2, "device": "gpu"}, {"CPU": 8, "GPU": 2}, (2, 2), True),
+        ({"workers": [1, 8], "device": "gpu"}, {"CPU": 4, "GPU": 8}, (1, 3), True),
+    ],
+)
+def test_a_run_that_fits(
+    train: dict[str, Any], resources: dict[str, float], workers: tuple[int, int], use_gpu: bool
+) -> None:
+    found = decide(resources, **train)
+    assert (found.workers, found.use_gpu) == (workers, use_gpu)
+    assert f"{int(resources.get('GPU', 0))} GPU" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("train", "resources", "said"),
+    [
+        ({"workers": 2, "device": "gpu"}, {"CPU": 8}, "needs 2 GPU, but the cluster has 0."),
+        ({"workers": 2, "device": "gpu"}, {"CPU": 8, "GPU": 1}, "needs 2 GPU, but the cluster has 1."),
+        ({"workers": 2}, {"CPU": 2}, "needs 3 CPU, but the cluster has 2."),
+        ({"workers": 99}, {"CPU": 9}, "needs 100 CPU, but the cluster has 9."),
+        ({"workers": 1, "cpus_per_worker": 8}, {"CPU": 8}, "needs 9 CPU, but the cluster has 8."),
+        ({"workers": 1}, {}, "needs 2 CPU, but the cluster has 0."),
+    ],
+)
+def test_a_run_that_does_not_fit_is_told_which_resource_is_short(
+    train: dict[str, Any], resources: dict[str, float], said: str
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        decide(resources, **train)
+    assert said in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("cores", "train", "cpus"),
+    [
+        (2, {"workers": 2}, 3),
+        (2, {"workers": 1}, 2),
+        (16, {"workers": 2}, 16),
+        (2, {"workers": [1, 6]}, 7),
+        (2, {"workers": 99}, 9),
+    ],
+)
+def test_a_small_machine_gets_a_ticket_for_every_worker_and_one_for_the_data(
+    monkeypatch: pytest.MonkeyPatch, cores: int, train: dict[str, Any], cpus: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert cluster.local_cpus(TrainConfig.model_validate(train)) == cpus
+
+
+def test_a_machine_that_is_too_small_hears_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    config = Config.model_validate({"train": {"workers": 99}})
+    with pytest.raises(ResourceError, match="has 2 cores; take fewer train"):
+        cluster.require_plan(config, Cluster({"CPU": 9.0}, None, True, None))
+    with pytest.raises(ResourceError, match="or a larger cluster"):
+        cluster.require_plan(config, Cluster({"CPU": 9.0}, None, False, None))
+
+
+def test_the_token_of_a_local_ray_is_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    old = os.umask(0)
+    try:
+        cluster._authenticate()
+    finally:
+        os.umask(old)
+    path = tmp_path / "distml" / "ray-token"
+    token = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(token) == 64
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
+    path.chmod(0o644)
+    cluster._authenticate()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == token
+
+
+@pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
+def test_a_choice_already_made_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "disabled" if variable.endswith("MODE") else "a" * 64)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    cluster._authenticate()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster.address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert cluster.address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert cluster.address() == "head:6379"
+    assert cluster._init_arguments(Config()) == {"address": "head:6379"}
+
+
+def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster._init_arguments(Config())["dashboard_host"] == "127.0.0.1"

@@ -1,0 +1,50 @@
+"""One process, one handler, on standard error, marked with what the process is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from distml import log
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Give pytest its handlers back."""
+    root, ours = logging.getLogger(), logging.getLogger("distml")
+    before = (list(root.handlers), root.level, ours.level)
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+@pytest.mark.parametrize(("process", "rank", "mark"), [("driver", None, "driver"), ("worker", 3, "worker3")])
+def test_a_record_is_marked_and_goes_to_stderr(
+    capsys: pytest.CaptureFixture[str], process: str, rank: int | None, mark: str
+) -> None:
+    log.configure(process, rank)
+    logging.getLogger("distml.some").info("said %d", 7)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f" I {mark} distml.some: said 7\n")
+
+
+def test_configuring_twice_says_things_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("driver")
+    log.configure("driver")
+    logging.getLogger("distml").info("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_others_are_quieter_than_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("driver", level=logging.DEBUG)
+    logging.getLogger("distml").debug("ours")
+    logging.getLogger("ray").info("theirs")
+    logging.getLogger("ray").warning("their warning")
+    err = capsys.readouterr().err
+    assert "ours" in err
+    assert "theirs" not in err
+    assert "their warning" in err

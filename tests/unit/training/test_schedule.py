@@ -1,0 +1,73 @@
+"""The learning rate is a function of the step alone, and the promised one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distml.config import TrainConfig
+from distml.training import schedule
+
+STEPS = 200
+
+
+def table(**values: Any) -> list[float]:
+    return schedule.table(TrainConfig.model_validate({"learning_rate": 1e-3, **values}), STEPS)
+
+
+def test_constant() -> None:
+    assert set(table(schedule="constant", epochs=3)) == {1e-3}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(0, 1e-3), (2, 1e-3), (3, 1e-4), (6, 1e-4), (7, 1e-5), (9, 1e-5)]
+)
+def test_the_systems_decay(epoch: int, rate: float) -> None:
+    rates = table(schedule="piecewise", epochs=10)
+    assert rates[epoch * STEPS : (epoch + 1) * STEPS] == pytest.approx([rate] * STEPS)
+
+
+def test_piecewise_with_boundaries_within_an_epoch() -> None:
+    rates = table(
+        schedule="piecewise", epochs=1, schedule_options={"boundaries": [0.5], "factors": [1.0, 2.0]}
+    )
+    assert rates == pytest.approx([1e-3] * 100 + [2e-3] * 100)
+
+
+def test_one_cycle_starts_low_peaks_where_it_says_and_ends_below_its_start() -> None:
+    rates = table(schedule="one_cycle", epochs=5)
+    assert rates[0] == pytest.approx(1e-3 / 25)
+    assert rates[-1] == pytest.approx(1e-3 / 1000)
+    assert rates.index(max(rates)) == 300
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[:301] == sorted(rates[:301])
+    assert rates[300:] == sorted(rates[300:], reverse=True)
+
+
+def test_cosine_warms_up_linearly_and_goes_to_nothing() -> None:
+    rates = table(schedule="cosine", epochs=5)
+    first = 1e-3 / 25
+    assert rates[0] == pytest.approx(first)
+    assert rates[100] == pytest.approx((first + 1e-3) / 2)
+    assert rates[STEPS] == pytest.approx(1e-3) == max(rates)
+    assert rates[STEPS:] == sorted(rates[STEPS:], reverse=True)
+    assert 0 <= rates[-1] < 1e-8
+    assert table(schedule="cosine", epochs=2, schedule_options={"warmup_epochs": 0.0})[0] == 1e-3
+
+
+@pytest.mark.parametrize("name", ["constant", "piecewise", "cosine", "one_cycle"])
+def test_the_rate_knows_nothing_of_the_workers(name: str) -> None:
+    alone = table(schedule=name, epochs=3, workers=1)
+    assert (
+        alone == table(schedule=name, epochs=3, workers=8) == table(schedule=name, epochs=3, workers=[1, 8])
+    )
+    assert len(alone) == 3 * STEPS
+    assert all(rate > 0 or name == "cosine" for rate in alone)
+
+
+@pytest.mark.parametrize("name", ["constant", "piecewise", "cosine", "one_cycle"])
+def test_the_shortest_run_has_a_rate(name: str) -> None:
+    train = TrainConfig.model_validate({"learning_rate": 1e-3, "schedule": name, "epochs": 1})
+    (rate,) = schedule.table(train, 1)
+    assert 0 < rate <= 1e-3
