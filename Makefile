@@ -9,6 +9,10 @@ PYTHON ?=
 ARGS ?=
 CONFIG ?= configs/fashion_mnist.yaml
 
+ifeq ($(filter $(EXTRA),cpu gpu),)
+$(error EXTRA is $(EXTRA); it may be cpu or gpu)
+endif
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.$(EXTRA)
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
