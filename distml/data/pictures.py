@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from distml.data.folder import PICTURES, Folder, divide, split_of
+from distml.data.folder import PICTURES, Folder, divide
 from distml.data.rows import Indices, Rows, Source, encode
 from distml.data.schema import Images, Labels, channels, decode, to_shape
 from distml.errors import DataError
@@ -43,8 +43,8 @@ def open_pictures(folder: Folder) -> Source:
     return Source(shape, classes, splits, (folder.origin(),))
 
 
-def _class_of(name: str, divided: bool) -> str:
-    parts = PurePosixPath(name).parts[1 if divided or split_of(name) else 0 :]
+def _class_of(name: str, depth: int) -> str:
+    parts = PurePosixPath(name).parts[depth:]
     if len(parts) < 2:
         raise DataError(f"{name} lies outside a class folder.", "Lay the data out as CLASS/PICTURE.")
     return parts[0]

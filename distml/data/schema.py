@@ -7,7 +7,7 @@ two constants as a Keras `Rescaling(SCALE, OFFSET)` layer; a parity test holds t
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
+Number = TypeVar("Number", bound=np.number[Any])
 
 
 def normalise(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -61,20 +62,44 @@ def to_table(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any
     """
     shape = images.shape[1:]
     # `FixedShapeTensorArray.from_numpy_ndarray` reads a permutation into axes of length one.
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), int(np.prod(shape)))
-    column = pa.ExtensionArray.from_storage(tensor_type(shape), flat)
-    return pa.table({IMAGE: column, LABEL: pa.array(labels, pa.int32()), ROW: pa.array(rows, pa.int64())})
+    flat = pa.FixedSizeListArray.from_arrays(_array(images, pa.uint8()), int(np.prod(shape)))
+    columns = [
+        pa.ExtensionArray.from_storage(tensor_type(shape), flat),
+        _array(labels.astype(np.int32, copy=False), pa.int32()),
+        _array(rows.astype(np.int64, copy=False), pa.int64()),
+    ]
+    return pa.Table.from_arrays(columns, names=[IMAGE, LABEL, ROW])
+
+
+def _array(values: npt.NDArray[Any], kind: Any) -> Any:
+    """Wrap values as an Arrow array; `pa.array` would import pandas first, which takes a second or two."""
+    return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def to_images(column: Any) -> Images:
     """Return an image column as uint8 [N, H, W, C], without a copy where it is one chunk."""
     if isinstance(column, pa.ChunkedArray):
-        if column.num_chunks != 1:
-            chunks = [to_images(chunk) for chunk in column.chunks]
-            return np.concatenate(chunks) if chunks else np.empty((0, *column.type.shape), np.uint8)
-        column = column.chunk(0)
-    flat: Images = column.storage.flatten().to_numpy(zero_copy_only=True)
-    return flat.reshape(len(column), *column.type.shape)
+        parts = [to_images(chunk) for chunk in column.chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate([_no_image(column.type.shape), *parts])
+    return to_numbers(column.storage.flatten(), np.uint8).reshape(len(column), *column.type.shape)
+
+
+def to_numbers(column: Any, kind: type[Number]) -> npt.NDArray[Number]:
+    """Return a number column without nulls as an array [N], without a copy where it is one chunk.
+
+    Arrow's own `to_numpy` imports pandas first.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        parts = [to_numbers(chunk, kind) for chunk in column.chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
+    size = np.dtype(kind).itemsize
+    if column.type.bit_width != 8 * size or column.null_count:
+        raise DataError(f"a column is {column.type} with {column.null_count} nulls, not {kind.__name__}.")
+    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * size)
+
+
+def _no_image(shape: list[int]) -> Images:
+    return np.empty((0, *shape), np.uint8)
 
 
 def decode(data: bytes, name: str = "the image") -> Image.Image:

@@ -1,0 +1,293 @@
+"""Faults 1 to 6: damaged, cut off, interrupted, full, concurrent, repeated. Each is done for real.
+
+Wall time on two cores shared with other work: 20-60 s for all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml.config import Config
+from distml.data import shards, source
+from distml.data.manifest import Manifest
+from distml.data.schema import Images, Labels
+from distml.errors import DataError
+from distml.storage import Storage
+from tests.mirror import Mirror, serving
+
+pytestmark = pytest.mark.fault
+
+TRAIN, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+ROWS = {"train": 55_000, "validation": 5_000, "test": 10_000}
+
+
+def _idx(values: Labels | Images) -> bytes:
+    """Wrap uint8 values as IDX content."""
+    return (
+        struct.pack(f">I{values.ndim}I", 0x800 + values.ndim, *values.shape)
+        + values.astype(np.uint8).tobytes()
+    )
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The content of the four files by name, obtained as any user obtains it."""
+    found = source.open_source(Config(), Storage(str(tmp_path_factory.mktemp("storage"))))
+    contents = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        rows = found.splits[split]
+        contents[f"{prefix}-images-idx3-ubyte.gz"] = _idx(rows.gather(np.arange(len(rows.labels)))[..., 0])
+        contents[f"{prefix}-labels-idx1-ubyte.gz"] = _idx(rows.labels)
+    return contents
+
+
+@pytest.fixture(scope="session")
+def packed(fashion: dict[str, bytes]) -> dict[str, bytes]:
+    """The four files, compressed."""
+    return {name: gzip.compress(content, 1) for name, content in fashion.items()}
+
+
+@pytest.fixture
+def mirror(packed: dict[str, bytes]) -> Iterator[Mirror]:
+    """A mirror of our own that serves the real files until it is told otherwise."""
+    with serving(Mirror(dict(packed))) as running:
+        yield running
+
+
+@dataclass
+class Ingest:
+    """Starts `python -m distml.ingest` against a mirror, with a cache of its own."""
+
+    mirror: Mirror
+    cache: Path
+    programs: str = os.environ["PATH"]
+
+    def start(self, root: Path) -> subprocess.Popen[str]:
+        """Start one process."""
+        words = ["--storage.root", str(root), "--data.mirrors", json.dumps([self.mirror.url])]
+        return subprocess.Popen(
+            [sys.executable, "-m", "distml.ingest", *words],
+            env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "PATH": self.programs},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+        """Wait and return the exit code, the result line and standard error, which holds no traceback."""
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        return process.returncode, json.loads(out.splitlines()[-1]), err
+
+    def run(self, root: Path) -> tuple[int, dict[str, Any], str]:
+        """Start and finish."""
+        return self.finish(self.start(root))
+
+
+@pytest.fixture
+def ingest(mirror: Mirror, tmp_path: Path) -> Ingest:
+    """The verb, to be run."""
+    return Ingest(mirror, tmp_path / "cache")
+
+
+def files(root: Path) -> dict[str, int]:
+    """Every file below a folder with its modification time."""
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+
+
+def published(root: Path) -> Manifest:
+    """The one manifest below a root; every file there is it or named by it, and verifies."""
+    (path,) = root.rglob("manifest.json")
+    manifest = Manifest.from_json(path.read_text())
+    named = {shard.path for split in ROWS for shard in manifest.shards[split]}
+    assert set(files(root)) == named | {str(path.relative_to(root))}
+    for split, rows in ROWS.items():
+        images, labels = shards.read(Storage(str(root)), manifest, split)
+        assert len(images) == len(labels) == rows
+    return manifest
+
+
+def test_1_a_truncated_file_is_named_and_nothing_is_written(ingest: Ingest, storage_root: Path) -> None:
+    ingest.mirror.files[TRAIN] = ingest.mirror.files[TRAIN][:-10]
+    code, result, _ = ingest.run(storage_root)
+    assert code == 1
+    assert TRAIN in result["error"]
+    assert "damaged" in result["error"]
+    assert files(storage_root) == {}
+    assert not ingest.cache.exists()
+
+
+def test_1_a_mirror_that_always_hangs_up_is_given_up_after_three_tries(
+    ingest: Ingest, storage_root: Path
+) -> None:
+    ingest.mirror.drops[TRAIN] = 99
+    ingest.programs = "/nonexistent"  # so that there is no package archive to turn to
+    code, result, _ = ingest.run(storage_root)
+    assert code == 1
+    assert f"{ingest.mirror.url}: {TRAIN}: the connection closed" in result["error"]
+    assert len(ingest.mirror.gets) == 3
+    assert files(storage_root) == {}
+
+
+def _flipped(content: bytes) -> bytes:
+    return content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+
+
+def _header(content: bytes, at: int, value: int) -> bytes:
+    return content[:at] + value.to_bytes(4, "big") + content[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected", "actual"),
+    [
+        pytest.param(_flipped, "expected bad3541b69d9", "has the SHA-256 ", id="flipped byte"),
+        pytest.param(lambda c: _header(c, 0, 0x802), "expected 0x00000801", "is 0x00000802", id="magic"),
+        pytest.param(lambda c: _header(c, 4, 60_001), "says 60001 = 60,001", "60,000 follow", id="count"),
+    ],
+)
+def test_2_damaged_content_is_refused_with_expected_and_actual(
+    ingest: Ingest,
+    storage_root: Path,
+    fashion: dict[str, bytes],
+    damage: Callable[[bytes], bytes],
+    expected: str,
+    actual: str,
+) -> None:
+    ingest.mirror.files[LABELS] = gzip.compress(damage(fashion[LABELS]), 1)
+    code, result, _ = ingest.run(storage_root)
+    assert code == 1
+    assert LABELS in result["error"]
+    assert expected in result["error"]
+    assert actual in result["error"]
+    assert files(storage_root) == {}
+
+
+def test_2_a_byte_flipped_on_the_way_is_refused(ingest: Ingest, storage_root: Path) -> None:
+    ingest.mirror.files[LABELS] = _flipped(ingest.mirror.files[LABELS])
+    code, result, _ = ingest.run(storage_root)
+    assert code == 1
+    assert f"{LABELS} from {ingest.mirror.url}" in result["error"]
+    assert files(storage_root) == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"this root may not mount: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_3_a_full_disk_is_said_and_space_cures_it(ingest: Ingest, small_disk: Path) -> None:
+    begun = time.monotonic()
+    code, result, _ = ingest.run(small_disk)
+    assert time.monotonic() - begun < 30  # measured: 3 to 8 s
+    assert (code, result["kind"]) == (1, "StorageError")
+    assert f"cannot write {small_disk}" in result["error"]
+    assert "No space left on device" in result["error"]
+    assert files(small_disk) == {}
+    subprocess.run(["mount", "-o", "remount,size=128m", small_disk], check=True)
+    code, _, _ = ingest.run(small_disk)
+    assert code == 0
+    published(small_disk)
+
+
+def test_4_interrupted_twice_and_killed_gives_the_same_data(ingest: Ingest, tmp_path: Path) -> None:
+    clean, root = tmp_path / "clean", tmp_path / "killed"
+    code, result, _ = ingest.run(clean)
+    assert code == 0
+    ingest.mirror.gets.clear()
+    ingest.mirror.drops[TRAIN] = 2
+    second = Ingest(ingest.mirror, tmp_path / "empty")
+    process = second.start(root)
+    give_up = time.monotonic() + 60
+    while not any(name.endswith(".parquet") for name in _moving(root)):
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert [name for name, _ in ingest.mirror.gets].count(TRAIN) == 3
+    assert not list(root.rglob("manifest.json"))
+    assert list(root.rglob("*.parquet"))
+    code, again, _ = second.run(root)
+    assert code == 0
+    assert again["digest"] == result["digest"]
+    assert published(root).digest == published(clean).digest
+
+
+def _moving(root: Path) -> list[str]:
+    """Names below a folder that another process is writing to."""
+    return [name for _, _, names in os.walk(root) for name in names]
+
+
+def test_5_four_at_once_publish_once_and_6_another_run_does_nothing(
+    ingest: Ingest, storage_root: Path
+) -> None:
+    processes = [ingest.start(storage_root) for _ in range(4)]
+    finished = [ingest.finish(process) for process in processes]
+    assert [code for code, _, _ in finished] == [0, 0, 0, 0]
+    assert sum("published" in err for _, _, err in finished) == 1
+    assert len({result["digest"] for _, result, _ in finished}) == 1
+    assert len(ingest.mirror.gets) == 4
+    for _, result, _ in finished:
+        assert result["rows"] == ROWS
+    assert published(storage_root).digest == finished[0][1]["digest"]
+
+    before = files(storage_root) | files(ingest.cache)
+    ingest.mirror.gets.clear()
+    code, result, _ = ingest.run(storage_root)
+    assert (code, result["cached"]) == (0, True)
+    assert ingest.mirror.gets == []
+    assert files(storage_root) | files(ingest.cache) == before
+
+
+def test_a_damaged_cache_is_passed_over_and_healed(ingest: Ingest, tmp_path: Path) -> None:
+    assert ingest.run(tmp_path / "one")[0] == 0
+    (cached,) = ingest.cache.rglob(LABELS)
+    cached.write_bytes(_flipped(cached.read_bytes()))
+    ingest.mirror.gets.clear()
+    code, _, err = ingest.run(tmp_path / "two")
+    assert code == 0
+    assert f"not from the cache {cached.parent}" in err
+    assert len(ingest.mirror.gets) == 4
+    ingest.mirror.gets.clear()
+    assert ingest.run(tmp_path / "three")[0] == 0
+    assert ingest.mirror.gets == []
+    assert len({published(tmp_path / name).digest for name in ("one", "two", "three")}) == 1
+
+
+def test_damage_found_after_the_first_shards_takes_them_back(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number in range(40):
+            folder = tmp_path / "pictures" / split / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), number).save(folder / f"{number:02d}.png")
+    bad = tmp_path / "pictures/test/class1/39.png"
+    bad.write_bytes(bad.read_bytes()[:-20])
+    config = Config.model_validate({"data": {"path": str(tmp_path / "pictures"), "shards": 2}})
+    storage = Storage(str(tmp_path / "root"))
+    with pytest.raises(DataError, match=r"test/class1/39.png is not a readable picture"):
+        shards.prepare(config, storage)
+    assert files(tmp_path / "root") == {}
+    assert shards.find(config, storage) is None

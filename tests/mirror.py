@@ -1,0 +1,75 @@
+"""An HTTP mirror on this machine that can be told to misbehave, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Mirror:
+    """What a server offers and how it fails.
+
+    Args:
+        files: Content by name.
+        drops: How often a name is still cut off half-way through what was asked for.
+        errors: Status codes still answered for a name, first one first.
+        ranges: Whether a range is honoured; else the whole file comes.
+        gets: Every request, as (name, Range header or "").
+    """
+
+    files: dict[str, bytes]
+    drops: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, list[int]] = field(default_factory=dict)
+    ranges: bool = True
+    gets: list[tuple[str, str]] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serving(mirror: Mirror) -> Iterator[Mirror]:
+    """Serve on a free port of the loopback interface until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+            name = self.path.rpartition("/")[2]
+            asked = self.headers.get("Range", "")
+            mirror.gets.append((name, asked))
+            if mirror.errors.get(name):
+                self.send_error(mirror.errors[name].pop(0))
+            elif name not in mirror.files:
+                self.send_error(404)
+            else:
+                self._send(name, asked)
+
+        def _send(self, name: str, asked: str) -> None:
+            content = mirror.files[name]
+            first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and mirror.ranges else 0
+            self.send_response(206 if first else 200)
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            rest = content[first:]
+            self.send_header("Content-Length", str(len(rest)))
+            self.end_headers()
+            if mirror.drops.get(name, 0):
+                mirror.drops[name] -= 1
+                rest = rest[: len(rest) // 2]
+                self.close_connection = True
+            self.wfile.write(rest)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    mirror.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield mirror
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from distml.data.idx import gunzip, parse
+from distml.errors import DataError
+
+IMAGES = struct.pack(">4I", 0x803, 2, 3, 4) + bytes(range(24))
+
+
+def test_content_is_a_view_of_the_shape_in_the_header() -> None:
+    images = parse("x", IMAGES, (3,))
+    assert images.shape == (2, 3, 4)
+    assert images.dtype == np.uint8
+    assert images[1, 2, 3] == 23
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (IMAGES.replace(b"\x08\x03", b"\x08\x02", 1), "is 0x00000802, expected 0x00000803"),
+        (struct.pack(">4I", 0x803, 3, 3, 4) + bytes(24), "says 3 x 3 x 4 = 36 bytes, but 24 follow"),
+        (IMAGES + b"x", "= 24 bytes, but 25 follow"),
+        (IMAGES[:10], "cut off after 10 bytes"),
+        (b"", "is 0x00000000"),
+    ],
+)
+def test_a_header_that_lies_is_named_with_what_was_expected(content: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=rf"file.gz: .*{said}"):
+        parse("file.gz", content, (3,))
+
+
+def test_gunzip_checks_the_whole_file() -> None:
+    packed = gzip.compress(IMAGES)
+    assert gunzip("x", packed, len(IMAGES)) == IMAGES
+    for cut in (10, 4, 1, len(packed)):
+        with pytest.raises(DataError, match=r"file.gz is damaged"):
+            gunzip("file.gz", packed[:-cut])
+    for at in (12, len(packed) - 6):  # in the content and in its checksum
+        flipped = bytearray(packed)
+        flipped[at] ^= 1
+        with pytest.raises(DataError, match=r"file.gz is damaged"):
+            gunzip("file.gz", bytes(flipped))
+
+
+def test_gunzip_stops_at_the_limit() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    with pytest.raises(DataError, match="more than the expected 1,000 bytes"):
+        gunzip("file.gz", bomb, 1000)

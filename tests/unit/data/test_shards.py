@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distml.config import Config, DataConfig, RunConfig
+from distml.data import shards
+from distml.data.manifest import Manifest
+from distml.data.schema import to_images, to_table
+from distml.errors import DataError
+from distml.storage import Storage
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (100, 5, 4, 2), np.uint8)
+LABELS = (np.arange(100) % 4).astype(np.int32)
+SPLITS = ("train", "validation", "test")
+
+
+def config(folder: Path, seed: int = 0, **data: object) -> Config:
+    values = {"path": str(folder), "shards": 3, "val_fraction": 0.2, **data}
+    return Config(data=DataConfig.model_validate(values), run=RunConfig(seed=seed))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("given")
+    pq.write_table(to_table(IMAGES, LABELS, np.arange(100)), folder / "x.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Manifest]:
+    storage = Storage(str(tmp_path_factory.mktemp("root")))
+    return storage, shards.prepare(config(given), storage)
+
+
+def test_the_table_is_the_split_in_order(prepared: tuple[Storage, Manifest]) -> None:
+    storage, manifest = prepared
+    found = []
+    for split in SPLITS:
+        table = shards.table(storage, manifest, split)
+        assert table.column_names == ["image", "label", "row"]
+        assert isinstance(table.schema.field("image").type, pa.FixedShapeTensorType)
+        assert table["row"].to_pylist() == list(range(manifest.rows[split]))
+        assert len(manifest.shards[split]) == 3
+        assert [shard.rows for shard in manifest.shards[split]] == [len(c) for c in table["row"].iterchunks()]
+        images, labels = shards.read(storage, manifest, split)
+        np.testing.assert_array_equal(to_images(table["image"]), images)
+        assert table["label"].to_pylist() == labels.tolist()
+        found += [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
+    assert sorted(found) == sorted(
+        (image.tobytes(), label) for image, label in zip(IMAGES, LABELS, strict=True)
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 120])
+def test_ranks_share_the_rows_without_overlap(prepared: tuple[Storage, Manifest], world_size: int) -> None:
+    storage, manifest = prepared
+    images, labels = shards.read(storage, manifest, "train")
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    for rank in range(world_size):
+        some, their = shards.read(storage, manifest, "train", rank, world_size)
+        np.testing.assert_array_equal(some, images[rank::world_size])
+        np.testing.assert_array_equal(their, labels[rank::world_size])
+
+
+def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
+    labels = (np.arange(20_000) % 2).astype(np.int32)
+    pq.write_table(
+        to_table(np.zeros((20_000, 1, 1, 1), np.uint8), labels, np.arange(20_000)), tmp_path / "x.parquet"
+    )
+    storage = Storage(str(tmp_path / "root"))
+    manifest = shards.prepare(config(tmp_path / "x.parquet", shards=1), storage)
+    written = pq.ParquetFile(storage.uri(manifest.shards["train"][0].path)).metadata
+    groups = [written.row_group(group).num_rows for group in range(written.num_row_groups)]
+    assert sum(groups) == manifest.rows["train"]
+    assert max(groups) <= 4096
+
+
+def test_more_shards_than_rows_are_not_made(tmp_path: Path, given: Path) -> None:
+    manifest = shards.prepare(config(given, shards=50), Storage(str(tmp_path)))
+    for split in SPLITS:
+        assert len(manifest.shards[split]) == min(50, manifest.rows[split])
+
+
+def test_find_sees_only_what_is_published_and_changes_nothing(tmp_path: Path, given: Path) -> None:
+    storage = Storage(str(tmp_path / "root"))
+    assert shards.find(config(given), storage) is None
+    assert not (tmp_path / "root").exists()
+    manifest = shards.prepare(config(given), storage)
+    assert shards.find(config(given), storage) == manifest
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
+
+
+def test_another_recipe_is_another_folder(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [
+        config(given),
+        config(given, seed=1),
+        config(given, shards=2),
+        config(given, val_fraction=0.3),
+        config(given, format="parquet"),
+        config(given, name="other"),
+        config(tmp_path),
+        Config(),
+    ]
+    assert len({shards.folder(recipe) for recipe in recipes}) == len(recipes)
+    monkeypatch.chdir(given.parent)
+    assert shards.folder(config(Path(given.name))) == shards.folder(config(given))
+    assert shards.folder(config(given, mirrors=[], memory_budget_bytes=2_000_000)) == shards.folder(
+        config(given)
+    )
+
+
+def test_preparing_again_reads_and_writes_nothing(tmp_path: Path, given: Path) -> None:
+    source = shutil.copytree(given, tmp_path / "given")
+    storage = Storage(str(tmp_path / "root"))
+    manifest = shards.prepare(config(source), storage)
+    before = {path: path.stat() for path in (tmp_path / "root").rglob("*")}
+    shutil.rmtree(source)
+    assert shards.prepare(config(source), storage) == manifest
+    after = {path: path.stat() for path in (tmp_path / "root").rglob("*")}
+    assert {p: s.st_mtime_ns for p, s in before.items()} == {p: s.st_mtime_ns for p, s in after.items()}
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, given: Path) -> None:
+    storage = Storage(str(tmp_path))
+    left = tmp_path / shards.folder(config(given))
+    (left / "0badcafe").mkdir(parents=True)
+    (left / "0badcafe" / "train-00000.parquet").write_bytes(b"half")
+    (left / ".distml-tmp-x").write_bytes(b"half")
+    manifest = shards.prepare(config(given), storage)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    published = {shard.path for split in SPLITS for shard in manifest.shards[split]}
+    assert files == published | {f"{manifest.folder}/manifest.json"}
+
+
+def test_a_changed_or_missing_shard_is_named(tmp_path: Path, given: Path) -> None:
+    storage = Storage(str(tmp_path))
+    manifest = shards.prepare(config(given), storage)
+    path = tmp_path / manifest.shards["train"][1].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for reading in (shards.read, shards.table):
+        with pytest.raises(DataError, match=rf"{path} is not the file that was published"):
+            reading(storage, manifest, "train")
+    shards.read(storage, manifest, "test")
+    os.unlink(path)
+    with pytest.raises(DataError, match=f"cannot read {path}"):
+        shards.read(storage, manifest, "train")
+
+
+def test_a_damaged_manifest_is_not_taken_for_an_absent_one(tmp_path: Path, given: Path) -> None:
+    storage = Storage(str(tmp_path))
+    manifest = shards.prepare(config(given), storage)
+    path = tmp_path / manifest.folder / "manifest.json"
+    path.write_text(path.read_text()[:-100])
+    for asking in (shards.find, shards.prepare):
+        with pytest.raises(DataError, match=rf"{path} is damaged"):
+            asking(config(given), storage)
+
+
+def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path: Path, given: Path) -> None:
+    one, two = (shards.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
+    assert one.digest == two.digest
+    assert {s.path for s in one.shards["train"]}.isdisjoint(s.path for s in two.shards["train"])
+
+
+def test_reading_does_not_import_pandas(prepared: tuple[Storage, Manifest]) -> None:
+    """It takes seconds, in every process that reads; several of Arrow's calls do it in passing."""
+    storage, manifest = prepared
+    script = (
+        "import sys; from distml.data import shards; from distml.storage import Storage\n"
+        "storage, manifest = Storage(sys.argv[1]), shards.Manifest.from_json(sys.argv[2])\n"
+        "shards.table(storage, manifest, 'train'); shards.read(storage, manifest, 'train')\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, storage.root, manifest.to_json()], check=True)
