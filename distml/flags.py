@@ -73,7 +73,7 @@ def make_parser(verb: str, doc: str, arguments: Callable[[Parser], None] | None 
     usage = parser.format_usage().removeprefix("usage: ").strip()
     CliSettingsSource(
         _Settings,
-        cli_parse_args=[],
+        cli_parse_args=False,
         root_parser=parser,
         add_argument_method=_add_flag,
         cli_hide_none_type=True,
@@ -142,7 +142,7 @@ def parse(parser: Parser, words: Sequence[str]) -> tuple[Config, argparse.Namesp
         ConfigError: Anything the user has to correct.
     """
     _require_known(parser, words)
-    namespace = parser.parse_args(list(words))
+    namespace = parser.parse_intermixed_args(list(words))  # options may stand between two images
     lists = {action.dest for action in parser.actions() if str(action.metavar).startswith("[")}
     flags = {key: _value(given, key in lists) for key, given in vars(namespace).items() if "." in key}
     values = loading.load_file(namespace.config) if namespace.config else {}
