@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import subprocess
 import tempfile
 import time
@@ -244,6 +245,8 @@ def _train(
     if found is None:
         raise TrainingError("training ended without a result.", f"See the worker logs in {found_cluster.logs}.")
     drawn = _draw(storage, manifest, found)
+    report = {key: found[key] for key in ("evaluation", "history", "worst")}
+    storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
     digest = storage.read_bytes(*found["export"], result.DIGESTS)
     _record_result(tracker, manifest, found, hashlib.sha256(digest).hexdigest())
     tracker.put("close", status="FINISHED", tags={})
