@@ -21,8 +21,12 @@ def measure() -> Sequence[report.Figure]:
             ours.train(root, "--config", f"configs/{name}.yaml", f"--run.seed={seed}")()
             for seed in os.environ.get("SEEDS", "0").split(",")
         ]
-        figures.append(report.Figure(f"{name}: test accuracy", report.pick(found, "test_accuracy"), [accuracy], 1.0))
-        figures.append(report.Figure(f"{name}: wall s", report.pick(found, "wall_s"), [seconds], 1.0, "at most"))
+        figures.append(
+            report.Figure(f"{name}: test accuracy", report.pick(found, "test_accuracy"), [accuracy], 1.0)
+        )
+        figures.append(
+            report.Figure(f"{name}: wall s", report.pick(found, "wall_s"), [seconds], 1.0, "at most")
+        )
     return figures
 
 

@@ -15,7 +15,11 @@ def measure() -> Sequence[report.Figure]:
         abs(mine["loss"] - other["loss"]) / other["loss"]
         for mine, other in zip(two["history"], one["history"], strict=True)
     ]
-    return [report.Figure("largest relative loss difference, 1 and 2 workers", [max(gaps)], [0.02], 1.0, "at most")]
+    return [
+        report.Figure(
+            "largest relative loss difference, 1 and 2 workers", [max(gaps)], [0.02], 1.0, "at most"
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What Ray Data, checkpoints and tracking cost a steady epoch, against the same step over a tensor in memory."""
+"""What Ray Data, checkpoints and tracking cost a steady epoch, against the step over a tensor in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ REPEATS = int(os.environ.get("REPEATS", "3"))
 def _row_seconds(result: dict[str, Any]) -> float:
     """Microseconds a row, all that an epoch spends outside validation counted in; the fastest epoch."""
     parts = ("train_s", "checkpoint_s", "report_s")
-    return min(
+    seconds: float = min(
         sum(epoch.get(part, 0.0) for part in parts) / (epoch["samples_per_s"] * epoch["train_s"]) * 1e6
         for epoch in result["history"][1:]
     )
+    return seconds
 
 
 def measure() -> Sequence[report.Figure]:
@@ -26,7 +27,10 @@ def measure() -> Sequence[report.Figure]:
     data, root = harness.data_folder(), ours.root()
     flags = [f"--train.workers={WORKERS}", f"--train.epochs={EPOCHS}", f"--train.global_batch_size={BATCH}"]
     found = harness.alternate(
-        {"distml": ours.train(root, *flags), "bare_step": harness.peer("bare_step", WORKERS, EPOCHS, BATCH, data)},
+        {
+            "distml": ours.train(root, *flags),
+            "bare_step": harness.peer("bare_step", WORKERS, EPOCHS, BATCH, data),
+        },
         REPEATS,
     )
     whole = [_row_seconds(result) for result in found["distml"]]

@@ -1,4 +1,4 @@
-"""A data set four times the memory budget: peak memory of a worker, and speed against the same data in memory.
+"""A data set four times the memory budget: peak memory of a worker, and speed against memory.
 
 The rows are synthetic: what is measured is movement, not learning.
 """
@@ -36,7 +36,9 @@ def write(folder: Path) -> None:
             count = min(20_000, total - first)
             images = numbers.integers(0, 256, (count, 28, 28, 1), np.uint8)
             labels = numbers.integers(0, 10, count).astype(np.int32)
-            table = schema.to_table(images, labels, np.arange(count, dtype=np.int64)).select(["image", "label"])
+            table = schema.to_table(images, labels, np.arange(count, dtype=np.int64)).select(
+                ["image", "label"]
+            )
             pq.write_table(table, folder / split / f"{number:03d}.parquet", compression="none")
 
 
@@ -55,7 +57,12 @@ class _Watch(threading.Thread):
 
 
 def _call(root: Path, data: Path, budget: int) -> Any:
-    flags = [f"--data.path={data}", "--data.format=parquet", "--data.name=synthetic", "--data.val_fraction=0.01"]
+    flags = [
+        f"--data.path={data}",
+        "--data.format=parquet",
+        "--data.name=synthetic",
+        "--data.val_fraction=0.01",
+    ]
     flags += [f"--data.memory_budget_bytes={budget}", "--train.epochs=2", "--train.global_batch_size=256"]
 
     def call() -> Any:
@@ -80,7 +87,9 @@ def measure() -> Sequence[report.Figure]:
         harness.say(f"measured in {time.monotonic() - began:.0f} s")
     streamed = found["streamed"]
     return [
-        report.Figure("peak worker RSS, bytes", report.pick(streamed, "peak_rss"), [ALLOWED_RSS], 1.0, "at most"),
+        report.Figure(
+            "peak worker RSS, bytes", report.pick(streamed, "peak_rss"), [ALLOWED_RSS], 1.0, "at most"
+        ),
         report.Figure(
             "samples/s vs in memory",
             report.pick(streamed, "samples_per_s"),

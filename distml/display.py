@@ -81,7 +81,8 @@ class Display:
 
     def _on_epoch(self, event: Event) -> None:
         self.say(
-            f"epoch {event['epoch']}/{self._epochs}  loss {event['loss']:.4f}  accuracy {event['accuracy']:.4f}  "
+            f"epoch {event['epoch']}/{self._epochs}  "
+            f"loss {event['loss']:.4f}  accuracy {event['accuracy']:.4f}  "
             f"val_loss {event['val_loss']:.4f}  val_accuracy {event['val_accuracy']:.4f}  "
             f"{event['samples_per_s']:,.0f} samples/s"
         )
@@ -105,7 +106,9 @@ class Display:
         left = [("[bold]all classes[/bold]", f"[bold]{evaluation[split]['accuracy']:.4f}[/bold]"), *classes]
         right = [(f"   {name}", f"{seconds:.1f} s") for name, seconds in times.items()]
         for row in range(max(len(left), len(right))):
-            table.add_row(*(left[row] if row < len(left) else ("", "")), *(right[row] if row < len(right) else ("", "")))
+            table.add_row(
+                *(left[row] if row < len(left) else ("", "")), *(right[row] if row < len(right) else ("", ""))
+            )
         self.console.print()
         self.console.print(table)
         self.console.print()

@@ -1,4 +1,4 @@
-"""The only MLflow: one run per training run, its registry entry, and what happens when the server is away (driver).
+"""The only MLflow: one run per training run, its registry entry, and outages of the server (driver).
 
 Everything that is to be recorded becomes an operation, a plain dictionary, in an outbox. One thread
 sends them in order, so an outage delays the record and never the training. What could not be sent when
@@ -157,7 +157,9 @@ class Sender:
         self.client.update_run(self.run_id, status="RUNNING")
         known = self.client.get_run(self.run_id).data.params
         fresh = [Param(key, value) for key, value in params.items() if key not in known]
-        self.client.log_batch(self.run_id, params=fresh, tags=[RunTag(key, text) for key, text in tags.items()])
+        self.client.log_batch(
+            self.run_id, params=fresh, tags=[RunTag(key, text) for key, text in tags.items()]
+        )
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -186,7 +188,9 @@ class Sender:
 
         if step <= self._logged.get(guard, -1):
             return
-        self.client.log_batch(self.run_id, [Metric(key, value, time_ms, step) for key, value in values.items()])
+        self.client.log_batch(
+            self.run_id, [Metric(key, value, time_ms, step) for key, value in values.items()]
+        )
         self._logged[guard] = step
 
     def _do_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
@@ -195,7 +199,9 @@ class Sender:
         dataset = Dataset(
             name, digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
         )
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        self.client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
 
     def _do_text(self, file: str, text: str) -> None:
         self.client.log_text(self.run_id, text, file)
@@ -204,7 +210,9 @@ class Sender:
         with _local(self._storage, parts) as folder:
             self.client.log_artifacts(self.run_id, str(folder), path)
 
-    def _do_model(self, parts: list[str], shape: list[int], classes: int, metrics: dict[str, float], digest: str) -> None:
+    def _do_model(
+        self, parts: list[str], shape: list[int], classes: int, metrics: dict[str, float], digest: str
+    ) -> None:
         """Log the exported model as MLflow's Keras flavour and register it as a new version."""
         self._register(self._logged_model(parts, shape, classes, metrics, digest), digest)
 
@@ -230,7 +238,10 @@ class Sender:
         now = int(time.time() * 1000)
         self.client.log_batch(
             self.run_id,
-            [Metric(key, value, now, 0, logged.model_id, run_id=self.run_id) for key, value in metrics.items()],
+            [
+                Metric(key, value, now, 0, logged.model_id, run_id=self.run_id)
+                for key, value in metrics.items()
+            ],
         )
         self.client.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_id)
@@ -278,7 +289,9 @@ class _local:  # noqa: N801 - a context manager used as a function
             self._copy.cleanup()
 
 
-def _describe(folder: Path, into: Path, run_id: str | None, logged: Any, shape: list[int], classes: int) -> None:
+def _describe(
+    folder: Path, into: Path, run_id: str | None, logged: Any, shape: list[int], classes: int
+) -> None:
     """Write the MLmodel file and its environment, so that MLflow loads the export by its Keras flavour."""
     from importlib.metadata import version
 
@@ -391,7 +404,9 @@ class Tracker:
         self._give_up.set()
         self._thread.join()
         if self._unsent:
-            lines = [json.dumps({"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id})]
+            lines = [
+                json.dumps({"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id})
+            ]
             lines += [json.dumps(operation) for operation in self._unsent]
             spool = f"{self._name}-{uuid.uuid4().hex[:8]}.jsonl"
             self._storage.write_bytes("\n".join(lines).encode(), SPOOL, spool)

@@ -25,7 +25,15 @@ from distml.storage import Storage
 
 Event = dict[str, Any]
 _STEP_VALUES = ("loss", "accuracy", "learning_rate", "samples_per_s")
-_EPOCH_VALUES = ("loss", "accuracy", "val_loss", "val_accuracy", "samples_per_s", "learning_rate", "world_size")
+_EPOCH_VALUES = (
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "samples_per_s",
+    "learning_rate",
+    "world_size",
+)
 _TIMES = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
 
 
@@ -121,10 +129,16 @@ def _draw(storage: Storage, manifest: shards.Manifest, found: Event) -> list[str
 
     split = "test" if "test" in found["evaluation"] else "validation"
     images, _ = shards.read(storage, manifest, split)
-    worst = (images[[mistake[0] for mistake in found["worst"]]], found["worst"]) if found["worst"] else (images[:0], [])
+    worst = (
+        (images[[mistake[0] for mistake in found["worst"]]], found["worst"])
+        if found["worst"]
+        else (images[:0], [])
+    )
     parts = (*found["export"], "figures")
     with tempfile.TemporaryDirectory() as folder:
-        drawn = figures.draw(Path(folder), found["history"], found["evaluation"], list(manifest.classes), worst)
+        drawn = figures.draw(
+            Path(folder), found["history"], found["evaluation"], list(manifest.classes), worst
+        )
         storage.upload(folder, *parts)
         return [storage.uri(*parts, path.name) for path in drawn]
 
@@ -135,7 +149,9 @@ def _final_metrics(found: Event) -> dict[str, float]:
         prefix = {"validation": "val", "test": "test"}[split]
         metrics[f"{prefix}_accuracy"] = evaluation["accuracy"]
         metrics[f"{prefix}_loss"] = evaluation["loss"]
-        metrics |= {f"{prefix}_accuracy/{_key(name)}": share for name, share in evaluation["per_class"].items()}
+        metrics |= {
+            f"{prefix}_accuracy/{_key(name)}": share for name, share in evaluation["per_class"].items()
+        }
     return metrics
 
 
@@ -226,14 +242,20 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _train(
-    config: Config, storage: Storage, record: runs.Run, tracker: tracking.Tracker, display: Display, began: float
+    config: Config,
+    storage: Storage,
+    record: runs.Run,
+    tracker: tracking.Tracker,
+    display: Display,
+    began: float,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
     from distml.training import fit, result
 
     with cluster.connect(config) as found_cluster:
         plan = cluster.require_plan(config, found_cluster)
-        display.say(f"Ray {'started here' if found_cluster.local else 'connected'}, dashboard {found_cluster.dashboard}")
+        how = "started here" if found_cluster.local else "connected"
+        display.say(f"Ray {how}, dashboard {found_cluster.dashboard}")
         manifest = shards.prepare(config, storage)
         _check_sizes(config, manifest)
         _open(tracker, config, record, manifest)
@@ -243,7 +265,9 @@ def _train(
         raise recorder.failure
     found = recorder.result
     if found is None:
-        raise TrainingError("training ended without a result.", f"See the worker logs in {found_cluster.logs}.")
+        raise TrainingError(
+            "training ended without a result.", f"See the worker logs in {found_cluster.logs}."
+        )
     drawn = _draw(storage, manifest, found)
     report = {key: found[key] for key in ("evaluation", "history", "worst")}
     storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")

@@ -1,0 +1,1 @@
+"""Data: where rows come from, and how they reach a worker."""

@@ -88,7 +88,9 @@ def _candidates(storage: Storage, run: tuple[str, ...]) -> list[tuple[str, ...]]
         for name in storage.names(*run, attempt)
         if name.startswith("epoch-")
     ]
-    return [(*run, attempt, name) for name, attempt in sorted(found, key=lambda f: (f[0][:11], f[1], f[0]))][::-1]
+    return [(*run, attempt, name) for name, attempt in sorted(found, key=lambda f: (f[0][:11], f[1], f[0]))][
+        ::-1
+    ]
 
 
 def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, list[Skipped]]:
@@ -101,7 +103,7 @@ def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, l
     Returns:
         The checkpoint, or None when there is none, and those passed over with reasons.
     """
-    skipped = []
+    skipped: list[Skipped] = []
     for parts in _candidates(storage, run):
         found = _verified(storage, parts)
         if isinstance(found, Checkpoint):

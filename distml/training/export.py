@@ -30,7 +30,7 @@ def served(network: keras.Model) -> keras.Model:
     return keras.Model(image, probabilities, name=network.name)
 
 
-class _Served(tf.Module):  # type: ignore[misc]
+class _Served(tf.Module):
     """The signatures of the SavedModel. Final."""
 
     def __init__(self, model: keras.Model) -> None:

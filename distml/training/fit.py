@@ -30,7 +30,11 @@ _OOM = "the worker ran out of memory (OOM)"
 _SIGNS = (
     ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
-    ("No space left on device", "the storage is full (ENOSPC)", "Free space below storage.root and run again."),
+    (
+        "No space left on device",
+        "the storage is full (ENOSPC)",
+        "Free space below storage.root and run again.",
+    ),
     ("ActorDiedError", "the worker process died", ""),
     ("actor died", "the worker process died", ""),
     ("ActorUnavailableError", "the worker process died", ""),
@@ -67,7 +71,9 @@ def dataset(config: Config, storage: Storage, manifest: shards.Manifest, workers
     return ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
 
 
-def _trainer(spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Dataset, where: tuple[str, str]) -> Any:
+def _trainer(
+    spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Dataset, where: tuple[str, str]
+) -> Any:
     least, most = plan.workers
     train = config.train
     options = ray.data.ExecutionOptions(preserve_order=True)
@@ -97,7 +103,7 @@ def _trainer(spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Da
     )
 
 
-class _Failures(UserCallback):  # type: ignore[misc]
+class _Failures(UserCallback):
     """Tells the board why a worker group is restarted (controller). Final.
 
     An exception that leaves a callback ends the run, so none does.

@@ -27,7 +27,9 @@ def write_digests(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def evaluate(labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: list[str]) -> dict[str, Any]:
+def evaluate(
+    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: list[str]
+) -> dict[str, Any]:
     """Summarise predictions on a split.
 
     Args:

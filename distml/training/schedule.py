@@ -23,7 +23,8 @@ def make(train: TrainConfig, steps_per_epoch: int) -> Schedule:
         steps_per_epoch: Optimizer steps in one epoch.
     """
     total = max(1, train.epochs * steps_per_epoch)
-    return _MAKERS[train.schedule](train, steps_per_epoch, total)
+    made: Schedule = _MAKERS[train.schedule](train, steps_per_epoch, total)
+    return made
 
 
 def table(train: TrainConfig, steps_per_epoch: int) -> list[float]:

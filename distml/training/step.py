@@ -23,7 +23,7 @@ EVALUATION_BATCH = 500
 """Rows evaluated at a time; bounds activation memory and divides the built-in splits evenly."""
 
 
-class _Table(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class _Table(keras.optimizers.schedules.LearningRateSchedule):
     """Looks the rate of a step up in the table that `schedule.table` computed."""
 
     def __init__(self, rates: list[float]) -> None:
@@ -178,7 +178,8 @@ class Step:
 
     def synchronise(self) -> None:
         """Average the moving statistics of normalisation layers, which each worker keeps from its own
-        rows, so that all workers evaluate and save the same model."""
+        rows, so that all workers evaluate and save the same model.
+        """
         if self._statistics:
             self._average_statistics()
 
@@ -186,7 +187,9 @@ class Step:
     def _average_statistics(self) -> None:
         def replica() -> Any:
             context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.MEAN, [value + 0.0 for value in self._statistics])
+            return context.all_reduce(
+                tf.distribute.ReduceOp.MEAN, [value + 0.0 for value in self._statistics]
+            )
 
         averaged = self.strategy.run(replica)
         for variable, value in zip(self._statistics, averaged, strict=True):
@@ -219,7 +222,9 @@ class Step:
     @tf.function(reduce_retracing=True)
     def _sum(self, values: Tensor) -> Tensor:
         def replica(mine: Tensor) -> Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(mine))
+            return tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.identity(mine)
+            )
 
         return self.strategy.experimental_local_results(self.strategy.run(replica, args=(values,)))[0]
 

@@ -60,7 +60,9 @@ def _import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
 
 def _strategy(tf: Any, use_gpu: bool) -> Any:
     kinds = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if use_gpu else kinds.RING)
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if use_gpu else kinds.RING
+    )
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
@@ -72,6 +74,7 @@ class Worker:
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        self.started_at = time.time()
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.local_world_size = context.get_local_world_size()
@@ -128,6 +131,7 @@ class Worker:
             rows_read=int(rows[0]),
             streaming=self.feed.streaming,
             parameters=int(self.step.model.count_params()),
+            started_at=self.started_at,
             import_s=imported - began,
             build_s=built - imported,
             wait_data_s=time.perf_counter() - built,
@@ -207,7 +211,7 @@ class Worker:
         """The window as tensors; a shard kept in memory is converted once."""
         import tensorflow as tf
 
-        if self.feed.streaming:
+        if isinstance(self.feed, feed.Stream):
             return tf.constant(rows[0]), tf.constant(rows[1])
         if self._constants is None:
             self._constants = (tf.constant(rows[0]), tf.constant(rows[1]))
@@ -228,7 +232,9 @@ class Worker:
         windows = self._windows(epoch)
         for number, window in enumerate(windows):
             images, labels = self._tensors(window)
-            positions = feed.order(len(window[1]), self.batch, (seed, epoch, self.world_size, self.rank, number))
+            positions = feed.order(
+                len(window[1]), self.batch, (seed, epoch, self.world_size, self.rank, number)
+            )
             for block in _blocks(positions[: self.steps_per_epoch - done], self.config.train.log_every_steps):
                 curves.append(self._run_block(epoch, done, images, labels, block))
                 done += len(block)
@@ -301,7 +307,11 @@ class Worker:
         self.step.swap()
         metrics |= self._evaluate()
         self.step.swap()
-        metrics |= {"evaluate_s": time.perf_counter() - began, "epoch": epoch + 1, "step": self.step.iterations}
+        metrics |= {
+            "evaluate_s": time.perf_counter() - began,
+            "epoch": epoch + 1,
+            "step": self.step.iterations,
+        }
         metrics |= {"world_size": self.world_size, "time": time.time()}
         self.history.append(metrics)
         began = time.perf_counter()
@@ -333,7 +343,9 @@ class Worker:
 
         began = time.perf_counter()
         self.step.swap()
-        splits = {split: self._predict(split) for split in ("validation", "test") if self.manifest.rows.get(split)}
+        splits = {
+            split: self._predict(split) for split in ("validation", "test") if self.manifest.rows.get(split)
+        }
         evaluated = time.perf_counter()
         if self.rank:
             return
