@@ -158,7 +158,7 @@ def bomb() -> str:
 
 
 CANARY = "canary.txt"
-HOSTILE = {
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "alias bomb": (bomb(), "aliases are not accepted"),
     "merge bomb": ("a: &a {b: 1}\nc: {<<: [*a, *a]}", "aliases are not accepted"),
     "5 MiB": ("run: {name: x}\n" + "# filler\n" * 600_000, "is larger than"),

@@ -1,0 +1,94 @@
+"""Trusting an export: every byte is what training wrote, checked before any of it is parsed (any process)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from distml.errors import ModelError
+from distml.training.result import CLASSES, DIGESTS, MODEL, SAVED_MODEL
+
+_CHUNK_BYTES = 1 << 20
+_LIST_BYTES = 1 << 20
+_PLAIN_BYTES = 16 << 20
+_EXPANSION = 2
+"""Keras stores the members of a `.keras` file uncompressed (keras/src/saving/saving_lib.py, 3.15)."""
+_AGAIN = "Fetch the model again, or train it again."
+
+
+def verify(folder: Path, expected_sha256: str | None = None) -> str:
+    """Check that an export is complete, unchanged and without additions where a loader looks.
+
+    Args:
+        folder: An export, or its copy out of the registry with more files beside it.
+        expected_sha256: What the registry says about `digests.json`.
+
+    Returns:
+        SHA-256 of `digests.json`, which stands for the whole export.
+
+    Raises:
+        ModelError: A file is missing, changed or too much, or the list itself is another one.
+    """
+    digest, listed = _listed(folder)
+    if expected_sha256 is not None and digest != expected_sha256:
+        raise ModelError(f"{folder / DIGESTS} has the SHA-256 {digest}, expected {expected_sha256}.", _AGAIN)
+    for name, expected in listed.items():
+        actual = _sha256(folder / name)
+        if actual != expected:
+            raise ModelError(f"{folder / name} has the SHA-256 {actual}, expected {expected}.", _AGAIN)
+    for loaded in (PurePosixPath(MODEL).parts[0], SAVED_MODEL):
+        for path in sorted((folder / loaded).rglob("*")):
+            if not path.is_dir() and path.relative_to(folder).as_posix() not in listed:
+                raise ModelError(f"{path} does not belong to the model.", _AGAIN)
+    return digest
+
+
+def _listed(folder: Path) -> tuple[str, dict[str, str]]:
+    """Read the list of digests: its own SHA-256 and the expected one of each file."""
+    path = folder / DIGESTS
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_LIST_BYTES)
+        listed = json.loads(raw)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not a list of digests.", _AGAIN) from None
+    if not isinstance(listed, dict) or not listed.keys() >= {MODEL, CLASSES}:
+        raise ModelError(f"{path} does not list {MODEL} and {CLASSES}.", _AGAIN)
+    for name in listed:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise ModelError(f"{path} lists {name!r}, which is not below the model.", _AGAIN)
+    return hashlib.sha256(raw).hexdigest(), listed
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from None
+    return digest.hexdigest()
+
+
+def require_modest(path: Path) -> None:
+    """Refuse a `.keras` archive that claims to be much larger than its file.
+
+    Raises:
+        ModelError: Not an archive, or a member of it is a bomb.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{path} is not a Keras model: {error}.", _AGAIN) from None
+    size = path.stat().st_size
+    if len({member.filename for member in members}) < len(members):
+        raise ModelError(f"{path} holds two files of one name.", _AGAIN)
+    if sum(member.file_size for member in members) > _PLAIN_BYTES + _EXPANSION * size:
+        raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)

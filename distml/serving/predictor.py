@@ -1,0 +1,126 @@
+"""A trained model as a function of pictures: verified, then loaded (driver, replica)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.schema import Images
+from distml.errors import ModelError
+from distml.serving import digests
+from distml.training import lean
+from distml.training.result import CLASSES, MODEL
+
+_BATCH = 256
+"""Images per call: bounds the memory of activations."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that has been verified. Final.
+
+    Args:
+        classes: Name of each class, by label.
+        shape: (H, W, C) of an image.
+        sha256: Stands for the whole export.
+        function: uint8 tensor [N, H, W, C] to float32 tensor [N, classes].
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    sha256: str
+    function: Any
+
+    @classmethod
+    def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
+        """Verify an export and load its Keras model; TensorFlow is imported here.
+
+        Args:
+            folder: As training wrote it, or as the registry gave it back.
+            expected_sha256: Of its `digests.json`, as the registry has it.
+
+        Raises:
+            ModelError: Changed, incomplete, unsafe to load, or not a classifier of images.
+        """
+        sha256 = digests.verify(folder, expected_sha256)
+        digests.require_modest(folder / MODEL)
+        classes, shape = _described(folder / CLASSES)
+        model = _load(folder / MODEL)
+        _require_classifier(folder / MODEL, model, classes, shape)
+        return cls(classes, shape, sha256, _compiled(model))
+
+    def predict(self, images: Images) -> npt.NDArray[np.float32]:
+        """Classify images.
+
+        Args:
+            images: uint8 [N, H, W, C], pixel values 0 to 255.
+
+        Returns:
+            Probabilities, float32 [N, classes].
+
+        Raises:
+            ModelError: Another type or shape.
+        """
+        found = f"{images.dtype} {list(images.shape)}"
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.shape:
+            raise ModelError(f"the model takes uint8 {['N', *self.shape]}, not {found}.".replace("'", ""))
+        answers = np.empty((len(images), len(self.classes)), np.float32)
+        for at in range(0, len(images), _BATCH):
+            answers[at : at + _BATCH] = self.function(images[at : at + _BATCH])
+        return answers
+
+
+def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    try:
+        found = json.loads(path.read_text())
+        classes = tuple(str(name) for name in found["classes"])
+        height, width, depth = (int(size) for size in found["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
+    return classes, (height, width, depth)
+
+
+def _keras() -> Any:
+    """Import Keras on TensorFlow, whatever the person's own Keras settings are."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    with lean.imports():
+        import keras
+    return keras
+
+
+def _load(path: Path) -> Any:
+    keras = _keras()
+    try:
+        # Safe mode refuses Lambda layers and configurations that name functions of other modules.
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises nearly anything on a model it cannot or will not load
+        cause = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+        raise ModelError(
+            f"{path} cannot be loaded safely: {cause}",
+            "Layers of your own need @keras.saving.register_keras_serializable; Lambda layers are refused.",
+        ) from error
+
+
+def _require_classifier(path: Path, model: Any, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    found = (getattr(model, "input_shape", None), getattr(model, "output_shape", None))
+    expected = ((None, *shape), (None, len(classes)))
+    if found != expected:
+        raise ModelError(f"{path} maps {found[0]} to {found[1]}, expected {expected[0]} to {expected[1]}.")
+
+
+def _compiled(model: Any) -> Any:
+    """One graph for every batch size."""
+    import tensorflow as tf
+
+    def predict(images: Any) -> Any:
+        return model(images, training=False)
+
+    return tf.function(predict, input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])

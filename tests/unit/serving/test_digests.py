@@ -1,0 +1,137 @@
+"""Nothing of an export is read for its meaning before every byte of it is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from distml.errors import ModelError
+from distml.serving import digests
+from distml.training.result import DIGESTS, MODEL, write_digests
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """A folder laid out like an export."""
+    folder = tmp_path / "export"
+    for name in (
+        MODEL,
+        "data/keras_module.txt",
+        "saved_model/saved_model.pb",
+        "saved_model/variables/v.index",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 100)
+    (folder / "classes.json").write_text('{"classes": ["a"], "shape": [1, 1, 1]}')
+    write_digests(folder)
+    return folder
+
+
+def refusal(folder: Path, expected: str | None = None) -> str:
+    with pytest.raises(ModelError) as caught:
+        digests.verify(folder, expected)
+    return str(caught.value)
+
+
+def test_an_untouched_export_is_trusted_by_the_digest_of_its_digests(export: Path) -> None:
+    own = hashlib.sha256((export / DIGESTS).read_bytes()).hexdigest()
+    assert digests.verify(export) == digests.verify(export, own) == own
+    (export / "MLmodel").write_text("what the registry adds lies beside it")
+    (export / "figures").mkdir()
+    (export / "figures" / "curves.png").touch()
+    assert digests.verify(export, own) == own
+
+
+@pytest.mark.parametrize("name", [MODEL, "saved_model/variables/v.index", "classes.json"])
+def test_one_changed_byte_is_named(export: Path, name: str) -> None:
+    content = bytearray((export / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (export / name).write_bytes(content)
+    said = refusal(export)
+    assert str(export / name) in said
+    assert hashlib.sha256(content).hexdigest() in said
+
+
+def test_a_list_that_was_made_to_fit_is_another_list(export: Path) -> None:
+    registered = digests.verify(export)
+    (export / MODEL).write_bytes(b"another model")
+    write_digests(export)
+    assert digests.verify(export) != registered
+    assert refusal(export, registered).startswith(f"{export / DIGESTS} has the SHA-256 ")
+
+
+@pytest.mark.parametrize("name", [MODEL, "saved_model/saved_model.pb"])
+def test_a_missing_file_is_named(export: Path, name: str) -> None:
+    (export / name).unlink()
+    assert f"{export / name} cannot be read: No such file" in refusal(export)
+
+
+@pytest.mark.parametrize("name", ["data/extra.py", "saved_model/assets/extra", "data/link"])
+def test_a_file_that_a_loader_could_pick_up_is_named(export: Path, name: str) -> None:
+    (export / name).parent.mkdir(exist_ok=True)
+    if name.endswith("link"):
+        (export / name).symlink_to("/etc/hostname")
+    else:
+        (export / name).touch()
+    assert refusal(export).startswith(f"{export / name} does not belong to the model.")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is not a list of digests"),
+        ("[" * 100_000, "is not a list of digests"),
+        ("[]", "does not list data/model.keras"),
+        ("{}", "does not list data/model.keras"),
+        (json.dumps({MODEL: "", "classes.json": "", "../x": ""}), "lists '../x', which is not below"),
+        (json.dumps({MODEL: "", "classes.json": "", "/etc/passwd": ""}), "lists '/etc/passwd'"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(export: Path, content: str, said: str) -> None:
+    (export / DIGESTS).write_text(content)
+    assert said in refusal(export)
+
+
+def test_an_export_without_a_list_is_refused(export: Path) -> None:
+    (export / DIGESTS).unlink()
+    assert "digests.json cannot be read: No such file" in refusal(export)
+
+
+def archive(path: Path, members: dict[str, bytes], compression: int) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as stream:
+        for name, content in members.items():
+            stream.writestr(name, content)
+    return path
+
+
+def test_a_modest_archive_is_let_through(tmp_path: Path) -> None:
+    members = {"config.json": b"{}" * 1000, "model.weights.h5": bytes(range(256)) * 1000}
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        digests.require_modest(archive(tmp_path / "model.keras", members, compression))
+
+
+def test_a_bomb_is_refused_without_being_unpacked(tmp_path: Path) -> None:
+    path = archive(tmp_path / "bomb.keras", {"model.weights.h5": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ModelError, match=r"bomb\.keras would unpack to far more"):
+        digests.require_modest(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as stream:
+        stream.writestr("config.json", "{}")
+        stream.writestr("config.json", "[]")
+    with pytest.raises(ModelError, match="two files of one name"):
+        digests.require_modest(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + b"x" * 100, b"PK\x03\x04" + b"\0" * 50])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.keras").write_bytes(content)
+    with pytest.raises(ModelError, match="is not a Keras model"):
+        digests.require_modest(tmp_path / "model.keras")
