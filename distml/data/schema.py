@@ -102,20 +102,25 @@ def _no_image(shape: list[int]) -> Images:
     return np.empty((0, *shape), np.uint8)
 
 
-def decode(data: bytes, name: str = "the image") -> Image.Image:
+def decode(data: bytes, name: str = "the image", max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode one picture, turned upright as its EXIF orientation says.
 
+    Args:
+        data: The encoded picture.
+        name: Said in errors.
+        max_pixels: A larger picture is refused; more than the default only for a person's own files.
+
     Raises:
-        DataError: Not a PNG, JPEG, BMP, GIF or WEBP, damaged, or larger than `MAX_IMAGE_PIXELS`.
+        DataError: Not a PNG, JPEG, BMP, GIF or WEBP, damaged, or larger than `max_pixels`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
+        if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
         image.load()
         return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = f"{MAX_IMAGE_PIXELS:,} pixels"
+        limit = f"{max_pixels:,} pixels"
         raise DataError(f"{name} is larger than {limit}.", "Scale it down.") from None
     except Exception as error:  # Pillow's parsers raise anything on damaged or hostile bytes
         raise DataError(f"{name} is not a readable picture: {error}.", "Give a PNG or JPEG file.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distml.errors import ModelError
@@ -18,18 +19,33 @@ _EXPANSION = 2
 _AGAIN = "Fetch the model again, or train it again."
 
 
-def verify(folder: Path, expected_sha256: str | None = None) -> str:
+@dataclass(frozen=True)
+class Export:
+    """An export that has been verified.
+
+    Args:
+        folder: Where it is.
+        sha256: Of its list of digests, which stands for the whole export.
+        classes: Name of each class, by label.
+        shape: (H, W, C) of an image.
+    """
+
+    folder: Path
+    sha256: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def verify(folder: Path, expected_sha256: str | None = None) -> Export:
     """Check that an export is complete, unchanged and without additions where a loader looks.
 
     Args:
         folder: An export, or its copy out of the registry with more files beside it.
         expected_sha256: What the registry says about `digests.json`.
 
-    Returns:
-        SHA-256 of `digests.json`, which stands for the whole export.
-
     Raises:
-        ModelError: A file is missing, changed or too much, or the list itself is another one.
+        ModelError: A file is missing, changed or too much, the list itself is another one, or the model is
+            not described.
     """
     digest, listed = _listed(folder)
     if expected_sha256 is not None and digest != expected_sha256:
@@ -42,7 +58,8 @@ def verify(folder: Path, expected_sha256: str | None = None) -> str:
         for path in sorted((folder / loaded).rglob("*")):
             if not path.is_dir() and path.relative_to(folder).as_posix() not in listed:
                 raise ModelError(f"{path} does not belong to the model.", _AGAIN)
-    return digest
+    _require_modest(folder / MODEL)
+    return Export(folder, digest, *_described(folder / CLASSES))
 
 
 def _listed(folder: Path) -> tuple[str, dict[str, str]]:
@@ -76,12 +93,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_modest(path: Path) -> None:
-    """Refuse a `.keras` archive that claims to be much larger than its file.
-
-    Raises:
-        ModelError: Not an archive, or a member of it is a bomb.
-    """
+def _require_modest(path: Path) -> None:
+    """Refuse a `.keras` archive that claims to be much larger than its file."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -92,3 +105,13 @@ def require_modest(path: Path) -> None:
         raise ModelError(f"{path} holds two files of one name.", _AGAIN)
     if sum(member.file_size for member in members) > _PLAIN_BYTES + _EXPANSION * size:
         raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)
+
+
+def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    try:
+        found = json.loads(path.read_text())
+        classes = tuple(str(name) for name in found["classes"])
+        height, width, depth = (int(size) for size in found["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
+    return classes, (height, width, depth)

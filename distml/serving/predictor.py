@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from distml.data.schema import Images
 from distml.errors import ModelError
 from distml.serving import digests
 from distml.training import lean
-from distml.training.result import CLASSES, MODEL
+from distml.training.result import MODEL
 
 _BATCH = 256
 """Images per call: bounds the memory of activations."""
@@ -48,12 +47,19 @@ class Predictor:
         Raises:
             ModelError: Changed, incomplete, unsafe to load, or not a classifier of images.
         """
-        sha256 = digests.verify(folder, expected_sha256)
-        digests.require_modest(folder / MODEL)
-        classes, shape = _described(folder / CLASSES)
-        model = _load(folder / MODEL)
-        _require_classifier(folder / MODEL, model, classes, shape)
-        return cls(classes, shape, sha256, _compiled(model))
+        return cls.of(digests.verify(folder, expected_sha256))
+
+    @classmethod
+    def of(cls, export: digests.Export) -> Self:
+        """Load the Keras model of a verified export; TensorFlow is imported here.
+
+        Raises:
+            ModelError: Unsafe to load, or not a classifier of images.
+        """
+        path = export.folder / MODEL
+        model = _load(path)
+        _require_classifier(path, model, export)
+        return cls(export.classes, export.shape, export.sha256, _compiled(model))
 
     def predict(self, images: Images) -> npt.NDArray[np.float32]:
         """Classify images.
@@ -76,20 +82,10 @@ class Predictor:
         return answers
 
 
-def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
-    try:
-        found = json.loads(path.read_text())
-        classes = tuple(str(name) for name in found["classes"])
-        height, width, depth = (int(size) for size in found["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
-    return classes, (height, width, depth)
-
-
 def _keras() -> Any:
     """Import Keras on TensorFlow, whatever the person's own Keras settings are."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with lean.imports():
         import keras
@@ -109,9 +105,9 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _require_classifier(path: Path, model: Any, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+def _require_classifier(path: Path, model: Any, export: digests.Export) -> None:
     found = (getattr(model, "input_shape", None), getattr(model, "output_shape", None))
-    expected = ((None, *shape), (None, len(classes)))
+    expected = ((None, *export.shape), (None, len(export.classes)))
     if found != expected:
         raise ModelError(f"{path} maps {found[0]} to {found[1]}, expected {expected[0]} to {expected[1]}.")
 

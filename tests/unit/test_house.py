@@ -42,7 +42,7 @@ OWNERS = {  # heavy imports and who may make them
     "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
-    "mlflow": ("distml.tracking",),
+    "mlflow": ("distml.tracking", "distml.champions"),
 }
 
 CALL_OWNERS = {  # calls and who may make them
