@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distml.errors import DataError
 
@@ -122,6 +122,8 @@ def decode(data: bytes, name: str = "the image", max_pixels: int = MAX_IMAGE_PIX
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{max_pixels:,} pixels"
         raise DataError(f"{name} is larger than {limit}.", "Scale it down.") from None
+    except UnidentifiedImageError:  # it names the memory address of our buffer
+        raise DataError(f"{name} is not a readable picture.", "Give a PNG or JPEG file.") from None
     except Exception as error:  # Pillow's parsers raise anything on damaged or hostile bytes
         raise DataError(f"{name} is not a readable picture: {error}.", "Give a PNG or JPEG file.") from None
 

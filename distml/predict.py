@@ -1,0 +1,192 @@
+"""Classify image files with a trained model, in this process (driver).
+
+python -m distml.predict shoe.png bag.jpg                 the registry's champion
+python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
+python -m distml.predict shoe.png --version 3 --top 5     a certain version
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distml import cli
+from distml.choice import choose
+from distml.config import Config
+from distml.data import schema
+from distml.errors import DataError
+from distml.serving import digests
+
+MAX_FILE_BYTES = 64 << 20
+MAX_PIXELS = 80_000_000
+"""Below the size at which Pillow suspects a bomb; the endpoint, which strangers use, takes far less."""
+
+
+def read(path: str, shape: tuple[int, int, int]) -> schema.Images:
+    """Read one picture of any size and mode as the model wants it.
+
+    Args:
+        path: A PNG, JPEG, BMP, GIF or WEBP file.
+        shape: (H, W, C).
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: Unreadable, not a picture, or far too large.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {cause}.", "Give existing picture files.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes.", "Scale it down.")
+    return schema.to_shape(schema.decode(data, path, MAX_PIXELS), shape)
+
+
+def answer(
+    file: str, probabilities: npt.NDArray[np.float32], classes: Sequence[str], top: int
+) -> dict[str, Any]:
+    """Describe one prediction.
+
+    Args:
+        file: As the person named it.
+        probabilities: float32 [classes].
+        classes: Their names.
+        top: Classes listed, most probable first.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    best = [
+        {"class": classes[label], "label": int(label), "probability": round(float(probabilities[label]), 6)}
+        for label in order
+    ]
+    return {"file": file, **best[0], "top": best}
+
+
+def _show(console: Console, predictions: list[dict[str, Any]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("then")
+    for one in predictions:
+        then = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in one["top"][1:])
+        table.add_row(escape(one["file"]), escape(one["class"]), f"{one['probability']:.3f}", escape(then))
+    console.print(table)
+
+
+def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
+    """Classify files.
+
+    Returns:
+        `model`, `version`, `predictions` in the files' order, and `failed` with the files that could not be
+        read; then the status is failed, too.
+
+    Raises:
+        DistmlError: There is no model to ask, or it cannot be trusted.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="distml-predict-") as folder:
+        chosen = choose(config, own.run, own.version, Path(folder))
+        if chosen.why:
+            console.print(f"{chosen.why}: version {chosen.version}")
+        export = digests.verify(chosen.folder, chosen.sha256)
+        images, failed = _read_all(own.images, export.shape)
+        predictions = []
+        if images:
+            answers = _ask(export, np.stack(list(images.values())))
+            predictions = [
+                answer(file, row, export.classes, own.top) for file, row in zip(images, answers, strict=True)
+            ]
+            _show(console, predictions)
+    for one in failed:
+        console.print(f"[red]{escape(one['error'])}[/red]")
+    found = {"model": chosen.model, "version": chosen.version, "predictions": predictions}
+    return found | ({"status": "failed", "failed": failed} if failed else {})
+
+
+def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float32]:
+    from distml.serving.predictor import Predictor
+
+    with _quietly():
+        return Predictor.of(export).predict(images)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back what libraries write to standard error, below Python's reach, unless the body fails.
+
+    TensorFlow 2.21 writes four lines before its log level counts.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _read_all(
+    files: Sequence[str], shape: tuple[int, int, int]
+) -> tuple[dict[str, schema.Images], list[dict[str, str]]]:
+    """Read what can be read; the rest is described."""
+    images: dict[str, schema.Images] = {}
+    failed = []
+    for file in dict.fromkeys(files):
+        try:
+            images[file] = read(file, shape)
+        except DataError as error:
+            failed.append({"file": file, "error": str(error)})
+    return images, failed
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError(word)
+    return number
+
+
+def _arguments(parser: cli.Parser) -> None:
+    _positive.__name__ = "number from 1"  # argparse says this in its complaint
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="PNG, JPEG, BMP, GIF or WEBP files of any size"
+    )
+    parser.add_argument("--run", metavar="NAME", help="ask what this run trained; an MLflow run id does, too")
+    parser.add_argument(
+        "--version", type=_positive, metavar="N", help="ask this version of the registered model"
+    )
+    parser.add_argument(
+        "--top", type=_positive, default=3, metavar="K", help="classes listed for a file (default: 3)"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return cli.main("predict", run, argv, _arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
