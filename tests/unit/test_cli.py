@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +15,7 @@ from distml import cli, loading
 from distml.config import Config
 from distml.errors import ConfigError, TrainingError
 
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Give pytest its log handlers back."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("plain_logging")
 
 
 def call(capsys: pytest.CaptureFixture[str], run: Any, *words: str) -> tuple[int, dict[str, Any], str]:

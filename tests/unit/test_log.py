@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from distml import log
 
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    """Give pytest its handlers back."""
-    root, ours = logging.getLogger(), logging.getLogger("distml")
-    before = (list(root.handlers), root.level, ours.level)
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
+pytestmark = pytest.mark.usefixtures("plain_logging")
 
 
 @pytest.mark.parametrize(("process", "rank", "mark"), [("driver", None, "driver"), ("worker", 3, "worker3")])

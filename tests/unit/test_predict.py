@@ -1,0 +1,165 @@
+"""What predict does before and after TensorFlow: reading files, choosing a model, saying the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml import loading, predict, runs
+from distml.choice import choose
+from distml.config import Config
+from distml.errors import ConfigError, DataError, TrackingError
+from distml.storage import Storage
+
+GRADIENT = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28)
+GRAY = Image.fromarray((GRADIENT % 256).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+@pytest.mark.parametrize("size", [(28, 28), (1, 1), (300, 200)])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (12, 10, 3)])
+def test_a_file_of_any_size_and_mode_fits(
+    tmp_path: Path, mode: str, size: tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    image = GRAY.resize(size)
+    image = Image.fromarray(np.asarray(image, np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    image.save(path)
+    found = predict.read(str(path), shape)
+    assert found.dtype == np.uint8
+    assert found.shape == shape
+
+
+def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
+    GRAY.save(tmp_path / "image.png")
+    found = predict.read(str(tmp_path / "image.png"), (28, 28, 1))
+    np.testing.assert_array_equal(found[..., 0], np.asarray(GRAY))
+
+
+def test_a_photograph_is_no_bomb(tmp_path: Path) -> None:
+    Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.png")
+    assert set(predict.read(str(tmp_path / "photo.png"), (28, 28, 1)).flat) == {77}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.png", None, "none.png cannot be read: No such file or directory."),
+        ("text.png", b"hello", "text.png is not a readable picture."),
+        ("empty.png", b"", "empty.png is not a readable picture."),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cut.png is not a readable picture"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_named(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        predict.read(str(tmp_path / name), (28, 28, 1))
+    assert said in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
+def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        predict.read(str(tmp_path), (28, 28, 1))
+    with (tmp_path / "huge.png").open("wb") as stream:
+        stream.truncate(predict.MAX_FILE_BYTES + 1)
+    with pytest.raises(DataError, match=r"huge\.png is larger than 67,108,864 bytes"):
+        predict.read(str(tmp_path / "huge.png"), (28, 28, 1))
+
+
+def test_an_answer_lists_the_most_probable_first() -> None:
+    probabilities = np.array([0.1, 0.6, 0.3], np.float32)
+    assert predict.answer("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
+        "file": "a.png",
+        "class": "dog",
+        "label": 1,
+        "probability": 0.6,
+        "top": [
+            {"class": "dog", "label": 1, "probability": 0.6},
+            {"class": "bird", "label": 2, "probability": 0.3},
+        ],
+    }
+    assert len(predict.answer("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
+
+
+@pytest.fixture
+def config(storage_root: Path) -> Config:
+    """A storage with a finished, registered run called done and one called begun."""
+    storage = Storage(str(storage_root))
+    for name in ("done", "begun"):
+        flat = {"run.name": name, "storage.root": str(storage_root)}
+        runs.begin(loading.resolve(loading.nest(flat)), storage)
+    done, _ = runs.begin(loading.resolve(loading.nest({**flat, "run.name": "done"})), storage)
+    done.status = "finished"
+    where = storage.uri(*done.parts, "export-1a")
+    done.result = {"model": "shoes", "version": "4", "artifacts": where}
+    done.save(storage)
+    return loading.resolve(loading.nest({"storage.root": str(storage_root)}))
+
+
+def test_a_runs_name_means_its_export_without_asking_a_registry(config: Config, storage_root: Path) -> None:
+    chosen = choose(config, "done", None, storage_root)
+    assert (chosen.model, chosen.version, chosen.sha256) == ("shoes", 4, None)
+    assert chosen.folder == storage_root / "runs/done/001/export-1a"
+
+
+@pytest.mark.parametrize(
+    ("run", "version", "said"),
+    [
+        ("begun", None, "run begun is not finished. Start it again to finish it."),
+        ("dome", None, "there is no run dome in .* Did you mean done?"),
+        ("zzz", None, "Known are begun, done."),
+        ("done", 3, "--run and --version both name a model."),
+    ],
+)
+def test_a_run_that_cannot_be_meant_is_refused(
+    config: Config, storage_root: Path, run: str, version: int | None, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?").replace("(", r"\(")):
+        choose(config, run, version, storage_root)
+
+
+@pytest.mark.parametrize("version", [None, 3])
+def test_without_a_registry_there_is_no_model_and_none_is_made(
+    config: Config, storage_root: Path, version: int | None
+) -> None:
+    with pytest.raises(TrackingError, match=r"does not have (a version of|version 3 of) fashion") as caught:
+        choose(config, None, version, storage_root)
+    assert "Train a model first" in caught.value.remedy
+    assert not (storage_root / "mlflow.db").exists()
+
+
+def test_what_libraries_write_is_held_back_unless_it_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
+    with predict._quietly():
+        os.write(2, b"noise\n")
+    sys.stderr.write("after\n")
+    assert capfd.readouterr().err == "after\n"
+    with pytest.raises(ZeroDivisionError), predict._quietly():
+        _ = os.write(2, b"the cause\n") // 0
+    assert capfd.readouterr().err == "the cause\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: IMAGE"),
+        (["a.png", "--top", "0"], "argument --top: invalid number from 1 value: '0'"),
+        (["a.png", "--version", "x"], "argument --version: invalid number from 1 value: 'x'"),
+    ],
+)
+def test_a_mistake_in_the_command_is_exit_2(
+    capsys: pytest.CaptureFixture[str], plain_logging: None, words: list[str], said: str
+) -> None:
+    assert predict.main(words) == 2
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["status"] == "invalid"
+    assert said in result["error"]
