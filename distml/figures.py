@@ -29,7 +29,9 @@ def learning_curves(history: list[Metrics]) -> Figure:
     """
     figure = _figure(9, 3.6)
     epochs = [metrics["epoch"] for metrics in history]
-    for axes, key, title in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True):
+    for axes, key, title in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True
+    ):
         for prefix, label, color in (("", "training", _FIRST), ("val_", "validation", _SECOND)):
             values = [metrics[prefix + key] for metrics in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3.5, linewidth=1.6, label=label)
@@ -84,14 +86,20 @@ def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]], classes: list[
 
 
 def draw(
-    folder: Path, history: list[Metrics], evaluation: Metrics, classes: list[str], worst: tuple[np.ndarray, list[list[Any]]]
+    folder: Path,
+    history: list[Metrics],
+    evaluation: Metrics,
+    classes: list[str],
+    worst: tuple[np.ndarray, list[list[Any]]],
 ) -> list[Path]:
     """Draw a run's figures into a folder as PNG; returns their paths."""
     split = "test" if "test" in evaluation else "validation"
     drawn = {
         "learning_curves": learning_curves(history),
         "confusion_matrix": confusion_matrix(
-            evaluation[split]["confusion"], classes, f"{split.capitalize()} split, {evaluation[split]['accuracy']:.2%} right"
+            evaluation[split]["confusion"],
+            classes,
+            f"{split.capitalize()} split, {evaluation[split]['accuracy']:.2%} right",
         ),
     }
     if worst[1]:

@@ -8,6 +8,7 @@ the run ends stays in a spool file under the storage root and is sent by the nex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -359,6 +360,8 @@ class Tracker:
         self.put("metrics", guard=guard, step=step, time_ms=time_ms, values=finite)
 
     def _run(self) -> None:
+        with contextlib.suppress(Exception):  # whatever is wrong is said when the first operation is sent
+            _ = self.sender.client  # importing MLflow takes seconds; here it overlaps the start of Ray
         while (operation := self._box.get()) is not None:
             if self.failure is None and self._deliver(operation):
                 continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import subprocess
@@ -34,6 +36,7 @@ _EPOCH_VALUES = (
     "learning_rate",
     "world_size",
 )
+_BY_EPOCH = ("val_accuracy", "val_loss")
 _TIMES = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
 
 
@@ -75,6 +78,14 @@ class Recorder:
 
     def _on_failed(self, event: Event) -> None:
         self.failure = TrainingError(event["message"], event["remedy"])
+
+    def finished(self, logs: str | None) -> Event:
+        """The result event of a run that ended well; raises why there is none."""
+        if self.failure:
+            raise self.failure
+        if self.result is None:
+            raise TrainingError("training ended without a result.", f"See the worker logs in {logs}.")
+        return self.result
 
 
 def _commit() -> str | None:
@@ -135,6 +146,8 @@ def _draw(storage: Storage, manifest: shards.Manifest, found: Event) -> list[str
         else (images[:0], [])
     )
     parts = (*found["export"], "figures")
+    report = {key: found[key] for key in ("evaluation", "history", "worst")}
+    storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
     with tempfile.TemporaryDirectory() as folder:
         drawn = figures.draw(
             Path(folder), found["history"], found["evaluation"], list(manifest.classes), worst
@@ -165,22 +178,26 @@ def steady(history: list[Event]) -> float:
     return float(np.median([metrics["samples_per_s"] for metrics in history[1:] or history]))
 
 
-def _record_result(tracker: tracking.Tracker, manifest: shards.Manifest, found: Event, digest: str) -> None:
+def _record_result(
+    tracker: tracking.Tracker, storage: Storage, manifest: shards.Manifest, found: Event
+) -> bool:
+    """Record the result, register the model and close the run; whether all of it arrived."""
+    digests = storage.read_bytes(*found["export"], "digests.json")
     metrics = _final_metrics(found)
+    chosen = {key: value for key, value in metrics.items() if key not in _BY_EPOCH}
     last = found["history"][-1]["epoch"]
-    test = {key: value for key, value in metrics.items() if not key.startswith("val_accuracy/")}
-    test = {key: value for key, value in test.items() if key not in ("val_accuracy", "val_loss")}
-    tracker.metrics("result", last, test | {"steady_samples_per_s": steady(found["history"])})
+    tracker.metrics("result", last, chosen | {"steady_samples_per_s": steady(found["history"])})
     tracker.put("artifacts", parts=[*found["export"], "figures"], path="figures")
-    main = {key: value for key, value in metrics.items() if "/" not in key}
     tracker.put(
         "model",
         parts=list(found["export"]),
         shape=list(manifest.shape),
         classes=len(manifest.classes),
-        metrics=main,
-        digest=digest,
+        metrics={key: value for key, value in metrics.items() if "/" not in key},
+        digest=hashlib.sha256(digests).hexdigest(),
     )
+    tracker.put("close", status="FINISHED", tags={})
+    return tracker.close()
 
 
 def _times(found: Event, ready: Event, wall_s: float) -> dict[str, float]:
@@ -250,35 +267,33 @@ def _train(
     began: float,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
-    from distml.training import fit, result
-
-    with cluster.connect(config) as found_cluster:
-        plan = cluster.require_plan(config, found_cluster)
-        how = "started here" if found_cluster.local else "connected"
-        display.say(f"Ray {how}, dashboard {found_cluster.dashboard}")
-        manifest = shards.prepare(config, storage)
-        _check_sizes(config, manifest)
-        _open(tracker, config, record, manifest)
-        recorder = Recorder(display, tracker)
-        fit.fit(config, storage, manifest, plan, (record.parts, record.attempt), recorder, found_cluster.logs)
-    if recorder.failure:
-        raise recorder.failure
-    found = recorder.result
-    if found is None:
-        raise TrainingError(
-            "training ended without a result.", f"See the worker logs in {found_cluster.logs}."
-        )
-    drawn = _draw(storage, manifest, found)
-    report = {key: found[key] for key in ("evaluation", "history", "worst")}
-    storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
-    digest = storage.read_bytes(*found["export"], result.DIGESTS)
-    _record_result(tracker, manifest, found, hashlib.sha256(digest).hexdigest())
-    tracker.put("close", status="FINISHED", tags={})
-    complete = tracker.close()
+    recorder = Recorder(display, tracker)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
+        fitting = pool.submit(importlib.import_module, "distml.training.fit")
+        with cluster.connect(config) as ray:
+            plan = cluster.require_plan(config, ray)
+            display.say(f"Ray {'started here' if ray.local else 'connected'}, dashboard {ray.dashboard}")
+            manifest = shards.prepare(config, storage)
+            _check_sizes(config, manifest)
+            _open(tracker, config, record, manifest)
+            where = (record.parts, record.attempt)
+            fitting.result().fit(config, storage, manifest, plan, where, recorder, ray.logs)
+            drawing = pool.submit(_draw, storage, manifest, recorder.finished(ray.logs))
+        drawn = drawing.result()
+    found = recorder.finished(ray.logs)
+    complete = _record_result(tracker, storage, manifest, found)
     record.run_id = tracker.sender.run_id
     wall_s = time.monotonic() - began
+    _summarise(display, config, record, tracker, recorder, drawn, wall_s)
+    return _result(config, storage, tracker, found) | {
+        "tracking_complete": complete,
+        "wall_s": round(wall_s, 2),
+    }
+
+
+def _result(config: Config, storage: Storage, tracker: tracking.Tracker, found: Event) -> dict[str, Any]:
     metrics = _final_metrics(found)
-    _summarise(display, config, record, tracker, found, recorder.ready, drawn, wall_s)
     return {
         "run_id": tracker.sender.run_id,
         "model": config.tracking.registered_model,
@@ -288,9 +303,7 @@ def _train(
         "steady_samples_per_s": round(steady(found["history"]), 1),
         "epochs": len(found["history"]),
         "steps": found["history"][-1]["step"],
-        "wall_s": round(wall_s, 2),
         "tracking_uri": tracking.uri(config),
-        "tracking_complete": complete,
         "artifacts": storage.uri(*found["export"]),
     }
 
@@ -300,11 +313,11 @@ def _summarise(
     config: Config,
     record: runs.Run,
     tracker: tracking.Tracker,
-    found: Event,
-    ready: Event,
+    recorder: Recorder,
     drawn: list[str],
     wall_s: float,
 ) -> None:
+    found = recorder.finished(None)
     version = tracker.sender.version
     name = config.tracking.registered_model
     facts = {
@@ -314,7 +327,7 @@ def _summarise(
         "runs": f"mlflow ui --backend-store-uri {tracking.uri(config)}",
         "next": f"python -m distml.predict IMAGE --run {record.name} --storage.root {config.storage.root}",
     }
-    display.summary(found["evaluation"], _times(found, ready, wall_s), facts)
+    display.summary(found["evaluation"], _times(found, recorder.ready, wall_s), facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,29 +29,36 @@ one being filled, and the copies made while filling."""
 
 def to_rows(batch: pa.Table) -> Rows:
     """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it."""
-    return schema.to_images(batch.column("image")), batch.column("label").to_numpy().astype(np.int32, copy=False)
+    return schema.to_images(batch.column("image")), batch.column("label").to_numpy().astype(
+        np.int32, copy=False
+    )
 
 
-def collect(iterator: Any) -> Rows:
-    """Read a whole shard, in the order its rows were ingested.
+def share(blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int) -> Rows:
+    """This worker's part of blocks that together are the training split in order.
 
     Args:
-        iterator: This worker's `ray.data.DataIterator`.
+        blocks: Tables, read one after the other and only as far as needed.
+        rows: Rows of all blocks.
+        rank: World rank.
+        world_size: Workers; each takes `rows // world_size` rows in one run, the rest is dropped.
 
     Returns:
-        Images and labels; the order does not depend on which block arrived first.
+        Images and labels; which rows is a function of the arguments alone.
     """
-    batches = list(iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
-    if not batches:
-        raise DataError("a worker's shard of the training set is empty.", "Take fewer train.workers.")
-    positions = np.concatenate([batch.column("row").to_numpy() for batch in batches])
-    parts = [to_rows(batch) for batch in batches]
-    images = np.concatenate([part[0] for part in parts])
-    labels = np.concatenate([part[1] for part in parts])
-    if (np.diff(positions) > 0).all():
-        return images, labels
-    order = np.argsort(positions, kind="stable")
-    return images[order], labels[order]
+    each = rows // world_size
+    first, last, at = rank * each, (rank + 1) * each, 0
+    parts = []
+    for block in blocks:
+        begin, end = max(first - at, 0), min(last - at, len(block))
+        if begin < end:
+            parts.append(to_rows(block.slice(begin, end - begin)))
+        at += len(block)
+        if at >= last:
+            break
+    if not parts:
+        raise DataError("a worker's share of the training set is empty.", "Take fewer train.workers.")
+    return _join(parts)
 
 
 class Memory:
@@ -103,7 +110,9 @@ class Stream:
         parts: list[Rows] = []
         try:
             chunk = min(self.window_rows, 4096)
-            for batch in self._iterator.iter_batches(batch_size=chunk, batch_format="pyarrow", prefetch_batches=1):
+            for batch in self._iterator.iter_batches(
+                batch_size=chunk, batch_format="pyarrow", prefetch_batches=1
+            ):
                 parts.append(to_rows(batch))
                 if sum(len(part[1]) for part in parts) >= self.window_rows:
                     images, labels = _join(parts)
@@ -138,6 +147,8 @@ class Stream:
 
 
 def _join(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 

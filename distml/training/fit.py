@@ -15,12 +15,13 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from distml.cluster import Plan
+from distml.cluster import Plan, address
 from distml.config import Config
 from distml.data import shards
 from distml.errors import TrainingError
 from distml.storage import Storage
 from distml.training import board, group, worker
+from distml.training.local import LocalTrainer
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -50,36 +51,55 @@ def _environment(config: Config) -> None:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * config.train.stall_timeout_s:g}",
     }
+    if address() is None:
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes away the only machine
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
-def dataset(config: Config, storage: Storage, manifest: shards.Manifest, workers: int) -> ray.data.Dataset:
-    """The training split as a Ray Data set.
+def _blocks(storage: Storage, manifest: shards.Manifest, workers: int) -> list[Any]:
+    """The training split as a Ray Data set of one block a worker, in object references.
 
-    A split within the memory budget of all workers is read with Arrow and cut into one block a worker,
-    so that splitting it starts no tasks (Ray Data's own reader needs 8 to 16 s for 47 MB on 2 cores);
-    a larger one is read by Ray Data, in an order of files drawn from the run's seed in each epoch.
+    Cutting what Arrow read starts no task and no actor; Ray Data's own reader and `streaming_split` start
+    five, which cost more than training an epoch (8 to 16 s for 47 MB on 2 cores).
     """
-    if manifest.nbytes("train") <= config.data.memory_budget_bytes * workers:
-        table = shards.table(storage, manifest, "train")
-        size = max(1, len(table) // workers)
-        return ray.data.from_arrow([table.slice(at * size, size).combine_chunks() for at in range(workers)])
-    filesystem, _ = storage.arrow()
-    paths = [storage.arrow()[1].rstrip("/") + "/" + shard.path for shard in manifest.shards["train"]]
+    table = shards.table(storage, manifest, "train")
+    size = -(-len(table) // workers)
+    blocks = [table.slice(at * size, size).combine_chunks() for at in range(workers)]
+    references: list[Any] = ray.data.from_blocks(blocks).to_arrow_refs()
+    return references
+
+
+def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.data.Dataset:
+    """The training split as Ray Data reads it, its files in an order drawn from the seed each epoch."""
+    filesystem, base = storage.arrow()
+    paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
     shuffle = ray.data.FileShuffleConfig(seed=config.run.seed)
     return ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
 
 
+def _data(
+    config: Config, storage: Storage, manifest: shards.Manifest, workers: tuple[int, int]
+) -> dict[str, Any]:
+    """How the training split reaches the workers: `blocks` in memory, or a `stream` to be split.
+
+    It is kept in memory when it fits the budget of the fewest workers the run may have.
+    """
+    if manifest.nbytes("train") <= config.data.memory_budget_bytes * workers[0]:
+        return {"blocks": _blocks(storage, manifest, workers[1])}
+    return {"stream": _stream(config, storage, manifest)}
+
+
 def _trainer(
-    spec: dict[str, Any], config: Config, plan: Plan, data: ray.data.Dataset, where: tuple[str, str]
-) -> Any:
+    spec: dict[str, Any], config: Config, plan: Plan, data: dict[str, Any], where: tuple[str, str]
+) -> DataParallelTrainer:
     least, most = plan.workers
     train = config.train
     options = ray.data.ExecutionOptions(preserve_order=True)
-    return DataParallelTrainer(
+    kind = LocalTrainer if address() is None and least == most else DataParallelTrainer
+    return kind(
         worker.loop,
-        train_loop_config=spec,
+        train_loop_config=spec | {"blocks": data.get("blocks")},
         backend_config=group.TensorFlowGroup(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
@@ -98,7 +118,7 @@ def _trainer(
             worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
             callbacks=[_Failures(spec["board"])],
         ),
-        datasets={"train": data},
+        datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
     )
 
@@ -212,7 +232,7 @@ def fit(
         "board": handle,
         "use_gpu": plan.use_gpu,
     }
-    data = dataset(config, storage, manifest, plan.workers[1])
+    data = _data(config, storage, manifest, plan.workers)
     trainer = _trainer(spec, config, plan, data, (storage.uri(*run[0]), run[1]))
     with _listening(handle, listen):
         try:

@@ -70,7 +70,8 @@ class Worker:
     """One rank of one run. Final.
 
     Args:
-        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `board`, `use_gpu`.
+        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `board`, `use_gpu`, and
+            `blocks`, references to the training split in order, or None where it is streamed.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ class Worker:
         self.storage = Storage(spec["storage"])
         self.run: tuple[str, ...] = tuple(spec["run"])
         self.use_gpu: bool = spec["use_gpu"]
-        self._board = spec["board"]
+        self._board, self._blocks = spec["board"], spec["blocks"]
         train = self.config.train
         self.batch = feed.replica_batch_size(train.global_batch_size, self.rank, self.world_size)
         self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
@@ -96,13 +97,15 @@ class Worker:
 
     # ------------------------------------------------------------------ set-up
 
-    def _open_feed(self, iterator: Any) -> feed.Memory | feed.Stream:
+    def _open_feed(self) -> feed.Memory | feed.Stream:
+        if self._blocks is not None:
+            blocks = (ray.get(block) for block in self._blocks)
+            return feed.Memory(feed.share(blocks, self.manifest.rows["train"], self.rank, self.world_size))
         height, width, channels = self.manifest.shape
-        row_bytes = height * width * channels
         budget = self.config.data.memory_budget_bytes
-        if self.manifest.rows["train"] * row_bytes <= budget * self.world_size:
-            return feed.Memory(feed.collect(iterator))
-        return feed.Stream(iterator, budget, row_bytes, self.batch)
+        return feed.Stream(
+            ray.train.get_dataset_shard("train"), budget, height * width * channels, self.batch
+        )
 
     def _validation(self) -> feed.Rows:
         return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)
@@ -110,9 +113,8 @@ class Worker:
     def prepare(self) -> None:
         """Read the shard while TensorFlow is imported, then build or restore model and optimizer."""
         began = time.perf_counter()
-        iterator = ray.train.get_dataset_shard("train")
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._open_feed, iterator)
+            reading = pool.submit(self._open_feed)
             validation = pool.submit(self._validation)
             tf = _import_tensorflow(self.use_gpu, self.local_world_size)
             imported = time.perf_counter()

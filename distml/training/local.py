@@ -1,0 +1,40 @@
+"""Ray Train on a Ray that this process started: without the actors that only a real cluster needs (driver).
+
+Every actor of Ray Train and Ray Data imports both (5 to 7 CPU-seconds each, 2.60, 2 cores). Three of them
+have nothing to do on one machine: the one that asks an autoscaler for nodes, the one that frees placement
+groups should the driver's node survive the driver, and the one that splits data sets when there is none to
+split. They are reached through private names, so the version is pinned and
+`tests/unit/training/test_local.py` fails when they move.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+class _NoAutoscaler(FixedScalingPolicy):
+    """A fixed number of workers, asked of no autoscaler. Final."""
+
+    def _maybe_send_resource_request(self) -> None: ...
+
+    def _send_resource_request(self) -> None: ...
+
+    def _cancel_resource_request(self) -> None: ...
+
+
+class LocalTrainer(DataParallelTrainer):
+    """`DataParallelTrainer` for a fixed number of workers on a local Ray. Final."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        needless = (PlacementGroupCleanerCallback, *(() if self.datasets else (DatasetsCallback,)))
+        return [one for one in callbacks if not isinstance(one, needless)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
+        return super()._initialize_and_run_controller(**settings)

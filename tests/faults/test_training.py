@@ -1,0 +1,197 @@
+"""Faults while training (reliability 10-19 and 21): real processes, really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.runner import SMALL, STEPS_PER_EPOCH, Training, assert_logged_once, recorded
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage root for the module: the data are ingested once, each test has a run of its own."""
+    return tmp_path_factory.mktemp("training") / "storage"
+
+
+def epochs_said(run: Training) -> list[int]:
+    return [int(line.split("epoch ")[1].split("/")[0]) for line in run.lines if "s epoch " in line]
+
+
+def versions(root: Path, run_id: str) -> int:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    return len(client.search_model_versions(f"run_id = '{run_id}'"))
+
+
+def test_10_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
+    with Training(root, "worker-killed") as run:
+        run.wait_for("epoch 2/4")
+        run.workers()[-1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        run.wait_for("resumed after epoch 2")
+        assert time.monotonic() - killed <= 60
+        code, result = run.finish()
+    assert (code, result["status"], result["steps"]) == (0, "finished", 4 * STEPS_PER_EPOCH)
+    assert epochs_said(run) == [1, 2, 3, 4]
+    tracked, steps = recorded(root, "worker-killed")
+    assert tracked.info.status == "FINISHED"
+    assert_logged_once(steps)
+    assert run.said("failed: the worker process died") == 1
+
+
+def test_11_killed_driver_and_head_resume_under_the_same_name(root: Path) -> None:
+    with Training(root, "driver-killed") as run:
+        run.wait_for("epoch 2/4")
+        run.kill_all()
+    with Training(root, "driver-killed") as run:
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert epochs_said(run) == [3, 4]
+    tracked, steps = recorded(root, "driver-killed")
+    assert tracked.info.run_id == result["run_id"]
+    assert_logged_once(steps)
+
+
+def test_11b_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
+    with Training(root, "driver-alone") as run:
+        run.wait_for("epoch 1/4")
+        children = run.processes()
+        run.process.kill()
+        run.process.wait(10)
+        _, alive = psutil.wait_procs(children, timeout=60)
+        left = [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        assert left == []
+
+
+def test_12_always_failing_tries_exactly_three_times(root: Path) -> None:
+    (root.parent / "dying.py").write_text(
+        "import os, pathlib\n"
+        "def build(shape, classes):\n"
+        "    with open(pathlib.Path(__file__).with_name('attempts'), 'a') as stream:\n"
+        "        stream.write('x')\n"
+        "    os._exit(7)\n"
+    )
+    with Training(root, "always-fails", "--model.name=dying:build", "--train.workers=1") as run:
+        code, result = run.finish()
+    assert (code, result["status"]) == (1, "failed")
+    assert (root.parent / "attempts").read_text() == "xxx"
+    tracked, _ = recorded(root, "always-fails")
+    assert tracked.info.status == "FAILED"
+    assert versions(root, tracked.info.run_id) == 0
+
+
+def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None:
+    flags = ["--train.optimizer=sgd", "--train.learning_rate=1e30", "--train.schedule=constant"]
+    with Training(root, "nan", *flags) as run:
+        code, result = run.finish()
+    assert (code, result["status"]) == (1, "failed")
+    step = int(result["error"].split("at step ")[1].split()[0])
+    assert step <= 3
+    assert run.said("failed: ") == 0  # no restart was spent on it
+    tracked, steps = recorded(root, "nan")
+    assert tracked.info.status == "FAILED"
+    assert steps["loss"] == []
+    assert versions(root, tracked.info.run_id) == 0
+
+
+def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
+    big = ["--model.options={dense: 2048}"]  # 80 MB of state: its upload can be caught halfway
+    with Training(root, "half-written", *big) as run:
+        run.wait_for("epoch 2/4")
+        attempt = root / "runs" / "half-written" / "001" / "attempt-001"
+        deadline = time.monotonic() + 120
+        while not (found := list(attempt.glob("epoch-00003-*"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        run.kill_all()
+    torn = found[0]
+    if (torn / "manifest.json").exists() and (torn / "arrays.npz").exists():
+        # The copy won the race: tear it as a killed one would be.
+        os.truncate(torn / "arrays.npz", (torn / "arrays.npz").stat().st_size // 2)
+    with Training(root, "half-written", *big) as run:
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert run.said(f"{torn.name} is not used") == 1
+    assert run.said("resumed after epoch 2") == 1
+    fresh = next((root / "runs" / "half-written" / "001" / "attempt-002").glob("epoch-00003-*"))
+    assert sorted(path.name for path in fresh.iterdir()) == ["arrays.npz", "manifest.json", "state.json"]
+    assert_logged_once(recorded(root, "half-written")[1])
+
+
+def test_18_truncated_snapshot_and_checkpoint_fall_back_to_the_newest_valid(root: Path) -> None:
+    with Training(root, "snapshot") as run:
+        run.wait_for("epoch 3/4")
+        time.sleep(1.0)
+        run.kill_all()
+    attempt = root / "runs" / "snapshot" / "001" / "attempt-001"
+    snapshot = attempt / "checkpoint_manager_snapshot.json"
+    os.truncate(snapshot, snapshot.stat().st_size // 2)
+    for newest in attempt.glob("epoch-0000[34]-*"):
+        with open(newest / "arrays.npz", "r+b") as stream:
+            stream.seek(5000)
+            stream.write(bytes(1000))
+    with Training(root, "snapshot") as run:
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert run.said("resumed after epoch 2") == 1
+    assert run.said("is not used: arrays.npz has SHA-256") >= 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_19_world_size_may_change(root: Path, before: int, after: int) -> None:
+    name = f"from-{before}-to-{after}"
+    with Training(root, name, f"--train.workers={before}") as run:
+        run.wait_for("epoch 2/4")
+        time.sleep(1.0)
+        run.kill_all()
+    with Training(root, name, f"--train.workers={after}") as run:
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert epochs_said(run) in ([3, 4], [4])  # epoch 3 may have been saved before the blow
+    with Training(root, f"{name}-straight", f"--train.workers={after}") as straight:
+        _, undisturbed = straight.finish()
+    assert abs(result["test_accuracy"] - undisturbed["test_accuracy"]) <= 0.010
+
+
+def test_21a_frozen_worker_is_found_and_replaced(root: Path) -> None:
+    with Training(root, "frozen", "--train.stall_timeout_s=20") as run:
+        run.wait_for("epoch 2/4")
+        run.workers()[-1].send_signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        run.wait_for("failed: ")
+        assert time.monotonic() - frozen <= 120
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert_logged_once(recorded(root, "frozen")[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--train.device=gpu"], "GPU"), (["--train.workers=99"], "CPU")],
+)
+def test_21b_impossible_request_names_the_resource(root: Path, flags: list[str], named: str) -> None:
+    began = time.monotonic()
+    with Training(root, f"impossible-{named}", *flags) as run:
+        code, result = run.finish(120)
+    assert time.monotonic() - began <= 120
+    assert code == 1
+    assert result["kind"] == "ResourceError"
+    assert named in result["error"]
+
+
+def test_small_is_what_the_tests_say(root: Path) -> None:
+    """The figure the tests count steps with is the manifest's."""
+    manifests = list((root / "data").glob("*/manifest.json"))
+    assert len(manifests) == 1
+    assert json.loads(manifests[0].read_text())["rows"]["train"] // 256 == STEPS_PER_EPOCH
+    assert SMALL
