@@ -140,6 +140,19 @@ def _refuse(config: Config, found: Run) -> None:
         )
 
 
+def examine(config: Config, storage: Storage) -> Run | None:
+    """Return the run that a configuration would go on with, None where it would begin one; changes nothing.
+
+    Raises:
+        ConfigError: A run of that name is finished, or was started with another configuration.
+        StorageError: The record is damaged, or leads out of the storage root.
+    """
+    found = None if config.run.restart else next(_records(storage, config.run.name), None)
+    if found is not None:
+        _refuse(config, found)
+    return found
+
+
 def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
     """Open the run a configuration names.
 
@@ -151,15 +164,13 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
         StorageError: The record is damaged or cannot be written, or leads out of the storage root.
     """
     name = config.run.name
-    found = None if config.run.restart else next(_records(storage, name), None)
+    found = examine(config, storage)
     resumed = found is not None
     if found is None:
         generation = (
             max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
         )
         found = Run(name, generation, uuid.uuid4().hex, binding=_binding(config), started_at=time.time())
-    else:
-        _refuse(config, found)
     found.status = "running"
     found.attempts += 1
     found.save(storage)

@@ -1,0 +1,107 @@
+"""Whether the data are there or can be had, without fetching any (driver)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import threading
+import urllib.request
+from collections.abc import Sequence
+
+from distml.checks.check import Check, failed, ok, problem, size, warning
+from distml.config import Config
+from distml.data import source
+from distml.data.folder import Folder
+from distml.data.manifest import Manifest
+from distml.errors import DistmlError, StorageError
+from distml.storage import Storage
+
+TIMEOUT_S = 3.0
+_NAME = "data"
+
+
+def prepared(manifest: Manifest) -> Check:
+    """Data that a run would find ready."""
+    rows = ", ".join(f"{count:,} {split}" for split, count in manifest.rows.items())
+    height, width, depth = manifest.shape
+    detail = f"{manifest.name}: {rows} rows of {height}x{width}x{depth}, {manifest.num_classes} classes"
+    return ok(_NAME, detail)
+
+
+def check(config: Config, storage: Storage) -> Check:
+    """Data that are not prepared yet, and where they would come from."""
+    try:
+        if ":" in config.data.format:
+            return function(config.data.format)
+        if config.data.path is not None:
+            return folder(config.data.path, config.data.format)
+        if config.data.format not in ("auto", "idx"):
+            detail = f"data.format = {config.data.format} needs data.path"
+            return problem(_NAME, detail, "Give the folder or URI of your data.")
+        return builtin(config, storage)
+    except DistmlError as error:
+        return failed(_NAME, error)
+
+
+def function(name: str) -> Check:
+    """A user's function: its module can be found; it is not run."""
+    module = name.partition(":")[0]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    with contextlib.suppress(ImportError, ValueError):
+        if importlib.util.find_spec(module) is not None:
+            return ok(_NAME, f"{name} will be called")
+    detail = f"data.format = {name}: there is no module {module}"
+    return problem(_NAME, detail, "Run where the module can be imported, or set PYTHONPATH.")
+
+
+def folder(path: str, form: str) -> Check:
+    """A user's folder: it can be listed and has files of a known format."""
+    found = Folder(path)
+    form = found.format() if form == "auto" else form
+    total = size(sum(found.sizes.values()))
+    return ok(_NAME, f"{found.root}: {len(found.sizes)} files, {total}, to be read as {form}")
+
+
+def builtin(config: Config, storage: Storage) -> Check:
+    """The embedded data set: the first place that has it, asked in the order a run asks."""
+    names = [f"{name}.gz" for name in source.FILES]
+    for cache in source.caches(storage):
+        with contextlib.suppress(StorageError):
+            if all(cache.exists(name) for name in names):
+                return ok(_NAME, f"not prepared yet; the files are in the cache {cache.root}")
+    if all((source.INSTALLED / name).exists() for name in names):
+        return ok(_NAME, f"not prepared yet; the package {source.PACKAGE} is installed")
+    mirrors = source.MIRRORS if config.data.mirrors is None else config.data.mirrors
+    answering = reachable([f"{base.rstrip('/')}/{names[0]}" for base in mirrors])
+    if answering:
+        return ok(_NAME, f"not prepared yet; {answering[0]} answers")
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        detail = f"not prepared yet; no mirror answers, so apt-get will be asked for {source.PACKAGE}"
+        return warning(_NAME, detail, "Run `python -m distml.ingest` to see whether it works.")
+    remedy = f"Install the package {source.PACKAGE}, set data.mirrors, or give data.path a folder."
+    return problem(_NAME, "not prepared, not in a cache, and no mirror answers", remedy)
+
+
+def reachable(urls: Sequence[str]) -> list[str]:
+    """Return the URLs that answer a HEAD request, all asked at once; nothing is downloaded."""
+    found: set[str] = set()
+
+    def ask(url: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - a mirror, or the user's URL
+                found.add(url)
+
+    # Looking up a name has no time limit: threads that hang are left behind when the process ends.
+    threads = [
+        threading.Thread(target=ask, args=(url,), daemon=True) for url in urls if url.startswith("http")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S + 0.5)
+    return [url for url in urls if url in found]
