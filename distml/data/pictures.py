@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from distml.data.folder import PICTURES, Folder, divide
+from distml.data.folder import PICTURES, Folder, divide, split_of
 from distml.data.rows import Indices, Rows, Source, encode
 from distml.data.schema import Images, Labels, channels, decode, to_shape
 from distml.errors import DataError
@@ -30,13 +30,11 @@ def open_pictures(folder: Folder) -> Source:
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", f"Known are {', '.join(PICTURES)}.")
     if len(names) < len(folder.sizes):
-        stray = next(name for name in folder.sizes if name not in set(names))
-        _LOG.warning("%d files are left out, like %s", len(folder.sizes) - len(names), stray)
+        left = sorted(set(folder.sizes) - set(names))
+        _LOG.warning("%d files are left out, like %s", len(left), left[0])
     divided = divide(names)
-    labels = {
-        split: np.array([_class_of(name, len(divided) > 1) for name in found])
-        for split, found in divided.items()
-    }
+    depth = int(all(split_of(name) for name in names))  # of the class folders
+    labels = {s: np.array([_class_of(name, depth) for name in found]) for s, found in divided.items()}
     classes, numbers = encode(labels)
     shape = _shape(folder, divided["train"][0])
     splits = {split: _rows(folder, found, numbers[split], shape) for split, found in divided.items()}

@@ -62,17 +62,17 @@ def to_table(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any
     """
     shape = images.shape[1:]
     # `FixedShapeTensorArray.from_numpy_ndarray` reads a permutation into axes of length one.
-    flat = pa.FixedSizeListArray.from_arrays(_array(images, pa.uint8()), int(np.prod(shape)))
+    flat = pa.FixedSizeListArray.from_arrays(to_array(images, pa.uint8()), int(np.prod(shape)))
     columns = [
         pa.ExtensionArray.from_storage(tensor_type(shape), flat),
-        _array(labels.astype(np.int32, copy=False), pa.int32()),
-        _array(rows.astype(np.int64, copy=False), pa.int64()),
+        to_array(labels.astype(np.int32, copy=False), pa.int32()),
+        to_array(rows.astype(np.int64, copy=False), pa.int64()),
     ]
     return pa.Table.from_arrays(columns, names=[IMAGE, LABEL, ROW])
 
 
-def _array(values: npt.NDArray[Any], kind: Any) -> Any:
-    """Wrap values as an Arrow array; `pa.array` would import pandas first, which takes a second or two."""
+def to_array(values: npt.NDArray[Any], kind: Any) -> Any:
+    """Wrap numbers as an Arrow array of the same width; `pa.array` would import pandas, for seconds."""
     return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 

@@ -263,18 +263,16 @@ def test_5_four_at_once_publish_once_and_6_another_run_does_nothing(
 
 
 def test_a_damaged_cache_is_passed_over_and_healed(ingest: Ingest, tmp_path: Path) -> None:
-    assert ingest.run(tmp_path / "one")[0] == 0
-    (cached,) = ingest.cache.rglob(LABELS)
-    cached.write_bytes(_flipped(cached.read_bytes()))
-    ingest.mirror.gets.clear()
-    code, _, err = ingest.run(tmp_path / "two")
+    folder = ingest.cache / "distml" / source.PACKAGE
+    folder.mkdir(parents=True)
+    for name, content in ingest.mirror.files.items():
+        (folder / name).write_bytes(_flipped(content) if name == LABELS else content)
+    code, _, err = ingest.run(tmp_path / "root")
     assert code == 0
-    assert f"not from the cache {cached.parent}" in err
+    assert f"not from the cache {folder}: {LABELS} from the cache {folder} " in err
     assert len(ingest.mirror.gets) == 4
-    ingest.mirror.gets.clear()
-    assert ingest.run(tmp_path / "three")[0] == 0
-    assert ingest.mirror.gets == []
-    assert len({published(tmp_path / name).digest for name in ("one", "two", "three")}) == 1
+    assert (folder / LABELS).read_bytes() == ingest.mirror.files[LABELS]
+    assert published(tmp_path / "root")
 
 
 def test_damage_found_after_the_first_shards_takes_them_back(tmp_path: Path) -> None:

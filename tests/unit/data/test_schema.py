@@ -62,7 +62,7 @@ def test_any_mode_becomes_gray_or_colour() -> None:
 
 
 def test_sixteen_bits_become_eight() -> None:
-    deep = np.array([[0, 257, 32896, 65535]], np.uint16)
+    deep = np.array([[256, 257, 32896, 65535]], np.uint16)
     image = schema.decode(png(Image.fromarray(deep)))
     np.testing.assert_array_equal(schema.to_shape(image, (1, 4, 1))[0, :, 0], [0, 1, 128, 255])
 

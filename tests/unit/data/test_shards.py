@@ -177,13 +177,16 @@ def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path: Path, gi
     assert {s.path for s in one.shards["train"]}.isdisjoint(s.path for s in two.shards["train"])
 
 
-def test_reading_does_not_import_pandas(prepared: tuple[Storage, Manifest]) -> None:
+def test_neither_writing_nor_reading_imports_pandas(prepared: tuple[Storage, Manifest], given: Path) -> None:
     """It takes seconds, in every process that reads; several of Arrow's calls do it in passing."""
     storage, manifest = prepared
     script = (
-        "import sys; from distml.data import shards; from distml.storage import Storage\n"
+        "import sys; from distml.config import Config; from distml.data import shards\n"
+        "from distml.storage import Storage\n"
         "storage, manifest = Storage(sys.argv[1]), shards.Manifest.from_json(sys.argv[2])\n"
+        "config = Config.model_validate_json(sys.argv[3]); shards.prepare(config, storage)\n"
         "shards.table(storage, manifest, 'train'); shards.read(storage, manifest, 'train')\n"
         "sys.exit('pandas' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script, storage.root, manifest.to_json()], check=True)
+    fresh = config(given, seed=99).model_dump_json()
+    subprocess.run([sys.executable, "-c", script, storage.root, manifest.to_json(), fresh], check=True)

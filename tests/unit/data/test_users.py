@@ -119,6 +119,11 @@ def test_pictures_below_train_and_test(tmp_path: Path, storage_root: Path) -> No
     same_rows(GRAY[45:, ..., None], LABELS[45:], {"test": splits["test"]})
 
 
+def test_pictures_below_train_alone(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path / "train", GRAY)
+    assert ingest(storage_root, tmp_path)[0].classes == ("cat", "dog", "eel")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path, storage_root: Path) -> None:
     pictures(tmp_path, GRAY, ("bus", "car", "train"))
     assert ingest(storage_root, tmp_path)[0].classes == ("bus", "car", "train")
@@ -260,7 +265,7 @@ def test_parquet_with_text_labels_below_split_folders(tmp_path: Path, storage_ro
         ({"image": tensor(GRAY), "label": pa.array([None] + [1] * 59)}, "1 rows without a label"),
         ({"image": pa.array([[1] * 30] * 60), "label": LABELS}, r"images of shape \(30,\)"),
         ({"image": pa.array([[[1]]] * 59 + [[[1, 2]]]), "label": LABELS}, "several sizes|images of"),
-        ({"image": pa.array(["a"] * 60), "label": LABELS}, "an image column of string"),
+        ({"image": pa.array(["a"] * 60), "label": LABELS}, "image column of x.parquet holds string"),
         ({"image": pa.array([b"x"] * 60), "label": LABELS}, "row 0 is not a readable picture"),
         ({"image": pa.array([png(GRAY[0])] * 59 + [None]), "label": LABELS}, r"row 59 .* not a readable"),
         ({"image": tensor(GRAY.astype(np.int32) + 1), "label": LABELS}, "span . to 256"),
