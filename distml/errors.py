@@ -51,6 +51,10 @@ class TrainingError(DistmlError):
     """The run failed while training."""
 
 
+class NotFiniteError(TrainingError):
+    """The loss is no number; trying again would only find the same."""
+
+
 class TrackingError(DistmlError):
     """The tracking server or its registry cannot be used."""
 

@@ -61,7 +61,8 @@ def _train(arguments: dict[str, str]) -> dict[str, Any]:
     tf.config.threading.set_intra_op_parallelism_threads(max(1, (os.cpu_count() or 1) // world_size))
     tf.config.threading.set_inter_op_parallelism_threads(2)
     from distml.models import registry
-    from distml.training.step import Step, StepSpec, make_optimizer
+    from distml.training import optimizer as optimizers
+    from distml.training.step import Step, StepSpec
 
     train = TrainConfig(epochs=epochs, global_batch_size=batch)
     images, labels = _rows(arguments["data"], rank, world_size)
@@ -69,7 +70,7 @@ def _train(arguments: dict[str, str]) -> dict[str, Any]:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         model = registry.build("convnet", (28, 28, 1), 10, {}, 0)
-        optimizer = make_optimizer(train, schedule.table(train, steps))
+        optimizer = optimizers.make(train, schedule.table(train, steps))
         optimizer.build(model.trainable_variables)
     step = Step(strategy, model, optimizer, StepSpec(batch, rank, 0, 0.0, 0.0, AugmentConfig()))
     pixels, classes = tf.constant(images), tf.constant(labels)

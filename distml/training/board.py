@@ -6,11 +6,19 @@ terminal can reach the training loop. Posting is one asynchronous call; the driv
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+logger = logging.getLogger(__name__)
+
 Event = dict[str, Any]
+POLL_S = 0.25
+"""Seconds between two looks at the board."""
 
 
 class Board:
@@ -31,3 +39,35 @@ class Board:
 def create() -> Any:
     """Start a board; returns its actor handle, which may be sent to workers."""
     return ray.remote(num_cpus=0, max_restarts=0)(Board).remote()
+
+
+@contextmanager
+def listening(handle: Any, listen: Callable[[Event], None]) -> Iterator[None]:
+    """Read the board until the body ends, then once more."""
+    stop = threading.Event()
+    seen = 0
+
+    def drain() -> None:
+        nonlocal seen
+        for event in ray.get(handle.read.remote(seen)):
+            seen += 1
+            listen(event)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            try:
+                drain()
+            except ray.exceptions.RayError as error:
+                logger.debug("the board does not answer: %s", error)
+
+    thread = threading.Thread(target=poll, name="board", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        try:
+            drain()
+        except ray.exceptions.RayError as error:
+            logger.debug("the board does not answer: %s", error)

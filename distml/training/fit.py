@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.cluster import Plan, address
 from distml.config import Config
 from distml.data import shards
-from distml.errors import TrainingError
 from distml.storage import Storage
-from distml.training import board, group, worker
+from distml.training import board, failure, group, worker
 from distml.training.local import LocalTrainer
 
-logger = logging.getLogger(__name__)
 Event = dict[str, Any]
-POLL_S = 0.25
-
-_OOM = "the worker ran out of memory (OOM)"
-_SIGNS = (
-    ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
-    ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
-    (
-        "No space left on device",
-        "the storage is full (ENOSPC)",
-        "Free space below storage.root and run again.",
-    ),
-    ("ActorDiedError", "the worker process died", ""),
-    ("actor died", "the worker process died", ""),
-    ("ActorUnavailableError", "the worker process died", ""),
-    ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
-)
 
 
 def _environment(config: Config) -> None:
@@ -116,86 +94,10 @@ def _trainer(
                 max_preemption_failures=train.max_preemptions,
             ),
             worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
-            callbacks=[_Failures(spec["board"])],
+            callbacks=[failure.Failures(spec["board"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
-    )
-
-
-class _Failures(UserCallback):
-    """Tells the board why a worker group is restarted (controller). Final.
-
-    An exception that leaves a callback ends the run, so none does.
-    """
-
-    def __init__(self, handle: Any) -> None:
-        self._board = handle
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post the rank and the cause of each failure."""
-        try:
-            for rank, error in worker_exceptions.items():
-                self._board.post.remote({"kind": "failure", "rank": rank, "cause": cause(error)})
-        except Exception:
-            logger.exception("a failure could not be posted")
-
-
-@contextmanager
-def _listening(handle: Any, listen: Callable[[Event], None]) -> Iterator[None]:
-    """Read the board until the body ends, then once more."""
-    stop = threading.Event()
-    seen = 0
-
-    def drain() -> None:
-        nonlocal seen
-        for event in ray.get(handle.read.remote(seen)):
-            seen += 1
-            listen(event)
-
-    def poll() -> None:
-        while not stop.wait(POLL_S):
-            try:
-                drain()
-            except ray.exceptions.RayError as error:
-                logger.debug("the board does not answer: %s", error)
-
-    thread = threading.Thread(target=poll, name="board", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        try:
-            drain()
-        except ray.exceptions.RayError as error:
-            logger.debug("the board does not answer: %s", error)
-
-
-def _sign(error: BaseException) -> tuple[str, str] | None:
-    text = f"{type(error).__name__}: {error}"
-    return next(((said, then) for sign, said, then in _SIGNS if sign in text), None)
-
-
-def cause(error: BaseException) -> str:
-    """Say in a few words what made a worker fail."""
-    if known := _sign(error):
-        return known[0]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def explain(error: BaseException, logs: str | None) -> TrainingError:
-    """Turn what Ray Train raises into a sentence that names the cause."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    rank, first = next(iter(failures.items()), (None, error))
-    who = "the controller" if rank is None else f"rank {rank}"
-    known = _sign(first)
-    remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
-    return TrainingError(
-        f"training failed on {who} with no restart left: {cause(first)}.",
-        f"{known[1]} {remedy}".strip() if known else remedy,
     )
 
 
@@ -234,10 +136,10 @@ def fit(
     }
     data = _data(config, storage, manifest, plan.workers)
     trainer = _trainer(spec, config, plan, data, (storage.uri(*run[0]), run[1]))
-    with _listening(handle, listen):
+    with board.listening(handle, listen):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise explain(error, logs) from error
+            raise failure.explain(error, logs) from error
         except ray.exceptions.RayError as error:
-            raise explain(error, logs) from error
+            raise failure.explain(error, logs) from error

@@ -15,46 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distml.config import AugmentConfig, TrainConfig
+from distml.config import AugmentConfig
 from distml.training import augment
 
 Tensor = Any
 EVALUATION_BATCH = 500
 """Rows evaluated at a time; bounds activation memory and divides the built-in splits evenly."""
-
-
-class _Table(keras.optimizers.schedules.LearningRateSchedule):
-    """Looks the rate of a step up in the table that `schedule.table` computed."""
-
-    def __init__(self, rates: list[float]) -> None:
-        self._rates = tf.constant(rates, tf.float32)
-
-    def __call__(self, step: Tensor) -> Tensor:
-        last = tf.shape(self._rates)[0] - 1
-        return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), last))
-
-
-def make_optimizer(train: TrainConfig, rates: list[float]) -> keras.optimizers.Optimizer:
-    """Build the optimizer a configuration names; call inside the strategy's scope.
-
-    Args:
-        train: The training section.
-        rates: Learning rate of every step.
-    """
-    shared: dict[str, Any] = {"learning_rate": _Table(rates), "global_clipnorm": train.clip_norm}
-    if train.weight_decay:
-        shared["weight_decay"] = train.weight_decay
-    optimizer: keras.optimizers.Optimizer
-    if train.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(momentum=train.momentum, nesterov=train.momentum > 0, **shared)
-    else:
-        kind = {"adam": "Adam", "adamw": "AdamW", "lamb": "Lamb"}[train.optimizer]
-        optimizer = getattr(keras.optimizers, kind)(**shared)
-    if train.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    if train.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 @dataclass(frozen=True)
@@ -177,8 +143,9 @@ class Step:
         return summed
 
     def synchronise(self) -> None:
-        """Average the moving statistics of normalisation layers, which each worker keeps from its own
-        rows, so that all workers evaluate and save the same model.
+        """Average the moving statistics of normalisation layers over all workers.
+
+        Each worker keeps them from its own rows; afterwards all evaluate and save the same model.
         """
         if self._statistics:
             self._average_statistics()

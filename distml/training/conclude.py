@@ -1,0 +1,73 @@
+"""The end of a run on one rank: score the held-out splits, export the model (worker)."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distml.data import shards
+from distml.training import export, result, resume
+from distml.training.rank import Rank
+
+Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Labels int32, predicted classes int32 and losses float32 of a split, each (N,)."""
+
+
+def conclude(rank: Rank) -> None:
+    """Score the validation and test splits with all workers; rank 0 exports and tells the driver."""
+    began = time.perf_counter()
+    rank.step.swap()  # from here on the averaged weights are the model
+    splits = {split: _score(rank, split) for split in ("validation", "test") if rank.manifest.rows.get(split)}
+    scored = time.perf_counter()
+    if rank.rank:
+        return
+    parts = _export(rank)
+    classes = list(rank.manifest.classes)
+    evaluation = {split: result.evaluate(*found, classes) for split, found in splits.items()}
+    labels, predicted, losses = splits.get("test") or splits["validation"]
+    rank.post(
+        "result",
+        export=parts,
+        evaluation=evaluation,
+        history=rank.history,
+        worst=[
+            [int(at), int(labels[at]), int(predicted[at]), float(losses[at])]
+            for at in result.worst(labels, predicted, losses)
+        ],
+        test_s=scored - began,
+        export_s=time.perf_counter() - scored,
+    )
+
+
+def _score(rank: Rank, split: str) -> Scored:
+    """Score a whole split, each worker its rows; every rank gets all of it."""
+    _, everything = shards.read(rank.storage, rank.manifest, split)
+    images, labels = shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
+    losses, predicted = rank.step.scores(images, labels)
+    mine = np.zeros((2, len(everything)), np.float32)
+    mine[0, rank.rank :: rank.world_size], mine[1, rank.rank :: rank.world_size] = losses, predicted
+    total = rank.step.total(mine)
+    return everything, total[1].astype(np.int32), total[0]
+
+
+def _export(rank: Rank) -> tuple[str, ...]:
+    """Export the network, rebuilt outside the strategy so that nothing distributed is saved."""
+    network: Any = rank.network()
+    network.set_weights(resume.weights(rank))
+    manifest = rank.manifest
+    described = {
+        "name": manifest.name,
+        "classes": list(manifest.classes),
+        "shape": list(manifest.shape),
+        "data_digest": manifest.digest,
+    }
+    parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")
+    with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:
+        export.export(network, Path(folder), described, rank.validation[0][:2])
+        rank.storage.upload(folder, *parts)
+    return parts

@@ -1,0 +1,45 @@
+"""TensorFlow on one rank: its import, its share of the machine, its strategy (worker)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distml.errors import TrainingError
+from distml.training import lean
+
+
+def usable_cpus() -> int:
+    """Cores this process may really use: its affinity, or the container's quota where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    words = quota.read_text().split() if quota.exists() else ["max"]
+    return cores if words[0] == "max" else max(1, min(cores, -(-int(words[0]) // int(words[1]))))
+
+
+def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
+    """Import TensorFlow and Keras 3 with this rank's share of the machine."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if not use_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    with lean.imports():
+        import keras
+        import tensorflow as tf
+    if not keras.__version__.startswith("3."):
+        raise TrainingError(f"Keras {keras.__version__} was imported.", "Unset TF_USE_LEGACY_KERAS.")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, usable_cpus() // local_world_size))
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    return tf
+
+
+def strategy(tf: Any, use_gpu: bool) -> Any:
+    """Make the strategy over all ranks in TF_CONFIG: NCCL between GPUs, a gRPC ring between CPUs."""
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if use_gpu else kinds.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)

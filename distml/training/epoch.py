@@ -1,0 +1,160 @@
+"""One epoch on one rank: train, validate, checkpoint, report (worker)."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import tensorflow as tf
+
+from distml.data import feed
+from distml.errors import NotFiniteError
+from distml.training import checkpoint, resume
+from distml.training.rank import Metrics, Rank
+
+
+class Epochs:
+    """Trains a rank epoch after epoch. Final.
+
+    Args:
+        rank: Prepared and, where there is a checkpoint, resumed.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._kept: tuple[Any, Any] | None = None
+
+    def run(self) -> None:
+        """Train the epochs that are left, or until early stopping."""
+        while not self._ended():
+            self._epoch(len(self._rank.history))
+
+    def _ended(self) -> bool:
+        train, history = self._rank.config.train, self._rank.history
+        if len(history) >= train.epochs:
+            return True
+        if train.early_stopping_patience is None or not history:
+            return False
+        best = int(np.argmax([metrics["val_accuracy"] for metrics in history]))
+        return len(history) - 1 - best >= train.early_stopping_patience
+
+    def _epoch(self, epoch: int) -> None:
+        rank = self._rank
+        metrics = self._train(epoch)
+        rank.step.synchronise()
+        metrics |= self._validate()
+        metrics |= {"epoch": epoch + 1, "step": rank.step.iterations, "world_size": rank.world_size}
+        metrics["time"] = time.time()
+        rank.history.append(metrics)
+        began = time.perf_counter()
+        saved = self._save(epoch)
+        metrics["checkpoint_s"] = time.perf_counter() - began
+        ray.train.report(
+            metrics,
+            saved,
+            checkpoint_dir_name=checkpoint.folder_name(epoch + 1, uuid.uuid4().hex[:8]),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
+        metrics["report_s"] = time.perf_counter() - began - metrics["checkpoint_s"]
+        rank.post("epoch", **metrics)
+
+    def _train(self, epoch: int) -> Metrics:
+        rank, done, curves = self._rank, 0, []
+        waited, began = rank.shard.wait_s, time.perf_counter()
+        for number, window in enumerate(self._windows(epoch)):
+            images, labels = self._tensors(window)
+            seed = (rank.config.run.seed, epoch, rank.world_size, rank.rank, number)
+            order = feed.order(len(window[1]), rank.batch, seed)[: rank.steps_per_epoch - done]
+            for at in range(0, len(order), rank.config.train.log_every_steps):
+                block = order[at : at + rank.config.train.log_every_steps]
+                curves.append(self._block(epoch, done, images, labels, block))
+                done += len(block)
+            if done >= rank.steps_per_epoch:
+                break
+        train_s = time.perf_counter() - began
+        curve = np.concatenate(curves)
+        return {
+            "loss": float(curve[:, 0].mean()),
+            "accuracy": float(curve[:, 1].mean()),
+            "learning_rate": rank.rate(epoch * rank.steps_per_epoch + done - 1),
+            "samples_per_s": done * rank.config.train.global_batch_size / train_s,
+            "train_s": train_s,
+            "data_wait_s": rank.shard.wait_s - waited,
+        }
+
+    def _windows(self, epoch: int) -> Iterator[feed.Rows]:
+        """The epoch's windows, the last one again should rows fall short of the fixed number of steps."""
+        window = None
+        for window in self._rank.shard.windows(epoch):
+            yield window
+        while window is not None:
+            yield window
+
+    def _tensors(self, rows: feed.Rows) -> tuple[Any, Any]:
+        """The window as tensors; a shard kept in memory is converted once."""
+        if isinstance(self._rank.shard, feed.Stream):
+            return tf.constant(rows[0]), tf.constant(rows[1])
+        if self._kept is None:
+            self._kept = (tf.constant(rows[0]), tf.constant(rows[1]))
+            self._rank.shard.rows = (rows[0][:0], rows[1])  # the tensor holds the images from now on
+        return self._kept
+
+    def _block(self, epoch: int, done: int, images: Any, labels: Any, block: np.ndarray) -> np.ndarray:
+        """Run some steps in one graph call, tell the driver, stop at a loss that is no number."""
+        rank, began = self._rank, time.perf_counter()
+        curve, count = rank.step.train(images, labels, block)
+        values: np.ndarray = curve.numpy()[: int(count)]
+        step = epoch * rank.steps_per_epoch + done + len(values)
+        if not np.isfinite(values[-1, 0]):
+            raise NotFiniteError(
+                f"the loss became {values[-1, 0]} at step {step} (epoch {epoch + 1}).",
+                "Lower train.learning_rate, set train.clip_norm, or look at the data.",
+            )
+        rows = len(values) * rank.config.train.global_batch_size
+        rank.post(
+            "steps",
+            epoch=epoch + 1,
+            step=step,
+            loss=float(values[:, 0].mean()),
+            accuracy=float(values[:, 1].mean()),
+            learning_rate=rank.rate(step - 1),
+            samples_per_s=rows / (time.perf_counter() - began),
+        )
+        return values
+
+    def _validate(self) -> Metrics:
+        """Validation over all workers on the averaged weights; every rank gets the same numbers."""
+        step, (images, labels), began = self._rank.step, self._rank.validation, time.perf_counter()
+        step.swap()
+        losses, predicted = step.scores(images, labels)
+        step.swap()
+        mine = np.array([losses.sum(), (predicted == labels).sum(), len(labels)], np.float64)
+        loss, hits, count = step.total(mine)
+        return {
+            "val_loss": float(loss / count),
+            "val_accuracy": float(hits / count),
+            "evaluate_s": time.perf_counter() - began,
+        }
+
+    def _save(self, epoch: int) -> ray.train.Checkpoint | None:
+        """Write the checkpoint on rank 0 when one is due; Ray uploads it while training goes on."""
+        rank = self._rank
+        due = (epoch + 1) % rank.config.train.checkpoint_every_epochs == 0 or self._ended()
+        if rank.rank or not due:
+            return None
+        folder = tempfile.mkdtemp(prefix="distml-checkpoint-")
+        state = {
+            "epoch": epoch + 1,
+            "step": rank.step.iterations,
+            "history": rank.history,
+            "seed": rank.config.run.seed,
+            "world_size": rank.world_size,
+        }
+        checkpoint.write(Path(folder), state, resume.arrays(rank))
+        return ray.train.Checkpoint.from_directory(folder)

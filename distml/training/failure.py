@@ -1,0 +1,71 @@
+"""What Ray Train raises, in words for the person (driver, controller)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray.train.v2.api.callback import UserCallback
+
+from distml.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+_OOM = "the worker ran out of memory (OOM)"
+_SIGNS = (
+    ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    (
+        "No space left on device",
+        "the storage is full (ENOSPC)",
+        "Free space below storage.root and run again.",
+    ),
+    ("ActorDiedError", "the worker process died", ""),
+    ("actor died", "the worker process died", ""),
+    ("ActorUnavailableError", "the worker process died", ""),
+    ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
+)
+
+
+def _sign(error: BaseException) -> tuple[str, str] | None:
+    text = f"{type(error).__name__}: {error}"
+    return next(((said, then) for sign, said, then in _SIGNS if sign in text), None)
+
+
+def cause(error: BaseException) -> str:
+    """Say in a few words what made a worker fail."""
+    if known := _sign(error):
+        return known[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def explain(error: BaseException, logs: str | None) -> TrainingError:
+    """Turn what Ray Train raises into a sentence that names the cause."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    rank, first = next(iter(failures.items()), (None, error))
+    who = "the controller" if rank is None else f"rank {rank}"
+    known = _sign(first)
+    remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
+    return TrainingError(
+        f"training failed on {who} with no restart left: {cause(first)}.",
+        f"{known[1]} {remedy}".strip() if known else remedy,
+    )
+
+
+class Failures(UserCallback):
+    """Tells the board why a worker group is restarted (controller). Final.
+
+    An exception that leaves a callback ends the run, so none does.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._board = handle
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post the rank and the cause of each failure."""
+        try:
+            for rank, error in worker_exceptions.items():
+                self._board.post.remote({"kind": "failure", "rank": rank, "cause": cause(error)})
+        except Exception:
+            logger.exception("a failure could not be posted")

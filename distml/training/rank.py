@@ -1,0 +1,125 @@
+"""One rank of a run: what it was told, what it built, and how it speaks to the driver (worker)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray.train
+
+from distml.config import Config
+from distml.data import feed, shards
+from distml.storage import Storage
+from distml.training import devices, schedule
+
+if TYPE_CHECKING:
+    from distml.training.step import Step
+
+Metrics = dict[str, Any]
+
+
+class Rank:
+    """The state of one rank. Final.
+
+    Args:
+        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `board`, `use_gpu`, and
+            `blocks`, references to the training split in order, or None where it is streamed.
+    """
+
+    step: Step
+    shard: feed.Memory | feed.Stream
+    validation: feed.Rows
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.started_at = time.time()
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self._local_world_size = context.get_local_world_size()
+        self.config = Config.model_validate(spec["config"])
+        self.manifest = shards.Manifest.from_json(spec["manifest"])
+        self.storage = Storage(spec["storage"])
+        self.run: tuple[str, ...] = tuple(spec["run"])
+        self._use_gpu: bool = spec["use_gpu"]
+        self._board, self._blocks = spec["board"], spec["blocks"]
+        train = self.config.train
+        self.batch = feed.replica_batch_size(train.global_batch_size, self.rank, self.world_size)
+        self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
+        self.rate = schedule.make(train, self.steps_per_epoch)
+        self.history: list[Metrics] = []
+
+    def post(self, kind: str, **values: Any) -> None:
+        """Tell the driver, from rank 0 only."""
+        if self.rank == 0:
+            self._board.post.remote({"kind": kind, "time": time.time(), **values})
+
+    def _open_feed(self) -> feed.Memory | feed.Stream:
+        if self._blocks is not None:
+            blocks = (ray.get(block) for block in self._blocks)
+            return feed.Memory(feed.share(blocks, self.manifest.rows["train"], self.rank, self.world_size))
+        row_bytes = int(np.prod(self.manifest.shape))
+        budget = self.config.data.memory_budget_bytes
+        return feed.Stream(ray.train.get_dataset_shard("train"), budget, row_bytes, self.batch)
+
+    def _validation(self) -> feed.Rows:
+        return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)
+
+    def prepare(self) -> dict[str, float]:
+        """Read the shard while TensorFlow is imported, then build model and optimizer.
+
+        Returns:
+            Seconds spent: `import_s`, `build_s`, `wait_data_s`.
+        """
+        began = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reading, validation = pool.submit(self._open_feed), pool.submit(self._validation)
+            tf = devices.import_tensorflow(self._use_gpu, self._local_world_size)
+            imported = time.perf_counter()
+            self.step = self._build(devices.strategy(tf, self._use_gpu))
+            built = time.perf_counter()
+            self.shard, self.validation = reading.result(), validation.result()
+        waited = time.perf_counter() - built
+        return {"import_s": imported - began, "build_s": built - imported, "wait_data_s": waited}
+
+    def ready(self, times: dict[str, float]) -> None:
+        """Tell the driver what is about to be trained."""
+        # A stream counts its rows epoch by epoch.
+        rows = self.step.total(np.array([0.0 if self.shard.streaming else self.shard.rows_read]))
+        self.post(
+            "ready",
+            world_size=self.world_size,
+            epoch=len(self.history),
+            steps_per_epoch=self.steps_per_epoch,
+            rows_read=int(rows[0]),
+            streaming=self.shard.streaming,
+            parameters=int(self.step.model.count_params()),
+            started_at=self.started_at,
+            pid=os.getpid(),
+            **times,
+        )
+
+    def network(self) -> Any:
+        """Build the network, its initial weights a function of the seed alone."""
+        from distml.models import registry
+
+        model, classes = self.config.model, len(self.manifest.classes)
+        return registry.build(model.name, self.manifest.shape, classes, model.options, self.config.run.seed)
+
+    def _build(self, strategy: Any) -> Step:
+        import keras
+
+        from distml.training import optimizer as optimizers
+        from distml.training.step import Step, StepSpec
+
+        train, seed = self.config.train, self.config.run.seed
+        keras.config.set_dtype_policy(train.precision)
+        with strategy.scope():
+            model = self.network()
+            optimizer = optimizers.make(train, schedule.table(train, self.steps_per_epoch))
+            optimizer.build(model.trainable_variables)
+        spec = StepSpec(
+            train.global_batch_size, self.rank, seed, train.label_smoothing, train.ema, train.augment
+        )
+        return Step(strategy, model, optimizer, spec)
