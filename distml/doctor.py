@@ -25,7 +25,7 @@ from distml.data import shards
 from distml.errors import ConfigError, DistmlError
 from distml.storage import Storage
 
-LIMIT_S = 9.0
+LIMIT_S = 8.0
 """Longest wait for all answers together; what has not answered by then would not help a run either."""
 Question = Callable[[], list[Check]]
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}

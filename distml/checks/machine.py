@@ -18,10 +18,14 @@ from distml.errors import ResourceError
 DASHBOARD_PORT = 8265
 
 
-def gpus() -> int:
-    """Count the NVIDIA GPUs that this process may use, without importing TensorFlow."""
+def gpus(devices: Path = Path("/dev")) -> int:
+    """Count the NVIDIA GPUs that this process may use, without importing TensorFlow.
+
+    Args:
+        devices: Where the system has its device files.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    nodes = [path for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
     count = len(nodes) or _listed_gpus()
     if visible is None:
         return count

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distml import cluster
-from distml.checks import machine, places
+from distml.checks import machine, places, room
 from distml.checks.check import Check, failed, problem
 from distml.config import Config
 from distml.errors import DistmlError
@@ -49,8 +49,9 @@ def checks(config: Config) -> list[Check]:
         return [problem("workers", f"no Ray answers at RAY_ADDRESS = {address}: {refused}", remedy)]
     try:
         with cluster.connect(config) as found:
-            room = machine.workers(config, found.resources, address)
-            return [room, *_storage(config.storage.root)]
+            workers = machine.workers(config, found.resources, address)
+            memory = room.memory(config, int(found.resources.get("memory", 0)), 0)
+            return [workers, memory, *_storage(config.storage.root)]
     except DistmlError as error:
         return [failed("workers", error)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import tempfile
 import uuid
@@ -144,5 +145,5 @@ def _cause(error: requests.RequestException) -> str:
     inner: Any = error
     while inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]
-    inner = getattr(inner, "reason", inner)
-    return str(inner).rpartition(": ")[2].partition(" (Caused")[0][:100] or type(error).__name__
+    text = str(getattr(inner, "reason", inner)).rpartition(": ")[2]
+    return re.sub(r"^\[Errno -?\d+\] ", "", text)[:100] or type(error).__name__

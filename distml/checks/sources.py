@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import shutil
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
@@ -91,10 +93,16 @@ def reachable(urls: Sequence[str]) -> list[str]:
     found: set[str] = set()
 
     def ask(url: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - a mirror, or the user's URL
                 found.add(url)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (405, 501):  # it is there, and knows GET alone
+                found.add(url)
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
 
     # Looking up a name has no time limit: threads that hang are left behind when the process ends.
     threads = [

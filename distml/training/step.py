@@ -153,10 +153,8 @@ class Step:
     @tf.function
     def _average_statistics(self) -> None:
         def replica() -> Any:
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce(
-                tf.distribute.ReduceOp.MEAN, [value + 0.0 for value in self._statistics]
-            )
+            mine = [value + 0.0 for value in self._statistics]
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, mine)
 
         averaged = self.strategy.run(replica)
         for variable, value in zip(self._statistics, averaged, strict=True):

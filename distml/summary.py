@@ -1,0 +1,89 @@
+"""What a finished run leaves to look at: figures, the closing table, the result line (driver)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distml import tracking
+from distml.config import Config
+from distml.data import shards
+from distml.display import Display
+from distml.recorder import TIMES, Recorder, final_metrics, steady
+from distml.storage import Storage
+
+Event = dict[str, Any]
+
+
+def draw(storage: Storage, manifest: shards.Manifest, found: Event) -> list[str]:
+    """Draw the figures into the export; returns where they are."""
+    from distml import figures
+
+    split = "test" if "test" in found["evaluation"] else "validation"
+    images, _ = shards.read(storage, manifest, split)
+    worst = (
+        (images[[mistake[0] for mistake in found["worst"]]], found["worst"])
+        if found["worst"]
+        else (images[:0], [])
+    )
+    parts = (*found["export"], "figures")
+    report = {key: found[key] for key in ("evaluation", "history", "worst")}
+    storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = figures.draw(
+            Path(folder), found["history"], found["evaluation"], list(manifest.classes), worst
+        )
+        storage.upload(folder, *parts)
+        return [storage.uri(*parts, path.name) for path in drawn]
+
+
+def _times(found: Event, ready: Event, wall_s: float) -> dict[str, float]:
+    history = found["history"]
+    total = {key: sum(metrics.get(key, 0.0) for metrics in history) for key in TIMES}
+    known = {
+        "import TensorFlow": ready.get("import_s", 0.0),
+        "build and resume": ready.get("build_s", 0.0) + ready.get("wait_data_s", 0.0),
+        "training steps": total["train_s"] - total["data_wait_s"],
+        "waiting for data": total["data_wait_s"],
+        "validation": total["evaluate_s"],
+        "checkpoints": total["checkpoint_s"] + total["report_s"],
+        "test": found["test_s"],
+        "export": found["export_s"],
+    }
+    return known | {"start, tracking, figures": wall_s - sum(known.values()), "[bold]all[/bold]": wall_s}
+
+
+def result(config: Config, storage: Storage, tracker: tracking.Tracker, found: Event) -> dict[str, Any]:
+    """The result line of a finished run."""
+    metrics = final_metrics(found)
+    return {
+        "run_id": tracker.sender.run_id,
+        "model": config.tracking.registered_model,
+        "version": tracker.sender.version,
+        "val_accuracy": metrics["val_accuracy"],
+        "test_accuracy": metrics.get("test_accuracy"),
+        "steady_samples_per_s": round(steady(found["history"]), 1),
+        "epochs": len(found["history"]),
+        "steps": found["history"][-1]["step"],
+        "tracking_uri": tracking.uri(config),
+        "artifacts": storage.uri(*found["export"]),
+    }
+
+
+def show(
+    display: Display, config: Config, recorder: Recorder, version: str | None, drawn: list[str], wall_s: float
+) -> None:
+    """Print the closing table and what to type next."""
+    found = recorder.finished(None)
+    name = config.tracking.registered_model
+    again = f"--run {config.run.name} --storage.root {config.storage.root}"
+    facts = {
+        "model": f"{name} version {version}" if version else f"{name}, to be registered by `distml sync`",
+        "files": Storage(config.storage.root).uri(*found["export"]),
+        "figures": ", ".join(drawn),
+        "runs": f"mlflow ui --backend-store-uri {tracking.uri(config)}",
+        "next": f"python -m distml.predict IMAGE {again}",
+    }
+    display.summary(found["evaluation"], _times(found, recorder.ready, wall_s), facts)

@@ -1,0 +1,12 @@
+"""The only MLflow: one run per training run, its registry entry, and outages of the server (driver).
+
+Everything that is to be recorded becomes an operation, a plain dictionary, in an outbox. One thread
+sends them in order, so an outage delays the record and never the training. What could not be sent when
+the run ends stays in a spool file under the storage root and is sent by the next run or by
+`distml sync`. Operations carry their own time stamps and steps, so sending one twice records it once.
+"""
+
+from distml.tracking.outbox import Tracker, sync
+from distml.tracking.server import check, client, uri
+
+__all__ = ["Tracker", "check", "client", "sync", "uri"]

@@ -1,0 +1,122 @@
+"""Carrying out one operation on the tracking server (driver)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from distml.config import Config
+from distml.storage import Storage
+from distml.tracking import models
+from distml.tracking.server import artifact_location, client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Operation = dict[str, Any]
+
+
+class Sender:
+    """Carries operations out. Final; holds the run's id and the registered version once known.
+
+    Args:
+        config: The run's configuration.
+        run_id: An existing MLflow run to go on with.
+    """
+
+    def __init__(self, config: Config, run_id: str | None = None) -> None:
+        self.config, self.run_id = config, run_id
+        self.version: str | None = None
+        self._storage = Storage(config.storage.root)
+        self._client: MlflowClient | None = None
+        self._logged: dict[str, int] = {}
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, made on first use."""
+        if self._client is None:
+            self._client = client(self.config)
+        return self._client
+
+    def send(self, operation: Operation) -> None:
+        """Carry out one operation; raises what MLflow raises."""
+        values = {key: value for key, value in operation.items() if key != "do"}
+        getattr(self, f"_do_{operation['do']}")(**values)
+
+    def _do_open(self, name: str, tags: dict[str, str], params: dict[str, str], key: str) -> None:
+        from mlflow.entities import Param, RunTag
+
+        if self.run_id is None:
+            experiment = self._experiment()
+            found = self.client.search_runs([experiment], f"tags.`distml.key` = '{key}'", max_results=1)
+            if found:
+                self.run_id = found[0].info.run_id
+            else:
+                created = self.client.create_run(experiment, run_name=name, tags={"distml.key": key})
+                self.run_id = created.info.run_id
+        self.resume_metrics()
+        self.client.update_run(self.run_id, status="RUNNING")
+        known = self.client.get_run(self.run_id).data.params
+        fresh = [Param(key, value) for key, value in params.items() if key not in known]
+        self.client.log_batch(
+            self.run_id, params=fresh, tags=[RunTag(key, text) for key, text in tags.items()]
+        )
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.config.tracking.experiment
+        found = self.client.get_experiment_by_name(name)
+        if found:
+            return str(found.experiment_id)
+        try:
+            return str(self.client.create_experiment(name, artifact_location=artifact_location(self.config)))
+        except MlflowException:  # another run made it meanwhile
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def resume_metrics(self) -> None:
+        """Learn which steps are on record, so that a resumed run logs each step once."""
+        for key in ("step/loss", "loss"):
+            history = self.client.get_metric_history(self.run_id, key)
+            self._logged[key] = max((metric.step for metric in history), default=-1)
+
+    def _do_metrics(self, guard: str, step: int, time_ms: int, values: dict[str, float]) -> None:
+        """Log values of one step unless that step of the `guard` metric is on record already."""
+        from mlflow.entities import Metric
+
+        if step <= self._logged.get(guard, -1):
+            return
+        self.client.log_batch(
+            self.run_id, [Metric(key, value, time_ms, step) for key, value in values.items()]
+        )
+        self._logged[guard] = step
+
+    def _do_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name, digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
+        )
+        self.client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
+
+    def _do_text(self, file: str, text: str) -> None:
+        self.client.log_text(self.run_id, text, file)
+
+    def _do_artifacts(self, parts: list[str], path: str) -> None:
+        with models.local(self._storage, parts) as folder:
+            self.client.log_artifacts(self.run_id, str(folder), path)
+
+    def _do_model(self, **described: Any) -> None:
+        """Log the exported model as MLflow's Keras flavour and register it as a new version."""
+        self.version = models.publish(self.client, self.config, str(self.run_id), described)
+
+    def _do_close(self, status: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in tags.items()])
+        self.client.set_terminated(self.run_id, status)

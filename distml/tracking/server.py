@@ -1,0 +1,97 @@
+"""Reaching the tracking server, and telling an outage from a mistake (driver)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distml.config import Config
+from distml.errors import TrackingError
+from distml.storage import Storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_QUIET = {
+    # The defaults (7 retries, 120 s each) make every call to a server that is away hang for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def uri(config: Config) -> str:
+    """The tracking URI of a configuration: its own, or SQLite under the storage root.
+
+    Raises:
+        TrackingError: The storage root is an object store, where SQLite cannot live.
+    """
+    if config.tracking.uri:
+        return config.tracking.uri
+    storage = Storage(config.storage.root)
+    if not storage.local:
+        raise TrackingError(
+            f"tracking.uri is not set and SQLite cannot live under {storage.root}.",
+            "Set tracking.uri to an MLflow server.",
+        )
+    return f"sqlite:///{storage.uri('mlflow.db')}"
+
+
+def artifact_location(config: Config) -> str | None:
+    """Where the embedded default keeps artifacts; a server decides for itself."""
+    if config.tracking.uri and not config.tracking.uri.startswith("sqlite:"):
+        return None
+    return Path(Storage(config.storage.root).uri("mlflow-artifacts")).as_uri()
+
+
+def client(config: Config) -> MlflowClient:
+    """A client of the configured server; imports MLflow, which takes seconds."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = uri(config)
+    if address.startswith("sqlite:///"):
+        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # The registry resolves `models:/` sources through the process-wide URI, whatever the client was given.
+    mlflow.set_tracking_uri(address)
+    return mlflow.MlflowClient(address, address)
+
+
+def check(config: Config) -> None:
+    """Ask the server for something, within about fifteen seconds.
+
+    Raises:
+        TrackingError: It does not answer, or refuses.
+    """
+    try:
+        client(config).search_experiments(max_results=1)
+    except Exception as error:
+        raise TrackingError(
+            f"the tracking server {uri(config)} does not answer: {cause(error)}.",
+            "Start it, correct tracking.uri, or set tracking.required to false to record later.",
+        ) from error
+
+
+def cause(error: BaseException) -> str:
+    """The first line of what an error says, cut to a sentence's length."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether trying again later may help: no answer, or the server's own failure."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        code = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 500
+        return code >= 500 or code in (408, 429)
+    return isinstance(error, requests.RequestException | OSError | sqlalchemy.exc.OperationalError)
