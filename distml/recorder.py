@@ -16,6 +16,7 @@ from distml.display import Display
 from distml.errors import TrainingError
 from distml.loading import flatten
 from distml.storage import Storage
+from distml.tensorboard import Events
 
 Event = dict[str, Any]
 _STEP_VALUES = ("loss", "accuracy", "learning_rate", "samples_per_s")
@@ -66,8 +67,8 @@ def begin(tracker: tracking.Tracker, config: Config, run: runs.Run, manifest: sh
 class Recorder:
     """Passes the board's events on to the display and the tracker, and keeps what the end needs. Final."""
 
-    def __init__(self, display: Display, tracker: tracking.Tracker) -> None:
-        self._display, self._tracker = display, tracker
+    def __init__(self, display: Display, tracker: tracking.Tracker, events: Events | None) -> None:
+        self._display, self._tracker, self._events = display, tracker, events
         self.result: Event | None = None
         self.failure: TrainingError | None = None
         self.ready: Event = {}
@@ -90,6 +91,8 @@ class Recorder:
         values = {key: event[key] for key in _EPOCH_VALUES}
         values |= {f"time/{key}": event[key] for key in TIMES if key in event}
         self._tracker.metrics("loss", event["epoch"], values, event["time"])
+        if self._events:
+            self._events.write(values | {"epoch": event["epoch"], "time": event["time"]})
 
     def _on_resumed(self, event: Event) -> None:
         # An epoch that was checkpointed just before the driver died may not be on record yet.

@@ -17,6 +17,7 @@ from distml.errors import ConfigError
 from distml.models import registry
 from distml.recorder import Recorder
 from distml.storage import Storage
+from distml.tensorboard import Events
 
 
 def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
@@ -79,7 +80,8 @@ def _train(
     began: float,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
-    recorder = Recorder(display, tracker)
+    events = Events(storage, record.parts) if config.train.tensorboard else None
+    recorder = Recorder(display, tracker, events)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")

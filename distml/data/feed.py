@@ -29,9 +29,7 @@ one being filled, and the copies made while filling."""
 
 def to_rows(batch: pa.Table) -> Rows:
     """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it."""
-    return schema.to_images(batch.column("image")), batch.column("label").to_numpy().astype(
-        np.int32, copy=False
-    )
+    return schema.to_images(batch.column("image")), schema.to_numbers(batch.column("label"), np.int32)
 
 
 def share(blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int) -> Rows:

@@ -16,7 +16,6 @@ import tensorflow as tf
 from distml.data import feed
 from distml.errors import NotFiniteError
 from distml.training import checkpoint, resume
-from distml.training.events import Events
 from distml.training.rank import Metrics, Rank
 
 
@@ -30,8 +29,6 @@ class Epochs:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
-        wanted = rank.config.train.tensorboard and rank.rank == 0
-        self._events = Events(rank.storage, rank.run) if wanted else None
 
     def run(self) -> None:
         """Train the epochs that are left, or until early stopping."""
@@ -66,8 +63,6 @@ class Epochs:
         )
         metrics["report_s"] = time.perf_counter() - began - metrics["checkpoint_s"]
         rank.post("epoch", **metrics)
-        if self._events:
-            self._events.write(metrics)
 
     def _train(self, epoch: int) -> Metrics:
         rank, done, curves = self._rank, 0, []
