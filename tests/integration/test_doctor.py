@@ -1,0 +1,73 @@
+"""The doctor on a real cluster: its resources, and the storage root as its nodes see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+ROOT = Path(__file__).parents[2]
+
+
+HEAD = """
+import ray
+found = ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+print(found.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray of three CPUs that lives as long as the process that started it."""
+    command = [sys.executable, "-c", HEAD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+        assert head.stdin
+        assert head.stdout
+        found = head.stdout.readline().strip()
+        assert found, "Ray did not start"
+        yield found
+        head.communicate("\n", timeout=60)
+
+
+def doctor(address: str, root: Path, *words: str) -> tuple[int, dict[str, dict[str, Any]], float]:
+    """Exit code, checks by name and seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
+    fixed = ["--storage.root", str(root), "--data.path", str(root)]
+    command = [sys.executable, "-m", "distml.doctor", *fixed, *words]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = json.loads(ran.stdout.splitlines()[-1])
+    return ran.returncode, {check["name"]: check for check in result["checks"]}, result["seconds"]
+
+
+@pytest.fixture
+def root(storage_root: Path) -> Path:
+    """A storage root with something that passes for data."""
+    (storage_root / "a").mkdir()
+    (storage_root / "a" / "1.png").touch()
+    return storage_root
+
+
+def test_the_cluster_is_asked_and_its_node_answers_from_the_storage(address: str, root: Path) -> None:
+    doctor(address, root)  # the first one starts Ray's worker process
+    code, checks, seconds = doctor(address, root)
+    assert code == 0, checks
+    assert checks["workers"]["detail"].endswith(f"1 of 3 Ray CPUs are left for Ray Data on {address}")
+    assert checks["storage from a worker"]["status"] == "ok"
+    assert checks["storage from a worker"]["detail"].startswith("node ")
+    assert "ports" not in checks
+    assert seconds < 10
+    assert [path.name for path in root.iterdir()] == ["a"]
+
+
+def test_a_run_that_is_too_large_for_the_cluster_is_told_so(address: str, root: Path) -> None:
+    code, checks, _ = doctor(address, root, "--train.workers", "5")
+    assert code == 1
+    assert "needs 6 CPU, but the cluster has 3" in checks["workers"]["detail"]
