@@ -116,7 +116,7 @@ class Stream:
                     images, labels = _join(parts)
                     put((images[: self.window_rows], labels[: self.window_rows]))
                     parts = [(images[self.window_rows :].copy(), labels[self.window_rows :])]
-            if parts and len(parts[0][1]):
+            if any(len(part[1]) for part in parts):
                 put(_join(parts))
             put(_End())
         except BaseException as error:

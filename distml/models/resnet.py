@@ -23,17 +23,20 @@ def resnet(
     *,
     widths: Sequence[int] = (16, 32, 64),
     blocks: int = 1,
+    stem: int = 0,
     dropout: float = 0.0,
     momentum: float = 0.97,
     synchronized: bool = False,
 ) -> keras.Model:
-    """A convolution, then one stage of residual blocks per width, each but the first at half the size.
+    """A stem, then one stage of residual blocks per width, each but the first at half the size.
 
     Args:
         shape: Height, width and channels of an image; any size.
         classes: Width of the last layer.
         widths: Channels of each stage.
         blocks: Residual blocks in each stage.
+        stem: 0 is one convolution at full size; else a convolution of that many channels at full size and
+            one that halves, which leaves the time for wider stages (half the work goes into full size).
         dropout: Share of the pooled features dropped while training.
         momentum: Of the moving statistics; lower than Keras's default, because runs are short.
         synchronized: Normalise with the statistics of the global batch, one more exchange between
@@ -44,7 +47,10 @@ def resnet(
     """
     unit = _Unit(momentum, synchronized)
     inputs = layers.Input(shape)
-    features = _relu(unit(inputs, widths[0], "stem"), "stem")
+    features = inputs
+    if stem:
+        features = _relu(unit(features, stem, "full"), "full")
+    features = _relu(unit(features, widths[0], "stem", strides=2 if stem else 1), "stem")
     for stage, width in enumerate(widths, 1):
         for block in range(1, blocks + 1):
             halve = stage > 1 and block == 1

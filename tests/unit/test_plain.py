@@ -45,6 +45,7 @@ def test_plain_values_are_read(text: str, value: Any) -> None:
         ("a: 0x" + "f" * 99, "is a number of"),
         ("a: " + "1:" * 3000 + "1", "is a number of"),
         ("[" * 5000, "nested too deeply"),
+        ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
         ("a: 1\n---\nb: 2", "another document"),
         ("a:\n\tb: 1", r"cannot start any token \(line 2\)"),
         ("a: \x01", "not usable YAML"),

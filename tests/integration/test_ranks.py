@@ -1,0 +1,38 @@
+"""Two ranks end with the same weights, and with the loss of one rank on the same rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.ranks import launch
+
+pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(400)]
+
+EVERYTHING: dict[str, Any] = {
+    "global_batch_size": 63,  # odd: the first rank takes one row more
+    "optimizer": "sgd",
+    "weight_decay": 1e-4,
+    "clip_norm": 1.0,
+    "ema": 0.9,
+    "label_smoothing": 0.1,
+    "augment": {"flip": True, "crop_padding": 2, "erase": 6},
+}
+
+
+@pytest.mark.parametrize("model", ["cnn_batchnorm", "cnn_dropout"])
+def test_two_ranks_end_with_the_same_weights_whatever_is_switched_on(model: str) -> None:
+    first, second = launch(model, EVERYTHING, steps=6)
+    assert first["done"] == second["done"] == 6
+    assert first["weights"] == second["weights"]
+    assert first["losses"] == second["losses"]
+    assert first["total"] == second["total"] == [3.0]
+
+
+def test_two_ranks_follow_the_loss_of_one_on_the_same_rows() -> None:
+    plain = {"global_batch_size": 64, "optimizer": "adam"}
+    one, two = launch("convnet", plain, world_size=1)[0], launch("convnet", plain, world_size=2)[0]
+    np.testing.assert_allclose(one["losses"], two["losses"], rtol=2e-4)
+    assert one["losses"][-1] < one["losses"][0]

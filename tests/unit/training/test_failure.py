@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import WorkerGroupError
+
+from distml.training import failure
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "OOM"),
+        (ActorDiedError(), "the worker process died"),
+        (OSError(28, "No space left on device"), "ENOSPC"),
+        (ValueError("a long\n\nstory that ends in the point"), "story that ends in the point"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_the_cause_is_named(error: Exception, said: str) -> None:
+    assert said in failure.cause(error)
+
+
+def test_the_sentence_names_rank_cause_and_logs() -> None:
+    found = failure.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
+    assert found.message == "training failed on rank 1 with no restart left: the worker process died."
+    assert found.remedy == "The worker logs are in /logs."
+    assert "the controller" in failure.explain(ValueError("x"), None).message
+
+
+def test_an_exception_never_leaves_the_callback() -> None:
+    class Broken:
+        @property
+        def post(self) -> object:
+            raise RuntimeError("no board")
+
+    failure.Failures(Broken()).after_exception(None, {0: ValueError("x")})
