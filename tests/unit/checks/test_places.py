@@ -51,6 +51,14 @@ def test_a_worker_with_another_disk_of_that_name_is_found_out(storage_root: Path
     assert "shared mount" in checks[1].remedy
 
 
+def test_a_worker_that_reads_something_else_is_found_out(storage_root: Path) -> None:
+    def ask(root: str, name: str) -> str:
+        places.echo(root, name)
+        return "something else"
+
+    assert places.storage(str(storage_root), ask)[1].status == "problem"
+
+
 def test_a_worker_that_cannot_write_is_found_out(storage_root: Path) -> None:
     def ask(root: str, name: str) -> str:
         return (Path(root) / name).read_text()
