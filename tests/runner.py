@@ -113,6 +113,10 @@ class Training:
                 except psutil.Error:
                     continue
             self.kill_all()
+        self._reader.join(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def recorded(root: Path, name: str) -> tuple[Any, dict[str, list[int]]]:

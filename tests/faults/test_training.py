@@ -203,3 +203,39 @@ def test_small_is_what_the_tests_say(root: Path) -> None:
     assert len(manifests) == 1
     assert json.loads(manifests[0].read_text())["rows"]["train"] // 256 == STEPS_PER_EPOCH
     assert SMALL
+
+
+def test_13_out_of_memory_is_said_and_survived(root: Path) -> None:
+    (root.parent / "hungry.py").write_text(
+        "import os, pathlib, threading, time\n"
+        "from distml.models.cnn import convnet\n"
+        "HERE = pathlib.Path(__file__).parent\n"
+        "def eat():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            os.rename(HERE / 'eat', HERE / 'eaten')\n"  # one worker alone finds it
+        "        except OSError:\n"
+        "            time.sleep(0.05)\n"
+        "            continue\n"
+        "        meals = []\n"
+        "        while len(meals) < 160:\n"
+        "            meals.append(bytearray(os.urandom(1) * 100_000_000))\n"
+        "            time.sleep(0.05)\n"
+        "def build(shape, classes):\n"
+        "    threading.Thread(target=eat, daemon=True).start()\n"
+        "    return convnet(shape, classes)\n"
+    )
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + 9_000_000_000) / memory.total
+    if limit > 0.95:
+        pytest.skip("less than 10 GB of memory are free, too little to run out of it on purpose")
+    env = {"RAY_memory_usage_threshold": f"{limit:.2f}", "RAY_memory_monitor_refresh_ms": "100"}
+    with Training(root, "hungry", "--model.name=hungry:build", env=env) as run:
+        run.wait_for("epoch 2/4")
+        (root.parent / "eat").touch()
+        run.wait_for("failed: ")
+        code, result = run.finish()
+    assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
+    assert run.said("OOM") >= 1
+    assert run.said("resumed after epoch") == 1
+    assert_logged_once(recorded(root, "hungry")[1])

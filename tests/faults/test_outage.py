@@ -1,0 +1,122 @@
+"""The tracking server goes away (reliability 16): a real `mlflow server`, really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`mlflow server` on loopback over SQLite, which may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
+
+
+def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
+    began = time.monotonic()
+    flags = [f"--tracking.uri=http://127.0.0.1:{free_port()}", "--tracking.required=true"]
+    with Training(tmp_path / "storage", "down", *flags) as run:
+        code, result = run.finish(60)
+    assert time.monotonic() - began <= 30
+    assert (code, result["kind"]) == (1, "TrackingError")
+    assert "tracking.required" in result["error"]
+    assert run.said("Ray started") == 0
+    assert not (tmp_path / "storage" / "runs").exists()
+
+
+def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    server = Server(tmp_path)
+    try:
+        with Training(tmp_path / "storage", "outage", f"--tracking.uri={server.uri}") as run:
+            run.wait_for("epoch 1/4")
+            server.kill()
+            run.wait_for("epoch 3/4")
+            time.sleep(5)
+            server.start()
+            code, result = run.finish()
+        assert (code, result["steps"], result["tracking_complete"]) == (0, 4 * STEPS_PER_EPOCH, True)
+        assert run.said("tracking server away") == 1
+        history = json.loads((Path(result["artifacts"]) / "report.json").read_text())["history"]
+        seconds = [epoch["train_s"] for epoch in history[1:]]
+        assert max(seconds[:2]) <= 1.5 * seconds[2]  # epochs 2 and 3 had no server, 4 had
+        client = MlflowClient(server.uri, server.uri)
+        steps = {
+            key: [one.step for one in client.get_metric_history(result["run_id"], key)]
+            for key in ("loss", "step/loss")
+        }
+        assert_logged_once(steps)
+        assert client.get_run(result["run_id"]).info.status == "FINISHED"
+        assert client.get_model_version(result["model"], result["version"]).run_id == result["run_id"]
+    finally:
+        server.kill()
+
+
+def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    server = Server(tmp_path)
+    server.kill()
+    with Training(tmp_path / "storage", "later", f"--tracking.uri={server.uri}", "--train.epochs=1") as run:
+        code, result = run.finish()
+    assert (code, result["status"], result["tracking_complete"]) == (0, "finished", False)
+    server.start()
+    try:
+        sync = [sys.executable, "-m", "distml.sync", f"--storage.root={tmp_path / 'storage'}"]
+        done = subprocess.run(sync, capture_output=True, text=True, check=True, timeout=120)
+        assert json.loads(done.stdout.splitlines()[-1])["sent"] == 1
+        client = MlflowClient(server.uri, server.uri)
+        versions = client.search_model_versions(f"name = '{result['model']}'")
+        assert len(versions) == 1
+        found = client.get_run(versions[0].run_id)
+        assert found.info.status == "FINISHED"
+        assert found.data.metrics["test_accuracy"] == pytest.approx(result["test_accuracy"])
+        again = subprocess.run(sync, capture_output=True, text=True, check=True, timeout=120)
+        assert json.loads(again.stdout.splitlines()[-1])["sent"] == 0
+    finally:
+        server.kill()
