@@ -98,6 +98,7 @@ def test_long_values_are_cut() -> None:
         (b"- 1\n", "holds a list, not sections"),
         (b"train: {epochs: 1, epochs: 2}", "config.yaml: duplicate key train.epochs"),
         (b" " * (plain.MAX_BYTES + 1), "is larger than"),
+        (b"# " + "\u00e9".encode() * (plain.MAX_BYTES // 2), "is larger than"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, said: str) -> None:
