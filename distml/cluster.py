@@ -143,15 +143,15 @@ def _init_arguments(config: Config) -> dict[str, Any]:
 def _step_back() -> None:
     """Let the dashboard and Ray's other watchers of a local Ray wait for idle cores.
 
-    They start nine processes at once and would take the two cores a laptop has from the workers that
-    are starting at the same time (12 of 70 CPU-seconds before the first step).
+    Their nine processes would take two cores from the workers that start at the same time.
     """
     import psutil
 
-    watchers = ("dashboard", "log_monitor", "monitor.py", "ray::DashboardAgent")
-    for process in psutil.Process().children(recursive=True):
+    watchers = ("/dashboard/dashboard.py", "/log_monitor.py", "/_private/monitor.py")
+    for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if any(mark in " ".join(process.cmdline()) for mark in watchers):
+            # The raylet's command line names the dashboard too, and workers inherit its niceness.
+            if any(word.endswith(watchers) for word in process.cmdline()[:4]):
                 process.nice(15)
 
 
@@ -164,8 +164,10 @@ def connect(config: Config) -> Iterator[Cluster]:
     """
     # Ray's usage report is a request to the outside that nobody asked this product to make.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers of a run have an environment of their own, for which processes started ahead are no use.
+    # Workers have an environment of their own, for which processes started ahead are no use.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    if address() is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
     import ray
 
     arguments = _init_arguments(config)

@@ -68,6 +68,7 @@ def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(t
     assert not (tmp_path / "storage" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -97,6 +98,7 @@ def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) ->
         server.kill()
 
 
+@pytest.mark.slow
 def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

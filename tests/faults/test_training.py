@@ -50,6 +50,7 @@ def test_10_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
     assert run.said("failed: the worker process died") == 1
 
 
+@pytest.mark.slow
 def test_11_killed_driver_and_head_resume_under_the_same_name(root: Path) -> None:
     with Training(root, "driver-killed") as run:
         run.wait_for("epoch 2/4")
@@ -63,6 +64,7 @@ def test_11_killed_driver_and_head_resume_under_the_same_name(root: Path) -> Non
     assert_logged_once(steps)
 
 
+@pytest.mark.slow
 def test_11b_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
     with Training(root, "driver-alone") as run:
         run.wait_for("epoch 1/4")
@@ -105,6 +107,7 @@ def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None
     assert versions(root, tracked.info.run_id) == 0
 
 
+@pytest.mark.slow
 def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
     big = ["--model.options={dense: 2048}"]  # 80 MB of state: its upload can be caught halfway
     with Training(root, "half-written", *big) as run:
@@ -129,6 +132,7 @@ def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
     assert_logged_once(recorded(root, "half-written")[1])
 
 
+@pytest.mark.slow
 def test_18_truncated_snapshot_and_checkpoint_fall_back_to_the_newest_valid(root: Path) -> None:
     with Training(root, "snapshot") as run:
         run.wait_for("epoch 3/4")
@@ -157,6 +161,7 @@ def undisturbed(root: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_19_world_size_may_change(root: Path, undisturbed: dict[str, Any], before: int, after: int) -> None:
     name = f"from-{before}-to-{after}"
@@ -205,6 +210,7 @@ def test_small_is_what_the_tests_say(root: Path) -> None:
     assert SMALL
 
 
+@pytest.mark.slow
 def test_13_out_of_memory_is_said_and_survived(root: Path) -> None:
     (root.parent / "hungry.py").write_text(
         "import os, pathlib, threading, time\n"
