@@ -164,8 +164,7 @@ def connect(config: Config) -> Iterator[Cluster]:
     """
     # Ray's usage report is a request to the outside that nobody asked this product to make.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers have an environment of their own, for which processes started ahead are no use.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers have environments of their own
     if address() is None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
     import ray
