@@ -64,7 +64,8 @@ def _main(work: dict[str, Any]) -> None:
     images = numbers.integers(0, 256, (512, 28, 28, 1), np.uint8)
     labels = numbers.integers(0, 10, 512).astype(np.int32)
     # Every world size takes the same rows in each step, so that their sums must agree.
-    batches = np.arange(512, dtype=np.int32).reshape(-1, train.global_batch_size)[: work["steps"]]
+    size = train.global_batch_size
+    batches = np.arange(512 // size * size, dtype=np.int32).reshape(-1, size)[: work["steps"]]
     batch = feed.replica_batch_size(train.global_batch_size, rank, world_size)
     first = sum(
         feed.replica_batch_size(train.global_batch_size, before, world_size) for before in range(rank)

@@ -27,12 +27,12 @@ input()
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A Ray of three CPUs that lives as long as the process that started it."""
-    command = [sys.executable, "-c", HEAD]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
-        assert head.stdin
+    command, pipe = [sys.executable, "-c", HEAD], subprocess.PIPE
+    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more than 30
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as head:
         assert head.stdout
         found = head.stdout.readline().strip()
-        assert found, "Ray did not start"
+        assert found, head.communicate()[1]
         yield found
         head.communicate("\n", timeout=60)
 
