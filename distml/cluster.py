@@ -6,12 +6,11 @@ import contextlib
 import logging
 import math
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from distml import credentials
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
 
@@ -81,31 +80,6 @@ def local_cpus(train: TrainConfig) -> int:
     return max(cores, min(wanted, 4 * cores + 1))
 
 
-def _token_file() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "distml" / "ray-token"
-
-
-def _authenticate() -> None:
-    """Give a local Ray a token of its own, readable by its owner alone.
-
-    Ray 2.60 would write `~/.ray/auth_token` with the umask's mode, which others on the machine can read.
-    """
-    # RAY_AUTH_MODE stays unset: Ray then turns token authentication on for a local cluster, while a
-    # variable set after `import ray` would reach its subprocesses and not this process.
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file())  # "" would mean this very folder
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    if path.exists():
-        path.chmod(0o600)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(32))
-
-
 def address() -> str | None:
     """Address of the cluster this process was told to use; None starts a local Ray."""
     return os.environ.get("RAY_ADDRESS") or None
@@ -131,7 +105,7 @@ class Cluster:
 def _init_arguments(config: Config) -> dict[str, Any]:
     if address():
         return {"address": address()}
-    _authenticate()
+    credentials.authenticate()
     return {
         "address": "local",
         "num_cpus": local_cpus(config.train),
@@ -172,12 +146,13 @@ def connect(config: Config) -> Iterator[Cluster]:
     arguments = _init_arguments(config)
     try:
         context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = address() or "a local Ray"
-        raise ResourceError(
-            f"cannot connect to {where}: {str(error).partition(chr(10))[0] or type(error).__name__}.",
-            "Check RAY_ADDRESS, or unset it to start Ray on this machine.",
-        ) from error
+    except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
+        doing = f"connect to {address()}" if address() else "start Ray on this machine"
+        cause = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        remedy = (
+            "Check RAY_ADDRESS, or unset it." if address() else "Try again when the machine is less busy."
+        )
+        raise ResourceError(f"cannot {doing}: {cause}.", remedy) from error
     if address() is None:
         _step_back()
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None

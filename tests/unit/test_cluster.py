@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,40 +91,6 @@ def test_a_machine_that_is_too_small_hears_of_its_cores(monkeypatch: pytest.Monk
         cluster.require_plan(config, Cluster({"CPU": 9.0}, None, False, None))
 
 
-def test_the_token_of_a_local_ray_is_its_owners_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    old = os.umask(0)
-    try:
-        cluster._authenticate()
-    finally:
-        os.umask(old)
-    path = tmp_path / "distml" / "ray-token"
-    token = path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(token) == 64
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
-    path.chmod(0o644)
-    cluster._authenticate()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.read_text() == token
-
-
-@pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
-def test_a_choice_already_made_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv(variable, "disabled" if variable.endswith("MODE") else "a" * 64)
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    cluster._authenticate()
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster.address() is None
@@ -138,3 +104,26 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster._init_arguments(Config())["dashboard_host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "remedy"),
+    [
+        (None, "cannot start Ray on this machine: The node timed out during startup.", "less busy"),
+        ("head:6379", "cannot connect to head:6379: The node timed out during startup.", "Check RAY_ADDRESS"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, where: str | None, said: str, remedy: str
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The node timed out during startup.\nMore.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if where:
+        monkeypatch.setenv("RAY_ADDRESS", where)
+    with pytest.raises(ResourceError) as caught, cluster.connect(Config()):
+        pytest.fail("there is no connection")
+    assert caught.value.message == said
+    assert remedy in caught.value.remedy
