@@ -33,7 +33,9 @@ def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 
         processes.append(
             subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
         )
-    return [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world_size, said
+    return [json.loads(text.splitlines()[-1]) for text in said]
 
 
 def _main(work: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
 from distml.storage import Storage
-from distml.tracking import models
+from distml.tracking.models import local, publish
 from distml.tracking.server import artifact_location, client
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ class Sender:
         self.client.log_text(self.run_id, text, file)
 
     def _do_artifacts(self, parts: list[str], path: str) -> None:
-        with models.local(self._storage, parts) as folder:
+        with local(self._storage, parts) as folder:
             self.client.log_artifacts(self.run_id, str(folder), path)
 
     def _do_model(self, **described: Any) -> None:
         """Log the exported model as MLflow's Keras flavour and register it as a new version."""
-        self.version = models.publish(self.client, self.config, str(self.run_id), described)
+        self.version = publish(self.client, self.config, str(self.run_id), described)
 
     def _do_close(self, status: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -95,6 +95,9 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
     assert len(version.tags["sha256"]) == 64
 
 
+# MLflow says it of every model with a tensor signature, Keras of a reloaded model within a model.
+@pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning")
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
 def test_what_is_registered_predicts_what_training_measured(
     trained: tuple[Path, dict[str, Any], str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
