@@ -94,7 +94,7 @@ def test_12_always_failing_tries_exactly_three_times(root: Path) -> None:
 
 
 def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None:
-    flags = ["--train.optimizer=sgd", "--train.learning_rate=1e30", "--train.schedule=constant"]
+    flags = ["--train.optimizer=sgd", "--train.learning_rate=1e38", "--train.schedule=constant"]
     with Training(root, "nan", *flags) as run:
         code, result = run.finish()
     assert (code, result["status"]) == (1, "failed")
