@@ -17,6 +17,7 @@ from distml.errors import TrainingError
 from distml.loading import flatten
 from distml.storage import Storage
 from distml.tensorboard import Events
+from distml.training.result import DIGESTS
 
 Event = dict[str, Any]
 _STEP_VALUES = ("loss", "accuracy", "learning_rate", "samples_per_s")
@@ -139,7 +140,7 @@ def steady(history: list[Event]) -> float:
 
 def end(tracker: tracking.Tracker, storage: Storage, manifest: shards.Manifest, found: Event) -> bool:
     """Record the result, register the model and close the run; whether all of it arrived."""
-    digests = storage.read_bytes(*found["export"], "digests.json")
+    digests = storage.read_bytes(*found["export"], DIGESTS)
     metrics = final_metrics(found)
     chosen = {key: value for key, value in metrics.items() if key not in _BY_EPOCH}
     last = found["history"][-1]["epoch"]
