@@ -243,6 +243,23 @@ class ReplicasConfig(Section):
     """Fewest replicas."""
     max: PositiveInt = 2
     """Most replicas."""
+    target_ongoing_requests: PositiveFloat = 48.0
+    """Requests under way per replica that autoscaling aims at."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must be at most max")
+        return self
+
+
+class CanaryConfig(Section):
+    """A share of the requests answered by another version."""
+
+    alias: Name = "challenger"
+    """Alias of the version that answers its share."""
+    percent: Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)] = 0.0
+    """Share of the requests, in percent; 0 is off."""
 
 
 class ServeConfig(Section):
@@ -255,9 +272,25 @@ class ServeConfig(Section):
     replicas: ReplicasConfig = ReplicasConfig()
     """Autoscaling range."""
     proxy: Literal["auto", "ray", "haproxy"] = "auto"
-    """HTTP ingress."""
+    """HTTP ingress; auto takes haproxy where its program is present."""
     max_body_bytes: PositiveInt = 1_048_576
     """Largest accepted request body."""
+    max_batch_size: PositiveInt = 64
+    """Images computed in one call; larger requests are split."""
+    max_queued_images: PositiveInt = 4096
+    """Images of a replica that may wait; requests beyond are answered with 429."""
+    request_timeout_s: PositiveFloat = 5.0
+    """Time limit of a request; a client cannot lift it."""
+    drain_timeout_s: PositiveFloat = 10.0
+    """Time that requests under way are given when the endpoint or a replica ends."""
+    poll_s: PositiveFloat = 2.0
+    """Seconds between two looks at the registry's aliases."""
+    versions: list[PositiveInt] = Field(default_factory=list)
+    """Versions kept loaded beside the champion, to be asked for by number."""
+    canary: CanaryConfig = CanaryConfig()
+    """Traffic split."""
+    shadow: Name | None = None
+    """Alias of a version that is asked too, compared and never used; none asks no other."""
 
 
 class Config(Section):

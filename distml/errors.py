@@ -65,3 +65,29 @@ class CheckpointError(DistmlError):
 
 class ModelError(DistmlError):
     """A model cannot be built, loaded or trusted."""
+
+
+class ServingError(DistmlError):
+    """The endpoint cannot be started or cannot answer this request."""
+
+
+class OverloadedError(ServingError):
+    """More requests wait than the endpoint keeps; the same request may succeed a little later."""
+
+    retry_after_s = 1
+    """Seconds a client should wait before it asks again."""
+
+
+class TimedOutError(ServingError):
+    """A request was not answered within the time limit of the endpoint."""
+
+
+class UnknownVersionError(ServingError):
+    """A version was asked for that is not loaded."""
+
+
+class NotReadyError(ServingError):
+    """No model has been loaded yet."""
+
+    retry_after_s = 1
+    """Seconds a client should wait before it asks again."""

@@ -1,0 +1,98 @@
+"""What the HTTP protocols see of the served models (replica): a service that classifies images.
+
+A protocol turns a request into images, calls `Service.classify` and renders the answer; it knows nothing
+of batching, versions on disk, Ray or the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.schema import Images
+
+Probabilities = npt.NDArray[np.float32]
+"""float32 [N, classes]; every row sums to one."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded version of the model.
+
+    Args:
+        name: Of the registered model.
+        version: Its number.
+        run_id: MLflow run that trained it, None where the registry does not say.
+        sha256: Stands for the whole export: the SHA-256 of its list of digests.
+        classes: Name of each class, by label.
+        shape: (H, W, C) of an image.
+        metrics: Of the run, by name.
+        data_digest: Of the data set's manifest, None where the export does not say.
+        loaded_at: Seconds since 1970 when this replica had it ready.
+    """
+
+    name: str
+    version: int
+    run_id: str | None
+    sha256: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    metrics: Mapping[str, float]
+    data_digest: str | None
+    loaded_at: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version the registry points at that was not loaded.
+
+    Args:
+        version: Its number.
+        alias: The alias that points at it.
+        reason: One sentence.
+        at: Seconds since 1970.
+    """
+
+    version: int
+    alias: str
+    reason: str
+    at: float
+
+
+class Service(Protocol):
+    """The loaded models of one replica."""
+
+    async def classify(self, images: Images, version: int | None = None) -> tuple[Probabilities, Served]:
+        """Classify images, together with whatever else is waiting.
+
+        Args:
+            images: uint8 [N, H, W, C] with N of at least 1 and the shape of the version asked.
+            version: A loaded version; None takes the champion, or its canary for some of the requests.
+
+        Returns:
+            float32 [N, classes], and the version that computed it.
+
+        Raises:
+            OverloadedError: Too many images are waiting already.
+            TimedOutError: No answer within `serve.request_timeout_s`.
+            UnknownVersionError: That version is not loaded.
+            NotReadyError: No version is loaded.
+            ModelError: The images are not of the version's shape.
+        """
+        ...
+
+    def served(self) -> list[Served]:
+        """Return the loaded versions, the champion first; empty before the first is loaded."""
+        ...
+
+    def refused(self) -> list[Refusal]:
+        """Return the versions that an alias points at now and that were refused."""
+        ...
+
+    def ready(self) -> bool:
+        """Return whether a champion is loaded and this replica is not about to end."""
+        ...
