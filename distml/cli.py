@@ -31,6 +31,7 @@ VERBS = {
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
     "predict": "classify image files with a trained model",
+    "drift": "compare logged requests with the training data",
     "validate": "check a configuration without starting anything",
     "sync": "send to the tracking server what runs recorded while it was away",
 }

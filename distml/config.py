@@ -293,6 +293,36 @@ class ServeConfig(Section):
     """Alias of a version that is asked too, compared and never used; none asks no other."""
 
 
+class LogConfig(Section):
+    """The log of served requests, from which drift is told."""
+
+    enabled: bool = False
+    """Log sampled requests and answers to Parquet under the storage root."""
+    sample: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Share of the requests that are logged."""
+    images: bool = True
+    """Log the pixels, too; the statistics that drift needs are logged either way."""
+    retention_days: PositiveFloat = 30.0
+    """Older rows are deleted."""
+    retention_bytes: PositiveInt = 1_000_000_000
+    """The oldest rows are deleted beyond this size."""
+    flush_rows: PositiveInt = 1000
+    """Rows per file; eight times as many wait at most, others are dropped and counted."""
+    flush_s: PositiveFloat = 60.0
+    """Seconds after which a row is in a file even when there are few."""
+
+
+class DriftConfig(Section):
+    """When served requests count as different from the training data."""
+
+    threshold: PositiveFloat = 0.2
+    """Population stability index above which one statistic or the class mix has drifted."""
+    min_rows: PositiveInt = 200
+    """Fewer logged rows are not judged."""
+    days: PositiveFloat | None = None
+    """Compare only the rows of the last days; none takes all that are kept."""
+
+
 class Config(Section):
     """Everything a verb needs to know."""
 
@@ -314,6 +344,10 @@ class Config(Section):
     """Promotion."""
     serve: ServeConfig = ServeConfig()
     """Serving."""
+    log: LogConfig = LogConfig()
+    """Request log."""
+    drift: DriftConfig = DriftConfig()
+    """Drift."""
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the resolved configuration."""

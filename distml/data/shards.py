@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +28,7 @@ from distml.data.writer import write
 from distml.errors import DataError, StorageError
 from distml.storage import Storage
 
-__all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table"]
+__all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table", "tables"]
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
@@ -107,7 +108,16 @@ def table(storage: Storage, manifest: Manifest, split: str) -> Any:
     Raises:
         DataError: A shard is missing or differs from what was published.
     """
-    return pa.concat_tables([_verified(storage, shard) for shard in manifest.shards[split]])
+    return pa.concat_tables(list(tables(storage, manifest, split)))
+
+
+def tables(storage: Storage, manifest: Manifest, split: str) -> Iterator[Any]:
+    """Yield a split as one `pyarrow.Table` per shard, for what need not hold all of it.
+
+    Raises:
+        DataError: A shard is missing or differs from what was published.
+    """
+    return (_verified(storage, shard) for shard in manifest.shards[split])
 
 
 def read(

@@ -33,6 +33,8 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.training": ("distml.serving",),
     "distml.training.worker": ("distml.tracking", "distml.cluster"),  # values cross processes, not clients
     "distml.training.step": ("distml.tracking", "distml.cluster", "distml.storage"),
+    # Measuring must not cost the serving process a model or a client.
+    "distml.monitor": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
     # Serving shares with training how TensorFlow is imported and how an export is laid out, and no more.
     "distml.serving": tuple(f"distml.training.{name}" for name in ("export", "fit", "step", "worker")),
 }

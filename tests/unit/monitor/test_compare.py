@@ -1,0 +1,133 @@
+"""Drift as a figure: the training rows' own histograms, the index, and which files can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distml.data import schema, shards
+from distml.errors import DataError
+from distml.monitor import chart, compare, features, reference, rows
+from distml.storage import Storage
+
+CLASSES = ("cat", "dog")
+
+
+def manifest(rows: int = 4000) -> shards.Manifest:
+    return shards.Manifest(
+        "pets", (8, 8, 1), CLASSES, {"train": rows}, {"train": ()}, (), 0, 0.1, 1, "data/pets"
+    )
+
+
+def pictures(count: int, seed: int, brighter: int = 0) -> schema.Images:
+    return np.random.default_rng(seed).integers(brighter, 128 + brighter, (count, 8, 8, 1), np.uint8)
+
+
+def ground(count: int = 4000) -> reference.Reference:
+    labels = np.arange(count, dtype=np.int32) % 2
+    return reference.Reference.of(manifest(count), features.measure(pictures(count, 0)), labels)
+
+
+def log(
+    storage: Storage, images: schema.Images, labels: list[int], version: int = 1, **changes: object
+) -> str:
+    """Write images of given answers to the log."""
+    served = rows.Served("pets", version, CLASSES)
+    probabilities = np.eye(2, dtype=np.float32)[labels]
+    entry = rows.Entry(time.time(), "a", served, images, probabilities, 0.1)
+    return rows.write(storage, [dataclasses.replace(entry, **changes)], False)  # type: ignore[arg-type]
+
+
+def test_the_training_rows_fill_tenths() -> None:
+    found = ground()
+    assert found.labels == (2000, 2000)
+    for name, counts in zip(found.names, found.counts, strict=True):
+        assert sum(counts) == 4000
+        assert counts[0] == counts[-1] == 0  # beyond the training rows
+        if name != "foreground share":  # of 64 pixels: many ties
+            assert all(350 <= count <= 450 for count in counts[1:-1])
+
+
+def test_a_statistic_that_never_changes_has_one_bin_between_two() -> None:
+    measured = np.full((100, 13), 0.5, np.float32)
+    found = reference.Reference.of(manifest(100), measured, np.zeros(100, np.int32))
+    assert set(found.counts) == {(0, 100, 0)}
+    assert reference.count(np.array([0.4, 0.5, 0.6], np.float32), found.edges[0]).tolist() == [1, 1, 1]
+
+
+def test_the_index_is_what_the_formula_says() -> None:
+    found = ground()
+    measured = np.zeros((1000, 13), np.float32)
+    logged = compare.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
+    mix = next(shift for shift in compare.shifts(found, logged) if shift.name == compare.CLASS_MIX)
+    expected = 0.25 * np.log(0.75 / 0.5) - 0.25 * np.log(0.25 / 0.5)
+    assert mix.psi == pytest.approx(expected, rel=0.01)
+    assert mix.served == (0.75, 0.25)
+    assert mix.trained == pytest.approx((0.5, 0.5))
+    assert mix.chance == pytest.approx(1 / 1000 + 1 / 4000)
+
+
+def test_chance_is_about_what_drawing_again_gives() -> None:
+    found = ground()
+    indices, chances = [], []
+    for seed in range(1, 21):
+        logged = compare.Logged(
+            features.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
+        )
+        shifts = [shift for shift in compare.shifts(found, logged) if shift.name != compare.CLASS_MIX]
+        indices += [shift.psi for shift in shifts]
+        chances += [shift.chance for shift in shifts]
+    assert np.mean(indices) == pytest.approx(np.mean(chances), rel=0.35)
+    assert max(indices) < 0.2
+
+
+def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    log(storage, pictures(500, 1, brighter=60), [0, 1] * 250)
+    found = ground()
+    logged = compare.read(storage, "pets", found, None)
+    shifts = {shift.name: shift.psi for shift in compare.shifts(found, logged)}
+    assert next(iter(shifts)).startswith(("mean", "intensity", "foreground"))
+    assert shifts["mean intensity"] > 1
+    assert shifts["contrast"] < 0.2
+    assert shifts["class mix"] < 0.01
+
+
+def test_only_what_can_be_compared_is_read(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    log(storage, pictures(3, 1), [0, 1, 1], version=4)
+    log(storage, pictures(2, 2), [0, 1], version=5)
+    log(storage, np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
+    log(storage, pictures(2, 2), [0, 1], served=rows.Served("pets", 6, ("fish", "bird")))
+    log(storage, pictures(2, 2), [0, 1], served=rows.Served("cars", 1, CLASSES))
+    log(storage, pictures(9, 2), [0] * 9, time_s=time.time() - 3 * 86_400)
+    everything = compare.read(storage, "pets", ground(), None)
+    assert (len(everything.labels), everything.versions, everything.skipped) == (14, (1, 4, 5), 2)
+    lately = compare.read(storage, "pets", ground(), 2.0)
+    assert (len(lately.labels), lately.versions) == (5, (4, 5))
+    assert compare.read(storage, "nobody", ground(), None).labels.size == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more"])
+def test_a_damaged_file_is_named(storage_root: Path, content: bytes) -> None:
+    storage = Storage(str(storage_root))
+    path = log(storage, pictures(3, 1), [0, 1, 1])
+    storage.write_bytes(content, path)
+    with pytest.raises(DataError, match=rf"{path.rpartition('/')[2]} is not a file of the request log"):
+        compare.read(storage, "pets", ground(), None)
+
+
+def test_every_number_of_classes_can_be_drawn(tmp_path: Path) -> None:
+    for classes in (2, 40):
+        shift = compare.Shift(
+            compare.CLASS_MIX, 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes
+        )
+        other = compare.Shift("contrast", 0.0, 0.01, (0.0, 1.0, 0.0), (0.1, 0.8, 0.1))
+        names = [f"class {label}" for label in range(classes)]
+        figure = chart.draw([shift, other], names, 0.2, 500, 60_000)
+        figure.savefig(tmp_path / f"{classes}.png")
+        assert (tmp_path / f"{classes}.png").stat().st_size > 10_000

@@ -1,0 +1,58 @@
+"""Statistics of pictures: known values, any shape, and none that depends on how many come at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distml.monitor import features
+
+
+def of(image: np.ndarray) -> dict[str, float]:
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    return dict(zip(features.names(shape), features.measure(image[None])[0].tolist(), strict=True))
+
+
+def test_a_gray_picture_measures_what_is_plain_to_see() -> None:
+    image = np.zeros((30, 30, 1), np.uint8)
+    image[:10, 20:] = 255  # one ninth is white: the upper right corner
+    found = of(image)
+    assert found["mean intensity"] == pytest.approx(1 / 9)
+    assert found["foreground share"] == pytest.approx(1 / 9)
+    assert found["contrast"] == pytest.approx((1 / 9 * 8 / 9) ** 0.5)
+    assert found["intensity top right"] == 1
+    assert sum(value for name, value in found.items() if name.startswith("intensity")) == 1
+    assert found["sharpness"] == pytest.approx(10 / (30 * 29))  # ten edges each way
+
+
+def test_colours_are_told_apart() -> None:
+    image = np.zeros((6, 6, 3), np.uint8)
+    image[..., 1] = 51
+    found = of(image)
+    assert (found["red"], found["green"], found["blue"]) == pytest.approx((0, 0.2, 0))
+    assert found["mean intensity"] == pytest.approx(0.2 / 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (3, 1, 4), (64, 48, 3)])
+def test_every_shape_has_one_value_per_name(shape: tuple[int, int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    found = features.measure(images)
+    assert found.shape == (4, len(features.names(shape)))
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_no_pictures_are_no_rows() -> None:
+    assert features.measure(np.empty((0, 28, 28, 1), np.uint8)).shape == (0, 13)
+
+
+def test_many_at_once_measure_like_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    together = features.measure(images)
+    monkeypatch.setattr(features, "_CHUNK_VALUES", 8 * 8 * 3 * 7)
+    np.testing.assert_array_equal(features.measure(images), together)
+    np.testing.assert_allclose(
+        np.concatenate([features.measure(one[None]) for one in images]), together, 1e-6
+    )

@@ -1,0 +1,244 @@
+"""The request log: what is written, what is not, and that answering never waits for it or fails with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distml.config import LogConfig
+from distml.data import schema
+from distml.errors import StorageError
+from distml.monitor import features, rows
+from distml.monitor.journal import Journal, Served
+from distml.storage import Storage
+
+PETS = Served("pets", 3, ("cat", "dog", "bird"))
+SOON = {"enabled": True, "flush_s": 3600.0}
+
+
+def answered(count: int = 2, seed: int = 0, shape: tuple[int, ...] = (8, 6, 1)) -> tuple[Any, Any]:
+    """Pictures and probabilities."""
+    random = np.random.default_rng(seed)
+    scores = random.random((count, 3)).astype(np.float32)
+    return random.integers(0, 256, (count, *shape), np.uint8), scores / scores.sum(1, keepdims=True)
+
+
+def logged(storage: Storage) -> list[Any]:
+    """Every file of the log as a table."""
+    return [pq.read_table(pa.BufferReader(storage.read_bytes(path))) for path in rows.listed(storage)]
+
+
+def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    journal = Journal(LogConfig(**SOON), storage)
+    images, probabilities = answered(3)
+    before = time.time()
+    journal.record("abc", PETS, images, probabilities, 0.25)
+    journal.close()
+    assert journal.counts() == {"written": 3, "dropped": 0, "lost": 0, "waiting": 0}
+    (table,) = logged(storage)
+    np.testing.assert_array_equal(schema.to_images(table["image"]), images)
+    np.testing.assert_allclose(np.array(table["probabilities"].to_pylist()), probabilities)
+    np.testing.assert_allclose(np.array(table["statistics"].to_pylist()), features.measure(images))
+    assert table["label"].to_pylist() == probabilities.argmax(1).tolist()
+    np.testing.assert_allclose(table["probability"].to_pylist(), probabilities.max(1))
+    assert table["request"].to_pylist() == ["abc"] * 3
+    assert table["position"].to_pylist() == [0, 1, 2]
+    assert table["version"].to_pylist() == [3, 3, 3]
+    assert table["latency_s"].to_pylist() == [0.25] * 3
+    assert str(table["image"].type) == str(schema.tensor_type((8, 6, 1)))
+    assert all(before - 1 <= moment.timestamp() <= time.time() for moment in table["time"].to_pylist())
+    described = json.loads(table.schema.metadata[rows.DESCRIPTION])
+    assert described["classes"] == ["cat", "dog", "bird"]
+    assert (described["model"], described["version"], described["shape"]) == ("pets", 3, [8, 6, 1])
+
+
+def test_without_images_the_statistics_stay(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    journal = Journal(LogConfig(**SOON, images=False), storage)
+    journal.record("abc", PETS, *answered(), 0.1)
+    journal.close()
+    (table,) = logged(storage)
+    assert "image" not in table.column_names
+    assert len(table["statistics"]) == 2
+
+
+def test_off_by_default(storage_root: Path) -> None:
+    journal = Journal(LogConfig(), Storage(str(storage_root)))
+    threads = threading.active_count()
+    journal.record("abc", PETS, *answered(), 0.1)
+    journal.close()
+    assert threading.active_count() == threads
+    assert not list(storage_root.iterdir())
+
+
+def test_enough_rows_or_enough_time_make_a_file(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    by_rows = Journal(LogConfig(**SOON, flush_rows=4), storage)
+    for k in range(4):
+        by_rows.record(f"{k}", PETS, *answered(1, k), 0.1)
+    wait(lambda: by_rows.counts()["written"] == 4)
+    by_time = Journal(LogConfig(enabled=True, flush_s=0.05), storage)
+    by_time.record("later", PETS, *answered(1), 0.1)
+    wait(lambda: by_time.counts()["written"] == 1)
+    by_rows.close()
+    by_time.close()
+
+
+def wait(until: Any, limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_versions_and_shapes_have_files_of_their_own(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    journal = Journal(LogConfig(**SOON), storage)
+    journal.record("a", PETS, *answered(), 0.1)
+    journal.record("b", Served("pets", 4, PETS.classes), *answered(), 0.1)
+    journal.record("c", PETS, *answered(shape=(4, 4, 3)), 0.1)
+    journal.close()
+    assert sorted(table["request"].to_pylist()[0] for table in logged(storage)) == ["a", "b", "c"]
+
+
+def test_a_share_of_the_requests_is_logged_whole(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    journal = Journal(LogConfig(**SOON, sample=0.3), storage)
+    for k in range(500):
+        journal.record(f"{k}", PETS, *answered(2, k), 0.1)
+    journal.close()
+    (table,) = logged(storage)
+    taken = set(table["request"].to_pylist())
+    assert 90 < len(taken) < 210  # six standard deviations about 150
+    assert len(table) == 2 * len(taken)
+
+
+def test_when_the_storage_stands_still_rows_are_dropped_and_counted(
+    storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(storage_root))
+    still, write = threading.Event(), rows.write
+
+    def stuck(*arguments: Any) -> str:
+        still.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(rows, "write", stuck)
+    journal = Journal(LogConfig(**SOON, flush_rows=5), storage)
+    for k in range(200):
+        journal.record(f"{k}", PETS, *answered(1, k), 0.1)
+    counts = journal.counts()
+    assert counts["waiting"] <= 40  # eight files' worth
+    assert counts["dropped"] > 100
+    still.set()
+    journal.close()
+    counts = journal.counts()
+    assert counts["written"] + counts["dropped"] == 200
+    assert counts["waiting"] == 0
+
+
+def test_large_pictures_are_bounded_by_their_bytes(
+    storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = threading.Event()
+    monkeypatch.setattr(rows, "write", lambda *_: still.wait(30))
+    journal = Journal(LogConfig(**SOON), Storage(str(storage_root)))
+    images, probabilities = np.zeros((8, 1000, 1000, 1), np.uint8), answered(8)[1]
+    for k in range(20):
+        journal.record(f"{k}", PETS, images, probabilities, 0.1)
+    assert journal.counts()["waiting"] <= 64
+    assert journal.counts()["dropped"] > 0
+    still.set()
+    journal.close()
+
+
+def test_a_storage_that_refuses_loses_rows_and_no_answers(
+    storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(storage_root))
+    write, broken = rows.write, [True]
+
+    def refuse(*arguments: Any) -> str:
+        if broken:
+            raise StorageError("the disk is full.")
+        return write(*arguments)
+
+    monkeypatch.setattr(rows, "write", refuse)
+    journal = Journal(LogConfig(**SOON, flush_rows=1), storage)
+    journal.record("a", PETS, *answered(), 0.1)
+    wait(lambda: journal.counts()["lost"] == 2)
+    broken.clear()
+    journal.record("b", PETS, *answered(), 0.1)
+    journal.close()
+    assert journal.counts() == {"written": 2, "dropped": 0, "lost": 2, "waiting": 0}
+
+
+def test_whatever_is_handed_over_raises_nothing(storage_root: Path) -> None:
+    journal = Journal(LogConfig(**SOON), Storage(str(storage_root)))
+    nonsense: Any = None
+    journal.record("a", PETS, nonsense, nonsense, 0.1)
+    journal.record("b", PETS, answered(2)[0], answered(3)[1], 0.1)  # found out only by the writer
+    journal.close()
+    assert journal.counts() == {"written": 0, "dropped": 1, "lost": 2, "waiting": 0}
+
+
+def test_logging_does_not_import_pandas(storage_root: Path) -> None:
+    script = """
+import sys
+import numpy as np
+from distml.config import LogConfig
+from distml.monitor.journal import Journal, Served
+from distml.storage import Storage
+journal = Journal(LogConfig(enabled=True), Storage(sys.argv[1]))
+served = Served("pets", 1, ("a", "b"))
+journal.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
+journal.close()
+assert journal.counts()["written"] == 2
+assert "pandas" not in sys.modules
+"""
+    command = [sys.executable, "-c", script, str(storage_root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+
+
+def test_old_files_go_first_by_age_then_by_size(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    now = time.time()
+    places = []
+    for days in (10.0, 5.0, 1.5, 0.0):
+        images, probabilities = answered()
+        entry = rows.Entry(now - days * 86_400, "a", PETS, images, probabilities, 0.1)
+        places.append(rows.write(storage, [entry], True))
+    assert list(rows.listed(storage)) == places
+    assert rows.expire(storage, days=7, limit_bytes=1 << 30) == 1
+    assert list(rows.listed(storage)) == places[1:]
+    assert len(storage.names(rows.FOLDER, "pets")) == 3  # the empty day is gone
+    size = max(size for _, size in rows.listed(storage).values())
+    assert rows.expire(storage, days=7, limit_bytes=size) == 2
+    assert list(rows.listed(storage, "pets")) == places[3:]
+    assert rows.expire(storage, days=7, limit_bytes=1) == 1
+    assert rows.listed(storage) == {}
+    assert rows.listed(storage, "pets") == {}
+
+
+def test_the_journal_keeps_to_its_limits(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    journal = Journal(LogConfig(**SOON, flush_rows=2, retention_bytes=20_000), storage)
+    for k in range(30):
+        journal.record(f"{k}", PETS, *answered(2, k), 0.1)
+        wait(lambda k=k: journal.counts()["written"] == 2 * (k + 1))
+    journal.close()
+    kept = rows.listed(storage)
+    assert 0 < sum(size for _, size in kept.values()) <= 20_000
+    assert len(kept) < 30
