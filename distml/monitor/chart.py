@@ -31,7 +31,8 @@ def draw(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1, 1.15)))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
     _indices(left.subplots(), shifts, threshold)
     upper, lower = right.subplots(2, 1)
     _class_mix(upper, next(shift for shift in shifts if shift.name == CLASS_MIX), classes)

@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +24,10 @@ import numpy.typing as npt
 from distml.config import LogConfig
 from distml.data.schema import Images
 from distml.monitor import rows
-from distml.monitor.rows import Entry, Served
+from distml.monitor.rows import Answering, Entry
 from distml.storage import Storage
 
-__all__ = ["Counts", "Entry", "Journal", "Served"]
+__all__ = ["Counts", "Entry", "Journal"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,8 @@ class Journal:
 
     def record(
         self,
-        request: str,
-        served: Served,
+        request: str | None,
+        served: Answering,
         images: Images,
         probabilities: npt.NDArray[np.float32],
         latency_s: float,
@@ -79,7 +80,7 @@ class Journal:
         """Take one answered request, or let it pass; returns at once and never raises.
 
         Args:
-            request: Identity of the request.
+            request: Identity of the request; None gives it one.
             served: The model that answered.
             images: uint8 [N, H, W, C]; kept as they are, so they must not be written to afterwards.
             probabilities: float32 [N, classes]; likewise.
@@ -88,7 +89,8 @@ class Journal:
         if self._thread is None or self._closed or random.random() >= self._config.sample:
             return
         try:
-            self._take(Entry(time.time(), request, served, images, probabilities, latency_s))
+            name = request or uuid.uuid4().hex
+            self._take(Entry(time.time(), name, served, images, probabilities, latency_s))
         except Exception:  # the answer matters more than its record
             self._counts.dropped += 1
             logger.warning("a request could not be logged", exc_info=True)
@@ -153,5 +155,6 @@ def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Entries that fit one file: the same model and the same shape of images."""
     groups: dict[Any, list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((entry.served, entry.images.shape[1:]), []).append(entry)
+        key = (entry.served.name, entry.served.version, entry.images.shape[1:])
+        groups.setdefault(key, []).append(entry)
     return list(groups.values())

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,23 @@ DESCRIPTION = b"distml"
 _DAY_S = 86_400.0
 
 
-@dataclass(frozen=True)
-class Served:
-    """The model that answered.
+class Answering(Protocol):
+    """What the log wants to know of the model that answered; `serving.service.Served` knows more."""
 
-    Args:
-        name: In the registry.
-        version: Its number, 0 where it is not registered.
-        classes: Names by label.
-    """
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        ...
 
-    name: str
-    version: int
-    classes: tuple[str, ...]
+    @property
+    def version(self) -> int:
+        """Number of the version."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Entry:
 
     time_s: float
     request: str
-    served: Served
+    served: Answering
     images: Images
     probabilities: npt.NDArray[np.float32]
     latency_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from distml.config import Config, LogConfig
 from distml.data import shards
 from distml.data.schema import Images, Labels
 from distml.monitor import rows
-from distml.monitor.journal import Journal, Served
+from distml.monitor.journal import Journal
 from distml.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("plain_logging"), pytest.mark.timeout(240)]
@@ -45,7 +46,7 @@ def serve(config: Config, pictures: Images, labels: Labels, **log: Any) -> None:
     manifest = shards.find(config, storage)
     assert manifest is not None
     journal = Journal(LogConfig(enabled=True, **log), storage)
-    served = Served(config.tracking.registered_model, 1, manifest.classes)
+    served = SimpleNamespace(name=config.tracking.registered_model, version=1, classes=manifest.classes)
     probabilities = np.eye(manifest.num_classes, dtype=np.float32)[labels]
     for at in range(0, len(pictures), 100):
         journal.record(f"{at}", served, pictures[at : at + 100], probabilities[at : at + 100], 0.001)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ from distml.monitor import chart, compare, features, reference, rows
 from distml.storage import Storage
 
 CLASSES = ("cat", "dog")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the log sees it."""
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
 
 
 def manifest(rows: int = 4000) -> shards.Manifest:
@@ -36,7 +46,7 @@ def log(
     storage: Storage, images: schema.Images, labels: list[int], version: int = 1, **changes: object
 ) -> str:
     """Write images of given answers to the log."""
-    served = rows.Served("pets", version, CLASSES)
+    served = Served("pets", version, CLASSES)
     probabilities = np.eye(2, dtype=np.float32)[labels]
     entry = rows.Entry(time.time(), "a", served, images, probabilities, 0.1)
     return rows.write(storage, [dataclasses.replace(entry, **changes)], False)  # type: ignore[arg-type]
@@ -102,8 +112,8 @@ def test_only_what_can_be_compared_is_read(storage_root: Path) -> None:
     log(storage, pictures(3, 1), [0, 1, 1], version=4)
     log(storage, pictures(2, 2), [0, 1], version=5)
     log(storage, np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
-    log(storage, pictures(2, 2), [0, 1], served=rows.Served("pets", 6, ("fish", "bird")))
-    log(storage, pictures(2, 2), [0, 1], served=rows.Served("cars", 1, CLASSES))
+    log(storage, pictures(2, 2), [0, 1], served=Served("pets", 6, ("fish", "bird")))
+    log(storage, pictures(2, 2), [0, 1], served=Served("cars", 1, CLASSES))
     log(storage, pictures(9, 2), [0] * 9, time_s=time.time() - 3 * 86_400)
     everything = compare.read(storage, "pets", ground(), None)
     assert (len(everything.labels), everything.versions, everything.skipped) == (14, (1, 4, 5), 2)

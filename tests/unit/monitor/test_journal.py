@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,18 @@ from distml.config import LogConfig
 from distml.data import schema
 from distml.errors import StorageError
 from distml.monitor import features, rows
-from distml.monitor.journal import Journal, Served
+from distml.monitor.journal import Journal
 from distml.storage import Storage
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the log sees it."""
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+
 
 PETS = Served("pets", 3, ("cat", "dog", "bird"))
 SOON = {"enabled": True, "flush_s": 3600.0}
@@ -196,12 +207,13 @@ def test_whatever_is_handed_over_raises_nothing(storage_root: Path) -> None:
 def test_logging_does_not_import_pandas(storage_root: Path) -> None:
     script = """
 import sys
+from types import SimpleNamespace
 import numpy as np
 from distml.config import LogConfig
-from distml.monitor.journal import Journal, Served
+from distml.monitor.journal import Journal
 from distml.storage import Storage
 journal = Journal(LogConfig(enabled=True), Storage(sys.argv[1]))
-served = Served("pets", 1, ("a", "b"))
+served = SimpleNamespace(name="pets", version=1, classes=("a", "b"))
 journal.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
 journal.close()
 assert journal.counts()["written"] == 2
