@@ -14,9 +14,12 @@ from typing import Any
 from distml import tracking
 from distml.config import Config
 from distml.errors import TrackingError
+from distml.tracking import sources
 
 CHAMPION = "champion"
 """Alias of the version that is served; promotion moves it."""
+PREVIOUS = "previous"
+"""Alias of the version that was champion before; `distml promote --rollback` returns to it."""
 DIGEST = "sha256"
 """Tag of a version: SHA-256 of its export's list of digests."""
 
@@ -119,8 +122,9 @@ def fetch(config: Config, version: Version, into: Path) -> Path:
     What was fetched is not trusted yet: `Predictor.load` verifies it against `version.sha256`.
 
     Raises:
-        TrackingError: The files are gone or cannot be fetched.
+        TrackingError: The files are gone, cannot be fetched, or lie where no model of ours lies.
     """
+    sources.require_own(config, version.location, f"{version.name} version {version.version}")
     tracking.client(config)
     from mlflow.artifacts import download_artifacts
 

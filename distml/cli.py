@@ -30,6 +30,7 @@ VERBS = {
     "doctor": "say whether a configuration can run here, before anything is spent",
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
+    "promote": "make the best model the champion, if it is better than the one there is",
     "predict": "classify image files with a trained model",
     "drift": "compare logged requests with the training data",
     "validate": "check a configuration without starting anything",

@@ -225,6 +225,8 @@ class TrackingConfig(Section):
     """Refuse to start without the tracking server instead of spooling for later."""
     system_metrics: bool = True
     """Log CPU, memory and network use of the driver's machine."""
+    artifact_roots: list[str] = Field(default_factory=list)
+    """Places besides storage.root and the server itself that registered models may be loaded from."""
 
 
 class PromoteConfig(Section):

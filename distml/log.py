@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 
 _FORMAT = "%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"
 
@@ -23,3 +27,25 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("distml").setLevel(level)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hold back what libraries write to standard error, below Python's reach, unless the body fails.
+
+    TensorFlow 2.21 writes four lines before its log level counts.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -8,11 +8,8 @@ python -m distml.predict shoe.png --version 3 --top 5     a certain version
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distml import cli
+from distml import cli, log
 from distml.choice import choose
 from distml.config import Config
 from distml.data import schema
@@ -122,30 +119,8 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
 def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float32]:
     from distml.serving.predictor import Predictor
 
-    with _quietly():
+    with log.quietly():
         return Predictor.of(export).predict(images)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Hold back what libraries write to standard error, below Python's reach, unless the body fails.
-
-    TensorFlow 2.21 writes four lines before its log level counts.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _read_all(

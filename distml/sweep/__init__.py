@@ -1,0 +1,1 @@
+"""Several candidates trained and compared in one go."""
