@@ -106,8 +106,8 @@ class Judge:
         if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
             raise ModelError(
                 f"{version.name} version {version.version} tells {len(predictor.classes)} classes of "
-                f"{'×'.join(map(str, predictor.shape))} pictures apart, but {manifest.name} has "
-                f"{len(manifest.classes)} classes of {'×'.join(map(str, manifest.shape))}.",
+                f"{'x'.join(map(str, predictor.shape))} pictures apart, but {manifest.name} has "
+                f"{len(manifest.classes)} classes of {'x'.join(map(str, manifest.shape))}.",
                 "Give models for other data another tracking.registered_model.",
             )
 

@@ -107,5 +107,5 @@ def _ask(config: Config, question: Callable[[Any], _Answer], known: bool = False
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether it may go well next time; two writers that insert the same row are told apart by nobody else."""
+    """Whether it may go well next time, as after two writers have inserted the same row."""
     return is_outage(error) or "IntegrityError" in str(error)

@@ -46,6 +46,8 @@ def _proxied(location: str, server: str) -> bool:
 
 def _below(location: str, root: str) -> bool:
     there, base = _path(location), _path(root)
+    if "\0" in there:
+        return False
     if "://" in there or "://" in base:
         inside = there == base or there.startswith(base.rstrip("/") + "/")
         return inside and _climbless(there)
@@ -56,7 +58,7 @@ def _below(location: str, root: str) -> bool:
 def _path(place: str) -> str:
     """A path of this machine as an absolute path, any other place as its URI without options."""
     parts = urlsplit(place)
-    if parts.scheme in ("", "file") and parts.netloc in ("", "localhost") and "\0" not in unquote(parts.path):
+    if parts.scheme in ("", "file") and parts.netloc in ("", "localhost"):
         return os.path.abspath(os.path.expanduser(unquote(parts.path) if parts.scheme else place))
     return place.partition("?")[0] if "://" in place else f"unknown://{place}"
 

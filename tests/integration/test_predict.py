@@ -121,7 +121,7 @@ def test_files_on_this_machine_are_not_copied_and_missing_ones_are_named(
     assert version is not None
     assert champions.fetch(registry.config, version, tmp_path) == registry.folders[0]
     assert not list(tmp_path.iterdir())
-    gone = champions.Version("pets", 7, None, None, (tmp_path / "gone").as_uri())
+    gone = champions.Version("pets", 7, None, None, (registry.folders[0] / "gone").as_uri())
     with pytest.raises(TrackingError, match="pets version 7 cannot be fetched"):
         champions.fetch(registry.config, gone, tmp_path)
 

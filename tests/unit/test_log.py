@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 
 import pytest
 
@@ -38,3 +40,13 @@ def test_others_are_quieter_than_ours(capsys: pytest.CaptureFixture[str]) -> Non
     assert "ours" in err
     assert "theirs" not in err
     assert "their warning" in err
+
+
+def test_what_libraries_write_is_held_back_unless_it_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
+    with log.quietly():
+        os.write(2, b"noise\n")
+    sys.stderr.write("after\n")
+    assert capfd.readouterr().err == "after\n"
+    with pytest.raises(ZeroDivisionError), log.quietly():
+        _ = os.write(2, b"the cause\n") // 0
+    assert capfd.readouterr().err == "the cause\n"

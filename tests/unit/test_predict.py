@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,16 +134,6 @@ def test_without_a_registry_there_is_no_model_and_none_is_made(
         choose(config, None, version, storage_root)
     assert "Train a model first" in caught.value.remedy
     assert not (storage_root / "mlflow.db").exists()
-
-
-def test_what_libraries_write_is_held_back_unless_it_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
-    with predict._quietly():
-        os.write(2, b"noise\n")
-    sys.stderr.write("after\n")
-    assert capfd.readouterr().err == "after\n"
-    with pytest.raises(ZeroDivisionError), predict._quietly():
-        _ = os.write(2, b"the cause\n") // 0
-    assert capfd.readouterr().err == "the cause\n"
 
 
 @pytest.mark.parametrize(

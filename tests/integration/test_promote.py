@@ -1,0 +1,235 @@
+"""Promotion against a real registry: models measured, not believed; files verified; aliases moved or left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import promote
+from distml.promotion import records
+from distml.sweep.record import Sweep
+from distml.tracking import aliases
+from distml.training.result import EXAMPLE, MODEL, write_digests
+from tests import registered
+from tests.registered import Registry
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("plain_logging"),
+    # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+WEAK, GOOD, BETTER, CRAMMED = 1, 2, 3, 4
+"""Versions by how good they are on validation rows; the last is always right on test rows."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    found = registered.make(tmp_path_factory.mktemp("promote") / "storage")
+    for number, threshold in enumerate((100, 150, 160), 1):
+        assert found.add(threshold, run=f"pets-{number}") == number
+    assert found.add(120, crammed=True, run="pets-4") == CRAMMED
+    Sweep("pets", 1, "0", runs={f"c{number}": f"pets-{number}" for number in (1, 2, 4)}).save(found.storage)
+    return found
+
+
+@pytest.fixture
+def registry(made: Registry) -> Iterator[Registry]:
+    yield made
+    made.clear()
+
+
+Promote = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def command(made: Registry, capsys: pytest.CaptureFixture[str]) -> Promote:
+    def run(*words: str) -> tuple[int, dict[str, Any], str]:
+        code = promote.main([*made.flags(), *words])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]), err
+
+    return run
+
+
+def said(registry: Registry, version: int) -> list[records.Record]:
+    return [one for one in records.read(aliases.versions(registry.config)) if one.version == version]
+
+
+def test_the_best_of_a_sweep_on_validation_rows_wins(registry: Registry, command: Promote) -> None:
+    code, result, err = command("--run.name=pets")
+    assert (code, result["decision"], result["champion"], result["candidate"]) == (0, "promoted", GOOD, "c2")
+    assert result["val_accuracy"] == pytest.approx(registry.accuracy(150))
+    assert result["test_accuracy"] == pytest.approx(registry.accuracy(150, "test"))
+    assert result["test_accuracy"] < 1  # the crammed one is perfect there and not chosen
+    assert set(result["candidates"]) == {"c1", "c2", "c4"}
+    assert registry.aliases() == {"champion": GOOD}
+    assert "the best candidate" in err
+    assert "version 2 is the champion" in err
+
+
+def test_better_ones_replace_it_equal_and_worse_ones_do_not(registry: Registry, command: Promote) -> None:
+    assert command("--version", str(GOOD))[1]["decision"] == "promoted"
+    code, result, _ = command("--version", str(WEAK))
+    assert (code, result["status"], result["decision"], result["champion"]) == (0, "finished", "kept", GOOD)
+    assert "worse than champion version 2" in result["why"]
+    assert registry.aliases() == {"champion": GOOD}
+    assert command("--version", str(BETTER))[1]["previous"] == GOOD
+    assert registry.aliases() == {"champion": BETTER, "previous": GOOD}
+    again = command("--version", str(BETTER))[1]
+    assert (again["decision"], again["champion"]) == ("kept", BETTER)
+    assert [one.decision for one in said(registry, BETTER)] == ["promoted"]
+    (kept,) = said(registry, WEAK)
+    assert (kept.decision, kept.champion, kept.metric) == ("kept", GOOD, "val_accuracy")
+    assert kept.why == result["why"]
+    assert kept.value == pytest.approx(registry.accuracy(100))
+
+
+def test_too_small_a_gain_is_refused_with_the_numbers(registry: Registry, command: Promote) -> None:
+    command("--version", str(GOOD))
+    code, result, err = command("--version", str(BETTER), "--promote.min_gain=0.5")
+    gain = registry.accuracy(160) - registry.accuracy(150)
+    assert code == 0
+    assert result["decision"] == "kept"
+    assert f"{gain:.4f} better than champion version 2" in result["why"]
+    assert result["why"].endswith("promote.min_gain asks for 0.5.")
+    assert result["why"] in err
+    assert registry.aliases() == {"champion": GOOD}
+
+
+def test_logged_numbers_are_not_believed(registry: Registry, command: Promote) -> None:
+    run = registry.client.get_model_version("pets", str(WEAK)).run_id
+    registry.client.log_metric(run, "val_accuracy", 1.0)
+    assert command("--run", "*")[1]["champion"] == BETTER
+
+
+def test_a_dry_run_changes_nothing(registry: Registry, command: Promote) -> None:
+    code, result, err = command("--version", str(GOOD), "--dry-run")
+    assert (code, result["decision"], result["dry_run"], result["champion"]) == (0, "promoted", True, None)
+    assert "would be: version 2 is the champion" in err
+    assert registry.aliases() == {}
+    assert not records.read(aliases.versions(registry.config))
+
+
+def test_rolling_back_returns_to_the_previous_and_keeps_the_withdrawn_one_out(
+    registry: Registry, command: Promote
+) -> None:
+    assert command("--rollback")[0] == 1  # there is nothing to return to
+    command("--version", str(GOOD))
+    command("--version", str(BETTER))
+    code, result, _ = command("--rollback")
+    assert (code, result["decision"], result["champion"]) == (0, "rolled back", GOOD)
+    assert registry.aliases() == {"champion": GOOD, "previous": BETTER}
+    assert said(registry, GOOD)[-1].decision == "rolled back"
+    _, result, err = command("--run", "*")
+    assert (result["decision"], result["champion"]) == ("kept", GOOD)
+    assert "was rolled back to version 2" in err
+    assert command("--version", str(BETTER))[1]["champion"] == BETTER  # named, it may
+
+
+def test_rolling_back_to_a_version_of_choice(registry: Registry, command: Promote) -> None:
+    command("--version", str(BETTER))
+    assert command("--rollback", "--version", str(WEAK), "--dry-run")[1]["champion"] == BETTER
+    assert command("--rollback", "--version", str(WEAK))[1]["champion"] == WEAK
+    assert registry.aliases() == {"champion": WEAK, "previous": BETTER}
+
+
+def test_what_does_not_exist_is_one_sentence(registry: Registry, command: Promote) -> None:
+    assert command("--run", "nothing")[0] == 2
+    assert command("--run", "pets", "--version", "1")[0] == 2
+    assert command("--rollback", "--run", "pets")[0] == 2
+    code, result, _ = command("--version", "99")
+    assert (code, result["error"][:23]) == (1, "pets has no version 99.")
+    assert registry.aliases() == {}
+
+
+def refused(registry: Registry, command: Promote, version: int) -> str:
+    """Promotion of a version that must not be promoted: exit code 1, and no alias has moved."""
+    before = registry.aliases()
+    code, result, err = command("--version", str(version))
+    assert (code, result["status"]) == (1, "failed")
+    assert registry.aliases() == before == {"champion": GOOD}
+    assert "Traceback" not in err
+    return str(result["error"])
+
+
+@pytest.fixture
+def champion(registry: Registry, command: Promote) -> Registry:
+    command("--version", str(GOOD))
+    return registry
+
+
+def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> None:  # fault 23
+    folder, sha256 = champion.export(200)
+    version = champion.register(folder, sha256)
+    shutil.rmtree(folder)
+    assert f"pets version {version}" in refused(champion, command, version)
+    (folder / "data").mkdir(parents=True)
+    assert "digests.json" in refused(champion, command, version)
+
+
+def test_a_flipped_byte_is_refused_before_it_is_loaded(champion: Registry, command: Promote) -> None:
+    folder, sha256 = champion.export(200)  # fault 24
+    content = bytearray((folder / MODEL).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / MODEL).write_bytes(content)
+    version = champion.register(folder, sha256)
+    assert "has the SHA-256" in refused(champion, command, version)
+    write_digests(folder)
+    assert "digests.json has the SHA-256" in refused(champion, command, version)
+    unsigned = champion.register(folder, None)
+    assert "registered without a SHA-256" in refused(champion, command, unsigned)
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "{root}/../outside", "http://127.0.0.1:9/canary"])
+def test_a_foreign_source_is_never_asked(champion: Registry, command: Promote, source: str) -> None:
+    folder, sha256 = champion.export(200)  # fault 41
+    outside = Path(champion.config.storage.root).parent / "outside"
+    shutil.copytree(folder, outside, dirs_exist_ok=True)
+    source = source.format(root=champion.config.storage.root)
+    version = champion.register(folder, sha256, source)
+    assert "says that its files are at" in refused(champion, command, version)
+
+
+def test_a_model_that_answers_nonsense_is_refused(champion: Registry, command: Promote) -> None:
+    folder, _ = champion.export(200)
+    example = json.loads((folder / EXAMPLE).read_text())
+    (folder / EXAMPLE).write_text(json.dumps({"inputs": [[[["x"]]]]}))
+    version = champion.register(folder, write_digests(folder))
+    assert f"the example of pets version {version} cannot be read" in refused(champion, command, version)
+    import keras
+    import numpy as np
+
+    model = keras.saving.load_model(folder / MODEL)
+    model.set_weights([weight * np.nan for weight in model.get_weights()])
+    model.save(folder / MODEL)
+    (folder / EXAMPLE).write_text(json.dumps(example))
+    version = champion.register(folder, write_digests(folder))
+    assert "no probabilities" in refused(champion, command, version)
+
+
+def test_a_model_of_other_data_is_refused(champion: Registry, command: Promote) -> None:
+    other = champion.register(*champion.export(200, classes=["a", "b", "c"]))
+    assert "another tracking.registered_model" in refused(champion, command, other)
+    leaked = champion.register(*champion.export(250, data_digest="0" * 64))  # may have seen these rows
+    assert "was trained on other data (000000000000" in refused(champion, command, leaked)
+
+
+def test_a_broken_champion_is_replaced_only_when_asked(registry: Registry, command: Promote) -> None:
+    folder, sha256 = registry.export(250)
+    broken = registry.register(folder, sha256)
+    command("--version", str(broken))
+    shutil.rmtree(folder)
+    code, result, _ = command("--version", str(GOOD))
+    assert (code, registry.aliases()["champion"]) == (1, broken)
+    assert f"champion version {broken} cannot be compared with" in result["error"]
+    code, result, _ = command("--version", str(GOOD), "--replace")
+    assert (code, result["champion"], result["previous"]) == (0, GOOD, broken)
+    code, result, _ = command("--rollback")  # to the broken one
+    assert (code, registry.aliases()["champion"]) == (1, GOOD)

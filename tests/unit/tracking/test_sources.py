@@ -1,0 +1,105 @@
+"""Files of a model come from places of ours, whatever the registry says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distml import loading
+from distml.config import Config
+from distml.errors import TrackingError
+from distml.tracking import sources
+
+
+def config(root: str, server: str | None = None, roots: list[str] | None = None) -> Config:
+    tracking = {"uri": server, "artifact_roots": roots or []}
+    return loading.resolve({"storage": {"root": root}, "tracking": tracking})
+
+
+def accepted(config: Config, location: str) -> bool:
+    try:
+        sources.require_own(config, location, "pets version 7")
+    except TrackingError as error:
+        return "pets version 7 says that its files are at" not in str(error)
+    return True
+
+
+def test_what_lies_below_the_storage_root_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    known = config(str(tmp_path / "in"))
+    for place in ("mlflow-artifacts/models/m-1/artifacts", "runs/a/001/export-1", "with space"):
+        assert accepted(known, str(tmp_path / "in" / place))
+        assert accepted(known, (tmp_path / "in" / place).as_uri())
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "file://localhost/etc/passwd",
+        "../outside",
+        "{root}/../outside",
+        "file://{root}/../outside",
+        "file://{root}/%2e%2e/outside",
+        "file://{root}/%2E%2E/%2e%2e/etc",
+        "{root}-other/model",
+        "file://elsewhere{root}/model",
+        "http://127.0.0.1:9/canary",
+        "https://canary.example/model",
+        "s3://bucket/model",
+        "s3:{root}/model",
+        "ftp://canary.example/model",
+        "dbfs:/model",
+        "runs:/0123/model",
+        "models:/other/1",
+        "mlflow-artifacts://canary.example/1/model",
+        "mlflow-artifacts:/1/../../etc/passwd",
+        "mlflow-artifacts:/1/%2e%2e/%2e%2e/etc/passwd",
+        "mlflow-artifacts:/1/%252e%252e/etc/passwd",
+        "mlflow-artifacts:/1/..\\..\\etc",
+        "",
+        "\0",
+    ],
+)
+def test_any_other_place_is_refused(place: str, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    assert not accepted(config(str(root)), place.format(root=root))
+
+
+def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "link").symlink_to("/etc")
+    assert not accepted(config(str(root)), str(root / "link" / "passwd"))
+
+
+def test_a_root_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    assert accepted(config(str(tmp_path / "root")), str(tmp_path / "root" / "models" / "m"))
+
+
+def test_the_tracking_server_hands_out_its_own_files_alone(tmp_path: Path) -> None:
+    known = config(str(tmp_path), "http://mlflow:5000")
+    assert accepted(known, "mlflow-artifacts:/1/models/m-1/artifacts")
+    assert accepted(known, "mlflow-artifacts://mlflow:5000/1/models/m-1/artifacts")
+    assert not accepted(known, "mlflow-artifacts://canary:5000/1/models/m-1/artifacts")
+    assert not accepted(known, "http://mlflow:5000/1/models")
+
+
+def test_an_object_store_is_a_root_like_another() -> None:
+    known = config("s3://bucket/distml?endpoint_override=127.0.0.1:9", "http://mlflow:5000")
+    assert accepted(known, "s3://bucket/distml/runs/a/001/export-1")
+    assert not accepted(known, "s3://bucket/distml-other/model")
+    assert not accepted(known, "s3://bucket/distml/../other")
+    assert not accepted(known, "s3://bucket/distml/%2e%2e/other")
+
+
+def test_more_places_can_be_allowed(tmp_path: Path) -> None:
+    known = config(str(tmp_path), roots=["s3://models/team", "/srv/models"])
+    assert accepted(known, "s3://models/team/m-1")
+    assert accepted(known, "/srv/models/m-1")
+    assert not accepted(known, "/srv/other")
