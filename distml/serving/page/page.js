@@ -1,0 +1,401 @@
+// The page of the endpoint: a picture in, an answer out. Speaks GET model and POST predict/image, nothing else.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const canvas = $("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
+const LONGEST = 512; // pixels; a larger picture is scaled down before it is sent
+const SMALL_BYTES = 256 * 1024; // a smaller file is sent as it is
+const SHOWN = 12; // classes with a bar of their own
+const NAMED = 30; // classes whose names fit beside the matrix
+
+let model = null; // what GET model said
+let picture = null; // the ImageBitmap shown, null for a drawing
+let original = null; // its bytes, while they can be sent as they are
+let latest = 0; // number of the newest request; older answers are not shown
+
+/* ---- the model ---- */
+
+async function getModel() {
+  try {
+    const answer = await fetch("model", { headers: { accept: "application/json" } });
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    model = await answer.json();
+  } catch (error) {
+    $("line").textContent = "";
+    verdict(`The endpoint has no model yet: ${error.message}`, "bad");
+    setTimeout(getModel, 5000);
+    return;
+  }
+  const [height, width] = model.shape;
+  const scale = Math.max(1, Math.round(336 / Math.max(height, width)));
+  canvas.width = width * scale;
+  canvas.height = height * scale;
+  $("pen").value = Math.round(Math.max(canvas.width, canvas.height) / 40);
+  $("seen").width = width;
+  $("seen").height = height;
+  clear();
+  describe();
+  drawMatrix();
+  verdict("No picture yet.", "quiet");
+  fillBars(model.classes.map(() => 0), -1);
+}
+
+const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+
+function describe() {
+  const { name, version, shape, classes, metrics = {} } = model;
+  const [height, width, channels] = shape;
+  const colours = channels === 1 ? "shades of gray" : "colour";
+  document.title = `${name} · distml`;
+  $("name").textContent = name;
+  $("line").textContent = `Version ${version}: ${classes.length} classes, pictures of ${width} × ${height} in ${colours}`;
+  const facts = {
+    Version: version,
+    Run: model.run_id,
+    "Test accuracy": metrics.test_accuracy === undefined ? null : percent(metrics.test_accuracy),
+    "Validation accuracy": metrics.val_accuracy === undefined ? null : percent(metrics.val_accuracy),
+    "Test loss": metrics.test_loss?.toFixed(4),
+    Digest: model.sha256?.slice(0, 16),
+    Data: model.data_digest?.slice(0, 16),
+    Loaded: model.loaded_at ? new Date(model.loaded_at * 1000).toLocaleString() : null,
+    "Also loaded": (model.versions ?? []).slice(1).map((other) => other.version).join(", "),
+    Refused: (model.refused ?? []).map((one) => `version ${one.version}: ${one.reason}`).join(" "),
+  };
+  const list = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  $("facts").replaceChildren(...list.flatMap(([term, value]) => [element("dt", term), element("dd", value)]));
+  $("preprocessing").textContent =
+    `The endpoint scales every picture to ${width} × ${height} in ${colours}, without keeping its proportions; `
+    + "transparent parts become black. Drawings are white on black. Pictures of more than "
+    + `${LONGEST} pixels a side are scaled down to that in this browser first.`;
+  $("url").textContent = new URL(".", location.href).href;
+}
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+/* ---- the confusion matrix ---- */
+
+function shape(tag, attributes, parent) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  parent.append(made);
+  return made;
+}
+
+function drawMatrix(column = -1) {
+  const counts = model.confusion;
+  $("confusion").hidden = !counts;
+  if (!counts) return;
+  const { classes } = model, many = classes.length, named = many <= NAMED;
+  const side = named ? 22 : Math.max(3, 480 / many), left = named ? 74 : 2, top = named ? 64 : 2;
+  const size = side * many, right = counts.reduce((sum, row, at) => sum + row[at], 0);
+  const all = counts.flat().reduce((sum, count) => sum + count, 0);
+  $("confusion-caption").textContent =
+    `Which class (row) was read as which (column) on ${all.toLocaleString()} held-out pictures; ${percent(right / all)} right.`;
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", `0 0 ${left + size + (named ? 34 : 2)} ${top + size + 2}`);
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `Confusion matrix of ${many} classes. ${worst(counts)}`);
+  counts.forEach((row, at) => {
+    const total = Math.max(1, row.reduce((sum, count) => sum + count, 0));
+    shape("rect", { class: "ground", x: left, y: top + at * side, width: size, height: side - 1 }, svg);
+    row.forEach((count, to) => {
+      const cell = shape("rect", {
+        class: "cell", x: left + to * side, y: top + at * side, width: side - 1, height: side - 1,
+        "fill-opacity": Math.sqrt(count / total).toFixed(3), // so that rare mistakes can be seen
+      }, svg);
+      cell.addEventListener("pointerenter", () => {
+        $("cell").textContent = `${classes[at]} read as ${classes[to]}: ${count} of ${total}`;
+      });
+    });
+    if (named) {
+      shape("text", { x: left - 5, y: top + at * side + side * 0.65, "text-anchor": "end" }, svg)
+        .textContent = short(classes[at]);
+      const x = left + at * side + side * 0.6, y = top - 5;
+      shape("text", { x, y, transform: `rotate(-55 ${x} ${y})` }, svg).textContent = short(classes[at]);
+    }
+  });
+  if (column >= 0) {
+    shape("rect", { class: "column", x: left + column * side - 1, y: top - 1, width: side + 1, height: size + 1, rx: 2 }, svg);
+  }
+  $("matrix").replaceChildren(svg);
+  svg.addEventListener("pointerleave", () => { $("cell").textContent = ""; });
+}
+
+const short = (name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name);
+
+function worst(counts) {
+  let most = [0, 0, 0];
+  counts.forEach((row, at) => row.forEach((count, to) => {
+    if (at !== to && count > most[0]) most = [count, at, to];
+  }));
+  const [count, at, to] = most;
+  return count ? `The most frequent mistake: ${model.classes[at]} read as ${model.classes[to]}, ${count} times.` : "";
+}
+
+/* ---- the answer ---- */
+
+function verdict(text, kind = "") {
+  $("verdict").className = `verdict ${kind}`;
+  $("verdict").textContent = text;
+}
+
+function fillBars(probabilities, best) {
+  let order = probabilities.map((_, label) => label);
+  if (order.length > SHOWN) order = order.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, SHOWN);
+  const list = $("bars");
+  while (list.children.length < order.length) {
+    const item = element("li"), track = element("span", undefined, "track");
+    track.append(element("span", undefined, "fill"));
+    item.append(element("span", undefined, "name"), track, element("span", undefined, "value"));
+    list.append(item);
+  }
+  order.forEach((label, row) => {
+    const item = list.children[row], [name, track, value] = item.children;
+    item.className = label === best ? "best" : "";
+    name.textContent = model.classes[label];
+    name.title = model.classes[label];
+    track.firstChild.style.width = `${100 * probabilities[label]}%`;
+    value.textContent = best < 0 ? "" : percent(probabilities[label]);
+  });
+}
+
+async function ask() {
+  const number = ++latest;
+  const body = await bytes();
+  showSeen();
+  const began = performance.now();
+  let answer, found;
+  try {
+    answer = await fetch("predict/image", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    found = await answer.json();
+  } catch (error) {
+    if (number === latest) verdict(`The endpoint does not answer: ${error.message}`, "bad");
+    return;
+  }
+  if (number !== latest) return; // a newer picture is on its way
+  if (!answer.ok) {
+    verdict(`Refused: ${found.error ?? answer.status}`, "bad");
+    $("said").textContent = "";
+    fillBars(model.classes.map(() => 0), -1);
+    return;
+  }
+  const first = found.predictions[0];
+  verdict(`${first.class}, ${percent(first.probability)}`);
+  fillBars(first.probabilities, first.label);
+  drawMatrix(first.label);
+  $("said").textContent =
+    `${precision(first)}Version ${found.model.version} answered in ${Math.round(performance.now() - began)} ms.`;
+  if (found.model.version !== model.version) getModelQuietly();
+}
+
+function precision({ class: name, label }) {
+  const column = model.confusion?.map((row) => row[label]);
+  const all = column?.reduce((sum, count) => sum + count, 0);
+  return all ? `Of ${all.toLocaleString()} held-out pictures that it called ${name}, ${column[label].toLocaleString()} were. ` : "";
+}
+
+async function getModelQuietly() { // another version answers now: after a promotion
+  const answer = await fetch("model");
+  if (!answer.ok) return;
+  model = await answer.json();
+  describe();
+  drawMatrix();
+}
+
+async function bytes() {
+  if (original && !$("invert").checked) return original;
+  const source = picture ? scaled(picture, LONGEST) : canvas;
+  const sent = document.createElement("canvas");
+  sent.width = source.width;
+  sent.height = source.height;
+  const context = sent.getContext("2d");
+  context.fillRect(0, 0, sent.width, sent.height);
+  context.drawImage(source, 0, 0);
+  invert(context, 0, 0, sent.width, sent.height);
+  return new Promise((resolve) => sent.toBlob(resolve, "image/png"));
+}
+
+function invert(context, x, y, width, height) { // Safari knows no canvas filters
+  if (!$("invert").checked) return;
+  blend(context, "difference", "#fff", x, y, width, height);
+}
+
+function blend(context, mode, colour, x, y, width, height) {
+  context.save();
+  context.globalCompositeOperation = mode;
+  context.fillStyle = colour;
+  context.fillRect(x, y, width, height);
+  context.restore();
+}
+
+function scaled(bitmap, longest) {
+  const factor = Math.min(1, longest / Math.max(bitmap.width, bitmap.height));
+  const made = document.createElement("canvas");
+  made.width = Math.max(1, Math.round(bitmap.width * factor));
+  made.height = Math.max(1, Math.round(bitmap.height * factor));
+  const context = made.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, made.width, made.height);
+  return made;
+}
+
+function showSeen() {
+  const [height, width, channels] = model.shape, context = $("seen").getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(picture ?? canvas, 0, 0, width, height);
+  if (channels === 1) blend(context, "saturation", "#808080", 0, 0, width, height);
+  invert(context, 0, 0, width, height);
+}
+
+/* ---- a picture from outside ---- */
+
+async function take(file) {
+  if (!file || !model) return;
+  let found;
+  try {
+    found = await createImageBitmap(file);
+  } catch {
+    verdict(`${file.name || "That"} is not a picture this browser can read.`, "bad");
+    return;
+  }
+  picture = found;
+  const fits = Math.max(found.width, found.height) <= LONGEST && file.size <= SMALL_BYTES;
+  original = fits ? file : null;
+  show();
+  canvas.setAttribute("aria-label", `Picture ${file.name || "from the clipboard"}, ${found.width} by ${found.height}`);
+  await ask();
+}
+
+function show() {
+  pen.save();
+  pen.fillStyle = "#000";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  const factor = Math.min(canvas.width / picture.width, canvas.height / picture.height);
+  const [width, height] = [picture.width * factor, picture.height * factor];
+  pen.imageSmoothingEnabled = factor < 1;
+  const [x, y] = [(canvas.width - width) / 2, (canvas.height - height) / 2];
+  pen.drawImage(picture, x, y, width, height);
+  invert(pen, x, y, width, height);
+  pen.restore();
+  $("hint").hidden = true;
+}
+
+$("choose").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", (event) => {
+  take(event.target.files[0]);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+$("drop").addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+$("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
+$("drop").addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  take(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+  if (file) take(file);
+});
+$("invert").addEventListener("change", () => {
+  if (picture) show();
+  if (picture || drawn) ask();
+});
+
+/* ---- drawing ---- */
+
+let drawn = false, last = null, timer = 0;
+const cursor = { x: 0.5, y: 0.5, down: false };
+
+function clear() {
+  picture = original = last = null;
+  drawn = cursor.down = false;
+  latest++;
+  clearTimeout(timer);
+  pen.fillStyle = "#000";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  $("hint").hidden = false;
+  canvas.setAttribute("aria-label", "Drawing area, empty. Arrow keys move the pen, space draws.");
+  showCursor();
+  if (!model) return;
+  verdict("No picture yet.", "quiet");
+  $("said").textContent = "";
+  fillBars(model.classes.map(() => 0), -1);
+  drawMatrix();
+  showSeen();
+}
+
+function stroke(to) {
+  if (picture) clear();
+  const from = last ?? to;
+  pen.strokeStyle = "#fff";
+  pen.lineCap = pen.lineJoin = "round";
+  pen.lineWidth = Number($("pen").value) * Math.max(canvas.width, canvas.height) / 168;
+  pen.beginPath();
+  pen.moveTo(from.x * canvas.width, from.y * canvas.height);
+  pen.lineTo(to.x * canvas.width, to.y * canvas.height + 0.01); // a point is a line, too
+  pen.stroke();
+  last = to;
+  if (!drawn) canvas.setAttribute("aria-label", "Drawing. Arrow keys move the pen, space draws.");
+  drawn = true;
+  $("hint").hidden = true;
+  clearTimeout(timer);
+  timer = setTimeout(ask, 200); // while the hand pauses
+}
+
+function at(event) {
+  const box = canvas.getBoundingClientRect();
+  return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (!model || event.button) return;
+  canvas.setPointerCapture(event.pointerId);
+  last = null;
+  stroke(at(event));
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!canvas.hasPointerCapture(event.pointerId)) return;
+  for (const one of event.getCoalescedEvents?.() ?? [event]) stroke(at(one));
+});
+canvas.addEventListener("pointerup", () => { last = null; });
+
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+canvas.addEventListener("keydown", (event) => {
+  if (!model) return;
+  if (event.key === " ") {
+    cursor.down = !cursor.down;
+    last = null;
+    if (cursor.down) stroke({ x: cursor.x, y: cursor.y });
+  } else if (event.key in STEPS) {
+    const [x, y] = STEPS[event.key], step = event.shiftKey ? 0.1 : 0.025;
+    cursor.x = Math.min(1, Math.max(0, cursor.x + x * step));
+    cursor.y = Math.min(1, Math.max(0, cursor.y + y * step));
+    if (cursor.down) stroke({ x: cursor.x, y: cursor.y });
+  } else if (event.key === "Delete" || event.key === "Escape") {
+    clear();
+  } else return;
+  event.preventDefault();
+  showCursor(true);
+});
+canvas.addEventListener("focus", () => showCursor(canvas.matches(":focus-visible")));
+canvas.addEventListener("blur", () => showCursor(false));
+
+function showCursor(shown = !$("cursor").hidden) {
+  $("cursor").hidden = !shown;
+  $("cursor").className = cursor.down ? "down" : "";
+  $("cursor").style.left = `${100 * cursor.x}%`;
+  $("cursor").style.top = `${100 * cursor.y}%`;
+}
+
+$("clear").addEventListener("click", clear);
+getModel();
