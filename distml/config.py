@@ -283,6 +283,8 @@ class ServeConfig(Section):
     """Images of a replica that may wait; requests beyond are answered with 429."""
     request_timeout_s: PositiveFloat = 5.0
     """Time limit of a request; a client cannot lift it."""
+    read_timeout_s: PositiveFloat = 10.0
+    """Time in which the whole body of a request must arrive."""
     drain_timeout_s: PositiveFloat = 10.0
     """Time that requests under way are given when the endpoint or a replica ends."""
     poll_s: PositiveFloat = 2.0

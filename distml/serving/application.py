@@ -1,0 +1,84 @@
+"""The whole HTTP surface of a replica: three protocols, the page, their description (replica)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+import distml
+from distml.config import ServeConfig
+from distml.serving import encoded, native, openapi, openinference, tfserving
+from distml.serving.exchange import Answer, answer
+from distml.serving.metrics import Metrics
+from distml.serving.route import Application, Route, unfound
+from distml.serving.service import Service
+
+PAGE = Path(__file__).parent / "page"
+_PROTOCOLS = (native, tfserving, openinference)
+_SECURITY = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+]
+
+
+class _Page:
+    """Static files that load nothing from elsewhere and cannot be framed. Final."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = StaticFiles(directory=folder, html=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def secured(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_SECURITY]
+            await send(message)
+
+        await self._files(scope, receive, secured)
+
+
+def application(service: Service, config: ServeConfig, metrics: Metrics | None = None) -> Application:
+    """Make the application that answers all HTTP requests.
+
+    Args:
+        service: Who classifies.
+        config: Limits.
+        metrics: Where requests are counted; none makes new ones.
+    """
+    encoded.bound()
+    app = Application(
+        Metrics() if metrics is None else metrics,
+        title="distml",
+        version=distml.__version__,
+        description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
+        "Open Inference Protocol (KServe V2).",
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: unfound},
+    )
+    for protocol in _PROTOCOLS:
+        # `include_router` would wrap the routes in its own, slower ones.
+        app.router.routes.extend(protocol.router(service, config).routes)
+
+    async def description(request: Request) -> Answer:
+        """Describe all routes."""
+        return answer(openapi.specialise(app.openapi(), service.served()))
+
+    app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
+    if PAGE.is_dir():
+        app.mount("/", _Page(PAGE), "page")
+    return app

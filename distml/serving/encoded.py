@@ -1,0 +1,88 @@
+"""Encoded pictures of a request as images, with bounded work (replica)."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import PngImagePlugin
+
+from distml.data import schema
+from distml.data.schema import Images
+from distml.errors import DataError
+from distml.serving.exchange import RejectedError
+from distml.serving.strict import name
+
+MAX_TOTAL_PIXELS = 16 * schema.MAX_IMAGE_PIXELS
+"""Over all pictures of a request: some hundred kilobytes of blank ones could keep a core busy for seconds."""
+_INLINE_BYTES = 16_384
+"""Up to this size decoding takes less time than handing it to a thread and back takes on a busy loop."""
+_TEXT_BYTES = 65_536
+
+
+def bound() -> None:
+    """Make Pillow refuse large texts and colour profiles inside a PNG; by default it unpacks up to 64 MiB."""
+    PngImagePlugin.MAX_TEXT_CHUNK = _TEXT_BYTES
+    PngImagePlugin.MAX_TEXT_MEMORY = _TEXT_BYTES
+
+
+def unwrap(value: Any, where: str) -> bytes:
+    """Decode `{"b64": "…"}`.
+
+    Raises:
+        RejectedError: 400, another object or not base64.
+    """
+    if not isinstance(value, dict) or value.keys() != {"b64"} or not isinstance(value["b64"], str):
+        found = (
+            f"an object with the keys {sorted(value)[:5]}" if isinstance(value, dict) else f"a {name(value)}"
+        )
+        raise RejectedError(400, f'{where} is {found}, not {{"b64": "…"}}')
+    return plain(value["b64"], f"{where}.b64")
+
+
+def plain(text: str, where: str) -> bytes:
+    """Decode base64, without line breaks and with its padding.
+
+    Raises:
+        RejectedError: 400, it is none.
+    """
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (ValueError, binascii.Error) as error:
+        cause = "it holds other characters" if isinstance(error, UnicodeError) else str(error).lower()
+        raise RejectedError(400, f"{where} is not base64: {cause}") from None
+
+
+async def images(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence[str]) -> Images:
+    """Decode pictures and fit them to the model.
+
+    Args:
+        files: PNG, JPEG, WebP, BMP or GIF files.
+        shape: (H, W, C) of the model.
+        names: What each is called, said in rejections.
+
+    Returns:
+        uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, the first that is damaged, too large or no picture.
+    """
+    try:
+        if sum(map(len, files)) <= _INLINE_BYTES and len(files) <= 1:
+            return _decode(files, shape, names)
+        return await asyncio.to_thread(_decode, files, shape, names)
+    except DataError as error:
+        raise RejectedError(400, str(error)) from None
+
+
+def _decode(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence[str]) -> Images:
+    decoded = np.empty((len(files), *shape), np.uint8)
+    left = MAX_TOTAL_PIXELS
+    for index, (data, called) in enumerate(zip(files, names, strict=True)):
+        image = schema.decode(data, called, min(left, schema.MAX_IMAGE_PIXELS))
+        left -= image.width * image.height
+        decoded[index] = schema.to_shape(image, shape)
+    return decoded

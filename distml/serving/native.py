@@ -1,0 +1,167 @@
+"""The endpoint's own protocol: images in, named classes out (replica)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from distml.config import ServeConfig
+from distml.data.schema import Images
+from distml.serving import encoded, exchange, multipart, openapi, pixels, strict
+from distml.serving.choice import champion
+from distml.serving.exchange import Answer, RejectedError, answer
+from distml.serving.metrics import KIND, Metrics
+from distml.serving.route import Route
+from distml.serving.schemas import native as schemas
+from distml.serving.service import Probabilities, Served, Service
+
+_JSON = ("", "application/json", "text/json")
+_PICTURES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "application/octet-stream")
+
+
+def predictions(probabilities: Probabilities, served: Served) -> dict[str, Any]:
+    """Describe answers.
+
+    Args:
+        probabilities: float32 [N, classes].
+        served: What computed them.
+    """
+    labels = probabilities.argmax(1).tolist()
+    best = probabilities.max(1)
+    return {
+        "model": identity(served),
+        "predictions": [
+            {
+                "class": served.classes[label],
+                "label": label,
+                "probability": best[index],
+                "probabilities": probabilities[index],
+            }
+            for index, label in enumerate(labels)
+        ],
+    }
+
+
+def identity(served: Served) -> dict[str, Any]:
+    """Say which model it is."""
+    return {
+        "name": served.name,
+        "version": served.version,
+        "run_id": served.run_id,
+        "sha256": served.sha256,
+    }
+
+
+async def images(document: strict.Document, served: Served) -> Images:
+    """Read `{"instances": […]}`, uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, at the first fault.
+    """
+    members = document.members
+    if members.keys() != {"instances"}:
+        unknown = sorted(members.keys() - {"instances"})
+        found = f"the key {unknown[0][:80]!r} is not known" if unknown else "the key 'instances' is missing"
+        raise RejectedError(400, f'{found}; send {{"instances": […]}}')
+    values = members["instances"]
+    if isinstance(values, list) and values and isinstance(values[0], dict):
+        names = [f"instances[{index}]" for index in range(len(values))]
+        files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
+        return await encoded.images(files, served.shape, names)
+    return pixels.images(values, served.shape, "instances", document.booleans)
+
+
+def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[str]]:
+    """Return the pictures of a body and what to call them."""
+    kind = exchange.kind(request)
+    if kind == "multipart/form-data":
+        return multipart.files(content, exchange.header(request, b"content-type"))
+    if kind not in _PICTURES:
+        raise RejectedError(
+            415, f"the content type {kind!r} is no picture; send {', '.join(_PICTURES[:3])} or a form"
+        )
+    if not content:
+        raise RejectedError(400, "the body is empty; send a picture")
+    return [content], ["the picture"]
+
+
+_FORM = {
+    "type": "object",
+    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+}
+
+
+def router(service: Service, config: ServeConfig) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter(route_class=Route, tags=["native"])
+    limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
+
+    async def classify(given: Images) -> Answer:
+        probabilities, served = await service.classify(given)
+        return answer(predictions(probabilities, served), served.version, images=len(given))
+
+    @routes.post(
+        "/predict",
+        response_model=schemas.Predictions,
+        responses=openapi.CLASSIFYING,
+        openapi_extra=openapi.accepts({"application/json": schemas.Instances}),
+    )
+    async def predict(request: Request) -> Answer:
+        """Classify images given as numbers or in base64."""
+        if (kind := exchange.kind(request)) not in _JSON:
+            raise RejectedError(
+                415, f"the content type {kind[:80]!r} is not taken here; send application/json"
+            )
+        document = strict.parse(await exchange.body(request, limits))
+        return await classify(await images(document, champion(service)))
+
+    @routes.post(
+        "/predict/image",
+        response_model=schemas.Predictions,
+        responses=openapi.CLASSIFYING,
+        openapi_extra=openapi.accepts(
+            dict.fromkeys(_PICTURES[:3], openapi.BINARY) | {"multipart/form-data": _FORM}
+        ),
+    )
+    async def predict_image(request: Request) -> Answer:
+        """Classify a picture, or every picture of a form."""
+        files, names = _files(await exchange.body(request, limits), request)
+        return await classify(await encoded.images(files, champion(service).shape, names))
+
+    _add_model(routes, service)
+    _add_health(routes, service)
+    return routes
+
+
+def _add_model(routes: APIRouter, service: Service) -> None:
+    @routes.get("/model", response_model=schemas.Model, responses=openapi.failures(503))
+    async def model(request: Request) -> Answer:
+        """Describe the champion and every other loaded version."""
+        first = champion(service)
+        versions = [asdict(served) for served in service.served()]
+        refused = [asdict(refusal) for refusal in service.refused()]
+        return answer({**asdict(first), "versions": versions, "refused": refused}, first.version)
+
+
+def _add_health(routes: APIRouter, service: Service) -> None:
+    @routes.get("/healthz", response_model=schemas.Health)
+    async def healthz(request: Request) -> Answer:
+        """Say that the process answers."""
+        return answer({"status": "ok"})
+
+    @routes.get("/readyz", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
+    async def readyz(request: Request) -> Answer:
+        """Say whether a champion is loaded."""
+        ready = service.ready()
+        return answer({"status": "ok" if ready else "no champion is loaded"}, status=200 if ready else 503)
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def scrape(request: Request) -> Answer:
+        """Show all metrics in Prometheus's text format."""
+        metrics: Metrics = request.app.metrics
+        return Answer(metrics.text(), kind=KIND)

@@ -1,0 +1,123 @@
+"""The OpenAPI description: what FastAPI cannot know of our routes and of the models (replica)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from distml.serving.schemas.base import Failure
+from distml.serving.service import Served
+
+_REASONS = {
+    400: "The request is not what it should be; `error` names the first fault and where it is.",
+    404: "No model or version of that name is loaded.",
+    408: "The body did not arrive in time.",
+    413: "The body is larger than `serve.max_body_bytes`.",
+    415: "The content type or encoding is not taken here.",
+    429: "More images are waiting than the endpoint keeps; `Retry-After` says when to ask again.",
+    500: "The endpoint failed; its log says why.",
+    503: "No model has been loaded yet.",
+    504: "No answer within `serve.request_timeout_s`.",
+}
+BINARY: Mapping[str, Any] = {"type": "string", "format": "binary"}
+"""JSON schema of a file."""
+_REFERENCE = "#/components/schemas/"
+Responses = dict[int | str, dict[str, Any]]
+
+
+def failures(*statuses: int) -> Responses:
+    """Describe answers that are no success."""
+    return {status: {"model": Failure, "description": _REASONS[status]} for status in statuses}
+
+
+CLASSIFYING = failures(400, 404, 408, 413, 415, 429, 500, 503, 504)
+"""What can go wrong where images are classified."""
+ASKING = failures(404, 503)
+"""What can go wrong where a model is asked about."""
+
+
+def accepts(contents: Mapping[str, Any], **examples: Any) -> dict[str, Any]:
+    """Describe the body of a request.
+
+    Args:
+        contents: A model, a union of models or a JSON schema for each content type.
+        **examples: Bodies for the first content type, by name.
+    """
+    described: dict[str, Any] = {}
+    for kind, schema in contents.items():
+        if not isinstance(schema, Mapping):
+            schema = TypeAdapter(schema).json_schema(ref_template=_REFERENCE + "{model}")
+        described[kind] = {"schema": schema}
+    if examples:
+        first = next(iter(described.values()))
+        first["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": described}}
+
+
+def in_path(*names: str) -> list[dict[str, Any]]:
+    """Describe the parameters of a path: `name` of the model, `version` of it."""
+    schemas = {"name": {"type": "string"}, "version": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
+    return [{"name": name, "in": "path", "required": True, "schema": schemas[name]} for name in names]
+
+
+def specialise(plain: dict[str, Any], served: Sequence[Served]) -> dict[str, Any]:
+    """Say of the loaded models what holds for them alone: names, versions and the shape of an image.
+
+    Args:
+        plain: As FastAPI describes the routes.
+        served: The champion first; empty leaves the description general.
+    """
+    document = copy.deepcopy(plain)
+    _lift(document)
+    if not served:
+        return document
+    values = {"name": [served[0].name], "version": [str(one.version) for one in served]}
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["schema"] = {"type": "string", "enum": values[parameter["name"]]}
+    shape = served[0].shape
+    document["components"]["schemas"]["Image"] = image(shape)
+    return document
+
+
+def _lift(value: Any, into: dict[str, Any] | None = None) -> None:
+    """Move definitions of request bodies to the components, where their references point."""
+    if into is None:
+        into = value.setdefault("components", {}).setdefault("schemas", {})
+    if isinstance(value, dict):
+        into.update(value.pop("$defs", {}))
+        for part in list(value.values()):
+            _lift(part, into)
+    elif isinstance(value, list):
+        for part in value:
+            _lift(part, into)
+
+
+def image(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Describe one image of a shape as JSON schema."""
+    pixel: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 255}
+    sizes = shape[:2] if shape[2] == 1 else shape
+    for size in reversed(sizes):
+        pixel = {"type": "array", "items": pixel, "minItems": size, "maxItems": size}
+    named = " x ".join(map(str, shape))
+    return pixel | {
+        "title": "Image",
+        "description": f"{named} raw pixel values, whole numbers from 0 to 255 (not scaled to 0 to 1).",
+        "examples": [example(shape)],
+    }
+
+
+def example(shape: tuple[int, int, int]) -> Any:
+    """Draw a box as an image of a shape: nested lists, without the lists of one channel."""
+    height, width, depth = shape
+
+    def pixel(row: int, column: int) -> int:
+        return 255 * (abs(2 * row - height + 1) < height / 2 and abs(2 * column - width + 1) < width / 2)
+
+    rows = [[pixel(row, column) for column in range(width)] for row in range(height)]
+    return rows if depth == 1 else [[[value] * depth for value in row] for row in rows]

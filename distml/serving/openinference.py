@@ -1,0 +1,144 @@
+"""The Open Inference Protocol, version 2, over HTTP, as KServe and Triton speak it (replica).
+
+Specification: kserve/open-inference-protocol, specification/protocol/inference_rest.md. Members that mean
+nothing are ignored, as the servers that share it do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+import distml
+from distml.config import ServeConfig
+from distml.data.schema import Images
+from distml.serving import exchange, openapi, outputs, strict, tensors
+from distml.serving.choice import choose, number
+from distml.serving.exchange import Answer, RejectedError, answer
+from distml.serving.route import Route
+from distml.serving.schemas import openinference as schemas
+from distml.serving.service import Served, Service
+from distml.serving.strict import name
+
+_PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
+_EXTENSIONS = ["binary_tensor_data", "classification"]
+
+
+def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
+    """Split a body into its JSON and the bytes that follow.
+
+    Args:
+        body: The whole.
+        declared: Value of the header that gives the length of the JSON, empty where all of it is.
+
+    Raises:
+        RejectedError: 400, the header is no such length.
+    """
+    whole = memoryview(body)
+    if not declared:
+        return whole, whole[len(whole) :]
+    if not declared.isdigit() or len(declared) > 18 or int(declared) > len(body):
+        sentence = (
+            f"Inference-Header-Content-Length is {declared[:40].decode('latin-1')!r} of {len(body)} bytes"
+        )
+        raise RejectedError(400, sentence)
+    return whole[: int(declared)], whole[int(declared) :]
+
+
+async def images(document: strict.Document, rest: memoryview, served: Served) -> Images:
+    """Read the input tensor, uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, at the first fault.
+    """
+    inputs = document.members.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise RejectedError(400, "inputs must be a list of one tensor")
+    tensor = tensors.given(inputs[0], rest)
+    if tensor.name == tensors.ENCODED:
+        return await tensors.pictures(tensor, served.shape)
+    return tensors.pixel_values(tensor, served.shape, document.booleans)
+
+
+def _identity(document: strict.Document) -> dict[str, str]:
+    if "id" not in document.members or document.members["id"] is None:
+        return {}
+    if not isinstance(document.members["id"], str):
+        raise RejectedError(400, f"the id is a {name(document.members['id'])}, not a string")
+    return {"id": document.members["id"]}
+
+
+def _metadata(service: Service, served: Served) -> dict[str, Any]:
+    shapes = {"probabilities": [-1, len(served.classes)]}
+    return {
+        "name": served.name,
+        "versions": [str(one.version) for one in service.served()],
+        "platform": "tensorflow_savedmodel",
+        "inputs": [{"name": tensors.RAW, "datatype": "UINT8", "shape": [-1, *served.shape]}],
+        "outputs": [
+            {"name": called, "datatype": datatype, "shape": shapes.get(called, [-1])}
+            for called, datatype in outputs.OUTPUTS.items()
+        ],
+    }
+
+
+def router(service: Service, config: ServeConfig) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter(route_class=Route, tags=["Open Inference Protocol"])
+    limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
+
+    async def infer(request: Request) -> Answer:
+        """Classify images given as a tensor, in JSON or as bytes after it."""
+        version = number(request)
+        served = choose(service, request, version)
+        text, rest = split(await exchange.body(request, limits), exchange.header(request, outputs.HEADER))
+        document = strict.parse(text)
+        identity, wanted = _identity(document), outputs.wanted(document)
+        given = await images(document, rest, served)
+        probabilities, served = await service.classify(given, version)
+        return exchange.compress(request, outputs.render(identity, wanted, probabilities, served))
+
+    async def metadata(request: Request) -> Answer:
+        """Describe the tensors of a model."""
+        served = choose(service, request, number(request))
+        return answer(_metadata(service, served), served.version)
+
+    async def ready(request: Request) -> Answer:
+        """Say that a model answers."""
+        served = choose(service, request, number(request))
+        return answer({"name": served.name, "ready": True}, served.version)
+
+    for path, names in _PATHS.items():
+        parameters = {"parameters": openapi.in_path(*names)}
+        body = openapi.accepts({"application/json": schemas.Request})
+        routes.post(
+            f"{path}/infer",
+            response_model=schemas.Answer,
+            responses=openapi.CLASSIFYING,
+            openapi_extra=parameters | body,
+        )(infer)
+        asking: dict[str, Any] = {"responses": openapi.ASKING, "openapi_extra": parameters}
+        routes.get(path, response_model=schemas.Metadata, **asking)(metadata)
+        routes.get(f"{path}/ready", response_model=schemas.ModelReady, **asking)(ready)
+    _add_server(routes, service)
+    return routes
+
+
+def _add_server(routes: APIRouter, service: Service) -> None:
+    @routes.get("/v2", response_model=schemas.Server)
+    async def server(request: Request) -> Answer:
+        """Describe the server."""
+        return answer({"name": "distml", "version": distml.__version__, "extensions": _EXTENSIONS})
+
+    @routes.get("/v2/health/live", response_model=schemas.Live)
+    async def live(request: Request) -> Answer:
+        """Say that the process answers."""
+        return answer({"live": True})
+
+    @routes.get("/v2/health/ready", response_model=schemas.Ready, responses={503: {"model": schemas.Ready}})
+    async def server_ready(request: Request) -> Answer:
+        """Say whether a champion is loaded."""
+        ready = service.ready()
+        return answer({"ready": ready}, status=200 if ready else 503)

@@ -1,0 +1,131 @@
+"""Numbers of a request as images: fast where they are regular, exact where they are not (replica)."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from distml.data.schema import Images
+from distml.serving.exchange import RejectedError
+from distml.serving.strict import name
+
+_flatten = chain.from_iterable
+Shape = tuple[int, int, int]
+
+
+def images(values: Any, shape: Shape, where: str, booleans: bool = False) -> Images:
+    """Read images from nested lists.
+
+    Pixel values are whole numbers from 0 to 255; 7.0 is one, 0.5 is not, for a model takes raw pixels and
+    scales them itself.
+
+    Args:
+        values: N lists of H rows of W pixels, each a number where C is 1 or a list of C numbers.
+        shape: (H, W, C) of the model.
+        where: What the values are called in the request, said in rejections.
+        booleans: Whether `true` or `false` may stand among them.
+
+    Returns:
+        uint8 [N, H, W, C], read-only.
+
+    Raises:
+        RejectedError: 400, naming the position of the first fault.
+    """
+    if not isinstance(values, list) or not values:
+        raise RejectedError(400, f"{where} must be a list of at least one image")
+    if not booleans:
+        try:
+            return _regular(values, shape)
+        except (TypeError, ValueError):  # a number that is no byte, or a list that is none
+            pass
+    return _exact(values, shape, where)
+
+
+def _regular(values: list[Any], shape: Shape) -> Images:
+    """Read whole numbers at the speed of `bytes`, which refuses everything else but booleans.
+
+    The lengths come first: `bytes(5)` would be five zeros.
+    """
+    height, width, depth = shape
+    rows = list(_flatten(values))
+    lengths = (set(map(len, values)), set(map(len, rows)))
+    if lengths != ({height}, {width}):
+        raise ValueError
+    if depth == 1 and not isinstance(rows[0][0], list):
+        data = b"".join(map(bytes, rows))
+    else:
+        pixels = list(_flatten(rows))
+        if set(map(len, pixels)) != {depth} or set(map(type, pixels)) != {list}:
+            raise ValueError
+        data = bytes(list(_flatten(pixels)))
+    return np.frombuffer(data, np.uint8).reshape(len(values), *shape)
+
+
+def _exact(values: list[Any], shape: Shape, where: str) -> Images:
+    """Read numbers of any kind, or name the first fault."""
+    height, width, depth = shape
+    try:
+        rows = list(_flatten(values))
+        pixels: list[Any] = list(_flatten(rows))
+        nested = depth > 1 or isinstance(pixels[0], list)
+        regular = {type(value) for value in chain(values, rows, pixels if nested else ())} == {list}
+        sides = [(values, height), (rows, width), *([(pixels, depth)] if nested else [])]
+        if regular and all(set(map(len, lists)) == {side} for lists, side in sides):
+            numbers = list(_flatten(pixels)) if nested else pixels
+            return _whole(numbers, where).reshape(len(values), *shape)
+    except (TypeError, IndexError, RejectedError):
+        pass
+    for index, image in enumerate(values):
+        _require(image, shape, f"{where}[{index}]")
+    raise RejectedError(400, f"{where} mixes images of numbers and of lists of {depth}")
+
+
+def flat(values: list[Any], where: str, booleans: bool = False) -> Images:
+    """Read a flat list of pixel values, uint8 [len(values)].
+
+    Raises:
+        RejectedError: 400, naming the first that is no whole number from 0 to 255.
+    """
+    if not booleans:
+        try:
+            return np.frombuffer(bytes(values), np.uint8)
+        except (TypeError, ValueError):
+            pass
+    return _whole(values, where)
+
+
+def _whole(values: list[Any], where: str) -> Images:
+    """Read whole numbers of any type."""
+    if set(map(type, values)) <= {int, float}:
+        numbers = np.array(values, np.float64)
+        if bool(np.all((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers)))):
+            return numbers.astype(np.uint8)
+    for index, value in enumerate(values):
+        _require_pixel(value, f"{where}[{index}]")
+    raise AssertionError("every value is a pixel, but not all of them are")
+
+
+def _require(value: Any, shape: tuple[int, ...], where: str) -> None:
+    """Find the first fault in an image."""
+    if not shape:
+        return _require_pixel(value, where)
+    if len(shape) == 1 and shape[0] == 1 and not isinstance(value, list):
+        return _require_pixel(value, where)  # one channel may stand without its list
+    unit = {3: "rows", 2: "pixels", 1: "channels"}[len(shape)]
+    if not isinstance(value, list):
+        raise RejectedError(400, f"{where} is a {name(value)}, not a list of {shape[0]} {unit}")
+    if len(value) != shape[0]:
+        raise RejectedError(400, f"{where} has {len(value)} {unit}; the model takes {shape[0]}")
+    for index, part in enumerate(value):
+        _require(part, shape[1:], f"{where}[{index}]")
+    return None
+
+
+def _require_pixel(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RejectedError(400, f"{where} is a {name(value)}, not a whole number from 0 to 255")
+    if not 0 <= value <= 255 or value != int(value):
+        hint = "; pixel values are not scaled to 0 to 1" if 0 < value < 1 else ""
+        raise RejectedError(400, f"{where} is {value:.6g}, not a whole number from 0 to 255{hint}")

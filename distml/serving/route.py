@@ -1,0 +1,146 @@
+"""Routes that FastAPI documents and finds, answered without its validation (replica).
+
+FastAPI reads bodies, validates and serialises by pydantic; for a body of a few hundred numbers that costs
+more than the model. These routes call their function with the request and send what it returns; their
+description in OpenAPI is unaffected.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+
+from distml.errors import (
+    ModelError,
+    NotReadyError,
+    OverloadedError,
+    ServingError,
+    TimedOutError,
+    UnknownVersionError,
+)
+from distml.serving.exchange import Answer, Header, RejectedError, reject
+from distml.serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Answer]]
+
+_STATUS: dict[type[Exception], int] = {
+    OverloadedError: 429,
+    NotReadyError: 503,
+    TimedOutError: 504,
+    UnknownVersionError: 404,
+    ModelError: 400,  # images of another shape than that of the version that came to answer
+}
+_KNOWN_PATHS = 1024
+
+
+class Route(APIRoute):
+    """A route whose endpoint takes the request and returns an `Answer`. Final."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        metrics: Metrics = scope["app"].metrics
+        metrics.running.inc()
+        answer = None
+        try:
+            answer = await attempt(self.endpoint, Request(scope, receive))
+            await answer(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            metrics.running.dec()
+            metrics.answered(self.path, scope["method"], answer, time.perf_counter() - started)
+
+
+async def attempt(endpoint: Endpoint, request: Request) -> Answer:
+    """Call an endpoint; whatever it raises becomes an answer with one sentence."""
+    try:
+        return await endpoint(request)
+    except RejectedError as rejection:
+        return reject(rejection)
+    except ServingError as error:
+        return reject(_rejection(error))
+    except ModelError as error:
+        return reject(_rejection(error))
+    except ClientDisconnect:
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.url.path)
+        return reject(RejectedError(500, "the endpoint failed; its log says why"))
+
+
+def _rejection(error: Exception) -> RejectedError:
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    retry = getattr(error, "retry_after_s", None)
+    headers: list[Header] = [] if retry is None else [(b"retry-after", b"%d" % retry)]
+    return RejectedError(status, str(error), *headers)
+
+
+class Application(FastAPI):
+    """FastAPI whose `Route`s are found in a table and entered directly.
+
+    Our routes handle their errors themselves, so the layers that FastAPI and Starlette put around every
+    request do nothing for them but cost as much as parsing an image.
+    """
+
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self.metrics = metrics
+        self._find = lru_cache(_KNOWN_PATHS)(self._match)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it to FastAPI."""
+        if scope["type"] == "http":
+            found = self._find(scope["method"], scope["path"])
+            if isinstance(found, Answer):
+                return await found(scope, receive, send)
+            if found is not None:
+                scope["app"], scope["path_params"] = self, found[1]
+                return await found[0].app(scope, receive, send)
+        return await super().__call__(scope, receive, send)
+
+    def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any]] | Answer | None:
+        """Find our route for a request; an answer where the path takes other methods only."""
+        scope = {"type": "http", "method": method, "path": path, "root_path": ""}
+        taken: set[str] = set()
+        for route in self.router.routes:
+            if isinstance(route, Route):
+                match, child = route.matches(scope)
+                if match is Match.FULL:
+                    return route, dict(child["path_params"])
+                if match is Match.PARTIAL:
+                    taken |= route.methods or set()
+        if not taken:
+            return None
+        allowed = ", ".join(sorted(taken))
+        return reject(
+            RejectedError(
+                405, f"{path[:200]} takes {allowed}, not {method[:20]}", (b"allow", allowed.encode())
+            )
+        )
+
+
+async def unfound(request: Request, error: Exception) -> Answer:
+    """Answer in JSON what FastAPI and the page refuse."""
+    if not isinstance(error, HTTPException):
+        raise error
+    headers = [(key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()]
+    sentence = str(error.detail)
+    if error.status_code == 404:
+        sentence = f"there is nothing at {request.url.path[:200]}; /openapi.json describes what there is"
+    return reject(RejectedError(error.status_code, sentence, *headers))

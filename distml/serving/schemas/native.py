@@ -1,0 +1,95 @@
+"""Bodies of the native protocol (any process)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distml.serving.schemas.base import Encoded, Image, Probability, Request, Schema
+
+
+class Instances(Request):
+    """Images to classify: all as numbers, or all encoded."""
+
+    instances: Annotated[list[Image] | list[Encoded], Field(min_length=1)]
+    """Raw pixel values, H rows of W pixels (of C channels each); or `{"b64": …}`."""
+
+
+class Prediction(Schema):
+    """The answer for one image."""
+
+    class_: Annotated[str, Field(alias="class")]
+    """Name of the most probable class."""
+    label: Annotated[int, Field(ge=0)]
+    """Its number."""
+    probability: Probability
+    """Its probability."""
+    probabilities: list[Probability]
+    """Of every class, by label."""
+
+
+class Identity(Schema):
+    """Which model answered."""
+
+    name: str
+    """Of the registered model."""
+    version: int
+    """Its version."""
+    run_id: str | None
+    """MLflow run that trained it."""
+    sha256: str
+    """Stands for every byte of the model."""
+
+
+class Predictions(Schema):
+    """Answers in the order of the images."""
+
+    model: Identity
+    """Which model answered."""
+    predictions: list[Prediction]
+    """One for each image."""
+
+
+class Described(Identity):
+    """A loaded version of the model."""
+
+    classes: list[str]
+    """Name of each class, by label."""
+    shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Height, width and channels of an image."""
+    metrics: dict[str, float]
+    """Of the run that trained it."""
+    data_digest: str | None
+    """Of the data set's manifest."""
+    loaded_at: float
+    """Seconds since 1970 when this replica had it ready."""
+
+
+class Refused(Schema):
+    """A version that an alias points at and that was refused."""
+
+    version: int
+    """Its version."""
+    alias: str
+    """What points at it."""
+    reason: str
+    """Why it does not answer."""
+    at: float
+    """Seconds since 1970 when it was refused."""
+
+
+class Model(Described):
+    """The champion, and what else is there."""
+
+    versions: list[Described]
+    """Every loaded version, the champion first."""
+    refused: list[Refused]
+    """Versions that should be loaded and are not."""
+
+
+class Health(Schema):
+    """A sign of life."""
+
+    status: str
+    """`ok`, or why not."""

@@ -1,0 +1,84 @@
+"""JSON without surprises: no duplicate keys, no NaN, no depth without end (replica)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from distml.serving.exchange import RejectedError
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed JSON object.
+
+    Args:
+        members: Its members.
+        booleans: Whether `true` or `false` stands anywhere in it. Python takes them for 1 and 0, so numbers
+            need a closer look then.
+    """
+
+    members: dict[str, Any]
+    booleans: bool
+
+
+def parse(text: bytes | memoryview) -> Document:
+    """Parse a JSON object.
+
+    Raises:
+        RejectedError: Not JSON, not an object, nested without end, or a key twice in one object.
+    """
+    try:
+        members = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RejectedError(400, f"the body is not JSON: {_cause(error)}") from None
+    if not isinstance(members, dict):
+        raise RejectedError(400, f"the body is a JSON {name(members)}, not an object")
+    plain = bytes(text)
+    # Every member has one colon outside strings, so fewer members than colons means a colon inside a string
+    # or a member that was overwritten; only then is it worth finding out which.
+    if _members(members) != plain.count(b":"):
+        _require_unique(plain)
+    return Document(members, b"true" in plain or b"false" in plain)
+
+
+def _cause(error: orjson.JSONDecodeError) -> str:
+    if not error.doc:
+        return "it is empty"
+    if "allocate" in error.msg or "ecursion" in error.msg:  # how orjson says that it gives up on depth
+        return f"it is nested too deeply at line {error.lineno} column {error.colno}"
+    return str(error).rpartition(" (char")[0]
+
+
+def _members(value: Any) -> int:
+    """Count the members of objects in objects and in lists that begin with an object."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_members, value.values()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return sum(map(_members, value))
+    return 0
+
+
+def _require_unique(text: bytes) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RejectedError(400, f"the key {key[:80]!r} stands twice in one object")
+            seen.add(key)
+
+    try:
+        json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise RejectedError(400, "the body is not JSON: it is nested too deeply") from None
+
+
+def name(value: Any) -> str:
+    """Name the JSON type of a value."""
+    if isinstance(value, bool):
+        return "boolean"
+    kinds = {dict: "object", list: "array", str: "string", int: "number", float: "number"}
+    return kinds.get(type(value), "null")

@@ -1,0 +1,162 @@
+"""Input tensors of the Open Inference Protocol, in JSON or as bytes, as images (replica).
+
+The binary tensor data extension is Triton's: triton-inference-server, docs/protocol/extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.schema import Images
+from distml.serving import encoded, pixels
+from distml.serving.exchange import RejectedError
+from distml.serving.strict import name
+
+RAW, ENCODED = "image", "image_bytes"
+_TYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An input tensor.
+
+    Args:
+        name: Of the tensor.
+        datatype: Of its elements.
+        shape: Its sizes.
+        data: Elements as in the JSON, or the bytes that follow it.
+    """
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | memoryview
+
+
+def given(member: Any, rest: memoryview) -> Given:
+    """Read the description of the only input.
+
+    Args:
+        member: An entry of `inputs`.
+        rest: What follows the JSON.
+
+    Raises:
+        RejectedError: 400, at the first fault.
+    """
+    if not isinstance(member, dict):
+        raise RejectedError(400, f"inputs[0] is a {name(member)}, not an object")
+    called, datatype, shape = (member.get(key) for key in ("name", "datatype", "shape"))
+    if not isinstance(called, str) or called not in (RAW, ENCODED):
+        raise RejectedError(
+            400, f"there is no input {str(called)[:80]!r}; the model takes {RAW!r} or {ENCODED!r}"
+        )
+    if not isinstance(datatype, str) or datatype not in (_TYPES if called == RAW else ("BYTES",)):
+        takes = ", ".join(_TYPES) if called == RAW else "BYTES"
+        raise RejectedError(400, f"the datatype of {called!r} is {str(datatype)[:80]!r}; it may be {takes}")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise RejectedError(400, f"the shape of {called!r} is not a list of sizes")
+    parameters = member.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RejectedError(400, f"the parameters of {called!r} are a {name(parameters)}, not an object")
+    if "shared_memory_region" in parameters:
+        raise RejectedError(400, "shared memory is not offered; send the tensor itself")
+    size = parameters.get("binary_data_size")
+    if (size is None) == ("data" not in member):
+        raise RejectedError(400, f"{called!r} must have either 'data' or the parameter 'binary_data_size'")
+    if size is None:
+        if not isinstance(member["data"], list):
+            raise RejectedError(400, f"the data of {called!r} is a {name(member['data'])}, not an array")
+        if len(rest):
+            raise RejectedError(
+                400, f"{len(rest)} bytes follow the JSON, but no input has a 'binary_data_size'"
+            )
+        return Given(called, datatype, shape, member["data"])
+    if type(size) is not int or size != len(rest):
+        raise RejectedError(
+            400, f"the binary_data_size of {called!r} is {size!r}, but {len(rest)} bytes follow the JSON"
+        )
+    return Given(called, datatype, shape, rest)
+
+
+def pixel_values(tensor: Given, shape: pixels.Shape, booleans: bool) -> Images:
+    """Read pixel values, uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, another shape, or a value that is no pixel.
+    """
+    expected = ["N", *shape]
+    if tensor.shape[1:] not in ([*shape], [*shape][: 2 if shape[2] == 1 else 3]) or not tensor.shape[0]:
+        wanted, found = str(expected).replace("'", ""), tensor.shape
+        raise RejectedError(400, f"the shape of {tensor.name!r} is {found}; the model takes {wanted}")
+    count, where = tensor.shape[0], f"{tensor.name}.data"
+    if isinstance(tensor.data, memoryview):
+        return _from_bytes(tensor, tensor.data).reshape(count, *shape)
+    if tensor.data and isinstance(tensor.data[0], list):
+        if len(tensor.data) != count:
+            raise RejectedError(400, f"{where} holds {len(tensor.data)} images; its shape says {count}")
+        return pixels.images(tensor.data, shape, where, booleans)
+    _require_count(len(tensor.data), prod(tensor.shape), where)
+    return pixels.flat(tensor.data, where, booleans).reshape(count, *shape)
+
+
+def _require_count(found: int, expected: int, where: str, unit: str = "values") -> None:
+    if found != expected:
+        raise RejectedError(400, f"{where} holds {found} {unit}; its shape asks for {expected}")
+
+
+def _from_bytes(tensor: Given, data: memoryview) -> Images:
+    kind = np.dtype(_TYPES[tensor.datatype])
+    _require_count(len(data), prod(tensor.shape) * kind.itemsize, tensor.name, "bytes")
+    values: npt.NDArray[Any] = np.frombuffer(data, kind)
+    if kind == np.uint8:
+        return values
+    good = (values >= 0) & (values <= 255) & (values == np.floor(values))
+    if not good.all():
+        first = int(np.argmin(good))
+        raise RejectedError(
+            400, f"{tensor.name}[{first}] is {values[first]}, not a whole number from 0 to 255"
+        )
+    return values.astype(np.uint8)
+
+
+async def pictures(tensor: Given, shape: pixels.Shape) -> Images:
+    """Decode pictures, uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, at the first that is damaged.
+    """
+    if isinstance(tensor.data, memoryview):
+        files = _strings(tensor.data)
+    else:
+        nested = tensor.data and all(isinstance(one, list) for one in tensor.data)
+        words = list(chain.from_iterable(tensor.data)) if nested else tensor.data
+        files = []
+        for index, word in enumerate(words):
+            if not isinstance(word, str):
+                raise RejectedError(400, f"{ENCODED}.data[{index}] is a {name(word)}, not base64")
+            files.append(encoded.plain(word, f"{ENCODED}.data[{index}]"))
+    if tensor.shape not in ([len(files)], [len(files), 1]) or not files:
+        raise RejectedError(400, f"{ENCODED} holds {len(files)} pictures; its shape is {tensor.shape}")
+    return await encoded.images(files, shape, [f"{ENCODED}[{index}]" for index in range(len(files))])
+
+
+def _strings(data: memoryview) -> list[bytes]:
+    """Split elements that each follow their length, 4 bytes little-endian."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data):
+        start = at + _LENGTH_BYTES
+        at = start + int.from_bytes(data[at:start], "little")
+        if at > len(data) or start > len(data):
+            raise RejectedError(
+                400, f"element {len(found)} of {ENCODED} is longer than what follows the JSON"
+            )
+        found.append(bytes(data[start:at]))
+    return found

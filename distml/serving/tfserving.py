@@ -1,0 +1,157 @@
+"""TensorFlow Serving's REST interface (replica).
+
+The model takes uint8 images; of its two signatures `serving_default` takes them raw and `image_bytes` takes
+encoded pictures. Paths, bodies and statuses were read in TensorFlow Serving's http_rest_api_handler.cc and
+json_tensor.cc. As there, members that mean nothing are ignored, and so is the content type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from distml.config import ServeConfig
+from distml.data.schema import Images
+from distml.serving import encoded, exchange, openapi, pixels, strict
+from distml.serving.choice import choose, number
+from distml.serving.exchange import Answer, RejectedError, answer
+from distml.serving.route import Route
+from distml.serving.schemas import tfserving as schemas
+from distml.serving.service import Served, Service
+
+RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
+"""Names of the tensors, as `distml.training.export` wrote them into the SavedModel."""
+_SIGNATURES = {"": RAW, "serving_default": RAW, "image_bytes": ENCODED}
+_PATHS = {"/v1/models/{name}": ("name",), "/v1/models/{name}/versions/{version}": ("name", "version")}
+
+
+async def images(document: strict.Document, served: Served) -> tuple[str, Images]:
+    """Read a request in row or columnar format.
+
+    Returns:
+        The member under which the answer goes, and uint8 [N, H, W, C].
+
+    Raises:
+        RejectedError: 400, at the first fault.
+    """
+    members = document.members
+    signature = members.get("signature_name", "")
+    if not isinstance(signature, str) or signature not in _SIGNATURES:
+        known = "serving_default and image_bytes"
+        raise RejectedError(
+            400, f"the signature_name {str(signature)[:80]!r} is not known; known are {known}"
+        )
+    tensor = _SIGNATURES[signature]
+    if ("instances" in members) == ("inputs" in members):
+        raise RejectedError(400, "the body must hold either 'instances' or 'inputs'")
+    if "instances" in members:
+        found = _rows(members["instances"], tensor)
+        return "predictions", await _tensor(found, tensor, "instances", document, served)
+    found = _columns(members["inputs"], tensor)
+    return "outputs", await _tensor(found, tensor, "inputs", document, served)
+
+
+def _rows(values: Any, tensor: str) -> Any:
+    """Take every instance out of its object, where it stands in one."""
+    if not isinstance(values, list) or not values or not _named(values[0], tensor):
+        return values
+    for index, value in enumerate(values):
+        if not isinstance(value, dict) or value.keys() != {tensor}:
+            raise RejectedError(400, f"instances[{index}] must be an object with the one key {tensor!r}")
+    return [value[tensor] for value in values]
+
+
+def _columns(value: Any, tensor: str) -> Any:
+    """Take the tensor out of its object, where it stands in one."""
+    if not _named(value, tensor):
+        return value
+    if value.keys() != {tensor}:
+        raise RejectedError(400, f"inputs must hold the one key {tensor!r}")
+    return value[tensor]
+
+
+def _named(value: Any, tensor: str) -> bool:
+    return isinstance(value, dict) and (tensor == RAW or value.keys() != {"b64"})
+
+
+async def _tensor(values: Any, tensor: str, where: str, document: strict.Document, served: Served) -> Images:
+    if tensor == RAW:
+        return pixels.images(values, served.shape, where, document.booleans)
+    if not isinstance(values, list) or not values:
+        raise RejectedError(400, f'{where} must be a list of at least one {{"b64": "…"}}')
+    names = [f"{where}[{index}]" for index in range(len(values))]
+    files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
+    return await encoded.images(files, served.shape, names)
+
+
+def _definition(served: Served) -> dict[str, Any]:
+    """Describe both signatures in the JSON form of TensorFlow's SignatureDef."""
+
+    def info(name: str, kind: str, *sizes: int) -> dict[str, Any]:
+        dimensions = [{"size": str(size), "name": ""} for size in (-1, *sizes)]
+        return {"dtype": kind, "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": name}
+
+    def signature(name: str, **inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = {OUTPUT: info("StatefulPartitionedCall:0", "DT_FLOAT", len(served.classes))}
+        return {name: {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}}
+
+    raw = info("serving_default_image:0", "DT_UINT8", *served.shape)
+    pictures = info("image_bytes_image_bytes:0", "DT_STRING")
+    return signature("serving_default", image=raw) | signature("image_bytes", image_bytes=pictures)
+
+
+def router(service: Service, config: ServeConfig) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter(route_class=Route, tags=["TensorFlow Serving"])
+    limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
+    body = openapi.accepts({"application/json": schemas.Rows | schemas.Columns})
+
+    async def predict(request: Request) -> Answer:
+        """Classify images, in row or columnar format."""
+        wanted = number(request)
+        served = choose(service, request, wanted)
+        under, given = await images(strict.parse(await exchange.body(request, limits)), served)
+        probabilities, served = await service.classify(given, wanted)
+        return answer({under: probabilities}, served.version, images=len(given))
+
+    for path, names in _PATHS.items():
+        parameters = {"parameters": openapi.in_path(*names)}
+        routes.post(
+            f"{path}:predict",
+            response_model=schemas.RowAnswers | schemas.ColumnAnswers,
+            responses=openapi.CLASSIFYING,
+            openapi_extra=parameters | body,
+        )(predict)
+    _add_description(routes, service)
+    return routes
+
+
+def _add_description(routes: APIRouter, service: Service) -> None:
+    async def status(request: Request) -> Answer:
+        """Say which versions are loaded."""
+        wanted = number(request)
+        choose(service, request, wanted)
+        fine = {"error_code": "OK", "error_message": ""}
+        versions = [one.version for one in service.served() if wanted in (None, one.version)]
+        states = [
+            {"version": str(version), "state": "AVAILABLE", "status": fine}
+            for version in sorted(versions, reverse=True)
+        ]
+        return answer({"model_version_status": states})
+
+    async def metadata(request: Request) -> Answer:
+        """Describe the signatures."""
+        served = choose(service, request, number(request))
+        spec = {"name": served.name, "signature_name": "", "version": str(served.version)}
+        definition = {"signature_def": {"signature_def": _definition(served)}}
+        return answer({"model_spec": spec, "metadata": definition}, served.version)
+
+    for path, names in _PATHS.items():
+        described: dict[str, Any] = {
+            "responses": openapi.ASKING,
+            "openapi_extra": {"parameters": openapi.in_path(*names)},
+        }
+        routes.get(path, response_model=schemas.Status, **described)(status)
+        routes.get(f"{path}/metadata", response_model=schemas.Metadata, **described)(metadata)

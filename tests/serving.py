@@ -1,0 +1,71 @@
+"""A served model for tests of the protocols: real routes, real batching, arithmetic instead of a network."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import uvicorn
+
+from distml.config import ServeConfig
+from distml.data.schema import Images
+from distml.serving.application import application
+from distml.serving.batching import Function
+from distml.serving.core import Core, Loaded
+from distml.serving.service import Probabilities, Served, Service
+
+NAME, CLASSES, SHAPE = "pets", ("cat", "dog", "bird"), (4, 5, 1)
+
+
+def served(
+    version: int, classes: tuple[str, ...] = CLASSES, shape: tuple[int, int, int] = SHAPE, name: str = NAME
+) -> Served:
+    """A version's description."""
+    return Served(
+        name, version, f"{version:032x}", f"{version:064x}", classes, shape, {"acc": 0.5}, None, 1.0
+    )
+
+
+def function(seed: int, classes: int = len(CLASSES), shape: tuple[int, int, int] = SHAPE) -> Function:
+    """Softmax of a fixed projection of the pixels."""
+    weights = np.random.default_rng(seed).normal(0, 0.02, (int(np.prod(shape)), classes)).astype(np.float32)
+
+    def classify(images: Images) -> Probabilities:
+        assert images.dtype == np.uint8
+        logits = images.reshape(len(images), -1) @ weights
+        raised: Probabilities = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float32)
+        return raised / raised.sum(1, keepdims=True)
+
+    return classify
+
+
+def core(shape: tuple[int, int, int] = SHAPE, config: ServeConfig | None = None) -> Core:
+    """Version 7 is the champion, version 5 is loaded beside it."""
+    made = Core(config or ServeConfig())
+    loaded = {
+        version: Loaded(served(version, shape=shape), function(version, shape=shape)) for version in (5, 7)
+    }
+    made.swap(loaded, {"champion": 7, "previous": 5})
+    return made
+
+
+@contextmanager
+def running(service: Service, config: ServeConfig | None = None) -> Iterator[str]:
+    """Serve over real HTTP in a thread of this process; gives the URL."""
+    app = application(service, config or ServeConfig())
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
