@@ -85,7 +85,7 @@ def _of_run(config: Config, name: str, into: Path) -> Chosen:
             into = Path(storage.uri(*record.export))
         else:
             storage.download(into, *record.export)
-        return Chosen(model, int(version) if version else None, into)
+        return Chosen(model, int(version) if version else None, into, record.result.get("sha256"))
     found = champions.by_run(config, name)
     if found is None:
         close = difflib.get_close_matches(name, known, 1)

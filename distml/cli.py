@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,6 +89,9 @@ def main(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     log.configure("driver")
+    if threading.current_thread() is threading.main_thread():
+        # A cluster ends a job with SIGTERM, which means what Ctrl-C means: close the record, then leave.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = make_parser(verb, (sys.modules[run.__module__].__doc__ or "").split("\n")[0], arguments)
     try:
         return _attempt(verb, run, parser, words, arguments is not None)

@@ -47,10 +47,14 @@ def _sync(folder: str) -> None:
 
 
 @contextmanager
-def lock(path: str) -> Iterator[bool]:
+def lock(path: str, wait: bool = True) -> Iterator[bool]:
     """Hold a folder (made when absent) while other processes wait for it.
 
     The kernel drops the lock when its holder dies, however it dies. Gives False on a mount without locks.
+
+    Args:
+        path: The folder.
+        wait: For whoever holds it now; else `BlockingIOError` is raised.
 
     Raises:
         OSError: The folder cannot be made or opened.
@@ -58,15 +62,17 @@ def lock(path: str) -> Iterator[bool]:
     os.makedirs(path, exist_ok=True)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield _wait(handle, path)
+        yield _held(handle, path, wait)
     finally:
         os.close(handle)
 
 
-def _wait(handle: int, path: str) -> bool:
+def _held(handle: int, path: str, wait: bool) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not wait:
+            raise
         _LOG.info("waiting for the process that holds %s", path)
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:

@@ -21,7 +21,7 @@ from distml.training.result import DIGESTS
 
 Event = dict[str, Any]
 _STEP_VALUES = ("loss", "accuracy", "learning_rate", "samples_per_s")
-_EPOCH_VALUES = (*_STEP_VALUES, "val_loss", "val_accuracy", "world_size")
+_EPOCH_VALUES = (*_STEP_VALUES, "val_loss", "val_accuracy", "world_size", "rows_read", "rows_dropped")
 _BY_EPOCH = ("val_accuracy", "val_loss")
 TIMES = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
 """Parts of an epoch that are timed."""

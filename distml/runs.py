@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +139,25 @@ def _refuse(config: Config, found: Run) -> None:
             f"run {found.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
         )
+
+
+@contextmanager
+def alone(config: Config, storage: Storage) -> Iterator[None]:
+    """Be the only driver of a run; where there are no locks, as in object stores, others may be at it, too.
+
+    Raises:
+        ConfigError: Another process drives the run.
+        StorageError: Its folder cannot be made.
+    """
+    with ExitStack() as until:
+        try:
+            until.enter_context(storage.lock(FOLDER, config.run.name, wait=False))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run {config.run.name} is being trained by another process.",
+                "Wait until it has ended, or choose another --run.name.",
+            ) from None
+        yield
 
 
 def examine(config: Config, storage: Storage) -> Run | None:

@@ -23,10 +23,8 @@ from distml.errors import StorageError
 
 _REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _PLACES = "Give a path, or an s3:// or gs:// URI."
-_FULL = "Free space there, or give another storage.root."
 _REMEDIES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space there, or give another storage.root."),
     errno.EROFS: "Give a storage.root that is not mounted read-only.",
     errno.EACCES: "Give a storage.root that this user may write.",
 }
@@ -37,6 +35,8 @@ def _said(doing: str, where: str) -> Iterator[None]:  # whatever refuses, the us
     try:
         yield
     except (OSError, ArrowException) as error:
+        if isinstance(error, BlockingIOError):  # a lock that is not waited for; nothing else blocks
+            raise
         number = getattr(error, "errno", None)
         cause = os.strerror(number) if number else str(error).partition("\n")[0][:300]
         raise StorageError(f"cannot {doing} {where}: {cause}.", _REMEDIES.get(number or 0, "")) from None
@@ -115,8 +115,7 @@ class Storage:
         """Return a file's content."""
         filesystem, path = self._at(parts)
         with _said("read", self.uri(*parts)), filesystem.open_input_file(path) as stream:
-            content: bytes = stream.read()
-            return content
+            return bytes(stream.read())
 
     def read_text(self, *parts: str) -> str:
         """Return a file's content as UTF-8 text."""
@@ -146,8 +145,8 @@ class Storage:
         filesystem, path = self._at(parts)
         with _said("list", self.uri(*parts)):
             found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        names = sorted(str(info.base_name) for info in found)
-        return [name for name in names if unfinished or not name.startswith(files.TEMPORARY)]
+        names = (str(info.base_name) for info in found)
+        return sorted(name for name in names if unfinished or not name.startswith(files.TEMPORARY))
 
     def delete(self, *parts: str) -> None:
         """Delete a file or a whole tree; quiet when there is none."""
@@ -187,8 +186,8 @@ class Storage:
                 self.delete(name)
 
     @contextmanager
-    def lock(self, *parts: str) -> Iterator[bool]:
-        """Hold a folder (made when absent) while others wait; no lock outlives its holder.
+    def lock(self, *parts: str, wait: bool = True) -> Iterator[bool]:
+        """Hold a folder (made when absent); others wait, or meet BlockingIOError; it ends with its holder.
 
         Gives False where there are no locks, as in object stores: then others may be at it, too.
         """
@@ -196,5 +195,5 @@ class Storage:
         with ExitStack() as until:
             if self.local:
                 with _said("lock", self.uri(*parts)):
-                    held = until.enter_context(files.lock(self.uri(*parts)))
+                    held = until.enter_context(files.lock(self.uri(*parts), wait))
             yield held

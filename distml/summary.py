@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from distml.data import shards
 from distml.display import Display
 from distml.recorder import TIMES, Recorder, final_metrics, steady
 from distml.storage import Storage
+from distml.training.result import DIGESTS
 
 Event = dict[str, Any]
 
@@ -69,6 +71,7 @@ def result(config: Config, storage: Storage, tracker: tracking.Tracker, found: E
         "steps": found["history"][-1]["step"],
         "tracking_uri": tracking.uri(config),
         "artifacts": storage.uri(*found["export"]),
+        "sha256": hashlib.sha256(storage.read_bytes(*found["export"], DIGESTS)).hexdigest(),
     }
 
 

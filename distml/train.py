@@ -46,6 +46,12 @@ def run(config: Config) -> dict[str, Any]:
     tracking.uri(config)
     if config.tracking.required:
         tracking.check(config)
+    with runs.alone(config, storage):
+        return _recorded(config, storage, began)
+
+
+def _recorded(config: Config, storage: Storage, began: float) -> dict[str, Any]:
+    """Train with a record under the storage root of what is being done and how it ended."""
     display = Display(config.train.epochs)
     record, resumed = runs.begin(config, storage)
     display.say(f"run [bold]{record.name}[/bold]{' resumed' if resumed else ''}, storage {storage.root}")

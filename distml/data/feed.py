@@ -70,7 +70,6 @@ class Memory:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.rows_read = len(rows[1])
         self.wait_s = 0.0
 
     def windows(self, _epoch: int) -> Iterator[Rows]:
@@ -101,7 +100,6 @@ class Stream:
         self._iterator = iterator
         batches = budget_bytes // (WINDOWS_IN_MEMORY * row_bytes * batch_size)
         self.window_rows = max(1, batches) * batch_size
-        self.rows_read = 0
         self.wait_s = 0.0
 
     def _fill(self, put: Callable[[Any], None]) -> None:
@@ -125,9 +123,8 @@ class Stream:
     def windows(self, _epoch: int) -> Iterator[Rows]:
         """Windows of at most `window_rows` rows until the shard is exhausted.
 
-        Time the consumer spent waiting is added to `wait_s`; rows are counted in `rows_read`.
+        Time the consumer spent waiting is added to `wait_s`.
         """
-        self.rows_read = 0
         ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         thread = threading.Thread(target=self._fill, args=(ready.put,), name="feed", daemon=True)
         thread.start()
@@ -140,7 +137,6 @@ class Stream:
                 if window.error:
                     raise window.error
                 return
-            self.rows_read += len(window[1])
             yield window
 
 

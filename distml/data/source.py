@@ -128,7 +128,8 @@ def _builtin(config: Config, storage: Storage) -> Source:
         except DataError as error:
             if place.final and not isinstance(error, fetch.UnavailableError):
                 raise
-            level = logging.INFO if isinstance(error, fetch.UnavailableError) else logging.WARNING
+            # That a place has no copy matters only when none has; a damaged copy is worth a word.
+            level = logging.DEBUG if isinstance(error, fetch.UnavailableError) else logging.WARNING
             _LOG.log(level, "not from %s: %s", place.name, error.message)
             reasons.append(f"\n- {place.name}: {error.message.rstrip('.')}")
             continue

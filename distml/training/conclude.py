@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distml.data import shards
+from distml.data import feed, shards
 from distml.training import export, result, resume
 from distml.training.rank import Rank
 
@@ -46,13 +46,20 @@ def conclude(rank: Rank) -> None:
 
 def _score(rank: Rank, split: str) -> Scored:
     """Score a whole split, each worker its rows; every rank gets all of it."""
-    _, everything = shards.read(rank.storage, rank.manifest, split)
-    images, labels = shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
+    images, labels = _rows(rank, split)
     losses, predicted = rank.step.scores(images, labels)
-    mine = np.zeros((2, len(everything)), np.float32)
-    mine[0, rank.rank :: rank.world_size], mine[1, rank.rank :: rank.world_size] = losses, predicted
+    mine = np.zeros((3, rank.manifest.rows[split]), np.float64)
+    for row, values in enumerate((labels, predicted, losses)):
+        mine[row, rank.rank :: rank.world_size] = values
     total = rank.step.total(mine)
-    return everything, total[1].astype(np.int32), total[0]
+    return total[0].astype(np.int32), total[1].astype(np.int32), total[2].astype(np.float32)
+
+
+def _rows(rank: Rank, split: str) -> feed.Rows:
+    """This rank's rows of a held-out split; those for validation it has kept since it started."""
+    if split == "validation":
+        return rank.validation
+    return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
 def _export(rank: Rank) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import ray.train
 import tensorflow as tf
 
 from distml.data import feed
-from distml.errors import NotFiniteError
+from distml.errors import DataError, NotFiniteError
 from distml.training import checkpoint, resume
 from distml.training.rank import Metrics, Rank
 
@@ -29,6 +29,7 @@ class Epochs:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
+        self._rows_read = 0
 
     def run(self) -> None:
         """Train the epochs that are left, or until early stopping."""
@@ -65,9 +66,9 @@ class Epochs:
         rank.post("epoch", **metrics)
 
     def _train(self, epoch: int) -> Metrics:
-        rank, done, curves = self._rank, 0, []
+        rank, done, curves, self._rows_read = self._rank, 0, [], 0
         waited, began = rank.shard.wait_s, time.perf_counter()
-        for number, window in enumerate(self._windows(epoch)):
+        for number, (window, fresh) in enumerate(self._windows(epoch)):
             images, labels = self._tensors(window)
             seed = (rank.config.run.seed, epoch, rank.world_size, rank.rank, number)
             order = feed.order(len(window[1]), rank.batch, seed)[: rank.steps_per_epoch - done]
@@ -75,6 +76,7 @@ class Epochs:
                 block = order[at : at + rank.config.train.log_every_steps]
                 curves.append(self._block(epoch, done, images, labels, block))
                 done += len(block)
+            self._rows_read += order.size if fresh else 0
             if done >= rank.steps_per_epoch:
                 break
         train_s = time.perf_counter() - began
@@ -88,13 +90,24 @@ class Epochs:
             "data_wait_s": rank.shard.wait_s - waited,
         }
 
-    def _windows(self, epoch: int) -> Iterator[feed.Rows]:
-        """The epoch's windows, the last one again should rows fall short of the fixed number of steps."""
-        window = None
+    def _windows(self, epoch: int) -> Iterator[tuple[feed.Rows, bool]]:
+        """The epoch's windows, and whether their rows are read for the first time in it.
+
+        The first workers take one row a step more where the global batch does not divide, and their equal
+        share of the rows then falls short of the fixed number of steps: a window comes again.
+        """
+        whole = None
         for window in self._rank.shard.windows(epoch):
-            yield window
-        while window is not None:
-            yield window
+            whole = window if len(window[1]) >= self._rank.batch else whole
+            yield window, True
+        if whole is None:
+            raise DataError(
+                f"rank {self._rank.rank} read fewer rows than its batch of {self._rank.batch} in epoch "
+                f"{epoch + 1}.",
+                "Lower train.global_batch_size or train.workers.",
+            )
+        while True:
+            yield whole, False
 
     def _tensors(self, rows: feed.Rows) -> tuple[Any, Any]:
         """The window as tensors; a shard kept in memory is converted once."""
@@ -129,17 +142,23 @@ class Epochs:
         return values
 
     def _validate(self) -> Metrics:
-        """Validation over all workers on the averaged weights; every rank gets the same numbers."""
+        """Validation over all workers on the averaged weights, and the epoch's account of training rows.
+
+        Every rank gets the same numbers; `rows_read` and `rows_dropped` are together the training split.
+        """
         step, (images, labels), began = self._rank.step, self._rank.validation, time.perf_counter()
         step.swap()
         losses, predicted = step.scores(images, labels)
         step.swap()
-        mine = np.array([losses.sum(), (predicted == labels).sum(), len(labels)], np.float64)
-        loss, hits, count = step.total(mine)
+        hits = (predicted == labels).sum()
+        mine = np.array([losses.sum(), hits, len(labels), self._rows_read], np.float64)
+        loss, hits, count, read = step.total(mine)
         return {
             "val_loss": float(loss / count),
             "val_accuracy": float(hits / count),
             "evaluate_s": time.perf_counter() - began,
+            "rows_read": int(read),
+            "rows_dropped": self._rank.manifest.rows["train"] - int(read),
         }
 
     def _save(self, epoch: int) -> ray.train.Checkpoint | None:

@@ -12,12 +12,13 @@ from distml.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 _OOM = "the worker ran out of memory (OOM)"
+_FULL = "the storage is full (ENOSPC)"
 _SIGNS = (
     ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     (
         "No space left on device",
-        "the storage is full (ENOSPC)",
+        _FULL,
         "Free space below storage.root and run again.",
     ),
     ("ActorDiedError", "the worker process died", ""),
@@ -54,18 +55,22 @@ def explain(error: BaseException, logs: str | None) -> TrainingError:
 
 
 class Failures(UserCallback):
-    """Tells the board why a worker group is restarted (controller). Final.
+    """Tells the board why a worker group is restarted, or ends the run where that cannot help. Final.
 
-    An exception that leaves a callback ends the run, so none does.
+    An exception that leaves a callback ends the run without a restart (controller, Ray 2.60), so none does
+    but the one that is meant to.
     """
 
     def __init__(self, handle: Any) -> None:
         self._board = handle
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post the rank and the cause of each failure."""
+        """Post the rank and the cause of each failure; a full disk stays full, so it is the last one."""
+        causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
         try:
-            for rank, error in worker_exceptions.items():
-                self._board.post.remote({"kind": "failure", "rank": rank, "cause": cause(error)})
+            for rank, why in causes.items():
+                self._board.post.remote({"kind": "failure", "rank": rank, "cause": why})
         except Exception:
             logger.exception("a failure could not be posted")
+        if _FULL in causes.values():
+            raise TrainingError("No space left on device")

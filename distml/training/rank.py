@@ -85,14 +85,11 @@ class Rank:
 
     def ready(self, times: dict[str, float]) -> None:
         """Tell the driver what is about to be trained."""
-        # A stream counts its rows epoch by epoch.
-        rows = self.step.total(np.array([0.0 if self.shard.streaming else self.shard.rows_read]))
         self.post(
             "ready",
             world_size=self.world_size,
             epoch=len(self.history),
             steps_per_epoch=self.steps_per_epoch,
-            rows_read=int(rows[0]),
             streaming=self.shard.streaming,
             parameters=int(self.step.model.count_params()),
             started_at=self.started_at,

@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from distml import log
-from distml.errors import CheckpointError, ModelError, NotFiniteError
+from distml.errors import CheckpointError, DataError, ModelError, NotFiniteError
 from distml.training.rank import Rank
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def loop(spec: dict[str, Any]) -> None:
     log.configure("worker", rank.rank)
     try:
         _train(rank)
-    except (NotFiniteError, ModelError, CheckpointError) as error:
+    except (NotFiniteError, DataError, ModelError, CheckpointError) as error:
         logger.error("%s", error)
         rank.post("failed", message=error.message, remedy=error.remedy, error=type(error).__name__)
 

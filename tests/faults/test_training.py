@@ -71,7 +71,8 @@ def test_11b_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
         children = run.processes()
         run.process.kill()
         run.process.wait(10)
-        _, alive = psutil.wait_procs(children, timeout=60)
+        # The agents of a raylet that is gone look for it once a minute (ray 2.60): 65 s were measured.
+        _, alive = psutil.wait_procs(children, timeout=90)
         left = [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         assert left == []
 
@@ -109,7 +110,7 @@ def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None
 
 @pytest.mark.slow
 def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
-    big = ["--model.options={dense: 2048}"]  # 80 MB of state: its upload can be caught halfway
+    big = ["--model.options={dense: 2048}"]  # 40 MB of state: its upload can be caught halfway
     with Training(root, "half-written", *big) as run:
         run.wait_for("epoch 2/4")
         attempt = root / "runs" / "half-written" / "001" / "attempt-001"

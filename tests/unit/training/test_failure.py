@@ -4,6 +4,7 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
+from distml.errors import TrainingError
 from distml.training import failure
 
 
@@ -35,3 +36,15 @@ def test_an_exception_never_leaves_the_callback() -> None:
             raise RuntimeError("no board")
 
     failure.Failures(Broken()).after_exception(None, {0: ValueError("x")})
+
+
+def test_a_full_disk_is_told_and_then_ends_the_run() -> None:
+    told: list[dict[str, object]] = []
+
+    class Board:
+        class post:  # noqa: N801 - as Ray names it
+            remote = told.append
+
+    with pytest.raises(TrainingError, match="No space left"):
+        failure.Failures(Board).after_exception(None, {1: OSError(28, "No space left on device")})
+    assert told == [{"kind": "failure", "rank": 1, "cause": "the storage is full (ENOSPC)"}]
