@@ -34,6 +34,7 @@ VERBS = {
     "train": "train, evaluate, track and register a model",
     "promote": "make the best model the champion, if it is better than the one there is",
     "predict": "classify image files with a trained model",
+    "report": "show the report of a finished run",
     "drift": "compare logged requests with the training data",
     "validate": "check a configuration without starting anything",
     "sync": "send to the tracking server what runs recorded while it was away",

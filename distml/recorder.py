@@ -27,7 +27,7 @@ TIMES = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
 """Parts of an epoch that are timed."""
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout the command runs in, None outside one."""
     try:
         found = subprocess.run(
@@ -50,8 +50,8 @@ def _tags(config: Config, manifest: shards.Manifest) -> dict[str, str]:
             tags[f"version.{name}"] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = _commit()
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+    found = commit()
+    return tags | ({"mlflow.source.git.commit": found} if found else {})
 
 
 def begin(tracker: tracking.Tracker, config: Config, run: runs.Run, manifest: shards.Manifest) -> None:
@@ -145,7 +145,8 @@ def end(tracker: tracking.Tracker, storage: Storage, manifest: shards.Manifest, 
     chosen = {key: value for key, value in metrics.items() if key not in _BY_EPOCH}
     last = found["history"][-1]["epoch"]
     tracker.metrics("result", last, chosen | {"steady_samples_per_s": steady(found["history"])})
-    tracker.put("artifacts", parts=[*found["export"], "figures"], path="figures")
+    for folder in ("figures", "report"):
+        tracker.put("artifacts", parts=[*found["export"], folder], path=folder)
     tracker.put(
         "model",
         parts=list(found["export"]),

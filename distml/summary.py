@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at: figures, the closing table, the result line (driver)."""
+"""What a finished run leaves to look at: figures, report, the closing table, the result line (driver)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,57 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from distml import tracking
+from distml import runs, tracking
 from distml.config import Config
 from distml.data import shards
 from distml.display import Display
-from distml.recorder import TIMES, Recorder, final_metrics, steady
+from distml.recorder import TIMES, Recorder, commit, final_metrics, steady
 from distml.storage import Storage
 from distml.training.result import DIGESTS
 
 Event = dict[str, Any]
 
 
-def draw(storage: Storage, manifest: shards.Manifest, found: Event) -> list[str]:
-    """Draw the figures into the export; returns where they are."""
-    from distml import figures
+def draw(
+    config: Config,
+    storage: Storage,
+    manifest: shards.Manifest,
+    run: runs.Run,
+    recorder: Recorder,
+    run_id: str | None,
+    wall_s: float,
+) -> list[str]:
+    """Draw the figures and write the report into the export; returns where they are.
 
+    Args:
+        config: Of the run.
+        storage: Has the data and takes what is drawn.
+        manifest: Of the data.
+        run: The run.
+        recorder: Has the result.
+        run_id: On the tracking server, None where it is away.
+        wall_s: Since the start of the command.
+    """
+    from distml import figures
+    from distml.reporting import page
+
+    found = recorder.finished(None)
     split = "test" if "test" in found["evaluation"] else "validation"
     images, _ = shards.read(storage, manifest, split)
-    worst = (
-        (images[[mistake[0] for mistake in found["worst"]]], found["worst"])
-        if found["worst"]
-        else (images[:0], [])
+    images = images[[mistake[0] for mistake in found["worst"]]] if found["worst"] else images[:0]
+    worst = (images, found["worst"])
+    facts = page.Facts(
+        run=run.name,
+        run_id=run_id,
+        commit=commit(),
+        attempts=run.attempts,
+        started_at=run.started_at,
+        steady=steady(found["history"]),
+        parameters=recorder.ready.get("parameters"),
+        times=_times(found, recorder.ready, wall_s),
     )
+    html = page.render(config, manifest, found, facts, images)
+    storage.write_bytes(html.encode(), *found["export"], page.FOLDER, page.FILE)
     parts = (*found["export"], "figures")
     report = {key: found[key] for key in ("evaluation", "history", "worst")}
     storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
@@ -54,7 +83,7 @@ def _times(found: Event, ready: Event, wall_s: float) -> dict[str, float]:
         "test": found["test_s"],
         "export": found["export_s"],
     }
-    return known | {"start, tracking, figures": wall_s - sum(known.values()), "[bold]all[/bold]": wall_s}
+    return known | {"start, tracking, figures": wall_s - sum(known.values())}
 
 
 def result(config: Config, storage: Storage, tracker: tracking.Tracker, found: Event) -> dict[str, Any]:
@@ -79,6 +108,8 @@ def show(
     display: Display, config: Config, recorder: Recorder, version: str | None, drawn: list[str], wall_s: float
 ) -> None:
     """Print the closing table and what to type next."""
+    from distml.reporting import page
+
     found = recorder.finished(None)
     name = config.tracking.registered_model
     again = f"--run {config.run.name} --storage.root {config.storage.root}"
@@ -86,7 +117,9 @@ def show(
         "model": f"{name} version {version}" if version else f"{name}, to be registered by `distml sync`",
         "files": Storage(config.storage.root).uri(*found["export"]),
         "figures": ", ".join(drawn),
+        "report": Storage(config.storage.root).uri(*found["export"], page.FOLDER, page.FILE),
         "runs": f"mlflow ui --backend-store-uri {tracking.uri(config)}",
         "next": f"python -m distml.predict IMAGE {again}",
     }
-    display.summary(found["evaluation"], _times(found, recorder.ready, wall_s), facts)
+    times = _times(found, recorder.ready, wall_s) | {"[bold]all[/bold]": wall_s}
+    display.summary(found["evaluation"], times, facts)

@@ -99,7 +99,9 @@ def _train(
             recording.begin(tracker, config, record, manifest)
             where = (record.parts, record.attempt)
             fitting.result().fit(config, storage, manifest, plan, where, recorder, ray.logs)
-            drawing = pool.submit(summary.draw, storage, manifest, recorder.finished(ray.logs))
+            recorder.finished(ray.logs)
+            run_id, so_far_s = tracker.sender.run_id, time.monotonic() - began
+            drawing = pool.submit(summary.draw, config, storage, manifest, record, recorder, run_id, so_far_s)
         drawn = drawing.result()
     found = recorder.finished(ray.logs)
     complete = recording.end(tracker, storage, manifest, found)

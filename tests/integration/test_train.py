@@ -90,6 +90,7 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
     assert {file.path for file in client.list_artifacts(result["run_id"], "figures")} == {
         f"figures/{name}.png" for name in ("learning_curves", "confusion_matrix", "worst_mistakes")
     }
+    assert [file.path for file in client.list_artifacts(result["run_id"], "report")] == ["report/report.html"]
     version = client.get_model_version(result["model"], result["version"])
     assert version.run_id == result["run_id"]
     assert len(version.tags["sha256"]) == 64
@@ -131,6 +132,23 @@ def test_every_row_is_accounted_for(trained: tuple[Path, dict[str, Any], str, st
         sorted(path.name for path in run_folder.glob("attempt-001/epoch-*/manifest.json"))
         == ["manifest.json"] * 2
     )
+
+
+def test_the_report_is_found_by_name_and_by_mlflow_run(
+    trained: tuple[Path, dict[str, Any], str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distml import report
+
+    root, result, _, err = trained
+    flags = ["--storage.root", str(root), "--tracking.registered_model", result["model"]]
+    for name in ("first", result["run_id"]):
+        assert report.main([name, *flags]) == 0
+        out, _ = capsys.readouterr()
+        path = Path(json.loads(out.splitlines()[-1])["report"])
+        text = path.read_text()
+        assert f"{100 * result['test_accuracy']:.2f} %" in text
+        assert result["run_id"] in text
+    assert f"report     {result['artifacts']}/report/report.html" in err
 
 
 def test_a_finished_run_is_refused_in_seconds(trained: tuple[Path, dict[str, Any], str, str]) -> None:

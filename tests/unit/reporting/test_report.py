@@ -1,0 +1,214 @@
+"""The report shows the figures of its run, whatever that was like, and a browser has no complaint."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml import loading, report, runs
+from distml.data import shards
+from distml.reporting import charts, page, tables
+from distml.storage import Storage
+from distml.training import result
+from tests import browser
+
+pytestmark = pytest.mark.usefixtures("plain_logging")
+CLASSES = ["cat", "dog", "<b>bird</b>"]
+
+
+def history(epochs: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "loss": 1 / epoch,
+            "val_loss": 1.1 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "val_accuracy": 1 - 0.6 / epoch,
+            "samples_per_s": 1000.0,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def rendered(
+    classes: list[str] = CLASSES, epochs: int = 4, shape: tuple[int, int, int] = (8, 8, 1), **changes: Any
+) -> str:
+    random = np.random.default_rng(0)
+    labels = np.arange(600, dtype=np.int32) % len(classes)
+    predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
+    losses = random.random(600).astype(np.float32)
+    worst = result.worst(labels, predicted, losses, 7)
+    split = {"test": result.evaluate(labels, predicted, losses, classes)}
+    found = {
+        "evaluation": {"validation": result.evaluate(labels, predicted, losses, classes)} | split,
+        "history": history(epochs),
+        "worst": [[int(at), int(labels[at]), int(predicted[at]), float(losses[at])] for at in worst],
+    } | changes
+    rows = {"train": 4000, "validation": 600, "test": 600}
+    manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")
+    images = random.integers(0, 256, (len(found["worst"]), *shape), np.uint8)
+    times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
+    facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
+    return page.render(loading.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)
+
+
+class _Checked(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.seen.append(tag)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40, 41, 300])
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_every_run_makes_a_whole_document(classes: int, epochs: int) -> None:
+    text = rendered([f"class {label}" for label in range(classes)], epochs)
+    checked = _Checked()
+    checked.feed(text)
+    assert not checked.open
+    assert checked.seen.count("circle") == 4 * epochs
+    assert ("Confusion matrix" in text) == (classes <= 40)
+    assert checked.seen.count("tr") == epochs + 1 + classes + 1 + 2
+
+
+def test_its_figures_are_the_runs() -> None:
+    text = rendered()
+    assert "1,234" in text
+    assert "5,678" in text
+    assert "started 2 times" in text
+    assert "4,000 train, 600 validation, 600 test" in text
+    assert "training steps" in text
+    assert "waiting for data" not in text  # a thousandth of a second
+    accuracy = re.search(r"<b>([\d.]+) %</b><span class=\"muted\">test accuracy", text)
+    assert accuracy
+    assert float(accuracy[1]) > 80
+    assert re.search(r"val_fraction: 0\.0833", text)
+
+
+def test_names_are_text_and_nothing_else() -> None:
+    text = rendered()
+    assert "<b>bird</b>" not in text
+    assert "&lt;b&gt;bird&lt;/b&gt;" in text
+
+
+def test_it_holds_everything_it_shows() -> None:
+    text = rendered()
+    assert "://" not in text.replace("sqlite:///", "")
+    assert text.count("data:image/png;base64,") == 7
+    assert "<script" not in text
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 6, 3), (5, 5, 4)])
+def test_pictures_of_any_depth_are_shown(shape: tuple[int, int, int]) -> None:
+    assert rendered(shape=shape).count("data:image/png;base64,") == 7
+
+
+def test_a_perfect_run_has_no_mistakes_to_show() -> None:
+    assert "Worst mistakes" not in rendered(worst=[])
+
+
+def test_an_epoch_without_a_number_is_left_out_of_the_curve() -> None:
+    broken = history(3)
+    broken[1]["val_loss"] = math.nan
+    chart = charts.curve(broken, "loss", "Loss")
+    assert [len(line.points) for line in chart.lines] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.71, 0.93, [0.7, 0.75, 0.8, 0.85, 0.9, 0.95]),
+        (5.0, 5.0, [5.0, 6.0]),
+        (0.0, 0.0, [0.0, 0.2]),
+    ],
+)
+def test_axes_have_round_numbers_around_the_values(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_points_lie_where_their_values_are() -> None:
+    chart = charts.curve(history(3), "accuracy", "Accuracy", share=True)
+    training = chart.lines[0].points
+    assert [point.text for point in training] == ["epoch 1: 50.00%", "epoch 2: 75.00%", "epoch 3: 83.33%"]
+    top, bottom = chart.up[-1], chart.up[0]
+    share = {point.text: point.y for point in chart.up}
+    assert training[0].y == pytest.approx(share["50%"])
+    assert top.y < training[2].y < training[1].y < bottom.y
+    assert training[0].x < training[1].x < training[2].x <= charts.WIDTH
+
+
+def test_the_table_of_classes_counts_rows_and_columns() -> None:
+    cat, dog, bird = tables.classes([[8, 2, 0], [1, 9, 0], [3, 2, 0]], ["cat", "dog", "bird"])
+    assert (cat.rows, cat.recall, cat.precision) == (10, 0.8, pytest.approx(8 / 12))
+    assert cat.mistake == "dog (20.0%)"
+    assert cat.f1 == pytest.approx(2 * 0.8 * (8 / 12) / (0.8 + 8 / 12))
+    assert dog.mistake == "cat (10.0%)"
+    assert (bird.precision, bird.f1, bird.mistake) == (None, 0.0, "cat (60.0%)")
+    assert tables.classes([[5, 0], [0, 5]], ["a", "b"])[0].mistake == ""
+
+
+def ask(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    code = report.main([*words, "--storage.root", str(root)])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_run_without_a_report_and_one_that_is_not_finished_are_sentences(
+    storage_root: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(str(storage_root))
+    run, _ = runs.begin(loading.resolve({"run": {"name": "mine"}}), storage)
+    code, answer = ask(capsys, storage_root, "mine")
+    assert (code, answer["error"]) == (2, "run mine is not finished. Start it again to finish it.")
+    run.status, run.result = "finished", {"artifacts": storage.uri(*run.parts, "export-1a")}
+    run.save(storage)
+    code, answer = ask(capsys, storage_root, "mine")
+    assert code == 2
+    assert answer["error"].startswith("run mine left no report.")
+    storage.write_bytes(b"<!doctype html>", *run.export, page.FOLDER, page.FILE)
+    code, answer = ask(capsys, storage_root, "mine")
+    assert (code, answer["report"]) == (0, storage.uri(*run.export, page.FOLDER, page.FILE))
+    code, answer = ask(capsys, storage_root, "mine", "--to", "here.html")
+    assert (code, answer["report"]) == (0, str(workdir / "here.html"))
+    assert (workdir / "here.html").read_text() == "<!doctype html>"
+    code, answer = ask(capsys, storage_root, "mine", "--to", "none/here.html")
+    assert (code, answer["kind"]) == (1, "StorageError")
+    code, answer = ask(capsys, storage_root, "mien")
+    assert (code, "Did you mean mine?" in answer["error"]) == (2, True)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1180, False), (1180, True), (420, False)])
+def test_a_browser_shows_it_without_a_complaint(tmp_path: Path, width: int, dark: bool) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(rendered(["shirt", "a class with quite a long name", "bag"], shape=(28, 28, 1)))
+    with browser.chromium(width, dark=dark) as driver:
+        driver.get(path.as_uri())
+        browser.shoot(driver, f"report-{width}{'-dark' if dark else ''}")
+        assert browser.complaints(driver) == []
+        assert {url for url in browser.requested(driver) if not url.startswith("data:")} == {path.as_uri()}
+        assert not browser.overflowing(driver)
+        ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(18, 22, 28)" if dark else "rgb(246, 247, 249)")
