@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
@@ -16,7 +18,7 @@ from distml.serving import encoded, native, openapi, openinference, tfserving
 from distml.serving.exchange import Answer, answer
 from distml.serving.metrics import Metrics
 from distml.serving.route import Application, Route, unfound
-from distml.serving.service import Service
+from distml.serving.service import Served, Service
 
 PAGE = Path(__file__).parent / "page"
 _PROTOCOLS = (native, tfserving, openinference)
@@ -49,6 +51,18 @@ class _Page:
         await self._files(scope, receive, secured)
 
 
+def _examples(served: list[Served]) -> openapi.Examples:
+    """Show every protocol's bodies with one image of the champion's shape."""
+    if not served or served[0].shape[2] not in (1, 3):
+        return {}
+    image = openapi.example(served[0].shape)
+    coded = encoded.example(np.asarray(image, np.uint8).reshape(served[0].shape))
+    bodies: dict[str, Mapping[str, Any]] = {}
+    for protocol in _PROTOCOLS:
+        bodies |= protocol.examples(image, coded)
+    return bodies
+
+
 def application(service: Service, config: ServeConfig, metrics: Metrics | None = None) -> Application:
     """Make the application that answers all HTTP requests.
 
@@ -76,7 +90,8 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
 
     async def description(request: Request) -> Answer:
         """Describe all routes."""
-        return answer(openapi.specialise(app.openapi(), service.served()))
+        served = service.served()
+        return answer(openapi.specialise(app.openapi(), served, _examples(served)))
 
     app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
     if PAGE.is_dir():

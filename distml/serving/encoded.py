@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from distml.data import schema
 from distml.data.schema import Images
 from distml.errors import DataError
 from distml.serving.exchange import RejectedError
-from distml.serving.strict import name
+from distml.serving.strict import kind
 
 MAX_TOTAL_PIXELS = 16 * schema.MAX_IMAGE_PIXELS
 """Over all pictures of a request: some hundred kilobytes of blank ones could keep a core busy for seconds."""
@@ -37,7 +38,7 @@ def unwrap(value: Any, where: str) -> bytes:
     """
     if not isinstance(value, dict) or value.keys() != {"b64"} or not isinstance(value["b64"], str):
         found = (
-            f"an object with the keys {sorted(value)[:5]}" if isinstance(value, dict) else f"a {name(value)}"
+            f"an object with the keys {sorted(value)[:5]}" if isinstance(value, dict) else f"{kind(value)}"
         )
         raise RejectedError(400, f'{where} is {found}, not {{"b64": "…"}}')
     return plain(value["b64"], f"{where}.b64")
@@ -54,6 +55,13 @@ def plain(text: str, where: str) -> bytes:
     except (ValueError, binascii.Error) as error:
         cause = "it holds other characters" if isinstance(error, UnicodeError) else str(error).lower()
         raise RejectedError(400, f"{where} is not base64: {cause}") from None
+
+
+def example(image: Any) -> dict[str, str]:
+    """Encode an image, uint8 [H, W, C], as `{"b64": "…"}`."""
+    stream = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(stream, "PNG")
+    return {"b64": binascii.b2a_base64(stream.getvalue(), newline=False).decode()}
 
 
 async def images(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence[str]) -> Images:
@@ -82,7 +90,10 @@ def _decode(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence
     decoded = np.empty((len(files), *shape), np.uint8)
     left = MAX_TOTAL_PIXELS
     for index, (data, called) in enumerate(zip(files, names, strict=True)):
-        image = schema.decode(data, called, min(left, schema.MAX_IMAGE_PIXELS))
+        image = schema.decode(data, called)
         left -= image.width * image.height
+        if left < 0:
+            limit = f"{MAX_TOTAL_PIXELS:,} pixels"
+            raise DataError(f"the pictures together hold more than {limit}.", "Send fewer at a time.")
         decoded[index] = schema.to_shape(image, shape)
     return decoded

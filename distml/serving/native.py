@@ -76,6 +76,11 @@ async def images(document: strict.Document, served: Served) -> Images:
     return pixels.images(values, served.shape, "instances", document.booleans)
 
 
+def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
+    """Show the bodies of this protocol with one image, as nested lists and encoded."""
+    return {"/predict": {"numbers": {"instances": [image]}, "base64": {"instances": [coded]}}}
+
+
 def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[str]]:
     """Return the pictures of a body and what to call them."""
     kind = exchange.kind(request)

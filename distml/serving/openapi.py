@@ -39,21 +39,17 @@ ASKING = failures(404, 503)
 """What can go wrong where a model is asked about."""
 
 
-def accepts(contents: Mapping[str, Any], **examples: Any) -> dict[str, Any]:
+def accepts(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the body of a request.
 
     Args:
         contents: A model, a union of models or a JSON schema for each content type.
-        **examples: Bodies for the first content type, by name.
     """
     described: dict[str, Any] = {}
     for kind, schema in contents.items():
         if not isinstance(schema, Mapping):
             schema = TypeAdapter(schema).json_schema(ref_template=_REFERENCE + "{model}")
         described[kind] = {"schema": schema}
-    if examples:
-        first = next(iter(described.values()))
-        first["examples"] = {name: {"value": value} for name, value in examples.items()}
     return {"requestBody": {"required": True, "content": described}}
 
 
@@ -63,12 +59,17 @@ def in_path(*names: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": schemas[name]} for name in names]
 
 
-def specialise(plain: dict[str, Any], served: Sequence[Served]) -> dict[str, Any]:
-    """Say of the loaded models what holds for them alone: names, versions and the shape of an image.
+Examples = Mapping[str, Mapping[str, Any]]
+"""Bodies by name, by the end of the path that takes them."""
+
+
+def specialise(plain: dict[str, Any], served: Sequence[Served], examples: Examples) -> dict[str, Any]:
+    """Say of the loaded models what holds for them alone: names, versions, the shape of an image, examples.
 
     Args:
         plain: As FastAPI describes the routes.
         served: The champion first; empty leaves the description general.
+        examples: JSON bodies that fit the champion.
     """
     document = copy.deepcopy(plain)
     _lift(document)
@@ -80,8 +81,12 @@ def specialise(plain: dict[str, Any], served: Sequence[Served]) -> dict[str, Any
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
                     parameter["schema"] = {"type": "string", "enum": values[parameter["name"]]}
-    shape = served[0].shape
-    document["components"]["schemas"]["Image"] = image(shape)
+    for path, operations in document["paths"].items():
+        for end, bodies in examples.items():
+            if path.endswith(end):
+                content = operations["post"]["requestBody"]["content"]["application/json"]
+                content["examples"] = {name: {"value": body} for name, body in bodies.items()}
+    document["components"]["schemas"]["Image"] = image(served[0].shape)
     return document
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 
@@ -20,7 +21,7 @@ from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
 from distml.serving.schemas import openinference as schemas
 from distml.serving.service import Served, Service
-from distml.serving.strict import name
+from distml.serving.strict import kind
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
 _EXTENSIONS = ["binary_tensor_data", "classification"]
@@ -66,7 +67,7 @@ def _identity(document: strict.Document) -> dict[str, str]:
     if "id" not in document.members or document.members["id"] is None:
         return {}
     if not isinstance(document.members["id"], str):
-        raise RejectedError(400, f"the id is a {name(document.members['id'])}, not a string")
+        raise RejectedError(400, f"the id is {kind(document.members['id'])}, not a string")
     return {"id": document.members["id"]}
 
 
@@ -81,6 +82,19 @@ def _metadata(service: Service, served: Served) -> dict[str, Any]:
             {"name": called, "datatype": datatype, "shape": shapes.get(called, [-1])}
             for called, datatype in outputs.OUTPUTS.items()
         ],
+    }
+
+
+def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
+    """Show the bodies of this protocol with one image, as nested lists and encoded."""
+    array = np.asarray(image)
+    raw = {"name": tensors.RAW, "datatype": "UINT8", "shape": [1, *array.shape], "data": [image]}
+    picture = {"name": tensors.ENCODED, "datatype": "BYTES", "shape": [1], "data": [coded["b64"]]}
+    return {
+        "/infer": {
+            "pixels": {"id": "1", "inputs": [raw], "outputs": [{"name": "probabilities"}]},
+            "picture": {"inputs": [picture]},
+        }
     }
 
 

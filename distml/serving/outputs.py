@@ -13,7 +13,7 @@ import orjson
 
 from distml.serving.exchange import JSON, OCTETS, Answer, RejectedError
 from distml.serving.service import Probabilities, Served
-from distml.serving.strict import Document, name
+from distml.serving.strict import Document, kind
 
 OUTPUTS = {"probabilities": "FP32", "label": "INT32", "class": "BYTES"}
 HEADER = b"inference-header-content-length"
@@ -44,9 +44,11 @@ def wanted(document: Document) -> list[Wanted]:
     """
     parameters = _parameters(document.members, "the request")
     binary = _flag(parameters, "binary_data_output", False)
-    listed = document.members.get("outputs") or [{"name": called} for called in OUTPUTS]
+    listed = document.members.get("outputs")
+    if listed in (None, []):
+        listed = [{"name": called} for called in OUTPUTS]
     if not isinstance(listed, list):
-        raise RejectedError(400, f"outputs is a {name(listed)}, not an array")
+        raise RejectedError(400, f"outputs is {kind(listed)}, not an array")
     found: list[Wanted] = []
     for index, member in enumerate(listed):
         called = member.get("name") if isinstance(member, dict) else None
@@ -69,16 +71,18 @@ def wanted(document: Document) -> list[Wanted]:
 
 
 def _parameters(member: dict[str, Any], where: str) -> dict[str, Any]:
-    found = member.get("parameters", {})
+    found = member.get("parameters")
+    if found is None:
+        return {}
     if not isinstance(found, dict):
-        raise RejectedError(400, f"the parameters of {where} are a {name(found)}, not an object")
+        raise RejectedError(400, f"the parameters of {where} are {kind(found)}, not an object")
     return found
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise RejectedError(400, f"the parameter {key} is a {name(value)}, not true or false")
+        raise RejectedError(400, f"the parameter {key} is {kind(value)}, not true or false")
     return value
 
 

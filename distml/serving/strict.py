@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,9 @@ def parse(text: bytes | memoryview) -> Document:
     try:
         members = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RejectedError(400, f"the body is not JSON: {_cause(error)}") from None
+        raise RejectedError(400, f"the body is not JSON: {_cause(error, not len(text))}") from None
     if not isinstance(members, dict):
-        raise RejectedError(400, f"the body is a JSON {name(members)}, not an object")
+        raise RejectedError(400, f"the body is {kind(members)}, not a JSON object")
     plain = bytes(text)
     # Every member has one colon outside strings, so fewer members than colons means a colon inside a string
     # or a member that was overwritten; only then is it worth finding out which.
@@ -45,10 +46,10 @@ def parse(text: bytes | memoryview) -> Document:
     return Document(members, b"true" in plain or b"false" in plain)
 
 
-def _cause(error: orjson.JSONDecodeError) -> str:
-    if not error.doc:
+def _cause(error: orjson.JSONDecodeError, empty: bool) -> str:
+    if empty:
         return "it is empty"
-    if "allocate" in error.msg or "ecursion" in error.msg:  # how orjson says that it gives up on depth
+    if re.search("depth|recursion|allocate", error.msg, re.IGNORECASE):  # as versions of orjson put it
         return f"it is nested too deeply at line {error.lineno} column {error.colno}"
     return str(error).rpartition(" (char")[0]
 
@@ -76,9 +77,9 @@ def _require_unique(text: bytes) -> None:
         raise RejectedError(400, "the body is not JSON: it is nested too deeply") from None
 
 
-def name(value: Any) -> str:
-    """Name the JSON type of a value."""
+def kind(value: Any) -> str:
+    """Name the JSON type of a value, with its article."""
     if isinstance(value, bool):
-        return "boolean"
-    kinds = {dict: "object", list: "array", str: "string", int: "number", float: "number"}
+        return "a boolean"
+    kinds = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from distml.data.schema import Images
 from distml.serving import encoded, pixels
 from distml.serving.exchange import RejectedError
-from distml.serving.strict import name
+from distml.serving.strict import kind
 
 RAW, ENCODED = "image", "image_bytes"
 _TYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
@@ -51,7 +51,7 @@ def given(member: Any, rest: memoryview) -> Given:
         RejectedError: 400, at the first fault.
     """
     if not isinstance(member, dict):
-        raise RejectedError(400, f"inputs[0] is a {name(member)}, not an object")
+        raise RejectedError(400, f"inputs[0] is {kind(member)}, not an object")
     called, datatype, shape = (member.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(called, str) or called not in (RAW, ENCODED):
         raise RejectedError(
@@ -62,9 +62,11 @@ def given(member: Any, rest: memoryview) -> Given:
         raise RejectedError(400, f"the datatype of {called!r} is {str(datatype)[:80]!r}; it may be {takes}")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise RejectedError(400, f"the shape of {called!r} is not a list of sizes")
-    parameters = member.get("parameters", {})
+    parameters = member.get("parameters")
+    if parameters is None:
+        parameters = {}
     if not isinstance(parameters, dict):
-        raise RejectedError(400, f"the parameters of {called!r} are a {name(parameters)}, not an object")
+        raise RejectedError(400, f"the parameters of {called!r} are {kind(parameters)}, not an object")
     if "shared_memory_region" in parameters:
         raise RejectedError(400, "shared memory is not offered; send the tensor itself")
     size = parameters.get("binary_data_size")
@@ -72,7 +74,7 @@ def given(member: Any, rest: memoryview) -> Given:
         raise RejectedError(400, f"{called!r} must have either 'data' or the parameter 'binary_data_size'")
     if size is None:
         if not isinstance(member["data"], list):
-            raise RejectedError(400, f"the data of {called!r} is a {name(member['data'])}, not an array")
+            raise RejectedError(400, f"the data of {called!r} is {kind(member['data'])}, not an array")
         if len(rest):
             raise RejectedError(
                 400, f"{len(rest)} bytes follow the JSON, but no input has a 'binary_data_size'"
@@ -112,10 +114,10 @@ def _require_count(found: int, expected: int, where: str, unit: str = "values") 
 
 
 def _from_bytes(tensor: Given, data: memoryview) -> Images:
-    kind = np.dtype(_TYPES[tensor.datatype])
-    _require_count(len(data), prod(tensor.shape) * kind.itemsize, tensor.name, "bytes")
-    values: npt.NDArray[Any] = np.frombuffer(data, kind)
-    if kind == np.uint8:
+    dtype = np.dtype(_TYPES[tensor.datatype])
+    _require_count(len(data), prod(tensor.shape) * dtype.itemsize, tensor.name, "bytes")
+    values: npt.NDArray[Any] = np.frombuffer(data, dtype)
+    if dtype == np.uint8:
         return values
     good = (values >= 0) & (values <= 255) & (values == np.floor(values))
     if not good.all():
@@ -140,7 +142,7 @@ async def pictures(tensor: Given, shape: pixels.Shape) -> Images:
         files = []
         for index, word in enumerate(words):
             if not isinstance(word, str):
-                raise RejectedError(400, f"{ENCODED}.data[{index}] is a {name(word)}, not base64")
+                raise RejectedError(400, f"{ENCODED}.data[{index}] is {kind(word)}, not base64")
             files.append(encoded.plain(word, f"{ENCODED}.data[{index}]"))
     if tensor.shape not in ([len(files)], [len(files), 1]) or not files:
         raise RejectedError(400, f"{ENCODED} holds {len(files)} pictures; its shape is {tensor.shape}")

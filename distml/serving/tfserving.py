@@ -102,6 +102,19 @@ def _definition(served: Served) -> dict[str, Any]:
     return signature("serving_default", image=raw) | signature("image_bytes", image_bytes=pictures)
 
 
+def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
+    """Show the bodies of this protocol with one image, as nested lists and encoded."""
+    signature = {"signature_name": "image_bytes"}
+    return {
+        ":predict": {
+            "rows": {"instances": [image]},
+            "columns": {"inputs": {RAW: [image]}},
+            "encoded rows": {**signature, "instances": [coded]},
+            "encoded columns": {**signature, "inputs": {ENCODED: [coded]}},
+        }
+    }
+
+
 def router(service: Service, config: ServeConfig) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["TensorFlow Serving"])

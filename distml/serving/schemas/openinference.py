@@ -79,7 +79,7 @@ class Input(Schema):
     """UINT8 is the model's own; in the other number types only whole values from 0 to 255 are taken."""
     shape: Annotated[list[int], Field(min_length=1, max_length=4)]
     """[N, H, W, C]; [N, H, W] where C is 1; [N] for `image_bytes`."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
     """`binary_data_size`: bytes of this tensor after the JSON, instead of `data`."""
     data: Tensor | None = None
     """Flat or nested, row by row; pictures in base64."""
@@ -90,7 +90,7 @@ class Output(Schema):
 
     name: Literal["probabilities", "label", "class"]
     """Of the tensor."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
     """`binary_data`: as bytes after the JSON; `classification`: only this many, as `value:label:class`."""
 
 
@@ -99,11 +99,11 @@ class Request(Schema):
 
     id: str | None = None
     """Comes back with the answer."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
     """`binary_data_output`: return all outputs as bytes."""
     inputs: Annotated[list[Input], Field(min_length=1, max_length=1)]
     """One tensor."""
-    outputs: list[Output] = Field(default_factory=list)
+    outputs: list[Output] | None = None
     """What to return; nothing returns everything."""
 
 
@@ -116,7 +116,7 @@ class OutputTensor(Schema):
     """FP32, INT32 or BYTES."""
     shape: list[int]
     """[N, classes] or [N]."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
     """`binary_data_size`: bytes of this tensor after the JSON, instead of `data`."""
     data: list[Number] | None = None
     """Flat, row by row."""

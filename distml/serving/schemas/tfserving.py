@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distml.serving.schemas.base import Encoded, Image, Probability, Request, Schema
+from distml.serving.schemas.base import Encoded, Image, Probability, Schema
 
 Signature = Literal["", "serving_default", "image_bytes"]
 
@@ -25,7 +25,7 @@ class NamedBytes(Schema):
     """For `image_bytes`."""
 
 
-class Rows(Request):
+class Rows(Schema):
     """The row format."""
 
     signature_name: Signature = "serving_default"
@@ -48,7 +48,7 @@ class Pictures(Schema):
     """N pictures."""
 
 
-class Columns(Request):
+class Columns(Schema):
     """The columnar format."""
 
     signature_name: Signature = "serving_default"

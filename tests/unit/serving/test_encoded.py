@@ -1,0 +1,82 @@
+"""Encoded pictures are decoded alike everywhere, and no request makes the endpoint work for long."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml.data import schema
+from distml.serving import encoded
+from distml.serving.exchange import RejectedError
+from tests import malformed
+
+SHAPE = (28, 28, 1)
+
+
+def decode(files: list[bytes], shape: tuple[int, int, int] = SHAPE) -> Any:
+    """The images of some files."""
+    return asyncio.run(encoded.images(files, shape, [f"file {index}" for index in range(len(files))]))
+
+
+def test_pictures_are_fitted_as_everywhere() -> None:
+    files = [
+        malformed.picture("PNG", (40, 30)),
+        malformed.picture("JPEG", (28, 28)),
+        malformed.picture("WEBP", (9, 9)),
+    ]
+    for shape in (SHAPE, (10, 12, 3)):
+        expected = [schema.to_shape(schema.decode(data), shape) for data in files]
+        np.testing.assert_array_equal(decode(files, shape), expected)
+        np.testing.assert_array_equal(decode(files[:1], shape), expected[:1])
+
+
+def test_the_first_bad_file_is_named() -> None:
+    with pytest.raises(RejectedError, match="file 1 is not a readable picture"):
+        decode([malformed.picture("PNG"), b"x", b"y"])
+
+
+def test_many_large_pictures_are_too_much_together() -> None:
+    large = malformed.picture("PNG", (1000, 1000))
+    assert len(decode([large] * 16)) == 16
+    with pytest.raises(RejectedError, match="the pictures together hold more than 16,000,000 pixels"):
+        decode([large] * 17)
+
+
+def test_an_example_is_a_picture_of_itself() -> None:
+    for shape in (SHAPE, (5, 4, 3)):
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        again = decode([encoded.unwrap(encoded.example(image), "x")], shape)
+        np.testing.assert_array_equal(again[0], image)
+
+
+def test_the_loop_goes_on_while_a_large_picture_is_decoded() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+    stream = malformed.io.BytesIO()
+    Image.fromarray(noise).save(stream, "JPEG", quality=50)
+    data = stream.getvalue()
+
+    async def watch() -> tuple[float, float]:
+        started = last = time.perf_counter()
+        pause = 0.0
+        task = asyncio.create_task(encoded.images([data] * 8, SHAPE, ["x"] * 8))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            pause = max(pause, time.perf_counter() - last)
+            last = time.perf_counter()
+        return pause, last - started
+
+    pause, whole = asyncio.run(watch())
+    assert pause < whole / 2
+
+
+def test_base64_is_strict() -> None:
+    assert encoded.plain(base64.b64encode(b"abcd").decode(), "x") == b"abcd"
+    for text in ("YWJjZA", "YWJj ZA==", "YWJj\nZA==", "YWJjZA==YQ==", "YWJj-_==", "\N{BULLET}"):
+        with pytest.raises(RejectedError, match="x is not base64: "):
+            encoded.plain(text, "x")

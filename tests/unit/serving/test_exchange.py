@@ -1,0 +1,120 @@
+"""Bodies are read within their limits, whatever a client does."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from starlette.requests import ClientDisconnect, Request
+
+from distml.config import ServeConfig
+from distml.serving import exchange
+from distml.serving.exchange import Answer, Limits, RejectedError
+from tests import malformed, serving
+
+CONFIG = ServeConfig(max_body_bytes=100_000, read_timeout_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving.running(serving.core(), CONFIG) as url:
+        yield url
+
+
+def request(*messages: Any, **headers: str) -> Request:
+    """A request whose body arrives in these messages."""
+    queue = iter(messages)
+
+    async def receive() -> Any:
+        return next(queue)
+
+    raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
+
+
+def part(data: bytes, more: bool = True) -> dict[str, Any]:
+    """A piece of a body."""
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+def read(*messages: Any, limit: int = 10, **headers: str) -> bytes:
+    """The body of such a request."""
+    return asyncio.run(exchange.body(request(*messages, **headers), Limits(limit, 5)))
+
+
+def test_pieces_are_joined() -> None:
+    assert read(part(b"abc", False)) == b"abc"
+    assert read(part(b"abc"), part(b""), part(b"de"), part(b"f", False)) == b"abcdef"
+
+
+def test_a_declared_length_is_refused_before_a_byte_is_read() -> None:
+    with pytest.raises(RejectedError) as caught:
+        read(content_length="11")  # `next` of no messages would raise
+    assert (caught.value.status, caught.value.sentence[:32]) == (413, "the body is larger than 10 bytes")
+
+
+def test_an_undeclared_length_is_refused_at_the_first_byte_too_many() -> None:
+    assert read(part(b"x" * 10, False)) == b"x" * 10
+    with pytest.raises(RejectedError) as caught:
+        read(part(b"x" * 5), part(b"x" * 6))
+    assert caught.value.status == 413
+
+
+def test_a_client_that_leaves_is_no_failure() -> None:
+    with pytest.raises(ClientDisconnect):
+        read(part(b"x"), {"type": "http.disconnect"})
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
+def test_compressed_bodies_are_unpacked_up_to_the_limit(encoding: str, pack: Any) -> None:
+    assert read(part(pack(b"0" * 1000), False), limit=1000, content_encoding=encoding) == b"0" * 1000
+    with pytest.raises(RejectedError) as caught:
+        read(part(pack(b"0" * 1001), False), limit=1000, content_encoding=encoding)
+    assert caught.value.status == 413
+    with pytest.raises(RejectedError, match="not one complete"):
+        read(part(pack(b"0") + b"more", False), limit=1000, content_encoding=encoding)
+
+
+def test_answers_are_compressed_where_it_is_worth_it() -> None:
+    long = b"0123456789" * 1000
+    for accepted, named, unpack in (
+        ("gzip, deflate", b"gzip", gzip.decompress),
+        ("br;q=1, deflate", b"deflate", zlib.decompress),
+    ):
+        made = exchange.compress(request(accept_encoding=accepted), Answer(long))
+        assert unpack(bytes(made.body)) == long
+        headers = dict(made.raw_headers)
+        assert (headers[b"content-encoding"], headers[b"vary"]) == (named, b"accept-encoding")
+        assert int(headers[b"content-length"]) == len(made.body) < len(long)
+    for asked, body in ((request(accept_encoding="gzip"), b"short"), (request(), long)):
+        plain = exchange.compress(asked, Answer(body))
+        assert plain.body == body
+        assert b"content-encoding" not in dict(plain.raw_headers)
+
+
+def test_the_connection_survives_a_refused_body(url: str) -> None:
+    with requests.Session() as session:
+        for _ in range(2):
+            assert session.post(f"{url}/predict", bytes(200_000)).status_code == 413
+            assert session.post(f"{url}/predict", iter([bytes(60_000)] * 2)).status_code == 413
+            good = session.post(f"{url}/predict", malformed.one(malformed.IMAGE))
+            assert good.status_code == 200, good.text
+
+
+def test_a_body_that_stops_arriving_is_answered_and_closed(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as stalled:
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        started, answer = time.monotonic(), b""
+        while data := stalled.recv(4096):
+            answer += data
+        assert time.monotonic() - started < 5
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not arrive within 0.5 seconds" in answer

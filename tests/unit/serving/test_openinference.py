@@ -1,0 +1,158 @@
+"""The Open Inference Protocol over real HTTP: Triton's own client, and what it does not send."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from tests import serving
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, *serving.SHAPE), np.uint8)
+EXPECTED = serving.function(7)(IMAGES)
+LABELS = EXPECTED.argmax(1)
+NAMES = [serving.CLASSES[label] for label in LABELS]
+INFER = f"/v2/models/{serving.NAME}/infer"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving.running(serving.core()) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[triton.InferenceServerClient]:
+    client = triton.InferenceServerClient(url.removeprefix("http://"))
+    yield client
+    client.close()
+
+
+def tensor(data: Any, binary: bool, name: str = "image", datatype: str = "UINT8") -> triton.InferInput:
+    """An input tensor."""
+    made = triton.InferInput(name, data.shape, datatype)
+    return made.set_data_from_numpy(data, binary_data=binary)
+
+
+def test_the_client_finds_the_server_and_the_model(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(serving.NAME)
+    assert client.is_model_ready(serving.NAME, "5")
+    assert not client.is_model_ready(serving.NAME, "6")
+    assert not client.is_model_ready("nobody")
+    server = client.get_server_metadata()
+    assert server["name"] == "distml"
+    assert "binary_tensor_data" in server["extensions"]
+    metadata = client.get_model_metadata(serving.NAME)
+    assert metadata["versions"] == ["7", "5"]
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 4, 5, 1]}]
+    assert metadata["outputs"][0] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_the_client_gets_every_output(
+    client: triton.InferenceServerClient, binary_in: bool, binary_out: bool, compression: str | None
+) -> None:
+    many = np.concatenate([IMAGES] * 100)  # enough for a compressed answer
+    got = client.infer(
+        serving.NAME,
+        [tensor(many, binary_in)],
+        outputs=[
+            triton.InferRequestedOutput(name, binary_out) for name in ("probabilities", "label", "class")
+        ],
+        request_id="mine",
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
+    np.testing.assert_allclose(got.as_numpy("probabilities"), np.concatenate([EXPECTED] * 100), atol=1e-7)
+    assert got.as_numpy("label").tolist() == [*LABELS] * 100
+    names = [name.decode() if isinstance(name, bytes) else name for name in got.as_numpy("class")]
+    assert names == NAMES * 100
+    head = got.get_response()
+    assert (head["id"], head["model_name"], head["model_version"]) == ("mine", serving.NAME, "7")
+
+
+def test_the_client_asks_a_version_without_naming_outputs(client: triton.InferenceServerClient) -> None:
+    got = client.infer(serving.NAME, [tensor(IMAGES, True)], model_version="5")
+    np.testing.assert_allclose(got.as_numpy("probabilities"), serving.function(5)(IMAGES), atol=1e-7)
+    assert got.get_response()["model_version"] == "5"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("datatype", ["INT32", "INT64", "FP32", "FP64"])
+def test_whole_numbers_of_other_types_are_pixels(
+    client: triton.InferenceServerClient, datatype: str, binary: bool
+) -> None:
+    kinds = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64}
+    given = IMAGES.astype(kinds[datatype])
+    got = client.infer(serving.NAME, [tensor(given, binary, datatype=datatype)])
+    np.testing.assert_allclose(got.as_numpy("probabilities"), EXPECTED, atol=1e-7)
+    given[2, 3, 4, 0] = -1
+    with pytest.raises(InferenceServerException, match=r"image\S*\[59\] is -1(\.0)?, not a whole number"):
+        client.infer(serving.NAME, [tensor(given, binary, datatype=datatype)])
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 256, -1e30])
+def test_no_other_float_is_a_pixel(client: triton.InferenceServerClient, value: float) -> None:
+    given = IMAGES.astype(np.float32)
+    given[0, 0, 0, 0] = value
+    with pytest.raises(InferenceServerException, match=r"image\[0\] is .*, not a whole number from 0 to 255"):
+        client.infer(serving.NAME, [tensor(given, True, datatype="FP32")])
+
+
+def test_the_client_gets_ranked_classes(client: triton.InferenceServerClient) -> None:
+    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
+    got = client.infer(serving.NAME, [tensor(IMAGES, True)], outputs=wanted).as_numpy("probabilities")
+    assert got.shape == (3, 2)
+    value, label, name = got[0, 0].decode().split(":")
+    assert (int(label), name) == (LABELS[0], NAMES[0])
+    assert float(value) == pytest.approx(EXPECTED[0].max(), abs=1e-6)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_pictures_are_bytes(client: triton.InferenceServerClient, binary: bool) -> None:
+    files = []
+    for image in IMAGES:
+        stream = io.BytesIO()
+        Image.fromarray(image[..., 0]).save(stream, "PNG")
+        files.append(stream.getvalue() if binary else base64.b64encode(stream.getvalue()))
+    for given in (np.array(files, np.object_), np.array(files, np.object_)[:, None]):
+        got = client.infer(serving.NAME, [tensor(given, binary, "image_bytes", "BYTES")])
+        np.testing.assert_allclose(got.as_numpy("probabilities"), EXPECTED, atol=1e-7)
+
+
+@pytest.mark.parametrize("cut", [1, 30, 65])
+def test_a_tensor_that_is_cut_off_is_refused(url: str, cut: int) -> None:
+    body, length = triton.InferenceServerClient.generate_request_body([tensor(IMAGES, True)])
+    headers = {"inference-header-content-length": str(length)}
+    got = requests.post(url + INFER, body[: len(body) - cut], headers=headers)
+    assert got.status_code == 400
+
+
+def test_bytes_that_lie_about_their_length_are_refused(url: str) -> None:
+    made = tensor(np.array([b"x" * 40], np.object_), True, "image_bytes", "BYTES")
+    body, length = triton.InferenceServerClient.generate_request_body([made])
+    lying = body[:length] + (2**32 - 1).to_bytes(4, "little") + body[length + 4 :]
+    got = requests.post(url + INFER, lying, headers={"inference-header-content-length": str(length)})
+    assert "element 0 of image_bytes is longer than" in got.json()["error"]
+
+
+@pytest.mark.parametrize("shape", [[3, 4, 5, 1], [3, 4, 5]])
+def test_data_may_be_flat_or_nested(url: str, shape: list[int]) -> None:
+    for data in (IMAGES.ravel().tolist(), IMAGES.tolist(), IMAGES[..., 0].tolist()):
+        plain = {"name": "image", "datatype": "UINT8", "shape": shape, "data": data}
+        wanted = {"outputs": [{"name": "label"}], "parameters": {"priority": 1}, "extra": None}
+        got = requests.post(url + INFER, json={"inputs": [plain], **wanted}).json()
+        expected = {"name": "label", "datatype": "INT32", "shape": [3], "data": LABELS.tolist()}
+        assert got == {"model_name": "pets", "model_version": "7", "outputs": [expected]}
