@@ -69,14 +69,14 @@ def plan(train: TrainConfig, resources: Mapping[str, float]) -> Plan:
     return Plan((least, most), use_gpu, train.cpus_per_worker, reason)
 
 
-def local_cpus(train: TrainConfig) -> int:
+def local_cpus(train: TrainConfig, runs: int = 1) -> int:
     """Logical CPUs a local Ray is started with.
 
     A laptop with two cores runs two workers: Ray's CPUs are tickets, not cores, so there are at least
-    enough for the workers asked for (up to four a core) and for Ray Data.
+    enough for the workers asked for (up to four a core) and for Ray Data, in each of so many runs.
     """
     cores = os.cpu_count() or 1
-    wanted = math.ceil(train.max_workers * train.cpus_per_worker + SPARE_CPUS)
+    wanted = math.ceil(runs * train.max_workers * train.cpus_per_worker + SPARE_CPUS)
     return max(cores, min(wanted, 4 * cores + 1))
 
 
@@ -102,13 +102,13 @@ class Cluster:
     logs: str | None
 
 
-def _init_arguments(config: Config) -> dict[str, Any]:
+def _init_arguments(config: Config, runs: int) -> dict[str, Any]:
     if address():
         return {"address": address()}
     credentials.authenticate()
     return {
         "address": "local",
-        "num_cpus": local_cpus(config.train),
+        "num_cpus": local_cpus(config.train, runs),
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
     }
@@ -130,8 +130,12 @@ def _step_back() -> None:
 
 
 @contextlib.contextmanager
-def connect(config: Config) -> Iterator[Cluster]:
+def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
     """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
+
+    Args:
+        config: Sizes a local Ray.
+        runs: That are to train at the same time.
 
     Raises:
         ResourceError: The cluster cannot be reached or a local one cannot start.
@@ -143,7 +147,7 @@ def connect(config: Config) -> Iterator[Cluster]:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
     import ray
 
-    arguments = _init_arguments(config)
+    arguments = _init_arguments(config, runs)
     try:
         context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class

@@ -203,13 +203,73 @@ class TrainConfig(Section):
         return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
+class RangeConfig(Section):
+    """The values a search draws one key from: exactly one of these."""
+
+    choice: list[Any] | None = None
+    """One of these values."""
+    uniform: tuple[Float, Float] | None = None
+    """Any number between these two."""
+    log_uniform: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Any number between these two, each order of magnitude equally likely."""
+    integers: tuple[Int, Int] | None = None
+    """Any whole number from the first to the second."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = {key: value for key in type(self).model_fields if (value := getattr(self, key)) is not None}
+        if len(given) != 1 or not all(given.values()):
+            raise ValueError("give exactly one of choice, uniform, log_uniform and integers")
+        for key, value in given.items():
+            if key != "choice" and not value[0] < value[1]:
+                raise ValueError(f"{key} must go from a smaller to a larger number")
+        return self
+
+
+class SearchConfig(Section):
+    """A search by Ray Tune over values of model and training keys."""
+
+    space: Annotated[dict[str, RangeConfig], Field(min_length=1)]
+    """Dotted path of a key to its values, as {train.learning_rate: {log_uniform: [1.0e-4, 1.0e-1]}}."""
+    method: Literal["random", "grid"] = "random"
+    """random draws `trials` points; grid tries every combination, so it needs `choice` everywhere."""
+    trials: PositiveInt = 8
+    """Points drawn by random; a grid has as many as it has."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha stops a trial early when it is behind most others after as many epochs; none lets all finish."""
+    grace_epochs: PositiveInt = 1
+    """asha: epochs that every trial gets."""
+    reduction: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 3
+    """asha: one in so many trials goes on from one rung to the next."""
+
+    @model_validator(mode="after")
+    def _finite_grid(self) -> Self:
+        endless = [path for path, one in self.space.items() if one.choice is None]
+        if self.method == "grid" and endless:
+            raise ValueError(f"a grid needs a choice for {', '.join(endless)}")
+        return self
+
+
 class SweepConfig(Section):
     """Candidates trained and compared in one go."""
 
     candidates: list[dict[str, Any]] = Field(default_factory=list)
-    """Overrides by dotted path, one mapping per candidate."""
-    search: dict[str, Any] | None = None
+    """Overrides of model and train keys by dotted path, one mapping per candidate; `name` names it."""
+    concurrent: Literal["auto"] | PositiveInt = "auto"
+    """Candidates trained at the same time; auto takes as many as have cores or GPUs of their own."""
+    search: SearchConfig | None = None
     """Search space for Ray Tune; none trains just the candidates."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.candidates and self.search:
+            raise ValueError("give candidates or search, not both")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is more than one model to train."""
+        return bool(self.candidates or self.search)
 
 
 class TrackingConfig(Section):

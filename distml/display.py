@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,10 +20,12 @@ class Display:
     Args:
         epochs: Epochs of the run.
         console: Where to write; standard error by default.
+        name: Put before every line where several runs are shown; then there is no live display.
     """
 
-    def __init__(self, epochs: int, console: Console | None = None) -> None:
+    def __init__(self, epochs: int, console: Console | None = None, name: str = "") -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._name = f"[cyan]{escape(name)}[/cyan] " if name else ""
         self._epochs, self._began = epochs, time.monotonic()
         self._steps_per_epoch = 0
         self._progress: Progress | None = None
@@ -31,7 +34,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print one line, marked with the seconds since the start."""
         # A rich console is locked, so lines and the live display do not tear each other.
-        self.console.print(f"[dim]{time.monotonic() - self._began:6.1f}s[/dim] {text}")
+        self.console.print(f"[dim]{time.monotonic() - self._began:6.1f}s[/dim] {self._name}{text}")
 
     def __call__(self, event: Event) -> None:
         """Show one event of the board."""
@@ -46,7 +49,7 @@ class Display:
             f"training on {world} worker{'s' * (world > 1)}: {event['parameters']:,} parameters, "
             f"{self._steps_per_epoch} steps an epoch, shards {mode}"
         )
-        if self.console.is_terminal and self._progress is None:
+        if self.console.is_terminal and self._progress is None and not self._name:
             self._progress = Progress(
                 TextColumn("       {task.description}"),
                 BarColumn(32),

@@ -10,11 +10,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK, _MUTED, _FIRST, _SECOND = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
+INK, MUTED, FIRST, SECOND = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
 Metrics = dict[str, Any]
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches."""
     # Not pyplot: no global state, no display, half the import time.
     from matplotlib.figure import Figure
 
@@ -27,16 +28,16 @@ def learning_curves(history: list[Metrics]) -> Figure:
     Args:
         history: One entry per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `val_accuracy`.
     """
-    figure = _figure(9, 3.6)
+    figure = blank(9, 3.6)
     epochs = [metrics["epoch"] for metrics in history]
     for axes, key, title in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True
     ):
-        for prefix, label, color in (("", "training", _FIRST), ("val_", "validation", _SECOND)):
+        for prefix, label, color in (("", "training", FIRST), ("val_", "validation", SECOND)):
             values = [metrics[prefix + key] for metrics in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3.5, linewidth=1.6, label=label)
-        axes.set_title(title, loc="left", color=_INK, fontsize=11)
-        axes.set_xlabel("epoch", color=_MUTED)
+        axes.set_title(title, loc="left", color=INK, fontsize=11)
+        axes.set_xlabel("epoch", color=MUTED)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -48,19 +49,19 @@ def confusion_matrix(confusion: list[list[int]], classes: list[str], title: str)
     """Counts by true class (row) and predicted class (column), shaded by share of the row."""
     counts = np.asarray(confusion)
     size = max(4.0, 0.62 * len(classes) + 1.8)
-    figure = _figure(size + 0.6, size)
+    figure = blank(size + 0.6, size)
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set_xlabel("predicted", color=_MUTED)
-    axes.set_ylabel("true", color=_MUTED)
-    axes.set_title(title, loc="left", color=_INK, fontsize=11)
+    axes.set_xlabel("predicted", color=MUTED)
+    axes.set_ylabel("true", color=MUTED)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
     if len(classes) <= 30:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                color = "white" if shares[row, column] > 0.5 else _INK
+                color = "white" if shares[row, column] > 0.5 else INK
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
     return figure
 
@@ -75,11 +76,11 @@ def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]], classes: list[
     """
     columns = 5
     rows = max(1, -(-len(mistakes) // columns))
-    figure = _figure(2.0 * columns, 2.15 * rows)
+    figure = blank(2.0 * columns, 2.15 * rows)
     for axes, image, mistake in zip(np.ravel(figure.subplots(rows, columns)), images, mistakes, strict=False):
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
         true, predicted = classes[mistake[1]], classes[mistake[2]]
-        axes.set_title(f"{true}\nread as {predicted}", fontsize=8, color=_INK)
+        axes.set_title(f"{true}\nread as {predicted}", fontsize=8, color=INK)
     for axes in figure.axes:
         axes.axis("off")
     return figure

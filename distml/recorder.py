@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,25 @@ def _tags(config: Config, manifest: shards.Manifest) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": found} if found else {})
 
 
-def begin(tracker: tracking.Tracker, config: Config, run: runs.Run, manifest: shards.Manifest) -> None:
-    """Open the run on the tracking server: parameters, tags, the data set, the resolved configuration."""
+def begin(
+    tracker: tracking.Tracker,
+    config: Config,
+    run: runs.Run,
+    manifest: shards.Manifest,
+    parent: tuple[str, str] | None = None,
+) -> None:
+    """Open the run on the tracking server: parameters, tags, the data set, the resolved configuration.
+
+    Args:
+        tracker: Of the run.
+        config: Of the run.
+        run: Its record.
+        manifest: Of the data.
+        parent: Name and key of the sweep it belongs to.
+    """
     params = {path: str(value)[:500] for path, value in flatten(config.model_dump(mode="json")).items()}
-    tracker.put("open", name=run.name, tags=_tags(config, manifest), params=params, key=run.key)
+    tags = _tags(config, manifest)
+    tracker.put("open", name=run.name, tags=tags, params=params, key=run.key, parent=parent)
     profile = {"rows": manifest.rows, "classes": len(manifest.classes), "shape": list(manifest.shape)}
     tracker.put(
         "dataset", name=manifest.name, digest=manifest.digest, source=manifest.folder, profile=profile
@@ -68,8 +84,15 @@ def begin(tracker: tracking.Tracker, config: Config, run: runs.Run, manifest: sh
 class Recorder:
     """Passes the board's events on to the display and the tracker, and keeps what the end needs. Final."""
 
-    def __init__(self, display: Display, tracker: tracking.Tracker, events: Events | None) -> None:
+    def __init__(
+        self,
+        display: Display,
+        tracker: tracking.Tracker,
+        events: Events | None,
+        listen: Callable[[Event], None] | None = None,
+    ) -> None:
         self._display, self._tracker, self._events = display, tracker, events
+        self._listen = listen
         self.result: Event | None = None
         self.failure: TrainingError | None = None
         self.ready: Event = {}
@@ -77,6 +100,8 @@ class Recorder:
     def __call__(self, event: Event) -> None:
         """Take one event."""
         self._display(event)
+        if self._listen:
+            self._listen(event)
         handler = getattr(self, f"_on_{event['kind']}", None)
         if handler:
             handler(event)

@@ -119,6 +119,19 @@ def finished(storage: Storage, name: str) -> Run | None:
     return next((run for run in _records(storage, name) if run.status == "finished"), None)
 
 
+def taken(config: Config, storage: Storage) -> Run | None:
+    """Return the finished run that a configuration would only repeat, None where there is something to do.
+
+    Raises:
+        ConfigError: A run of that name was started with another configuration.
+        StorageError: A record is damaged, or leads out of the storage root.
+    """
+    found = None if config.run.restart else next(_records(storage, config.run.name), None)
+    if found is not None:
+        _refuse_other(config, found)
+    return found if found is not None and found.status == "finished" else None
+
+
 def _refuse(config: Config, found: Run) -> None:
     """Refuse what cannot go on, with the difference and the remedy."""
     if found.status == "finished":
@@ -128,6 +141,10 @@ def _refuse(config: Config, found: Run) -> None:
             f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",
             "Choose another --run.name, or pass --run.restart true to train it again.",
         )
+    _refuse_other(config, found)
+
+
+def _refuse_other(config: Config, found: Run) -> None:
     wanted = _binding(config)
     changed = [
         f"{path} was {found.binding.get(path)!r} and is now {wanted.get(path)!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from distml.errors import ConfigError
 from distml.models import registry
 from distml.recorder import Recorder
 from distml.storage import Storage
+from distml.sweep.child import Child
 from distml.tensorboard import Events
 
 
@@ -30,7 +32,24 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train as the configuration says.
+    """Train as the configuration says: one model, or the candidates of a sweep.
+
+    Raises:
+        ConfigError: The configuration cannot be used; nothing was started.
+        DistmlError: The run failed.
+    """
+    if not config.sweep.wanted:
+        return one(config)
+    conduct = importlib.import_module("distml.sweep.conduct")  # what only sweeps need takes its time, too
+    return dict(conduct.run(config, one))
+
+
+def one(config: Config, child: Child | None = None) -> dict[str, Any]:
+    """Train one model.
+
+    Args:
+        config: Of the run; its sweep is not looked at.
+        child: Its place in a sweep, None where it stands alone.
 
     Returns:
         The result line: run id, model, version, accuracies, throughput, wall time and places.
@@ -47,18 +66,18 @@ def run(config: Config) -> dict[str, Any]:
     if config.tracking.required:
         tracking.check(config)
     with runs.alone(config, storage):
-        return _recorded(config, storage, began)
+        return _recorded(config, storage, began, child)
 
 
-def _recorded(config: Config, storage: Storage, began: float) -> dict[str, Any]:
+def _recorded(config: Config, storage: Storage, began: float, child: Child | None) -> dict[str, Any]:
     """Train with a record under the storage root of what is being done and how it ended."""
-    display = Display(config.train.epochs)
+    display = Display(config.train.epochs, name=child.name if child else "")
     record, resumed = runs.begin(config, storage)
     display.say(f"run [bold]{record.name}[/bold]{' resumed' if resumed else ''}, storage {storage.root}")
     tracker = tracking.Tracker(config, f"{record.name}-{record.generation:03d}", record.run_id)
     status = "FAILED"
     try:
-        result = _train(config, storage, record, tracker, display, began)
+        result = _train(config, storage, record, tracker, display, began, child)
         status = "FINISHED"
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -84,19 +103,21 @@ def _train(
     tracker: tracking.Tracker,
     display: Display,
     began: float,
+    child: Child | None,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
     events = Events(storage, record.parts) if config.train.tensorboard else None
-    recorder = Recorder(display, tracker, events)
+    recorder = Recorder(display, tracker, events, child.listen if child else None)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")
-        with cluster.connect(config) as ray:
+        with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = cluster.require_plan(config, ray)
-            display.say(f"Ray {'started here' if ray.local else 'connected'}, dashboard {ray.dashboard}")
+            if child is None:
+                display.say(f"Ray {'started here' if ray.local else 'connected'}, dashboard {ray.dashboard}")
             manifest = shards.prepare(config, storage)
             _check_sizes(config, manifest)
-            recording.begin(tracker, config, record, manifest)
+            recording.begin(tracker, config, record, manifest, child.parent if child else None)
             where = (record.parts, record.attempt)
             fitting.result().fit(config, storage, manifest, plan, where, recorder, ray.logs)
             recorder.finished(ray.logs)
@@ -107,7 +128,8 @@ def _train(
     complete = recording.end(tracker, storage, manifest, found)
     record.run_id = tracker.sender.run_id
     wall_s = time.monotonic() - began
-    summary.show(display, config, recorder, tracker.sender.version, drawn, wall_s)
+    if child is None:
+        summary.show(display, config, recorder, tracker.sender.version, drawn, wall_s)
     return summary.result(config, storage, tracker, found) | {
         "tracking_complete": complete,
         "wall_s": round(wall_s, 2),

@@ -70,6 +70,16 @@ def find(storage: Storage, name: str) -> Sweep | None:
     return None
 
 
+def finished(storage: Storage, config: Config, runs: dict[str, str]) -> Sweep | None:
+    """Return the finished sweep of exactly these runs, None where there is something to do.
+
+    Raises:
+        StorageError: The record is damaged, or the storage cannot be read.
+    """
+    found = None if config.run.restart else find(storage, config.run.name)
+    return found if found and (found.status, found.runs) == ("finished", runs) else None
+
+
 def begin(config: Config, storage: Storage, runs: dict[str, str]) -> Sweep:
     """Go on with the sweep of this name, with these candidates; begin one where there is none.
 

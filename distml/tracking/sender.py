@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Operation = dict[str, Any]
+_OPENING = threading.Lock()
 
 
 class Sender:
@@ -43,17 +45,22 @@ class Sender:
         values = {key: value for key, value in operation.items() if key != "do"}
         getattr(self, f"_do_{operation['do']}")(**values)
 
-    def _do_open(self, name: str, tags: dict[str, str], params: dict[str, str], key: str) -> None:
+    def _do_open(
+        self,
+        name: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        key: str,
+        parent: tuple[str, str] | None = None,
+    ) -> None:
+        """Open a run, found by its key where there is one; a parent is named in the same way."""
         from mlflow.entities import Param, RunTag
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         if self.run_id is None:
-            experiment = self._experiment()
-            found = self.client.search_runs([experiment], f"tags.`distml.key` = '{key}'", max_results=1)
-            if found:
-                self.run_id = found[0].info.run_id
-            else:
-                created = self.client.create_run(experiment, run_name=name, tags={"distml.key": key})
-                self.run_id = created.info.run_id
+            self.run_id = self._run(name, key)
+        if parent is not None:
+            tags = tags | {MLFLOW_PARENT_RUN_ID: self._run(*parent)}
         self.resume_metrics()
         self.client.update_run(self.run_id, status="RUNNING")
         known = self.client.get_run(self.run_id).data.params
@@ -61,6 +68,16 @@ class Sender:
         self.client.log_batch(
             self.run_id, params=fresh, tags=[RunTag(key, text) for key, text in tags.items()]
         )
+
+    def _run(self, name: str, key: str) -> str:
+        """The run of a key, begun where there is none."""
+        experiment = self._experiment()
+        with _OPENING:  # the runs of a sweep, each on a thread of its own, have one parent
+            found = self.client.search_runs([experiment], f"tags.`distml.key` = '{key}'", max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            created = self.client.create_run(experiment, run_name=name, tags={"distml.key": key})
+            return str(created.info.run_id)
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException

@@ -20,8 +20,8 @@ def _variables(rank: Rank) -> dict[str, list[Any]]:
 
 
 def weights(rank: Rank) -> list[np.ndarray]:
-    """The model's variables, in the order of `Model.get_weights`."""
-    return [variable.numpy() for variable in _variables(rank)["model"]]
+    """The model's weights, in the order of `Model.get_weights`: without the states of random generators."""
+    return [variable.value.numpy() for variable in rank.step.model.weights]
 
 
 def arrays(rank: Rank) -> dict[str, np.ndarray]:

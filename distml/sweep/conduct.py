@@ -1,0 +1,140 @@
+"""Training the candidates of a sweep and comparing them (driver).
+
+Each candidate is an ordinary resumable run; together they have one parent on the tracking server and one
+start of Ray. Running the sweep again takes finished candidates from their records and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from distml import cluster, runs
+from distml.config import Config
+from distml.data import shards
+from distml.errors import DistmlError
+from distml.storage import Storage
+from distml.sweep import candidates, leaderboard, record, room
+from distml.sweep.candidates import Candidate
+from distml.sweep.child import Child
+from distml.sweep.leaderboard import Row
+from distml.sweep.parent import Parent
+
+Train = Callable[[Config, Child], dict[str, Any]]
+"""Trains one candidate to its end and returns its result line."""
+
+
+def run(config: Config, train: Train) -> dict[str, Any]:
+    """Train every candidate that is not finished, compare all of them.
+
+    Args:
+        config: With `sweep.candidates`.
+        train: Trains one of them.
+
+    Returns:
+        The result line: that of the best candidate by validation accuracy, and the `leaderboard`.
+
+    Raises:
+        ConfigError: A candidate cannot be trained; nothing was started.
+        DistmlError: The cluster, the data or the storage cannot be used.
+    """
+    began = time.monotonic()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    storage = Storage(config.storage.root)
+    chosen = candidates.candidates(config)
+    names = {one.name: one.config.run.name for one in chosen}
+    with storage.lock(record.FOLDER, config.run.name):
+        rows = _finished(chosen, storage)
+        if rows:
+            console.print(f"finished before: [bold]{escape(', '.join(rows))}[/bold]")
+        if len(rows) == len(chosen) and (known := record.finished(storage, config, names)):
+            return _shown(console, config, rows, known.result, began)
+        parent = Parent(config, storage, record.begin(config, storage, names))
+        try:
+            waiting = [one for one in chosen if one.name not in rows]
+            rows |= _train(config, storage, waiting, parent, train, console)
+        except BaseException:
+            parent.close("KILLED")
+            raise
+        return _shown(console, config, rows, parent.finish([rows[name] for name in names]), began)
+
+
+def _finished(chosen: list[Candidate], storage: Storage) -> dict[str, Row]:
+    """The rows of candidates that were trained before."""
+    taken = {one.name: (one, runs.taken(one.config, storage)) for one in chosen}
+    return {
+        name: leaderboard.of_result(name, found.name, one.overrides, found.result)
+        for name, (one, found) in taken.items()
+        if found is not None
+    }
+
+
+def _shown(
+    console: Console, config: Config, rows: dict[str, Row], found: dict[str, Any], began: float
+) -> dict[str, Any]:
+    """Print the table and what to type next; returns the result line."""
+    leaderboard.show(console, list(rows.values()))
+    again = f"--run {config.run.name} --storage.root {config.storage.root}"
+    console.print(f"[bold]figure[/bold]     {found['figure']}")
+    console.print(f"[bold]next[/bold]       python -m distml.promote --config FILE {again}")
+    return found | {"wall_s": round(time.monotonic() - began, 2)}
+
+
+def _train(
+    config: Config,
+    storage: Storage,
+    waiting: list[Candidate],
+    parent: Parent,
+    train: Train,
+    console: Console,
+) -> dict[str, Row]:
+    """Train what is not finished, side by side where each has cores of its own."""
+    if not waiting:
+        return {}
+    trains = [one.config.train for one in waiting]
+    largest = max(trains, key=lambda train: train.max_workers * train.cpus_per_worker)
+    sized = config.model_copy(update={"train": largest})
+    cores = os.cpu_count() or 1
+    with cluster.connect(sized, room.concurrent(config.sweep.concurrent, trains, cores)) as found:
+        cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
+        side_by_side = room.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
+        for one in waiting:
+            cluster.require_plan(one.config, found)
+        shards.prepare(config, storage)
+        console.print(
+            f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "
+            f"time (sweep.concurrent {config.sweep.concurrent}), dashboard {found.dashboard}"
+        )
+
+        def go(one: Candidate) -> Row:
+            return _row(one, lambda: train(one.config, Child(one.name, found, parent.key)))
+
+        if side_by_side == 1:  # on the main thread, where Ray Train listens to Ctrl-C
+            return {one.name: go(one) for one in waiting}
+        return _side_by_side(waiting, go, side_by_side)
+
+
+def _side_by_side(waiting: list[Candidate], go: Callable[[Candidate], Row], count: int) -> dict[str, Row]:
+    pool = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="candidate")
+    try:
+        futures = {one.name: pool.submit(go, one) for one in waiting}
+        return {name: future.result() for name, future in futures.items()}
+    finally:
+        # Interrupted, the others end when the connection is closed behind them.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _row(one: Candidate, train: Callable[[], dict[str, Any]]) -> Row:
+    """Train one; that it fails is no reason to leave the others out."""
+    name = one.config.run.name
+    try:
+        return leaderboard.of_result(one.name, name, one.overrides, train())
+    except DistmlError as error:
+        return dataclasses.replace(Row(one.name, name, one.overrides), status="failed", error=str(error))

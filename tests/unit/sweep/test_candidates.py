@@ -1,0 +1,81 @@
+"""Candidates are what their overrides say, and mistakes in them are named before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import loading
+from distml.config import Config
+from distml.errors import ConfigError
+from distml.sweep.candidates import candidates
+
+ROOT = Path(__file__).parents[3]
+
+
+def config(*given: dict[str, Any], **values: Any) -> Config:
+    base = {"run": {"name": "s"}, "sweep": {"candidates": list(given)}}
+    return loading.resolve(loading.merge(base, values))
+
+
+def test_each_name_trains_the_model_it_names() -> None:
+    """The system we follow trained the batch-norm model under the name of the dropout model."""
+    values = loading.load_file(str(ROOT / "configs" / "sweep.yaml"))
+    found = candidates(loading.resolve(values))
+    assert {one.name: one.config.model.name for one in found} == {
+        "cnn": "cnn",
+        "cnn_batchnorm": "cnn_batchnorm",
+        "cnn_dropout": "cnn_dropout",
+    }
+
+
+def test_no_two_candidates_share_a_folder() -> None:
+    names = [one.config.run.name for one in candidates(config({"model.name": "cnn"}, {"train.epochs": 9}))]
+    assert names == ["s-cnn", "s-epochs-9"]
+
+
+def test_a_candidate_is_a_run_like_any_other() -> None:
+    (one,) = candidates(config({"train.epochs": 9, "name": "long"}))
+    assert (one.name, one.overrides) == ("long", {"train.epochs": 9})
+    assert one.config.train.epochs == 9
+    assert not one.config.sweep.wanted
+    assert one.config.model_dump(exclude={"run", "sweep", "train"}) == Config().model_dump(
+        exclude={"run", "sweep", "train"}
+    )
+
+
+def test_another_model_does_not_inherit_the_options_of_the_first() -> None:
+    given = config({"model.name": "cnn"}, {"train.epochs": 2}, model={"options": {"filters": [8]}})
+    first, second = candidates(given)
+    assert first.config.model.options == {}
+    assert second.config.model.options == {"filters": [8]}
+
+
+def test_nested_overrides_are_dotted_ones() -> None:
+    (one,) = candidates(config({"model": {"name": "resnet", "options": {"blocks": 1}}}))
+    assert one.overrides == {"model.name": "resnet", "model.options.blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([{"model.name": "cn"}], "sweep.candidates.0: model.name = 'cn' is not a known model"),
+        ([{}, {"train.epohcs": 3}], "sweep.candidates.1: unknown key train.epohcs"),
+        ([{"train.epochs": 0}], "sweep.candidates.0: train.epochs = 0"),
+        ([{"run.seed": 1}], "sweep.candidates.0: a candidate cannot override run.seed"),
+        ([{"data.val_fraction": 0.5}], "a candidate cannot override data.val_fraction"),
+        (
+            [{"epochs": 3}],
+            "cannot override epochs: only keys of model and train may differ. Did you mean train",
+        ),
+        ([{"model.name": "cnn"}, {"model.name": "cnn"}], "sweep.candidates.1: the name cnn is taken"),
+        ([{"name": "a b"}], "sweep.candidates.0: run.name"),
+        ([{"name": "x" * 80}], "longer than 63 letters"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(given: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        candidates(config(*given))
+    assert said in str(caught.value)

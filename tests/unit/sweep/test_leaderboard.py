@@ -1,0 +1,61 @@
+"""The best candidate is the best on validation rows, whatever it does on test rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from distml.sweep import figure, leaderboard
+from distml.sweep.leaderboard import Row
+
+ROWS = [
+    Row("worse", "s-worse", val_accuracy=0.90, test_accuracy=0.99, version="1", run_id="a"),
+    Row("better", "s-better", val_accuracy=0.91, test_accuracy=0.80, version="2", run_id="b"),
+    Row("broken", "s-broken", status="failed", error="out of memory"),
+]
+
+
+def test_the_test_split_chooses_nothing() -> None:
+    found = leaderboard.result(ROWS[:2])
+    assert (found["status"], found["best"], found["version"], found["run_id"]) == (
+        "finished",
+        "better",
+        "2",
+        "b",
+    )
+    assert [row["candidate"] for row in found["leaderboard"]] == ["better", "worse"]
+
+
+def test_a_failed_candidate_is_told_and_fails_the_sweep() -> None:
+    found = leaderboard.result(ROWS)
+    assert (found["status"], found["best"]) == ("failed", "better")
+    assert found["leaderboard"][-1]["error"] == "out of memory"
+    assert leaderboard.result(ROWS[2:])["best"] is None
+
+
+def test_what_was_stopped_early_never_wins() -> None:
+    stopped = Row("early", "s-early", status="stopped", val_accuracy=0.99)
+    assert leaderboard.result([*ROWS[:2], stopped])["best"] == "better"
+    assert leaderboard.result([*ROWS[:2], stopped])["status"] == "finished"
+
+
+def test_the_table_names_the_best_first_and_the_cause_of_a_failure() -> None:
+    console = Console(record=True, width=80)
+    leaderboard.show(console, ROWS)
+    lines = [line for line in console.export_text().splitlines() if line.strip()]
+    assert lines[1].split()[0] == "better"
+    assert lines[1].rstrip().endswith("best")
+    assert lines[-1] == "broken failed: out of memory"
+
+
+def test_the_figures_can_be_drawn(tmp_path: Path) -> None:
+    assert (tmp_path / figure.draw(tmp_path, leaderboard.order(ROWS))).stat().st_size > 5000
+    points = [
+        Row("t1", "t1", {"train.learning_rate": 1e-4, "model.name": "cnn"}, val_accuracy=0.8),
+        Row("t2", "t2", {"train.learning_rate": 1e-1, "model.name": "resnet"}, "stopped", val_accuracy=0.9),
+    ]
+    drawn = figure.draw(tmp_path, points, search=True)
+    assert drawn == "parallel_coordinates.png"
+    assert (tmp_path / drawn).stat().st_size > 5000
+    figure.draw(tmp_path, ROWS[2:])  # nothing to show is no crash
