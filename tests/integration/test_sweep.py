@@ -1,4 +1,4 @@
-"""A sweep end to end: candidates side by side in one Ray, one parent, a leaderboard; and again for nothing."""
+"""A sweep end to end: candidates side by side in one Ray, one parent, a leaderboard; then for nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def test_the_result_line_is_that_of_the_best_on_validation_rows(
     best = max(result["leaderboard"], key=lambda row: row["val_accuracy"])
     assert result["val_accuracy"] == best["val_accuracy"]
     assert (result["version"], result["run_id"]) == (
-        next((row["version"], row["run_id"]) for row in result["leaderboard"] if row["candidate"] == result["best"])
+        next(
+            (row["version"], row["run_id"])
+            for row in result["leaderboard"]
+            if row["candidate"] == result["best"]
+        )
     )
     assert Path(result["figure"]).stat().st_size > 5000
     assert "best" in err
