@@ -15,29 +15,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from distml import binding
 from distml.config import Config
 from distml.errors import ConfigError, StorageError
-from distml.loading import flatten
 from distml.storage import Storage
 
 FOLDER = "runs"
 RECORD = "run.json"
-_BINDING = ("data", "model", "train", "run.seed")
-"""What a resumed run must share with its beginning; the free keys below may change."""
-_FREE = (
-    "data.memory_budget_bytes",
-    "data.mirrors",
-    "train.checkpoint_every_epochs",
-    "train.checkpoints_kept",
-    "train.cpus_per_worker",
-    "train.device",
-    "train.log_every_steps",
-    "train.max_failures",
-    "train.max_preemptions",
-    "train.stall_timeout_s",
-    "train.tensorboard",
-    "train.workers",
-)
 
 
 @dataclass
@@ -85,15 +69,6 @@ class Run:
         """Write the record, whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
         storage.write_bytes(text.encode(), *self.parts, RECORD)
-
-
-def _binding(config: Config) -> dict[str, Any]:
-    flat = flatten(config.model_dump(mode="json"))
-    return {
-        path: value
-        for path, value in flat.items()
-        if path not in _FREE and any(path == bound or path.startswith(bound + ".") for bound in _BINDING)
-    }
 
 
 def _records(storage: Storage, name: str) -> Iterator[Run]:
@@ -145,13 +120,8 @@ def _refuse(config: Config, found: Run) -> None:
 
 
 def _refuse_other(config: Config, found: Run) -> None:
-    wanted = _binding(config)
-    changed = [
-        f"{path} was {found.binding.get(path)!r} and is now {wanted.get(path)!r}"
-        for path in sorted(found.binding.keys() | wanted.keys())
-        if found.binding.get(path) != wanted.get(path)
-    ]
-    if changed:
+    """Refuse to go on with another configuration than the run began with."""
+    if changed := binding.changes(found.binding, binding.of(config)):
         raise ConfigError(
             f"run {found.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
@@ -159,8 +129,13 @@ def _refuse_other(config: Config, found: Run) -> None:
 
 
 @contextmanager
-def alone(config: Config, storage: Storage) -> Iterator[None]:
+def alone(config: Config, storage: Storage, folder: str = FOLDER) -> Iterator[None]:
     """Be the only driver of a run; where there are no locks, as in object stores, others may be at it, too.
+
+    Args:
+        config: Names the run.
+        storage: Holds its record.
+        folder: Of the records, another one where `run.name` names a sweep.
 
     Raises:
         ConfigError: Another process drives the run.
@@ -168,7 +143,7 @@ def alone(config: Config, storage: Storage) -> Iterator[None]:
     """
     with ExitStack() as until:
         try:
-            until.enter_context(storage.lock(FOLDER, config.run.name, wait=False))
+            until.enter_context(storage.lock(folder, config.run.name, wait=False))
         except BlockingIOError:
             raise ConfigError(
                 f"run {config.run.name} is being trained by another process.",
@@ -207,7 +182,7 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
         generation = (
             max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
         )
-        found = Run(name, generation, uuid.uuid4().hex, binding=_binding(config), started_at=time.time())
+        found = Run(name, generation, uuid.uuid4().hex, binding=binding.of(config), started_at=time.time())
     found.status = "running"
     found.attempts += 1
     found.save(storage)

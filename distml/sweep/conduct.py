@@ -50,7 +50,7 @@ def run(config: Config, train: Train) -> dict[str, Any]:
     storage = Storage(config.storage.root)
     chosen = candidates.candidates(config)
     names = {one.name: one.config.run.name for one in chosen}
-    with storage.lock(record.FOLDER, config.run.name):
+    with runs.alone(config, storage, record.FOLDER):
         rows = _finished(chosen, storage)
         if rows:
             console.print(f"finished before: [bold]{escape(', '.join(rows))}[/bold]")

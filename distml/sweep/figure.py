@@ -98,7 +98,9 @@ class _Scale:
     def __init__(self, values: list[Any]) -> None:
         self._numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
         self._names = sorted({str(one) for one in values})
-        self._least, self._most = (min(values), max(values)) if self._numeric else (0.0, 1.0)
+        self._least, self._most = (0.0, 1.0)
+        if self._numeric:
+            self._least, self._most = float(min(values)), float(max(values))
         self._wide = self._least > 0 and self._most / self._least > 20
 
     def __call__(self, value: Any) -> float:
