@@ -43,6 +43,8 @@ _METAVARS = {
     "list[str]": "[TEXT,...]",
     "list[float]": "[X,...]",
     "dict[str,Any]": "{KEY: VALUE}",
+    "{auto,int}": "auto|N",
+    "dict[str,JSON]": "{PATH: {KIND: VALUES},...}",
     "list[dict[str,Any]]": "[{PATH: VALUE},...]",
 }
 
@@ -88,7 +90,9 @@ def _add_flag(group: Any, *names: str, **options: Any) -> None:
     if options.get("nargs") == "?":
         return
     options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
-    options["help"] = options["help"].replace("(default: None)", "(default: null)")
+    options["help"] = (
+        options["help"].replace("(default: None)", "(default: null)").removesuffix(" (ifdef: required)")
+    )
     group.add_argument(*names, **options)
 
 

@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -89,8 +90,10 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for key, field in model.model_fields.items():
         yield prefix + key
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _paths(field.annotation, f"{prefix}{key}.")
+        absent = get_args(field.annotation) if get_origin(field.annotation) is UnionType else ()
+        for kind in (field.annotation, *absent):  # a section, or one that may be absent
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _paths(kind, f"{prefix}{key}.")
 
 
 def nearest(path: str) -> str | None:
