@@ -33,6 +33,7 @@ class Served:
         metrics: Of the run, by name.
         data_digest: Of the data set's manifest, None where the export does not say.
         loaded_at: Seconds since 1970 when this replica had it ready.
+        confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Served:
     metrics: Mapping[str, float]
     data_digest: str | None
     loaded_at: float
+    confusion: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

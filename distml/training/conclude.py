@@ -14,6 +14,7 @@ from distml.data import feed, shards
 from distml.training import export, result, resume
 from distml.training.rank import Rank
 
+_DESCRIBED_CLASSES = 200  # a larger matrix would be most of a small model
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Labels int32, predicted classes int32 and losses float32 of a split, each (N,)."""
 
@@ -26,9 +27,10 @@ def conclude(rank: Rank) -> None:
     scored = time.perf_counter()
     if rank.rank:
         return
-    parts = _export(rank)
     classes = list(rank.manifest.classes)
     evaluation = {split: result.evaluate(*found, classes) for split, found in splits.items()}
+    held_out = evaluation.get("test") or evaluation["validation"]
+    parts = _export(rank, held_out["confusion"])
     labels, predicted, losses = splits.get("test") or splits["validation"]
     rank.post(
         "result",
@@ -62,7 +64,7 @@ def _rows(rank: Rank, split: str) -> feed.Rows:
     return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
-def _export(rank: Rank) -> tuple[str, ...]:
+def _export(rank: Rank, confusion: list[list[int]]) -> tuple[str, ...]:
     """Export the network, rebuilt outside the strategy so that nothing distributed is saved."""
     network: Any = rank.network()
     network.set_weights(resume.weights(rank))
@@ -72,6 +74,7 @@ def _export(rank: Rank) -> tuple[str, ...]:
         "classes": list(manifest.classes),
         "shape": list(manifest.shape),
         "data_digest": manifest.digest,
+        "confusion": confusion if manifest.num_classes <= _DESCRIBED_CLASSES else None,
     }
     parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:

@@ -64,6 +64,8 @@ class Described(Identity):
     """Of the data set's manifest."""
     loaded_at: float
     """Seconds since 1970 when this replica had it ready."""
+    confusion: list[list[int]] | None = None
+    """Counts on held-out rows by true class (outer) and predicted class (inner)."""
 
 
 class Refused(Schema):

@@ -163,7 +163,8 @@ def test_points_lie_where_their_values_are() -> None:
 
 def test_the_table_of_classes_counts_rows_and_columns() -> None:
     cat, dog, bird = tables.classes([[8, 2, 0], [1, 9, 0], [3, 2, 0]], ["cat", "dog", "bird"])
-    assert (cat.rows, cat.recall, cat.precision) == (10, 0.8, pytest.approx(8 / 12))
+    assert (cat.rows, cat.recall) == (10, 0.8)
+    assert cat.precision == pytest.approx(8 / 12)
     assert cat.mistake == "dog (20.0%)"
     assert cat.f1 == pytest.approx(2 * 0.8 * (8 / 12) / (0.8 + 8 / 12))
     assert dog.mistake == "cat (10.0%)"

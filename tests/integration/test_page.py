@@ -1,0 +1,305 @@
+"""The page in a real browser, over the real routes: files, mouse, keyboard, any shape, trouble."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml.config import ServeConfig
+from distml.data import schema
+from distml.serving.core import Core, Loaded
+from tests import browser
+from tests.serving import function, running, served
+
+pytestmark = pytest.mark.timeout(120)
+SHAPE = (28, 28, 1)
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+ASK = function(7, len(CLASSES), SHAPE)
+
+
+def endpoint(classes: tuple[str, ...] = CLASSES, shape: tuple[int, int, int] = SHAPE) -> Core:
+    """A core with one version whose held-out rows were mostly classified right."""
+    random = np.random.default_rng(0)
+    confusion = random.integers(0, 40, (len(classes), len(classes))) + np.eye(len(classes), dtype=int) * 800
+    described = dataclasses.replace(
+        served(7, classes, shape),
+        metrics={"test_accuracy": 0.9125, "val_accuracy": 0.9176, "test_loss": 0.2422},
+        confusion=tuple(tuple(map(int, row)) for row in confusion),
+    )
+    made = Core(ServeConfig())
+    made.swap({7: Loaded(described, function(7, len(classes), shape))}, {"champion": 7})
+    return made
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(endpoint()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with browser.chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(driver: Any, url: str) -> Any:
+    """The page, fresh; at the end nothing may have been complained about or asked of others."""
+    visit(driver, url)
+    yield driver
+    assert browser.complaints(driver) == []
+    assert all(one.startswith((url, "data:", "blob:")) for one in browser.requested(driver))
+
+
+def visit(driver: Any, url: str) -> None:
+    driver.get(url)
+    said(driver, "No picture yet.")
+
+
+def said(driver: Any, pattern: str, limit_s: float = 15) -> str:
+    """Wait until the verdict, which screen readers announce, matches; returns it."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def look(_: Any) -> str | bool:
+        text = driver.find_element("id", "verdict").text
+        return text if re.search(pattern, text) else False
+
+    verdict: str = WebDriverWait(driver, limit_s, 0.05).until(look)
+    return verdict
+
+
+def picture(path: Path, size: tuple[int, int] = (28, 28), mode: str = "L", seed: int = 3) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+def expected(data: bytes) -> tuple[str, np.ndarray]:
+    """The class and probabilities that the model gives without any HTTP."""
+    image = schema.to_shape(schema.decode(data), SHAPE)
+    probabilities = ASK(image[None])[0]
+    return CLASSES[int(probabilities.argmax())], probabilities
+
+
+def shown(driver: Any) -> list[float]:
+    """Widths of the bars, as shares."""
+    widths = driver.execute_script(
+        "return [...document.querySelectorAll('.fill')].map((bar) => bar.style.width)"
+    )
+    return [float(width.rstrip("%")) / 100 for width in widths]
+
+
+def test_a_file_is_answered_like_the_model_answers(page: Any, tmp_path: Path) -> None:
+    path = picture(tmp_path / "noise.png")
+    name, probabilities = expected(path.read_bytes())
+    page.find_element("id", "file").send_keys(str(path))
+    assert said(page, r"%").startswith(f"{name}, ")
+    np.testing.assert_allclose(shown(page), probabilities, atol=1e-5)
+    assert page.find_element("css selector", ".best .name").text == name
+    assert "Version 7 answered in" in page.find_element("id", "said").text
+    assert re.search(rf"held-out pictures that it called {re.escape(name)}, \d+ were", page.page_source)
+    label = page.find_element("id", "canvas").get_attribute("aria-label")
+    assert label == "Picture noise.png, 28 by 28"
+
+
+def test_the_model_is_described_with_its_matrix(page: Any) -> None:
+    facts = page.find_element("id", "facts").text
+    for expected_fact in ("7", f"{7:032x}", "91.3 %", "91.8 %", "0.2422"):
+        assert expected_fact in facts
+    assert page.title == "pets · distml"
+    assert len(page.find_elements("css selector", "#matrix rect.cell")) == 100
+    name = page.find_element("css selector", "#matrix svg").get_attribute("aria-label")
+    assert name.startswith("Confusion matrix of 10 classes. The most frequent mistake: ")
+
+
+def test_a_drawing_by_mouse_is_white_on_black_and_answered(page: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    canvas = page.find_element("id", "canvas")
+    chain = ActionChains(page).move_to_element_with_offset(canvas, -70, -70).click_and_hold()
+    for across, down in ((140, 0), (0, 140), (-140, 0), (0, -140)):
+        chain.move_by_offset(across, down)
+    chain.release().perform()
+    name, probabilities = expected(drawing(page))
+    assert said(page, r"%").startswith(f"{name}, ")
+    np.testing.assert_allclose(shown(page), probabilities, atol=0.02)  # the browser's PNG, our scaling
+    pixels = np.asarray(Image.open(io.BytesIO(drawing(page))).convert("L"))
+    assert set(np.unique(pixels)) >= {0, 255}
+    assert 0.02 < (pixels > 127).mean() < 0.3
+    page.find_element("id", "clear").click()
+    assert said(page, "No picture yet.")
+    assert max(shown(page)) == 0
+
+
+def drawing(driver: Any) -> bytes:
+    """What is on the canvas, as PNG."""
+    import base64
+
+    data = driver.execute_script("return document.getElementById('canvas').toDataURL('image/png')")
+    return base64.b64decode(data.partition(",")[2])
+
+
+def test_the_keyboard_is_enough(page: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def press(*keys: str) -> None:
+        ActionChains(page).send_keys(*keys).perform()
+
+    reached = []
+    for _ in range(8):
+        press(Keys.TAB)
+        reached.append(page.switch_to.active_element.get_attribute("id"))
+        outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"  # whoever cannot use a mouse sees where he is
+    assert reached[1:6] == ["canvas", "choose", "clear", "invert", "pen"]
+    page.find_element("id", "canvas").send_keys(
+        Keys.SPACE, *[Keys.ARROW_DOWN] * 8, *[Keys.ARROW_RIGHT] * 8, Keys.SPACE
+    )
+    name, _ = expected(drawing(page))
+    assert said(page, r"%").startswith(f"{name}, ")
+    before = drawing(page)
+    page.switch_to.active_element.send_keys(*[Keys.ARROW_UP] * 5)  # the pen is lifted
+    assert drawing(page) == before
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert said(page, "No picture yet.")
+
+
+def test_inverting_asks_for_the_negative(page: Any, tmp_path: Path) -> None:
+    path = picture(tmp_path / "noise.png", seed=5)
+    page.find_element("id", "file").send_keys(str(path))
+    first = said(page, r"%")
+    page.find_element("id", "invert").click()
+    negative = io.BytesIO()
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(negative, format="PNG")
+    name, probabilities = expected(negative.getvalue())
+    said(page, rf"^{re.escape(name)}, ")
+    assert page.find_element("id", "verdict").text != first
+    np.testing.assert_allclose(shown(page), probabilities, atol=0.01)
+
+
+def test_a_photograph_is_scaled_down_before_it_is_sent(page: Any, tmp_path: Path) -> None:
+    path = picture(tmp_path / "photo.jpg", (3000, 2000), "RGB")
+    assert path.stat().st_size > ServeConfig().max_body_bytes  # the endpoint would refuse it as it is
+    page.find_element("id", "file").send_keys(str(path))
+    assert said(page, r"%")
+
+
+def test_what_is_no_picture_is_said_so(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    page.find_element("id", "file").send_keys(str(tmp_path / "text.png"))
+    assert said(page, "is not a picture") == "text.png is not a picture this browser can read."
+
+
+def test_a_pasted_and_a_dropped_picture_are_taken(page: Any, tmp_path: Path) -> None:
+    name, _ = expected(picture(tmp_path / "noise.png").read_bytes())
+    give = """
+        const bytes = Uint8Array.from(atob(arguments[0]), (one) => one.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "noise.png", { type: "image/png" }));
+        const kind = arguments[1];
+        const target = kind === "paste" ? document : document.getElementById("drop");
+        const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true })
+          : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+        target.dispatchEvent(event);
+    """
+    import base64
+
+    for way in ("paste", "drop"):
+        page.execute_script(give, base64.b64encode((tmp_path / "noise.png").read_bytes()).decode(), way)
+        assert said(page, r"%").startswith(f"{name}, ")
+        page.find_element("id", "clear").click()
+        said(page, "No picture yet.")
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape"),
+    [(("cat", "dog"), (24, 40, 3)), (tuple(f"class {k}" for k in range(50)), (64, 48, 1))],
+)
+def test_any_shape_and_number_of_classes(
+    driver: Any, tmp_path: Path, classes: tuple[str, ...], shape: tuple[int, int, int]
+) -> None:
+    path = picture(tmp_path / "noise.png", (90, 60), "RGB")
+    with running(endpoint(classes, shape)) as url:
+        visit(driver, url)
+        driver.find_element("id", "file").send_keys(str(path))
+        said(driver, r"%")
+        assert len(driver.find_elements("css selector", ".bars li")) == min(12, len(classes))
+        box = driver.find_element("id", "canvas").size
+        assert box["width"] / box["height"] == pytest.approx(shape[1] / shape[0], rel=0.05)
+        browser.shoot(driver, f"page-{len(classes)}-classes")
+        assert not browser.overflowing(driver)
+
+
+def test_an_endpoint_without_a_model_is_said_so_and_asked_again(driver: Any) -> None:
+    empty = Core(ServeConfig())
+    with running(empty) as url:
+        driver.get(url)
+        assert said(driver, "no model") == "The endpoint has no model yet: no model has been loaded yet"
+        full = endpoint()
+        described = full.served()[0]
+        empty.swap({7: Loaded(described, ASK)}, {"champion": 7})
+        said(driver, "No picture yet.")  # by itself, a few seconds later
+        browser.complaints(driver)
+
+
+def test_an_endpoint_that_goes_away_is_said_so(driver: Any, tmp_path: Path) -> None:
+    with running(endpoint()) as url:
+        visit(driver, url)
+    driver.find_element("id", "file").send_keys(str(picture(tmp_path / "noise.png")))
+    assert said(driver, "does not answer")
+    browser.complaints(driver)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"), [("light", 1180, False), ("dark", 1180, True), ("phone", 400, False)]
+)
+def test_it_looks_right_in_both_themes_and_on_a_phone(
+    url: str, tmp_path: Path, name: str, width: int, dark: bool
+) -> None:
+    with browser.chromium(width, dark=dark) as driver:
+        visit(driver, url)
+        driver.find_element("id", "file").send_keys(str(picture(tmp_path / "noise.png")))
+        said(driver, r"%")
+        assert len(browser.shoot(driver, f"page-{name}")) > 20_000
+        assert not browser.overflowing(driver)
+        ink, ground = contrast(driver, "verdict"), contrast(driver, "line")
+        assert min(ink, ground) >= 4.5  # WCAG 2.2, success criterion 1.4.3, level AA
+        assert browser.complaints(driver) == []
+
+
+def contrast(driver: Any, element: str) -> float:
+    """Contrast of an element's text with the page's ground, as WCAG defines it."""
+    colors = driver.execute_script(
+        "return [getComputedStyle(document.getElementById(arguments[0])).color,"
+        " getComputedStyle(document.body).backgroundColor]",
+        element,
+    )
+
+    def luminance(color: str) -> float:
+        values = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    light, dark = sorted(map(luminance, colors), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
