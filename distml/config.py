@@ -93,6 +93,8 @@ class ModelConfig(Section):
     """A registered builder (cnn, cnn_batchnorm, cnn_dropout, convnet, resnet) or module:function."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options handed to the builder."""
+    mirror: bool = False
+    """Predict from the average over an image and its mirror image: more accurate, twice the work."""
 
 
 class ScheduleConfig(Section):
@@ -140,8 +142,8 @@ class TrainConfig(Section):
     """Logical CPUs each worker reserves from Ray."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where every worker can have one; gpu without one is an error."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Compute type; weights stay float32."""
+    precision: Literal["float32", "auto", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Arithmetic of training, auto is bfloat16 where the hardware has it; exports are float32."""
     epochs: PositiveInt = 5
     """Passes over the training rows."""
     global_batch_size: PositiveInt = 256

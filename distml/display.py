@@ -45,8 +45,9 @@ class Display:
     def _on_ready(self, event: Event) -> None:
         self._steps_per_epoch = event["steps_per_epoch"]
         world, mode = event["world_size"], "streamed" if event["streaming"] else "in memory"
+        kind = "" if event["precision"] == "float32" else f" in {event['precision']}"
         self.say(
-            f"training on {world} worker{'s' * (world > 1)}: {event['parameters']:,} parameters, "
+            f"training{kind} on {world} worker{'s' * (world > 1)}: {event['parameters']:,} parameters, "
             f"{self._steps_per_epoch} steps an epoch, shards {mode}"
         )
         if self.console.is_terminal and self._progress is None and not self._name:

@@ -48,7 +48,7 @@ def _main(work: dict[str, Any]) -> None:
 
     from distml.config import TrainConfig
     from distml.data import feed
-    from distml.models import registry
+    from distml.models import fused, registry
     from distml.training import optimizer as optimizers
     from distml.training.step import Step, StepSpec
 
@@ -58,6 +58,7 @@ def _main(work: dict[str, Any]) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         model = registry.build(work["model"], (28, 28, 1), 10, {}, 0)
+        fused.fuse(model)
         optimizer = optimizers.make(train, [1e-3] * work["steps"])
         optimizer.build(model.trainable_variables)
     spec = StepSpec(train.global_batch_size, rank, 0, train.label_smoothing, train.ema, train.augment)

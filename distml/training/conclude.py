@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distml.data import feed, shards
-from distml.training import export, result, resume
+from distml.models import mirror
+from distml.training import export, result, resume, score
 from distml.training.rank import Rank
 
 _DESCRIBED_CLASSES = 200  # a larger matrix would be most of a small model
@@ -23,14 +25,17 @@ def conclude(rank: Rank) -> None:
     """Score the validation and test splits with all workers; rank 0 exports and tells the driver."""
     began = time.perf_counter()
     rank.step.swap()  # from here on the averaged weights are the model
-    splits = {split: _score(rank, split) for split in ("validation", "test") if rank.manifest.rows.get(split)}
+    network = _network(rank)
+    scores = score.scorer(network)
+    held_out = [split for split in ("validation", "test") if rank.manifest.rows.get(split)]
+    splits = {split: _score(rank, split, scores) for split in held_out}
     scored = time.perf_counter()
     if rank.rank:
         return
     classes = list(rank.manifest.classes)
     evaluation = {split: result.evaluate(*found, classes) for split, found in splits.items()}
-    held_out = evaluation.get("test") or evaluation["validation"]
-    parts = _export(rank, held_out["confusion"])
+    shown = evaluation.get("test") or evaluation["validation"]
+    parts = _export(rank, network, shown["confusion"])
     labels, predicted, losses = splits.get("test") or splits["validation"]
     rank.post(
         "result",
@@ -46,10 +51,17 @@ def conclude(rank: Rank) -> None:
     )
 
 
-def _score(rank: Rank, split: str) -> Scored:
+def _network(rank: Rank) -> Any:
+    """What is measured and exported: rebuilt outside the strategy, of stock layers, in float32."""
+    network = rank.network()
+    network.set_weights(resume.weights(rank))
+    return mirror.mirrored(network) if rank.config.model.mirror else network
+
+
+def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Scored:
     """Score a whole split, each worker its rows; every rank gets all of it."""
     images, labels = _rows(rank, split)
-    losses, predicted = rank.step.scores(images, labels)
+    losses, predicted = scores(images, labels)
     mine = np.zeros((3, rank.manifest.rows[split]), np.float64)
     for row, values in enumerate((labels, predicted, losses)):
         mine[row, rank.rank :: rank.world_size] = values
@@ -64,10 +76,8 @@ def _rows(rank: Rank, split: str) -> feed.Rows:
     return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
-def _export(rank: Rank, confusion: list[list[int]]) -> tuple[str, ...]:
-    """Export the network, rebuilt outside the strategy so that nothing distributed is saved."""
-    network: Any = rank.network()
-    network.set_weights(resume.weights(rank))
+def _export(rank: Rank, network: Any, confusion: list[list[int]]) -> tuple[str, ...]:
+    """Write the export into the run's folder; returns where it is."""
     manifest = rank.manifest
     described = {
         "name": manifest.name,

@@ -30,6 +30,7 @@ class Rank:
     """
 
     step: Step
+    precision: str
     shard: feed.Memory | feed.Stream
     validation: feed.Rows
 
@@ -91,29 +92,38 @@ class Rank:
             epoch=len(self.history),
             steps_per_epoch=self.steps_per_epoch,
             streaming=self.shard.streaming,
+            precision=self.precision,
             parameters=int(self.step.model.count_params()),
             started_at=self.started_at,
             pid=os.getpid(),
             **times,
         )
 
-    def network(self) -> Any:
-        """Build the network, its initial weights a function of the seed alone."""
+    def network(self, precision: str = "float32") -> Any:
+        """Build the network of Keras's own layers, its initial weights a function of the seed alone.
+
+        Args:
+            precision: Keras's dtype policy; what is exported computes in float32 on any machine.
+        """
+        import keras
+
         from distml.models import registry
+
+        keras.config.set_dtype_policy(precision)
 
         model, classes = self.config.model, len(self.manifest.classes)
         return registry.build(model.name, self.manifest.shape, classes, model.options, self.config.run.seed)
 
     def _build(self, strategy: Any) -> Step:
-        import keras
-
+        from distml.models import fused
         from distml.training import optimizer as optimizers
         from distml.training.step import Step, StepSpec
 
         train, seed = self.config.train, self.config.run.seed
-        keras.config.set_dtype_policy(train.precision)
+        self.precision = devices.precision(train.precision, self._use_gpu)
         with strategy.scope():
-            model = self.network()
+            model = self.network(self.precision)
+            fused.fuse(model)
             optimizer = optimizers.make(train, schedule.table(train, self.steps_per_epoch))
             optimizer.build(model.trainable_variables)
         spec = StepSpec(

@@ -17,10 +17,9 @@ import tensorflow as tf
 
 from distml.config import AugmentConfig
 from distml.training import augment
+from distml.training.score import cross_entropy, scorer
 
 Tensor = Any
-EVALUATION_BATCH = 500
-"""Rows evaluated at a time; bounds activation memory and divides the built-in splits evenly."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,6 @@ class StepSpec:
     augment: AugmentConfig
 
 
-def cross_entropy(labels: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Loss per row.
-
-    Args:
-        labels: int32 (N,).
-        logits: float32 (N, classes).
-        smoothing: Share of the target spread evenly over all classes.
-
-    Returns:
-        float32 (N,), natural logarithm.
-    """
-    hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    if not smoothing:
-        return hard
-    spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
-    return (1 - smoothing) * hard + smoothing * spread
-
-
 class Step:
     """The compiled step of one worker. Final.
 
@@ -70,6 +51,9 @@ class Step:
         model: Raw pixels in, float32 logits out.
         optimizer: Built on the model's trainable variables.
         spec: Everything else.
+
+    Attributes:
+        scores: Loss and predicted class of each of this worker's rows, as `score.scorer` describes.
     """
 
     def __init__(
@@ -81,7 +65,7 @@ class Step:
         self._statistics = [
             variable.value for variable in model.non_trainable_variables if variable.dtype.startswith("float")
         ]
-        self._swapped = False
+        self.scores = scorer(model)
 
     @property
     def iterations(self) -> int:
@@ -166,23 +150,6 @@ class Step:
             value = variable.numpy()
             variable.assign(average)
             average.assign(value)
-
-    @tf.function(reduce_retracing=True)
-    def _scores(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model(tf.cast(images, tf.float32), training=False)
-        return cross_entropy(labels, logits), tf.argmax(logits, -1, tf.int32)
-
-    def scores(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Loss (float32) and predicted class (int32) of each of this worker's rows."""
-        parts = [
-            self._scores(images[at : at + EVALUATION_BATCH], labels[at : at + EVALUATION_BATCH])
-            for at in range(0, len(labels), EVALUATION_BATCH)
-        ]
-        losses = [loss.numpy() for loss, _ in parts]
-        predicted = [label.numpy() for _, label in parts]
-        return np.concatenate(losses or [np.zeros(0, np.float32)]), np.concatenate(
-            predicted or [np.zeros(0, np.int32)]
-        )
 
     @tf.function(reduce_retracing=True)
     def _sum(self, values: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""The fused batch normalisation against the stock layer: what it computes, learns and leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.models import fused, registry
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    # Keras 3.15 on NumPy 2, while it saves.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+SHAPE = (6, 5, 3)
+TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 3e-2, "mixed_float16": 5e-3}
+
+
+def pair(keras: Any, policy: str = "float32", **options: Any) -> tuple[Any, Any]:
+    """The stock layer and the fused one in a network each, with the same uneven weights."""
+    made = []
+    for _ in range(2):
+        inputs = keras.Input(SHAPE)
+        layer = keras.layers.BatchNormalization(momentum=0.7, dtype=policy, **options)
+        made.append(keras.Model(inputs, layer(inputs)))
+    numbers = np.random.default_rng(1)
+    weights = [numbers.uniform(0.5, 2.0, weight.shape) for weight in made[0].get_weights()]
+    for model in made:
+        model.set_weights(weights)
+    assert fused.fuse(made[1]) == 1
+    return made[0], made[1]
+
+
+def learn(model: Any, images: np.ndarray, training: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Outputs, then the gradients with respect to images and weights and the moving statistics."""
+    import tensorflow as tf
+
+    watched = tf.constant(images)
+    weight = tf.constant(np.random.default_rng(3).normal(size=images.shape), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        outputs = model(watched, training=training)
+        loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * weight)
+    gradients = tape.gradient(loss, [watched, *(one.value for one in model.trainable_variables)])
+    statistics = [one.numpy() for one in model.non_trainable_variables]
+    return tf.cast(outputs, tf.float32).numpy(), [one.numpy() for one in gradients] + statistics
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("policy", TOLERANCE)
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"trainable": False}])
+def test_outputs_gradients_and_moving_statistics_are_the_stock_layers(
+    keras: Any, training: bool, policy: str, options: dict[str, bool]
+) -> None:
+    images = np.random.default_rng(2).normal(0.3, 2.0, (4, *SHAPE)).astype(np.float32)
+    stock, ours = (learn(model, images, training) for model in pair(keras, policy, **options))
+    near = TOLERANCE[policy]
+    np.testing.assert_allclose(ours[0], stock[0], rtol=near, atol=near)
+    assert len(ours[1]) == len(stock[1])
+    for mine, theirs in zip(ours[1], stock[1], strict=True):
+        size = max(1.0, float(np.abs(theirs).max()))
+        np.testing.assert_allclose(mine / size, theirs / size, rtol=near, atol=near)
+
+
+def test_every_stock_layer_of_a_network_is_fused_and_its_weights_stay(keras: Any) -> None:
+    network = registry.build("resnet", (28, 28, 1), 10, {}, 0)
+    before = network.get_weights()
+    names = [weight.path for weight in network.weights]
+    assert fused.fuse(network) == 9
+    assert fused.fuse(network) == 0
+    assert [weight.path for weight in network.weights] == names
+    assert all(np.array_equal(*both) for both in zip(before, network.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{"renorm": True}, {"synchronized": True}, {"axis": 1}], ids=["renorm", "synchronized", "axis"]
+)
+def test_what_the_operation_cannot_do_is_left_alone(keras: Any, options: dict[str, Any]) -> None:
+    inputs = keras.Input(SHAPE)
+    assert fused.fuse(keras.Model(inputs, keras.layers.BatchNormalization(**options)(inputs))) == 0
+    flat = keras.Input((7,))
+    assert fused.fuse(keras.Model(flat, keras.layers.BatchNormalization()(flat))) == 0
+
+
+def test_a_subclass_of_the_users_is_left_alone(keras: Any) -> None:
+    class Own(keras.layers.BatchNormalization):
+        pass
+
+    inputs = keras.Input(SHAPE)
+    assert fused.fuse(keras.Model(inputs, Own()(inputs))) == 0
+
+
+def test_layers_of_a_subclassed_model_are_found(keras: Any) -> None:
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.BatchNormalization()])
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            return self.inner(inputs, training=training)
+
+    model = Own()
+    model(np.zeros((1, *SHAPE), np.float32))
+    assert fused.fuse(model) == 1
+
+
+def test_weights_move_to_a_stock_network_that_plain_keras_loads(keras: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(4).uniform(0, 255, (8, 28, 28, 1)).astype(np.float32)
+    trained = registry.build("resnet", (28, 28, 1), 10, {"widths": [4, 8]}, 0)
+    fused.fuse(trained)
+    for _ in range(3):
+        trained(images, training=True)
+    stock = registry.build("resnet", (28, 28, 1), 10, {"widths": [4, 8]}, 1)
+    stock.set_weights(trained.get_weights())
+    stock.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(images), trained(images, training=False), rtol=1e-4, atol=1e-5)

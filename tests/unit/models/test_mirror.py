@@ -1,0 +1,32 @@
+"""The average over an image and its mirror image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.models import mirror, registry
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    # Keras 3.15 on NumPy 2, while it saves.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+
+def test_logits_are_the_average_of_both_and_the_saved_model_is_plain_keras(
+    keras: Any, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 1)).astype(np.float32)
+    network = registry.build("resnet", (28, 28, 1), 10, {"widths": [4]}, 0)
+    both = mirror.mirrored(network)
+    expected = (np.asarray(network(images)) + np.asarray(network(images[:, :, ::-1]))) / 2
+    assert not np.allclose(expected, network(images))
+    np.testing.assert_allclose(both(images), expected, rtol=1e-5, atol=1e-6)
+    assert [weight.path for weight in both.weights] == [weight.path for weight in network.weights]
+    both.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded(images), expected, rtol=1e-5, atol=1e-6)
