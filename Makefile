@@ -55,6 +55,9 @@ $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 requirements: ## Resolve and pin the requirements again (needs uv)
 	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra s3 --extra server -c requirements/cpu.txt -o requirements/image-cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --extra s3 --extra server -c requirements/gpu.txt -o requirements/image-gpu.txt
+	echo hatchling | $(COMPILE) -c requirements/cpu.txt - -o requirements/image-build.txt
 	echo 'tf-keras==2.21.*' | $(COMPILE) --no-deps - -o requirements/bench.txt
 
 clean: ## Remove the environment and the caches; data and runs stay
