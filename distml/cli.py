@@ -24,7 +24,7 @@ from distml import __version__, log
 from distml.errors import ConfigError, DistmlError
 from distml.flags import Parser, make_parser, parse
 
-__all__ = ["VERBS", "Parser", "Result", "entry", "fail", "finish", "main"]
+__all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,13 @@ VERBS = {
     "drift": "compare logged requests with the training data",
     "validate": "check a configuration without starting anything",
     "sync": "send to the tracking server what runs recorded while it was away",
+    "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
+    "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
 }
 """The verbs of the console script, each the module of the same name, and what it does."""
+
+MODULES = {"cluster": "k3d"}
+"""Verbs whose name is taken by a noun, and their module."""
 
 Result = dict[str, Any]
 
@@ -135,7 +140,7 @@ def entry() -> int:
         remedy = f"Did you mean {guess[0]}?" if guess else f"Choose one of {', '.join(VERBS)}."
         return fail(words[0], ConfigError(f"unknown verb {words[0]}.", remedy))
     sys.argv = [f"distml {words[0]}", *words[1:]]
-    return int(importlib.import_module(f"distml.{words[0]}").main())
+    return int(importlib.import_module(f"distml.{MODULES.get(words[0], words[0])}").main())
 
 
 def _overview() -> str:

@@ -91,3 +91,11 @@ class NotReadyError(ServingError):
 
     retry_after_s = 1
     """Seconds a client should wait before it asks again."""
+
+
+class ClusterError(DistmlError):
+    """A Kubernetes cluster refuses, or cannot be reached."""
+
+
+class JobError(DistmlError):
+    """A job on a cluster did not succeed; its exit code becomes ours."""

@@ -1,0 +1,171 @@
+"""Following one RayJob to its end, whatever is lost on the way (driver)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from distml.errors import ClusterError
+from distml.kube import rayjob
+from distml.kube.jobs import Job
+from distml.kube.server import Server
+
+logger = logging.getLogger(__name__)
+
+_STOP_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Args:
+        verdict: succeeded, failed or stopped; deadline or cancelled when it was stopped by us.
+        exit_code: Of the driver, None where Ray did not say.
+        summary: The result line of the pipeline, empty when there was none.
+        status: The RayJob's last status, in words.
+    """
+
+    verdict: str
+    exit_code: int | None
+    summary: dict[str, Any]
+    status: str
+
+
+@dataclass
+class Follower:
+    """Watches one RayJob and prints its log.
+
+    Args:
+        server: Of the RayJob.
+        name: Of the RayJob.
+        cancelled: Set when the job is to be stopped.
+        deadline: Seconds since 1970 at which it is to be stopped.
+        poll_s: Seconds between two looks.
+        dashboard: Address that replaces the one in the status, for use from outside the cluster.
+        out: Where the log goes; standard error by default.
+    """
+
+    server: Server
+    name: str
+    cancelled: threading.Event
+    deadline: float
+    poll_s: float = 3.0
+    dashboard: str | None = None
+    out: TextIO = field(default_factory=lambda: sys.stderr)
+    _shown: int = 0
+    _log: str = ""
+    _complaint: str = ""
+    _status: str = ""
+
+    def follow(self) -> Ended:
+        """Return when the job has ended, or was stopped for the deadline or because we were told to.
+
+        Raises:
+            ClusterError: The API server is away for too long, or somebody deleted the RayJob.
+        """
+        while True:
+            found = self._read()
+            self._show(found)
+            verdict = rayjob.verdict(found)
+            if verdict in ("succeeded", "failed", "stopped"):
+                return self._end(found, verdict)
+            for ours, due in (
+                ("cancelled", self.cancelled.is_set()),
+                ("deadline", time.time() > self.deadline),
+            ):
+                if due:
+                    self._stop(found, ours)
+                    return Ended(ours, None, {}, rayjob.describe(found))
+            self.cancelled.wait(min(self.poll_s, max(0.0, self.deadline - time.time())))
+
+    def _read(self) -> dict[str, Any]:
+        found = self.server.read(f"{rayjob.PATH}/{self.name}")
+        if found is None:
+            raise ClusterError(f"the RayJob {self.name} was deleted before it ended.")
+        words = rayjob.describe(found)
+        if words != self._status:
+            self._status = words
+            logger.info("RayJob %s: %s", self.name, words)
+        return found
+
+    def _job(self, found: dict[str, Any]) -> Job | None:
+        status = found.get("status") or {}
+        url = self.dashboard or status.get("dashboardURL")
+        return Job(url, status["jobId"]) if url and status.get("jobId") else None
+
+    def _show(self, found: dict[str, Any]) -> bool:
+        """Print what the log has more than last time; False when it could not be read."""
+        job = self._job(found)
+        if job is None or rayjob.verdict(found) == "waiting":
+            return False
+        try:
+            self._log = job.log()
+        except ClusterError as error:  # the status decides how the job ends, so a lost log is no failure
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.warning("%s The job goes on.", error)
+            return False
+        self._complaint = ""
+        if len(self._log) < self._shown:  # another driver's log: KubeRay tried again
+            self._shown = 0
+        self.out.write(self._log[self._shown :])
+        self.out.flush()
+        self._shown = len(self._log)
+        return True
+
+    def _end(self, found: dict[str, Any], verdict: str) -> Ended:
+        """Read the last lines and the exit code, which can lag behind the status."""
+        job, code = self._job(found), None
+        for _ in range(5):
+            if job is None or (self._show(found) and (verdict != "succeeded" or summary(self._log))):
+                break
+            time.sleep(min(self.poll_s, 2.0))
+        if job is not None:
+            try:
+                code = job.exit_code()
+            except ClusterError as error:
+                logger.warning("%s The exit code is not known.", error)
+        return Ended(verdict, code, summary(self._log), rayjob.describe(found))
+
+    def _stop(self, found: dict[str, Any], why: str) -> None:
+        """End the Ray job: KubeRay's own deadline would leave it running on a cluster that stays."""
+        job = self._job(found)
+        logger.warning("%s: stopping the Ray job of %s", why, self.name)
+        if job is not None and _attempted(job.stop):
+            until = time.monotonic() + _STOP_WAIT_S
+            while time.monotonic() < until:
+                if rayjob.verdict(self._read()) in ("succeeded", "failed", "stopped"):
+                    return
+                time.sleep(min(self.poll_s, 1.0))
+        # Nothing submitted yet, or no way to the head: KubeRay stops what a deleted RayJob started.
+        logger.warning("deleting the RayJob %s, which stops what it started", self.name)
+        self.server.delete(f"{rayjob.PATH}/{self.name}")
+
+
+def _attempted(stop: Callable[[], None]) -> bool:
+    try:
+        stop()
+    except ClusterError as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
+def summary(log: str) -> dict[str, Any]:
+    """The last result line in a log: a JSON object with a `verb`; empty when there is none."""
+    for line in reversed(log.splitlines()):
+        if line.startswith("{") and '"verb"' in line:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict) and "verb" in found:
+                return found
+    return {}

@@ -1,0 +1,114 @@
+"""The steps from nothing to a running cluster (driver)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distml import __version__
+from distml.kube import steps
+from distml.kube.steps import Step
+
+KUBERAY, ARGO = "1.7.0", "4.1.2"
+"""Versions of the operators."""
+_KUBERAY = f"https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v{KUBERAY}"
+_ARGO = f"https://github.com/argoproj/argo-workflows/releases/download/v{ARGO}/install.yaml"
+IMAGES = {"distml": ".", "distml-postgres": "kuberay/postgres"}
+"""Images built here, and the folder each is built from."""
+
+
+def k3d(folder: Path, base_image: str | None) -> list[Step]:
+    """Build the images, create the cluster and import them.
+
+    Args:
+        folder: Of this machine, shared by the nodes.
+        base_image: What the images are built on, None for the Dockerfile's own.
+    """
+    base = ["--build-arg", f"BASE_IMAGE={base_image}"] if base_image else []
+    target = {"distml": ["--target", "cpu"]}
+    made = [
+        Step(
+            f"build the image {name}:{__version__} (minutes the first time)",
+            ["docker", "build", *target.get(name, []), *base, "-t", f"{name}:{__version__}", source],
+            "Is Docker running (`docker info`)? `docker build` by hand shows the whole output.",
+            limit_s=3600,
+        )
+        for name, source in IMAGES.items()
+    ]
+    create = Step(
+        "create the k3d cluster distml",
+        ["k3d", "cluster", "create", "--config", "kuberay/k3d.yaml"],
+        "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
+        unless=lambda: steps.quiet(["k3d", "cluster", "get", "distml"]) is not None,
+        environment={"DISTML_FOLDER": str(folder)},
+    )
+    load = Step(
+        "import the images into its nodes (about two minutes)",
+        ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
+        "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+    )
+    return [*made, create, load]
+
+
+def operators(kubectl: list[str]) -> list[Step]:
+    """Install KubeRay and Argo where their definitions are missing."""
+
+    def there(definition: str) -> bool:
+        return steps.quiet([*kubectl, "get", "crd", definition]) is not None
+
+    def applied(name: str, words: list[str], definition: str) -> list[Step]:
+        space = words.pop()
+        return [
+            Step(
+                f"namespace {space}",
+                [*kubectl, "create", "namespace", space],
+                "",
+                unless=lambda: steps.quiet([*kubectl, "get", "namespace", space]) is not None,
+            ),
+            Step(
+                f"install {name}",
+                [*kubectl, "apply", "--server-side", "-n", space, *words],
+                "It comes from the internet; without it, install it by hand and give --operators false.",
+                unless=lambda: there(definition),
+            ),
+        ]
+
+    return [
+        *applied(f"KubeRay {KUBERAY}", ["-k", _KUBERAY, "default"], "rayjobs.ray.io"),
+        *applied(f"Argo Workflows {ARGO}", ["-f", _ARGO, "argo"], "workflows.argoproj.io"),
+    ]
+
+
+def apply(kubectl: list[str], overlay: str) -> list[Step]:
+    """Apply an overlay and wait for what it holds."""
+
+    def wait(name: str, *words: str) -> Step:
+        return Step(
+            f"wait for {name}",
+            [*kubectl, "-n", "distml", *words, "--timeout=600s"],
+            f"`{' '.join(kubectl)} -n distml get pods,events` says why; kuberay/README.md lists causes.",
+        )
+
+    return [
+        Step(
+            "clear finished set-up jobs",
+            [
+                *kubectl,
+                "delete",
+                "job",
+                "-A",
+                "-l",
+                "app.kubernetes.io/component=setup",
+                "--ignore-not-found",
+            ],
+            "",
+            needed=False,
+        ),
+        Step(
+            f"apply {overlay}",
+            [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
+            "The last line names the object that was refused.",
+        ),
+        wait("PostgreSQL", "rollout", "status", "statefulset/postgres"),
+        wait("MLflow", "rollout", "status", "deployment/mlflow"),
+        wait("the Ray cluster", "wait", "raycluster/distml", "--for=condition=RayClusterProvisioned"),
+    ]

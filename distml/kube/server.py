@@ -1,0 +1,172 @@
+"""The Kubernetes API server, asked over plain HTTPS with a pod's own account (driver).
+
+Five calls on three kinds of object do not earn a client library of thirty megabytes in every image.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from distml.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where Kubernetes mounts the token, the certificate authority and the namespace of a pod's account."""
+
+Object = dict[str, Any]
+
+_REMEDIES = {
+    401: "The token of this pod's account is missing or has expired; is automountServiceAccountToken on?",
+    403: "Give the pod's account that right; kuberay/base/accounts.yaml has the roles.",
+}
+
+
+class ConflictError(ClusterError):
+    """An object of that name exists already."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One namespace of an API server.
+
+    Args:
+        url: Address of the API server.
+        namespace: Where everything is looked up and created.
+        account: Folder with `token` and `ca.crt`; neither is needed behind `kubectl proxy`.
+        patience_s: For how long an API server that does not answer is asked again.
+    """
+
+    url: str
+    namespace: str
+    account: Path = ACCOUNT
+    patience_s: float = 120.0
+
+    def read(self, path: str) -> Object | None:
+        """Return an object, or None when there is none of that name.
+
+        Args:
+            path: Such as `apis/ray.io/v1/rayjobs/NAME`; the namespace is put in.
+
+        Raises:
+            ClusterError: The server refuses, or does not answer for `patience_s`.
+        """
+        answer = self._ask("GET", path)
+        found: Object | None = None if answer.status_code == 404 else answer.json()
+        return found
+
+    def create(self, path: str, body: Object) -> Object:
+        """Create an object and return it as the server keeps it.
+
+        Raises:
+            ConflictError: One of that name exists.
+            ClusterError: As `read`, and for an object that the server finds invalid.
+        """
+        answer = self._ask("POST", path, body)
+        if answer.status_code == 404:
+            raise ClusterError(
+                f"the API server does not know {path}.", "Install the operator with its definitions first."
+            )
+        made: Object = answer.json()
+        return made
+
+    def delete(self, path: str) -> None:
+        """Delete an object; quiet when there is none.
+
+        Raises:
+            ClusterError: As `read`.
+        """
+        self._ask("DELETE", path)
+
+    def _ask(self, method: str, path: str, body: Object | None = None) -> requests.Response:
+        group, _, rest = path.rpartition("/v1/")
+        url = f"{self.url.rstrip('/')}/{group}/v1/namespaces/{self.namespace}/{rest}"
+        answer = patiently(
+            lambda: requests.request(
+                method, url, json=body, headers=self._headers(), verify=self._verify(), timeout=15
+            ),
+            f"the API server {self.url}",
+            self.patience_s,
+        )
+        if answer.status_code >= 400 and answer.status_code != 404:
+            self._refuse(answer, method, rest)
+        return answer
+
+    def _refuse(self, answer: requests.Response, method: str, what: str) -> None:
+        """Raise what an answer of the server means."""
+        try:
+            said = str(answer.json().get("message", ""))
+        except (ValueError, AttributeError):
+            said = answer.text.strip()[:300]
+        message = f"the API server answered {answer.status_code} to {method} {what}: {said.rstrip('.')}."
+        if answer.status_code == 409:
+            raise ConflictError(message)
+        raise ClusterError(message, _REMEDIES.get(answer.status_code, ""))
+
+    def _headers(self) -> dict[str, str]:
+        try:  # every time: the kubelet writes a new token before the old one expires
+            return {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}"}
+        except FileNotFoundError:
+            return {}
+
+    def _verify(self) -> str | bool:
+        authority = self.account / "ca.crt"
+        return str(authority) if authority.exists() else True
+
+
+def here(url: str | None = None, namespace: str | None = None) -> Server:
+    """The API server of the pod this runs in, or the one of the given address.
+
+    Raises:
+        ClusterError: Neither an address nor a pod's environment.
+    """
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not url and not host:
+        raise ClusterError(
+            "this is no pod, so there is no API server.",
+            "Run `kubectl proxy` and give --api-server http://127.0.0.1:8001.",
+        )
+    host = f"[{host}]" if host and ":" in host else host
+    return Server(
+        url=url or f"https://{host}:{port}",
+        namespace=namespace or os.environ.get("POD_NAMESPACE") or "distml",
+        account=Path(os.environ.get("DISTML_ACCOUNT") or ACCOUNT),
+        patience_s=float(os.environ.get("DISTML_PATIENCE_S") or 120),
+    )
+
+
+def patiently(
+    ask: Callable[[], requests.Response], whom: str, patience_s: float, first_pause_s: float = 0.5
+) -> requests.Response:
+    """Ask again, at growing intervals, while nobody answers or the answer is the server's own failure.
+
+    Raises:
+        ClusterError: No answer within `patience_s`.
+    """
+    until, pause_s, told = time.monotonic() + patience_s, first_pause_s, False
+    while True:
+        try:
+            answer = ask()
+            if answer.status_code not in (429, 500, 502, 503, 504):
+                return answer
+            cause = f"status {answer.status_code}"
+        except requests.RequestException as error:
+            cause = type(error).__name__
+        if time.monotonic() + pause_s > until:
+            raise ClusterError(
+                f"{whom} has not answered for {patience_s:g} s ({cause}).",
+                "Whatever was started goes on; the same command finds it again.",
+            )
+        if not told:
+            logger.warning("%s does not answer (%s); asking again", whom, cause)
+            told = True
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 10.0)

@@ -1,0 +1,188 @@
+"""Run the pipeline as a Ray job on Kubernetes and end as it ends (driver).
+
+What the step of kuberay/workflow.yaml runs. It creates a RayJob of a name that follows from the workflow's,
+or finds the one that an earlier pod of the same step created; so it can be lost and started again.
+"""
+
+from __future__ import annotations
+
+import calendar
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distml import cli
+from distml.config import Config
+from distml.errors import ClusterError, ConfigError, JobError
+from distml.kube import rayjob, server
+from distml.kube.follow import Ended, Follower
+from distml.kube.server import ConflictError, Server
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = {"champion_version": "champion_version", "test_accuracy": "test_accuracy", "endpoint": "endpoint"}
+"""Files handed on to Argo and where the pipeline's result line has their content."""
+
+
+def _arguments(parser: cli.Parser) -> None:
+    parser.add_argument("--job", metavar="FILE", required=True, help="manifest of the RayJob to start")
+    parser.add_argument("--job-name", metavar="NAME", required=True, help="name the RayJob is found by again")
+    parser.add_argument("--owner", metavar="Workflow/NAME/UID", help="whose deletion deletes the RayJob")
+    parser.add_argument("--overrides=", metavar="TEXT", help="flags of the pipeline, all in one word")
+    parser.add_argument("--attempts", metavar="N", type=int, default=2, help="Ray jobs before giving up")
+    parser.add_argument("--deadline-s", metavar="S", type=float, default=7200.0, help="then it is stopped")
+    parser.add_argument("--outputs", metavar="FOLDER", help="one file for each result Argo hands on")
+    parser.add_argument("--image", metavar="NAME", help="image of pods the job brings; $DISTML_IMAGE")
+    parser.add_argument("--namespace", metavar="NAME", help="$POD_NAMESPACE, or distml")
+    parser.add_argument("--api-server", metavar="URL", help="that of this pod by default")
+    parser.add_argument("--dashboard", metavar="URL", help="Ray's, where it is reached by another address")
+    parser.add_argument("--poll-s", metavar="S", type=float, default=3.0, help="seconds between two looks")
+
+
+def entrypoint(namespace: Namespace) -> str:
+    """Command line of the pipeline with the configuration and flags that this command was given."""
+    words = ["python", "-m", "distml.pipeline"]
+    if namespace.config:
+        words += ["--config", namespace.config]
+    for key, given in vars(namespace).items():
+        if "." in key:
+            words += [f"--{key}={one}" for one in ([given] if isinstance(given, str) else given)]
+    return shlex.join(words)
+
+
+def _template(path: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the job {path}: {str(error).splitlines()[0]}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is not a RayJob.")
+    return found
+
+
+def _attach(where: Server, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The RayJob of that name, created when there is none.
+
+    Raises:
+        ClusterError: It belongs to another workflow, or cannot be created.
+    """
+    name = manifest["metadata"]["name"]
+    found = where.read(f"{rayjob.PATH}/{name}")
+    if found is None:
+        try:
+            found = where.create(rayjob.PATH, manifest)
+            logger.info("RayJob %s created", name)
+            return found
+        except ConflictError:  # somebody was faster, our own earlier pod for one
+            found = where.read(f"{rayjob.PATH}/{name}") or {}
+    ours, theirs = (one["metadata"].get("ownerReferences") for one in (manifest, found or manifest))
+    if ours and (theirs or [{}])[0].get("uid") != ours[0]["uid"]:
+        raise ClusterError(
+            f"a RayJob {name} of another workflow exists.",
+            f"kubectl delete rayjob {name}, or take another name.",
+        )
+    logger.info("RayJob %s found again: %s", name, rayjob.describe(found))
+    return found
+
+
+def _created(found: dict[str, Any]) -> float:
+    text = found.get("metadata", {}).get("creationTimestamp")
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")) if text else time.time()
+
+
+def _failure(ended: Ended, name: str, attempts: int) -> JobError:
+    """The error a job's end is: what to say, and the exit code to end with."""
+    said = ended.summary.get("error") or ended.status
+    words = {
+        "cancelled": "was cancelled; its Ray job is stopped",
+        "deadline": "ran into its deadline; its Ray job is stopped",
+        "stopped": "was stopped by somebody",
+    }
+    remedy = "" if ended.verdict in words else "Its log is above; the same run goes on from its checkpoints."
+    doing = words.get(ended.verdict, f"failed (attempt {attempts}): {str(said).rstrip('.')}")
+    error = JobError(f"the Ray job {name} {doing}.", remedy)
+    error.exit_code = 143 if ended.verdict == "cancelled" else ended.exit_code or 1
+    return error
+
+
+def _follow(namespace: Namespace, where: Server, cancelled: threading.Event) -> tuple[Ended, str]:
+    """Start or find attempt after attempt until one has an end that counts.
+
+    Raises:
+        JobError: The last one did not succeed.
+    """
+    template, deadline = _template(namespace.job), 0.0
+    owner = rayjob.owner(namespace.owner) if namespace.owner else None
+    image = namespace.image or os.environ.get("DISTML_IMAGE")
+    for attempt in range(1, namespace.attempts + 1):
+        name = rayjob.name(namespace.job_name, attempt)
+        manifest = rayjob.manifest(template, name, entrypoint(namespace), image, owner)
+        found = _attach(where, manifest)
+        deadline = deadline or _created(found) + namespace.deadline_s
+        before = rayjob.verdict(found) == "stopped"  # by an earlier pod of ours that was told to end
+        follower = Follower(where, name, cancelled, deadline, namespace.poll_s, namespace.dashboard)
+        ended = follower.follow()
+        if ended.verdict == "succeeded":
+            return ended, name
+        again = ended.verdict == "failed" and ended.exit_code != 2  # 2: a configuration nobody can run
+        if not (again or before) or attempt == namespace.attempts:
+            raise _failure(ended, name, attempt)
+        logger.warning("%s; trying again", _failure(ended, name, attempt).message)
+    raise ConfigError(f"--attempts is {namespace.attempts}.", "Give at least 1.")
+
+
+def _hand_on(folder: str, results: dict[str, Any]) -> None:
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, value in results.items():
+        (place / name).write_text("" if value is None else str(value))
+
+
+def run(config: Config, namespace: Namespace) -> dict[str, Any]:
+    """Start or find the Ray job, follow it to its end and hand on its results.
+
+    Returns:
+        The result line: the RayJob's name and what the pipeline's own result line says.
+
+    Raises:
+        ConfigError: The configuration, the manifest or a flag cannot be used; nothing was started.
+        ClusterError: The API server refuses or is away for too long.
+        JobError: The job did not succeed; carries its exit code.
+    """
+    cancelled = threading.Event()
+    before = {one: signal.signal(one, lambda *_: cancelled.set()) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        where = server.here(namespace.api_server, namespace.namespace)
+        ended, name = _follow(namespace, where, cancelled)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if not ended.summary:
+        raise JobError(f"the Ray job {name} succeeded, but its result line could not be read.")
+    results = {name: ended.summary.get(key) for name, key in OUTPUTS.items()}
+    if namespace.outputs:
+        _hand_on(namespace.outputs, results)
+    return {"job": name, **results, "pipeline": ended.summary}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = [word for word in words if word.startswith("--overrides=")]
+    flags = [flag for word in given for flag in shlex.split(word.removeprefix("--overrides="))]
+    # As flags of this command they are checked here, before anything is started.
+    return cli.main("submit", run, [word for word in words if word not in given] + flags, _arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""An API server and a Ray dashboard on this machine, as far as `distml.submit` asks them.
+
+They can be told how jobs go and how to misbehave, and remember what they were asked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SUMMARY = {
+    "verb": "pipeline",
+    "status": "finished",
+    "champion_version": 3,
+    "test_accuracy": 0.91,
+    "endpoint": "http://127.0.0.1:8000",
+}
+WAITING = {"jobDeploymentStatus": "Initializing"}
+RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+FAILED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed"}
+STOPPED = {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}
+INVALID = {"jobDeploymentStatus": "ValidationFailed", "message": "The RayJob spec is invalid"}
+
+
+@dataclass
+class Course:
+    """How one job goes: a status and a log for every look, the last ones for ever; then its exit code."""
+
+    statuses: list[dict[str, str]]
+    logs: list[str]
+    exit_code: int | None = 0
+
+
+def success() -> Course:
+    """Waits, runs, prints and succeeds."""
+    lines = ["epoch 1\n", "epoch 1\nepoch 2\n", f"epoch 1\nepoch 2\n{json.dumps(SUMMARY)}\n"]
+    return Course([WAITING, RUNNING, RUNNING, SUCCEEDED], lines)
+
+
+def failure(code: int = 1) -> Course:
+    """Runs and fails."""
+    line = json.dumps({"verb": "pipeline", "status": "failed", "error": "no data."})
+    return Course([RUNNING, FAILED], [f"{line}\n"], code)
+
+
+def endless() -> Course:
+    """Runs until it is stopped."""
+    return Course([RUNNING], ["epoch 1\n"], None)
+
+
+@dataclass
+class Cluster:
+    """What a cluster does and how it fails.
+
+    Args:
+        courses: Of the jobs that will be created, in order.
+        errors: Status codes still answered to a method on RayJobs, first one first; 0 drops the connection.
+        token: What the API server and the dashboard want to see.
+    """
+
+    courses: list[Course]
+    errors: dict[str, list[int]] = field(default_factory=dict)
+    token: str = "secret-canary"
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    dashboard_away: bool = False
+    url: str = ""
+
+    def looks(self, name: str) -> int:
+        """How often a RayJob was looked at."""
+        return self.asked.count(f"GET rayjobs/{name}")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    cluster: Cluster
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def _answer(self, status: int, body: Any) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def _any(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.cluster.token}":
+            self._answer(401, {"message": "Unauthorized"})
+        elif found := re.fullmatch(r"/api/jobs/([^/]+)(/logs|/stop)?", self.path):
+            self._dashboard(found[1], found[2] or "")
+        elif found := re.fullmatch(r"/apis/ray\.io/v1/namespaces/distml/rayjobs(?:/([^/]+))?", self.path):
+            self._rayjobs(found[1] or "")
+        else:
+            self._answer(404, {"message": f"no {self.path}"})
+
+    do_GET = do_POST = do_DELETE = _any  # noqa: N815 # the names http.server calls
+
+    def _dashboard(self, job: str, what: str) -> None:
+        cluster = self.cluster
+        if cluster.dashboard_away:
+            self.close_connection = True
+            return
+        found = next((one for one in cluster.jobs.values() if one["id"] == job), None)
+        if found is None:
+            self._answer(404, {})
+            return
+        if what == "/stop":
+            cluster.stopped.append(job)
+            found["course"] = Course([STOPPED], found["course"].logs, None)
+            self._answer(200, {"stopped": True})
+        elif what == "/logs":
+            logs = found["course"].logs
+            self._answer(200, {"logs": logs.pop(0) if len(logs) > 1 else logs[0]})
+        else:
+            self._answer(200, {"driver_exit_code": found["course"].exit_code})
+
+    def _rayjobs(self, name: str) -> None:
+        cluster = self.cluster
+        cluster.asked.append(f"{self.command} rayjobs/{name}".rstrip("/"))
+        length = int(self.headers.get("Content-Length", 0))
+        body = json.loads(self.rfile.read(length)) if length else {}
+        if cluster.errors.get(self.command):
+            code = cluster.errors[self.command].pop(0)
+            if code == 0:
+                self.close_connection = True
+                return
+            self._answer(code, {"message": f"rayjobs.ray.io is forbidden ({code})"})
+        elif self.command == "POST":
+            self._create(body)
+        elif name not in cluster.jobs:
+            self._answer(404, {"message": "not found"})
+        elif self.command == "DELETE":
+            cluster.deleted.append(name)
+            del cluster.jobs[name]
+            self._answer(200, {})
+        else:
+            self._answer(200, self._object(name))
+
+    def _create(self, body: dict[str, Any]) -> None:
+        cluster, name = self.cluster, body["metadata"]["name"]
+        if name in cluster.jobs:
+            self._answer(409, {"message": f'rayjobs.ray.io "{name}" already exists'})
+            return
+        body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z" if "old" in name else None
+        cluster.jobs[name] = {"body": body, "course": cluster.courses.pop(0), "id": f"{name}-x7k2p"}
+        self._answer(201, body)
+
+    def _object(self, name: str) -> dict[str, Any]:
+        job = self.cluster.jobs[name]
+        statuses = job["course"].statuses
+        status = dict(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        if status["jobDeploymentStatus"] != "ValidationFailed":
+            status |= {"jobId": job["id"], "dashboardURL": self.cluster.url.removeprefix("http://")}
+        return {**job["body"], "status": status}
+
+
+@contextmanager
+def serving(cluster: Cluster) -> Iterator[Cluster]:
+    """Serve on a free port of the loopback interface until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": cluster}))
+    cluster.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield cluster
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

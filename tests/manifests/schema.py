@@ -1,0 +1,72 @@
+"""Checks objects against Kubernetes' own schemas and those of KubeRay and Argo."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+
+from tests.manifests.render import Manifest
+
+VERSION = "1.34"
+
+
+def problems(manifest: Manifest, crds: Path | None) -> list[str]:
+    """What the API server would refuse or silently drop in one object.
+
+    Args:
+        manifest: The object.
+        crds: Folder of schemas; without it Ray's and Argo's kinds are not looked at.
+    """
+    where = f"{manifest['kind']}/{manifest['metadata'].get('name', '(generated)')}"
+    group = str(manifest["apiVersion"]).partition("/")[0]
+    if group in ("ray.io", "argoproj.io"):
+        found = _custom(manifest, crds)
+    else:
+        try:
+            kubernetes_validate.validate(manifest, VERSION, strict=True)
+            found = []
+        except kubernetes_validate.ValidationError as error:
+            found = [f"{'.'.join(map(str, error.path))}: {error.message}"]
+        except kubernetes_validate.SchemaNotFoundError:
+            found = [f"{manifest['apiVersion']} has no such kind"]
+    return [f"{where}: {one}" for one in found]
+
+
+def _custom(manifest: Manifest, crds: Path | None) -> list[str]:
+    if crds is None:
+        return []
+    group, version = manifest["apiVersion"].split("/")
+    path = crds / f"{group}_{manifest['kind'].lower()}_{version}.json"
+    if not path.exists():
+        return [f"{manifest['apiVersion']} has no such kind"]
+    errors = _validator(path).iter_errors(manifest)
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}" for error in errors]
+
+
+@functools.cache
+def _validator(path: Path) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(_strict(json.loads(path.read_text())["openAPIV3Schema"]))
+
+
+def _strict(schema: Any) -> Any:
+    """The schema with unknown fields refused, which the API server would only drop.
+
+    Objects without properties of their own and those marked to keep what they do not know stay open.
+    """
+    if isinstance(schema, list):
+        return [_strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {key: _strict(value) for key, value in schema.items() if key not in ("format", "pattern")}
+    if isinstance(made.get("properties"), dict):
+        made["properties"] = {key: _strict(value) for key, value in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    return made

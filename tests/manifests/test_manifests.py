@@ -1,0 +1,231 @@
+"""Everything under kuberay/ is what a cluster accepts and our rules ask for; and the checks bite."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distml import __version__
+from distml.kube import plan, secrets
+from tests.manifests import render, rules, schema
+from tests.manifests.render import KUBERAY, ROOT, Manifest
+
+FOLDERS = render.kustomizations(KUBERAY)
+OVERLAYS = [folder for folder in FOLDERS if folder.parent.name == "overlays"]
+RENDERED = {folder: render.render(folder) for folder in FOLDERS}
+CRDS = render.crds()
+GENERATED = {("Secret", name) for name in secrets.GENERATED}
+BROUGHT = {  # what a person creates first, as kuberay/README.md says
+    "production": {("Secret", "s3"), ("Secret", "redis"), ("Secret", "mlflow-uri")},
+}
+RAY = re.search(r"^ray==([\d.]+)", (ROOT / "requirements" / "cpu.txt").read_text(), re.MULTILINE)
+assert RAY
+
+
+def rule(found: Iterator[str]) -> list[str]:
+    return list(found)
+
+
+def every_rule(manifests: list[Manifest], overlay: str) -> list[str]:
+    assert RAY
+    provided = GENERATED | BROUGHT.get(overlay, set())
+    checks: list[Callable[[list[Manifest]], Iterator[str]]] = [
+        *(rules.images, rules.locked, rules.bounded, rules.reachable, rules.kuberay, rules.confined),
+        rules.secrets,
+        lambda found: rules.references(found, provided),
+        lambda found: rules.versions(found, RAY[1]),
+    ]
+    return [said for check in checks for said in check(manifests)]
+
+
+def everything(manifests: list[Manifest], overlay: str) -> list[str]:
+    found = [said for one in manifests for said in schema.problems(one, CRDS)]
+    return found + every_rule(manifests, overlay)
+
+
+def test_there_are_overlays_and_no_file_is_left_out() -> None:
+    assert {"k3d", "production"} <= {folder.name for folder in OVERLAYS}
+    seen = {"k3d.yaml", "workflow.yaml"}  # k3d's own, tested below, and a link into base/
+    for path in KUBERAY.rglob("kustomization.yaml"):
+        text = path.read_text()
+        beside = {other.name for other in path.parent.glob("*.y*ml")} - {path.name}
+        assert {name for name in beside if name not in text} == set(), f"not part of {path}"
+        seen |= beside
+    elsewhere = {path.name for path in KUBERAY.rglob("*.y*ml") if "kustomization" not in path.name}
+    files = {path.name for path in (KUBERAY / "monitoring").rglob("*.y*ml")}
+    assert elsewhere - seen - files == set()
+
+
+def test_the_schemas_of_ray_and_argo_are_here() -> None:
+    if CRDS is None:
+        pytest.skip("DISTML_CRDS names no folder: Ray's and Argo's kinds are checked by our rules alone")
+    assert list(CRDS.glob("ray.io_*.json"))
+    assert list(CRDS.glob("argoproj.io_*.json"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_cluster_accepts_every_object(folder: Path) -> None:
+    assert RENDERED[folder]
+    assert [said for one in RENDERED[folder] for said in schema.problems(one, CRDS)] == []
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_an_overlay_keeps_our_rules(folder: Path) -> None:
+    assert every_rule(RENDERED[folder], folder.name) == []
+
+
+def test_nothing_found_is_nothing_proven(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        render.kustomizations(tmp_path)
+
+
+def test_a_folder_kustomize_refuses_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("kind: Kustomization\nresources: [missing.yaml]\n")
+    with pytest.raises(RuntimeError, match=r"missing\.yaml"):
+        render.render(tmp_path)
+
+
+def find(manifests: list[Manifest], kind: str, name: str | None = None) -> dict[str, Any]:
+    return next(
+        one for one in manifests if one["kind"] == kind and name in (None, one["metadata"].get("name"))
+    )
+
+
+def pod(manifests: list[Manifest], kind: str, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = find(manifests, kind, name)["spec"]["template"]["spec"]
+    return spec
+
+
+def head(manifests: list[Manifest]) -> dict[str, Any]:
+    spec: dict[str, Any] = find(manifests, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    return spec
+
+
+def step(manifests: list[Manifest]) -> dict[str, Any]:
+    found: dict[str, Any] = find(manifests, "WorkflowTemplate")["spec"]["templates"][0]
+    return found
+
+
+Break = Callable[[list[Manifest]], Any]
+MUTATIONS: dict[str, tuple[Break, str]] = {
+    "a wrong field": (lambda m: find(m, "Deployment")["spec"].update(replica=1), "replica"),
+    "a wrong type": (lambda m: find(m, "Service", "mlflow")["spec"]["ports"][0].update(port="5000"), "5000"),
+    "a wrong kind": (lambda m: find(m, "Deployment").update(kind="Deploiment"), "no such kind"),
+    "a dangling secret": (
+        lambda m: pod(m, "StatefulSet", "postgres")["volumes"][0]["secret"].update(secretName="none"),
+        "Secret none",
+    ),
+    "a dangling claim": (
+        lambda m: head(m)["volumes"][0]["persistentVolumeClaim"].update(claimName="none"),
+        "PersistentVolumeClaim none",
+    ),
+    "a dangling account": (lambda m: head(m).update(serviceAccountName="none"), "ServiceAccount none"),
+    "a dangling config map": (
+        lambda m: find(m, "WorkflowTemplate")["spec"]["volumes"][0]["configMap"].update(name="none"),
+        "ConfigMap none",
+    ),
+    "a dangling token": (
+        lambda m: find(m, "RayCluster")["spec"]["authOptions"].update(secretName="none"),
+        "Secret none",
+    ),
+    "a mount of nothing": (lambda m: head(m)["volumes"].pop(0), "no volume"),
+    "latest": (lambda m: head(m)["containers"][0].update(image="distml:latest"), "pushed last"),
+    "no digest": (lambda m: head(m)["containers"][0].update(image="rayproject/ray:2.60.0"), "no digest"),
+    "no version": (lambda m: head(m)["containers"][0].update(image="distml"), "no version"),
+    "root": (lambda m: head(m)["securityContext"].update(runAsUser=0), "root"),
+    "a writable root file system": (
+        lambda m: step(m)["container"]["securityContext"].update(readOnlyRootFilesystem=False),
+        "locked down",
+    ),
+    "a host folder": (
+        lambda m: head(m)["volumes"].append({"name": "h", "hostPath": {"path": "/"}}),
+        "folder",
+    ),
+    "no limit": (lambda m: head(m)["containers"][0]["resources"].pop("limits"), "request or limit"),
+    "a limit too low": (
+        lambda m: head(m)["containers"][0]["resources"]["limits"].update(memory="1Mi"),
+        "below the request",
+    ),
+    "a selector that selects nothing": (
+        lambda m: find(m, "Service", "serve")["spec"]["selector"].update(a="b"),
+        "selects no pod",
+    ),
+    "a port nobody opens": (
+        lambda m: find(m, "Service", "serve")["spec"]["ports"][0].update(targetPort="http"),
+        "opens http",
+    ),
+    "another Ray": (lambda m: find(m, "RayCluster")["spec"].update(rayVersion="2.59.0"), "2.59.0"),
+    "no authentication": (lambda m: find(m, "RayCluster")["spec"].pop("authOptions"), "token"),
+    "no Pod Security": (lambda m: find(m, "Namespace", "distml")["metadata"].pop("labels"), "enforces"),
+    "no default deny": (lambda m: m.remove(find(m, "NetworkPolicy", "default-deny")), "denies by default"),
+    "a backoff limit": (lambda m: find(m, "RayJob")["spec"].update(backoffLimit=1), "backoffLimit"),
+    "a job id": (lambda m: find(m, "RayJob")["spec"].update(jobId="a"), "jobId"),
+    "a submitter": (lambda m: find(m, "RayJob")["spec"].pop("submissionMode"), "submitter"),
+    "a secret": (
+        lambda m: m.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data": {}}),
+        "in git",
+    ),
+}
+CUSTOM: dict[str, tuple[Break, str]] = {
+    "a wrong field of Ray's": (lambda m: find(m, "RayCluster")["spec"].update(rayVersoin="2"), "rayVersoin"),
+    "a wrong field of Argo's": (lambda m: step(m).update(contianer={}), "contianer"),
+    "a wrong field in the job": (lambda m: find(m, "RayJob")["spec"].update(entryPoint="a"), "entryPoint"),
+    "a wrong kind of Ray's": (lambda m: find(m, "RayJob").update(kind="RayJab"), "no such kind"),
+}
+
+
+@pytest.mark.parametrize("wrong", [*MUTATIONS, *CUSTOM])
+def test_the_checks_bite(wrong: str) -> None:
+    if wrong in CUSTOM and CRDS is None:
+        pytest.skip("DISTML_CRDS names no folder")
+    manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])
+    assert everything(manifests, "k3d") == []
+    damage, said = (MUTATIONS | CUSTOM)[wrong]
+    damage(manifests)
+    assert any(said in one for one in everything(manifests, "k3d"))
+
+
+def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:
+    manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
+    cpus = memory = 0.0
+    for one in manifests:
+        for where, spec, _ in rules.pods(one):
+            times = 2 if where.endswith(" cpu") else 1
+            for container in rules.containers(spec):
+                asked = container["resources"]["requests"]
+                assert rules.quantity(asked["cpu"]) <= 0.2, where
+                cpus += times * rules.quantity(asked["cpu"])
+                memory += times * rules.quantity(asked["memory"])
+    assert cpus <= 1.5
+    assert memory <= 8 * 2**30
+
+
+def test_the_image_the_manifests_run_is_the_one_that_is_built() -> None:
+    text = (KUBERAY / "overlays" / "k3d" / "kustomization.yaml").read_text()
+    images = yaml.safe_load(text)["images"]
+    assert {one["name"]: one["newTag"] for one in images} == dict.fromkeys(plan.IMAGES, __version__)
+    for folder in plan.IMAGES.values():
+        dockerfile = (ROOT / folder / "Dockerfile").read_text()
+        assert re.search(r"^ARG BASE_IMAGE=\S+@sha256:[0-9a-f]{64}$", dockerfile, re.MULTILINE)
+        assert re.findall(r"^USER (\S+)$", dockerfile, re.MULTILINE)[-1] in ("1000:1000", "999:999")
+
+
+def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_services() -> None:
+    config = yaml.safe_load((KUBERAY / "k3d.yaml").read_text())
+    assert (config["apiVersion"], config["kind"]) == ("k3d.io/v1alpha5", "Simple")
+    manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
+    path = find(manifests, "PersistentVolume")["spec"]["hostPath"]["path"]
+    assert [one["volume"] for one in config["volumes"]] == ["${DISTML_FOLDER}:" + path]
+    ports = {one["port"] for one in config["ports"]}
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    balanced = [
+        one for one in manifests if one["kind"] == "Service" and one["spec"].get("type") == "LoadBalancer"
+    ]
+    wanted = {port["port"] for one in balanced for port in one["spec"]["ports"]}
+    assert wanted <= {int(port.rsplit(":", 1)[1]) for port in ports}

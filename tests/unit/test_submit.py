@@ -1,0 +1,295 @@
+"""The Argo step against an API server and a dashboard over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import submit
+from tests import apiserver
+from tests.apiserver import Cluster, Course, endless, failure, success
+
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "kuberay" / "overlays" / "k3d" / "rayjob.yaml"
+OWNER = "--owner=Workflow/nightly-1/uid-1"
+
+
+@pytest.fixture(autouse=True)
+def _account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_logging: None) -> None:
+    (tmp_path / "token").write_text("secret-canary\n")
+    monkeypatch.setenv("DISTML_ACCOUNT", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-canary")
+    monkeypatch.setenv("DISTML_PATIENCE_S", "3")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Cluster]]:
+    with ExitStack() as until:
+        yield lambda *courses, **how: until.enter_context(apiserver.serving(Cluster([*courses], **how)))
+
+
+def words(cluster: Cluster, *more: str, name: str = "nightly-1") -> list[str]:
+    return [f"--job={JOB}", f"--job-name={name}", f"--api-server={cluster.url}", "--poll-s=0.01", *more]
+
+
+Outcome = tuple[int, dict[str, Any], str]
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def execute(cluster: Cluster, *more: str, name: str = "nightly-1") -> Outcome:
+        code = submit.main(words(cluster, *more, name=name))
+        said = capsys.readouterr()
+        assert "secret-canary" not in said.out + said.err
+        return code, json.loads(said.out.splitlines()[-1]), said.err
+
+    return execute
+
+
+def test_a_job_is_created_followed_and_its_results_handed_on(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    cluster = serve(success())
+    flags = ["--config", str(ROOT / "configs" / "k3d.yaml"), "--overrides=--train.epochs 1 --run.name=ab"]
+    code, result, said = ran(cluster, *flags, OWNER, f"--outputs={tmp_path / 'out'}")
+    assert (code, result["champion_version"], result["test_accuracy"]) == (0, 3, 0.91)
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert files == {"champion_version": "3", "test_accuracy": "0.91", "endpoint": "http://127.0.0.1:8000"}
+    assert said.count("epoch 1\n") == said.count("epoch 2\n") == 1
+    made = cluster.jobs["nightly-1"]["body"]
+    assert made["spec"]["entrypoint"] == (
+        f"python -m distml.pipeline --config {ROOT}/configs/k3d.yaml --train.epochs=1 --run.name=ab"
+    )
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+    assert "jobId" not in made["spec"]
+    assert "backoffLimit" not in made["spec"]
+
+
+def test_who_comes_back_finds_the_job_again(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(Course([apiserver.RUNNING] * 30 + [apiserver.SUCCEEDED], success().logs[-1:]))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "distml.submit", *words(cluster, OWNER, "--poll-s=0.1")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 60
+    while cluster.looks("nightly-1") < 3:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    first.kill()  # as a node that is lost
+    first.wait()
+    code, result, said = ran(cluster, OWNER)
+    assert (code, result["job"]) == (0, "nightly-1")
+    assert "found again" in said
+    assert cluster.asked.count("POST rayjobs") == 1
+
+
+def test_a_job_that_ended_while_nobody_looked_counts(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(success())
+    assert ran(cluster)[0] == 0
+    code, result, _ = ran(cluster)
+    assert (code, result["champion_version"]) == (0, 3)
+    assert cluster.asked.count("POST rayjobs") == 1
+
+
+def test_a_failed_job_is_tried_again_under_a_name_of_its_own(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(failure(), success())
+    code, result, said = ran(cluster)
+    assert (code, result["job"]) == (0, "nightly-1-2")
+    assert "trying again" in said
+
+
+@pytest.mark.parametrize("exit_code", [1, 137])
+def test_after_the_last_attempt_the_jobs_exit_code_is_ours(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome], exit_code: int
+) -> None:
+    cluster = serve(failure(), failure(exit_code))
+    code, result, _ = ran(cluster)
+    assert (code, result["status"], result["kind"]) == (exit_code, "failed", "JobError")
+    assert "no data" in result["error"]
+    assert sorted(cluster.jobs) == ["nightly-1", "nightly-1-2"]
+    assert ran(cluster)[0] == exit_code, "a new pod of the same step must not begin anew"
+    assert len(cluster.jobs) == 2
+
+
+def test_a_configuration_nobody_can_run_is_not_tried_again(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(failure(2))
+    assert ran(cluster)[0] == 2
+    assert len(cluster.jobs) == 1
+
+
+def test_a_job_kuberay_refuses_says_why(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
+    code, result, _ = ran(serve(Course([apiserver.INVALID], [""], None)), "--attempts=1")
+    assert code == 1
+    assert "The RayJob spec is invalid" in result["error"]
+
+
+def test_a_job_somebody_stopped_is_not_started_again(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(Course([apiserver.RUNNING, apiserver.STOPPED], [""], None))
+    code, result, _ = ran(cluster)
+    assert code == 1
+    assert "stopped by somebody" in result["error"]
+    assert len(cluster.jobs) == 1
+
+
+def test_at_the_deadline_the_ray_job_is_stopped(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless())
+    code, result, _ = ran(cluster, "--deadline-s=0.5")
+    assert code == 1
+    assert "deadline" in result["error"]
+    assert cluster.stopped == ["nightly-1-x7k2p"]
+
+
+def test_coming_back_does_not_prolong_the_deadline(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless())
+    code, result, _ = ran(cluster, "--deadline-s=100", name="old")  # created long ago, as the server says
+    assert code == 1
+    assert "deadline" in result["error"]
+
+
+def test_a_job_that_cannot_be_reached_is_stopped_by_deleting_it(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless())
+    cluster.dashboard_away = True
+    assert ran(cluster, "--deadline-s=0.3")[0] == 1
+    assert cluster.deleted == ["nightly-1"]
+
+
+def test_sigterm_stops_the_ray_job(serve: Callable[..., Cluster]) -> None:
+    cluster = serve(endless())
+    step = subprocess.Popen(
+        [sys.executable, "-m", "distml.submit", *words(cluster)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while cluster.looks("nightly-1") < 2:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    step.send_signal(signal.SIGTERM)
+    out, _ = step.communicate(timeout=30)
+    assert step.returncode == 143
+    assert cluster.stopped == ["nightly-1-x7k2p"]
+    assert "cancelled" in json.loads(out)["error"]
+
+
+def test_a_lost_connection_is_taken_up_again(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(success(), errors={"GET": [0, 503], "POST": [0, 500]})
+    code, result, said = ran(cluster)
+    assert (code, result["champion_version"]) == (0, 3)
+    assert "does not answer" in said
+
+
+def test_an_api_server_that_stays_away_is_a_sentence(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    code, result, _ = ran(serve(errors={"GET": [0] * 99}))
+    assert (code, result["kind"]) == (1, "ClusterError")
+    assert "has not answered for 3 s" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(401, "automountServiceAccountToken"), (403, "accounts.yaml")]
+)
+def test_a_refusal_names_the_status_and_the_remedy(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome], status: int, remedy: str
+) -> None:
+    cluster = serve(success(), errors={"POST": [status]})
+    code, result, _ = ran(cluster)
+    assert (code, result["kind"]) == (1, "ClusterError")
+    assert str(status) in result["error"]
+    assert remedy in result["error"]
+    assert cluster.asked == ["GET rayjobs/nightly-1", "POST rayjobs"], "a refusal is not tried again"
+
+
+def test_a_job_created_by_somebody_faster_is_joined(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(success())
+    assert ran(cluster, OWNER)[0] == 0
+    cluster.errors["GET"] = [404]  # as if it had appeared between our look and our creation
+    code, _, said = ran(cluster, OWNER)
+    assert code == 0
+    assert "found again" in said
+
+
+def test_a_job_of_another_workflow_is_left_alone(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(success())
+    ran(cluster, OWNER)
+    code, result, _ = ran(cluster, "--owner=Workflow/nightly-1/uid-2")
+    assert code == 1
+    assert "another workflow" in result["error"]
+    assert not cluster.stopped + cluster.deleted
+
+
+def test_a_deleted_job_is_no_success(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
+    cluster = serve(endless(), errors={"GET": [404]})
+    cluster.errors["GET"] = [404, 404]
+    code, result, _ = ran(cluster)
+    assert code == 1
+    assert "was deleted" in result["error"]
+
+
+def test_a_wrong_flag_of_the_pipeline_starts_nothing(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve()
+    code, result, _ = ran(cluster, "--overrides=--train.epoch 3")
+    assert code == 2
+    assert "--train.epochs" in result["error"]
+    assert not cluster.asked
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--owner=Job/a", "Workflow/NAME/UID"),
+        ("--job=/nowhere.yaml", "/nowhere.yaml"),
+        ("--attempts=0", "--attempts"),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_a_configuration_error(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome], flag: str, said: str
+) -> None:
+    code, result, _ = ran(serve(), flag)
+    assert code == 2
+    assert said in result["error"]
+
+
+def test_outside_a_pod_an_address_is_needed(ran: Callable[..., Outcome]) -> None:
+    code, result, _ = ran(Cluster([]), "--api-server=")
+    assert code == 1
+    assert "kubectl proxy" in result["error"]
