@@ -19,7 +19,8 @@ RUN apt-get update -qq \
     && groupadd --gid 1000 distml \
     && useradd --uid 1000 --gid 1000 --no-create-home --home-dir /tmp --shell /bin/bash distml
 # Pods run with a read-only root file system: whatever wants to write finds /tmp, a volume of its own.
-ENV PATH=/opt/distml/bin:$PATH \
+ENV PATH=/opt/code/bin:/opt/distml/bin:$PATH \
+    PYTHONPATH=/opt/code \
     HOME=/tmp \
     KERAS_BACKEND=tensorflow \
     KERAS_HOME=/tmp/keras \
@@ -33,23 +34,26 @@ ENV PATH=/opt/distml/bin:$PATH \
     TF_CPP_MIN_LOG_LEVEL=2 \
     TF_USE_LEGACY_KERAS=0
 
-# ---- the wheel ----------------------------------------------------------------------------------------------
-FROM runtime AS build
+# ---- our own code, in a layer of its own: a change of it moves megabytes, not gigabytes -----------------------
+FROM runtime AS tools
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3-pip python3-venv
+
+FROM tools AS code
 WORKDIR /src
 COPY requirements/image-build.txt requirements/
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install -q --require-hashes -r requirements/image-build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY distml distml
-RUN /opt/build/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN /opt/build/bin/pip install -q --no-deps --no-build-isolation --target /opt/code . \
+    && sed -i '1s|.*|#!/opt/distml/bin/python|' /opt/code/bin/distml
 
-FROM build AS packages-cpu
+# ---- CPU ----------------------------------------------------------------------------------------------------
+FROM tools AS packages-cpu
 COPY requirements/image-cpu.txt requirements/
 # TensorFlow's C++ headers (290 MB) and Ray's Java (33 MB) are for compiling against them.
 RUN python3 -m venv /opt/distml \
     && /opt/distml/bin/pip install -q --no-cache-dir --require-hashes -r requirements/image-cpu.txt \
-    && /opt/distml/bin/pip install -q --no-cache-dir --no-deps /wheels/*.whl \
     && cd /opt/distml/lib/python3*/site-packages \
     && rm -rf tensorflow/include ray/jars ray/cpp
 
@@ -58,16 +62,17 @@ LABEL org.opencontainers.image.title="distml" \
     org.opencontainers.image.description="Distributed training for image classifiers on Ray, CPU" \
     org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=packages-cpu /opt/distml /opt/distml
+COPY --from=code /opt/code /opt/code
 COPY configs /app/configs
 WORKDIR /app
 USER 1000:1000
 CMD ["distml", "--help"]
 
-FROM build AS packages-gpu
+# ---- GPU ----------------------------------------------------------------------------------------------------
+FROM tools AS packages-gpu
 COPY requirements/image-gpu.txt requirements/
 RUN python3 -m venv /opt/distml \
     && /opt/distml/bin/pip install -q --no-cache-dir --require-hashes -r requirements/image-gpu.txt \
-    && /opt/distml/bin/pip install -q --no-cache-dir --no-deps /wheels/*.whl \
     && cd /opt/distml/lib/python3*/site-packages \
     && rm -rf tensorflow/include ray/jars ray/cpp
 
@@ -79,6 +84,7 @@ LABEL org.opencontainers.image.title="distml" \
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-gpu /opt/distml /opt/distml
+COPY --from=code /opt/code /opt/code
 COPY configs /app/configs
 WORKDIR /app
 USER 1000:1000
