@@ -13,13 +13,14 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA is $(EXTRA); it may be cpu or gpu)
 endif
 
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' distml/__init__.py)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.$(EXTRA)
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11
 
-.PHONY: help venv train test check faults bench requirements clean
+.PHONY: help venv train test check faults bench image cluster-up cluster-down cluster-status requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,13 @@ bench: $(BENCH_STAMP) ## Measure every headline figure beside its peer
 $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	sh requirements/install add "$(VENV)" requirements/bench.txt "$(PYTHON)"
 	@touch $@
+
+image: ## Build the container images (needs Docker)
+	docker build --target $(EXTRA) -t distml$(if $(filter gpu,$(EXTRA)),-gpu):$(VERSION) .
+	docker build -t distml-postgres:$(VERSION) kuberay/postgres
+
+cluster-up cluster-down cluster-status: cluster-%: $(STAMP) ## Bring up, take down or look at the Kubernetes cluster
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m distml.k3d $* $(ARGS)
 
 requirements: ## Resolve and pin the requirements again (needs uv)
 	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.txt
