@@ -21,7 +21,44 @@ BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11
 
-.PHONY: help venv train test check faults bench image cluster-up: $(STAMP) ## Bring up a Kubernetes cluster with everything on it (needs Docker and k3d)
+.PHONY: help venv train test check faults bench image cluster-up cluster-down cluster-status requirements clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make the environment in .venv
+
+$(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/install
+	sh requirements/install venv "$(VENV)" "$(EXTRA)" "$(PYTHON)"
+	@touch $@
+
+train: $(STAMP) ## Train Fashion-MNIST on this machine
+	$(BIN)/python -m distml.train --config $(CONFIG) $(ARGS)
+
+test: $(STAMP) ## Run the tests (minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+faults: $(STAMP) ## Run the slow tests that kill, fill and freeze things
+	$(BIN)/python -m pytest -m "fault or slow" $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure every headline figure beside its peer
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# Legacy Keras asks for the distribution called `tensorflow`, which would overwrite tensorflow-cpu.
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	sh requirements/install add "$(VENV)" requirements/bench.txt "$(PYTHON)"
+	@touch $@
+
+image: ## Build the container images (needs Docker)
+	docker build --target $(EXTRA) -t distml$(if $(filter gpu,$(EXTRA)),-gpu):$(VERSION) .
+	docker build -t distml-postgres:$(VERSION) kuberay/postgres
+
+cluster-up: $(STAMP) ## Bring up a Kubernetes cluster with everything on it (needs Docker and k3d)
 	$(CLUSTER) up $(ARGS)
 
 cluster-status: $(STAMP) ## Look at its pods
