@@ -6,6 +6,8 @@ import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +149,7 @@ def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     arguments = _init_arguments(config, runs)
     try:
         context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
@@ -157,6 +160,8 @@ def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
             "Check RAY_ADDRESS, or unset it." if address() else "Try again when the machine is less busy."
         )
         raise ResourceError(f"cannot {doing}: {cause}.", remedy) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
     if address() is None:
         _step_back()
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None

@@ -32,7 +32,7 @@ class Run:
         name: `run.name`.
         generation: Counts restarts from the beginning.
         key: Identifies the run on the tracking server.
-        status: running, finished or failed.
+        status: running, finished, failed, or stopped by a search.
         attempts: Times a driver has started or resumed it.
         run_id: MLflow run, once known.
         binding: Configuration a resumed run must share, by dotted path.
@@ -85,6 +85,15 @@ def _records(storage: Storage, name: str) -> Iterator[Run]:
             ) from None
 
 
+def newest(storage: Storage, name: str) -> Run | None:
+    """Return the newest generation of a run, None where there is none.
+
+    Raises:
+        StorageError: A record is damaged, or the storage cannot be read.
+    """
+    return next(_records(storage, name), None)
+
+
 def finished(storage: Storage, name: str) -> Run | None:
     """Return the newest finished generation of a run, None where no run of that name is finished.
 
@@ -101,7 +110,7 @@ def taken(config: Config, storage: Storage) -> Run | None:
         ConfigError: A run of that name was started with another configuration.
         StorageError: A record is damaged, or leads out of the storage root.
     """
-    found = None if config.run.restart else next(_records(storage, config.run.name), None)
+    found = None if config.run.restart else newest(storage, config.run.name)
     if found is not None:
         _refuse_other(config, found)
     return found if found is not None and found.status == "finished" else None
@@ -159,7 +168,7 @@ def examine(config: Config, storage: Storage) -> Run | None:
         ConfigError: A run of that name is finished, or was started with another configuration.
         StorageError: The record is damaged, or leads out of the storage root.
     """
-    found = None if config.run.restart else next(_records(storage, config.run.name), None)
+    found = None if config.run.restart else newest(storage, config.run.name)
     if found is not None:
         _refuse(config, found)
     return found

@@ -11,6 +11,7 @@ from distml.errors import ConfigError, DistmlError
 from distml.models import registry
 from distml.storage import Storage
 from distml.sweep import candidates as sweep
+from distml.sweep import search
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -24,6 +25,8 @@ def run(config: Config) -> dict[str, Any]:
     """
     registry.check(config.model.name, config.model.options)
     candidates = len(sweep.candidates(config))
+    if config.sweep.search:
+        search.check(config)
     try:
         Storage(config.storage.root).uri(runs.FOLDER, config.run.name)
     except DistmlError as error:

@@ -95,7 +95,7 @@ def _named(overrides: Mapping[str, Any]) -> str:
         str(value) if path == "model.name" else f"{path.rpartition('.')[2]}-{value}"
         for path, value in overrides.items()
     ]
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(words)).strip("-.") or "base"
+    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(words))).strip("-.") or "base"
 
 
 def _run_name(sweep: str, name: str) -> str:

@@ -16,26 +16,25 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml import cluster, runs
+from distml import binding, cluster, runs
 from distml.config import Config
 from distml.data import shards
 from distml.errors import DistmlError
+from distml.loading import flatten
 from distml.storage import Storage
 from distml.sweep import candidates, leaderboard, record, room
 from distml.sweep.candidates import Candidate
 from distml.sweep.child import Child
 from distml.sweep.leaderboard import Row
 from distml.sweep.parent import Parent
-
-Train = Callable[[Config, Child], dict[str, Any]]
-"""Trains one candidate to its end and returns its result line."""
+from distml.sweep.trial import Train
 
 
 def run(config: Config, train: Train) -> dict[str, Any]:
     """Train every candidate that is not finished, compare all of them.
 
     Args:
-        config: With `sweep.candidates`.
+        config: With `sweep.candidates` or `sweep.search`.
         train: Trains one of them.
 
     Returns:
@@ -48,6 +47,8 @@ def run(config: Config, train: Train) -> dict[str, Any]:
     began = time.monotonic()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     storage = Storage(config.storage.root)
+    if config.sweep.search:
+        return _search(config, storage, train, console, began)
     chosen = candidates.candidates(config)
     names = {one.name: one.config.run.name for one in chosen}
     with runs.alone(config, storage, record.FOLDER):
@@ -64,6 +65,29 @@ def run(config: Config, train: Train) -> dict[str, Any]:
             parent.close("KILLED")
             raise
         return _shown(console, config, rows, parent.finish([rows[name] for name in names]), began)
+
+
+def _search(config: Config, storage: Storage, train: Train, console: Console, began: float) -> dict[str, Any]:
+    """The same, with candidates that Ray Tune draws."""
+    from distml.sweep import search
+
+    assert config.sweep.search is not None
+    search.check(config)
+    recipe = binding.of(config) | flatten({"sweep.search": config.sweep.search.model_dump(mode="json")})
+    with runs.alone(config, storage, record.FOLDER):
+        before = None if config.run.restart else record.find(storage, config.run.name)
+        sweep = record.begin(config, storage, {}, recipe)
+        if before is not None and before.status == "finished":
+            before.save(storage)
+            console.print("finished before")
+            return _shown(console, config, leaderboard.of_line(before.result), before.result, began)
+        parent = Parent(config, storage, sweep)
+        try:
+            rows = search.run(config, storage, parent, train, console)
+        except BaseException:
+            parent.close("KILLED")
+            raise
+        return _shown(console, config, rows, parent.finish(list(rows.values()), search=True), began)
 
 
 def _finished(chosen: list[Candidate], storage: Storage) -> dict[str, Row]:

@@ -50,6 +50,11 @@ def of_result(candidate: str, run: str, overrides: dict[str, Any], result: dict[
     return Row(candidate, run, overrides, **found)
 
 
+def of_line(result: dict[str, Any]) -> dict[str, Row]:
+    """The rows of an earlier result line, by candidate."""
+    return {row["candidate"]: Row(**row) for row in result["leaderboard"]}
+
+
 def order(rows: Sequence[Row]) -> list[Row]:
     """Best validation accuracy first, finished ones before others; the order given breaks ties."""
     return sorted(rows, key=lambda row: (row.status != "finished", -(row.val_accuracy or 0.0)))

@@ -38,6 +38,11 @@ class Parent:
         """Name and key by which the runs of the sweep find their parent."""
         return self._sweep.name, self._sweep.key
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The sweep's folder below the storage root."""
+        return self._sweep.parts
+
     def finish(self, rows: list[Row], search: bool = False) -> dict[str, Any]:
         """Draw the figure, record how the sweep ended and close it.
 
@@ -51,6 +56,7 @@ class Parent:
         from distml.sweep import figure
 
         found = leaderboard.result(rows)
+        self._sweep.runs = {row.candidate: row.run for row in rows}
         parts = (*self._sweep.parts, "figures")
         with tempfile.TemporaryDirectory() as folder:
             name = figure.draw(Path(folder), leaderboard.order(rows), search)

@@ -12,8 +12,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from distml import binding
 from distml.config import Config
-from distml.errors import StorageError
+from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
 
 FOLDER = "sweeps"
@@ -31,6 +32,7 @@ class Sweep:
         run_id: MLflow run that is the parent, once known.
         status: running, failed or finished.
         runs: Name of the run of each candidate, by candidate.
+        recipe: What a search that goes on must share with its beginning.
         result: The result line of a finished sweep.
     """
 
@@ -40,6 +42,7 @@ class Sweep:
     run_id: str | None = None
     status: str = "running"
     runs: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,17 +83,32 @@ def finished(storage: Storage, config: Config, runs: dict[str, str]) -> Sweep | 
     return found if found and (found.status, found.runs) == ("finished", runs) else None
 
 
-def begin(config: Config, storage: Storage, runs: dict[str, str]) -> Sweep:
+def begin(
+    config: Config, storage: Storage, runs: dict[str, str], recipe: dict[str, Any] | None = None
+) -> Sweep:
     """Go on with the sweep of this name, with these candidates; begin one where there is none.
 
+    Args:
+        config: Names the sweep.
+        storage: Holds its record.
+        runs: Name of the run of each candidate; {} where a search will name them.
+        recipe: Of a search, which cannot go on with another one.
+
     Raises:
+        ConfigError: A search of this name has begun with another recipe.
         StorageError: The record is damaged or cannot be written.
     """
-    name = config.run.name
+    name, recipe = config.run.name, json.loads(json.dumps(recipe or {}))
     found = None if config.run.restart else find(storage, name)
     if found is None:
         known = [int(one) for one in storage.names(FOLDER, name) if one.isdigit()]
-        found = Sweep(name, max(known, default=0) + 1, uuid.uuid4().hex)
-    found.runs, found.status = runs, "running"
+        found = Sweep(name, max(known, default=0) + 1, uuid.uuid4().hex, recipe=recipe)
+    if found.recipe != recipe:
+        changed = binding.changes(found.recipe, recipe)
+        raise ConfigError(
+            f"sweep {name} cannot go on as another one: {'; '.join(changed[:4])}.",
+            "Choose another --run.name, or pass --run.restart true to begin again.",
+        )
+    found.runs, found.status = runs or found.runs, "running"
     found.save(storage)
     return found

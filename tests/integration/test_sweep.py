@@ -16,7 +16,7 @@ from tests.runner import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(400)]
 
-CANDIDATES = "[{model.name: convnet, model.options: {filters: [4, 4], dense: 8}}, {model.name: cnn_dropout}]"
+CANDIDATES = "[{name: convnet, model.options: {filters: [4, 4], dense: 8}}, {model.name: cnn_dropout}]"
 
 
 def command(root: Path, *flags: str) -> tuple[int, dict[str, Any], str]:

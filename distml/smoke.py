@@ -1,0 +1,93 @@
+"""Does an endpoint answer as its model should? Real held-out pictures over HTTP (driver)."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import requests
+from PIL import Image
+
+from distml.config import Config
+from distml.data import shards
+from distml.data.schema import Images
+from distml.errors import ServingError
+from distml.storage import Storage
+
+ROWS = 256
+"""Pictures asked about: enough for the bound below to be five standard deviations at 90 % accuracy."""
+_BATCH = 64
+_SLACK = 0.1
+_PICTURES = 4
+_TIMEOUT_S = 20
+
+
+def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[str, Any]:
+    """Ask about validation pictures, as numbers and as PNG files.
+
+    Pixels that are scaled otherwise when served than when trained show here: in the share of right answers,
+    or in a difference between numbers and files.
+
+    Args:
+        config: Says which data.
+        url: Of the endpoint.
+        version: That is to answer.
+        val_accuracy: What it reached on all validation rows.
+
+    Returns:
+        `rows` asked about, `accuracy` on them, and `version`.
+
+    Raises:
+        ServingError: Another version answers, the answers are wrong too often, or none comes.
+    """
+    storage = Storage(config.storage.root)
+    images, labels = shards.read(storage, shards.prepare(config, storage), "validation")
+    images, labels = images[:ROWS], labels[:ROWS]
+    answers: list[int] = []
+    for at in range(0, len(images), _BATCH):
+        answers += _ask(f"{url}/predict", version, json={"instances": images[at : at + _BATCH].tolist()})
+    accuracy = sum(int(a == b) for a, b in zip(answers, labels, strict=True)) / len(labels)
+    if accuracy < val_accuracy - _SLACK:
+        raise ServingError(
+            f"{url} is right about {accuracy:.1%} of {len(labels)} validation pictures, but version "
+            f"{version} was right about {val_accuracy:.1%} of them all.",
+            "The endpoint treats pictures otherwise than training did; do not use it.",
+        )
+    files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images[:_PICTURES])]
+    seen = _ask(f"{url}/predict/image", version, files=files)
+    if seen != answers[: len(seen)]:
+        raise ServingError(
+            f"{url} says {seen} about pictures as files and {answers[: len(seen)]} about the same as numbers."
+        )
+    return {"rows": len(labels), "accuracy": round(accuracy, 4), "version": version}
+
+
+def version(url: str) -> int | None:
+    """Return the version that an endpoint answers with, None where it is not ready."""
+    try:
+        if requests.get(f"{url}/readyz", timeout=2).status_code != 200:
+            return None
+        return int(requests.get(f"{url}/model", timeout=5).json()["version"])
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ask(url: str, version: int, **body: Any) -> list[int]:
+    """Send a request; returns the label of each picture."""
+    try:
+        response = requests.post(url, timeout=_TIMEOUT_S, **body)
+        answer = response.json()
+    except (requests.RequestException, ValueError) as error:
+        raise ServingError(f"{url} does not answer: {str(error)[:200]}.") from None
+    if response.status_code != 200:
+        raise ServingError(f"{url} answers {response.status_code}: {str(answer)[:200]}.")
+    if answer["model"]["version"] != version:
+        raise ServingError(f"{url} answers with version {answer['model']['version']}, not {version}.")
+    return [int(one["label"]) for one in answer["predictions"]]
+
+
+def _png(image: Images) -> bytes:
+    """Encode one picture, uint8 [H, W, C]."""
+    stream = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(stream, "PNG")
+    return stream.getvalue()
