@@ -84,7 +84,9 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
         for name, call in calls.items():
             began = time.monotonic()
             found[name].append(call())
-            say(f"{name} {turn}/{repeats}: {json.dumps(found[name][-1])} in {time.monotonic() - began:.0f} s")
+            said = json.dumps(found[name][-1])
+            said = said if len(said) < 1000 else f"{said[:1000]}..."  # with its history by epoch
+            say(f"{name} {turn}/{repeats}: {said} in {time.monotonic() - began:.0f} s")
     return found
 
 

@@ -71,7 +71,10 @@ def _call(root: Path, data: Path, budget: int) -> Any:
         result = ours.train(root, *flags)()
         watch.done.set()
         watch.join()
-        return ours.slim(result) | {"samples_per_s": ours.best_samples_per_s(result), "peak_rss": watch.peak}
+        return {key: value for key, value in result.items() if key != "history"} | {
+            "samples_per_s": ours.best_samples_per_s(result),
+            "peak_rss": watch.peak,
+        }
 
     return call
 

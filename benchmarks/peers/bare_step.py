@@ -19,7 +19,7 @@ import numpy as np
 
 from distml.config import AugmentConfig, TrainConfig
 from distml.data import feed
-from distml.training import lean, schedule
+from distml.training import devices, lean, schedule
 
 
 def _port() -> int:
@@ -67,7 +67,7 @@ def _train(arguments: dict[str, str]) -> dict[str, Any]:
     train = TrainConfig(epochs=epochs, global_batch_size=batch)
     images, labels = _rows(arguments["data"], rank, world_size)
     steps = 60_000 // batch
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    strategy = devices.strategy(tf, use_gpu=False)  # the same ring that distml asks for
     with strategy.scope():
         model = registry.build("convnet", (28, 28, 1), 10, {}, 0)
         optimizer = optimizers.make(train, schedule.table(train, steps))

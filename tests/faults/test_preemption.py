@@ -51,6 +51,7 @@ def test_15_a_preempted_node_costs_no_failure(cluster: Any, tmp_path: Path) -> N
         time.sleep(max(0.0, noticed + NOTICE_S - time.monotonic()))
         cluster.remove_node(taken, allow_graceful=False)
         code, result = run.finish()
+    assert code == 0, run.lines[-40:]
     assert (code, result["status"], result["steps"]) == (0, "finished", 4 * STEPS_PER_EPOCH)
     assert run.said("resumed after epoch") == 1
     tracked, steps = recorded(tmp_path / "storage", "preempted")

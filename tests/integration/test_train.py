@@ -124,6 +124,21 @@ def test_what_is_registered_predicts_what_training_measured(
 
 
 def test_every_row_is_accounted_for(trained: tuple[Path, dict[str, Any], str, str]) -> None:
+    from mlflow import MlflowClient
+
+    root, result, _, _ = trained
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    read, dropped = (
+        [int(metric.value) for metric in client.get_metric_history(result["run_id"], f"rows_{what}")]
+        for what in ("read", "dropped")
+    )
+    assert read == [55_000 // 512 * 512] * 2
+    assert [sum(both) for both in zip(read, dropped, strict=True)] == [55_000] * 2
+
+
+def test_the_record_and_a_checkpoint_of_each_epoch_stay(
+    trained: tuple[Path, dict[str, Any], str, str],
+) -> None:
     root, _, _, _ = trained
     run_folder = root / "runs" / "first" / "001"
     record = json.loads((run_folder / "run.json").read_text())
