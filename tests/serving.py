@@ -37,7 +37,8 @@ def function(seed: int, classes: int = len(CLASSES), shape: tuple[int, int, int]
         assert images.dtype == np.uint8
         logits = images.reshape(len(images), -1) @ weights
         raised: Probabilities = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float32)
-        return raised / raised.sum(1, keepdims=True)
+        summed: Probabilities = raised / raised.sum(1, keepdims=True)
+        return summed
 
     return classify
 

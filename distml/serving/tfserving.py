@@ -93,13 +93,13 @@ def _definition(served: Served) -> dict[str, Any]:
         dimensions = [{"size": str(size), "name": ""} for size in (-1, *sizes)]
         return {"dtype": kind, "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": name}
 
-    def signature(name: str, **inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs = {OUTPUT: info("StatefulPartitionedCall:0", "DT_FLOAT", len(served.classes))}
+    def signature(name: str, call: str, **inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = {OUTPUT: info(f"StatefulPartitionedCall{call}:0", "DT_FLOAT", len(served.classes))}
         return {name: {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}}
 
     raw = info("serving_default_image:0", "DT_UINT8", *served.shape)
     pictures = info("image_bytes_image_bytes:0", "DT_STRING")
-    return signature("serving_default", image=raw) | signature("image_bytes", image_bytes=pictures)
+    return signature("serving_default", "_1", image=raw) | signature("image_bytes", "", image_bytes=pictures)
 
 
 def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import time
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_an_example_is_a_picture_of_itself() -> None:
 
 def test_the_loop_goes_on_while_a_large_picture_is_decoded() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
-    stream = malformed.io.BytesIO()
+    stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "JPEG", quality=50)
     data = stream.getvalue()
 

@@ -28,7 +28,7 @@ PATHS = {
 
 @SCHEMA.parametrize()
 @hypothesis.settings(max_examples=12, deadline=None, derandomize=True, database=None)
-def test_no_request_finds_an_answer_that_is_not_described(case: schemathesis.Case) -> None:
+def test_no_request_finds_an_answer_that_is_not_described(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])
 
 

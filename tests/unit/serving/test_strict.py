@@ -49,5 +49,6 @@ def test_depth_ends_in_a_sentence_whoever_parses() -> None:
 
 
 def test_kinds_have_names() -> None:
-    named = [strict.kind(value) for value in (True, 1, 1.5, "", [], {}, None)]
+    values: list[object] = [True, 1, 1.5, "", [], {}, None]
+    named = [strict.kind(value) for value in values]
     assert named == ["a boolean", "a number", "a number", "a string", "an array", "an object", "null"]

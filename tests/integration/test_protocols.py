@@ -1,0 +1,169 @@
+"""All protocols give the offline model's answers for real Fashion-MNIST images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from tritonclient import http as triton
+
+from distml import loading
+from distml.config import ServeConfig
+from distml.data import source
+from distml.data.rows import Source
+from distml.serving.core import Core, Loaded
+from distml.serving.predictor import Predictor
+from distml.serving.service import Served
+from distml.storage import Storage
+from distml.training.result import SAVED_MODEL
+from tests import serving
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(300),
+    # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+NAME, COUNT = "fashion-mnist", 40
+Answers = Any
+"""Probabilities [N, 10]."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    config = loading.resolve({})
+    return source.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
+
+
+@pytest.fixture(scope="module")
+def images(data: Source) -> Any:
+    """uint8 [N, 28, 28, 1] of the test split."""
+    return data.splits["test"].gather(np.arange(COUNT))
+
+
+@pytest.fixture(scope="module")
+def folder(data: Source, images: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a small network."""
+    from distml.models import registry
+    from distml.training.export import export
+
+    network = registry.build("convnet", data.shape, len(data.classes), {"filters": [4], "dense": 8}, 1)
+    made = tmp_path_factory.mktemp("export")
+    described = {"name": NAME, "classes": list(data.classes), "shape": list(data.shape)}
+    export(network, made, described, images[:2])
+    return made
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor.load(folder)
+
+
+@pytest.fixture(scope="module")
+def url(predictor: Predictor) -> Iterator[str]:
+    served = Served(NAME, 1, "0" * 32, predictor.sha256, predictor.classes, predictor.shape, {}, None, 0.0)
+    core = Core(ServeConfig())
+    core.swap({1: Loaded(served, predictor.predict)}, {"champion": 1})
+    with serving.running(core) as url:
+        yield url
+
+
+def encode(image: Any) -> bytes:
+    """A picture file without loss."""
+    stream = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def b64(images: Any) -> list[dict[str, str]]:
+    """Pictures in JSON."""
+    return [{"b64": base64.b64encode(encode(image)).decode()} for image in images]
+
+
+def post(url: str, **body: Any) -> Any:
+    """The JSON that comes back."""
+    got = requests.post(url, timeout=60, **body)
+    assert got.status_code == 200, got.text
+    return got.json()
+
+
+def native(url: str, **body: Any) -> Answers:
+    predictions = post(url, **body)["predictions"]
+    return [one["probabilities"] for one in predictions]
+
+
+def infer(url: str, tensor: Any, binary: bool) -> Answers:
+    with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        given = triton.InferInput("image", tensor.shape, "UINT8").set_data_from_numpy(tensor, binary)
+        wanted = [triton.InferRequestedOutput("probabilities", binary)]
+        return client.infer(NAME, [given], outputs=wanted).as_numpy("probabilities")
+
+
+TENSORFLOW = f"/v1/models/{NAME}:predict"
+PNG: Any = {"headers": {"content-type": "image/png"}}
+ENCODED = {"signature_name": "image_bytes"}
+WAYS: dict[str, Callable[[str, Any], Answers]] = {
+    "numbers": lambda url, x: native(f"{url}/predict", json={"instances": x[..., 0].tolist()}),
+    "base64": lambda url, x: native(f"{url}/predict", json={"instances": b64(x)}),
+    "form": lambda url, x: native(
+        f"{url}/predict/image", files=[("files", (str(i), encode(image))) for i, image in enumerate(x)]
+    ),
+    "pictures": lambda url, x: [native(f"{url}/predict/image", data=encode(one), **PNG)[0] for one in x],
+    "rows": lambda url, x: post(url + TENSORFLOW, json={"instances": x.tolist()})["predictions"],
+    "columns": lambda url, x: post(url + TENSORFLOW, json={"inputs": {"image": x.tolist()}})["outputs"],
+    "image_bytes": lambda url, x: post(url + TENSORFLOW, json={**ENCODED, "inputs": b64(x)})["outputs"],
+    "tensor in JSON": lambda url, x: infer(url, x, False),
+    "binary tensor": lambda url, x: infer(url, x, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_answer_is_the_offline_models(way: str, url: str, predictor: Predictor, images: Any) -> None:
+    expected = predictor.predict(images)
+    assert len(np.unique(expected.argmax(1))) > 1
+    np.testing.assert_allclose(np.asarray(WAYS[way](url, images), np.float64), expected, rtol=0, atol=1e-6)
+
+
+def test_the_metadata_are_those_of_the_saved_model(url: str, folder: Path) -> None:
+    from google.protobuf.json_format import MessageToDict
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((folder / SAVED_MODEL / "saved_model.pb").read_bytes())
+    expected = {
+        name: MessageToDict(signature, preserving_proto_field_name=True)
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")
+    }
+    got = requests.get(f"{url}/v1/models/{NAME}/metadata", timeout=60).json()
+    found = got["metadata"]["signature_def"]["signature_def"]
+    assert found.keys() == expected.keys()
+    for name, signature in expected.items():
+        assert found[name]["method_name"] == signature["method_name"]
+        for side in ("inputs", "outputs"):
+            assert found[name][side].keys() == signature[side].keys()
+            for tensor, info in signature[side].items():
+                shown = found[name][side][tensor]
+                assert shown["dtype"] == info["dtype"]
+                sizes = [one["size"] for one in info["tensor_shape"]["dim"]]
+                assert [one["size"] for one in shown["tensor_shape"]["dim"]] == sizes
+                assert shown["name"] == info["name"]
+
+
+def test_a_picture_of_another_size_is_fitted_as_predict_does(
+    url: str, predictor: Predictor, images: Any
+) -> None:
+    from distml.data import schema
+
+    stream = io.BytesIO()
+    Image.fromarray(images[0, ..., 0]).resize((90, 70)).convert("RGB").save(stream, "PNG")
+    expected = predictor.predict(schema.to_shape(schema.decode(stream.getvalue()), predictor.shape)[None])
+    got = native(f"{url}/predict/image", data=stream.getvalue(), **PNG)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
