@@ -38,14 +38,15 @@ def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[s
         `rows` asked about, `accuracy` on them, and `version`.
 
     Raises:
-        ServingError: Another version answers, the answers are wrong too often, or none comes.
+        ServingError: Another model answers, the answers are wrong too often, or none comes.
     """
     storage = Storage(config.storage.root)
     images, labels = shards.read(storage, shards.prepare(config, storage), "validation")
     images, labels = images[:ROWS], labels[:ROWS]
+    expected = (config.tracking.registered_model, version)
     answers: list[int] = []
     for at in range(0, len(images), _BATCH):
-        answers += _ask(f"{url}/predict", version, json={"instances": images[at : at + _BATCH].tolist()})
+        answers += _ask(f"{url}/predict", expected, json={"instances": images[at : at + _BATCH].tolist()})
     accuracy = sum(int(a == b) for a, b in zip(answers, labels, strict=True)) / len(labels)
     if accuracy < val_accuracy - _SLACK:
         raise ServingError(
@@ -54,7 +55,7 @@ def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[s
             "The endpoint treats pictures otherwise than training did; do not use it.",
         )
     files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images[:_PICTURES])]
-    seen = _ask(f"{url}/predict/image", version, files=files)
+    seen = _ask(f"{url}/predict/image", expected, files=files)
     if seen != answers[: len(seen)]:
         raise ServingError(
             f"{url} says {seen} about pictures as files and {answers[: len(seen)]} about the same as numbers."
@@ -72,7 +73,7 @@ def version(url: str) -> int | None:
         return None
 
 
-def _ask(url: str, version: int, **body: Any) -> list[int]:
+def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:
     """Send a request; returns the label of each picture."""
     try:
         response = requests.post(url, timeout=_TIMEOUT_S, **body)
@@ -81,8 +82,11 @@ def _ask(url: str, version: int, **body: Any) -> list[int]:
         raise ServingError(f"{url} does not answer: {str(error)[:200]}.") from None
     if response.status_code != 200:
         raise ServingError(f"{url} answers {response.status_code}: {str(answer)[:200]}.")
-    if answer["model"]["version"] != version:
-        raise ServingError(f"{url} answers with version {answer['model']['version']}, not {version}.")
+    found = (answer["model"]["name"], answer["model"]["version"])
+    if found != expected:
+        raise ServingError(
+            f"{url} answers with {found[0]} version {found[1]}, not {expected[0]} version {expected[1]}."
+        )
     return [int(one["label"]) for one in answer["predictions"]]
 
 

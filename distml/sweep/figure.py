@@ -35,7 +35,7 @@ def bars(rows: list[Row]) -> Figure:
         rows: Best first.
     """
     known = [row for row in rows if row.val_accuracy is not None]
-    figure = blank(8.0, 1.3 + 0.42 * max(1, len(known)))
+    figure = blank(8.6, 1.3 + 0.42 * max(1, len(known)))
     axes = figure.subplots()
     values = [row.val_accuracy or 0.0 for row in known]
     colours = [FIRST if at == 0 and row.status == "finished" else "#a9c4dd" for at, row in enumerate(known)]
@@ -48,14 +48,17 @@ def bars(rows: list[Row]) -> Figure:
     lowest = min([*values, *(value for value, _ in tested)], default=0.0)
     start = max(0.0, math.floor((lowest - 0.02) * 20) / 20)
     axes.set_xlim(start, 1.0)
-    for at, value in enumerate(values):
-        axes.text(start + 0.012 * (1 - start), at, f"{value:.4f}", va="center", color="white", fontsize=9)
+    for at, row in enumerate(known):
+        tested_at = "" if row.test_accuracy is None else f"   (test {row.test_accuracy:.4f})"
+        beside = axes.get_yaxis_transform()
+        said = f"{row.val_accuracy:.4f}{tested_at}"
+        axes.text(1.02, at, said, transform=beside, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(known)), [row.candidate for row in known], color=INK)
     axes.invert_yaxis()
     axes.set_xlabel(f"accuracy{f' (the axis begins at {start:g})' * (start > 0)}", color=MUTED)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -82,7 +85,8 @@ def coordinates(rows: list[Row]) -> Figure:
     for at, scale in enumerate([*columns, reached]):
         axes.axvline(at, color=MUTED, linewidth=0.8)
         for place, label in scale.ticks():
-            axes.text(at + 0.03, place, label, fontsize=8, color=INK, va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            axes.text(at + 0.03, place, label, fontsize=8, color=INK, va="center", bbox=box, zorder=5)
     names = [path.replace("_", "_\n", 1) if len(path) > 18 else path for path in paths]
     axes.set_xticks(range(len(paths) + 1), [*names, "validation accuracy"], fontsize=9)
     axes.set_xlim(-0.1, len(paths) + 0.35)

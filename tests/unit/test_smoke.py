@@ -1,0 +1,136 @@
+"""The smoke test sees what goes wrong between training and serving."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml import loading, smoke
+from distml.config import Config
+from distml.errors import ServingError
+from tests.registered import NAME
+
+Label = Callable[[np.ndarray], int]
+
+
+def right(image: np.ndarray) -> int:
+    """What the data of `tests.registered:pictures` say."""
+    return int(image.ravel()[0]) // 100
+
+
+class Endpoint:
+    """Answers as an endpoint does, with labels of its own.
+
+    Args:
+        numbers: Label of a picture that comes as numbers.
+        files: Label of a picture that comes as a file.
+        model: Who answers.
+    """
+
+    def __init__(self, numbers: Label, files: Label, model: dict[str, Any]) -> None:
+        self.numbers, self.files, self.model = numbers, files, model
+        self.status = 200
+
+    def labels(self, path: str, body: bytes) -> list[int]:
+        if path == "/predict":
+            return [self.numbers(np.array(image)) for image in json.loads(body)["instances"]]
+        starts = [at for at in range(len(body)) if body.startswith(b"\x89PNG", at)]
+        pictures = [np.asarray(Image.open(io.BytesIO(body[at:]))) for at in starts]
+        return [self.files(picture) for picture in pictures]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[Endpoint, str]]:
+    served = Endpoint(right, right, {"name": NAME, "version": 3})
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer(served.model)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            labels = served.labels(self.path, body)
+            self.answer({"model": served.model, "predictions": [{"label": label} for label in labels]})
+
+        def answer(self, found: dict[str, Any]) -> None:
+            content = json.dumps(found).encode()
+            self.send_response(served.status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield served, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return loading.resolve(
+        {
+            "storage": {"root": str(tmp_path_factory.mktemp("smoke"))},
+            "data": {"name": NAME, "format": "tests.registered:pictures", "val_fraction": 0.5},
+            "tracking": {"registered_model": NAME},
+        }
+    )
+
+
+def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+    found = smoke.check(config, endpoint[1], 3, 0.95)
+    assert found == {"rows": 256, "accuracy": 1.0, "version": 3}
+    assert smoke.version(endpoint[1]) == 3
+
+
+def test_other_pixels_than_training_saw_are_noticed(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+    endpoint[0].numbers = lambda image: right(image / 255)
+    with pytest.raises(ServingError, match=r"right about 3\d\.\d% of 256 validation pictures"):
+        smoke.check(config, endpoint[1], 3, 0.95)
+
+
+def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
+    config: Config, endpoint: tuple[Endpoint, str]
+) -> None:
+    endpoint[0].files = lambda image: right(image / 255)
+    with pytest.raises(ServingError, match="about pictures as files"):
+        smoke.check(config, endpoint[1], 3, 0.95)
+
+
+@pytest.mark.parametrize("model", [{"name": "other", "version": 3}, {"name": NAME, "version": 2}])
+def test_another_model_than_the_champion_is_noticed(
+    config: Config, endpoint: tuple[Endpoint, str], model: dict[str, Any]
+) -> None:
+    endpoint[0].model = model
+    with pytest.raises(ServingError, match=rf"answers with {model['name']} version {model['version']}, not"):
+        smoke.check(config, endpoint[1], 3, 0.95)
+
+
+def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+    endpoint[0].status = 503
+    assert smoke.version(endpoint[1]) is None
+    with pytest.raises(ServingError, match="answers 503"):
+        smoke.check(config, endpoint[1], 3, 0.95)
+    with pytest.raises(ServingError, match="does not answer"):
+        smoke.check(config, "http://127.0.0.1:9", 3, 0.95)
+    assert smoke.version("http://127.0.0.1:9") is None
+
+
+def test_the_data_are_told_apart_by_what_right_looks_at(tmp_path: Path) -> None:
+    from tests.registered import pictures
+
+    images, labels = pictures()["test"]
+    assert [right(image) for image in images] == labels.tolist()
