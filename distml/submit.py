@@ -30,7 +30,7 @@ from distml.kube.server import ConflictError, Server
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = {"champion_version": "champion_version", "test_accuracy": "test_accuracy", "endpoint": "endpoint"}
+OUTPUTS = {"champion_version": "champion", "test_accuracy": "test_accuracy", "endpoint": "endpoint"}
 """Files handed on to Argo and where the pipeline's result line has their content."""
 
 

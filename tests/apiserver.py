@@ -17,7 +17,7 @@ from typing import Any
 SUMMARY = {
     "verb": "pipeline",
     "status": "finished",
-    "champion_version": 3,
+    "champion": 3,
     "test_accuracy": 0.91,
     "endpoint": "http://127.0.0.1:8000",
 }

@@ -22,6 +22,12 @@ def problems(manifest: Manifest, crds: Path | None) -> list[str]:
         manifest: The object.
         crds: Folder of schemas; without it Ray's and Argo's kinds are not looked at.
     """
+    return list(_problems(json.dumps(manifest, default=str), crds))
+
+
+@functools.cache  # most objects of a mutated overlay are as they were
+def _problems(text: str, crds: Path | None) -> tuple[str, ...]:
+    manifest = json.loads(text)
     where = f"{manifest['kind']}/{manifest['metadata'].get('name', '(generated)')}"
     group = str(manifest["apiVersion"]).partition("/")[0]
     if group in ("ray.io", "argoproj.io"):
@@ -34,7 +40,7 @@ def problems(manifest: Manifest, crds: Path | None) -> list[str]:
             found = [f"{'.'.join(map(str, error.path))}: {error.message}"]
         except kubernetes_validate.SchemaNotFoundError:
             found = [f"{manifest['apiVersion']} has no such kind"]
-    return [f"{where}: {one}" for one in found]
+    return tuple(f"{where}: {one}" for one in found)
 
 
 def _custom(manifest: Manifest, crds: Path | None) -> list[str]:

@@ -65,7 +65,7 @@ def test_the_schemas_of_ray_and_argo_are_here() -> None:
     assert list(CRDS.glob("argoproj.io_*.json"))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
 def test_a_cluster_accepts_every_object(folder: Path) -> None:
     assert RENDERED[folder]
     assert [said for one in RENDERED[folder] for said in schema.problems(one, CRDS)] == []
