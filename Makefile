@@ -21,7 +21,7 @@ BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11
 
-.PHONY: help venv train test check faults bench image cluster-up cluster-down cluster-status requirements clean
+.PHONY: help venv train test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: $(BENCH_STAMP) ## Measure every headline figure beside its peer
 $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	sh requirements/install add "$(VENV)" requirements/bench.txt "$(PYTHON)"
 	@touch $@
+
+monitor: ## Prometheus and Grafana for what runs on this machine (where they are installed)
+	sh kuberay/monitoring/laptop
 
 image: ## Build the container images (needs Docker)
 	docker build --target $(EXTRA) -t distml$(if $(filter gpu,$(EXTRA)),-gpu):$(VERSION) .

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from distml import cli, cluster, runs, summary, tracking
+from distml import cli, cluster, gauges, runs, summary, tracking
 from distml import recorder as recording
 from distml.config import Config
 from distml.data import shards
@@ -107,7 +107,8 @@ def _train(
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
     events = Events(storage, record.parts) if config.train.tensorboard else None
-    recorder = Recorder(display, tracker, events, child.listen if child else None)
+    listen = gauges.listener(record.name, child.listen if child else None)
+    recorder = Recorder(display, tracker, events, listen)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")

@@ -1,0 +1,87 @@
+"""Alerts and dashboard ask for metrics that exist, and Prometheus accepts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distml import gauges
+from distml.serving.metrics import Metrics
+from tests.manifests.render import KUBERAY, ROOT
+
+HERE = KUBERAY / "monitoring"
+DASHBOARD = json.loads((HERE / "grafana" / "distml.json").read_text())
+RULES = yaml.safe_load((HERE / "rules.yaml").read_text())
+OF_RAY = {  # seen in what a Ray 2.60 exports
+    *("ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total", "ray_object_store_used_memory"),
+}
+
+
+def known() -> set[str]:
+    """Names of all metrics that an expression may use."""
+    of_serving = set(re.findall(r"^# TYPE (\S+)", Metrics().text().decode(), re.MULTILINE))
+    series = of_serving | {f"{name}{end}" for name in of_serving for end in ("_bucket", "_sum", "_count")}
+    return series | {f"ray_distml_train_{name}" for name in gauges.GAUGES} | OF_RAY | {"up"}
+
+
+def expressions() -> dict[str, str]:
+    """Every expression by where it stands."""
+    found = {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            found[f"{panel['title']} {target['refId']}"] = target["expr"]
+    return found
+
+
+def test_there_are_alerts_and_panels() -> None:
+    alerts = {rule["alert"] for group in RULES["groups"] for rule in group["rules"]}
+    assert {"NoChampionReady", "ServingErrors", "TrainingStalled"} <= alerts
+    assert len(expressions()) > 20
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_an_expression_uses_metrics_that_exist(where: str) -> None:
+    expression = re.sub(r"\{[^}]*\}|by \([^)]*\)", "", expressions()[where])
+    used = set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b|\bup\b", expression)) - {"histogram_quantile"}
+    assert used
+    assert used - known() == set()
+
+
+def test_every_alert_says_what_happened_and_what_to_do() -> None:
+    for group in RULES["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"].keys() == {"summary", "action"}
+            assert rule["labels"]["severity"] in ("warning", "critical")
+
+
+def test_every_panel_has_a_place_of_its_own() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+@pytest.mark.parametrize(
+    "words", [["rules", "rules.yaml"], ["config", "laptop.yaml"]], ids=lambda words: words[-1]
+)
+def test_prometheus_accepts_the_files(words: list[str]) -> None:
+    done = subprocess.run(
+        ["promtool", "check", *words], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_laptop_script_is_a_script_and_make_calls_it() -> None:
+    script = HERE / "laptop"
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
+    assert str(script.relative_to(ROOT)) in (Path(ROOT) / "Makefile").read_text()
