@@ -67,6 +67,10 @@ class ModelError(DistmlError):
     """A model cannot be built, loaded or trusted."""
 
 
+class OtherDataError(ModelError):
+    """A model that tells other classes or pictures apart than the data it is measured on."""
+
+
 class ServingError(DistmlError):
     """The endpoint cannot be started or cannot answer this request."""
 

@@ -68,7 +68,11 @@ def promote(
         "val_loss": score.val_loss,
         "test_accuracy": outcome.test and outcome.test.val_accuracy,
         "champion_val_accuracy": outcome.champion and outcome.champion.val_accuracy,
-        "candidates": {one.label: outcome.scores[one.version.version].val_accuracy for one in entrants},
+        "candidates": {
+            one.label: found.val_accuracy
+            for one in entrants
+            if (found := outcome.scores.get(one.version.version))
+        },
     }
 
 

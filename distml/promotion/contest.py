@@ -10,7 +10,7 @@ from distml import log
 from distml.champions import PREVIOUS
 from distml.config import Config
 from distml.data import shards
-from distml.errors import DistmlError, ModelError, TrackingError
+from distml.errors import DistmlError, ModelError, OtherDataError, TrackingError
 from distml.promotion import field, gate, move
 from distml.promotion.field import Entrant
 from distml.promotion.gate import Decision, Score
@@ -59,12 +59,14 @@ def hold(config: Config, entrants: list[Entrant], dry: bool = False, replace: bo
     """
     storage = Storage(config.storage.root)
     judge = Judge(config, storage, shards.prepare(config, storage))
-    scores = {one.version.version: judge.score(one.version) for one in entrants}
-    barred = {one.version.version: why for one in entrants if (why := _barred(one, judge))}
+    scores, barred = _measure(entrants, judge)
     eligible = [score for version, score in scores.items() if version not in barred]
     if not eligible:
         reasons = "; ".join(f"version {version} {why}" for version, why in barred.items())
-        raise ModelError(f"no candidate may become champion: {reasons}.", "Train on the present data.")
+        raise ModelError(
+            f"no candidate may become champion: {reasons}.",
+            "Train on the present data; give models for other data another tracking.registered_model.",
+        )
     best = gate.best(config.promote.metric, eligible)
     winner = next(one for one in entrants if one.version.version == best.version)
 
@@ -82,6 +84,21 @@ def hold(config: Config, entrants: list[Entrant], dry: bool = False, replace: bo
         barred,
         judge.score(winner.version, "test") if judge.manifest.rows.get("test") else None,
     )
+
+
+def _measure(entrants: list[Entrant], judge: Judge) -> tuple[dict[int, Score], dict[int, str]]:
+    """Score every candidate that can be compared, and say why some may not win."""
+    scores, barred = {}, {}
+    for one in entrants:
+        version = one.version.version
+        try:
+            scores[version] = judge.score(one.version)
+        except OtherDataError as error:
+            barred[version] = error.message.removeprefix(f"version {version} ").rstrip(".")
+            continue
+        if why := _barred(one, judge):
+            barred[version] = why
+    return scores, barred
 
 
 def _barred(entrant: Entrant, judge: Judge) -> str:

@@ -20,7 +20,7 @@ from distml.champions import Version
 from distml.config import Config
 from distml.data import shards
 from distml.data.schema import Images, Labels
-from distml.errors import ModelError
+from distml.errors import ModelError, OtherDataError
 from distml.promotion.gate import Score
 from distml.serving import digests
 from distml.storage import Storage
@@ -83,8 +83,8 @@ class Judge:
 
         Raises:
             TrackingError: Its files are gone, or lie where no model of ours lies.
-            ModelError: They are not what was registered, do not load safely, or do not answer sensibly;
-                or the model knows other classes or pictures than the data.
+            ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
+            OtherDataError: The model knows other classes or pictures than the data.
         """
         key = (version.version, split)
         if key not in self._scores:
@@ -104,12 +104,16 @@ class Judge:
     def _require_comparable(self, version: Version, predictor: Predictor) -> None:
         manifest = self.manifest
         if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
-            raise ModelError(
-                f"{version.name} version {version.version} tells {len(predictor.classes)} classes of "
-                f"{'x'.join(map(str, predictor.shape))} pictures apart, but {manifest.name} has "
-                f"{len(manifest.classes)} classes of {'x'.join(map(str, manifest.shape))}.",
+            raise OtherDataError(
+                f"version {version.version} tells {_kinds(predictor.classes, predictor.shape)} apart, "
+                f"but {manifest.name} has {_kinds(manifest.classes, manifest.shape)}.",
                 "Give models for other data another tracking.registered_model.",
             )
+
+
+def _kinds(classes: tuple[str, ...], shape: tuple[int, int, int]) -> str:
+    names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    return f"{len(classes)} classes ({names}) of {'x'.join(map(str, shape))} pictures"
 
 
 def trusted(config: Config, version: Version, into: Path) -> Trusted:

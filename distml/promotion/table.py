@@ -37,6 +37,15 @@ def show(console: Console, metric: str, outcome: Outcome) -> None:
             f"{score.val_loss:.4f}",
             escape(_note(score.version, outcome)),
         )
+    for one in outcome.entrants:
+        if one.version.version not in outcome.scores:
+            table.add_row(
+                escape(one.label),
+                str(one.version.version),
+                "",
+                "",
+                escape(_note(one.version.version, outcome)),
+            )
     console.print(table)
 
 

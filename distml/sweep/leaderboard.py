@@ -60,11 +60,16 @@ def order(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.status != "finished", -(row.val_accuracy or 0.0)))
 
 
-def result(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows for the result line, best first, and what the best one is at its top level."""
+def result(rows: Sequence[Row], search: bool = False) -> dict[str, Any]:
+    """The rows for the result line, best first, and what the best one is at its top level.
+
+    Args:
+        rows: Of the candidates.
+        search: Whether they were drawn: values that do not work are then a finding, not a failure.
+    """
     ordered = order(rows)
     best = ordered[0] if ordered and ordered[0].status == "finished" else None
-    failed = any(row.status == "failed" for row in rows)
+    failed = not search and any(row.status == "failed" for row in rows)
     known = ("run_id", "version", "val_accuracy", "test_accuracy")
     return {
         "status": "failed" if failed or best is None else "finished",

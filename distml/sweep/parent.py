@@ -55,7 +55,7 @@ class Parent:
         """
         from distml.sweep import figure
 
-        found = leaderboard.result(rows)
+        found = leaderboard.result(rows, search)
         self._sweep.runs = {row.candidate: row.run for row in rows}
         parts = (*self._sweep.parts, "figures")
         with tempfile.TemporaryDirectory() as folder:

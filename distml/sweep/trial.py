@@ -43,7 +43,7 @@ def trial(
     log.configure("trial")
     mine = name(tune.get_context().get_trial_id())
     chosen = candidate(Config.model_validate(values), params, mine)
-    told = 0
+    told, last = 0, chosen.config.train.epochs
 
     def listen(event: dict[str, Any]) -> None:
         nonlocal told
@@ -51,9 +51,10 @@ def trial(
             event["history"] if event["kind"] == "resumed" else [event] if event["kind"] == "epoch" else []
         )
         for one in epochs:
-            if one["epoch"] > told:
+            if told < one["epoch"] < last:  # the last one is told when the model is safe: Tune may stop here
                 told = one["epoch"]
                 tune.report({"val_accuracy": one["val_accuracy"], "epoch": told})
 
-    if runs.taken(chosen.config, Storage(chosen.config.storage.root)) is None:
-        train(chosen.config, Child(mine, found, parent, listen))
+    known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
+    result = known.result if known else train(chosen.config, Child(mine, found, parent, listen))
+    tune.report({"val_accuracy": result["val_accuracy"], "epoch": result["epochs"]})

@@ -32,6 +32,8 @@ def test_a_failed_candidate_is_told_and_fails_the_sweep() -> None:
     assert (found["status"], found["best"]) == ("failed", "better")
     assert found["leaderboard"][-1]["error"] == "out of memory"
     assert leaderboard.result(ROWS[2:])["best"] is None
+    assert leaderboard.result(ROWS, search=True)["status"] == "finished"
+    assert leaderboard.result(ROWS[2:], search=True)["status"] == "failed"
 
 
 def test_what_was_stopped_early_never_wins() -> None:
