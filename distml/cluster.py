@@ -40,33 +40,38 @@ class Plan:
     reason: str
 
 
-def plan(train: TrainConfig, resources: Mapping[str, float]) -> Plan:
+def plan(
+    train: TrainConfig, resources: Mapping[str, float], grows: bool = False, autoscaled: bool = False
+) -> Plan:
     """Decide what a run takes, or say which resource is short.
 
     Args:
         train: The training section.
         resources: Totals of the cluster as Ray counts them (`CPU`, `GPU`).
+        grows: Nodes may join, so an elastic run keeps its most.
+        autoscaled: What is short is fetched, GPUs from none included: nothing is refused.
 
     Raises:
         ResourceError: Not even the fewest workers fit.
     """
     gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
     least, most = train.min_workers, train.max_workers
-    if train.device == "gpu" and gpus < least:
+    if train.device == "gpu" and gpus < least and not autoscaled:
         raise ResourceError(
             f"train.device is gpu and train.workers needs {least} GPU, but the cluster has {gpus}.",
             "Take fewer workers, add GPUs, or set train.device to cpu.",
         )
     use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= least)
     room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker + 1e-9)  # 0.7 / 0.1 is 6.999...
-    if room < least:
+    if room < least and not autoscaled:
         raise ResourceError(
             f"train.workers = {least} with train.cpus_per_worker = {train.cpus_per_worker:g} and "
             f"{SPARE_CPUS:g} CPU for Ray Data needs {least * train.cpus_per_worker + SPARE_CPUS:g} CPU, "
             f"but the cluster has {cpus:g}.",
             "Take fewer workers or a larger cluster.",
         )
-    most = min(most, room, gpus) if use_gpu else min(most, room)
+    if not (grows or autoscaled):
+        most = min(most, room, gpus) if use_gpu else min(most, room)
     reason = f"{train.device}: the cluster has {gpus} GPU for {least} worker{'s' * (least > 1)}"
     return Plan((least, most), use_gpu, train.cpus_per_worker, reason)
 
@@ -175,7 +180,9 @@ def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
 def require_plan(config: Config, found: Cluster) -> Plan:
     """`plan` for a live connection: a local Ray that was made too small is a configuration matter."""
     try:
-        return plan(config.train, found.resources)
+        # KubeRay sets the variable on the head, where drivers run, when an autoscaler runs beside it.
+        autoscaled = not found.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ
+        return plan(config.train, found.resources, grows=not found.local, autoscaled=autoscaled)
     except ResourceError as error:
         if found.local and config.train.device != "gpu":
             raise ResourceError(

@@ -73,6 +73,7 @@ class Cluster:
     stopped: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     dashboard_away: bool = False
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     url: str = ""
 
     def looks(self, name: str) -> int:
@@ -101,10 +102,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._dashboard(found[1], found[2] or "")
         elif found := re.fullmatch(r"/apis/ray\.io/v1/namespaces/distml/rayjobs(?:/([^/]+))?", self.path):
             self._rayjobs(found[1] or "")
+        elif self.path == "/api/v1/namespaces/distml/secrets" and self.command == "POST":
+            self._secret(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         else:
             self._answer(404, {"message": f"no {self.path}"})
 
     do_GET = do_POST = do_DELETE = _any  # noqa: N815 # the names http.server calls
+
+    def _secret(self, body: dict[str, Any]) -> None:
+        name = body["metadata"]["name"]
+        taken = name in self.cluster.secrets
+        if not taken:
+            self.cluster.secrets[name] = body["data"]
+        self._answer(409 if taken else 201, {"message": "already exists"} if taken else body)
 
     def _dashboard(self, job: str, what: str) -> None:
         cluster = self.cluster

@@ -127,3 +127,17 @@ def test_a_ray_that_does_not_start_is_one_sentence(
         pytest.fail("there is no connection")
     assert caught.value.message == said
     assert remedy in caught.value.remedy
+
+
+def test_where_nodes_may_join_an_elastic_run_keeps_its_most() -> None:
+    train = TrainConfig.model_validate({"workers": [1, 3], "device": "cpu"})
+    assert cluster.plan(train, {"CPU": 2}).workers == (1, 1)
+    assert cluster.plan(train, {"CPU": 2}, grows=True).workers == (1, 3)
+    with pytest.raises(ResourceError):
+        cluster.plan(train, {"CPU": 1}, grows=True)
+
+
+def test_an_autoscaler_fetches_what_is_short() -> None:
+    train = TrainConfig.model_validate({"workers": 2, "device": "gpu"})
+    found = cluster.plan(train, {"CPU": 1}, autoscaled=True)
+    assert (found.workers, found.use_gpu) == ((2, 2), True)

@@ -1,0 +1,156 @@
+"""Several nodes without Kubernetes: raylets of one cluster on this machine, one killed, one joining."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+import requests
+
+from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once, recorded
+
+pytestmark = [
+    *(pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(900)),
+    # Ray's Cluster leaves sockets and pipes of the processes it starts to the garbage collector (2.60).
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+BUCKET = "distml"
+
+
+class Nodes:
+    """A cluster whose head does no work, and its working nodes."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        quiet = {"include_dashboard": False, "num_cpus": 0, "object_store_memory": 200_000_000}
+        self.cluster = Cluster(initialize_head=True, head_node_args=quiet)
+        self.nodes: list[Any] = []
+
+    def add(self) -> Any:
+        """Let a node of one CPU join."""
+        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=200_000_000))
+        return self.nodes[-1]
+
+    def training(self) -> list[Any]:
+        """The nodes with a training worker."""
+        found = []
+        for node in self.nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            if any("RayTrainWorker" in " ".join(one.cmdline()) for one in raylet.children(recursive=True)):
+                found.append(node)
+        return found
+
+    def kill(self, node: Any) -> None:
+        """Take a node away as a power cut does."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    # Workers read it when they start; without it, they would wait for the machine's idle cores.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    found = Nodes()
+    try:
+        yield found
+    finally:
+        found.cluster.shutdown()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Root of a bucket on an S3 server of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test-canary"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 60
+        while not _answers(url):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}/root?scheme=http&endpoint_override=127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).status_code < 500
+    except requests.RequestException:
+        return False
+
+
+def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
+    s3: str, nodes: Nodes, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        nodes.add()
+    local = tmp_path / "local"
+    local.mkdir()
+    flags = [f"--storage.root={s3}", f"--tracking.uri=sqlite:///{local}/mlflow.db", "--train.workers=2"]
+    with Training(local, "three", *flags, env={"RAY_ADDRESS": nodes.cluster.address}) as run:
+        run.wait_for("epoch 2/4", timeout_s=400)
+        busy = nodes.training()
+        assert len(busy) == 2, "each worker has a node of its own"
+        nodes.kill(busy[0])
+        code, result = run.finish(timeout_s=400)
+    assert (code, result["status"], result["steps"]) == (0, "finished", 4 * STEPS_PER_EPOCH)
+    assert run.said("resumed after epoch 2") >= 1
+    assert_logged_once(recorded(local, "three")[1])
+    url = s3.rpartition("endpoint_override=")[2]
+    client = boto3.client("s3", endpoint_url=f"http://{url}")
+    keys = [one["Key"] for one in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert any(key.startswith("root/data/") for key in keys)
+    assert any(key.startswith("root/runs/three/") for key in keys)
+    assert not list(local.glob("data")), "nothing durable was written beside S3"
+    assert not run.said("test-canary")
+
+
+def test_an_elastic_run_shrinks_with_its_cluster_and_grows_with_it(nodes: Nodes, tmp_path: Path) -> None:
+    for _ in range(2):
+        nodes.add()
+    root = tmp_path / "storage"
+    flags = ["--train.workers=[1,3]", "--train.epochs=8", "--train.max_failures=5"]
+    with Training(root, "elastic", *flags, env={"RAY_ADDRESS": nodes.cluster.address}) as run:
+        run.wait_for("epoch 1/8", timeout_s=400)
+        first = len(nodes.training())
+        nodes.add()
+        nodes.add()
+        most = first
+        until = time.monotonic() + 500
+        while run.process.poll() is None and most < 3 and time.monotonic() < until:
+            most = max(most, len(nodes.training()))
+            time.sleep(0.5)
+        code, result = run.finish(timeout_s=400)
+    assert first in (1, 2)
+    assert most == 3, "\n".join(run.lines)
+    assert (code, result["steps"]) == (0, 8 * STEPS_PER_EPOCH)
+    assert_logged_once(recorded(root, "elastic")[1], epochs=8)
+    assert os.environ.get("RAY_ADDRESS") is None

@@ -1,0 +1,32 @@
+"""Ray's logs outlive their pod."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from distml.kube import logs
+
+
+def test_what_was_written_last_is_kept_when_the_pod_ends(tmp_path: Path) -> None:
+    source, root, ended = tmp_path / "logs", tmp_path / "kept", threading.Event()
+    keeper = threading.Thread(target=logs.keep, args=(str(root), "pod-1", ended, source, 0.05))
+    keeper.start()
+    source.mkdir()  # Ray begins later than its pod
+    (source / "raylet.out").write_text("first\n")
+    while not (root / "pod-1" / "raylet.out").exists():
+        assert keeper.is_alive()
+    with (source / "raylet.out").open("a") as stream:
+        stream.write("last\n")
+    ended.set()
+    keeper.join(10)
+    assert (root / "pod-1" / "raylet.out").read_text() == "first\nlast\n"
+
+
+def test_a_storage_that_refuses_does_not_end_the_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a").write_text("a")
+    (tmp_path / "file").write_text("no folder")
+    ended = threading.Event()
+    ended.set()
+    logs.keep(str(tmp_path / "file"), "pod-1", ended, tmp_path / "logs", 0.01)

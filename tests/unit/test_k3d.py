@@ -1,0 +1,179 @@
+"""Bringing a cluster up and down, with programs that write down how they were called."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import __version__, k3d
+from distml.kube import plan
+
+ROOT = Path(__file__).parents[2]
+PODS = {
+    "items": [
+        {
+            "metadata": {"name": "mlflow-1"},
+            "status": {"phase": "Running", "containerStatuses": [{"ready": True, "state": {"running": {}}}]},
+        },
+        {"metadata": {"name": "setup-1"}, "status": {"phase": "Succeeded"}},
+    ]
+}
+
+
+class Programs:
+    """docker, k3d and kubectl that only write down their arguments, and fail where they are told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, folder / "calls"
+        (folder / "pods").write_text(json.dumps(PODS))
+        for name in ("docker", "k3d", "kubectl"):
+            path = folder / name
+            path.write_text(
+                f'#!/bin/sh\necho "{name} $*" >> {self.calls}\n'
+                f'case "$*" in *"get pods"*) cat {folder}/pods;; esac\n'
+                f'while read -r words; do case "{name} $*" in $words) echo "it broke" >&2; exit 1;; esac; '
+                f"done < {folder}/fails\n"
+            )
+            path.chmod(0o755)
+        self.fail("*get crd*", "*get namespace*", "k3d cluster get*")  # nothing is there yet
+
+    def fail(self, *patterns: str) -> None:
+        """Let calls that fit a shell pattern fail."""
+        (self.folder / "fails").write_text("".join(f"{one}\n" for one in patterns))
+
+    def called(self) -> list[str]:
+        """Every call so far."""
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_logging: None) -> Programs:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(ROOT)
+    return Programs(folder)
+
+
+Outcome = tuple[int, dict[str, Any], str]
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def execute(*words: str) -> Outcome:
+        code = k3d.main(words)
+        said = capsys.readouterr()
+        return code, json.loads(said.out.splitlines()[-1]), said.err
+
+    return execute
+
+
+def test_up_builds_creates_installs_applies_and_waits(
+    programs: Programs, ran: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    code, result, said = ran("up")
+    assert (code, result["context"]) == (0, "k3d-distml")
+    order = [
+        f"docker build --target cpu -t distml:{__version__} .",
+        f"docker build -t distml-postgres:{__version__} kuberay/postgres",
+        "k3d cluster create --config kuberay/k3d.yaml",
+        f"k3d image import --cluster distml distml:{__version__} distml-postgres:{__version__}",
+        "kubectl --context k3d-distml apply --server-side -n default -k",
+        "kubectl --context k3d-distml apply --server-side -n argo -f",
+        "kubectl --context k3d-distml apply --server-side --force-conflicts -k kuberay/overlays/k3d",
+        "kubectl --context k3d-distml -n distml wait raycluster/distml",
+    ]
+    calls = programs.called()
+    at = [next(place for place, call in enumerate(calls) if call.startswith(words)) for words in order]
+    assert at == sorted(at)
+    assert any(f"v{plan.KUBERAY}" in call for call in calls)
+    assert any(f"v{plan.ARGO}" in call for call in calls)
+    assert (tmp_path / "data" / "distml" / "k3d").is_dir()
+    assert "http://127.0.0.1:8000" in said
+
+
+def test_up_again_leaves_what_is_there(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    programs.fail()
+    code, _, said = ran("up")
+    assert code == 0
+    assert said.count("there already") == 5  # the cluster, two operators and their namespaces
+    assert not [call for call in programs.called() if "cluster create" in call or "-n argo" in call]
+
+
+def test_a_failing_step_names_its_command_and_the_remedy(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    programs.fail("docker build*")
+    code, result, _ = ran("up")
+    assert (code, result["kind"]) == (1, "ClusterError")
+    assert "`docker build --target cpu" in result["error"]
+    assert "it broke" in result["error"]
+    assert "docker info" in result["error"]
+    assert not [call for call in programs.called() if call.startswith("k3d")]
+
+
+def test_another_cluster_is_not_touched_by_k3d_or_docker(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    code, result, _ = ran("up", "--context", "mine", "--operators", "false")
+    assert (code, result["context"], result["urls"]) == (0, "mine", {})
+    assert {call.split()[0] for call in programs.called()} == {"kubectl"}
+    assert all(call.startswith("kubectl --context mine ") for call in programs.called())
+    assert not [call for call in programs.called() if "argo" in call]
+
+
+def test_a_missing_program_is_a_sentence(
+    programs: Programs, ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (programs.folder / "k3d").unlink()
+    monkeypatch.setenv("PATH", str(programs.folder))
+    code, result, _ = ran("up")
+    assert code == 1
+    assert "k3d is not installed" in result["error"]
+
+
+def test_outside_the_repository_nothing_is_started(
+    programs: Programs, ran: Callable[..., Outcome], workdir: Path
+) -> None:
+    code, result, _ = ran("up")
+    assert code == 2
+    assert "kuberay/overlays/k3d" in result["error"]
+    assert not programs.called()
+
+
+def test_status_is_ready_when_every_standing_pod_is(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    code, result, said = ran("status")
+    assert (code, result["ready"]) == (0, True)
+    assert "mlflow-1" in said
+    waiting = {"ready": False, "restartCount": 3, "state": {"waiting": {"reason": "ErrImagePull"}}}
+    pods = {
+        "items": [{"metadata": {"name": "a"}, "status": {"phase": "Pending", "containerStatuses": [waiting]}}]
+    }
+    (programs.folder / "pods").write_text(json.dumps(pods))
+    code, _, said = ran("status")
+    assert code == 1
+    assert "ErrImagePull" in said
+
+
+def test_status_of_no_cluster_is_a_sentence(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    programs.fail("*get pods*")
+    code, result, _ = ran("status")
+    assert code == 1
+    assert "Is the cluster up" in result["error"]
+
+
+def test_down_deletes_our_cluster_and_of_another_only_what_we_applied(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    assert ran("down")[0] == 0
+    assert ran("down", "--context", "mine")[0] == 0
+    assert programs.called() == [
+        "k3d cluster delete distml",
+        "kubectl --context mine delete --ignore-not-found -k kuberay/overlays/k3d",
+    ]
