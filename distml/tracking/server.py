@@ -45,7 +45,11 @@ def artifact_location(config: Config) -> str | None:
     """Where the embedded default keeps artifacts; a server decides for itself."""
     if config.tracking.uri and not config.tracking.uri.startswith("sqlite:"):
         return None
-    return Path(Storage(config.storage.root).uri("mlflow-artifacts")).as_uri()
+    storage = Storage(config.storage.root)
+    if not storage.local:  # beside the database, which is on this machine
+        database = Path(uri(config).removeprefix("sqlite:///"))
+        return (database.absolute().parent / "mlflow-artifacts").as_uri()
+    return Path(storage.uri("mlflow-artifacts")).as_uri()
 
 
 def client(config: Config) -> MlflowClient:

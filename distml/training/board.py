@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,13 @@ class Board:
 
 
 def create() -> Any:
-    """Start a board; returns its actor handle, which may be sent to workers."""
-    return ray.remote(num_cpus=0, max_restarts=0)(Board).remote()
+    """Start a board; returns its actor handle, which may be sent to workers.
+
+    It lives on the driver's node: on a worker's it would go with that node, and take with it the end of a
+    run that survived.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Board).remote()
 
 
 @contextmanager
