@@ -175,17 +175,3 @@ def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
         yield Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
     finally:
         ray.shutdown()
-
-
-def require_plan(config: Config, found: Cluster) -> Plan:
-    """`plan` for a live connection: a local Ray that was made too small is a configuration matter."""
-    try:
-        # KubeRay sets the variable on the head, where drivers run, when an autoscaler runs beside it.
-        autoscaled = not found.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ
-        return plan(config.train, found.resources, grows=not found.local, autoscaled=autoscaled)
-    except ResourceError as error:
-        if found.local and config.train.device != "gpu":
-            raise ResourceError(
-                error.message, f"This machine has {os.cpu_count()} cores; take fewer train.workers."
-            ) from None
-        raise

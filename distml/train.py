@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from distml import cli, cluster, gauges, runs, summary, tracking
+from distml import cli, cluster, gauges, joining, runs, summary, tracking
 from distml import recorder as recording
 from distml.config import Config
 from distml.data import shards
@@ -113,7 +113,7 @@ def _train(
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
-            plan = cluster.require_plan(config, ray)
+            plan = joining.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, dashboard {ray.dashboard}")
             manifest = shards.prepare(config, storage)

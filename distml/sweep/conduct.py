@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml import binding, cluster, runs
+from distml import binding, cluster, joining, runs
 from distml.config import Config
 from distml.data import shards
 from distml.errors import DistmlError
@@ -130,7 +130,7 @@ def _train(
         cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
         side_by_side = room.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
         for one in waiting:
-            cluster.require_plan(one.config, found)
+            joining.require_plan(one.config, found)
         shards.prepare(config, storage)
         console.print(
             f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml import cluster
+from distml import cluster, joining
 from distml.cluster import Cluster
 from distml.config import Config, RangeConfig
 from distml.data import shards
@@ -73,7 +73,7 @@ def run(config: Config, storage: Storage, parent: Parent, train: Train, console:
     with cluster.connect(config, runs=room.concurrent(wanted, trains, cores)) as found:
         cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
         at_once = room.concurrent(wanted, trains, cpus, int(gpus))
-        cluster.require_plan(config, found)
+        joining.require_plan(config, found)
         shards.prepare(config, storage)
         console.print(
             f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distml import cluster
+from distml import cluster, joining
 from distml.cluster import Cluster, Plan
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
@@ -86,9 +86,19 @@ def test_a_machine_that_is_too_small_hears_of_its_cores(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     config = Config.model_validate({"train": {"workers": 99}})
     with pytest.raises(ResourceError, match="has 2 cores; take fewer train"):
-        cluster.require_plan(config, Cluster({"CPU": 9.0}, None, True, None))
+        joining.require_plan(config, Cluster({"CPU": 9.0}, None, True, None))
+    monkeypatch.setattr(joining, "JOIN_S", -1)
     with pytest.raises(ResourceError, match="or a larger cluster"):
-        cluster.require_plan(config, Cluster({"CPU": 9.0}, None, False, None))
+        joining.require_plan(config, Cluster({"CPU": 9.0}, None, False, None))
+
+
+def test_a_run_waits_for_the_nodes_of_a_cluster_that_has_just_come_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = Config.model_validate({"train": {"workers": 2, "device": "cpu"}})
+    later = iter([{"CPU": 1.0}, {"CPU": 3.0}])
+    monkeypatch.setattr(joining, "_joined", lambda *_: next(later))
+    assert joining.require_plan(config, Cluster({}, None, False, None)).workers == (2, 2)
 
 
 def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
