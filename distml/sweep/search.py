@@ -7,7 +7,9 @@ its trials, and each trial resumes from its own checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -93,6 +95,7 @@ def _tune(
 ) -> ResultGrid:
     # Tune's loggers would write three files a trial, and its reporter to standard output.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one cannot be silenced
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the search as if it were done
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     from ray import tune
@@ -102,7 +105,8 @@ def _tune(
     found, at_once = room_here
     values = config.model_dump(mode="json")
     function = tune.with_parameters(trial.trial, values=values, found=found, parent=parent.key, train=train)
-    trainable = tune.with_resources(function, {"CPU": 0})
+    # A trial waits for its workers and needs no core; Ray wants every actor of Tune's to ask for something.
+    trainable = tune.with_resources(function, {"cpu": 0, "memory": 1 << 20})
     where = storage.uri(*parent.parts)
     if tune.Tuner.can_restore(f"{where}/{FOLDER}"):
         tuner = tune.Tuner.restore(f"{where}/{FOLDER}", trainable, restart_errored=True)
@@ -115,7 +119,8 @@ def _tune(
                 name=FOLDER, storage_path=where, verbose=0, callbacks=[Reporter(console)]
             ),
         )
-    return tuner.fit()
+    with contextlib.redirect_stdout(sys.stderr):  # whatever Tune says, standard output is one line of ours
+        return tuner.fit()
 
 
 def _space(config: Config) -> dict[str, Any]:

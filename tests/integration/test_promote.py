@@ -223,8 +223,7 @@ def test_a_model_of_other_data_is_refused(champion: Registry, command: Promote) 
     assert (
         "tells 3 classes (a, b, c) of 4x4x1 pictures apart, but pets has 3 classes (cat, dog, bird)" in said
     )
-    assert command("--run", "*")[1]["champion"] == BETTER  # it does not keep the others from competing
-    command("--rollback")
+    assert command("--run", "*", "--dry-run")[1]["version"] == BETTER  # the others compete all the same
     leaked = champion.register(*champion.export(250, data_digest="0" * 64))  # may have seen these rows
     assert "was trained on other data (000000000000" in refused(champion, command, leaked)
 

@@ -1,0 +1,74 @@
+"""A search space is checked value by value before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distml import loading
+from distml.errors import ConfigError
+from distml.sweep import search, trial
+
+
+def resolve(space: dict[str, Any], **options: Any) -> Any:
+    return loading.resolve({"sweep": {"search": {"space": space, **options}}})
+
+
+def test_a_good_space_passes() -> None:
+    search.check(
+        resolve(
+            {
+                "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
+                "train.epochs": {"integers": [2, 9]},
+                "train.momentum": {"uniform": [0.5, 0.99]},
+                "model.name": {"choice": ["cnn", "resnet"]},
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"train.learning_rat": {"choice": [1]}}, "sweep.search.space.train.learning_rat: unknown key"),
+        ({"model.name": {"choice": ["cnn", "cnm"]}}, "sweep.search.space.model.name: model.name = 'cnm'"),
+        ({"train.momentum": {"uniform": [0.5, 1.5]}}, "train.momentum = 1.5"),
+        ({"run.seed": {"integers": [1, 3]}}, "a candidate cannot override run.seed"),
+    ],
+)
+def test_a_value_that_no_run_would_take_is_named(space: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        search.check(resolve(space))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "give exactly one of choice"),
+        ({"choice": [1], "uniform": [0, 1]}, "give exactly one of choice"),
+        ({"choice": []}, "give exactly one of choice"),
+        ({"uniform": [1, 1]}, "from a smaller to a larger"),
+        ({"log_uniform": [0, 1]}, "sweep.search.space.train.momentum.log_uniform.0"),
+    ],
+)
+def test_values_are_of_one_kind_and_in_order(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"train.momentum": given})
+    assert said in str(caught.value)
+
+
+def test_a_grid_is_finite_and_a_space_is_not_empty() -> None:
+    with pytest.raises(ConfigError, match=r"a grid needs a choice for train\.momentum"):
+        resolve({"train.momentum": {"uniform": [0, 0.9]}}, method="grid")
+    with pytest.raises(ConfigError, match=r"sweep\.search\.space"):
+        resolve({})
+    with pytest.raises(ConfigError, match="give candidates or search, not both"):
+        loading.resolve(
+            {"sweep": {"candidates": [{}], "search": {"space": {"train.epochs": {"choice": [1]}}}}}
+        )
+
+
+def test_a_trial_keeps_its_name_when_the_search_goes_on() -> None:
+    assert trial.name("3f2a1_00007") == "trial-007"
