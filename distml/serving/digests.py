@@ -16,8 +16,8 @@ _LIST_BYTES = 1 << 20
 _PLAIN_BYTES = 16 << 20
 _EXPANSION = 2
 """Keras stores the members of a `.keras` file uncompressed (keras/src/saving/saving_lib.py, 3.15)."""
-_DATA = {MODEL, str(PurePosixPath(MODEL).with_name("keras_module.txt"))}
-"""All that may lie there, listed or not: beside a model MLflow would also unpickle custom objects."""
+_DATA = {str(PurePosixPath(MODEL).with_name(name)) for name in ("keras_module.txt", "model.tflite")} | {MODEL}
+"""All that may lie there; beside a model MLflow would also unpickle custom objects."""
 _AGAIN = "Fetch the model again, or train it again."
 
 
@@ -56,7 +56,7 @@ def verify(folder: Path, expected_sha256: str | None = None) -> Export:
         actual = _sha256(folder / name)
         if actual != expected:
             raise ModelError(f"{folder / name} has the SHA-256 {actual}, expected {expected}.", _AGAIN)
-    for loaded, known in ((PurePosixPath(MODEL).parts[0], _DATA), (SAVED_MODEL, listed)):
+    for loaded, known in ((PurePosixPath(MODEL).parts[0], _DATA & listed.keys()), (SAVED_MODEL, listed)):
         for path in sorted((folder / loaded).rglob("*")):
             if not path.is_dir() and path.relative_to(folder).as_posix() not in known:
                 raise ModelError(f"{path} does not belong to the model.", _AGAIN)

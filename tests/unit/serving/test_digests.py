@@ -151,3 +151,20 @@ def test_a_model_without_a_description_is_refused(export: Path, content: str) ->
     (export / "classes.json").write_text(content)
     write_digests(export)
     assert "does not describe the model" in refusal(export)
+
+
+@pytest.mark.parametrize(
+    "name", ["data/custom_objects.cloudpickle", "data/model.h5", "data/more/model.keras"]
+)
+def test_what_a_loader_might_run_is_refused_even_when_it_is_listed(export: Path, name: str) -> None:
+    (export / name).parent.mkdir(exist_ok=True)
+    (export / name).write_bytes(b"harm")
+    write_digests(export)
+    assert f"{name} does not belong to the model" in refusal(export)
+
+
+def test_a_second_model_is_trusted_when_it_is_listed_and_only_then(export: Path) -> None:
+    (export / "data/model.tflite").write_bytes(b"lite")
+    assert "model.tflite does not belong to the model" in refusal(export)
+    write_digests(export)
+    digests.verify(export)
