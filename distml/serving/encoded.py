@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import binascii
 import io
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +27,12 @@ _TEXT_BYTES = 65_536
 
 
 def bound() -> None:
-    """Make Pillow refuse large texts and colour profiles inside a PNG; by default it unpacks up to 64 MiB."""
+    """Make Pillow refuse large texts and colour profiles inside a PNG; by default it unpacks up to 64 MiB.
+
+    What is refused anyway is not warned of, either: strangers could fill the log with it.
+    """
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     PngImagePlugin.MAX_TEXT_CHUNK = _TEXT_BYTES
     PngImagePlugin.MAX_TEXT_MEMORY = _TEXT_BYTES
 

@@ -1,0 +1,100 @@
+"""The whole endpoint as a user starts it: registry, Ray Serve, proxy; and what its processes use."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from tests import registered
+from tests.runner import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that answers.
+
+    Args:
+        url: Where.
+        driver: The command that runs it.
+    """
+
+    url: str
+    driver: psutil.Process
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def processes(self) -> list[psutil.Process]:
+        """The replicas and the proxies."""
+        found = []
+        for process in self.driver.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = " ".join(process.cmdline())
+                if "ServeReplica" in words or "haproxy" in words or "ProxyActor" in words:
+                    found.append(process)
+        return found
+
+    def replicas(self) -> set[int]:
+        """Process ids of the replicas."""
+        return {
+            one.pid for one in self.processes() if "ServeReplica:distml:Replica" in " ".join(one.cmdline())
+        }
+
+    def memory_bytes(self) -> int:
+        """Resident memory of replicas and proxies together."""
+        return sum(one.memory_info().rss for one in self.processes())
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(registry: registered.Registry, *flags: str) -> Iterator[Endpoint]:
+    """Run `distml.serve` on a registry that has a champion."""
+    port = free_port()
+    command = [sys.executable, "-m", "distml.serve", *registry.flags(), f"--serve.port={port}", *flags]
+    log = Path(registry.config.storage.root, "serve.log")
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=stream,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _await(url, process, log)
+            yield Endpoint(url, psutil.Process(process.pid))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=60)
+    assert json.loads(out.splitlines()[-1])["status"] == "finished", log.read_text()
+
+
+def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())

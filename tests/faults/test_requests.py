@@ -1,0 +1,183 @@
+"""Faults 26 to 29: bad, huge, explosive and endless requests against the whole endpoint."""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import requests
+import schemathesis
+
+from tests import endpoint, malformed, registered
+from tests.endpoint import Endpoint
+from tests.runner import REPOSITORY
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.ray,
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        not (REPOSITORY / "distml" / "serve.py").exists(), reason="there is no distml.serve yet"
+    ),
+    # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+GOOD = {"instances": [np.zeros(registered.SHAPE, int).tolist()]}
+HUGE_BYTES, MEBIBYTE = 64 << 20, 1 << 20
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    registry = registered.make(tmp_path_factory.mktemp("registry"))
+    registry.client.set_registered_model_alias(registered.NAME, "champion", str(registry.add(100)))
+    with endpoint.serving(registry, "--serve.replicas.min=2", "--serve.cpus_per_replica=0.4") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def unharmed(live: Endpoint) -> Iterator[None]:
+    """Every fault leaves the same replicas, and they answer."""
+    before = live.replicas()
+    assert len(before) == 2
+    yield
+    assert live.replicas() == before
+    for _ in range(20):
+        assert requests.post(f"{live.url}/predict", json=GOOD, timeout=10).status_code == 200
+
+
+def test_malformed_requests_are_answered_in_one_sentence(live: Endpoint) -> None:
+    for case in malformed.CASES:
+        path = case.path.format(name=registered.NAME)
+        got = requests.request(case.method, live.url + path, data=case.body, headers=case.headers, timeout=10)
+        assert 400 <= got.status_code < 500, case.title
+        assert list(got.json()) == ["error"], case.title
+
+
+def answer(live: Endpoint, head: bytes, pieces: Iterator[bytes]) -> tuple[bytes, float]:
+    """Send a request of any size, as far as the endpoint lets it; the answer and the seconds until it."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head)
+        reading = selectors.DefaultSelector()
+        reading.register(connection, selectors.EVENT_READ)
+        for piece in pieces:
+            if reading.select(0):
+                break
+            try:
+                connection.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break  # what was answered before may still be read
+        return connection.recv(4096), time.monotonic() - started
+
+
+def fixed() -> tuple[bytes, Iterator[bytes]]:
+    """A body with its length."""
+    head = b"content-length: %d\r\n\r\n" % HUGE_BYTES
+    return head, itertools.repeat(bytes(MEBIBYTE), HUGE_BYTES // MEBIBYTE)
+
+
+def chunked() -> tuple[bytes, Iterator[bytes]]:
+    """A body without."""
+    piece = b"%x\r\n" % MEBIBYTE + bytes(MEBIBYTE) + b"\r\n"
+    return b"transfer-encoding: chunked\r\n\r\n", itertools.repeat(piece, HUGE_BYTES // MEBIBYTE)
+
+
+@pytest.mark.parametrize("body", [fixed, chunked])
+def test_a_huge_body_is_refused_at_once_and_not_kept(live: Endpoint, body: Any) -> None:
+    answer(live, *body())
+    before = live.memory_bytes()
+    for _ in range(4):
+        said, seconds = answer(live, *body())
+        assert said.startswith(b"HTTP/1.1 413 "), said
+        assert b"the body is larger than 1,048,576 bytes" in said
+        assert seconds <= 1.0
+    assert live.memory_bytes() - before <= 8 << 20
+
+
+BOMBS = [case for case in malformed.PICTURES if case.path == malformed.PICTURE]
+
+
+def test_image_bombs_are_refused_before_they_unfold(live: Endpoint) -> None:
+    requests.post(f"{live.url}{malformed.PICTURE}", malformed.picture("PNG"), timeout=10)
+    before, peak = live.memory_bytes(), 0
+    with requests.Session() as session:
+        for case in BOMBS:
+            took = []
+            for _ in range(5):
+                got = session.post(live.url + case.path, case.body, headers=case.headers, timeout=10)
+                assert 400 <= got.status_code < 500, case.title
+                took.append(got.elapsed.total_seconds())
+                peak = max(peak, live.memory_bytes())
+            assert min(took) <= 0.1, (case.title, took)
+    assert peak - before <= 20 << 20
+
+
+def half_open(live: Endpoint, index: int) -> socket.socket:
+    """A connection that stops in its headers or in its body."""
+    connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    connection.sendall(head + (b"content-length: 5000\r\n\r\n{" if index % 2 else b"x-slow: "))
+    return connection
+
+
+def traffic(live: Endpoint, seconds: float, took: list[float]) -> None:
+    """Ask about 50 times a second, each on a new connection; every answer must be right."""
+    ended = time.monotonic() + seconds
+    while time.monotonic() < ended:
+        started = time.monotonic()
+        got = requests.post(f"{live.url}/predict", json=GOOD, timeout=10)
+        took.append(time.monotonic() - started if got.status_code == 200 else float("nan"))
+        time.sleep(0.02)
+
+
+def test_slow_clients_are_closed_and_others_do_not_notice(live: Endpoint) -> None:
+    quiet: list[float] = []
+    traffic(live, 10, quiet)
+    opened = [half_open(live, index) for index in range(500)]
+    began, closed = time.monotonic(), {}
+    busy: list[float] = []
+    asking = threading.Thread(target=traffic, args=(live, 60, busy))
+    asking.start()
+    waiting = selectors.DefaultSelector()
+    for connection in opened:
+        waiting.register(connection, selectors.EVENT_READ)
+    while waiting.get_map() and time.monotonic() - began < 30:
+        for key, _ in waiting.select(1):
+            assert isinstance(key.fileobj, socket.socket)
+            try:
+                data = key.fileobj.recv(4096)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                closed[key.fd] = time.monotonic() - began
+                waiting.unregister(key.fileobj)
+    asking.join()
+    for connection in opened:
+        connection.close()
+    assert len(closed) == 500
+    assert max(closed.values()) <= 15
+    assert len(busy) > 500
+    assert not np.isnan([*quiet, *busy]).any()
+    # Twice the quiet figure, or a tenth of a second where that is noise on a busy machine.
+    assert np.quantile(busy, 0.99) <= max(2 * np.quantile(quiet, 0.99), 0.1)
+
+
+def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
+    schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
+    for operation in schema.get_all_operations():
+
+        @hypothesis.given(case=operation.ok().as_strategy())
+        @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
+        def ask(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance], timeout=10)
+
+        ask()
