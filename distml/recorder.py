@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +53,17 @@ def _tags(config: Config, manifest: shards.Manifest) -> dict[str, str]:
             tags[f"version.{name}"] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    # What MLflow's own client would have filled in; its page of a run shows them first.
+    tags |= {"mlflow.source.name": "distml train", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     found = commit()
     return tags | ({"mlflow.source.git.commit": found} if found else {})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def begin(
@@ -79,6 +90,8 @@ def begin(
         "dataset", name=manifest.name, digest=manifest.digest, source=manifest.folder, profile=profile
     )
     tracker.put("text", file="config.json", text=config.model_dump_json(indent=1))
+    if config.tracking.system_metrics:
+        tracker.watch(run.started_at)
 
 
 class Recorder:

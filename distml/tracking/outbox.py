@@ -14,6 +14,7 @@ from typing import Any
 from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
+from distml.tracking.machine import Watch
 from distml.tracking.sender import Operation, Sender
 from distml.tracking.server import cause, is_outage, uri
 
@@ -41,6 +42,7 @@ class Tracker:
         self._unsent: list[Operation] = []
         self._give_up = threading.Event()
         self._outage_since: float | None = None
+        self._watch: Watch | None = None
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -54,6 +56,10 @@ class Tracker:
         time_ms = int((time_s or time.time()) * 1000)
         finite = {key: float(value) for key, value in values.items()}
         self.put("metrics", guard=guard, step=step, time_ms=time_ms, values=finite)
+
+    def watch(self, since: float) -> None:
+        """Add what this machine does from now on, until the run is closed."""
+        self._watch = Watch(lambda step, values: self.metrics("system", step, values), since)
 
     def _run(self) -> None:
         with contextlib.suppress(Exception):  # whatever is wrong is said when the first operation is sent
@@ -96,6 +102,8 @@ class Tracker:
         Returns:
             Whether everything is on record.
         """
+        if self._watch:
+            self._watch.close()
         self._box.put(None)
         deadline = time.time() + patience_s
         while self._thread.is_alive() and (self._outage_since is None or time.time() < deadline):

@@ -87,7 +87,14 @@ class Sender:
         if found:
             return str(found.experiment_id)
         try:
-            return str(self.client.create_experiment(name, artifact_location=artifact_location(self.config)))
+            return str(
+                self.client.create_experiment(
+                    name,
+                    artifact_location=artifact_location(self.config),
+                    # MLflow's page opens on training runs instead of on what is watched of language models.
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
+            )
         except MlflowException:  # another run made it meanwhile
             found = self.client.get_experiment_by_name(name)
             if found is None:

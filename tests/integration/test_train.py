@@ -85,6 +85,9 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
     assert run.data.metrics["test_accuracy"] == pytest.approx(result["test_accuracy"])
     assert {"time/train_s", "time/checkpoint_s", "time/data_wait_s", "val_loss"} <= set(run.data.metrics)
     assert run.data.tags["version.ray"] == "2.60.0"
+    assert run.data.tags["mlflow.source.name"] == "distml train"
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 100
+    assert 0 < run.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert {file.path for file in client.list_artifacts(result["run_id"], "figures")} == {

@@ -1,0 +1,68 @@
+"""What the driver's machine does while a run trains, under the names of MLflow's system metrics (driver)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 10.0
+"""Seconds between samples, MLflow's own default."""
+
+
+class Watch:
+    """Samples processor, memory, disk, network and, where there is one, GPU until it is closed. Final.
+
+    MLflow's monitors are used without its monitor thread, which would call the server itself and so bring
+    an outage into the training process; here samples go through the outbox like everything else.
+
+    Args:
+        put: Called with the step, whole seconds since `since`, and the values by metric name.
+        since: Start of the run, seconds since 1970: steps go on ascending when the run is resumed.
+        interval_s: Seconds between samples.
+    """
+
+    def __init__(
+        self, put: Callable[[int, dict[str, float]], None], since: float, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._put, self._since, self._interval_s = put, since, interval_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="machine", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._closed.wait(self._interval_s)  # MLflow is being imported meanwhile
+            self._sample()
+        except Exception:  # whatever a machine's counters raise, the run goes on without them
+            logger.exception("the machine is no longer watched")
+
+    def _sample(self) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            monitors.append(GPUMonitor())
+        except (ImportError, RuntimeError):
+            logger.debug("no GPU is watched")
+        monitors[0].collect_metrics()  # the first reading of a processor's use is the use since never: 0
+        monitors[0].clear_metrics()
+        while not self._closed.wait(self._interval_s):
+            values: dict[str, float] = {}
+            for monitor in monitors:
+                monitor.collect_metrics()
+                found = monitor.aggregate_metrics()
+                values |= {f"system/{name}": float(value) for name, value in found.items()}
+                monitor.clear_metrics()
+            self._put(int(time.time() - self._since), values)
+
+    def close(self) -> None:
+        """Take no more samples."""
+        self._closed.set()
+        self._thread.join()
