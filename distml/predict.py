@@ -1,8 +1,9 @@
-"""Classify image files with a trained model, in this process (driver).
+"""Classify image files in this process, or a whole data set on Ray, with a trained model (driver).
 
 python -m distml.predict shoe.png bag.jpg                 the registry's champion
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
+python -m distml.predict --data FOLDER --output FOLDER    Parquet or pictures in, Parquet out, resumable
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from distml import cli, log
+from distml.batch import run as batch
 from distml.choice import choose
 from distml.config import Config
 from distml.data import schema
-from distml.errors import DataError
+from distml.errors import ConfigError, DataError
 from distml.serving import digests
 
 MAX_FILE_BYTES = 64 << 20
@@ -87,21 +89,28 @@ def _show(console: Console, predictions: list[dict[str, Any]]) -> None:
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
-    """Classify files.
+    """Classify files, or a data set.
 
     Returns:
         `model`, `version`, `predictions` in the files' order, and `failed` with the files that could not be
-        read; then the status is failed, too.
+        read; then the status is failed, too. For a data set `rows`, `failed` (how many could not be read),
+        `parts`, `done_before` and `manifest`.
 
     Raises:
+        ConfigError: Neither files nor a data set are given, or both.
         DistmlError: There is no model to ask, or it cannot be trusted.
     """
+    _require_one(own)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="distml-predict-") as folder:
         chosen = choose(config, own.run, own.version, Path(folder))
         if chosen.why:
             console.print(f"{chosen.why}: version {chosen.version}")
         export = digests.verify(chosen.folder, chosen.sha256)
+        if own.data:
+            model = (chosen.model, chosen.version)
+            answered = batch.predict(config, export, *model, own.data, own.output, console.print)
+            return {"model": chosen.model, "version": chosen.version} | answered
         images, failed = _read_all(own.images, export.shape)
         predictions = []
         if images:
@@ -114,6 +123,13 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
         console.print(f"[red]{escape(one['error'])}[/red]")
     found = {"model": chosen.model, "version": chosen.version, "predictions": predictions}
     return found | ({"status": "failed", "failed": failed} if failed else {})
+
+
+def _require_one(own: argparse.Namespace) -> None:
+    if bool(own.images) == bool(own.data):
+        raise ConfigError("give picture files, or a data set by --data.", "Give one of the two.")
+    if bool(own.data) != bool(own.output):
+        raise ConfigError("--data and --output belong together.", "Give both.")
 
 
 def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float32]:
@@ -147,7 +163,13 @@ def _positive(word: str) -> int:
 def _arguments(parser: cli.Parser) -> None:
     _positive.__name__ = "number from 1"  # argparse says this in its complaint
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="PNG, JPEG, BMP, GIF or WEBP files of any size"
+        "images", nargs="*", metavar="IMAGE", help="PNG, JPEG, BMP, GIF or WEBP files of any size"
+    )
+    parser.add_argument(
+        "--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead"
+    )
+    parser.add_argument(
+        "--output", metavar="URI", help="folder for the answers to --data; the same again goes on with it"
     )
     parser.add_argument("--run", metavar="NAME", help="ask what this run trained; an MLflow run id does, too")
     parser.add_argument(

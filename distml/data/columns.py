@@ -91,11 +91,11 @@ def _shape(folder: Folder, names: list[str]) -> tuple[int, int, int]:
     for name in names:
         with _opened(folder, name) as file:
             for batch in file.iter_batches(1, columns=[IMAGE], use_threads=False):
-                encoded = _encoded(batch.column(0))
-                if encoded is not None:
-                    image = decode(encoded[0].as_py() or b"", f"{name} row 0")
+                pictures = encoded(batch.column(0))
+                if pictures is not None:
+                    image = decode(pictures[0].as_py() or b"", f"{name} row 0")
                     return image.height, image.width, channels(image)
-                height, width, depth = _arrays(batch.column(0), name).shape[1:]
+                height, width, depth = arrays(batch.column(0), name).shape[1:]
                 return height, width, depth
     raise DataError("the training files hold no rows.")
 
@@ -129,27 +129,32 @@ def _scan(
 
 
 def _images(column: Any, name: str, numbers: Indices, shape: tuple[int, ...]) -> Images:
-    encoded = _encoded(column)
-    if encoded is None:
-        arrays = _arrays(column, name)
-        if arrays.shape[1:] != shape:
-            raise DataError(f"{name} has images of {arrays.shape[1:]}, the first image is {shape}.")
-        return arrays
+    pictures = encoded(column)
+    if pictures is None:
+        found = arrays(column, name)
+        if found.shape[1:] != shape:
+            raise DataError(f"{name} has images of {found.shape[1:]}, the first image is {shape}.")
+        return found
     height, width, depth = shape
-    pictures = zip(encoded, numbers, strict=True)
+    numbered = zip(pictures, numbers, strict=True)
     return np.stack(
-        [fitted(b.as_py() or b"", f"row {n} ({name})", (height, width, depth)) for b, n in pictures]
+        [fitted(b.as_py() or b"", f"row {n} ({name})", (height, width, depth)) for b, n in numbered]
     )
 
 
-def _encoded(column: Any) -> Any | None:
+def encoded(column: Any) -> Any | None:
     """Return the encoded pictures of a binary or struct{bytes} column, None for one of arrays."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = column.field("bytes")
     return column if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) else None
 
 
-def _arrays(column: Any, name: str) -> Images:
+def arrays(column: Any, name: str) -> Images:
+    """Return a column of tensors or nested lists as uint8 [N, H, W, C].
+
+    Raises:
+        DataError: Nulls, several sizes, or values that are no pixels; named after `name`.
+    """
     if column.null_count:
         raise DataError(f"{name} has rows without an image.", "Remove them.")
     lengths = [len(column)]

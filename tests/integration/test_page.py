@@ -84,8 +84,7 @@ def said(driver: Any, pattern: str, limit_s: float = 15) -> str:
         text = driver.find_element("id", "verdict").text
         return text if re.search(pattern, text) else False
 
-    verdict: str = WebDriverWait(driver, limit_s, 0.05).until(look)
-    return verdict
+    return str(WebDriverWait(driver, limit_s, 0.05).until(look))
 
 
 def picture(path: Path, size: tuple[int, int] = (28, 28), mode: str = "L", seed: int = 3) -> Path:

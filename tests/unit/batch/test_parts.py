@@ -1,0 +1,140 @@
+"""Parts of a data set: every row in exactly one of them, the same twice for the same input and model."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from distml.batch import parts, reading
+from distml.data import schema
+from distml.data.folder import Folder
+from distml.errors import DataError
+
+SHAPE = (6, 5, 1)
+
+
+def table(path: Path, rows: int, group: int, **more: Any) -> schema.Images:
+    """Write a Parquet file of tensors; returns its images."""
+    images = np.random.default_rng(rows).integers(0, 256, (rows, *SHAPE), np.uint8)
+    made = schema.to_table(images, np.arange(rows, dtype=np.int32) % 3, np.arange(rows, dtype=np.int64))
+    for name, values in more.items():
+        made = made.append_column(name, pa.array(values))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, path, row_group_size=group)
+    return images
+
+
+def png(size: tuple[int, int] = (5, 6), value: int = 7) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", size, value).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def test_row_groups_are_gathered_into_parts_that_cover_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROWS", 100)
+    images = {
+        name: table(tmp_path / name, rows, 30) for name, rows in (("a.parquet", 250), ("b/c.parquet", 99))
+    }
+    folder = Folder(str(tmp_path))
+    planned = parts.plan(folder, "model")
+    assert [(one.names, one.groups, one.first) for one in planned] == [
+        (("a.parquet",), (0, 4), 0),
+        (("a.parquet",), (4, 8), 120),
+        (("a.parquet",), (8, 9), 240),
+        (("b/c.parquet",), (0, 4), 0),
+    ]
+    assert [one.at for one in planned] == [0, 1, 2, 3]
+    read = [rows for one in planned for rows in reading.read(folder, one, SHAPE)]
+    np.testing.assert_array_equal(
+        np.concatenate([rows.images for rows in read]), np.concatenate(list(images.values()))
+    )
+    numbers = [row for rows in read for row in rows.identity["source_row"].to_pylist()]
+    assert numbers == [*range(250), *range(99)]
+    assert {name for rows in read for name in rows.identity} == {"source", "source_row", "label", "row"}
+
+
+def test_a_part_is_named_after_input_and_model(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 20, 10)
+    first = parts.plan(Folder(str(tmp_path)), "model")[0]
+    assert parts.plan(Folder(str(tmp_path)), "model") == [first]
+    assert parts.Part.from_json(first.to_json()) == first
+    assert parts.plan(Folder(str(tmp_path)), "other")[0].file != first.file
+    table(tmp_path / "a.parquet", 30, 10)
+    assert parts.plan(Folder(str(tmp_path)), "model")[0].file != first.file
+
+
+def test_pictures_are_parts_of_a_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_PICTURES", 4)
+    for at in range(10):
+        place = tmp_path / f"class-{at % 2}" / f"{at}.png"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(png(value=at))
+    folder = Folder(str(tmp_path))
+    planned = parts.plan(folder, "model")
+    assert [len(one.names) for one in planned] == [4, 4, 2]
+    read = [rows for one in planned for rows in reading.read(folder, one, SHAPE)]
+    sources = [name for rows in read for name in rows.identity["source"].to_pylist()]
+    assert sorted(sources) == sorted(folder.sizes)
+    values = np.concatenate([rows.images[:, 0, 0, 0] for rows in read])
+    assert values.tolist() == [int(Path(name).stem) for name in sources]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"text", "holds neither Parquet files nor pictures"),
+        ("a.parquet", b"no Parquet", "a.parquet cannot be read as Parquet"),
+    ],
+)
+def test_what_is_no_data_set_is_a_sentence(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        parts.plan(Folder(str(tmp_path)), "model")
+
+
+def test_a_table_without_images_is_a_sentence(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"picture": [1], "label": [2]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has no column image, but picture, label"):
+        parts.plan(Folder(str(tmp_path)), "model")
+
+
+def rows_of(folder: Path, column: Any) -> reading.Rows:
+    pq.write_table(
+        pa.table({"image": column, "id": [f"id {at}" for at in range(len(column))]}), folder / "a.parquet"
+    )
+    found = Folder(str(folder))
+    (part,) = parts.plan(found, "model")
+    (rows,) = reading.read(found, part, SHAPE)
+    assert rows.identity["id"].to_pylist() == [f"id {at}" for at in range(len(column))]
+    return rows
+
+
+def test_bad_pictures_take_no_neighbour_with_them(tmp_path: Path) -> None:
+    given = [png(value=1), b"no picture", None, png((50, 60), 4)]
+    rows = rows_of(tmp_path, pa.array(given, pa.binary()))
+    assert rows.readable.tolist() == [True, False, False, True]
+    assert rows.images[:, 0, 0, 0].tolist() == [1, 4]
+    assert rows.errors[0] is rows.errors[3] is None
+    assert "not a readable picture" in str(rows.errors[1])
+    assert rows.errors[2] == "there is no image."
+
+
+def test_bad_arrays_take_no_neighbour_with_them(tmp_path: Path) -> None:
+    good = np.full(SHAPE[:2], 9, np.int64).tolist()
+    beyond = np.full(SHAPE[:2], 300, np.int64).tolist()
+    other = np.full((3, 3), 9, np.int64).tolist()
+    rows = rows_of(tmp_path, pa.array([good, beyond, None, other, good], pa.list_(pa.list_(pa.int64()))))
+    assert rows.readable.tolist() == [True, False, False, False, True]
+    assert rows.images.shape == (2, *SHAPE)
+    assert "span 300 to 300" in str(rows.errors[1])
+    assert rows.errors[2] == "there is no image."
+    assert rows.errors[3] == "the image is [3, 3, 1], the model takes [6, 5, 1]."
