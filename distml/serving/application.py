@@ -48,6 +48,9 @@ class _Page:
                 message["headers"] = [*message["headers"], *_SECURITY]
             await send(message)
 
+        if scope["method"] not in ("GET", "HEAD"):
+            there = self._files.lookup_path(self._files.get_path(scope))[1]
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"}) if there else HTTPException(404)
         await self._files(scope, receive, secured)
 
 

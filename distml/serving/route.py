@@ -143,7 +143,10 @@ async def unfound(request: Request, error: Exception) -> Answer:
     if not isinstance(error, HTTPException):
         raise error
     headers = [(key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()]
-    sentence = str(error.detail)
-    if error.status_code == 404:
-        sentence = f"there is nothing at {request.url.path[:200]}; /openapi.json describes what there is"
+    path = request.url.path[:200]
+    sentences = {
+        404: f"there is nothing at {path}; /openapi.json describes what there is",
+        405: f"{path} does not take {request.method[:20]}",
+    }
+    sentence = sentences.get(error.status_code, str(error.detail))
     return reject(RejectedError(error.status_code, sentence, *headers))

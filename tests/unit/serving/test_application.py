@@ -53,7 +53,11 @@ def test_the_page_does_not_hide_errors_of_the_protocols(page: str) -> None:
     for path in ("/none.html", "/../secret", "/%2e%2e/secret", "/v1/models/pets/labels/x"):
         got = requests.get(page + path)
         assert (got.status_code, list(got.json())) == (404, ["error"])
-    assert requests.post(f"{page}/draw.js").json()["error"]
+    for path in ("/", "/draw.js"):
+        got = requests.post(page + path)
+        assert (got.status_code, got.headers["allow"]) == (405, "GET, HEAD")
+        assert got.json()["error"] == f"{path} does not take POST"
+    assert requests.post(f"{page}/v1/models/a:b:predict").status_code == 404
 
 
 def test_other_origins_are_not_let_in(page: str) -> None:
