@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
+from schemathesis.core.result import Ok
 
 from tests import endpoint, malformed, registered
 from tests.endpoint import Endpoint
@@ -174,8 +175,8 @@ def test_slow_clients_are_closed_and_others_do_not_notice(live: Endpoint) -> Non
 def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
         operation = found.ok()
-        assert operation is not None
 
         @hypothesis.given(case=operation.as_strategy())
         @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
