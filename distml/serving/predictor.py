@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,11 @@ import numpy.typing as npt
 from distml.data.schema import Images
 from distml.errors import ModelError
 from distml.serving import digests
+from distml.serving.lite import Lite
 from distml.training import lean
-from distml.training.result import MODEL
+from distml.training.result import LITE, MODEL
+
+Engine = Literal["auto", "litert", "tensorflow"]
 
 _BATCH = 256
 """Images per call: bounds the memory of activations."""
@@ -28,7 +31,7 @@ class Predictor:
         classes: Name of each class, by label.
         shape: (H, W, C) of an image.
         sha256: Stands for the whole export.
-        function: uint8 tensor [N, H, W, C] to float32 tensor [N, classes].
+        function: uint8 [N, H, W, C] to float32 [N, classes]; for one thread at a time.
     """
 
     classes: tuple[str, ...]
@@ -38,7 +41,7 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
-        """Verify an export and load its Keras model; TensorFlow is imported here.
+        """Verify an export and load its model.
 
         Args:
             folder: As training wrote it, or as the registry gave it back.
@@ -50,16 +53,22 @@ class Predictor:
         return cls.of(digests.verify(folder, expected_sha256))
 
     @classmethod
-    def of(cls, export: digests.Export) -> Self:
-        """Load the Keras model of a verified export; TensorFlow is imported here.
+    def of(cls, export: digests.Export, engine: Engine = "auto", threads: int = 1) -> Self:
+        """Load the model of a verified export.
+
+        Args:
+            export: As `digests.verify` returned it.
+            engine: auto takes LiteRT where the export was converted for it, else TensorFlow; TensorFlow is
+                imported only where it is used.
+            threads: Threads of a call in LiteRT; TensorFlow decides for itself.
 
         Raises:
             ModelError: Unsafe to load, or not a classifier of images.
         """
-        path = export.folder / MODEL
-        model = _load(path)
-        _require_classifier(path, model, export)
-        return cls(export.classes, export.shape, export.sha256, _compiled(model))
+        if engine == "tensorflow" or (engine == "auto" and not (export.folder / LITE).exists()):
+            return cls(export.classes, export.shape, export.sha256, _keras_function(export))
+        lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
+        return cls(export.classes, export.shape, export.sha256, lite)
 
     def predict(self, images: Images) -> npt.NDArray[np.float32]:
         """Classify images.
@@ -80,6 +89,13 @@ class Predictor:
         for at in range(0, len(images), _BATCH):
             answers[at : at + _BATCH] = self.function(images[at : at + _BATCH])
         return answers
+
+
+def _keras_function(export: digests.Export) -> Any:
+    path = export.folder / MODEL
+    model = _load(path)
+    _require_classifier(path, model, export)
+    return _compiled(model)
 
 
 def _keras() -> Any:

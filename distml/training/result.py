@@ -11,6 +11,8 @@ import numpy as np
 
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
+LITE = "data/model.tflite"
+"""For LiteRT; absent where the network has an operation that it lacks."""
 DIGESTS = "digests.json"
 CLASSES = "classes.json"
 EXAMPLE = "example.json"

@@ -44,6 +44,7 @@ OWNERS = {  # heavy imports and who may make them
     "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
+    "ai_edge_litert": ("distml.training.export", "distml.serving.lite"),
     "mlflow": ("distml.tracking", "distml.champions"),
 }
 

@@ -14,8 +14,9 @@ import pytest
 
 from distml.data import schema
 from distml.errors import ModelError
-from distml.serving.predictor import Predictor
-from distml.training.result import CLASSES, MODEL, write_digests
+from distml.serving import digests
+from distml.serving.predictor import Engine, Predictor
+from distml.training.result import CLASSES, LITE, MODEL, write_digests
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -52,9 +53,10 @@ def own(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "own"))
 
 
-@pytest.fixture(scope="module")
-def predictor(exported: Path) -> Predictor:
-    return Predictor.load(exported)
+@pytest.fixture(scope="module", params=["litert", "tensorflow"])
+def predictor(exported: Path, request: pytest.FixtureRequest) -> Predictor:
+    engine: Engine = request.param
+    return Predictor.of(digests.verify(exported), engine)
 
 
 def test_it_answers_like_the_network(predictor: Predictor, network: Any) -> None:
@@ -130,6 +132,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 def replace(own: Path, model: Any) -> None:
     model.save(own / MODEL)
+    (own / LITE).unlink()
     write_digests(own)
 
 
@@ -167,23 +170,49 @@ def test_a_configuration_that_names_foreign_code_is_refused(
     with zipfile.ZipFile(own / MODEL, "w") as archive:
         for member, content in members.items():
             archive.writestr(member, content)
+    (own / LITE).unlink()
     write_digests(own)
     with pytest.raises(ModelError, match="cannot be loaded safely"):
         Predictor.load(own)
 
 
 @pytest.mark.parametrize(
-    "described",
-    [
-        {"classes": ["one"], "shape": list(SHAPE)},
-        {"classes": CLASSES_USED, "shape": [28, 28, 1]},
-    ],
+    "described", [{"classes": ["one"], "shape": list(SHAPE)}, {"classes": CLASSES_USED, "shape": [28, 28, 1]}]
 )
-def test_a_description_that_does_not_fit_is_refused(own: Path, described: dict[str, Any]) -> None:
+@pytest.mark.parametrize("engine", ["litert", "tensorflow"])
+def test_a_description_that_does_not_fit_is_refused(
+    own: Path, described: dict[str, Any], engine: Engine
+) -> None:
     (own / CLASSES).write_text(json.dumps(described))
     write_digests(own)
-    with pytest.raises(ModelError, match=r"expected \(None"):
+    with pytest.raises(ModelError, match=r"expected \(None|is not a model of images|does not map"):
+        Predictor.of(digests.verify(own), engine)
+
+
+def test_a_damaged_conversion_with_a_matching_digest_is_one_sentence(own: Path) -> None:
+    (own / LITE).write_bytes((own / LITE).read_bytes()[:1000])
+    write_digests(own)
+    with pytest.raises(ModelError, match="is not a model of images"):
         Predictor.load(own)
+
+
+def test_a_conversion_that_is_not_on_the_list_is_never_loaded(own: Path) -> None:
+    content = (own / LITE).read_bytes()
+    (own / LITE).unlink()
+    write_digests(own)
+    (own / LITE).write_bytes(content)
+    with pytest.raises(ModelError, match="does not belong to the model"):
+        Predictor.load(own)
+
+
+def test_a_network_that_cannot_be_converted_is_answered_by_tensorflow(
+    own: Path, predictor: Predictor
+) -> None:
+    (own / LITE).unlink()
+    write_digests(own)
+    fallen_back = Predictor.load(own)
+    np.testing.assert_allclose(fallen_back.predict(IMAGES), predictor.predict(IMAGES), atol=1e-5)
+    assert type(fallen_back.function).__module__.startswith("tensorflow")
 
 
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch(predictor: Predictor) -> None:
