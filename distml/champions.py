@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distml import tracking
 from distml.config import Config
 from distml.errors import TrackingError
 from distml.tracking import sources
+
+Answered = TypeVar("Answered")
 
 CHAMPION = "champion"
 """Alias of the version that is served; promotion moves it."""
@@ -72,6 +74,21 @@ def by_run(config: Config, run_id: str) -> Version | None:
     return _newest(config, f"run_id = '{run_id}'") if re.fullmatch("[0-9a-f]{32}", run_id) else None
 
 
+def metrics(config: Config, version: Version) -> dict[str, float]:
+    """Return the latest metrics of the run that trained a version, without those of the machine.
+
+    Raises:
+        TrackingError: The server does not answer.
+    """
+    if version.run_id is None:
+        return {}
+    run_id = version.run_id
+    found = _answered(config, lambda client: client.get_run(run_id).data.metrics)
+    return {
+        key: float(value) for key, value in (found or {}).items() if not key.startswith(("system/", "step/"))
+    }
+
+
 def newest(config: Config) -> Version | None:
     """Return the newest version of the configured model, None where there is none; imports MLflow.
 
@@ -90,14 +107,20 @@ def _newest(config: Config, condition: str) -> Version | None:
 
 
 def _ask(config: Config, question: Callable[[Any], Any]) -> Version | None:
+    def ask(client: Any) -> Version | None:
+        found = question(client)
+        return found and _described(client, found)
+
+    return _answered(config, ask)
+
+
+def _answered(config: Config, question: Callable[[Any], Answered]) -> Answered | None:
     """Ask the registry; what it does not know is None, any other refusal is one sentence."""
     where = tracking.uri(config)
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
         return None  # asking would make the file, which takes seconds
     try:
-        client = tracking.client(config)
-        found = question(client)
-        return found and _described(client, found)
+        return question(tracking.client(config))
     except Exception as error:  # the clients of MLflow's stores raise kinds of their own
         code = getattr(error, "error_code", "")
         if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)):

@@ -33,6 +33,7 @@ VERBS = {
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
     "promote": "make the best model the champion, if it is better than the one there is",
+    "serve": "serve the champion over HTTP",
     "predict": "classify image files with a trained model",
     "report": "show the report of a finished run",
     "drift": "compare logged requests with the training data",

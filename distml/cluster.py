@@ -109,9 +109,11 @@ class Cluster:
     logs: str | None
 
 
-def _init_arguments(config: Config, runs: int) -> dict[str, Any]:
+def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> dict[str, Any]:
     if address():
-        return {"address": address()}
+        travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
+        return {"address": address(), **travelling}
+    os.environ.update(variables)  # Ray's processes inherit this one's
     credentials.authenticate()
     return {
         "address": "local",
@@ -137,12 +139,15 @@ def _step_back() -> None:
 
 
 @contextlib.contextmanager
-def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
+def connect(
+    config: Config, runs: int = 1, variables: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
     """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
 
     Args:
         config: Sizes a local Ray.
         runs: That are to train at the same time.
+        variables: Environment variables for Ray's processes, such as `serving.environment.variables`.
 
     Raises:
         ResourceError: The cluster cannot be reached or a local one cannot start.
@@ -152,10 +157,10 @@ def connect(config: Config, runs: int = 1) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers have environments of their own
     if address() is None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
+    arguments = _init_arguments(config, runs, variables or {})
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    arguments = _init_arguments(config, runs)
     try:
         context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class

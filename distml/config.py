@@ -349,6 +349,14 @@ class ServeConfig(Section):
     """Time in which the whole body of a request must arrive."""
     drain_timeout_s: PositiveFloat = 10.0
     """Time that requests under way are given when the endpoint or a replica ends."""
+    cpus_per_replica: PositiveFloat = 1.0
+    """Logical CPUs each replica reserves from Ray, and its threads in LiteRT."""
+    gpus_per_replica: Annotated[float, BeforeValidator(_number), Field(ge=0, le=64)] = 0.0
+    """GPUs each replica reserves; only engine tensorflow uses them."""
+    engine: Literal["auto", "litert", "tensorflow"] = "auto"
+    """auto takes LiteRT where the model was converted for it, except on GPUs."""
+    start_timeout_s: PositiveFloat = 60.0
+    """Time in which the champion must answer after a start."""
     poll_s: PositiveFloat = 2.0
     """Seconds between two looks at the registry's aliases."""
     versions: list[PositiveInt] = Field(default_factory=list)

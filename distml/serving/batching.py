@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,11 +45,17 @@ class Batcher:
         self._images = 0
         self._running: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "inference")
+        self._since: float | None = None
 
     @property
     def waiting(self) -> int:
         """Images that wait or are being computed."""
         return self._images
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the present batch has been computed, 0 when nothing is."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
     async def submit(self, images: Images, function: Function) -> Probabilities:
         """Compute `function(images)`, in one call with others of the same function where some wait.
@@ -69,12 +76,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             while batch := self._take():
+                self._since = time.monotonic()
                 try:
                     await loop.run_in_executor(self._thread, _compute, batch)
                 finally:
                     self._images -= sum(len(one.images) for one in batch)
         finally:
-            self._running = None
+            self._running = self._since = None
 
     def _take(self) -> list[_Waiting]:
         """Take from the queue's head what can be computed in one call; at least one request."""

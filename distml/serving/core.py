@@ -46,6 +46,10 @@ class Core:
         """Return whether the champion answers."""
         return "champion" in self._aliases and not self.draining
 
+    def busy_s(self) -> float:
+        """Return for how long the model has been computing the present batch, 0 when it rests."""
+        return self._batcher.busy_s
+
     def served(self) -> list[Served]:
         """Return the loaded versions, the champion first, then by number, newest first."""
         champion = self._aliases.get("champion")

@@ -30,12 +30,14 @@ class Export:
         sha256: Of its list of digests, which stands for the whole export.
         classes: Name of each class, by label.
         shape: (H, W, C) of an image.
+        data_digest: Of the manifest of the data it was trained on, None where the export does not say.
     """
 
     folder: Path
     sha256: str
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    data_digest: str | None = None
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:
@@ -109,11 +111,12 @@ def _require_modest(path: Path) -> None:
         raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)
 
 
-def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int], str | None]:
     try:
         found = json.loads(path.read_text())
         classes = tuple(str(name) for name in found["classes"])
         height, width, depth = (int(size) for size in found["shape"])
+        digest = found.get("data_digest")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
-    return classes, (height, width, depth)
+    return classes, (height, width, depth), None if digest is None else str(digest)

@@ -70,6 +70,11 @@ class Predictor:
         lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
         return cls(export.classes, export.shape, export.sha256, lite)
 
+    def warm(self) -> None:
+        """Answer once for one image and once for a batch, so that no request pays for what comes first."""
+        for count in (1, 2, 16):
+            self.predict(np.zeros((count, *self.shape), np.uint8))
+
     def predict(self, images: Images) -> npt.NDArray[np.float32]:
         """Classify images.
 

@@ -1,0 +1,245 @@
+"""Starting and stopping the endpoint on the Ray this process is connected to (driver)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from distml import champions
+from distml.config import Config, ServeConfig
+from distml.errors import ResourceError, ServingError
+from distml.serving import environment
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "distml"
+"""Name of the Ray Serve application."""
+_REPLICA, _WATCHER = "Replica", "Watcher"
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that answers.
+
+    Args:
+        url: Where.
+        model: Name of the registered model.
+        version: The champion's number when it was asked.
+    """
+
+    url: str
+    model: str
+    version: int
+
+
+def start(config: Config, timeout_s: float | None = None) -> Endpoint:
+    """Deploy the endpoint, or replace the one that is there; returns when the champion answers.
+
+    `environment.variables` must have reached Ray before.
+
+    Args:
+        config: The configuration.
+        timeout_s: Instead of `serve.start_timeout_s`.
+
+    Raises:
+        ServingError: No champion, one that cannot be trusted or loaded, or no answer in time.
+        ResourceError: The cluster cannot hold the replicas, or the port is taken.
+        TrackingError: The registry does not answer.
+    """
+    deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
+    require_champion(config)
+    _require_room(config.serve)
+    _deploy(config)
+    try:
+        return _await(config, deadline)
+    except BaseException:
+        stop()
+        raise
+
+
+def stop() -> None:
+    """End the endpoint: requests under way are answered first."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):  # the application may not be there
+        serve.delete(APPLICATION)
+    serve.shutdown()
+
+
+def require_champion(config: Config) -> None:
+    """Refuse to start without a champion; the first question imports MLflow.
+
+    Raises:
+        ServingError: No version is champion.
+        TrackingError: The registry does not answer.
+    """
+    name = config.tracking.registered_model
+    if champions.by_alias(config) is None:
+        raise ServingError(
+            f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
+        )
+
+
+def _require_room(serve: ServeConfig) -> None:
+    """Refuse what would wait for resources for ever, and a port that somebody else has."""
+    import ray
+
+    found = ray.cluster_resources()
+    for kind, each in (("CPU", serve.cpus_per_replica), ("GPU", serve.gpus_per_replica)):
+        wanted = each * serve.replicas.min
+        if wanted > found.get(kind, 0.0):
+            raise ResourceError(
+                f"serve.replicas.min = {serve.replicas.min} needs {wanted:g} {kind}, but the cluster has "
+                f"{found.get(kind, 0.0):g}.",
+                "Take fewer replicas or a larger cluster.",
+            )
+    if not _here():
+        _require_free(serve)
+
+
+def _here() -> bool:
+    """Whether Ray Serve runs on this Ray already; then the port is its own."""
+    import ray
+
+    with contextlib.suppress(ValueError):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        return True
+    return False
+
+
+def _require_free(serve: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serve.host, serve.port))
+        except OSError as error:
+            raise ResourceError(
+                f"serve.port {serve.port} of {serve.host} cannot be used: {error.strerror}.",
+                "Choose another --serve.port.",
+            ) from None
+
+
+def _deploy(config: Config) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    serve.start(
+        proxy_location="EveryNode",
+        http_options=HTTPOptions(host=config.serve.host, port=config.serve.port, request_timeout_s=None),
+        logging_config={"enable_access_log": False},
+    )
+    serve.run_many(
+        [serve.RunTarget(_application(config), name=APPLICATION, route_prefix="/")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _application(config: Config) -> Any:
+    """Bind the two deployments."""
+    from ray import serve
+
+    from distml.serving.replica import Replica, Watcher
+
+    section, values = config.serve, config.model_dump(mode="json")
+    watcher = serve.deployment(Watcher).options(
+        name=_WATCHER,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,
+        logging_config={"enable_access_log": False},
+    )
+    replica = serve.deployment(serve.ingress()(Replica)).options(
+        name=_REPLICA,
+        max_ongoing_requests=section.max_queued_images,
+        ray_actor_options={"num_cpus": section.cpus_per_replica, "num_gpus": section.gpus_per_replica},
+        graceful_shutdown_timeout_s=section.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        max_surge_percent=100,  # Ray's 0 would stop a replica before its successor answers
+        logging_config={"enable_access_log": False},
+        **_scale(section),
+    )
+    return replica.bind(values, watcher.bind(values))
+
+
+def _scale(section: ServeConfig) -> dict[str, Any]:
+    if section.replicas.min == section.replicas.max:
+        return {"num_replicas": section.replicas.min}
+    return {
+        "num_replicas": None,
+        "autoscaling_config": {
+            "min_replicas": section.replicas.min,
+            "max_replicas": section.replicas.max,
+            "target_ongoing_requests": section.replicas.target_ongoing_requests,
+            "metrics_interval_s": 1,
+            "look_back_period_s": 5,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 60,
+        },
+    }
+
+
+def url(serve: ServeConfig) -> str:
+    """Return the address to type on the machine that serves."""
+    host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host  # noqa: S104 (compared, not bound)
+    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
+
+
+def _await(config: Config, deadline: float) -> Endpoint:
+    """Wait for the champion's first answer."""
+    at = url(config.serve)
+    while True:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{at}/readyz", timeout=2).status_code == 200:
+                model = requests.get(f"{at}/model", timeout=5).json()
+                return Endpoint(at, model["name"], model["version"])
+        _require_hope(config)
+        if time.monotonic() > deadline:
+            raise ServingError(f"{at} does not answer yet.", _status() or "Raise serve.start_timeout_s.")
+        time.sleep(_POLL_S)
+
+
+def _require_hope(config: Config) -> None:
+    """Raise where waiting longer would change nothing."""
+    from ray import serve
+
+    found = serve.status().applications.get(APPLICATION)
+    if found is None:
+        return
+    if found.status == "DEPLOY_FAILED":
+        raise ServingError(f"the endpoint cannot be deployed: {found.message[-600:].strip()}")
+    watcher = found.deployments.get(_WATCHER)
+    if watcher is not None and watcher.status == "HEALTHY":
+        lineup = serve.get_deployment_handle(_WATCHER, APPLICATION).lineup.remote().result(timeout_s=10)
+        if champions.CHAMPION not in lineup.aliases and lineup.refused:
+            bad = lineup.refused[0]
+            raise ServingError(
+                f"version {bad.version} of {config.tracking.registered_model} is refused: {bad.reason}"
+            )
+
+
+def _status() -> str:
+    """Say what Ray Serve is doing."""
+    from ray import serve
+
+    found = serve.status().applications.get(APPLICATION)
+    parts = (
+        [f"{name} is {one.status}: {one.message}" for name, one in found.deployments.items()] if found else []
+    )
+    return " ".join(parts)[:600]
+
+
+def prepare(config: Config) -> dict[str, str]:
+    """Return the variables Ray needs to start this endpoint; see `environment.variables`."""
+    from distml import cluster
+
+    return environment.variables(config.serve, cluster.address() is None)

@@ -1,0 +1,186 @@
+"""The Ray Serve deployments: one watcher of the registry, and replicas that answer (watcher, replica)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from distml import log
+from distml.config import Config
+from distml.errors import DistmlError, ModelError, ServingError
+from distml.serving import digests
+from distml.serving.core import Core, Loaded
+from distml.serving.lineup import Lineup
+from distml.serving.service import Served
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 20.0
+"""Longest wait for news in one call: shorter than any time limit on the way."""
+
+
+class Watcher:
+    """Follows the registry on behalf of all replicas. Final.
+
+    Args:
+        config: The configuration, as a dictionary.
+    """
+
+    async def __init__(self, config: dict[str, Any]) -> None:
+        log.configure("watcher")
+        from distml.serving.watch import Watch  # its first question imports MLflow
+
+        self._config = Config.model_validate(config)
+        self._watch = Watch(self._config)
+        self._turn = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._looking = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with self._turn:
+                    changed = await asyncio.to_thread(self._watch.look)
+                if changed:
+                    self._announce()
+            except Exception:  # whatever it is, the next look may go well
+                logger.exception("looking at the registry failed")
+            await asyncio.sleep(self._config.serve.poll_s)
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def changes(self, seen: int) -> Lineup:
+        """Return the line-up, at once where it is not the one seen, else when it changes or after a while."""
+        if self._watch.lineup.number == seen:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), _PATIENCE_S)
+        return self._watch.lineup
+
+    async def lineup(self) -> Lineup:
+        """Return the line-up."""
+        return self._watch.lineup
+
+    async def files(self, number: int) -> dict[str, bytes]:
+        """Return a version's files by their path."""
+        async with self._turn:
+            return await asyncio.to_thread(self._watch.files, number)
+
+    async def refuse(self, number: int, reason: str) -> None:
+        """Hear from a replica that a version cannot be loaded."""
+        async with self._turn:
+            if self._watch.refuse(number, reason):
+                self._announce()
+
+
+class Replica:
+    """Loads what the watcher says and answers HTTP. Final.
+
+    Args:
+        config: The configuration, as a dictionary.
+        watcher: Handle of the watcher.
+    """
+
+    async def __init__(self, config: dict[str, Any], watcher: Any) -> None:
+        log.configure("replica")
+        self._config = Config.model_validate(config)
+        self._watcher = watcher
+        self._lineup = Lineup()
+        self._loaded: dict[int, Loaded] = {}
+        self._core = Core(self._config.serve)
+        while not self._core.ready():
+            await self._follow_once()
+        self._following = asyncio.create_task(self._follow())
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from distml.serving.application import application
+
+        return application(self._core, self._config.serve)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._follow_once()
+            except Exception as error:  # the watcher restarts; what is loaded goes on answering
+                logger.warning("the watcher does not answer: %s", str(error).partition("\n")[0][:200])
+                await asyncio.sleep(1.0)
+
+    async def _follow_once(self) -> None:
+        lineup = await self._watcher.changes.remote(self._lineup.number)
+        if lineup.number == self._lineup.number:
+            return
+        for number in lineup.versions.keys() - self._loaded.keys():
+            if loaded := await self._load(number, lineup):
+                self._loaded[number] = loaded
+        if not all(number in self._loaded for number in lineup.aliases.values()):
+            await asyncio.sleep(0.5)  # a refusal has been reported, and the next line-up is without it
+            return
+        self._lineup = lineup
+        self._loaded = {number: one for number, one in self._loaded.items() if number in lineup.versions}
+        self._core.swap(self._loaded, lineup.aliases, lineup.refused)
+        self._say(lineup)
+
+    def _say(self, lineup: Lineup) -> None:
+        named = ", ".join(f"{alias} is version {number}" for alias, number in lineup.aliases.items())
+        logger.info("%s: %s; loaded: %s", self._config.tracking.registered_model, named, sorted(self._loaded))
+
+    async def _load(self, number: int, lineup: Lineup) -> Loaded | None:
+        """Fetch, verify and load a version beside those that answer; None where it is refused."""
+        try:
+            files = await self._watcher.files.remote(number)
+            return await asyncio.to_thread(_loaded, self._config, lineup, number, files)
+        except ModelError as error:
+            await self._watcher.refuse.remote(number, str(error))
+        except DistmlError as error:
+            logger.warning("version %d cannot be fetched: %s", number, error)
+        return None
+
+    async def check_health(self) -> None:
+        """Tell Ray Serve whether this replica still computes; one that does not is replaced.
+
+        Raises:
+            ServingError: The model has been computing one batch for far longer than any request may take.
+        """
+        busy_s, limit_s = self._core.busy_s(), 10 * self._config.serve.request_timeout_s
+        if busy_s > limit_s:
+            raise ServingError(f"one batch has been computed for {busy_s:.0f} s.")
+
+    async def __del__(self) -> None:
+        self._core.draining = True
+
+
+def _loaded(config: Config, lineup: Lineup, number: int, files: Mapping[str, bytes]) -> Loaded:
+    """Write a version's files where only this process looks, verify them there, load and try the model."""
+    from distml.serving.predictor import Predictor
+
+    version, serve = lineup.versions[number], config.serve
+    with tempfile.TemporaryDirectory(prefix="distml-model-") as name:
+        folder = Path(name)
+        for path, content in files.items():
+            if ".." in PurePosixPath(path).parts or path.startswith("/"):
+                raise ModelError(f"{path!r} is not below the model.")
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        export = digests.verify(folder, version.sha256)
+        engine = "tensorflow" if serve.engine == "auto" and serve.gpus_per_replica else serve.engine
+        predictor = Predictor.of(export, engine, threads=max(1, int(serve.cpus_per_replica)))
+    predictor.warm()
+    served = Served(
+        name=version.name,
+        version=number,
+        run_id=version.run_id,
+        sha256=predictor.sha256,
+        classes=predictor.classes,
+        shape=predictor.shape,
+        metrics=dict(lineup.metrics.get(number, {})),
+        data_digest=export.data_digest,
+        loaded_at=time.time(),
+    )
+    return Loaded(served, predictor.predict)
