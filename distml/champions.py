@@ -75,7 +75,7 @@ def by_run(config: Config, run_id: str) -> Version | None:
 
 
 def metrics(config: Config, version: Version) -> dict[str, float]:
-    """Return the latest metrics of the run that trained a version, without those of the machine.
+    """Return what the run that trained a version measured on validation and test rows.
 
     Raises:
         TrackingError: The server does not answer.
@@ -84,9 +84,7 @@ def metrics(config: Config, version: Version) -> dict[str, float]:
         return {}
     run_id = version.run_id
     found = _answered(config, lambda client: client.get_run(run_id).data.metrics)
-    return {
-        key: float(value) for key, value in (found or {}).items() if not key.startswith(("system/", "step/"))
-    }
+    return {key: float(value) for key, value in (found or {}).items() if key.startswith(("val_", "test_"))}
 
 
 def newest(config: Config) -> Version | None:

@@ -139,9 +139,7 @@ def _step_back() -> None:
 
 
 @contextlib.contextmanager
-def connect(
-    config: Config, runs: int = 1, variables: Mapping[str, str] | None = None
-) -> Iterator[Cluster]:
+def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None = None) -> Iterator[Cluster]:
     """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
 
     Args:

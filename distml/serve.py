@@ -21,7 +21,7 @@ from rich.console import Console
 from distml import cli, cluster
 from distml.config import Config
 from distml.errors import ConfigError
-from distml.serving import deploy
+from distml.serving import deploy, room
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
@@ -42,9 +42,10 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
     if own.stop:
         with cluster.connect(config):
             deploy.stop()
-        return {"url": deploy.url(config.serve)}
-    deploy.require_champion(config)
-    with _signals() as ended, cluster.connect(config, deploy.prepare(config)):
+        return {"url": room.url(config.serve)}
+    room.require_champion(config)
+    # Ray sets handlers of its own when it starts.
+    with cluster.connect(config, deploy.prepare(config)), _signals() as ended:
         endpoint = deploy.start(config)
         _show(console, endpoint, time.monotonic() - began)
         if not own.detach:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ import requests
 
 from distml import champions
 from distml.config import Config, ServeConfig
-from distml.errors import ResourceError, ServingError
-from distml.serving import environment
+from distml.errors import ServingError
+from distml.serving import environment, room
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,8 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    require_champion(config)
-    _require_room(config.serve)
+    room.require_champion(config)
+    room.require_room(config.serve)
     _deploy(config)
     try:
         return _await(config, deadline)
@@ -73,63 +72,11 @@ def stop() -> None:
     serve.shutdown()
 
 
-def require_champion(config: Config) -> None:
-    """Refuse to start without a champion; the first question imports MLflow.
-
-    Raises:
-        ServingError: No version is champion.
-        TrackingError: The registry does not answer.
-    """
-    name = config.tracking.registered_model
-    if champions.by_alias(config) is None:
-        raise ServingError(
-            f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
-        )
-
-
-def _require_room(serve: ServeConfig) -> None:
-    """Refuse what would wait for resources for ever, and a port that somebody else has."""
-    import ray
-
-    found = ray.cluster_resources()
-    for kind, each in (("CPU", serve.cpus_per_replica), ("GPU", serve.gpus_per_replica)):
-        wanted = each * serve.replicas.min
-        if wanted > found.get(kind, 0.0):
-            raise ResourceError(
-                f"serve.replicas.min = {serve.replicas.min} needs {wanted:g} {kind}, but the cluster has "
-                f"{found.get(kind, 0.0):g}.",
-                "Take fewer replicas or a larger cluster.",
-            )
-    if not _here():
-        _require_free(serve)
-
-
-def _here() -> bool:
-    """Whether Ray Serve runs on this Ray already; then the port is its own."""
-    import ray
-
-    with contextlib.suppress(ValueError):
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-        return True
-    return False
-
-
-def _require_free(serve: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((serve.host, serve.port))
-        except OSError as error:
-            raise ResourceError(
-                f"serve.port {serve.port} of {serve.host} cannot be used: {error.strerror}.",
-                "Choose another --serve.port.",
-            ) from None
-
-
 def _deploy(config: Config) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would tell of its own steps
     serve.start(
         proxy_location="EveryNode",
         http_options=HTTPOptions(host=config.serve.host, port=config.serve.port, request_timeout_s=None),
@@ -188,15 +135,9 @@ def _scale(section: ServeConfig) -> dict[str, Any]:
     }
 
 
-def url(serve: ServeConfig) -> str:
-    """Return the address to type on the machine that serves."""
-    host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host  # noqa: S104 (compared, not bound)
-    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
-
-
 def _await(config: Config, deadline: float) -> Endpoint:
     """Wait for the champion's first answer."""
-    at = url(config.serve)
+    at = room.url(config.serve)
     while True:
         with contextlib.suppress(requests.RequestException):
             if requests.get(f"{at}/readyz", timeout=2).status_code == 200:

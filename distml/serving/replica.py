@@ -32,7 +32,7 @@ class Watcher:
         config: The configuration, as a dictionary.
     """
 
-    async def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         log.configure("watcher")
         from distml.serving.watch import Watch  # its first question imports MLflow
 
@@ -88,20 +88,22 @@ class Replica:
         watcher: Handle of the watcher.
     """
 
-    async def __init__(self, config: dict[str, Any], watcher: Any) -> None:
+    def __init__(self, config: dict[str, Any], watcher: Any) -> None:
         log.configure("replica")
         self._config = Config.model_validate(config)
         self._watcher = watcher
         self._lineup = Lineup()
         self._loaded: dict[int, Loaded] = {}
         self._core = Core(self._config.serve)
+        self._following: asyncio.Task[None] | None = None
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Load the champion, then make the application; Ray Serve calls this by its name."""
+        from distml.serving.application import application
+
         while not self._core.ready():
             await self._follow_once()
         self._following = asyncio.create_task(self._follow())
-
-    def __serve_build_asgi_app__(self) -> Any:
-        from distml.serving.application import application
-
         return application(self._core, self._config.serve)
 
     async def _follow(self) -> None:

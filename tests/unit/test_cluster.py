@@ -108,12 +108,12 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert cluster.address() is None
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert cluster.address() == "head:6379"
-    assert cluster._init_arguments(Config(), 1) == {"address": "head:6379"}
+    assert cluster._init_arguments(Config(), 1, {}) == {"address": "head:6379"}
 
 
 def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cluster._init_arguments(Config(), 1)["dashboard_host"] == "127.0.0.1"
+    assert cluster._init_arguments(Config(), 1, {})["dashboard_host"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

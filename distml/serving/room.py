@@ -1,0 +1,73 @@
+"""Whether an endpoint can start at all, said before anything is started (driver)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from distml import champions
+from distml.config import Config, ServeConfig
+from distml.errors import ResourceError, ServingError
+
+
+def require_champion(config: Config) -> None:
+    """Refuse to start without a champion; the first question imports MLflow.
+
+    Raises:
+        ServingError: No version is champion.
+        TrackingError: The registry does not answer.
+    """
+    name = config.tracking.registered_model
+    if champions.by_alias(config) is None:
+        raise ServingError(
+            f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
+        )
+
+
+def require_room(serve: ServeConfig) -> None:
+    """Refuse what would wait for resources for ever, and a port that somebody else has.
+
+    Raises:
+        ResourceError: The cluster cannot hold the replicas, or the port is taken.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    for kind, each in (("CPU", serve.cpus_per_replica), ("GPU", serve.gpus_per_replica)):
+        wanted = each * serve.replicas.min
+        if wanted > found.get(kind, 0.0):
+            raise ResourceError(
+                f"serve.replicas.min = {serve.replicas.min} needs {wanted:g} {kind}, but the cluster has "
+                f"{found.get(kind, 0.0):g}.",
+                "Take fewer replicas or a larger cluster.",
+            )
+    if not _here():
+        _require_free(serve)
+
+
+def _here() -> bool:
+    """Whether Ray Serve runs on this Ray already; then the port is its own."""
+    import ray
+
+    with contextlib.suppress(ValueError):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        return True
+    return False
+
+
+def _require_free(serve: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serve.host, serve.port))
+        except OSError as error:
+            raise ResourceError(
+                f"serve.port {serve.port} of {serve.host} cannot be used: {error.strerror}.",
+                "Choose another --serve.port.",
+            ) from None
+
+
+def url(serve: ServeConfig) -> str:
+    """Return the address to type on the machine that serves."""
+    host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host  # noqa: S104 (compared, not bound)
+    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
