@@ -45,7 +45,7 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
         return {"url": room.url(config.serve)}
     room.require_champion(config)
     # Ray sets handlers of its own when it starts.
-    with cluster.connect(config, deploy.prepare(config)), _signals() as ended:
+    with cluster.connect(config, variables=deploy.prepare(config)), _signals() as ended:
         endpoint = deploy.start(config)
         _show(console, endpoint, time.monotonic() - began)
         if not own.detach:
