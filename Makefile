@@ -21,7 +21,7 @@ BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11
 
-.PHONY: help venv train test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
+.PHONY: help venv train serve test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/install
 
 train: $(STAMP) ## Train Fashion-MNIST on this machine
 	$(BIN)/python -m distml.train --config $(CONFIG) $(ARGS)
+
+serve: $(STAMP) ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
+	$(BIN)/python -m distml.serve --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)
 	$(BIN)/python -m pytest $(ARGS)

@@ -32,6 +32,7 @@ VERBS = {
     "doctor": "say whether a configuration can run here, before anything is spent",
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
+    "pipeline": "all of it: data, training, promotion, endpoint, smoke test",
     "promote": "make the best model the champion, if it is better than the one there is",
     "serve": "serve the champion over HTTP",
     "predict": "classify image files with a trained model",

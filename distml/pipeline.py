@@ -1,0 +1,163 @@
+"""The whole in one process: data, training, promotion, endpoint, smoke test (driver).
+
+python -m distml.pipeline --config configs/sweep.yaml           on this machine; the endpoint ends with it
+python -m distml.pipeline --config configs/sweep.yaml --stay    ... and answers until Ctrl-C
+RAY_ADDRESS=... python -m distml.pipeline --config FILE         on a cluster; the endpoint stays up there
+
+Every stage remembers what it was done for, so the same command goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from distml import binding, cli, cluster, ingest, promote, runs, smoke, train
+from distml.champions import CHAMPION
+from distml.config import Config
+from distml.data import shards
+from distml.errors import TrainingError
+from distml.stages import Stages
+from distml.storage import Storage
+from distml.tracking import aliases
+
+Result = dict[str, Any]
+
+
+def run(config: Config, own: argparse.Namespace) -> Result:
+    """Do every stage that is not done yet.
+
+    Returns:
+        `stages` (status and seconds of each), `run_id` and accuracies of the best candidate, `decision`,
+        `champion`, `endpoint`, and `serving`, whether that is still up.
+
+    Raises:
+        DistmlError: A stage failed; the same command goes on from there.
+    """
+    deploy = importlib.import_module("distml.serving.deploy")
+    began = time.monotonic()
+    stages = Stages(config.run.name, Storage(config.storage.root), again=config.run.restart)
+    try:
+        chosen = _model(config, stages)
+        with cluster.connect(config, variables=deploy.prepare(config)) as ray, _ending(deploy, ray.local):
+            served, smoked = _endpoint(config, stages, chosen, ray.local)
+            stages.show(_WORDS)
+            _next(config, stages, served["url"], stays=not ray.local or own.stay)
+            if own.stay and ray.local:
+                with contextlib.suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+    except BaseException:
+        stages.show(_WORDS)
+        raise
+    known = ("run_id", "model", "candidate", "decision", "why", CHAMPION, "val_accuracy", "test_accuracy")
+    return {"stages": stages.summary(), **{key: chosen[key] for key in known}} | {
+        "endpoint": served["url"],
+        "serving": not ray.local,
+        "smoke_accuracy": smoked["accuracy"],
+        "wall_s": round(time.monotonic() - began, 2),
+    }
+
+
+@contextlib.contextmanager
+def _ending(deploy: Any, local: bool) -> Iterator[None]:
+    """End the endpoint of a Ray that ends with this command, whatever happens; leave a cluster's alone."""
+    try:
+        yield
+    finally:
+        if local:
+            deploy.stop()
+
+
+def _model(config: Config, stages: Stages) -> Result:
+    """Data, training, promotion."""
+    storage = Storage(config.storage.root)
+    data = stages.do(
+        "ingest",
+        shards.folder(config),
+        lambda: ingest.run(config),
+        lambda _: shards.find(config, storage) is not None,
+    )
+    recipe = [data["digest"], binding.of(config), config.sweep.model_dump(mode="json")]
+    trained = stages.do("train", recipe, lambda: _train(config, storage), lambda _: True)
+    rules = [trained["run_id"], trained.get("leaderboard"), config.promote.model_dump(mode="json")]
+    return stages.do(
+        "promote",
+        rules,
+        lambda: promote.promote(config),
+        lambda before: aliases.read(config).get(CHAMPION) == before[CHAMPION],
+    )
+
+
+def _endpoint(config: Config, stages: Stages, chosen: Result, local: bool) -> tuple[Result, Result]:
+    """An endpoint that answers with the champion, and answers right."""
+    served = stages.do(
+        "serve",
+        [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
+        lambda: vars(importlib.import_module("distml.serving.deploy").start(config)),
+        lambda before: not local and smoke.version(before["url"]) == chosen[CHAMPION],
+    )
+    won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
+    reached = chosen["val_accuracy" if won else "champion_val_accuracy"]
+    return served, stages.do(
+        "smoke", None, lambda: smoke.check(config, served["url"], chosen[CHAMPION], reached)
+    )
+
+
+def _train(config: Config, storage: Storage) -> Result:
+    """The one model, or the candidates of a sweep; what was finished before is taken from its record."""
+    if not config.sweep.wanted and (before := runs.taken(config, storage)):
+        return before.result
+    result = train.run(config)
+    if result.get("status", "finished") != "finished":
+        failed = [row for row in result["leaderboard"] if row["status"] == "failed"]
+        raise TrainingError(
+            f"{len(failed)} of {len(result['leaderboard'])} candidates failed: {failed[0]['error']}",
+            "The same command trains those again, and only those.",
+        )
+    return result
+
+
+_WORDS = {
+    "ingest": lambda found: f"{sum(found['rows'].values()):,} rows of {found['name']}",
+    "train": lambda found: (
+        f"{found.get('best') or 'one model'}: validation accuracy {found['val_accuracy']:.4f}"
+    ),
+    "promote": lambda found: f"{found['decision']}: {found['why']}",
+    "serve": lambda found: f"{found['model']} version {found['version']} at {found['url']}",
+    "smoke": lambda found: f"{found['accuracy']:.1%} of {found['rows']} validation pictures right",
+}
+
+
+def _next(config: Config, stages: Stages, url: str, stays: bool) -> None:
+    """Say what to type now."""
+    again = f"--storage.root {config.storage.root}"
+    facts = {
+        "ask": f"python -m distml.predict IMAGE {again}",
+        "serve": f"python -m distml.serve --config FILE {again}",
+        "undo": f"python -m distml.promote --rollback {again}",
+    }
+    if stays:
+        facts |= {"page": f"{url}/", "ask": f"curl -F files=@PICTURE.png {url}/predict/image"}
+        del facts["serve"]
+    for name, value in facts.items():
+        stages.console.print(f"[bold]{name:<7}[/bold] {value}")
+
+
+def _arguments(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--stay", action="store_true", help="on a Ray of this command's own: answer until Ctrl-C"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return cli.main("pipeline", run, argv, _arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

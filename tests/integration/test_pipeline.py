@@ -1,0 +1,118 @@
+"""The whole in one command, and the same command again: from nothing to an endpoint that answers right."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.registered import NAME
+from tests.runner import REPOSITORY
+
+pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(500)]
+
+STAGES = ["ingest", "train", "promote", "serve", "smoke"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def words(root: Path, **flags: Any) -> list[str]:
+    fixed = {
+        "storage.root": root,
+        "run.name": "whole",
+        "data.name": NAME,
+        "data.format": "tests.registered:squares",
+        "data.val_fraction": 0.25,
+        "model.options": "{filters: [4, 4], dense: 8}",
+        "train.workers": 1,
+        "train.epochs": 4,
+        "train.global_batch_size": 32,
+        "train.learning_rate": 0.01,
+        "tracking.registered_model": NAME,
+        "serve.port": free_port(),
+        "serve.replicas.max": 1,
+    }
+    given = fixed | {key.replace("__", "."): value for key, value in flags.items()}
+    return [sys.executable, "-m", "distml.pipeline", *(f"--{key}={value}" for key, value in given.items())]
+
+
+def command(root: Path, **flags: Any) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        words(root, **flags),
+        cwd=root.parent,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=480,
+    )
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    root = tmp_path_factory.mktemp("pipeline") / "storage"
+    code, result, err = command(root)
+    assert code == 0, err
+    return root, result, err
+
+
+def test_every_stage_is_done_and_told(whole: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, err = whole
+    assert result["status"] == "finished"
+    assert [(name, one["status"]) for name, one in result["stages"].items()] == [
+        (name, "finished") for name in STAGES
+    ]
+    assert (result["decision"], result["champion"], result["model"]) == ("promoted", 1, NAME)
+    assert result["smoke_accuracy"] > 0.8
+    assert result["smoke_accuracy"] == pytest.approx(result["val_accuracy"], abs=0.02)
+    assert result["test_accuracy"] > 0.8
+    assert "python -m distml.serve" in err
+    assert "Traceback" not in err
+
+
+def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = whole
+    assert result["serving"] is False
+    port = int(result["endpoint"].rpartition(":")[2])
+    assert port not in {one.laddr.port for one in psutil.net_connections("tcp") if one.status == "LISTEN"}
+
+
+def test_again_it_skips_what_is_done(whole: tuple[Path, dict[str, Any], str]) -> None:
+    root, before, _ = whole
+    code, result, err = command(root)
+    assert code == 0, err
+    assert [one["status"] for one in result["stages"].values()] == [
+        "skipped",
+        "skipped",
+        "skipped",
+        "finished",
+        "finished",
+    ]
+    for key in ("run_id", "champion", "val_accuracy", "test_accuracy", "why"):
+        assert result[key] == before[key]
+    assert "epoch" not in err
+
+
+def test_a_champion_that_was_moved_is_looked_at_again(whole: tuple[Path, dict[str, Any], str]) -> None:
+    from mlflow import MlflowClient
+
+    root, _, _ = whole
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    client.delete_registered_model_alias(NAME, "champion")
+    code, result, err = command(root)
+    assert code == 0, err
+    assert result["stages"]["train"]["status"] == "skipped"
+    assert result["stages"]["promote"]["status"] == "finished"
+    assert client.get_registered_model(NAME).aliases == {"champion": "1"}
