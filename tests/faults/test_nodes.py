@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -45,17 +46,21 @@ class Nodes:
 
     def training(self) -> list[Any]:
         """The nodes with a training worker."""
-        found = []
-        for node in self.nodes:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            if any("RayTrainWorker" in " ".join(one.cmdline()) for one in raylet.children(recursive=True)):
-                found.append(node)
-        return found
+        return [node for node in self.nodes if _trains(node.all_processes["raylet"][0].process.pid)]
 
     def kill(self, node: Any) -> None:
         """Take a node away as a power cut does."""
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
+
+
+def _trains(raylet: int) -> bool:
+    """Whether a training worker is among a raylet's processes; those that end meanwhile do not count."""
+    for process in psutil.Process(raylet).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                return True
+    return False
 
 
 @pytest.fixture
