@@ -90,7 +90,7 @@ class ModelConfig(Section):
     """Which network is trained."""
 
     name: Annotated[str, Field(min_length=1)] = "convnet"
-    """A registered builder (cnn, cnn_batchnorm, cnn_dropout, convnet, resnet) or module:function."""
+    """A registered builder (cnn, cnn_batchnorm, cnn_dropout, convnet, poolnet, resnet) or module:function."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options handed to the builder."""
     mirror: bool = False

@@ -25,6 +25,7 @@ BUILDERS = {
     "cnn_batchnorm": "distml.models.cnn:cnn_batchnorm",
     "cnn_dropout": "distml.models.cnn:cnn_dropout",
     "convnet": "distml.models.cnn:convnet",
+    "poolnet": "distml.models.poolnet:poolnet",
     "resnet": "distml.models.resnet:resnet",
 }
 """Where each name's builder is."""

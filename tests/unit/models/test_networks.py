@@ -61,6 +61,7 @@ PARAMETERS = {  # trainable, moving statistics
     "cnn_batchnorm": (93_514, 192),
     "cnn_dropout": (93_322, 0),
     "convnet": (121_930, 0),
+    "poolnet": (297_450, 960),
     "resnet": (77_754, 672),
 }
 
@@ -165,7 +166,9 @@ def test_logits_are_float32_under_mixed_precision(keras: Any, policy: str, name:
     assert all(weight.dtype == "float32" for weight in model.trainable_weights)
 
 
-@pytest.mark.parametrize(("name", "least"), [("cnn", 4), ("convnet", 10), ("cnn_dropout", 18)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("cnn", 4), ("convnet", 10), ("cnn_dropout", 18), ("poolnet", 8)]
+)
 def test_too_small_images_are_answered_with_the_least_size(keras: Any, name: str, least: int) -> None:
     assert registry.build(name, (least, least, 1), 10, {}, 0).output_shape == (None, 10)
     with pytest.raises(ModelError, match=f"{least + 9}x{least - 1} pixels .* need {least}x{least}"):
@@ -174,6 +177,18 @@ def test_too_small_images_are_answered_with_the_least_size(keras: Any, name: str
 
 def test_resnet_takes_any_size(keras: Any) -> None:
     assert registry.build("resnet", (1, 3, 2), 10, {}, 0).output_shape == (None, 10)
+
+
+def test_poolnet_pools_before_it_normalises_and_lets_the_features_pass(keras: Any) -> None:
+    names = [layer.name for layer in body("poolnet", widths=[4, 8], stem=4, depth=3)]
+    assert [name for name in names if name.startswith("stage2")] == [
+        *("stage2_conv1", "stage2_conv1_pool", "stage2_conv1_norm", "stage2_conv1_relu"),
+        *("stage2_conv2", "stage2_conv2_norm", "stage2_conv2_relu"),
+        *("stage2_conv3", "stage2_conv3_norm", "stage2_conv3_relu", "stage2_add"),
+    ]
+    shallow = [layer.name for layer in body("poolnet", depth=1, dropout=0.1)]
+    assert "stage1_add" not in shallow
+    assert "dropout" in shallow
 
 
 OWN = """

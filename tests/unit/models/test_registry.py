@@ -38,7 +38,7 @@ def refusal(name: str, options: dict[str, Any] | None = None) -> str:
 
 
 def test_knows_the_three_variants_and_ours() -> None:
-    assert registry.names() == ["cnn", "cnn_batchnorm", "cnn_dropout", "convnet", "resnet"]
+    assert registry.names() == ["cnn", "cnn_batchnorm", "cnn_dropout", "convnet", "poolnet", "resnet"]
 
 
 def test_checking_imports_neither_tensorflow_nor_keras() -> None:
