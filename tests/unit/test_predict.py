@@ -139,7 +139,7 @@ def test_without_a_registry_there_is_no_model_and_none_is_made(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "the following arguments are required: IMAGE"),
+        ([], "give picture files, or a data set by --data."),
         (["a.png", "--top", "0"], "argument --top: invalid number from 1 value: '0'"),
         (["a.png", "--version", "x"], "argument --version: invalid number from 1 value: 'x'"),
     ],
