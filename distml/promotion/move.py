@@ -2,8 +2,10 @@
 
 Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
 store, the registry alone decides, and it serves whoever writes last. Therefore each promoter first writes
-its record, then the alias, and then looks again until the alias names the best of all versions recorded
-since it began. The last write of all was followed by such a look that changed nothing, so it named the best.
+its record, then the alias, and then looks again until the alias names the best of all recorded versions.
+Why that suffices: the last write of all was followed by a look that found nothing better; whoever wrote a
+record after that look has itself looked later, and would have written again had its version been better.
+Champions only ever get better on the same rows, so all records since the last rollback may compete.
 """
 
 from __future__ import annotations
@@ -56,45 +58,56 @@ def promote(
         ModelError: The champion cannot be measured.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
-        known = {record.key for record in records.read(aliases.versions(config))}
+        rolled = _rollback(records.read(aliases.versions(config)))
         champion = aliases.read(config).get(CHAMPION)
         incumbent = None if champion is None else rate(champion)
         decision = gate.decide(config.promote, candidate, incumbent)
         if dry or candidate.version == champion:
             return decision, champion
-        record = Record(
-            candidate.version,
-            "moving" if decision.promote else "kept",
-            decision.why,
-            champion,
-            config.promote.metric,
-            getattr(candidate, config.promote.metric),
-            data_digest,
+        metric = config.promote.metric
+        record = records.write(
+            config,
+            Record(
+                candidate.version,
+                "moving" if decision.promote else "kept",
+                decision.why,
+                champion,
+                metric,
+                getattr(candidate, metric),
+                data_digest,
+            ),
         )
-        records.write(config, record)
-        if decision.promote:
-            known.add(record.key)
-            won = _settle(config, candidate, champion, known, rate)
-            records.write(config, record, decision="promoted" if won == candidate.version else "overtaken")
-            if won != candidate.version:
-                decision = Decision(
-                    False, f"{decision.why[:-1]}, but version {won} is better and came between."
-                )
+        if not decision.promote:
+            return decision, champion
+        if champion is not None and incumbent is None:
+            aliases.tag(
+                config, champion, records.WITHDRAWN, f"was replaced unseen by version {record.version}"
+            )
+        won = _settle(config, candidate, record, rolled, rate)
+        records.write(config, record, decision="promoted" if won == record.version else "overtaken")
+        if won != record.version:
+            decision = Decision(False, f"{decision.why[:-1]}, but version {won} is better and came between.")
         return decision, champion
 
 
+def _rollback(known: list[Record]) -> str:
+    """Key of the last rollback, "" where there was none."""
+    return max((one.key for one in known if one.decision == "rolled back"), default="")
+
+
 def _settle(
-    config: Config, mine: Score, before: int | None, known: set[str], rate: Callable[[int], Score | None]
+    config: Config, mine: Score, record: Record, rolled: str, rate: Callable[[int], Score | None]
 ) -> int:
-    """Point the alias at the best version recorded since `known`, until that is what it names."""
+    """Point the alias at the best version recorded since the last rollback, until that is what it names."""
     for _ in range(_LOOKS):
         now = aliases.read(config).get(CHAMPION)
-        fresh = [record for record in records.read(aliases.versions(config)) if record.key not in known]
-        if any(record.decision == "rolled back" for record in fresh) and now is not None:
+        entries = aliases.versions(config)
+        known = records.read(entries)
+        if _rollback(known) != rolled and now is not None:
             return now  # a person has just said which one
-        others = {record.version for record in fresh if record.decision in ("moving", "promoted")}
-        others |= {now} if now is not None and now != before else set()
-        scores = [score for version in others - {mine.version} if (score := rate(version)) is not None]
+        withdrawn = {entry.version for entry in entries if records.WITHDRAWN in entry.tags}
+        rivals = {one.version for one in known if one.key > rolled and _rivals(one, record)}
+        scores = [found for one in rivals - withdrawn - {mine.version} if (found := rate(one)) is not None]
         best = gate.best(config.promote.metric, [mine, *scores])
         if now == best.version:
             return best.version
@@ -103,6 +116,15 @@ def _settle(
         f"the alias {CHAMPION} of {config.tracking.registered_model} is moved by others all the time.",
         "Promote from one place at a time.",
     )
+
+
+def _rivals(other: Record, mine: Record) -> bool:
+    """Whether a recorded version may be better; if so it is measured again."""
+    if (other.metric, other.data_digest) != (mine.metric, mine.data_digest):
+        return False
+    if other.decision not in ("moving", "promoted") or other.value is None or mine.value is None:
+        return False
+    return other.value <= mine.value if mine.metric == "val_loss" else other.value >= mine.value
 
 
 def back(config: Config, storage: Storage, version: int, dry: bool = False) -> tuple[Decision, int | None]:

@@ -24,11 +24,13 @@ from distml.errors import ModelError, OtherDataError
 from distml.promotion.gate import Score
 from distml.serving import digests
 from distml.storage import Storage
-from distml.training.result import CLASSES, EXAMPLE
+from distml.training.result import CLASSES, EXAMPLE, LITE
 
 if TYPE_CHECKING:
     from distml.serving.predictor import Predictor
 
+_SAME = 1e-4
+"""How far the probabilities of the copy that is served may be from the model's own."""
 _LEAST = 1e-7
 """Probability a row is taken to have at least, as Keras's cross-entropy does."""
 
@@ -132,14 +134,22 @@ def trusted(config: Config, version: Version, into: Path) -> Trusted:
     export = digests.verify(folder, version.sha256)
     from distml.serving.predictor import Predictor
 
-    predictor = Predictor.of(export)
-    _try(version, predictor, folder / EXAMPLE)
+    # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
+    predictor = Predictor.of(export, "tensorflow")
+    images, answers = _try(version, predictor, folder / EXAMPLE)
+    if (folder / LITE).exists():
+        served = Predictor.of(export, "litert").predict(images)
+        if not np.allclose(served, answers, atol=_SAME):
+            raise ModelError(
+                f"the LiteRT copy of {version.name} version {version.version} gives other answers.",
+                "Train it again.",
+            )
     described = json.loads((folder / CLASSES).read_text())
     return Trusted(predictor, str(described.get("data_digest") or ""))
 
 
-def _try(version: Version, predictor: Predictor, example: Path) -> None:
-    """Ask the model about the pictures it was exported with: the smoke test."""
+def _try(version: Version, predictor: Predictor, example: Path) -> tuple[Images, npt.NDArray[np.float32]]:
+    """Ask the model about the pictures it was exported with, the smoke test; returns both."""
     what = f"{version.name} version {version.version}"
     try:
         images = np.asarray(json.loads(example.read_text())["inputs"], np.uint8)
@@ -148,3 +158,4 @@ def _try(version: Version, predictor: Predictor, example: Path) -> None:
     answers = predictor.predict(images)
     if not np.isfinite(answers).all() or not np.allclose(answers.sum(1), 1, atol=1e-3) or (answers < 0).any():
         raise ModelError(f"{what} answers its own example with no probabilities.", "Train it again.")
+    return images, answers
