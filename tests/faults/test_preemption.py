@@ -28,7 +28,7 @@ def cluster() -> Iterator[Any]:
 
 def _drain(address: str, node_id: str) -> None:
     """Announce, as a cloud provider's notice makes a cluster do it, that a node will be gone."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
