@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.$(EXTRA)
 CLUSTER := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m distml.k3d
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
+PEERS := $(VENV)-peers
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11
 
@@ -49,7 +50,7 @@ check: $(STAMP) ## Format, lint and types
 faults: $(STAMP) ## Run the slow tests that kill, fill and freeze things
 	$(BIN)/python -m pytest -m "fault or slow" $(ARGS)
 
-bench: $(BENCH_STAMP) ## Measure every headline figure beside its peer
+bench: $(BENCH_STAMP) $(PEERS)/.ready ## Measure every headline figure beside its peer
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # Legacy Keras asks for the distribution called `tensorflow`, which would overwrite tensorflow-cpu.
@@ -73,14 +74,21 @@ cluster-status: $(STAMP) ## Look at its pods
 cluster-down: $(STAMP) ## Take it down
 	$(CLUSTER) down $(ARGS)
 
+# The peers of the endpoint want other versions of much that we pin.
+$(PEERS)/.ready: requirements/peers.txt requirements/install
+	sh requirements/install env "$(PEERS)" peers "$(PYTHON)"
+	@touch $@
+
 requirements: ## Resolve and pin the requirements again (needs uv)
 	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra s3 --extra server -c requirements/cpu.txt -o requirements/image-cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra s3 --extra server -c requirements/gpu.txt -o requirements/image-gpu.txt
 	echo hatchling | $(COMPILE) -c requirements/cpu.txt - -o requirements/image-build.txt
+	echo 'bentoml==1.4.* litserve==0.2.* keras==3.15.* tensorflow-cpu==2.21.*' | tr ' ' '\n' | \
+		$(COMPILE) - -o requirements/peers.txt
 	echo 'tf-keras==2.21.*' | $(COMPILE) --no-deps - -o requirements/bench.txt
 
 clean: ## Remove the environment and the caches; data and runs stay
-	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf "$(VENV)" "$(PEERS)" .mypy_cache .ruff_cache .pytest_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import harness
 
 HERE = Path(__file__).parent
-NO_BENCHMARK = {"__init__", "__main__", "harness", "ours", "report"}
+NO_BENCHMARK = {"__init__", "__main__", "harness", "load", "ours", "report"}
 
 
 def names() -> list[str]:

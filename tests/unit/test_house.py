@@ -246,7 +246,15 @@ def test_no_file_names_a_package_registry() -> None:
 
 def test_requirements_are_pinned_by_hash_and_hold_no_address() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {path.stem for path in files} == {"bench", "cpu", "gpu", "image-build", "image-cpu", "image-gpu"}
+    assert {path.stem for path in files} == {
+        "bench",
+        "cpu",
+        "gpu",
+        "image-build",
+        "image-cpu",
+        "image-gpu",
+        "peers",
+    }
     for path in files:
         text = path.read_text()
         assert "://" not in text

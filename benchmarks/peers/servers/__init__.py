@@ -1,0 +1,5 @@
+"""Servers that answer `POST /predict` with one model, each as its documentation shows it.
+
+They run in an environment of their own (`requirements/peers.txt`) and know nothing of distml: the path of
+the model, a `.keras` file that takes uint8 images [N, 28, 28, 1], is in `$MODEL`.
+"""

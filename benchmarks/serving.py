@@ -1,0 +1,163 @@
+"""The endpoint beside its peers: one model, one JSON image a request, one replica or process, wrk as client.
+
+Peers: FastAPI with TensorFlow, LitServe, BentoML, and Ray Serve as its documentation shows it. The first
+three need an environment of their own, `make bench` makes it in .venv-peers; `$PEERS` names another's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, ours, report
+from benchmarks.load import Load
+
+REPEATS = int(os.environ.get("REPEATS", "2"))
+SECONDS = int(os.environ.get("SECONDS_EACH", "6"))
+BATCH = 256
+_START_S = 120
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _champion() -> tuple[Path, Path]:
+    """Train `convnet` for an epoch and promote it; its storage root, and its Keras file for the peers."""
+    root = ours.root()
+    result = ours.train(root, "--train.epochs=1")()
+    harness.run([sys.executable, "-m", "distml.promote", "--storage.root", str(root)])
+    return root, Path(result["artifacts"]) / "data" / "model.keras"
+
+
+def _commands(root: Path) -> dict[str, Any]:
+    """How each server is started on a port."""
+    peers = Path(os.environ.get("PEERS", harness.ROOT / ".venv-peers")) / "bin"
+    if not (peers / "python").exists():
+        raise harness.BenchmarkError(f"the peers are not installed in {peers}; `make bench` does it")
+    servers = "benchmarks.peers.servers"
+    flags = ["--serve.replicas.min=1", "--serve.replicas.max=1", f"--storage.root={root}"]
+    return {
+        "distml": lambda port: [sys.executable, "-m", "distml.serve", *flags, f"--serve.port={port}"],
+        "fastapi_tf": lambda port: [str(peers / "python"), "-m", f"{servers}.fastapi_tf", str(port)],
+        "litserve": lambda port: [str(peers / "python"), "-m", f"{servers}.lit", str(port)],
+        "bentoml": lambda port: [
+            *(str(peers / "python"), "-m", "bentoml", "serve", f"{servers}.bento:Service"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ],
+        "ray_docs": lambda port: [sys.executable, "-m", f"{servers}.ray_docs", str(port)],
+    }
+
+
+@contextlib.contextmanager
+def _running(name: str, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
+    log = Path(environment["LOGS"]) / f"{name}.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command, cwd=harness.ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        yield
+        if process.poll() is not None:
+            raise harness.BenchmarkError(f"{name} ended by itself:\n{log.read_text()[-2000:]}")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)  # ours ends its Ray and its proxy itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _measured(url: str, one: Load, many: Load) -> dict[str, float]:
+    """Wait until a server answers, warm it, then measure it at 1 and at 64 connections."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        found = one.run(url, 1, 1)
+        if found["rps"] > 10 and not found["errors"]:
+            break
+        if time.monotonic() > deadline:
+            raise harness.BenchmarkError(f"{url} does not answer after {_START_S} s")
+    one.run(url, 16, 3)
+    alone, busy, batch = one.run(url, 1, SECONDS), one.run(url, 64, SECONDS), many.run(url, 1, SECONDS)
+    return {
+        "p50_ms_1": alone["p50_ms"],
+        "rps_64": busy["rps"],
+        "p99_ms_64": busy["p99_ms"],
+        "errors": alone["errors"] + busy["errors"],
+        "images_per_s": 0.0 if batch["errors"] else batch["rps"] * BATCH,
+    }
+
+
+def measure() -> Sequence[report.Figure]:
+    """Measure all servers in turn, each alone."""
+    root, model = _champion()
+    one, many = Load.of(1), Load.of(BATCH)
+    environment = os.environ | {
+        "MODEL": str(model),
+        "LOGS": str(one.folder),
+        "PYTHONPATH": str(harness.ROOT),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+        "BENTOML_DO_NOT_TRACK": "1",
+    }
+
+    def call(name: str, command: Any) -> Any:
+        def measured() -> dict[str, float]:
+            port = _port()
+            with _running(name, command(port), environment):
+                return _measured(f"http://127.0.0.1:{port}/predict", one, many)
+
+        return measured
+
+    calls = {name: call(name, command) for name, command in _commands(root).items()}
+    return _figures(harness.alternate(calls, REPEATS))
+
+
+def _figures(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[report.Figure]:
+    mine = found["distml"]
+    if sum(report.pick(mine, "errors")):
+        raise harness.BenchmarkError("requests to distml failed")
+    peers = {name: results for name, results in found.items() if name not in ("distml", "ray_docs")}
+    rps = {name: report.pick(results, "rps_64") for name, results in peers.items()}
+    best = max(rps, key=lambda name: sorted(rps[name])[len(rps[name]) // 2])
+    figures = [
+        report.Figure(f"requests/s, 64 connections, vs {best}", report.pick(mine, "rps_64"), rps[best], 1.5),
+        report.Figure(
+            "the same vs Ray Serve as documented",
+            report.pick(mine, "rps_64"),
+            report.pick(found["ray_docs"], "rps_64"),
+            5.0,
+        ),
+        report.Figure("p50 ms, 1 connection", report.pick(mine, "p50_ms_1"), [2.5], 1.0, "at most"),
+        report.Figure(f"images/s, {BATCH} a request", report.pick(mine, "images_per_s"), [5000], 1.0),
+    ]
+    for name in ("litserve", "bentoml"):
+        theirs = report.pick(found[name], "p50_ms_1")
+        figures.append(
+            report.Figure(
+                f"p50 ms, 1 connection, vs {name}", report.pick(mine, "p50_ms_1"), theirs, 1.0, "at most"
+            )
+        )
+    for name in (*peers, "ray_docs"):
+        theirs = report.pick(found[name], "p99_ms_64")
+        figures.append(
+            report.Figure(
+                f"p99 ms, 64 connections, vs {name}", report.pick(mine, "p99_ms_64"), theirs, 1.0, "at most"
+            )
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    raise SystemExit(report.main(measure))
