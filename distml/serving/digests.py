@@ -31,6 +31,7 @@ class Export:
         classes: Name of each class, by label.
         shape: (H, W, C) of an image.
         data_digest: Of the manifest of the data it was trained on, None where the export does not say.
+        confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Export:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     data_digest: str | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:
@@ -111,12 +113,16 @@ def _require_modest(path: Path) -> None:
         raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)
 
 
-def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int], str | None]:
+_Confusion = tuple[tuple[int, ...], ...]
+
+
+def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int], str | None, _Confusion | None]:
     try:
         found = json.loads(path.read_text())
         classes = tuple(str(name) for name in found["classes"])
         height, width, depth = (int(size) for size in found["shape"])
-        digest = found.get("data_digest")
+        digest, rows = found.get("data_digest"), found.get("confusion")
+        confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
-    return classes, (height, width, depth), None if digest is None else str(digest)
+    return classes, (height, width, depth), None if digest is None else str(digest), confusion

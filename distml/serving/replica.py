@@ -183,6 +183,7 @@ def _loaded(config: Config, lineup: Lineup, number: int, files: Mapping[str, byt
         shape=predictor.shape,
         metrics=dict(lineup.metrics.get(number, {})),
         data_digest=export.data_digest,
+        confusion=export.confusion,
         loaded_at=time.time(),
     )
     return Loaded(served, predictor.predict)

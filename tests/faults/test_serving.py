@@ -1,0 +1,216 @@
+"""The endpoint loses replicas, gets other champions and is ended, all under load (faults 31 to 34, 39)."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from tests import registered
+from tests.endpoint import Endpoint, free_port, serving
+from tests.registered import Registry
+from tests.runner import REPOSITORY
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.ray,
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(400),
+    # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+PER_S = 50
+BIRD = np.zeros(registered.SHAPE, np.uint8)
+BIRD[0, 0, 0], BIRD[0, 1, 0] = 200, 130
+"""Right is the third class; a network is wrong about it where its threshold is below 130."""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Versions 1 to 3, each with other probabilities; the first is champion."""
+    found = registered.make(tmp_path_factory.mktemp("serving") / "storage")
+    for threshold in (100, 120, 140):
+        found.add(threshold)
+    crown(found, 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def live(registry: Registry) -> Iterator[Endpoint]:
+    with serving(registry, "--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5") as found:
+        yield found
+
+
+def crown(registry: Registry, version: int) -> None:
+    registry.client.set_registered_model_alias(registered.NAME, "champion", str(version))
+
+
+def offline(registry: Registry, version: int) -> Any:
+    """What a version answers without any server."""
+    from distml.serving.predictor import Predictor
+
+    return Predictor.load(registry.folders[version]).predict(BIRD[None])[0]
+
+
+class Clients:
+    """Asks at a steady rate from several threads until it is stopped."""
+
+    def __init__(self, url: str) -> None:
+        self.failed: list[str] = []
+        self.answers: dict[int, list[list[float]]] = collections.defaultdict(list)
+        self._url, self._stop = url, threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(5)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.answers.values())) + len(self.failed)
+
+    def _run(self) -> None:
+        session, body = requests.Session(), {"instances": [BIRD.tolist()]}
+        while not self._stop.wait(len(self._threads) / PER_S):
+            try:
+                got = session.post(f"{self._url}/predict", json=body, timeout=10)
+                got.raise_for_status()
+            except requests.RequestException as error:
+                self.failed.append(str(error))
+                continue
+            said = got.json()
+            self.answers[said["model"]["version"]].append(said["predictions"][0]["probabilities"])
+
+    def wait(self, count: int, timeout_s: float = 180) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.count < count:
+            assert time.monotonic() < deadline, f"{self.count} answers"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(20)
+
+
+@pytest.fixture
+def clients(live: Endpoint) -> Iterator[Clients]:
+    found = Clients(live.url)
+    yield found
+    found.stop()
+
+
+def served(live: Endpoint) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(f"{live.url}/model", timeout=10).json()
+    return found
+
+
+def await_version(live: Endpoint, version: int) -> None:
+    deadline = time.monotonic() + 30
+    while served(live)["version"] != version:
+        assert time.monotonic() < deadline, served(live)
+        time.sleep(0.2)
+    time.sleep(2)  # the other replica has heard of it, too
+
+
+def test_32_champions_change_under_load_and_every_answer_is_its_versions(
+    live: Endpoint, registry: Registry, clients: Clients
+) -> None:
+    for number, version in enumerate((2, 3, 1), 1):
+        crown(registry, version)
+        await_version(live, version)
+        clients.wait(250 * number)
+    folder, sha256 = registry.export(160)
+    bad = registry.register(folder, sha256)
+    weights = folder / "data" / "model.tflite"
+    spoilt = bytearray(weights.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    weights.write_bytes(spoilt)
+    crown(registry, bad)
+    deadline = time.monotonic() + 30
+    while not served(live).get("refused"):
+        assert time.monotonic() < deadline, served(live)
+        time.sleep(0.2)
+    assert served(live)["version"] == 1
+    crown(registry, 1)
+    clients.wait(1000)
+    clients.stop()
+    assert clients.failed == []
+    assert clients.answers.keys() == {1, 2, 3}
+    for version, answers in clients.answers.items():
+        np.testing.assert_allclose(answers, np.tile(offline(registry, version), (len(answers), 1)), atol=1e-5)
+
+
+def test_31_a_killed_replica_costs_no_request(live: Endpoint, clients: Clients) -> None:
+    before = live.replicas()
+    assert len(before) == 2
+    clients.wait(200)
+    os.kill(min(before), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while len(live.replicas() - {min(before)}) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    clients.wait(3000)
+    clients.stop()
+    assert clients.failed == []
+
+
+def listening(pids: set[int]) -> set[tuple[str, int]]:
+    """Addresses and ports on which some processes listen."""
+    found = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.pid in pids]
+    return {(one.laddr.ip, one.laddr.port) for one in found if one.laddr}
+
+
+def test_39_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoint) -> None:
+    family = live.driver.children(recursive=True)
+    proxies = {one.pid for one in family if "haproxy" in one.name()}
+    assert {address for address, _ in listening(proxies)} == {"127.0.0.1"}
+    assert live.port in {port for _, port in listening(proxies)}
+    everything = listening({one.pid for one in family})
+    assert {address for address, port in everything if port == live.port} == {"127.0.0.1"}
+    dashboards = {address for address, port in everything if 8265 <= port < 8265 + 50}
+    assert dashboards == {"127.0.0.1"}
+
+
+def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:
+    began = time.monotonic()
+    flags = [flag for flag in registry.flags() if "registered_model" not in flag]
+    command = [sys.executable, "-m", "distml.serve", *flags, "--tracking.registered_model=nobody"]
+    done = subprocess.run(
+        [*command, f"--serve.port={free_port()}"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert time.monotonic() - began <= 60
+    assert done.returncode == 1
+    assert "no version of nobody is champion" in done.stderr
+
+
+def test_34_what_is_under_way_is_answered_when_it_ends(registry: Registry) -> None:
+    body = {"instances": [BIRD.tolist()] * 4096}
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        live = stack.enter_context(serving(registry, "--serve.max_body_bytes=16000000"))
+        answer = [pool.submit(requests.post, f"{live.url}/predict", json=body, timeout=30) for _ in range(4)]
+        time.sleep(0.05)
+        began = time.monotonic()
+        stack.close()
+        assert time.monotonic() - began <= 20
+        codes = {one.result().status_code for one in answer}
+        assert codes <= {200, 429}
+        assert 200 in codes
