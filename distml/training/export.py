@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,8 @@ def converted(module: _Served, example: np.ndarray) -> bytes | None:
     try:
         # The converter loses the variables of a Keras 3 model unless they are constants already.
         frozen = convert_variables_to_constants_v2(predict)
-        lite = bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
+        with _without_advice():
+            lite = bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
         found = _asked(lite, example)
     except Exception as error:  # the converter raises anything on what it does not know
         logger.info("not converted for LiteRT: %s", str(error).partition("\n")[0][:200])
@@ -90,6 +93,18 @@ def converted(module: _Served, example: np.ndarray) -> bytes | None:
         logger.warning("not converted for LiteRT: it answers otherwise by %g", difference)
         return None
     return lite
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hold back the converter's warning that constants are asked for where it has variables itself."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _asked(lite: bytes, images: np.ndarray) -> np.ndarray:
