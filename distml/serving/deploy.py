@@ -101,6 +101,9 @@ def _application(config: Config) -> Any:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
+        # What is under way there are replicas that wait for news, up to 20 s: nothing to wait for at the end.
+        graceful_shutdown_timeout_s=1,
+        graceful_shutdown_wait_loop_s=0.1,
         logging_config={"enable_access_log": False},
     )
     replica = serve.deployment(serve.ingress()(Replica)).options(
