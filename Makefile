@@ -20,7 +20,7 @@ CLUSTER := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m distml.k3d
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 PEERS := $(VENV)-peers
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
-	--no-annotate --python-version 3.11
+	--no-annotate --python-version 3.11 -c requirements/constraints.in
 
 .PHONY: help venv train serve test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
 

@@ -1,7 +1,6 @@
 """LitServe with its dynamic batches."""
 
-from __future__ import annotations
-
+# No postponed annotations: LitServe makes FastAPI parameters of what it finds in the signatures.
 import sys
 from typing import Any
 

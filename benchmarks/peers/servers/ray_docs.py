@@ -1,6 +1,6 @@
 """Ray Serve as its documentation shows it: a FastAPI ingress and `serve.batch`."""
 
-from __future__ import annotations
+# No postponed annotations: Ray Serve pickles the app, and FastAPI then no longer finds what `Request` means.
 
 import sys
 import time
