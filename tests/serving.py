@@ -56,7 +56,7 @@ def core(shape: tuple[int, int, int] = SHAPE, config: ServeConfig | None = None)
 @contextmanager
 def running(service: Service, config: ServeConfig | None = None) -> Iterator[str]:
     """Serve over real HTTP in a thread of this process; gives the URL."""
-    app = application(service, config or ServeConfig())
+    app = application(service, config or ServeConfig(), getattr(service, "metrics", None))
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from distml.data.schema import Images
 from distml.errors import OverloadedError
+from distml.serving.metrics import Metrics
 from distml.serving.service import Probabilities
 
 Function = Callable[[Images], Probabilities]
@@ -37,10 +38,12 @@ class Batcher:
     Args:
         most: Images per call of a function.
         limit: Images that may wait; more are refused.
+        metrics: Hears of batches and of what waits.
     """
 
-    def __init__(self, most: int, limit: int) -> None:
-        self._most, self._limit = most, limit
+    def __init__(self, most: int, limit: int, metrics: Metrics) -> None:
+        self._most, self._limit, self._metrics = most, limit, metrics
+        metrics.waiting.set_function(lambda: self._images)
         self._queue: collections.deque[_Waiting] = collections.deque()
         self._images = 0
         self._running: asyncio.Task[None] | None = None
@@ -48,9 +51,9 @@ class Batcher:
         self._since: float | None = None
 
     @property
-    def waiting(self) -> int:
-        """Images that wait or are being computed."""
-        return self._images
+    def queued(self) -> bool:
+        """Whether a request waits for the present batch to end."""
+        return bool(self._queue)
 
     @property
     def busy_s(self) -> float:
@@ -80,7 +83,9 @@ class Batcher:
                 try:
                     await loop.run_in_executor(self._thread, _compute, batch)
                 finally:
-                    self._images -= sum(len(one.images) for one in batch)
+                    size = sum(len(one.images) for one in batch)
+                    self._images -= size
+                    self._metrics.batch.observe(size)
         finally:
             self._running = self._since = None
 

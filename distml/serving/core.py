@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, TimedOutError, UnknownVersionError
 from distml.serving.batching import Batcher, Function
+from distml.serving.metrics import Metrics
 from distml.serving.service import Probabilities, Refusal, Served
+from distml.serving.shadow import Shadow
+
+Hear = Callable[[Served, Images, Probabilities, float], None]
+"""Takes an answer without keeping anybody waiting."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,21 @@ class Core:
     """Implements `Service` over loaded models; knows neither Ray nor the registry. Final.
 
     Every change of the models replaces one dictionary, so that a request sees the old or the new ones.
+
+    Args:
+        serve: The section of the configuration.
+        metrics: Where batches and comparisons are counted; none makes new ones.
+        hear: Is told every answer: the version, its images and probabilities, and the seconds it took.
     """
 
-    def __init__(self, serve: ServeConfig) -> None:
-        self._serve = serve
+    def __init__(self, serve: ServeConfig, metrics: Metrics | None = None, hear: Hear | None = None) -> None:
+        self._serve, self._hear = serve, hear
+        self.metrics = Metrics() if metrics is None else metrics
         self._loaded: Mapping[int, Loaded] = {}
         self._aliases: Mapping[str, int] = {}
         self._refused: tuple[Refusal, ...] = ()
-        self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images)
+        self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images, self.metrics)
+        self._shadow = Shadow(self._batcher, self.metrics)
         self.draining = False
 
     def swap(
@@ -80,9 +93,19 @@ class Core:
         if images.ndim != 4 or images.shape[1:] != chosen.served.shape or not len(images):
             expected, found = ["N", *chosen.served.shape], list(images.shape)
             raise ModelError(f"the model takes images {expected}, not {found}.".replace("'", ""))
-        limit_s = self._serve.request_timeout_s
+        began, limit_s = time.perf_counter(), self._serve.request_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._batcher.submit(images, chosen.function), chosen.served
+                answer = await self._batcher.submit(images, chosen.function)
         except TimeoutError:
             raise TimedOutError(f"no answer within {limit_s:g} s.", "Ask again, with fewer images.") from None
+        if self._hear:
+            self._hear(chosen.served, images, answer, time.perf_counter() - began)
+        if version is None and self._serve.shadow:
+            self._compare(images, answer, chosen)
+        return answer, chosen.served
+
+    def _compare(self, images: Images, answer: Probabilities, chosen: Loaded) -> None:
+        other = self._loaded.get(self._aliases.get(self._serve.shadow or "", 0))
+        if other is not None and other is not chosen:
+            self._shadow.compare(images, answer, other.served, other.function)

@@ -93,7 +93,8 @@ def _application(config: Config) -> Any:
     """Bind the two deployments."""
     from ray import serve
 
-    from distml.serving.replica import Replica, Watcher
+    from distml.serving.replica import Replica
+    from distml.serving.watcher import Watcher
 
     section, values = config.serve, config.model_dump(mode="json")
     watcher = serve.deployment(Watcher).options(

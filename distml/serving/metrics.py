@@ -1,61 +1,63 @@
 """Prometheus metrics of the endpoint (replica).
 
-Several replicas share one port, so a scrape reaches any of them. Where `PROMETHEUS_MULTIPROC_DIR` names a
-folder that the replicas of a machine share, each answers for all of them; without it each for itself.
+Several replicas share one port, so a scrape reaches any of them. Each therefore tells the others what it has
+counted, every few seconds, and whoever is asked answers for all: every sample carries its replica's name, so
+that rates stay right whoever answers, and a replica that has gone drops out.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from distml.serving.exchange import Answer
 
 KIND = b"text/plain; version=0.0.4; charset=utf-8"
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
+
+Families = Sequence[Metric]
+"""What one replica has counted; pickles."""
 
 _GONE = 499
 """Counted where a client left before its answer; nothing is sent then."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+_DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Metrics:
-    """The metrics of one replica. Final."""
+    """The metrics of one replica. Final.
 
-    def __init__(self) -> None:
+    Args:
+        replica: Its name, the label of every sample; without one there is no such label.
+    """
+
+    def __init__(self, replica: str = "") -> None:
+        self._replica = replica
+        self._others: Mapping[str, Families] = {}
         self._registry = registry = CollectorRegistry()
+        kept: dict[str, Any] = {"registry": registry}
         self._requests = Counter(
-            "distml_requests",
-            "Requests answered.",
-            ["route", "method", "status", "version"],
-            registry=registry,
+            "distml_requests", "Requests answered.", ["route", "method", "status", "version"], **kept
         )
-        self._seconds = Histogram(
-            "distml_request_seconds",
-            "Time from the headers of a request to its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._images = Histogram(
-            "distml_request_images", "Images per request.", buckets=_IMAGES, registry=registry
-        )
-        self.batch = Histogram(
-            "distml_batch_images",
-            "Images computed in one call of the model.",
-            buckets=_IMAGES,
-            registry=registry,
-        )
-        self.running = Gauge(
-            "distml_requests_running",
-            "Requests that have not been answered yet.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
+        sentence = "Time from the headers of a request to its answer."
+        self._seconds = Histogram("distml_request_seconds", sentence, ["route"], buckets=_SECONDS, **kept)
+        self._images = Histogram("distml_request_images", "Images per request.", buckets=_IMAGES, **kept)
+        self.running = Gauge("distml_requests_running", "Requests that have not been answered yet.", **kept)
+        sentence = "Images computed in one call of the model."
+        self.batch = Histogram("distml_batch_images", sentence, buckets=_IMAGES, **kept)
+        sentence = "Images that wait for the model or are being computed."
+        self.waiting = Gauge("distml_images_waiting", sentence, **kept)
+        sentence = "Images for the shadow by what came of it: same or another class, skipped, failed."
+        self.shadowed = Counter("distml_shadow_images", sentence, ["version", "outcome"], **kept)
+        sentence = "Largest difference between a probability of the shadow and of what was answered."
+        self.apart = Histogram("distml_shadow_difference", sentence, buckets=_DIFFERENCES, **kept)
+        sentence = "Rows of the request log by what became of them."
+        self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)
         # Finding a labelled child takes longer than counting.
         self._counter = lru_cache(1024)(self._requests.labels)
         self._timer = lru_cache(256)(self._seconds.labels)
@@ -75,10 +77,33 @@ class Metrics:
         if answer is not None and answer.images:
             self._images.observe(answer.images)
 
+    def families(self) -> Families:
+        """Return what this replica has counted."""
+        return list(self._registry.collect())
+
+    def hear(self, others: Mapping[str, Families]) -> None:
+        """Take what the other replicas have counted, by their names."""
+        self._others = others
+
     def text(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        registry = self._registry
-        if os.environ.get(SHARED):
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        """Return the metrics of all replicas in Prometheus's text format."""
+        registry = CollectorRegistry()
+        registry.register(_Merged({**self._others, self._replica: self.families()}))
         return generate_latest(registry)
+
+
+class _Merged(Collector):
+    """The samples of several replicas, each with its name. Final."""
+
+    def __init__(self, counted: Mapping[str, Families]) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for replica, families in self._counted.items():
+            label = {"replica": replica} if replica else {}
+            for family in families:
+                merged = Metric(family.name, family.documentation, family.type)
+                merged = found.setdefault(family.name, merged)
+                merged.samples += [one._replace(labels={**one.labels, **label}) for one in family.samples]
+        yield from found.values()

@@ -1,4 +1,4 @@
-"""The Ray Serve deployments: one watcher of the registry, and replicas that answer (watcher, replica)."""
+"""The Ray Serve deployment that answers: it loads what the watcher says (replica)."""
 
 from __future__ import annotations
 
@@ -8,76 +8,27 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import ray
 
 from distml import log
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
+from distml.monitor.journal import Journal
 from distml.serving import digests
 from distml.serving.core import Core, Loaded
 from distml.serving.lineup import Lineup
+from distml.serving.metrics import Metrics
 from distml.serving.service import Served
+from distml.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE_S = 20.0
-"""Longest wait for news in one call: shorter than any time limit on the way."""
-
-
-class Watcher:
-    """Follows the registry on behalf of all replicas. Final.
-
-    Args:
-        config: The configuration, as a dictionary.
-    """
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        log.configure("watcher")
-        from distml.serving.watch import Watch  # its first question imports MLflow
-
-        self._config = Config.model_validate(config)
-        self._watch = Watch(self._config)
-        self._turn = asyncio.Lock()
-        self._news = asyncio.Event()
-        self._looking = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async with self._turn:
-                    changed = await asyncio.to_thread(self._watch.look)
-                if changed:
-                    self._announce()
-            except Exception:  # whatever it is, the next look may go well
-                logger.exception("looking at the registry failed")
-            await asyncio.sleep(self._config.serve.poll_s)
-
-    def _announce(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def changes(self, seen: int) -> Lineup:
-        """Return the line-up, at once where it is not the one seen, else when it changes or after a while."""
-        if self._watch.lineup.number == seen:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _PATIENCE_S)
-        return self._watch.lineup
-
-    async def lineup(self) -> Lineup:
-        """Return the line-up."""
-        return self._watch.lineup
-
-    async def files(self, number: int) -> dict[str, bytes]:
-        """Return a version's files by their path."""
-        async with self._turn:
-            return await asyncio.to_thread(self._watch.files, number)
-
-    async def refuse(self, number: int, reason: str) -> None:
-        """Hear from a replica that a version cannot be loaded."""
-        async with self._turn:
-            if self._watch.refuse(number, reason):
-                self._announce()
+_SHARE_S = 2.0
+"""Between two reports of metrics: shorter than Prometheus's interval, so that no counter steps back."""
 
 
 class Replica:
@@ -94,8 +45,12 @@ class Replica:
         self._watcher = watcher
         self._lineup = Lineup()
         self._loaded: dict[int, Loaded] = {}
-        self._core = Core(self._config.serve)
-        self._following: asyncio.Task[None] | None = None
+        self._name = ray.get_runtime_context().get_actor_id()[:8]
+        self._journal = Journal(self._config.log, Storage(self._config.storage.root))
+        self._core = Core(self._config.serve, Metrics(self._name), partial(self._journal.record, None))
+        for outcome in self._journal.counts():
+            self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champion, then make the application; Ray Serve calls this by its name."""
@@ -103,8 +58,18 @@ class Replica:
 
         while not self._core.ready():
             await self._follow_once()
-        self._following = asyncio.create_task(self._follow())
-        return application(self._core, self._config.serve)
+        self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]
+        return application(self._core, self._config.serve, self._core.metrics)
+
+    def _rows(self, outcome: str) -> float:
+        return self._journal.counts()[outcome]
+
+    async def _share(self) -> None:
+        metrics = self._core.metrics
+        while True:
+            with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
+                metrics.hear(await self._watcher.share.remote(self._name, metrics.families()))
+            await asyncio.sleep(_SHARE_S)
 
     async def _follow(self) -> None:
         while True:
@@ -156,6 +121,7 @@ class Replica:
 
     async def __del__(self) -> None:
         self._core.draining = True
+        await asyncio.to_thread(self._journal.close)
 
 
 def _loaded(config: Config, lineup: Lineup, number: int, files: Mapping[str, bytes]) -> Loaded:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psutil
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Watch:
 
     def _run(self) -> None:
         try:
+            psutil.cpu_percent()  # the first reading of a processor's use is the use since never: 0
             self._closed.wait(self._interval_s)  # MLflow is being imported meanwhile
             self._sample()
         except Exception:  # whatever a machine's counters raise, the run goes on without them
@@ -51,18 +55,27 @@ class Watch:
             monitors.append(GPUMonitor())
         except (ImportError, RuntimeError):
             logger.debug("no GPU is watched")
-        monitors[0].collect_metrics()  # the first reading of a processor's use is the use since never: 0
-        monitors[0].clear_metrics()
-        while not self._closed.wait(self._interval_s):
-            values: dict[str, float] = {}
-            for monitor in monitors:
-                monitor.collect_metrics()
-                found = monitor.aggregate_metrics()
-                values |= {f"system/{name}": float(value) for name, value in found.items()}
-                monitor.clear_metrics()
-            self._put(int(time.time() - self._since), values)
+        last = -1
+        while True:
+            ended, step = self._closed.is_set(), int(time.time() - self._since)
+            if step > last:
+                self._put(step, _values(monitors))
+                last = step
+            if ended:  # its end is the only sample of a short run
+                return
+            self._closed.wait(self._interval_s)
 
     def close(self) -> None:
         """Take no more samples."""
         self._closed.set()
         self._thread.join()
+
+
+def _values(monitors: Iterable[Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        found = monitor.aggregate_metrics()
+        values |= {f"system/{name}": float(value) for name, value in found.items()}
+        monitor.clear_metrics()
+    return values

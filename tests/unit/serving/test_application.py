@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from distml.config import ServeConfig
+from distml.data.schema import Images
 from distml.errors import OverloadedError, TimedOutError
 from distml.serving import application
 from distml.serving.core import Core
-from distml.serving.metrics import SHARED
+from distml.serving.exchange import Answer
+from distml.serving.metrics import Metrics
+from distml.serving.service import Probabilities
 from tests import malformed, serving
 
 GOOD = malformed.one(malformed.IMAGE)
@@ -131,30 +134,77 @@ def test_requests_are_counted() -> None:
     assert metrics(got.text, "distml_requests_running") == {(): 1}
 
 
-REPLICA = """
-import sys, time
-from distml.serving.exchange import Answer
-from distml.serving.metrics import Metrics
-metrics = Metrics()
-for _ in range(int(sys.argv[1])):
-    metrics.answered("/predict", "POST", Answer(b"", version=7, images=2), 0.1)
-metrics.running.inc()
-print(metrics.text().decode())
-"""
+def test_any_replica_answers_for_all() -> None:
+    one, two = Metrics("one"), Metrics("two")
+    for counted, count in ((one, 3), (two, 4)):
+        for _ in range(count):
+            counted.answered("/predict", "POST", Answer(b"", version=7, images=2), 0.1)
+    one.hear({"two": pickle.loads(pickle.dumps(two.families()))})
+    text = one.text().decode()
+    assert metrics(text, "distml_requests_total") == {
+        ("POST", "one", "/predict", "200", "7"): 3,
+        ("POST", "two", "/predict", "200", "7"): 4,
+    }
+    assert metrics(text, "distml_request_images_sum") == {("one",): 6, ("two",): 8}
+    assert text.count("# TYPE distml_requests_total counter") == 1
+    one.hear({})
+    assert "two" not in one.text().decode()
 
 
-def test_any_replica_answers_for_all_of_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARED, str(tmp_path))
-    root = str(Path(__file__).parents[3])
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", REPLICA, count], capture_output=True, text=True, check=True, cwd=root
-        ).stdout
-        for count in ("3", "4")
-    ]
-    counted = [metrics(text, "distml_requests_total")[("POST", "/predict", "200", "7")] for text in said]
-    assert counted == [3, 7]
-    assert metrics(said[1], "distml_request_images_sum") == {(): 14}
+def test_batches_and_what_waits_are_measured() -> None:
+    with serving.running(serving.core()) as url:
+        requests.post(f"{url}/predict", json={"instances": [malformed.IMAGE] * 5})
+        text = requests.get(f"{url}/metrics").text
+    assert metrics(text, "distml_batch_images_sum") == {(): 5}
+    assert metrics(text, "distml_images_waiting") == {(): 0}
+
+
+def test_a_shadow_is_asked_and_compared_and_never_answers() -> None:
+    config = ServeConfig(shadow="previous")
+    core = serving.core(config=config)
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 1, *serving.SHAPE), np.uint8)
+    with serving.running(core, config) as url:
+        for picture in pictures:
+            got = requests.post(f"{url}/predict", json={"instances": picture.tolist()})
+            assert got.json()["model"]["version"] == 7
+        requests.post(f"{url}/v1/models/{serving.NAME}/versions/7:predict", GOOD)  # its version was chosen
+        text = requests.get(f"{url}/metrics").text
+    counted = metrics(text, "distml_shadow_images_total")
+    answers, others = (serving.function(seed)(pictures[:, 0]) for seed in (7, 5))
+    if ("skipped", "5") not in counted:  # on a machine that keeps up
+        same = int(np.sum(answers.argmax(1) == others.argmax(1)))
+        assert counted == {("same", "5"): same, ("other", "5"): 40 - same}
+        assert 0 < same < 40
+    assert sum(counted.values()) == 40
+    assert metrics(text, "distml_shadow_difference_count")[()] > 0
+
+
+def test_a_shadow_that_fails_costs_no_answer() -> None:
+    config = ServeConfig(shadow="previous")
+    core = serving.core(config=config)
+
+    def fail(images: Images) -> Probabilities:
+        raise ZeroDivisionError
+
+    core.swap({7: core._loaded[7], 5: replace(core._loaded[5], function=fail)}, core._aliases)
+    with serving.running(core, config) as url:
+        assert [requests.post(f"{url}/predict", GOOD).status_code for _ in range(3)] == [200] * 3
+        text = requests.get(f"{url}/metrics").text
+    assert metrics(text, "distml_shadow_images_total")[("failed", "5")] >= 1
+
+
+def test_whoever_hears_the_answers_hears_each_once() -> None:
+    heard = []
+    core = Core(ServeConfig(), hear=lambda *answer: heard.append(answer))
+    core.swap(serving.core()._loaded, {"champion": 7})
+    with serving.running(core) as url:
+        for _ in range(3):
+            assert requests.post(f"{url}/predict", GOOD).status_code == 200
+        assert requests.post(f"{url}/predict", b"{}").status_code == 400
+    assert [(served.version, images.shape, answer.shape) for served, images, answer, _ in heard] == [
+        (7, (1, *serving.SHAPE), (1, 3))
+    ] * 3
+    assert all(seconds > 0 for *_, seconds in heard)
 
 
 def test_nothing_is_loaded_yet() -> None:
