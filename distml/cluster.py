@@ -164,10 +164,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
         doing = f"connect to {address()}" if address() else "start Ray on this machine"
         cause = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        remedy = (
-            "Check RAY_ADDRESS, or unset it." if address() else "Try again when the machine is less busy."
-        )
-        raise ResourceError(f"cannot {doing}: {cause}.", remedy) from error
+        raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
     if address() is None:
@@ -178,3 +175,11 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
         yield Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
     finally:
         ray.shutdown()
+
+
+def _remedy(cause: str) -> str:
+    if address():
+        return "Check RAY_ADDRESS, or unset it."
+    if "AF_UNIX" in cause:  # Ray's sockets lie below its temporary folder
+        return "Set RAY_TMPDIR to a folder with a shorter path."
+    return "Try again when the machine is less busy."

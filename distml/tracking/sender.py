@@ -142,5 +142,7 @@ class Sender:
     def _do_close(self, status: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
+        if self.run_id is None:  # it ended before it was opened
+            return
         self.client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in tags.items()])
         self.client.set_terminated(self.run_id, status)
