@@ -77,7 +77,7 @@ def _train(arguments: dict[str, str]) -> dict[str, Any]:
     seconds = []
     for epoch in range(epochs):
         began = time.perf_counter()
-        order = feed.order(len(labels), batch // world_size, (0, epoch, world_size, rank, 0))[:steps]
+        order = feed.order(len(labels), batch // world_size, steps, (0, epoch, world_size, rank, 0))
         for at in range(0, steps, train.log_every_steps):
             step.train(pixels, classes, order[at : at + train.log_every_steps])[0].numpy()
         seconds.append(time.perf_counter() - began)

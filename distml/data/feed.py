@@ -7,6 +7,7 @@ again each epoch, window after window, the next one while the present one is tra
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -64,9 +65,13 @@ class Memory:
 
     Args:
         rows: The shard.
+
+    Attributes:
+        window_steps: Steps to train on a window; all that an epoch has.
     """
 
     streaming = False
+    window_steps = sys.maxsize
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -92,14 +97,20 @@ class Stream:
         budget_bytes: Memory that windows may take altogether.
         row_bytes: Bytes of one image.
         batch_size: Rows of this worker's batch; a window is a whole number of batches.
+        largest_batch_size: Rows of the largest batch of any worker.
+
+    Attributes:
+        window_steps: Steps to train on a window, the same number on every worker.
     """
 
     streaming = True
 
-    def __init__(self, iterator: Any, budget_bytes: int, row_bytes: int, batch_size: int) -> None:
+    def __init__(
+        self, iterator: Any, budget_bytes: int, row_bytes: int, batch_size: int, largest_batch_size: int
+    ) -> None:
         self._iterator = iterator
-        batches = budget_bytes // (WINDOWS_IN_MEMORY * row_bytes * batch_size)
-        self.window_rows = max(1, batches) * batch_size
+        self.window_steps = max(1, budget_bytes // (WINDOWS_IN_MEMORY * row_bytes * largest_batch_size))
+        self.window_rows = self.window_steps * batch_size
         self.wait_s = 0.0
 
     def _fill(self, put: Callable[[Any], None]) -> None:
@@ -146,20 +157,21 @@ def _join(parts: list[Rows]) -> Rows:
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def order(rows: int, replica_batch_size: int, seed: tuple[int, ...]) -> np.ndarray:
+def order(rows: int, replica_batch_size: int, steps: int, seed: tuple[int, ...]) -> np.ndarray:
     """Shuffle positions into batches.
 
     Args:
-        rows: Rows to draw from.
+        rows: Rows to draw from, at least one.
         replica_batch_size: Rows of this worker in one step.
+        steps: Batches wanted; rows come again, shuffled anew, where there are too few for them.
         seed: Makes the order; (run seed, epoch, world size, rank, window).
 
     Returns:
-        int32 (rows // replica_batch_size, replica_batch_size); what does not fill a batch is left out.
+        int32 (steps, replica_batch_size).
     """
-    steps = rows // replica_batch_size
-    shuffled = np.random.default_rng(seed).permutation(rows)[: steps * replica_batch_size]
-    return shuffled.astype(np.int32).reshape(steps, replica_batch_size)
+    numbers, wanted = np.random.default_rng(seed), steps * replica_batch_size
+    shuffled = np.concatenate([numbers.permutation(rows) for _ in range(-(-wanted // rows))])
+    return shuffled[:wanted].astype(np.int32).reshape(steps, replica_batch_size)
 
 
 def replica_batch_size(global_batch_size: int, rank: int, world_size: int) -> int:

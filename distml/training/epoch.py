@@ -71,12 +71,15 @@ class Epochs:
         for number, (window, fresh) in enumerate(self._windows(epoch)):
             images, labels = self._tensors(window)
             seed = (rank.config.run.seed, epoch, rank.world_size, rank.rank, number)
-            order = feed.order(len(window[1]), rank.batch, seed)[: rank.steps_per_epoch - done]
+            # Every rank cuts its steps into the same calls: a step's collective is known to TensorFlow
+            # by its place in its call, and a rank at another place would be waited for, for ever.
+            steps = min(rank.shard.window_steps, rank.steps_per_epoch - done)
+            order = feed.order(len(window[1]), rank.batch, steps, seed)
             for at in range(0, len(order), rank.config.train.log_every_steps):
                 block = order[at : at + rank.config.train.log_every_steps]
                 curves.append(self._block(epoch, done, images, labels, block))
                 done += len(block)
-            self._rows_read += order.size if fresh else 0
+            self._rows_read += min(order.size, len(window[1])) if fresh else 0
             if done >= rank.steps_per_epoch:
                 break
         train_s = time.perf_counter() - began
@@ -94,12 +97,14 @@ class Epochs:
         """The epoch's windows, and whether their rows are read for the first time in it.
 
         The first workers take one row a step more where the global batch does not divide, and their equal
-        share of the rows then falls short of the fixed number of steps: a window comes again.
+        share of the rows then falls short of the fixed number of steps: a window comes again. One of less
+        than a batch is left out.
         """
         whole = None
         for window in self._rank.shard.windows(epoch):
-            whole = window if len(window[1]) >= self._rank.batch else whole
-            yield window, True
+            if len(window[1]) >= self._rank.batch:
+                whole = window
+                yield window, True
         if whole is None:
             raise DataError(
                 f"rank {self._rank.rank} read fewer rows than its batch of {self._rank.batch} in epoch "

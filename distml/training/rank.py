@@ -62,7 +62,8 @@ class Rank:
             return feed.Memory(feed.share(blocks, self.manifest.rows["train"], self.rank, self.world_size))
         row_bytes = int(np.prod(self.manifest.shape))
         budget = self.config.data.memory_budget_bytes
-        return feed.Stream(ray.train.get_dataset_shard("train"), budget, row_bytes, self.batch)
+        largest = feed.replica_batch_size(self.config.train.global_batch_size, 0, self.world_size)
+        return feed.Stream(ray.train.get_dataset_shard("train"), budget, row_bytes, self.batch, largest)
 
     def _validation(self) -> feed.Rows:
         return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from distml.config import AugmentConfig
+from distml.data import feed
 from distml.training import augment
 from distml.training.score import cross_entropy, scorer
 
@@ -66,15 +67,25 @@ class Step:
             variable.value for variable in model.non_trainable_variables if variable.dtype.startswith("float")
         ]
         self.scores = scorer(model)
+        batch = feed.replica_batch_size(spec.global_batch_size, spec.rank, strategy.num_replicas_in_sync)
+        # One trace for whatever is passed: each trace numbers its collectives anew, and a rank that traced
+        # once more than the others would be waited for, for ever.
+        signature = [
+            tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None, batch], tf.int32),
+        ]
+        self._compiled = tf.function(self._steps, input_signature=signature)
 
     @property
     def iterations(self) -> int:
         """Optimizer steps done."""
         return int(self.optimizer.iterations.numpy())
 
-    @tf.function(reduce_retracing=True)
     def train(self, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Run as many optimizer steps as `order` has rows, or up to the first loss that is not finite.
+
+        Every rank must make the same calls: with as many steps, in the same order.
 
         Args:
             images: uint8 (rows, H, W, C), this worker's rows.
@@ -85,6 +96,10 @@ class Step:
             (float32 (steps, 2), int32 steps done): per step the loss over the global batch and the
             share of rows classified correctly; entries after a stop are NaN.
         """
+        curve, done = self._compiled(images, labels, order)
+        return curve, done
+
+    def _steps(self, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         steps = tf.shape(order)[0]
         curve = tf.TensorArray(tf.float32, steps, element_shape=[2])
         done, going = 0, True

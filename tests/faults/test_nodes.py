@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once, recorded
+from tests.runner import REPOSITORY, STEPS_PER_EPOCH, Training, assert_logged_once, recorded
 
 pytestmark = [
     *(pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(900)),
@@ -67,6 +67,7 @@ def _trains(raylet: int) -> bool:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     # Workers read it when they start; without it, they would wait for the machine's idle cores.
     monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # and import this checkout's package
     found = Nodes()
     try:
         yield found
@@ -138,13 +139,31 @@ def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
     assert not run.said("test-canary")
 
 
+def test_three_workers_of_unequal_batches_train_on_a_stream(nodes: Nodes, tmp_path: Path) -> None:
+    # 256 rows are 86, 85 and 85, and 6,000 rows each are 69 whole batches for one worker, 70 for the others.
+    for _ in range(4):
+        nodes.add()
+    root = tmp_path / "storage"
+    flags = ["--train.workers=3", "--train.epochs=2", "--data.memory_budget_bytes=1000000"]
+    with Training(root, "uneven", *flags, env={"RAY_ADDRESS": nodes.cluster.address}) as run:
+        code, result = run.finish(timeout_s=400)
+    assert (code, result["steps"]) == (0, 2 * STEPS_PER_EPOCH), "\n".join(run.lines)
+    assert run.said("training on 3 workers")
+    assert run.said("shards streamed")
+    assert_logged_once(recorded(root, "uneven")[1], epochs=2)
+
+
+ELASTIC_EPOCHS = 24
+"""Ray Train looks for more workers once a minute; an epoch takes four seconds on a fast machine."""
+
+
 def test_an_elastic_run_shrinks_with_its_cluster_and_grows_with_it(nodes: Nodes, tmp_path: Path) -> None:
     for _ in range(2):
         nodes.add()
     root = tmp_path / "storage"
-    flags = ["--train.workers=[1,3]", "--train.epochs=8", "--train.max_failures=5"]
+    flags = ["--train.workers=[1,3]", f"--train.epochs={ELASTIC_EPOCHS}", "--train.max_failures=5"]
     with Training(root, "elastic", *flags, env={"RAY_ADDRESS": nodes.cluster.address}) as run:
-        run.wait_for("epoch 1/8", timeout_s=400)
+        run.wait_for(f"epoch 1/{ELASTIC_EPOCHS}", timeout_s=400)
         first = len(nodes.training())
         nodes.add()
         nodes.add()
@@ -153,9 +172,9 @@ def test_an_elastic_run_shrinks_with_its_cluster_and_grows_with_it(nodes: Nodes,
         while run.process.poll() is None and most < 3 and time.monotonic() < until:
             most = max(most, len(nodes.training()))
             time.sleep(0.5)
-        code, result = run.finish(timeout_s=400)
+        code, result = run.finish(timeout_s=600)
     assert first in (1, 2)
     assert most == 3, "\n".join(run.lines)
-    assert (code, result["steps"]) == (0, 8 * STEPS_PER_EPOCH)
-    assert_logged_once(recorded(root, "elastic")[1], epochs=8)
+    assert (code, result["steps"]) == (0, ELASTIC_EPOCHS * STEPS_PER_EPOCH)
+    assert_logged_once(recorded(root, "elastic")[1], epochs=ELASTIC_EPOCHS)
     assert os.environ.get("RAY_ADDRESS") is None

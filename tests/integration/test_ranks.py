@@ -1,4 +1,4 @@
-"""Two ranks end with the same weights, and with the loss of one rank on the same rows."""
+"""All ranks end with the same weights, and with the loss of one rank on the same rows."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def test_two_ranks_end_with_the_same_weights_whatever_is_switched_on(model: str)
     assert first["weights"] == second["weights"]
     assert first["losses"] == second["losses"]
     assert first["total"] == second["total"] == [3.0]
+
+
+def test_three_ranks_whose_batches_differ_end_with_the_same_weights() -> None:
+    ranks = launch("convnet", {"global_batch_size": 64}, world_size=3, steps=6)
+    assert [rank["done"] for rank in ranks] == [6] * 3
+    assert len({rank["weights"] for rank in ranks}) == 1
 
 
 def test_two_ranks_follow_the_loss_of_one_on_the_same_rows() -> None:

@@ -63,7 +63,7 @@ def test_an_empty_share_says_what_to_do() -> None:
 
 
 def test_windows_hold_whole_batches_and_every_row_once() -> None:
-    stream = feed.Stream(Iterating(1000), budget_bytes=5 * 4 * 70, row_bytes=4, batch_size=32)
+    stream = feed.Stream(Iterating(1000), 5 * 4 * 70, row_bytes=4, batch_size=32, largest_batch_size=32)
     assert stream.window_rows == 64
     windows = list(stream.windows(0))
     assert [len(labels) for _, labels in windows] == [64] * 15 + [40]
@@ -73,24 +73,37 @@ def test_windows_hold_whole_batches_and_every_row_once() -> None:
 
 
 def test_a_budget_below_one_batch_still_moves() -> None:
-    stream = feed.Stream(Iterating(10), budget_bytes=1, row_bytes=4, batch_size=4)
+    stream = feed.Stream(Iterating(10), budget_bytes=1, row_bytes=4, batch_size=4, largest_batch_size=4)
     assert [len(labels) for _, labels in stream.windows(0)] == [4, 4, 2]
 
 
 def test_what_goes_wrong_while_reading_reaches_the_trainer() -> None:
-    stream = feed.Stream(Iterating(10, fails=True), budget_bytes=10**6, row_bytes=4, batch_size=4)
+    stream = feed.Stream(Iterating(10, fails=True), 10**6, row_bytes=4, batch_size=4, largest_batch_size=4)
     with pytest.raises(OSError, match="gone"):
         list(stream.windows(0))
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
 
 
 def test_the_order_is_a_permutation_and_a_function_of_its_seed() -> None:
-    first = feed.order(103, 10, (0, 1, 2, 0, 0))
+    first = feed.order(103, 10, 10, (0, 1, 2, 0, 0))
     assert first.shape == (10, 10)
     assert len(set(first.ravel().tolist())) == 100
-    assert (first == feed.order(103, 10, (0, 1, 2, 0, 0))).all()
+    assert (first == feed.order(103, 10, 10, (0, 1, 2, 0, 0))).all()
     for other in ((1, 1, 2, 0, 0), (0, 2, 2, 0, 0), (0, 1, 1, 0, 0), (0, 1, 2, 1, 0), (0, 1, 2, 0, 1)):
-        assert (first != feed.order(103, 10, other)).any()
+        assert (first != feed.order(103, 10, 10, other)).any()
+
+
+def test_rows_come_again_once_all_were_drawn() -> None:
+    drawn = feed.order(10, 4, 6, (0,)).ravel()
+    assert len(drawn) == 24
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
+
+
+def test_all_workers_train_as_many_steps_on_a_window() -> None:
+    sizes = [feed.replica_batch_size(256, rank, 3) for rank in range(3)]
+    streams = [feed.Stream(Iterating(10), 5 * 4 * 300, 4, size, sizes[0]) for size in sizes]
+    assert [stream.window_steps for stream in streams] == [3, 3, 3]
+    assert [stream.window_rows for stream in streams] == [258, 255, 255]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
