@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,12 @@ from typing import Any
 
 from benchmarks import harness, ours, report
 from benchmarks.load import Load
+from distml.serving import ports
 
 REPEATS = int(os.environ.get("REPEATS", "2"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "6"))
 BATCH = 256
 _START_S = 120
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _champion() -> tuple[Path, Path]:
@@ -116,7 +110,7 @@ def measure() -> Sequence[report.Figure]:
 
     def call(name: str, command: Any) -> Any:
         def measured() -> dict[str, float]:
-            port = _port()
+            port = ports.free()[0]
             with _running(name, command(port), environment):
                 return _measured(f"http://127.0.0.1:{port}/predict", one, many)
 

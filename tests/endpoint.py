@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from distml.serving import ports
 from tests import registered
 from tests.runner import REPOSITORY
 
@@ -58,17 +58,10 @@ class Endpoint:
         return sum(one.memory_info().rss for one in self.processes())
 
 
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def serving(registry: registered.Registry, *flags: str) -> Iterator[Endpoint]:
     """Run `distml.serve` on a registry that has a champion."""
-    port = free_port()
+    port = ports.free()[0]
     command = [sys.executable, "-m", "distml.serve", *registry.flags(), f"--serve.port={port}", *flags]
     log = Path(registry.config.storage.root, "serve.log")
     with log.open("wb") as stream:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from distml.serving import ports
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 6) -> list[dict[str, Any]]:
     """Train `steps` steps on random images with that many processes; returns what each rank printed."""
-    addresses = [f"127.0.0.1:{_port()}" for _ in range(world_size)]
+    addresses = [f"127.0.0.1:{port}" for port in ports.free(world_size)]
     work = json.dumps({"model": model, "train": train, "steps": steps})
     processes = []
     for rank in range(world_size):

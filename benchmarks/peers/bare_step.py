@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,12 @@ import numpy as np
 
 from distml.config import AugmentConfig, TrainConfig
 from distml.data import feed
+from distml.serving import ports
 from distml.training import devices, lean, schedule
 
 
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _launch(arguments: dict[str, str]) -> int:
-    addresses = [f"127.0.0.1:{_port()}" for _ in range(int(arguments["workers"]))]
+    addresses = [f"127.0.0.1:{port}" for port in ports.free(int(arguments["workers"]))]
     processes = []
     for rank in range(len(addresses)):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}

@@ -7,15 +7,13 @@ in the environment before Ray starts here, or travel with the job to a cluster t
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from distml.config import ServeConfig
 from distml.errors import ServingError
-from distml.serving import haproxy
+from distml.serving import haproxy, ports
 
 _DRAIN_S = 1
 """Seconds in which a proxy notices that a replica is about to end. Ray's 30 s are for balancers in clouds."""
@@ -88,19 +86,15 @@ def _haproxy(serve: ServeConfig) -> dict[str, str]:
 def _apart() -> dict[str, str]:
     """Folders and ports of this endpoint alone."""
     folder = Path(tempfile.mkdtemp(prefix="distml-serve-"))
-    with ExitStack() as stack:  # held together, so that no port comes twice
-        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        ports = [str(one.getsockname()[1]) for one in sockets]
+    found = [str(port) for port in ports.free(4)]
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": ports[0],
-        "RAY_SERVE_HAPROXY_METRICS_PORT": ports[1],
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports[2],
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports[3],
+        "RAY_SERVE_HAPROXY_STATS_PORT": found[0],
+        "RAY_SERVE_HAPROXY_METRICS_PORT": found[1],
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": found[2],
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": found[3],
     }

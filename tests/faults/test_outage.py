@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distml.serving import ports
 from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once
 
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def p95(seconds: list[float]) -> float:
@@ -34,7 +28,7 @@ class Server:
     """`mlflow server` on loopback over SQLite, which may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, ports.free()[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -63,7 +57,7 @@ class Server:
 
 def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
     began = time.monotonic()
-    flags = [f"--tracking.uri=http://127.0.0.1:{free_port()}", "--tracking.required=true"]
+    flags = [f"--tracking.uri=http://127.0.0.1:{ports.free()[0]}", "--tracking.required=true"]
     with Training(tmp_path / "storage", "down", *flags) as run:
         code, result = run.finish(60)
     assert time.monotonic() - began <= 30

@@ -20,8 +20,9 @@ import psutil
 import pytest
 import requests
 
+from distml.serving import ports
 from tests import registered
-from tests.endpoint import Endpoint, free_port, serving
+from tests.endpoint import Endpoint, serving
 from tests.registered import Registry
 from tests.runner import REPOSITORY
 
@@ -189,7 +190,7 @@ def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registr
     flags = [flag for flag in registry.flags() if "registered_model" not in flag]
     command = [sys.executable, "-m", "distml.serve", *flags, "--tracking.registered_model=nobody"]
     done = subprocess.run(
-        [*command, f"--serve.port={free_port()}"],
+        [*command, f"--serve.port={ports.free()[0]}"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

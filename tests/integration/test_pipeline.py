@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from distml.serving import ports
 from tests.registered import NAME
 from tests.runner import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(500)]
 
 STAGES = ["ingest", "train", "promote", "serve", "smoke"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def words(root: Path, **flags: Any) -> list[str]:
@@ -40,7 +34,7 @@ def words(root: Path, **flags: Any) -> list[str]:
         "train.global_batch_size": 32,
         "train.learning_rate": 0.01,
         "tracking.registered_model": NAME,
-        "serve.port": free_port(),
+        "serve.port": ports.free()[0],
         "serve.replicas.max": 1,
     }
     given = fixed | {key.replace("__", "."): value for key, value in flags.items()}

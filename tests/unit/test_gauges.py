@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import requests
 
 from distml import gauges
+from distml.serving import ports
 
 STEPS = {"kind": "steps", "epoch": 2, "step": 9, "loss": 0.5, "accuracy": 0.8, "samples_per_s": 1e4}
 EPOCH = {"kind": "epoch", "val_accuracy": 0.9, "world_size": 3, "train_s": 2.0, "data_wait_s": 0.1}
@@ -38,7 +38,7 @@ def test_ray_exports_them_with_the_run_as_label() -> None:
     import ray
 
     gauges._gauge.cache_clear()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=_free())
+    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ports.free()[0])
     try:
         listen = gauges.listener("night", None)
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
@@ -59,9 +59,3 @@ def _get(url: str) -> str:
         return requests.get(url, timeout=5).text
     except requests.RequestException:
         return ""
-
-
-def _free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
