@@ -50,7 +50,9 @@ class Display:
             f"training{kind} on {world} worker{'s' * (world > 1)}: {event['parameters']:,} parameters, "
             f"{self._steps_per_epoch} steps an epoch, shards {mode}"
         )
-        if self.console.is_terminal and self._progress is None and not self._name:
+        # `is_terminal` is also true where only colours are wanted: notebooks set FORCE_COLOR for a pipe.
+        live = self.console.is_terminal and self.console.file.isatty()
+        if live and self._progress is None and not self._name:
             self._progress = Progress(
                 TextColumn("       {task.description}"),
                 BarColumn(32),

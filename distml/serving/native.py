@@ -21,7 +21,15 @@ from distml.serving.schemas import native as schemas
 from distml.serving.service import Probabilities, Served, Service
 
 _JSON = ("", "application/json", "text/json")
-_PICTURES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "application/octet-stream")
+_PICTURES = (
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/bmp",
+    "image/gif",
+    "application/octet-stream",
+    "",
+)
 
 
 def predictions(probabilities: Probabilities, served: Served) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def test_pictures_in_base64_are_classified(url: str, kind: str) -> None:
     require_expected(requests.post(f"{url}/predict", json={"instances": instances}))
 
 
-@pytest.mark.parametrize("kind", ["image/png", "IMAGE/PNG; q=1", "application/octet-stream"])
-def test_a_picture_as_the_body_is_classified(url: str, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["image/png", "IMAGE/PNG; q=1", "application/octet-stream", None])
+def test_a_picture_as_the_body_is_classified(url: str, kind: str | None) -> None:
     got = requests.post(f"{url}/predict/image", encode(IMAGES[0]), headers={"content-type": kind})
     require_expected(got, EXPECTED[:1])
 

@@ -1,0 +1,30 @@
+"""A live display on a terminal alone; colours wherever they are wanted."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from distml.display import Display
+
+READY = {"kind": "ready", "steps_per_epoch": 10, "world_size": 2, "streaming": False, "precision": "float32"}
+HIDE_CURSOR = "\x1b[?25l"
+
+
+class Terminal(io.StringIO):
+    """Text that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "live"), [(io.StringIO(), False), (Terminal(), True)])
+def test_only_a_terminal_sees_bars(stream: io.StringIO, live: bool) -> None:
+    display = Display(2, Console(file=stream, force_terminal=True, highlight=False))  # as by FORCE_COLOR
+    display(READY | {"parameters": 1000, "epoch": 0})
+    display.close()
+    said = stream.getvalue()
+    assert "1,000 parameters" in said
+    assert (HIDE_CURSOR in said) == live
