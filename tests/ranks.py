@@ -1,4 +1,4 @@
-"""Two ranks of the real step in two processes, without Ray: what every rank ends with, as JSON lines."""
+"""Ranks of the real step in processes of their own, without Ray: what every rank ends with, as JSON lines."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ import requests
 
 from distml import champions
 from distml.config import Config, ServeConfig
-from distml.errors import ResourceError, ServingError
-from distml.serving import environment, room
+from distml.errors import ServingError
+from distml.serving import environment, ports, room
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +55,8 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
     room.require_champion(config)
     room.require_room(config.serve)
+    _deploy(config)
     try:
-        _deploy(config)
         return _await(config, deadline)
     except BaseException:
         stop()
@@ -75,20 +74,9 @@ def stop() -> None:
 
 def _deploy(config: Config) -> None:
     from ray import serve
-    from ray.serve.config import HTTPOptions
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would tell of its own steps
-    try:
-        serve.start(
-            proxy_location="EveryNode",
-            http_options=HTTPOptions(host=config.serve.host, port=config.serve.port, request_timeout_s=None),
-            logging_config={"enable_access_log": False},
-        )
-    except RuntimeError as error:  # what the proxy raised, wrapped
-        taken = re.search(r"Failed to bind to address '[^']*'", str(error))
-        if taken is None:
-            raise
-        raise ResourceError(f"{taken[0]}: it was taken just now.", "Start it again.") from None
+    ports.listen(config.serve)
     serve.run_many(
         [serve.RunTarget(_application(config), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,

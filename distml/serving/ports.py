@@ -1,10 +1,14 @@
-"""Ports for servers that are told their port before they open it (driver, tests)."""
+"""Ports of servers that are told their port before they open it (driver, tests)."""
 
 from __future__ import annotations
 
 import random
+import re
 import socket
 from contextlib import ExitStack
+
+from distml.config import ServeConfig
+from distml.errors import ResourceError
 
 _RANGE = range(20_000, 32_768)
 """Above those of Ray's workers (10002-19999), below those that systems give to outgoing connections (Linux
@@ -30,3 +34,26 @@ def free(count: int = 1) -> list[int]:
             if len(found) == count:
                 return found
     raise OSError(f"{count} free ports of 127.0.0.1 were not found in {_TRIES} tries")
+
+
+def listen(serve: ServeConfig) -> None:
+    """Start Ray Serve, which opens the endpoint's port; where it runs already, this changes nothing.
+
+    Raises:
+        ResourceError: Somebody took the port after it was found free.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions
+
+    try:
+        ray_serve.start(
+            proxy_location="EveryNode",
+            http_options=HTTPOptions(host=serve.host, port=serve.port, request_timeout_s=None),
+            logging_config={"enable_access_log": False},
+        )
+    except RuntimeError as error:  # what the proxy raised, wrapped
+        taken = re.search(r"Failed to bind to address '[^']*'", str(error))
+        if taken is None:
+            raise
+        ray_serve.shutdown()  # its controller would stay behind on a cluster
+        raise ResourceError(f"{taken[0]}: it was taken just now.", "Start it again.") from None

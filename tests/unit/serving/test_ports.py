@@ -1,11 +1,14 @@
-"""Ports that nobody has, and that no outgoing connection takes."""
+"""Ports that nobody has, that no outgoing connection takes, and what is said of one that is taken."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
+from distml.config import ServeConfig
+from distml.errors import ResourceError
 from distml.serving import ports
 
 
@@ -26,3 +29,43 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(OSError, match="not found"):
             ports.free()
     assert ports.free() == [taken]
+
+
+BOUND = "Failed to bind to address '127.0.0.1:8000'."  # as Ray 2.60's proxy says it
+
+
+@pytest.fixture
+def shut(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What `serve.shutdown` was called for."""
+    from ray import serve
+
+    calls: list[bool] = []
+    monkeypatch.setattr(serve, "shutdown", lambda: calls.append(True))
+    return calls
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    from ray import serve
+
+    def start(**_: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(serve, "start", start)
+
+
+def test_a_port_taken_meanwhile_is_named_and_nothing_stays(
+    monkeypatch: pytest.MonkeyPatch, shut: list[bool]
+) -> None:
+    _failing(monkeypatch, BOUND)
+    with pytest.raises(ResourceError, match=r"'127\.0\.0\.1:8000': it was taken"):
+        ports.listen(ServeConfig())
+    assert shut == [True]
+
+
+def test_another_failure_of_ray_serve_is_not_called_a_port(
+    monkeypatch: pytest.MonkeyPatch, shut: list[bool]
+) -> None:
+    _failing(monkeypatch, "something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        ports.listen(ServeConfig())
+    assert shut == []
