@@ -123,19 +123,31 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
     }
 
 
-def _step_back() -> None:
-    """Let the dashboard and Ray's other watchers of a local Ray wait for idle cores.
+_WATCHERS = (
+    *("/dashboard/dashboard.py", "/log_monitor.py", "/_private/monitor.py"),
+    *("ray-dashboard-", "ray::DashboardAgent", "ray::Board", "ray::TrainController", "ray::Synchronization"),
+)
+"""What the first words of a command line hold where a process of a local Ray only looks on."""
 
-    Their nine processes would take two cores from the workers that start at the same time.
+
+def step_back() -> None:
+    """Let those processes of a local Ray that look on wait for idle cores; on another Ray, nothing.
+
+    A dozen would take two cores from the workers: while they start, and in each step, where a rank that is
+    kept waiting keeps all others waiting. The raylet stays, since the workers that it starts again inherit
+    its niceness; its command line names the dashboard, too.
     """
+    if address():
+        return
     import psutil
 
-    watchers = ("/dashboard/dashboard.py", "/log_monitor.py", "/_private/monitor.py")
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            # The raylet's command line names the dashboard too, and workers inherit its niceness.
-            if any(word.endswith(watchers) for word in process.cmdline()[:4]):
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to change
+            words = process.cmdline()[:4]
+            if any(watcher in word for word in words for watcher in _WATCHERS) and "/raylet" not in words[0]:
                 process.nice(15)
+                for thread in process.threads() if psutil.LINUX else ():  # each has a niceness of its own
+                    os.setpriority(os.PRIO_PROCESS, thread.id, 15)
 
 
 @contextlib.contextmanager
@@ -167,8 +179,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
         raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
-    if address() is None:
-        _step_back()
+    step_back()
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
     session = getattr(context, "address_info", {}).get("session_dir")
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,3 +153,37 @@ def test_an_autoscaler_fetches_what_is_short() -> None:
     train = TrainConfig.model_validate({"workers": 2, "device": "gpu"})
     found = cluster.plan(train, {"CPU": 1}, autoscaled=True)
     assert (found.workers, found.use_gpu) == ((2, 2), True)
+
+
+SLEEPER = (
+    "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+def test_only_what_looks_on_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline()
+        return process
+
+    def niceness(process: subprocess.Popen[bytes]) -> list[int]:
+        threads = [int(folder.name) for folder in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(threads) > 1
+        return [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads]
+
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    board, worker = start("ray::Board"), start("ray::RayTrainWorker")
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+        cluster.step_back()  # another's cluster
+        assert set(niceness(board)) == {usual}
+        monkeypatch.delenv("RAY_ADDRESS")
+        cluster.step_back()
+        assert set(niceness(board)) == {15}
+        assert set(niceness(worker)) == {usual}
+    finally:
+        for process in (board, worker):
+            process.kill()
+            process.communicate()
