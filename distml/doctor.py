@@ -23,6 +23,7 @@ from distml.checks.check import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError, DistmlError
+from distml.serving import ports
 from distml.storage import Storage
 
 LIMIT_S = 8.0
@@ -110,8 +111,8 @@ def _run(config: Config) -> list[Check]:
 
 def _local(config: Config) -> list[Check]:
     resources = {"CPU": float(cluster.local_cpus(config.train)), "GPU": float(machine.gpus())}
-    serve = machine.port_is_free(config.serve.host, config.serve.port)
-    dashboard = machine.port_is_free("127.0.0.1", machine.DASHBOARD_PORT)
+    serve = ports.refusal(config.serve.host, config.serve.port) is None
+    dashboard = ports.refusal("127.0.0.1", machine.DASHBOARD_PORT) is None
     return [machine.workers(config, resources, "this machine"), machine.ports(config, dashboard, serve)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,18 +79,6 @@ def batch(config: Config, rows: int | None) -> Check:
     return ok(
         "batch", f"{train.global_batch_size} rows a step, {each:g} on each of {train.max_workers} workers"
     )
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether something could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def ports(config: Config, dashboard: bool, serve: bool) -> Check:

@@ -36,6 +36,17 @@ def free(count: int = 1) -> list[int]:
     raise OSError(f"{count} free ports of 127.0.0.1 were not found in {_TRIES} tries")
 
 
+def refusal(host: str, port: int) -> str | None:
+    """Why nothing could listen there, in the system's words, or None where something could."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:  # of a name that is not known, too
+            return error.strerror or str(error)
+    return None
+
+
 def listen(serve: ServeConfig) -> None:
     """Start Ray Serve, which opens the endpoint's port; where it runs already, this changes nothing.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 
 from distml import champions
 from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError
+from distml.serving import ports
 
 
 def require_champion(config: Config) -> None:
@@ -41,8 +41,12 @@ def require_room(serve: ServeConfig) -> None:
                 f"{found.get(kind, 0.0):g}.",
                 "Take fewer replicas or a larger cluster.",
             )
-    if not _here():
-        _require_free(serve)
+    refused = None if _here() else ports.refusal(serve.host, serve.port)
+    if refused:
+        raise ResourceError(
+            f"serve.port {serve.port} of {serve.host} cannot be used: {refused}.",
+            "Choose another --serve.port.",
+        )
 
 
 def _here() -> bool:
@@ -53,18 +57,6 @@ def _here() -> bool:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         return True
     return False
-
-
-def _require_free(serve: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((serve.host, serve.port))
-        except OSError as error:
-            raise ResourceError(
-                f"serve.port {serve.port} of {serve.host} cannot be used: {error.strerror}.",
-                "Choose another --serve.port.",
-            ) from None
 
 
 def url(serve: ServeConfig) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,6 @@ def test_without_device_files_nvidia_smi_is_asked(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert machine.gpus(tmp_path) == gpus
-
-
-def test_a_port_that_is_listened_on_is_not_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert not machine.port_is_free("127.0.0.1", port)
-    assert machine.port_is_free("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(

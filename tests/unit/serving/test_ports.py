@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -29,6 +31,19 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(OSError, match="not found"):
             ports.free()
     assert ports.free() == [taken]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_listened_on_is_refused(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        assert ports.refusal(host, port) == os.strerror(errno.EADDRINUSE)
+    assert ports.refusal(host, port) is None
+
+
+def test_a_host_that_is_not_ours_is_refused() -> None:
+    assert ports.refusal("192.0.2.1", 8000) == os.strerror(errno.EADDRNOTAVAIL)
 
 
 BOUND = "Failed to bind to address '127.0.0.1:8000'."  # as Ray 2.60's proxy says it
