@@ -52,7 +52,8 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
     """The training split as Ray Data reads it, its files in an order drawn from the seed each epoch.
 
     Ray Data lets a reader run ahead until the first blocks have shown their size. In its own, of 128 MiB,
-    that was the whole of 400 MB in the object store; in small ones it keeps to its limit (`_trainer`).
+    that was the whole of 400 MB in the object store; in small ones it keeps to its limit, half a
+    budget a worker (`_trainer`).
     """
     filesystem, base = storage.arrow()
     paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
