@@ -1,11 +1,13 @@
 """The shared main of every verb: configuration, overrides, logging, exit codes, the result line (driver).
 
-Standard output carries one JSON object as its last line; everything else goes to standard error.
+Standard output carries one line, a JSON object; everything else, what libraries print too, goes to standard
+error.
 Exit codes: 0 finished, 1 the run failed, 2 the configuration or the command line cannot be used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -123,7 +125,8 @@ def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[
     if namespace.print_config:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    result = run(config, namespace) if own else run(config)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of lost actors there, users' code of anything
+        result = run(config, namespace) if own else run(config)
     finish({"verb": verb, "status": "finished"} | result)
     return 0 if result.get("status", "finished") == "finished" else 1
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distml import credentials
+from distml import credentials, log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
 
@@ -185,7 +185,8 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     try:
         yield Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
     finally:
-        ray.shutdown()
+        with log.quietly():  # what Ray says of its own end
+            ray.shutdown()
 
 
 def _remedy(cause: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from distml import champions
+from distml import champions, log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
 from distml.serving import environment, ports, room
@@ -69,7 +69,8 @@ def stop() -> None:
 
     with contextlib.suppress(Exception):  # the application may not be there
         serve.delete(APPLICATION)
-    serve.shutdown()
+    with log.quietly():  # Serve kills its controller, and Ray would report that as lost
+        serve.shutdown()
 
 
 def _deploy(config: Config) -> None:
