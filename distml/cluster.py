@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distml import credentials, log
+from distml import bystanders, credentials, log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
 
@@ -108,6 +108,14 @@ class Cluster:
     local: bool
     logs: str | None
 
+    @property
+    def shown(self) -> str:
+        """The dashboard as a person is told of it: where, and how to come in."""
+        if not self.dashboard:
+            return "no dashboard"
+        asks = self.local and credentials.generated()
+        return f"dashboard {self.dashboard}" + " (token: ray get-auth-token)" * asks
+
 
 def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> dict[str, Any]:
     if address():
@@ -121,33 +129,6 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
     }
-
-
-_WATCHERS = (
-    *("/dashboard/dashboard.py", "/log_monitor.py", "/_private/monitor.py"),
-    *("ray-dashboard-", "ray::DashboardAgent", "ray::Board", "ray::TrainController", "ray::Synchronization"),
-)
-"""What the first words of a command line hold where a process of a local Ray only looks on."""
-
-
-def step_back() -> None:
-    """Let those processes of a local Ray that look on wait for idle cores; on another Ray, nothing.
-
-    A dozen would take two cores from the workers: while they start, and in each step, where a rank that is
-    kept waiting keeps all others waiting. The raylet stays, since the workers that it starts again inherit
-    its niceness; its command line names the dashboard, too.
-    """
-    if address():
-        return
-    import psutil
-
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to change
-            words = process.cmdline()[:4]
-            if any(watcher in word for word in words for watcher in _WATCHERS) and "/raylet" not in words[0]:
-                process.nice(15)
-                for thread in process.threads() if psutil.LINUX else ():  # each has a niceness of its own
-                    os.setpriority(os.PRIO_PROCESS, thread.id, 15)
 
 
 @contextlib.contextmanager
@@ -179,7 +160,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
         raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
-    step_back()
+    bystanders.step_back()
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
     session = getattr(context, "address_info", {}).get("session_dir")
     try:

@@ -115,7 +115,7 @@ def _train(
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = joining.require_plan(config, ray)
             if child is None:
-                display.say(f"Ray {'started here' if ray.local else 'connected'}, dashboard {ray.dashboard}")
+                display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
             manifest = shards.prepare(config, storage)
             _check_sizes(config, manifest)
             recording.begin(tracker, config, record, manifest, child.parent if child else None)

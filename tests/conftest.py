@@ -28,7 +28,6 @@ def _isolate() -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
-        XDG_STATE_HOME=str(_HOME / "state"),
         KERAS_HOME=str(_HOME / "keras"),
         KERAS_BACKEND="tensorflow",
         TF_USE_LEGACY_KERAS="0",

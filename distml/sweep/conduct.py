@@ -134,7 +134,7 @@ def _train(
         shards.prepare(config, storage)
         console.print(
             f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "
-            f"time (sweep.concurrent {config.sweep.concurrent}), dashboard {found.dashboard}"
+            f"time (sweep.concurrent {config.sweep.concurrent}), {found.shown}"
         )
 
         def go(one: Candidate) -> Row:

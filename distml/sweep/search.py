@@ -79,7 +79,7 @@ def run(config: Config, storage: Storage, parent: Parent, train: Train, console:
         shards.prepare(config, storage)
         console.print(
             f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "
-            f"(sweep.concurrent {wanted}), dashboard {found.dashboard}"
+            f"(sweep.concurrent {wanted}), {found.shown}"
         )
         results = _tune(config, storage, parent, train, (found, at_once), console)
         return {row.candidate: row for row in outcome.rows(config, storage, results)}

@@ -41,7 +41,7 @@ def publish(client: MlflowClient, config: Config, run_id: str, described: dict[s
         The version.
     """
     model_id = _logged(client, run_id) or _log(client, config, run_id, described)
-    return _register(client, config.tracking.registered_model, run_id, model_id, described["digest"])
+    return _register(client, config.tracking.registered_model, run_id, model_id, described)
 
 
 def _logged(client: MlflowClient, run_id: str) -> str | None:
@@ -75,7 +75,7 @@ def _log(client: MlflowClient, config: Config, run_id: str, described: dict[str,
     return str(model.model_id)
 
 
-def _register(client: MlflowClient, name: str, run_id: str, model_id: str, digest: str) -> str:
+def _register(client: MlflowClient, name: str, run_id: str, model_id: str, described: dict[str, Any]) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -86,8 +86,17 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, diges
     known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if known:
         return str(known[0].version)
-    source, tags = f"models:/{model_id}", {"sha256": digest}
-    return str(client.create_model_version(name, source, run_id, tags=tags, model_id=model_id).version)
+    accuracies = {key: described["metrics"].get(f"{key}_accuracy") for key in ("val", "test")}
+    created = client.create_model_version(
+        name,
+        f"models:/{model_id}",
+        run_id,
+        tags={"sha256": described["digest"]},
+        # What the list of versions shows, so that nobody opens three runs to compare them.
+        description=", ".join(f"{key} accuracy {value:.4f}" for key, value in accuracies.items() if value),
+        model_id=model_id,
+    )
+    return str(created.version)
 
 
 def _describe(folder: Path, into: Path, run_id: str, logged: Any, described: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from distml.cluster import Plan, address, step_back
+from distml import bystanders
+from distml.cluster import Plan, address
 from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
@@ -155,7 +156,7 @@ def fit(
 
     def hear(event: Event) -> None:
         if event["kind"] == "ready":
-            step_back()  # all that looks on has started by now
+            bystanders.step_back()  # all that looks on has started by now
         listen(event)
 
     with board.listening(handle, hear):

@@ -44,14 +44,18 @@ def test_40_44_jobs_want_the_token_and_no_secret_is_written(tmp_path: Path, sess
     secrets = {
         name: f"canary-of-{name.lower()}" for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN")
     }
-    state = tmp_path / "state"
+    home = tmp_path / "home"
     root = tmp_path / "storage"
-    env = secrets | {"XDG_STATE_HOME": str(state), "RAY_AUTH_TOKEN_PATH": "", "RAY_TMPDIR": str(sessions)}
+    env = secrets | {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or f"{Path.home()}/.cache",
+    }
+    env |= {"RAY_AUTH_TOKEN_PATH": "", "RAY_TMPDIR": str(sessions)}
     with Training(root, "secrets", "--train.epochs=2", "--train.workers=1", env=env) as run:
         run.wait_for("epoch 1/2")
         (board,) = {found[0] for line in run.lines if (found := re.findall(r"http://127\.0\.0\.1:\d+", line))}
         token, path = token_of(run)
-        assert path.is_relative_to(state)
+        assert path.is_relative_to(home)
         assert path.stat().st_mode & 0o777 == 0o600
         job = {"entrypoint": "echo harmless"}
         codes = [

@@ -97,6 +97,8 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
     version = client.get_model_version(result["model"], result["version"])
     assert version.run_id == result["run_id"]
     assert len(version.tags["sha256"]) == 64
+    assert f"val accuracy {result['val_accuracy']:.4f}" in version.description
+    assert f"test accuracy {result['test_accuracy']:.4f}" in version.description
 
 
 # MLflow says it of every model with a tensor signature, Keras of a reloaded model within a model.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -155,35 +153,11 @@ def test_an_autoscaler_fetches_what_is_short() -> None:
     assert (found.workers, found.use_gpu) == ((2, 2), True)
 
 
-SLEEPER = (
-    "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
-)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
-def test_only_what_looks_on_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*words: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], stdout=subprocess.PIPE)
-        assert process.stdout
-        assert process.stdout.readline()
-        return process
-
-    def niceness(process: subprocess.Popen[bytes]) -> list[int]:
-        threads = [int(folder.name) for folder in Path(f"/proc/{process.pid}/task").iterdir()]
-        assert len(threads) > 1
-        return [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads]
-
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    board, worker = start("ray::Board"), start("ray::RayTrainWorker")
-    try:
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-        cluster.step_back()  # another's cluster
-        assert set(niceness(board)) == {usual}
-        monkeypatch.delenv("RAY_ADDRESS")
-        cluster.step_back()
-        assert set(niceness(board)) == {15}
-        assert set(niceness(worker)) == {usual}
-    finally:
-        for process in (board, worker):
-            process.kill()
-            process.communicate()
+def test_a_dashboard_is_told_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    url = "http://127.0.0.1:8265"
+    assert Cluster({}, url, True, None).shown == f"dashboard {url} (token: ray get-auth-token)"
+    assert Cluster({}, url, False, None).shown == f"dashboard {url}"
+    assert Cluster({}, None, True, None).shown == "no dashboard"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    assert Cluster({}, url, True, None).shown == f"dashboard {url}"

@@ -16,13 +16,13 @@ def test_the_token_of_a_local_ray_is_its_owners_alone(
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     old = os.umask(0)
     try:
         credentials.authenticate()
     finally:
         os.umask(old)
-    path = tmp_path / "distml" / "ray-token"
+    path = tmp_path / ".ray" / "auth_token"
     token = path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(token) == 64
@@ -31,6 +31,7 @@ def test_the_token_of_a_local_ray_is_its_owners_alone(
     credentials.authenticate()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == token
+    assert credentials.generated()
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
@@ -38,8 +39,9 @@ def test_a_choice_already_made_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(variable, "disabled" if variable.endswith("MODE") else "a" * 64)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     credentials.authenticate()
+    assert not credentials.generated()
     assert not list(tmp_path.iterdir())

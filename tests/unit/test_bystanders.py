@@ -1,0 +1,42 @@
+"""Those processes that look on step back; those that train stay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distml import bystanders
+
+SLEEPER = (
+    "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+def test_only_what_looks_on_steps_back() -> None:
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline()
+        return process
+
+    def niceness(process: subprocess.Popen[bytes]) -> list[int]:
+        threads = [int(folder.name) for folder in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(threads) > 1
+        return [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads]
+
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    board, worker = start("ray::Board"), start("ray::RayTrainWorker")
+    try:
+        assert set(niceness(board)) == {usual}
+        bystanders.step_back()
+        assert set(niceness(board)) == {15}
+        assert set(niceness(worker)) == {usual}
+    finally:
+        for process in (board, worker):
+            process.kill()
+            process.communicate()
