@@ -3,6 +3,7 @@
 python -m distml.predict shoe.png bag.jpg                 the registry's champion
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
+python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers
 python -m distml.predict --data FOLDER --output FOLDER    Parquet or pictures in, Parquet out, resumable
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +21,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distml import cli, log
+from distml import cli, endpoint, log
 from distml.batch import run as batch
 from distml.choice import choose
 from distml.config import Config
-from distml.data import schema
-from distml.errors import ConfigError, DataError
+from distml.data import photos, schema
+from distml.endpoint import Model
+from distml.errors import ConfigError
 from distml.serving import digests
-
-MAX_FILE_BYTES = 64 << 20
-MAX_PIXELS = 80_000_000
-"""Below the size at which Pillow suspects a bomb; the endpoint, which strangers use, takes far less."""
-
-
-def read(path: str, shape: tuple[int, int, int]) -> schema.Images:
-    """Read one picture of any size and mode as the model wants it.
-
-    Args:
-        path: A PNG, JPEG, BMP, GIF or WEBP file.
-        shape: (H, W, C).
-
-    Returns:
-        uint8 [H, W, C].
-
-    Raises:
-        DataError: Unreadable, not a picture, or far too large.
-    """
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {cause}.", "Give existing picture files.") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes.", "Scale it down.")
-    return schema.to_shape(schema.decode(data, path, MAX_PIXELS), shape)
 
 
 def answer(
@@ -102,6 +76,10 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
     """
     _require_one(own)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if own.url:
+        url = own.url.rstrip("/")
+        served = endpoint.describe(url)
+        return _classify(console, own, served, lambda images: endpoint.probabilities(url, images, served))
     with tempfile.TemporaryDirectory(prefix="distml-predict-") as folder:
         chosen = choose(config, own.run, own.version, Path(folder))
         if chosen.why:
@@ -111,17 +89,28 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
             model = (chosen.model, chosen.version)
             answered = batch.predict(config, export, *model, own.data, own.output, console.print)
             return {"model": chosen.model, "version": chosen.version} | answered
-        images, failed = _read_all(own.images, export.shape)
-        predictions = []
-        if images:
-            answers = _ask(export, np.stack(list(images.values())))
-            predictions = [
-                answer(file, row, export.classes, own.top) for file, row in zip(images, answers, strict=True)
-            ]
-            _show(console, predictions)
+        here = Model(chosen.model, chosen.version, export.shape, tuple(export.classes))
+        return _classify(console, own, here, lambda images: _ask(export, images))
+
+
+def _classify(
+    console: Console,
+    own: argparse.Namespace,
+    model: Model,
+    ask: Callable[[schema.Images], npt.NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Read the files, ask about those that can be read, and tell of all."""
+    images, failed = photos.read_all(own.images, model.shape)
+    predictions = []
+    if images:
+        answers = ask(np.stack(list(images.values())))
+        predictions = [
+            answer(file, row, model.classes, own.top) for file, row in zip(images, answers, strict=True)
+        ]
+        _show(console, predictions)
     for one in failed:
         console.print(f"[red]{escape(one['error'])}[/red]")
-    found = {"model": chosen.model, "version": chosen.version, "predictions": predictions}
+    found = {"model": model.name, "version": model.version, "predictions": predictions}
     return found | ({"status": "failed", "failed": failed} if failed else {})
 
 
@@ -130,6 +119,10 @@ def _require_one(own: argparse.Namespace) -> None:
         raise ConfigError("give picture files, or a data set by --data.", "Give one of the two.")
     if bool(own.data) != bool(own.output):
         raise ConfigError("--data and --output belong together.", "Give both.")
+    if own.url and (own.run or own.version or own.data):
+        raise ConfigError("--url asks what is served there.", "Leave out --run, --version and --data.")
+    if own.url and not own.url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url is {own.url}, which is no address.", "Write http://HOST:PORT.")
 
 
 def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float32]:
@@ -137,20 +130,6 @@ def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float3
 
     with log.quietly():
         return Predictor.of(export).predict(images)
-
-
-def _read_all(
-    files: Sequence[str], shape: tuple[int, int, int]
-) -> tuple[dict[str, schema.Images], list[dict[str, str]]]:
-    """Read what can be read; the rest is described."""
-    images: dict[str, schema.Images] = {}
-    failed = []
-    for file in dict.fromkeys(files):
-        try:
-            images[file] = read(file, shape)
-        except DataError as error:
-            failed.append({"file": file, "error": str(error)})
-    return images, failed
 
 
 def _positive(word: str) -> int:
@@ -174,6 +153,9 @@ def _arguments(parser: cli.Parser) -> None:
     parser.add_argument("--run", metavar="NAME", help="ask what this run trained; an MLflow run id does, too")
     parser.add_argument(
         "--version", type=_positive, metavar="N", help="ask this version of the registered model"
+    )
+    parser.add_argument(
+        "--url", metavar="URL", help="ask a running endpoint, as distml serve gives its address"
     )
     parser.add_argument(
         "--top", type=_positive, default=3, metavar="K", help="classes listed for a file (default: 3)"

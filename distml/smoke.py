@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from PIL import Image
 
+from distml import endpoint
 from distml.config import Config
 from distml.data import shards
 from distml.data.schema import Images
@@ -19,7 +20,6 @@ ROWS = 256
 _BATCH = 64
 _SLACK = 0.1
 _PICTURES = 4
-_TIMEOUT_S = 20
 
 
 def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[str, Any]:
@@ -75,13 +75,7 @@ def version(url: str) -> int | None:
 
 def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:
     """Send a request; returns the label of each picture."""
-    try:
-        response = requests.post(url, timeout=_TIMEOUT_S, **body)
-        answer = response.json()
-    except (requests.RequestException, ValueError) as error:
-        raise ServingError(f"{url} does not answer: {str(error)[:200]}.") from None
-    if response.status_code != 200:
-        raise ServingError(f"{url} answers {response.status_code}: {str(answer)[:200]}.")
+    answer = endpoint.post(url, **body)
     found = (answer["model"]["name"], answer["model"]["version"])
     if found != expected:
         raise ServingError(

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from distml.batch.parts import Part
 from distml.data import columns, schema
 from distml.data.folder import Folder
+from distml.data.photos import MAX_PIXELS
 from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
 
 _BATCH = 256
-_MAX_PIXELS = 80_000_000
-"""A person's own pictures may be photographs; Pillow suspects a bomb above."""
 SOURCE, SOURCE_ROW = "source", "source_row"
 
 
@@ -91,7 +90,7 @@ def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
 
 def _file(folder: Folder, name: str, shape: tuple[int, int, int]) -> Images | str:
     try:
-        return schema.to_shape(schema.decode(folder.read(name), name, _MAX_PIXELS), shape)
+        return schema.to_shape(schema.decode(folder.read(name), name, MAX_PIXELS), shape)
     except DataError as error:
         return str(error)
 
@@ -121,6 +120,6 @@ def _picture(data: bytes | None, shape: tuple[int, int, int]) -> Images | str:
     if data is None:
         return "there is no image."
     try:
-        return schema.to_shape(schema.decode(data, "the image", _MAX_PIXELS), shape)
+        return schema.to_shape(schema.decode(data, "the image", MAX_PIXELS), shape)
     except DataError as error:
         return str(error)

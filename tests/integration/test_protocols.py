@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import requests
 from PIL import Image
 from tritonclient import http as triton
 
-from distml import loading
+from distml import endpoint, loading, predict
 from distml.config import ServeConfig
 from distml.data import source
 from distml.data.rows import Source
+from distml.errors import ServingError
 from distml.serving.core import Core, Loaded
 from distml.serving.predictor import Predictor
 from distml.serving.service import Served
@@ -129,6 +132,45 @@ def test_the_answer_is_the_offline_models(way: str, url: str, predictor: Predict
     expected = predictor.predict(images)
     assert len(np.unique(expected.argmax(1))) > 1
     np.testing.assert_allclose(np.asarray(WAYS[way](url, images), np.float64), expected, rtol=0, atol=1e-6)
+
+
+def test_predict_asks_the_endpoint_as_it_asks_the_model(
+    url: str,
+    predictor: Predictor,
+    images: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [tmp_path / f"{index}.png" for index in range(5)]
+    for file, image in zip(files, images, strict=False):
+        file.write_bytes(encode(image))
+    monkeypatch.setattr(endpoint, "_BATCH", 2)  # more than one request
+    words = [*map(str, files), str(tmp_path / "none.png"), "--url", f"{url}/", "--top", "10"]
+    assert predict.main(words) == 1
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["model"], result["version"], result["status"]) == (NAME, 1, "failed")
+    assert [one["file"] for one in result["failed"]] == [str(tmp_path / "none.png")]
+    assert "none.png cannot be read" in err
+    expected = predictor.predict(images[:5])
+    for one, row in zip(result["predictions"], expected, strict=True):
+        assert {other["label"]: other["probability"] for other in one["top"]} == pytest.approx(
+            dict(enumerate(row)), abs=2e-6
+        )
+        assert one["class"] == predictor.classes[int(row.argmax())]
+
+
+def test_predict_refuses_what_is_no_endpoint_and_another_versions_answer(url: str, images: Any) -> None:
+    model = endpoint.describe(url)
+    with pytest.raises(ServingError, match=r"went over to version 1\. Ask again"):
+        endpoint.probabilities(url, images, replace(model, version=2))
+    with pytest.raises(ServingError, match="/predict/model answers 404"):
+        endpoint.describe(f"{url}/predict")
+    with pytest.raises(ServingError, match=r"healthz/?.*does not describe a model"):
+        endpoint.describe(url + "/healthz?")
+    with pytest.raises(ServingError, match=r"127\.0\.0\.1:9/model does not answer"):
+        endpoint.describe("http://127.0.0.1:9")
 
 
 def test_the_metadata_are_those_of_the_saved_model(url: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from distml import loading, predict, runs
 from distml.choice import choose
 from distml.config import Config
+from distml.data import photos
 from distml.errors import ConfigError, DataError, TrackingError
 from distml.storage import Storage
 
@@ -29,20 +30,20 @@ def test_a_file_of_any_size_and_mode_fits(
     image = Image.fromarray(np.asarray(image, np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.save(path)
-    found = predict.read(str(path), shape)
+    found = photos.read(str(path), shape)
     assert found.dtype == np.uint8
     assert found.shape == shape
 
 
 def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
     GRAY.save(tmp_path / "image.png")
-    found = predict.read(str(tmp_path / "image.png"), (28, 28, 1))
+    found = photos.read(str(tmp_path / "image.png"), (28, 28, 1))
     np.testing.assert_array_equal(found[..., 0], np.asarray(GRAY))
 
 
 def test_a_photograph_is_no_bomb(tmp_path: Path) -> None:
     Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.png")
-    assert set(predict.read(str(tmp_path / "photo.png"), (28, 28, 1)).flat) == {77}
+    assert set(photos.read(str(tmp_path / "photo.png"), (28, 28, 1)).flat) == {77}
 
 
 @pytest.mark.parametrize(
@@ -60,18 +61,18 @@ def test_a_file_that_is_no_picture_is_named(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        predict.read(str(tmp_path / name), (28, 28, 1))
+        photos.read(str(tmp_path / name), (28, 28, 1))
     assert said in str(caught.value)
     assert "0x" not in str(caught.value)
 
 
 def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        predict.read(str(tmp_path), (28, 28, 1))
+        photos.read(str(tmp_path), (28, 28, 1))
     with (tmp_path / "huge.png").open("wb") as stream:
-        stream.truncate(predict.MAX_FILE_BYTES + 1)
+        stream.truncate(photos.MAX_FILE_BYTES + 1)
     with pytest.raises(DataError, match=r"huge\.png is larger than 67,108,864 bytes"):
-        predict.read(str(tmp_path / "huge.png"), (28, 28, 1))
+        photos.read(str(tmp_path / "huge.png"), (28, 28, 1))
 
 
 def test_an_answer_lists_the_most_probable_first() -> None:
@@ -140,6 +141,9 @@ def test_without_a_registry_there_is_no_model_and_none_is_made(
     ("words", "said"),
     [
         ([], "give picture files, or a data set by --data."),
+        (["a.png", "--url", "localhost:8000"], "--url is localhost:8000, which is no address."),
+        (["a.png", "--url", "http://x", "--version", "3"], "--url asks what is served there."),
+        (["--data", "x", "--output", "y", "--url", "http://x"], "--url asks what is served there."),
         (["a.png", "--top", "0"], "argument --top: invalid number from 1 value: '0'"),
         (["a.png", "--version", "x"], "argument --version: invalid number from 1 value: 'x'"),
     ],
