@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distml import bystanders, credentials, log
+from distml import bystanders, credentials, log, scratch
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
 
@@ -152,22 +152,34 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        context = ray.init(namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments)
-    except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
-        doing = f"connect to {address()}" if address() else "start Ray on this machine"
-        cause = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
-    bystanders.step_back()
+    own: contextlib.AbstractContextManager[dict[str, str]] = scratch.variables()
+    with contextlib.nullcontext({}) if address() else own as temporary:
+        try:
+            with scratch.inherited(temporary):
+                context = ray.init(
+                    namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
+                )
+        except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
+            doing = f"connect to {address()}" if address() else "start Ray on this machine"
+            cause = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
+            raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
+        bystanders.step_back()
+        try:
+            yield _found(context)
+        finally:
+            with log.quietly():  # what Ray says of its own end
+                ray.shutdown()
+
+
+def _found(context: Any) -> Cluster:
+    """Describe what `ray.init` connected to."""
+    import ray
+
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
     session = getattr(context, "address_info", {}).get("session_dir")
-    try:
-        yield Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
-    finally:
-        with log.quietly():  # what Ray says of its own end
-            ray.shutdown()
+    return Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
 
 
 def _remedy(cause: str) -> str:

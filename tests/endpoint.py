@@ -59,10 +59,11 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def serving(registry: registered.Registry, *flags: str) -> Iterator[Endpoint]:
+def serving(registry: registered.Registry, *flags: str, host: str = "127.0.0.1") -> Iterator[Endpoint]:
     """Run `distml.serve` on a registry that has a champion."""
     port = ports.free()[0]
-    command = [sys.executable, "-m", "distml.serve", *registry.flags(), f"--serve.port={port}", *flags]
+    own = [*registry.flags(), f"--serve.host={host}", f"--serve.port={port}"]
+    command = [sys.executable, "-m", "distml.serve", *own, *flags]
     log = Path(registry.config.storage.root, "serve.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -73,7 +74,7 @@ def serving(registry: registered.Registry, *flags: str) -> Iterator[Endpoint]:
             stderr=stream,
         )
         try:
-            url = f"http://127.0.0.1:{port}"
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _await(url, process, log)
             yield Endpoint(url, psutil.Process(process.pid))
         finally:

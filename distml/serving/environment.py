@@ -6,7 +6,9 @@ in the environment before Ray starts here, or travel with the job to a cluster t
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +19,8 @@ from distml.serving import haproxy, ports
 
 _DRAIN_S = 1
 """Seconds in which a proxy notices that a replica is about to end. Ray's 30 s are for balancers in clouds."""
+_START_S = 60
+"""Seconds a proxy may take to start. After Ray's 5 s, too few for a busy machine, it would be killed."""
 _BUFFER_BYTES = 65536
 """HAProxy repeats a request on another replica only while it has all of it in one buffer."""
 
@@ -56,6 +60,7 @@ def variables(serve: ServeConfig, local: bool) -> dict[str, str]:
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(_START_S),
     }
     if uses_haproxy(serve):
         found |= _haproxy(serve)
@@ -86,6 +91,7 @@ def _haproxy(serve: ServeConfig) -> dict[str, str]:
 def _apart() -> dict[str, str]:
     """Folders and ports of this endpoint alone."""
     folder = Path(tempfile.mkdtemp(prefix="distml-serve-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # when Ray, and HAProxy with it, has ended
     found = [str(port) for port in ports.free(4)]
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

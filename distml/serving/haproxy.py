@@ -24,6 +24,7 @@ PROGRAM, HOST, PATIENCE = "DISTML_HAPROXY", "DISTML_HAPROXY_HOST", "DISTML_HAPRO
 """Environment variables: path of HAProxy, the address to bind, the seconds in which a request must arrive."""
 
 _LISTEN = re.compile(r"^( *bind )(?:\*|):(\d+)", re.M)
+_HERE = re.compile(r"^( *server \S+ )127\.0\.0\.1:(\d+)", re.M)
 _LOGS = re.compile(r"^ *(?:log (?!global).*|option (?:httplog|log-health-checks))\n", re.M)
 _DEFAULTS = """defaults
     timeout http-request {patience}s
@@ -49,11 +50,14 @@ def program() -> str | None:
 def corrected(configuration: str, host: str, patience_s: str) -> str:
     """Correct a configuration of Ray's.
 
-    Every port is bound to `host`. A request reaches a replica when all of it (or a buffer full) has arrived,
+    Every port is bound to `host`. Ray's replicas listen there, too, and Ray would look for those of its own
+    machine at 127.0.0.1. A request reaches a replica when all of it (or a buffer full) has arrived,
     within `patience_s`, so that slow clients hold a connection here and no more. The time limit is ours.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
     """
     text = _LISTEN.sub(rf"\g<1>{host}:\g<2>", configuration)
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
+        text = _HERE.sub(rf"\g<1>{host}:\g<2>", text)
     text = _LOGS.sub("", text)
     text = text.replace("defaults\n", _DEFAULTS.format(patience=patience_s), 1)
     return _FRONTEND.sub(rf"\g<1>{_HEADERS}", text)

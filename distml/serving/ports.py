@@ -51,9 +51,10 @@ def listen(serve: ServeConfig) -> None:
     """Start Ray Serve, which opens the endpoint's port; where it runs already, this changes nothing.
 
     Raises:
-        ResourceError: Somebody took the port after it was found free.
+        ResourceError: Somebody took the port after it was found free, or the proxy was lost.
     """
     from ray import serve as ray_serve
+    from ray.exceptions import RayActorError
     from ray.serve.config import HTTPOptions
 
     try:
@@ -62,6 +63,11 @@ def listen(serve: ServeConfig) -> None:
             http_options=HTTPOptions(host=serve.host, port=serve.port, request_timeout_s=None),
             logging_config={"enable_access_log": False},
         )
+    except RayActorError as error:
+        ray_serve.shutdown()
+        raise ResourceError(
+            "Ray Serve's proxy was lost while it started.", "Start it again when the machine is less busy."
+        ) from error
     except RuntimeError as error:  # what the proxy raised, wrapped
         taken = re.search(r"Failed to bind to address '[^']*'", str(error))
         if taken is None:

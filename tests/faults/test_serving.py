@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -183,6 +184,19 @@ def test_39_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endp
     assert {address for address, port in everything if port == live.port} == {"127.0.0.1"}
     dashboards = {address for address, port in everything if 8265 <= port < 8265 + 50}
     assert dashboards == {"127.0.0.1"}
+
+
+def test_39_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
+    """Ray would have HAProxy look for replicas at 127.0.0.1, wherever they listen."""
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    with serving(registry, "--serve.replicas.max=1", host="::1") as live:
+        numbers = {"instances": [BIRD.tolist()]}
+        answered = requests.post(f"{live.url}/predict", json=numbers, timeout=20)
+        assert answered.status_code == 200, answered.text
+        proxies = {one.pid for one in live.driver.children(recursive=True) if "haproxy" in one.name()}
+        assert {address for address, _ in listening(proxies)} == {"::1"}
+    left = {one.name for one in set(Path(tempfile.gettempdir()).iterdir()) - before}
+    assert not [name for name in left if name.startswith(("distml-", "pymp-"))]
 
 
 def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:

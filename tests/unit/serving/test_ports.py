@@ -77,6 +77,19 @@ def test_a_port_taken_meanwhile_is_named_and_nothing_stays(
     assert shut == [True]
 
 
+def test_a_proxy_lost_at_its_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch, shut: list[bool]) -> None:
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    def start(**_: Any) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(serve, "start", start)
+    with pytest.raises(ResourceError, match="was lost while it started"):
+        ports.listen(ServeConfig())
+    assert shut == [True]
+
+
 def test_another_failure_of_ray_serve_is_not_called_a_port(
     monkeypatch: pytest.MonkeyPatch, shut: list[bool]
 ) -> None:

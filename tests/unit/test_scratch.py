@@ -1,0 +1,42 @@
+"""Processes get a temporary folder that ends with the command, and this process keeps its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distml import scratch
+
+
+def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    program = "import tempfile; print(tempfile.mkdtemp())"
+    with scratch.variables() as given:
+        with scratch.inherited(given):
+            ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert os.environ["TMPDIR"] == str(tmp_path)
+        assert "RAY_TMPDIR" not in os.environ
+        made = Path(ran.stdout.strip())
+        assert made.is_dir()
+        assert str(made.parent) == given["TMPDIR"]
+        (made / "left").write_text("behind")
+    assert not made.parent.exists()
+
+
+@pytest.mark.parametrize(("chosen", "sessions"), [("/elsewhere", "/elsewhere"), (None, "/usual")])
+def test_rays_sessions_stay_where_they_would_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str | None, sessions: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("TMPDIR", "/usual")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("RAY_TMPDIR", chosen)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch.variables() as given:
+        assert given["RAY_TMPDIR"] == sessions
