@@ -21,6 +21,7 @@ _URLS = {
     "mlflow": "http://127.0.0.1:5000",
     "argo": "https://127.0.0.1:2746",
 }
+_ENDED = ("Succeeded", "Failed")
 _TOOLS = {"kubectl": "talks to Kubernetes"}
 _K3D_TOOLS = {"docker": "builds the images and holds k3d's nodes", "k3d": "makes the cluster"}
 
@@ -96,9 +97,10 @@ def status(namespace: Namespace) -> dict[str, Any]:
     """
     found = steps.pods(_kubectl(namespace))
     for pod in found:
-        words = f"{pod['phase']}{'' if pod['ready'] else ', not ready'} {pod['waiting']}".strip()
+        ready = pod["ready"] or pod["phase"] in _ENDED
+        words = f"{pod['phase']}{'' if ready else ', not ready'} {pod['waiting']}".strip()
         _say(f"  {pod['pod']:<48} {words}  {pod['restarts']} restarts")
-    standing = [pod for pod in found if pod["phase"] not in ("Succeeded", "Failed")]
+    standing = [pod for pod in found if pod["phase"] not in _ENDED]
     ready = bool(standing) and all(pod["ready"] for pod in standing)
     if ready:
         return {"ready": True, "pods": found}

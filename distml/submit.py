@@ -28,10 +28,11 @@ from distml.kube import rayjob, server
 from distml.kube.follow import Ended, Follower
 from distml.kube.server import ConflictError, Server
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("distml.submit")  # also where `python -m` calls this module __main__
 
 OUTPUTS = {"champion_version": "champion", "test_accuracy": "test_accuracy", "endpoint": "endpoint"}
 """Files handed on to Argo and where the pipeline's result line has their content."""
+_INVALID = 2  # exit code of a configuration that nobody can run
 
 
 def _arguments(parser: cli.Parser) -> None:
@@ -108,10 +109,13 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
         "deadline": "ran into its deadline; its Ray job is stopped",
         "stopped": "was stopped by somebody",
     }
-    remedy = "" if ended.verdict in words else "Its log is above; the same run goes on from its checkpoints."
+    goes_on = ended.verdict not in words and ended.exit_code != _INVALID
+    remedy = "Its log is above; the same run goes on from its checkpoints." if goes_on else ""
     doing = words.get(ended.verdict, f"failed (attempt {attempts}): {str(said).rstrip('.')}")
     error = JobError(f"the Ray job {name} {doing}.", remedy)
-    error.exit_code = 143 if ended.verdict == "cancelled" else ended.exit_code or 1
+    code = ended.exit_code or 1
+    # 137 and 143 tell Argo that the step's own pod was lost; a driver that was killed is another matter.
+    error.exit_code = 143 if ended.verdict == "cancelled" else code if 0 < code < 128 else 1
     return error
 
 
@@ -134,10 +138,10 @@ def _follow(namespace: Namespace, where: Server, cancelled: threading.Event) -> 
         ended = follower.follow()
         if ended.verdict == "succeeded":
             return ended, name
-        again = ended.verdict == "failed" and ended.exit_code != 2  # 2: a configuration nobody can run
+        again = ended.verdict == "failed" and ended.exit_code != _INVALID
         if not (again or before) or attempt == namespace.attempts:
             raise _failure(ended, name, attempt)
-        logger.warning("%s; trying again", _failure(ended, name, attempt).message)
+        logger.warning("%s; trying again", _failure(ended, name, attempt).message.rstrip("."))
     raise ConfigError(f"--attempts is {namespace.attempts}.", "Give at least 1.")
 
 

@@ -113,7 +113,8 @@ def verdict(found: dict[str, Any]) -> Verdict:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """State, reason and message of a RayJob in a few words."""
+    """State, reason and message of a RayJob in a few words, without the log behind KubeRay's message."""
     status = found.get("status") or {}
-    parts = [status.get(key) for key in ("jobDeploymentStatus", "jobStatus", "reason", "message")]
+    parts = [status.get(key) for key in ("jobDeploymentStatus", "jobStatus", "reason")]
+    parts.append(str(status.get("message") or "").partition(", last available logs")[0].partition("\n")[0])
     return ", ".join(str(part).rstrip(".\n") for part in parts if part) or "no status yet"

@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from distml import champions, log
+from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
 from distml.serving import environment, ports, room
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 APPLICATION = "distml"
 """Name of the Ray Serve application."""
 _REPLICA, _WATCHER = "Replica", "Watcher"
-_POLL_S = 0.1
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Endpoint:
 def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """Deploy the endpoint, or replace the one that is there; returns when the champion answers.
 
+    What goes wrong ends an endpoint that is new; one that stood before goes on with what it has.
     `environment.variables` must have reached Ray before.
 
     Args:
@@ -53,13 +54,15 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    room.require_champion(config)
+    champion = room.require_champion(config)
     room.require_room(config.serve)
+    stood = room.stands()
     _deploy(config)
     try:
-        return _await(config, deadline)
+        return _await(config, champion, deadline)
     except BaseException:
-        stop()
+        if not stood:
+            stop()
         raise
 
 
@@ -135,21 +138,25 @@ def _scale(section: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _await(config: Config, deadline: float) -> Endpoint:
-    """Wait for the champion's first answer."""
+def _await(config: Config, champion: int, deadline: float) -> Endpoint:
+    """Wait for the champion's first answer; one that stood before may answer with its predecessor first."""
     at = room.url(config.serve)
+    said = f"{at} does not answer yet."
     while True:
         with contextlib.suppress(requests.RequestException):
             if requests.get(f"{at}/readyz", timeout=2).status_code == 200:
                 model = requests.get(f"{at}/model", timeout=5).json()
-                return Endpoint(at, model["name"], model["version"])
-        _require_hope(config)
+                if model["version"] == champion:
+                    return Endpoint(at, model["name"], champion)
+                said = f"{at} answers with version {model['version']}, not with the champion, {champion}."
+                champion = room.require_champion(config)  # it may have changed meanwhile
+        _require_hope(config, champion)
         if time.monotonic() > deadline:
-            raise ServingError(f"{at} does not answer yet.", _status() or "Raise serve.start_timeout_s.")
+            raise ServingError(said, _status() or "Raise serve.start_timeout_s.")
         time.sleep(_POLL_S)
 
 
-def _require_hope(config: Config) -> None:
+def _require_hope(config: Config, champion: int) -> None:
     """Raise where waiting longer would change nothing."""
     from ray import serve
 
@@ -161,8 +168,8 @@ def _require_hope(config: Config) -> None:
     watcher = found.deployments.get(_WATCHER)
     if watcher is not None and watcher.status == "HEALTHY":
         lineup = serve.get_deployment_handle(_WATCHER, APPLICATION).lineup.remote().result(timeout_s=10)
-        if champions.CHAMPION not in lineup.aliases and lineup.refused:
-            bad = lineup.refused[0]
+        bad = next((one for one in lineup.refused if one.version == champion), None)
+        if bad is not None:
             raise ServingError(
                 f"version {bad.version} of {config.tracking.registered_model} is refused: {bad.reason}"
             )

@@ -10,18 +10,23 @@ from distml.errors import ResourceError, ServingError
 from distml.serving import ports
 
 
-def require_champion(config: Config) -> None:
+def require_champion(config: Config) -> int:
     """Refuse to start without a champion; the first question imports MLflow.
+
+    Returns:
+        Its number.
 
     Raises:
         ServingError: No version is champion.
         TrackingError: The registry does not answer.
     """
     name = config.tracking.registered_model
-    if champions.by_alias(config) is None:
+    found = champions.by_alias(config)
+    if found is None:
         raise ServingError(
             f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
         )
+    return found.version
 
 
 def require_room(serve: ServeConfig) -> None:
@@ -41,7 +46,7 @@ def require_room(serve: ServeConfig) -> None:
                 f"{found.get(kind, 0.0):g}.",
                 "Take fewer replicas or a larger cluster.",
             )
-    refused = None if _here() else ports.refusal(serve.host, serve.port)
+    refused = None if stands() else ports.refusal(serve.host, serve.port)
     if refused:
         raise ResourceError(
             f"serve.port {serve.port} of {serve.host} cannot be used: {refused}.",
@@ -49,7 +54,7 @@ def require_room(serve: ServeConfig) -> None:
         )
 
 
-def _here() -> bool:
+def stands() -> bool:
     """Whether Ray Serve runs on this Ray already; then the port is its own."""
     import ray
 

@@ -151,6 +151,7 @@ def test_status_is_ready_when_every_standing_pod_is(programs: Programs, ran: Cal
     code, result, said = ran("status")
     assert (code, result["ready"]) == (0, True)
     assert "mlflow-1" in said
+    assert "not ready" not in said, "a job that is done is not what one waits for"
     waiting = {"ready": False, "restartCount": 3, "state": {"waiting": {"reason": "ErrImagePull"}}}
     pods = {
         "items": [{"metadata": {"name": "a"}, "status": {"phase": "Pending", "containerStatuses": [waiting]}}]

@@ -112,11 +112,26 @@ def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
 
 @pytest.mark.parametrize("model", [{"name": "other", "version": 3}, {"name": NAME, "version": 2}])
 def test_another_model_than_the_champion_is_noticed(
-    config: Config, endpoint: tuple[Endpoint, str], model: dict[str, Any]
+    config: Config,
+    endpoint: tuple[Endpoint, str],
+    model: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(smoke, "_LATE_S", 0.0)
     endpoint[0].model = model
     with pytest.raises(ServingError, match=rf"answers with {model['name']} version {model['version']}, not"):
         smoke.check(config, endpoint[1], 3, 0.95)
+
+
+def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
+    config: Config, endpoint: tuple[Endpoint, str]
+) -> None:
+    served, url = endpoint
+    served.model = {"name": NAME, "version": 2}
+    news = threading.Timer(0.7, lambda: served.model.update(version=3))
+    news.start()
+    assert smoke.check(config, url, 3, 0.95)["version"] == 3
+    news.join()
 
 
 def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tuple[Endpoint, str]) -> None:

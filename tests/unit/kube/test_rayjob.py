@@ -42,6 +42,19 @@ def test_what_a_status_means(status: dict[str, Any], verdict: str) -> None:
     assert rayjob.verdict({"status": status}) == verdict
 
 
+def test_kuberays_message_is_told_without_the_log_behind_it() -> None:
+    message = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20):\nx"
+    status = {
+        "jobDeploymentStatus": "Failed",
+        "jobStatus": "FAILED",
+        "reason": "AppFailed",
+        "message": message,
+    }
+    said = rayjob.describe({"status": status})
+    assert said == "Failed, FAILED, AppFailed, Job entrypoint command failed with exit code 1"
+    assert rayjob.describe({}) == "no status yet"
+
+
 def test_only_the_image_called_distml_is_replaced() -> None:
     pods = [{"image": "distml"}, {"image": "distml-gpu"}, {"image": "busybox"}]
     template = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {"rayClusterSpec": {"containers": pods}}}
