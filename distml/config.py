@@ -47,7 +47,7 @@ class RunConfig(Section):
     name: Name = "fashion-mnist"
     """Names the run's folder and its MLflow run; the same name again resumes an unfinished run."""
     seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0
-    """Seeds the validation split, the initial weights, the order of rows and the augmentation."""
+    """Seeds the initial weights, the order of rows and the augmentation."""
     restart: bool = False
     """Train from the beginning even when a run of this name exists; the old run is kept."""
 
@@ -70,6 +70,8 @@ class DataConfig(Section):
     """auto, idx, parquet, image_folder or module:function."""
     val_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=0.9)] = 0.0833
     """Share of the training rows held out, stratified by class, to choose models on."""
+    split_seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0
+    """Chooses the rows held out. Not run.seed: models are compared on rows that none has learnt from."""
     memory_budget_bytes: Annotated[int, BeforeValidator(_number), Field(ge=1_000_000)] = 1_000_000_000
     """Rows a worker may keep in memory; a shard above it is streamed instead."""
     shards: PositiveInt = 8
@@ -256,7 +258,7 @@ class SweepConfig(Section):
     """Candidates trained and compared in one go."""
 
     candidates: list[dict[str, Any]] = Field(default_factory=list)
-    """Overrides of model and train keys by dotted path, one mapping per candidate; `name` names it."""
+    """Overrides of model and train keys, or run.seed, by dotted path, for each candidate; `name` names it."""
     concurrent: Literal["auto"] | PositiveInt = "auto"
     """Candidates trained at the same time; auto takes as many as have cores or GPUs of their own."""
     search: SearchConfig | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ class Model:
         version: Its version, None where it is not registered.
         shape: (H, W, C) that it takes.
         classes: Their names.
+        metrics: What training measured, as `test_accuracy`.
     """
 
     name: str
     version: int | None
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def describe(url: str) -> Model:
@@ -44,7 +47,8 @@ def describe(url: str) -> Model:
     found = _answer("GET", f"{url}/model")
     try:
         height, width, depth = found["shape"]
-        return Model(found["name"], found["version"], (height, width, depth), tuple(found["classes"]))
+        shape, classes = (height, width, depth), tuple(found["classes"])
+        return Model(found["name"], found["version"], shape, classes, dict(found["metrics"]))
     except (KeyError, TypeError, ValueError):
         raise ServingError(
             f"{url}/model does not describe a model: {str(found)[:200]}.", "Give the address of distml serve."

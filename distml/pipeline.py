@@ -34,7 +34,8 @@ def run(config: Config, own: argparse.Namespace) -> Result:
 
     Returns:
         `stages` (status and seconds of each), `run_id` and accuracies of the best candidate, `decision`,
-        `champion`, `endpoint`, and `serving`, whether that is still up.
+        `champion` and `champion_test_accuracy` of the version that is served, which may be an older one,
+        `endpoint`, and `serving`, whether that is still up.
 
     Raises:
         DistmlError: A stage failed; the same command goes on from there.
@@ -58,6 +59,7 @@ def run(config: Config, own: argparse.Namespace) -> Result:
     return {"stages": stages.summary(), **{key: chosen[key] for key in known}} | {
         "endpoint": served["url"],
         "serving": not ray.local,
+        "champion_test_accuracy": smoked["test_accuracy"],
         "smoke_accuracy": smoked["accuracy"],
         "wall_s": round(time.monotonic() - began, 2),
     }

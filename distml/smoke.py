@@ -37,7 +37,8 @@ def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[s
         val_accuracy: What it reached on all validation rows.
 
     Returns:
-        `rows` asked about, `accuracy` on them, and `version`.
+        `rows` asked about, `accuracy` on them, `version`, and `test_accuracy` as its training measured it,
+        None where there was no test split.
 
     Raises:
         ServingError: Another model answers, the answers are wrong too often, or none comes.
@@ -62,7 +63,13 @@ def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[s
         raise ServingError(
             f"{url} says {seen} about pictures as files and {answers[: len(seen)]} about the same as numbers."
         )
-    return {"rows": len(labels), "accuracy": round(accuracy, 4), "version": version}
+    measured = endpoint.describe(url).metrics.get("test_accuracy")
+    return {
+        "rows": len(labels),
+        "accuracy": round(accuracy, 4),
+        "version": version,
+        "test_accuracy": measured,
+    }
 
 
 def version(url: str) -> int | None:

@@ -30,7 +30,7 @@ from distml.kube.server import ConflictError, Server
 
 logger = logging.getLogger("distml.submit")  # also where `python -m` calls this module __main__
 
-OUTPUTS = {"champion_version": "champion", "test_accuracy": "test_accuracy", "endpoint": "endpoint"}
+OUTPUTS = {"champion_version": "champion", "test_accuracy": "champion_test_accuracy", "endpoint": "endpoint"}
 """Files handed on to Argo and where the pipeline's result line has their content."""
 _INVALID = 2  # exit code of a configuration that nobody can run
 

@@ -118,8 +118,13 @@ def show(
         "files": Storage(config.storage.root).uri(*found["export"]),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*found["export"], page.FOLDER, page.FILE),
-        "runs": f"mlflow ui --backend-store-uri {tracking.uri(config)}",
+        "runs": _shown(tracking.uri(config)),
         "next": f"python -m distml.predict IMAGE {again}",
     }
     times = _times(found, recorder.ready, wall_s) | {"[bold]all[/bold]": wall_s}
     display.summary(found["evaluation"], times, facts)
+
+
+def _shown(uri: str) -> str:
+    """How to look at the runs: a server shows them itself."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

@@ -18,7 +18,7 @@ SUMMARY = {
     "verb": "pipeline",
     "status": "finished",
     "champion": 3,
-    "test_accuracy": 0.91,
+    "champion_test_accuracy": 0.91,
     "endpoint": "http://127.0.0.1:8000",
 }
 WAITING = {"jobDeploymentStatus": "Initializing"}

@@ -39,7 +39,7 @@ def folder(config: Config) -> str:
     """Return where the configured data lie below the storage root; another recipe is another folder."""
     data = config.data
     path = None if data.path is None or ":" in data.format else Storage(data.path).root
-    recipe = [data.format, path or data.path, data.val_fraction, config.run.seed, data.shards, schema.VERSION]
+    recipe = [data.format, path or data.path, data.val_fraction, data.split_seed, data.shards, schema.VERSION]
     return f"data/{data.name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
 
 

@@ -37,7 +37,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
     """Divide a source and write its shards; the manifest is returned, not written.
 
     Args:
-        config: `data` and `run.seed` say how.
+        config: `data` says how.
         storage: Takes the files.
         source: What is written.
         where: Folder of the data set.
@@ -48,7 +48,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         StorageError: The storage cannot be written or is full.
     """
     labels = {split: rows.labels for split, rows in source.splits.items()}
-    parts = plan(labels, config.data.val_fraction, config.run.seed)
+    parts = plan(labels, config.data.val_fraction, config.data.split_seed)
     shards = {
         split: tuple(_split(config, storage, source.splits[part.origin], part, f"{mine}/{split}"))
         for split, part in parts.items()
@@ -60,7 +60,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         rows={split: len(part.rows) for split, part in parts.items()},
         shards=shards,
         sources=source.origins,
-        seed=config.run.seed,
+        seed=config.data.split_seed,
         val_fraction=config.data.val_fraction,
         schema_version=schema.VERSION,
         folder=where,

@@ -1,7 +1,7 @@
 """The candidates of a sweep as configurations, checked before anything starts (driver).
 
-A candidate differs from the others in keys of `model` and `train` alone: whoever is to be compared has to be
-measured on the same rows.
+A candidate differs from the others in keys of `model` and `train` and in its seed: whoever is to be compared
+has to be measured on the same rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from distml.errors import ConfigError
 from distml.models import registry
 
 _NAME_LENGTH = 63
-_OWN = ("model", "train")
+_OWN = ("model", "train", "run.seed")
+"""What may differ: whole sections, or one key."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
     """
     overrides = loading.flatten({path: value for path, value in given.items() if path != "name"})
     for path in overrides:
-        if path.partition(".")[0] not in _OWN:
+        if not _own(path):
             guess = loading.nearest(path) or ""
             raise ConfigError(
-                f"a candidate cannot override {path}: only keys of model and train may differ.",
-                f"Did you mean {guess}?" if guess.partition(".")[0] in _OWN else "Move it to its section.",
+                f"a candidate cannot override {path}: only model, train and run.seed may differ.",
+                f"Did you mean {guess}?" if _own(guess) else "Move it to its section.",
             )
     name = str(given.get("name") or name or _named(overrides))
     base = config.model_dump(mode="json")
@@ -87,6 +88,10 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
     resolved = loading.resolve(loading.merge(base, loading.nest(overrides)))
     registry.check(resolved.model.name, resolved.model.options)
     return Candidate(name, resolved, overrides)
+
+
+def _own(path: str) -> bool:
+    return path.partition(".")[0] in _OWN or path in _OWN
 
 
 def _named(overrides: Mapping[str, Any]) -> str:

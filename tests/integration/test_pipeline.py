@@ -71,7 +71,7 @@ def test_every_stage_is_done_and_told(whole: tuple[Path, dict[str, Any], str]) -
     assert (result["decision"], result["champion"], result["model"]) == ("promoted", 1, NAME)
     assert result["smoke_accuracy"] > 0.8
     assert result["smoke_accuracy"] == pytest.approx(result["val_accuracy"], abs=0.02)
-    assert result["test_accuracy"] > 0.8
+    assert result["champion_test_accuracy"] == result["test_accuracy"] > 0.8
     assert "python -m distml.serve" in err
     assert "Traceback" not in err
     assert "(raylet)" not in err

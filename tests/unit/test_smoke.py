@@ -57,7 +57,8 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
             pass
 
         def do_GET(self) -> None:
-            self.answer(served.model)
+            about = {"shape": [2, 2, 1], "classes": ["a"], "metrics": {"test_accuracy": 0.9}}
+            self.answer(served.model | about)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -92,7 +93,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     found = smoke.check(config, endpoint[1], 3, 0.95)
-    assert found == {"rows": 256, "accuracy": 1.0, "version": 3}
+    assert found == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
     assert smoke.version(endpoint[1]) == 3
 
 

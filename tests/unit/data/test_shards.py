@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distml.config import Config, DataConfig, RunConfig
+from distml.config import Config, DataConfig
 from distml.data import shards
 from distml.data.manifest import Manifest
 from distml.data.schema import to_images, to_table
@@ -24,9 +24,9 @@ LABELS = (np.arange(100) % 4).astype(np.int32)
 SPLITS = ("train", "validation", "test")
 
 
-def config(folder: Path, seed: int = 0, **data: object) -> Config:
+def config(folder: Path, **data: object) -> Config:
     values = {"path": str(folder), "shards": 3, "val_fraction": 0.2, **data}
-    return Config(data=DataConfig.model_validate(values), run=RunConfig(seed=seed))
+    return Config(data=DataConfig.model_validate(values))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_another_recipe_is_another_folder(
 ) -> None:
     recipes = [
         config(given),
-        config(given, seed=1),
+        config(given, split_seed=1),
         config(given, shards=2),
         config(given, val_fraction=0.3),
         config(given, format="parquet"),
@@ -188,5 +188,5 @@ def test_neither_writing_nor_reading_imports_pandas(prepared: tuple[Storage, Man
         "shards.table(storage, manifest, 'train'); shards.read(storage, manifest, 'train')\n"
         "sys.exit('pandas' in sys.modules)"
     )
-    fresh = config(given, seed=99).model_dump_json()
+    fresh = config(given, split_seed=99).model_dump_json()
     subprocess.run([sys.executable, "-c", script, storage.root, manifest.to_json(), fresh], check=True)

@@ -9,6 +9,7 @@ import pytest
 
 from distml import loading
 from distml.config import Config
+from distml.data import shards
 from distml.errors import ConfigError
 from distml.sweep.candidates import candidates
 
@@ -58,17 +59,23 @@ def test_nested_overrides_are_dotted_ones() -> None:
     assert one.overrides == {"model.name": "resnet", "model.options.blocks": 1}
 
 
+def test_seeds_are_compared_on_the_same_rows() -> None:
+    one, other = candidates(config({"run.seed": 1}, {"run.seed": 2}))
+    assert (one.name, one.config.run.seed, other.config.run.seed) == ("seed-1", 1, 2)
+    assert shards.folder(one.config) == shards.folder(other.config)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ([{"model.name": "cn"}], "sweep.candidates.0: model.name = 'cn' is not a known model"),
         ([{}, {"train.epohcs": 3}], "sweep.candidates.1: unknown key train.epohcs"),
         ([{"train.epochs": 0}], "sweep.candidates.0: train.epochs = 0"),
-        ([{"run.seed": 1}], "sweep.candidates.0: a candidate cannot override run.seed"),
+        ([{"data.split_seed": 1}], "sweep.candidates.0: a candidate cannot override data.split_seed"),
         ([{"data.val_fraction": 0.5}], "a candidate cannot override data.val_fraction"),
         (
             [{"epochs": 3}],
-            "cannot override epochs: only keys of model and train may differ. Did you mean train",
+            "cannot override epochs: only model, train and run.seed may differ. Did you mean train",
         ),
         ([{"model.name": "cnn"}, {"model.name": "cnn"}], "sweep.candidates.1: the name cnn is taken"),
         ([{"name": "a b"}], "sweep.candidates.0: run.name"),

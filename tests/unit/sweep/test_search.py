@@ -34,7 +34,7 @@ def test_a_good_space_passes() -> None:
         ({"train.learning_rat": {"choice": [1]}}, "sweep.search.space.train.learning_rat: unknown key"),
         ({"model.name": {"choice": ["cnn", "cnm"]}}, "sweep.search.space.model.name: model.name = 'cnm'"),
         ({"train.momentum": {"uniform": [0.5, 1.5]}}, "train.momentum = 1.5"),
-        ({"run.seed": {"integers": [1, 3]}}, "a candidate cannot override run.seed"),
+        ({"run.name": {"choice": ["a", "b"]}}, "a candidate cannot override run.name"),
     ],
 )
 def test_a_value_that_no_run_would_take_is_named(space: dict[str, Any], said: str) -> None:

@@ -1,0 +1,102 @@
+"""An endpoint is up when the champion answers; its predecessor's answer is none, and it is not torn down."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from distml import loading
+from distml.config import Config
+from distml.errors import ServingError
+from distml.serving import deploy, room
+
+
+class Standing(ThreadingHTTPServer):
+    """An endpoint that is up and answers with the versions it is given, the last one for ever."""
+
+    versions: list[int]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Standing
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        told = self.server.versions
+        content = b"{}"
+        if self.path == "/model":
+            version = told.pop(0) if len(told) > 1 else told[0]
+            content = json.dumps({"name": "shoes", "version": version}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def standing() -> Iterator[Standing]:
+    with Standing(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Calls of `deploy.stop`, on a Ray that has room and a deployment that nothing refuses."""
+    calls: list[bool] = []
+    monkeypatch.setattr(deploy, "stop", lambda: calls.append(True))
+    monkeypatch.setattr(deploy, "_deploy", lambda config: None)
+    monkeypatch.setattr(deploy, "_require_hope", lambda config, champion: None)
+    monkeypatch.setattr(deploy, "_status", lambda: "")
+    monkeypatch.setattr(room, "require_room", lambda serve: None)
+    return calls
+
+
+def configured(server: Standing) -> Config:
+    return loading.resolve({"serve": {"port": server.server_port}})
+
+
+@pytest.mark.usefixtures("stopped")
+def test_the_predecessors_answer_is_not_the_champions(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing.versions = [1, 1, 2]
+    monkeypatch.setattr(room, "stands", lambda: True)
+    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    found = deploy.start(configured(standing), 30)
+    assert (found.model, found.version) == ("shoes", 2)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_a_champion_that_changes_meanwhile_is_the_one_waited_for(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing.versions = [1, 3]
+    champions = iter([2, 3, 3])
+    monkeypatch.setattr(room, "stands", lambda: True)
+    monkeypatch.setattr(room, "require_champion", lambda config: next(champions))
+    assert deploy.start(configured(standing), 30).version == 3
+
+
+@pytest.mark.parametrize("stood", [True, False])
+def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
+    standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch, stood: bool
+) -> None:
+    standing.versions = [1]
+    monkeypatch.setattr(room, "stands", lambda: stood)
+    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    began = time.monotonic()
+    with pytest.raises(ServingError, match="answers with version 1, not with the champion, 2"):
+        deploy.start(configured(standing), 1)
+    assert time.monotonic() - began < 10
+    assert stopped == ([] if stood else [True])
