@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import time
 from typing import Any
 
 import pytest
-import requests
 
 from distml import gauges
-from distml.serving import ports
 
 STEPS = {"kind": "steps", "epoch": 2, "step": 9, "loss": 0.5, "accuracy": 0.8, "samples_per_s": 1e4}
 EPOCH = {"kind": "epoch", "val_accuracy": 0.9, "world_size": 3, "train_s": 2.0, "data_wait_s": 0.1}
@@ -31,31 +27,3 @@ def test_events_are_handed_on_whatever_happens_to_the_metrics(monkeypatch: pytes
     heard: list[dict[str, Any]] = []
     gauges.listener("a", heard.append)(STEPS)
     assert heard == [STEPS]
-
-
-@pytest.mark.ray
-def test_ray_exports_them_with_the_run_as_label() -> None:
-    import ray
-
-    gauges._gauge.cache_clear()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ports.free()[0])
-    try:
-        listen = gauges.listener("night", None)
-        url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-        until = time.monotonic() + 60
-        while not re.search(r'ray_distml_train_part_seconds\{[^}]*part="train"', text := _get(url)):
-            listen(STEPS)
-            listen(EPOCH)
-            assert time.monotonic() < until, text[-2000:]
-            time.sleep(0.5)
-        assert re.search(r'ray_distml_train_loss\{[^}]*run="night"[^}]*\} 0\.5', text)
-    finally:
-        ray.shutdown()
-        gauges._gauge.cache_clear()
-
-
-def _get(url: str) -> str:
-    try:
-        return requests.get(url, timeout=5).text
-    except requests.RequestException:
-        return ""

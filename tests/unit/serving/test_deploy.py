@@ -97,6 +97,6 @@ def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
     monkeypatch.setattr(room, "require_champion", lambda config: 2)
     began = time.monotonic()
     with pytest.raises(ServingError, match="answers with version 1, not with the champion, 2"):
-        deploy.start(configured(standing), 1)
+        deploy.start(configured(standing), 0.3)
     assert time.monotonic() - began < 10
     assert stopped == ([] if stood else [True])

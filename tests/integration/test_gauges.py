@@ -1,0 +1,41 @@
+"""Ray exports what training reports, under the names that the dashboard and the alerts ask for."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import requests
+
+from distml import gauges
+from distml.serving import ports
+from tests.unit.test_gauges import EPOCH, STEPS
+
+
+@pytest.mark.ray
+def test_ray_exports_them_with_the_run_as_label() -> None:
+    import ray
+
+    gauges._gauge.cache_clear()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ports.free()[0])
+    try:
+        listen = gauges.listener("night", None)
+        url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+        until = time.monotonic() + 60
+        while not re.search(r'ray_distml_train_part_seconds\{[^}]*part="train"', text := _get(url)):
+            listen(STEPS)
+            listen(EPOCH)
+            assert time.monotonic() < until, text[-2000:]
+            time.sleep(0.5)
+        assert re.search(r'ray_distml_train_loss\{[^}]*run="night"[^}]*\} 0\.5', text)
+    finally:
+        ray.shutdown()
+        gauges._gauge.cache_clear()
+
+
+def _get(url: str) -> str:
+    try:
+        return requests.get(url, timeout=5).text
+    except requests.RequestException:
+        return ""
