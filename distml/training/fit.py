@@ -54,7 +54,7 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
 
     Ray Data lets a reader run ahead until the first blocks have shown their size. In its own, of 128 MiB,
     that was the whole of 400 MB in the object store; in small ones it keeps to its limit, half a
-    budget a worker (`_trainer`).
+    budget a worker (`_options`).
     """
     filesystem, base = storage.arrow()
     paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
@@ -78,17 +78,20 @@ def _data(
     return {"stream": _stream(config, storage, manifest)}
 
 
+def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
+    """How Ray Data executes: rows in their order, and no more of them ahead than the budget has room for."""
+    limit = config.data.memory_budget_bytes * workers // 2
+    return ray.data.ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=limit),
+    )
+
+
 def _trainer(
     spec: dict[str, Any], config: Config, plan: Plan, data: dict[str, Any], where: tuple[str, str]
 ) -> DataParallelTrainer:
     least, most = plan.workers
     train = config.train
-    options = ray.data.ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ray.data.ExecutionResources.for_limits(
-            object_store_memory=config.data.memory_budget_bytes * most // 2
-        ),
-    )
     kind = LocalTrainer if address() is None and least == most else DataParallelTrainer
     return kind(
         worker.loop,
@@ -114,7 +117,7 @@ def _trainer(
             callbacks=[failure.Failures(spec["board"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
-        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
+        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),
     )
 
 
