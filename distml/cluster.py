@@ -188,3 +188,7 @@ def _remedy(cause: str) -> str:
     if "AF_UNIX" in cause:  # Ray's sockets lie below its temporary folder
         return "Set RAY_TMPDIR to a folder with a shorter path."
     return "Try again when the machine is less busy."
+
+
+if __name__ == "__main__":
+    raise SystemExit("distml.cluster connects to Ray; `distml cluster` is python -m distml.k3d.")

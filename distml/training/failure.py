@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 _OOM = "the worker ran out of memory (OOM)"
 _FULL = "the storage is full (ENOSPC)"
+_ALONE = "a worker that it exchanges gradients with was lost"
 _SIGNS = (
     ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
@@ -25,6 +26,10 @@ _SIGNS = (
     ("actor died", "the worker process died", ""),
     ("ActorUnavailableError", "the worker process died", ""),
     ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
+    # What TensorFlow raises on the others when one is gone: a connection reset, or its exchange given up.
+    ("errors_impl.UnavailableError", _ALONE, ""),
+    ("errors_impl.AbortedError", _ALONE, ""),
+    ("node while/CollectiveReduce", _ALONE, ""),
 )
 
 

@@ -161,3 +161,11 @@ def test_a_dashboard_is_told_with_its_token(monkeypatch: pytest.MonkeyPatch) -> 
     assert Cluster({}, None, True, None).shown == "no dashboard"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
     assert Cluster({}, url, True, None).shown == f"dashboard {url}"
+
+
+def test_its_module_is_no_command() -> None:
+    """`distml cluster` is another one, and silence would look like success."""
+    words = [sys.executable, "-m", "distml.cluster", "up"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "`distml cluster` is python -m distml.k3d" in ran.stderr

@@ -14,6 +14,12 @@ from distml.training import failure
         (OutOfMemoryError("Task was killed due to the node running low on memory."), "OOM"),
         (ActorDiedError(), "the worker process died"),
         (OSError(28, "No space left on device"), "ENOSPC"),
+        # As seen on a cluster when the pod of the other worker was deleted.
+        (
+            RuntimeError("… \n\t [[{{node while/CollectiveReduceV2}}]] [Op:__inference__steps_738]"),
+            "was lost",
+        ),
+        (RuntimeError("tensorflow…errors_impl.UnavailableError: Connection reset by peer"), "was lost"),
         (ValueError("a long\n\nstory that ends in the point"), "story that ends in the point"),
         (ValueError(), "ValueError"),
     ],
