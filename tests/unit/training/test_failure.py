@@ -16,7 +16,7 @@ from distml.training import failure
         (OSError(28, "No space left on device"), "ENOSPC"),
         # As seen on a cluster when the pod of the other worker was deleted.
         (
-            RuntimeError("… \n\t [[{{node while/CollectiveReduceV2}}]] [Op:__inference__steps_738]"),
+            RuntimeError("… \n\t [[{{node while/CollectiveReduceV2}}]] [Op:steps_738]"),
             "was lost",
         ),
         (RuntimeError("tensorflow…errors_impl.UnavailableError: Connection reset by peer"), "was lost"),
