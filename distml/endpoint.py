@@ -55,6 +55,16 @@ def describe(url: str) -> Model:
         ) from None
 
 
+def version(url: str) -> int | None:
+    """Return the version that an endpoint answers with, None where it is not ready."""
+    try:
+        if requests.get(f"{url}/readyz", timeout=2).status_code != 200:
+            return None
+        return int(requests.get(f"{url}/model", timeout=5).json()["version"])
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return None
+
+
 def probabilities(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     """Classify images.
 

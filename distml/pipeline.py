@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distml import binding, cli, cluster, ingest, promote, runs, smoke, train
+from distml import binding, cli, cluster, endpoint, ingest, promote, runs, smoke, train
 from distml.champions import CHAMPION
 from distml.config import Config
 from distml.data import shards
@@ -101,7 +101,7 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, local: bool) -> tu
         "serve",
         [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
         lambda: vars(importlib.import_module("distml.serving.deploy").start(config)),
-        lambda before: not local and smoke.version(before["url"]) == chosen[CHAMPION],
+        lambda before: not local and endpoint.version(before["url"]) == chosen[CHAMPION],
     )
     won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
     reached = chosen["val_accuracy" if won else "champion_val_accuracy"]

@@ -6,7 +6,6 @@ import io
 import time
 from typing import Any
 
-import requests
 from PIL import Image
 
 from distml import endpoint
@@ -70,16 +69,6 @@ def check(config: Config, url: str, version: int, val_accuracy: float) -> dict[s
         "version": version,
         "test_accuracy": measured,
     }
-
-
-def version(url: str) -> int | None:
-    """Return the version that an endpoint answers with, None where it is not ready."""
-    try:
-        if requests.get(f"{url}/readyz", timeout=2).status_code != 200:
-            return None
-        return int(requests.get(f"{url}/model", timeout=5).json()["version"])
-    except (requests.RequestException, ValueError, KeyError, TypeError):
-        return None
 
 
 def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:

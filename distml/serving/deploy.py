@@ -8,9 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-
-from distml import log
+from distml import endpoint, log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
 from distml.serving import environment, ports, room
@@ -143,13 +141,12 @@ def _await(config: Config, champion: int, deadline: float) -> Endpoint:
     at = room.url(config.serve)
     said = f"{at} does not answer yet."
     while True:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{at}/readyz", timeout=2).status_code == 200:
-                model = requests.get(f"{at}/model", timeout=5).json()
-                if model["version"] == champion:
-                    return Endpoint(at, model["name"], champion)
-                said = f"{at} answers with version {model['version']}, not with the champion, {champion}."
-                champion = room.require_champion(config)  # it may have changed meanwhile
+        answering = endpoint.version(at)
+        if answering == champion:
+            return Endpoint(at, config.tracking.registered_model, champion)
+        if answering is not None:
+            said = f"{at} answers with version {answering}, not with the champion, {champion}."
+            champion = room.require_champion(config)  # it may have changed meanwhile
         _require_hope(config, champion)
         if time.monotonic() > deadline:
             raise ServingError(said, _status() or "Raise serve.start_timeout_s.")

@@ -93,7 +93,9 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, descr
         run_id,
         tags={"sha256": described["digest"]},
         # What the list of versions shows, so that nobody opens three runs to compare them.
-        description=", ".join(f"{key} accuracy {value:.4f}" for key, value in accuracies.items() if value),
+        description=", ".join(
+            f"{key} accuracy {value:.4f}" for key, value in accuracies.items() if value is not None
+        ),
         model_id=model_id,
     )
     return str(created.version)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distml import endpoint as asking
 from distml import loading, smoke
 from distml.config import Config
 from distml.errors import ServingError
@@ -94,7 +95,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     found = smoke.check(config, endpoint[1], 3, 0.95)
     assert found == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
-    assert smoke.version(endpoint[1]) == 3
+    assert asking.version(endpoint[1]) == 3
 
 
 def test_other_pixels_than_training_saw_are_noticed(config: Config, endpoint: tuple[Endpoint, str]) -> None:
@@ -137,12 +138,12 @@ def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
 
 def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].status = 503
-    assert smoke.version(endpoint[1]) is None
+    assert asking.version(endpoint[1]) is None
     with pytest.raises(ServingError, match="answers 503"):
         smoke.check(config, endpoint[1], 3, 0.95)
     with pytest.raises(ServingError, match="does not answer"):
         smoke.check(config, "http://127.0.0.1:9", 3, 0.95)
-    assert smoke.version("http://127.0.0.1:9") is None
+    assert asking.version("http://127.0.0.1:9") is None
 
 
 def test_the_data_are_told_apart_by_what_right_looks_at(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def configured(server: Standing) -> Config:
-    return loading.resolve({"serve": {"port": server.server_port}})
+    return loading.resolve({"serve": {"port": server.server_port}, "tracking": {"registered_model": "shoes"}})
 
 
 @pytest.mark.usefixtures("stopped")
