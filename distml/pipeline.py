@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from distml.champions import CHAMPION
 from distml.config import Config
 from distml.data import shards
 from distml.errors import TrainingError
+from distml.serving import deploy, waiting
 from distml.stages import Stages
 from distml.storage import Storage
 from distml.tracking import aliases
@@ -40,16 +40,15 @@ def run(config: Config, own: argparse.Namespace) -> Result:
     Raises:
         DistmlError: A stage failed; the same command goes on from there.
     """
-    deploy = importlib.import_module("distml.serving.deploy")
     began = time.monotonic()
     stages = Stages(config.run.name, Storage(config.storage.root), again=config.run.restart)
     try:
         chosen = _model(config, stages)
-        with cluster.connect(config, variables=deploy.prepare(config)) as ray, _ending(deploy, ray.local):
-            served, smoked = _endpoint(config, stages, chosen, ray.local)
+        with _ray(config) as ends:
+            served, smoked = _endpoint(config, stages, chosen, ends)
             stages.show(_WORDS)
-            _next(config, stages, served["url"], stays=not ray.local or own.stay)
-            if own.stay and ray.local:
+            _next(config, stages, served["url"], stays=own.stay or not ends)
+            if own.stay and ends:
                 with contextlib.suppress(KeyboardInterrupt):
                     threading.Event().wait()
     except BaseException:
@@ -58,7 +57,7 @@ def run(config: Config, own: argparse.Namespace) -> Result:
     known = ("run_id", "model", "candidate", "decision", "why", CHAMPION, "val_accuracy", "test_accuracy")
     return {"stages": stages.summary(), **{key: chosen[key] for key in known}} | {
         "endpoint": served["url"],
-        "serving": not ray.local,
+        "serving": not ends,
         "champion_test_accuracy": smoked["test_accuracy"],
         "smoke_accuracy": smoked["accuracy"],
         "wall_s": round(time.monotonic() - began, 2),
@@ -66,13 +65,20 @@ def run(config: Config, own: argparse.Namespace) -> Result:
 
 
 @contextlib.contextmanager
-def _ending(deploy: Any, local: bool) -> Iterator[None]:
-    """End the endpoint of a Ray that ends with this command, whatever happens; leave a cluster's alone."""
-    try:
-        yield
-    finally:
-        if local:
-            deploy.stop()
+def _ray(config: Config) -> Iterator[bool]:
+    """A Ray for the endpoint, where one is to be started; gives whether the endpoint ends with this command.
+
+    It ends with a Ray that does, whatever happens; that of a cluster, or at `serve.url`, stays.
+    """
+    if config.serve.url:
+        yield False
+        return
+    with cluster.connect(config, variables=deploy.prepare(config)) as ray:
+        try:
+            yield ray.local
+        finally:
+            if ray.local:
+                deploy.stop()
 
 
 def _model(config: Config, stages: Stages) -> Result:
@@ -95,13 +101,13 @@ def _model(config: Config, stages: Stages) -> Result:
     )
 
 
-def _endpoint(config: Config, stages: Stages, chosen: Result, local: bool) -> tuple[Result, Result]:
+def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tuple[Result, Result]:
     """An endpoint that answers with the champion, and answers right."""
     served = stages.do(
         "serve",
         [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
-        lambda: vars(importlib.import_module("distml.serving.deploy").start(config)),
-        lambda before: not local and endpoint.version(before["url"]) == chosen[CHAMPION],
+        lambda: vars((waiting.elsewhere if config.serve.url else deploy.start)(config)),
+        lambda before: not ends and endpoint.version(before["url"]) == chosen[CHAMPION],
     )
     won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
     reached = chosen["val_accuracy" if won else "champion_val_accuracy"]

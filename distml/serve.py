@@ -22,6 +22,7 @@ from distml import cli, cluster
 from distml.config import Config
 from distml.errors import ConfigError
 from distml.serving import deploy, room
+from distml.serving.waiting import Endpoint
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _show(console: Console, endpoint: deploy.Endpoint, seconds: float) -> None:
+def _show(console: Console, endpoint: Endpoint, seconds: float) -> None:
     url = endpoint.url
     console.print(
         f"{endpoint.model} version {endpoint.version} answers at [bold]{url}[/bold] after {seconds:.1f} s\n"

@@ -5,35 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
-from distml import endpoint, log
+from distml import loading, log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
-from distml.serving import environment, ports, room
+from distml.serving import environment, ports, room, waiting
+from distml.serving.waiting import Endpoint
 
 logger = logging.getLogger(__name__)
 
 APPLICATION = "distml"
 """Name of the Ray Serve application."""
 _REPLICA, _WATCHER = "Replica", "Watcher"
-_POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An endpoint that answers.
-
-    Args:
-        url: Where.
-        model: Name of the registered model.
-        version: The champion's number when it was asked.
-    """
-
-    url: str
-    model: str
-    version: int
 
 
 def start(config: Config, timeout_s: float | None = None) -> Endpoint:
@@ -52,12 +36,12 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    champion = room.require_champion(config)
+    room.require_champion(config)
     room.require_room(config.serve)
     stood = room.stands()
     _deploy(config)
     try:
-        return _await(config, champion, deadline)
+        return waiting.champion(config, room.url(config.serve), deadline, _require_hope, _status)
     except BaseException:
         if not stood:
             stop()
@@ -80,14 +64,14 @@ def _deploy(config: Config) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would tell of its own steps
     ports.listen(config.serve)
     serve.run_many(
-        [serve.RunTarget(_application(config), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(application(config), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
 
 
-def _application(config: Config) -> Any:
-    """Bind the two deployments."""
+def application(config: Config) -> Any:
+    """Return the Ray Serve application of a configuration: its two deployments, bound."""
     from ray import serve
 
     from distml.serving.replica import Replica
@@ -119,6 +103,23 @@ def _application(config: Config) -> Any:
     return replica.bind(values, watcher.bind(values))
 
 
+def declared(args: dict[str, Any]) -> Any:
+    """Return the application for Ray's own tools, `serve deploy FILE` or a RayService on Kubernetes.
+
+    Their file names this function as `import_path`. What `environment.variables` says must stand in the
+    environment of Ray's processes.
+
+    Args:
+        args: Keys of the configuration by dotted path; `config`, where given, is the file they go on top of.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+    """
+    values = loading.load_file(args["config"]) if "config" in args else {}
+    over = loading.nest({path: value for path, value in args.items() if path != "config"})
+    return application(loading.resolve(loading.merge(values, over)))
+
+
 def _scale(section: ServeConfig) -> dict[str, Any]:
     if section.replicas.min == section.replicas.max:
         return {"num_replicas": section.replicas.min}
@@ -134,23 +135,6 @@ def _scale(section: ServeConfig) -> dict[str, Any]:
             "downscale_delay_s": 60,
         },
     }
-
-
-def _await(config: Config, champion: int, deadline: float) -> Endpoint:
-    """Wait for the champion's first answer; one that stood before may answer with its predecessor first."""
-    at = room.url(config.serve)
-    said = f"{at} does not answer yet."
-    while True:
-        answering = endpoint.version(at)
-        if answering == champion:
-            return Endpoint(at, config.tracking.registered_model, champion)
-        if answering is not None:
-            said = f"{at} answers with version {answering}, not with the champion, {champion}."
-            champion = room.require_champion(config)  # it may have changed meanwhile
-        _require_hope(config, champion)
-        if time.monotonic() > deadline:
-            raise ServingError(said, _status() or "Raise serve.start_timeout_s.")
-        time.sleep(_POLL_S)
 
 
 def _require_hope(config: Config, champion: int) -> None:

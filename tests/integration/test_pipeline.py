@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from distml import loading
 from distml.serving import ports
-from tests.registered import NAME
+from tests.endpoint import serving
+from tests.registered import NAME, Registry
 from tests.runner import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(500)]
@@ -112,3 +114,22 @@ def test_a_champion_that_was_moved_is_looked_at_again(whole: tuple[Path, dict[st
     assert result["stages"]["train"]["status"] == "skipped"
     assert result["stages"]["promote"]["status"] == "finished"
     assert int(client.get_model_version_by_alias(NAME, "champion").version) == 1
+
+
+def test_an_endpoint_that_others_keep_up_is_asked_and_none_is_started(
+    whole: tuple[Path, dict[str, Any], str],
+) -> None:
+    root, before, _ = whole
+    config = loading.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
+    with serving(Registry(config, None), "--serve.replicas.max=1") as standing:
+        for status in ("finished", "skipped"):
+            code, result, err = command(root, serve__url=standing.url)
+            assert code == 0, err
+            assert result["stages"]["serve"]["status"] == status
+            assert (result["endpoint"], result["serving"]) == (standing.url, True)
+            assert result["champion"] == before["champion"]
+            assert result["champion_test_accuracy"] == before["champion_test_accuracy"]
+            assert "Ray" not in err  # neither training nor serving needed one
+    code, result, err = command(root, serve__url=standing.url, serve__start_timeout_s=1)
+    assert code == 1
+    assert result["error"].startswith(f"{standing.url} does not answer yet.")

@@ -13,7 +13,7 @@ import pytest
 from distml import loading
 from distml.config import Config
 from distml.errors import ServingError
-from distml.serving import deploy, room
+from distml.serving import deploy, room, waiting
 
 
 class Standing(ThreadingHTTPServer):
@@ -100,3 +100,18 @@ def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
         deploy.start(configured(standing), 0.3)
     assert time.monotonic() - began < 10
     assert stopped == ([] if stood else [True])
+
+
+def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
+    standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing.versions = [1, 1, 2]
+    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    url = f"http://127.0.0.1:{standing.server_port}"
+    config = loading.resolve({"serve": {"url": f"{url}/", "start_timeout_s": 30}})
+    assert (waiting.elsewhere(config).url, waiting.elsewhere(config).version) == (url, 2)
+    standing.versions = [1]
+    with pytest.raises(ServingError, match="version 1, not with the champion, 2") as caught:
+        waiting.elsewhere(loading.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
+    assert "serve.start_timeout_s" in caught.value.remedy
+    assert stopped == []
