@@ -22,6 +22,7 @@ SUMMARY = {
     "endpoint": "http://127.0.0.1:8000",
 }
 WAITING = {"jobDeploymentStatus": "Initializing"}
+STARTING = {"jobDeploymentStatus": "Running"}  # its submitter is on its way
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
 FAILED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed"}
@@ -41,7 +42,7 @@ class Course:
 def success() -> Course:
     """Waits, runs, prints and succeeds."""
     lines = ["epoch 1\n", "epoch 1\nepoch 2\n", f"epoch 1\nepoch 2\n{json.dumps(SUMMARY)}\n"]
-    return Course([WAITING, RUNNING, RUNNING, SUCCEEDED], lines)
+    return Course([WAITING, STARTING, STARTING, RUNNING, RUNNING, SUCCEEDED], lines)
 
 
 def failure(code: int = 1) -> Course:
@@ -129,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             cluster.stopped.append(job)
             found["course"] = Course([STOPPED], found["course"].logs, None)
             self._answer(200, {"stopped": True})
+        elif what == "/logs" and found["course"].statuses[0] == STARTING:
+            self._answer(404, {"message": f"Job {job} does not exist"})
         elif what == "/logs":
             logs = found["course"].logs
             self._answer(200, {"logs": logs.pop(0) if len(logs) > 1 else logs[0]})

@@ -103,7 +103,8 @@ class Follower:
     def _show(self, found: dict[str, Any]) -> bool:
         """Print what the log has more than last time; False when it could not be read."""
         job = self._job(found)
-        if job is None or rayjob.verdict(found) == "waiting":
+        # A submitter's pod may still be on its way: only then is there a job, and with it a status and a log.
+        if job is None or rayjob.verdict(found) == "waiting" or not found["status"].get("jobStatus"):
             return False
         try:
             self._log = job.log()

@@ -30,10 +30,13 @@ def keep(
         source: Folder of the logs.
         every_s: Seconds between two copies.
     """
-    last = False
+    last = missed = False
     while not last:
         last = ended.wait(every_s)
         if not source.is_dir():
+            if not missed:
+                logger.warning("there is no %s yet: is Ray's folder mounted here?", source)
+            missed = True
             continue
         try:
             Storage(root).upload(source, pod)

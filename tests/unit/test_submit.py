@@ -67,6 +67,7 @@ def test_a_job_is_created_followed_and_its_results_handed_on(
     files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert files == {"champion_version": "3", "test_accuracy": "0.91", "endpoint": "http://127.0.0.1:8000"}
     assert said.count("epoch 1\n") == said.count("epoch 2\n") == 1
+    assert "The job goes on" not in said
     made = cluster.jobs["nightly-1"]["body"]
     assert made["spec"]["entrypoint"] == (
         f"python -m distml.pipeline --config {ROOT}/configs/k3d.yaml --train.epochs=1 --run.name=ab"

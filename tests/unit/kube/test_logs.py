@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from distml.kube import logs
 
@@ -30,3 +33,17 @@ def test_a_storage_that_refuses_does_not_end_the_sidecar(tmp_path: Path) -> None
     ended = threading.Event()
     ended.set()
     logs.keep(str(tmp_path / "file"), "pod-1", ended, tmp_path / "logs", 0.01)
+
+
+def test_a_folder_that_is_not_mounted_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Event()
+    keeper = threading.Thread(
+        target=logs.keep, args=(str(tmp_path / "kept"), "pod-1", ended, tmp_path / "logs", 0.01)
+    )
+    keeper.start()
+    while not caplog.messages:
+        assert keeper.is_alive()
+    time.sleep(0.1)
+    ended.set()
+    keeper.join(10)
+    assert caplog.messages == [f"there is no {tmp_path / 'logs'} yet: is Ray's folder mounted here?"]
