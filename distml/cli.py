@@ -125,7 +125,7 @@ def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[
     if namespace.print_config:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of lost actors there, users' code of anything
+    with contextlib.redirect_stdout(log.Aside()):  # Ray tells of lost nodes there, users' code of anything
         result = run(config, namespace) if own else run(config)
     finish({"verb": verb, "status": "finished"} | result)
     return 0 if result.get("status", "finished") == "finished" else 1

@@ -81,12 +81,12 @@ def down(namespace: Namespace) -> dict[str, Any]:
         ClusterError: The command failed.
     """
     if namespace.context is None:
-        words, kept = ["k3d", "cluster", "delete", "distml"], str(_folder(namespace))
+        todo = [Step("take it down", ["k3d", "cluster", "delete", "distml"], "Run the command by hand.")]
     else:
-        words, kept = [*_kubectl(namespace), "delete", "--ignore-not-found", "-k", namespace.overlay], None
-    steps.require({words[0]: "is what takes it down"})
-    steps.perform([Step("take it down", words, "Run the command by hand.")], _say, os.environ)
-    return {"kept": kept}
+        todo = plan.remove(_kubectl(namespace), namespace.overlay)
+    steps.require({todo[0].command[0]: "is what takes it down"})
+    steps.perform(todo, _say, os.environ)
+    return {"kept": str(_folder(namespace)) if namespace.context is None else None}
 
 
 def status(namespace: Namespace) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
+_RAYLET = re.compile(r" Last \d+ lines of the Raylet logs:.*", re.S)
 _FORMAT = "%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"
 
 
@@ -27,6 +30,26 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("distml").setLevel(level)
+    # It tells of every attempt that is going to be repeated; what is given up in the end is told by us.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+class Aside:
+    """Standard error for what libraries print, without the raylet's own log. Final.
+
+    Ray 2.60 prints it, some thirty lines of counters, when a node is lost.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        """Write, and say that all of it was written."""
+        self._stream.write(_RAYLET.sub("\n", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager

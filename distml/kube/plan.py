@@ -45,6 +45,7 @@ def k3d(folder: Path, base_image: str | None) -> list[Step]:
         "import the images into its nodes (about two minutes)",
         ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
         "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+        refusal="failed to import",  # k3d 5.9 tells of a node that took none and ends with 0
     )
     return [*made, create, load]
 
@@ -111,4 +112,25 @@ def apply(kubectl: list[str], overlay: str) -> list[Step]:
         wait("PostgreSQL", "rollout", "status", "statefulset/postgres"),
         wait("MLflow", "rollout", "status", "deployment/mlflow"),
         wait("the Ray cluster", "wait", "raycluster/distml", "--for=condition=RayClusterProvisioned"),
+    ]
+
+
+def remove(kubectl: list[str], overlay: str) -> list[Step]:
+    """Delete what an overlay holds.
+
+    Ray's own objects go first: where the GCS is fault-tolerant, KubeRay starts a Job that clears its Redis,
+    and in a namespace that is being deleted nothing can be started, so that both would wait for ever.
+    """
+    return [
+        Step(
+            "end Ray's jobs, services and clusters",
+            [*kubectl, "-n", "distml", "delete", "rayjobs,rayservices,rayclusters", "--all"],
+            "",
+            needed=False,
+        ),
+        Step(
+            "take it down",
+            [*kubectl, "delete", "--ignore-not-found", "-k", overlay],
+            "Run the command by hand.",
+        ),
     ]

@@ -25,6 +25,7 @@ class Step:
         needed: Whether its failure ends everything.
         environment: Variables set for it.
         limit_s: Seconds it may take.
+        refusal: Text in what it says that means failure whatever its exit code.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Step:
     needed: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = 900.0
+    refusal: str = ""
 
 
 def quiet(command: Sequence[str], limit_s: float = 60.0) -> str | None:
@@ -109,8 +111,9 @@ def _execute(step: Step, say: Callable[[str], None], environment: Mapping[str, s
                 return f"it took more than {step.limit_s:.0f} s"
             say("    ...")
     lines = [line for line in out.splitlines() if line.strip()]
-    said = lines[-1].strip() if lines else "it said nothing"
-    return said[:300] if process.returncode else ""
+    refused = [line for line in lines if step.refusal and step.refusal in line]
+    said = (refused or lines or ["it said nothing"])[-1].strip()
+    return said[:300] if process.returncode or refused else ""
 
 
 def pods(kubectl: Sequence[str], namespace: str = "distml") -> list[dict[str, Any]]:

@@ -118,6 +118,20 @@ def test_a_failing_step_names_its_command_and_the_remedy(
     assert not [call for call in programs.called() if call.startswith("k3d")]
 
 
+def test_an_image_that_a_node_did_not_take_is_a_failure(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    said = "ERRO[0010] failed to import images in node 'k3d-distml-agent-1': no space left on device"
+    k3d_itself = (programs.folder / "k3d").read_text()
+    (programs.folder / "k3d").write_text(
+        f'{k3d_itself}case "$*" in "image import"*) echo "{said}"; echo "Successfully imported";; esac\n'
+    )
+    code, result, _ = ran("up")
+    assert code == 1
+    assert "no space left on device" in result["error"]
+    assert not [call for call in programs.called() if "-k kuberay/overlays/k3d" in call]
+
+
 def test_another_cluster_is_not_touched_by_k3d_or_docker(
     programs: Programs, ran: Callable[..., Outcome]
 ) -> None:
@@ -176,5 +190,6 @@ def test_down_deletes_our_cluster_and_of_another_only_what_we_applied(
     assert ran("down", "--context", "mine")[0] == 0
     assert programs.called() == [
         "k3d cluster delete distml",
+        "kubectl --context mine -n distml delete rayjobs,rayservices,rayclusters --all",
         "kubectl --context mine delete --ignore-not-found -k kuberay/overlays/k3d",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -50,3 +51,13 @@ def test_what_libraries_write_is_held_back_unless_it_is_needed(capfd: pytest.Cap
     with pytest.raises(ZeroDivisionError), log.quietly():
         _ = os.write(2, b"the cause\n") // 0
     assert capfd.readouterr().err == "the cause\n"
+
+
+def test_the_raylets_log_is_left_out_of_what_libraries_print(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.redirect_stdout(log.Aside()):
+        print("(raylet) It is terminated. (1) SIGKILL. Last 20 lines of the Raylet logs:\n    [x] a\n    b\n")
+        print("somebody else's\nlines")
+        assert not sys.stdout.isatty()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "(raylet) It is terminated. (1) SIGKILL.\n\nsomebody else's\nlines\n"
