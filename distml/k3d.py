@@ -68,6 +68,7 @@ def up(namespace: Namespace) -> dict[str, Any]:
         _folder(namespace).mkdir(parents=True, exist_ok=True)
     todo = plan.k3d(_folder(namespace), namespace.base_image) if ours else []
     todo += plan.operators(kubectl) if namespace.operators == "true" else []
+    todo += plan.argo(kubectl) if ours else []
     steps.perform(todo + plan.apply(kubectl, namespace.overlay), _say, os.environ)
     if ours:
         _say("\n".join(f"  {name:<7} {url}" for name, url in _URLS.items()))

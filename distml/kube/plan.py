@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from distml import __version__
@@ -12,6 +13,8 @@ KUBERAY, ARGO = "1.7.0", "4.1.2"
 """Versions of the operators."""
 _KUBERAY = f"https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v{KUBERAY}"
 _ARGO = f"https://github.com/argoproj/argo-workflows/releases/download/v{ARGO}/install.yaml"
+NETWORK = "172.28.0.0/24"
+"""Of k3d's nodes and its load balancer, as kuberay/k3d.yaml has it."""
 IMAGES = {"distml": ".", "distml-postgres": "kuberay/postgres"}
 """Images built here, and the folder each is built from."""
 
@@ -45,9 +48,27 @@ def k3d(folder: Path, base_image: str | None) -> list[Step]:
         "import the images into its nodes (about two minutes)",
         ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
         "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+        unless=_imported,
         refusal="failed to import",  # k3d 5.9 tells of a node that took none and ends with 0
     )
     return [*made, create, load]
+
+
+def _imported() -> bool:
+    """Whether every node has the very images that Docker has."""
+    listed = ["docker", "ps", "-q", "--filter", "label=k3d.cluster=distml"]
+    nodes = [
+        steps.quiet([*listed, "--filter", f"label=k3d.role={role}"]) or "" for role in ("server", "agent")
+    ]
+    here = ["docker", "image", "inspect", "-f", "{{.Id}}"]
+    there = ["crictl", "inspecti", "-o", "go-template", "--template", "{{.status.id}}"]
+
+    def same(node: str, image: str) -> bool:
+        wanted = (steps.quiet([*here, image]) or "").strip()
+        return wanted != "" and wanted == (steps.quiet(["docker", "exec", node, *there, image]) or "").strip()
+
+    images = [f"{name}:{__version__}" for name in IMAGES]
+    return all(nodes) and all(same(node, image) for node in "".join(nodes).split() for image in images)
 
 
 def operators(kubectl: list[str]) -> list[Step]:
@@ -79,6 +100,19 @@ def operators(kubectl: list[str]) -> list[Step]:
     ]
 
 
+def argo(kubectl: list[str]) -> list[Step]:
+    """Open Argo's page on the port that k3d has for it."""
+    opened = {"type": "LoadBalancer", "loadBalancerSourceRanges": [NETWORK]}
+    return [
+        Step(
+            "open Argo's page",
+            [*kubectl, "-n", "argo", "patch", "service", "argo-server", "-p", json.dumps({"spec": opened})],
+            "",
+            needed=False,
+        )
+    ]
+
+
 def apply(kubectl: list[str], overlay: str) -> list[Step]:
     """Apply an overlay and wait for what it holds."""
 
@@ -107,7 +141,7 @@ def apply(kubectl: list[str], overlay: str) -> list[Step]:
         Step(
             f"apply {overlay}",
             [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
-            "The last line names the object that was refused.",
+            "The last words name what was refused; with --operators false KubeRay and Argo must be there.",
         ),
         wait("PostgreSQL", "rollout", "status", "statefulset/postgres"),
         wait("MLflow", "rollout", "status", "deployment/mlflow"),

@@ -233,5 +233,10 @@ def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_servi
     balanced = [
         one for one in manifests if one["kind"] == "Service" and one["spec"].get("type") == "LoadBalancer"
     ]
+    admitted = find(manifests, "NetworkPolicy", "browser")["spec"]["ingress"][0]["from"]
+    ranges = [one["spec"].get("loadBalancerSourceRanges") for one in manifests if one["kind"] == "Service"]
+    assert [one for one in ranges if one] == [[plan.NETWORK]] * 2
+    assert config["subnet"] == plan.NETWORK
+    assert plan.NETWORK in [one["ipBlock"]["cidr"] for one in admitted if "ipBlock" in one]
     wanted = {port["port"] for one in balanced for port in one["spec"]["ports"]}
     assert wanted <= {int(port.rsplit(":", 1)[1]) for port in ports}

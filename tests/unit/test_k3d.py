@@ -86,6 +86,7 @@ def test_up_builds_creates_installs_applies_and_waits(
         f"k3d image import --cluster distml distml:{__version__} distml-postgres:{__version__}",
         "kubectl --context k3d-distml apply --server-side -n default -k",
         "kubectl --context k3d-distml apply --server-side -n argo -f",
+        "kubectl --context k3d-distml -n argo patch service argo-server",
         "kubectl --context k3d-distml apply --server-side --force-conflicts -k kuberay/overlays/k3d",
         "kubectl --context k3d-distml -n distml wait raycluster/distml",
     ]
@@ -103,7 +104,19 @@ def test_up_again_leaves_what_is_there(programs: Programs, ran: Callable[..., Ou
     code, _, said = ran("up")
     assert code == 0
     assert said.count("there already") == 5  # the cluster, two operators and their namespaces
-    assert not [call for call in programs.called() if "cluster create" in call or "-n argo" in call]
+    assert not [call for call in programs.called() if "cluster create" in call or "-n argo -f" in call]
+
+
+def test_images_are_imported_where_a_node_lacks_them(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    docker = (programs.folder / "docker").read_text()
+    nodes = 'case "$*" in ps*role=server) echo one;; ps*role=agent) echo two; echo three;; '
+    has = '"image inspect"*) echo sha256:a;; "exec two"*" distml:"*) echo SECOND;; '
+    rest = "exec*) echo sha256:a;; esac\n"
+    for second, imported in (("sha256:a", 0), ("sha256:b", 1)):
+        programs.calls.unlink(missing_ok=True)
+        (programs.folder / "docker").write_text(docker + nodes + has.replace("SECOND", second) + rest)
+        assert ran("up")[0] == 0
+        assert len([call for call in programs.called() if call.startswith("k3d image import")]) == imported
 
 
 def test_a_failing_step_names_its_command_and_the_remedy(
