@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from distml import binding, cli, cluster, endpoint, ingest, promote, runs, smoke, train
+from distml import binding, champions, cli, cluster, endpoint, ingest, promote, runs, smoke, train
 from distml.champions import CHAMPION
 from distml.config import Config
 from distml.data import shards
@@ -25,6 +27,8 @@ from distml.serving import deploy, waiting
 from distml.stages import Stages
 from distml.storage import Storage
 from distml.tracking import aliases
+
+logger = logging.getLogger("distml.pipeline")  # also where `python -m` calls this module __main__
 
 Result = dict[str, Any]
 
@@ -91,7 +95,7 @@ def _model(config: Config, stages: Stages) -> Result:
         lambda _: shards.find(config, storage) is not None,
     )
     recipe = [data["digest"], binding.of(config), config.sweep.model_dump(mode="json")]
-    trained = stages.do("train", recipe, lambda: _train(config, storage), lambda _: True)
+    trained = stages.do("train", recipe, lambda: _train(config, storage), partial(_registered, config))
     rules = [trained["run_id"], trained.get("leaderboard"), config.promote.model_dump(mode="json")]
     return stages.do(
         "promote",
@@ -118,9 +122,12 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tup
 
 def _train(config: Config, storage: Storage) -> Result:
     """The one model, or the candidates of a sweep; what was finished before is taken from its record."""
-    if not config.sweep.wanted and (before := runs.taken(config, storage)):
-        return before.result
-    result = train.run(config)
+    before = None if config.sweep.wanted else runs.taken(config, storage)
+    result = before.result if before else train.run(config)
+    if not _registered(config, result):
+        name = config.tracking.registered_model
+        logger.warning("version %s of %s is not in this registry: training again", result["version"], name)
+        result = train.run(config.model_copy(update={"run": config.run.model_copy(update={"restart": True})}))
     if result.get("status", "finished") != "finished":
         failed = [row for row in result["leaderboard"] if row["status"] == "failed"]
         raise TrainingError(
@@ -128,6 +135,14 @@ def _train(config: Config, storage: Storage) -> Result:
             "The same command trains those again, and only those.",
         )
     return result
+
+
+def _registered(config: Config, result: Result) -> bool:
+    """Whether the registry still has what was trained; the storage may have outlived it, or met another."""
+    if result.get("version") is None:  # nothing was registered: the server was away
+        return True
+    found = champions.by_number(config, int(result["version"]))
+    return found is not None and found.run_id == result["run_id"]
 
 
 _WORDS = {

@@ -133,3 +133,17 @@ def test_an_endpoint_that_others_keep_up_is_asked_and_none_is_started(
     code, result, err = command(root, serve__url=standing.url, serve__start_timeout_s=1)
     assert code == 1
     assert result["error"].startswith(f"{standing.url} does not answer yet.")
+
+
+def test_a_registry_that_was_lost_is_filled_again(whole: tuple[Path, dict[str, Any], str]) -> None:
+    # the last one here: the storage remembers the other registry from then on
+    root, before, _ = whole
+    other = f"sqlite:///{root.parent}/other.db"
+    code, result, err = command(root, tracking__uri=other)
+    assert code == 0, err
+    assert {name: result["stages"][name]["status"] for name in STAGES} == dict.fromkeys(
+        STAGES, "finished"
+    ) | {"ingest": "skipped"}
+    assert f"version 1 of {NAME} is not in this registry: training again" in err
+    assert result["run_id"] != before["run_id"]
+    assert (result["decision"], result["champion"]) == ("promoted", 1)
