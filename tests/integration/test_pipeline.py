@@ -123,7 +123,7 @@ def test_an_endpoint_that_others_keep_up_is_asked_and_none_is_started(
     config = loading.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
     with serving(Registry(config, None), "--serve.replicas.max=1") as standing:
         for status in ("finished", "skipped"):
-            code, result, err = command(root, serve__url=standing.url)
+            code, result, err = command(root, serve__url=standing.url, serve__port=8000)
             assert code == 0, err
             assert result["stages"]["serve"]["status"] == status
             assert (result["endpoint"], result["serving"]) == (standing.url, True)

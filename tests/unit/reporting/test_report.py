@@ -1,4 +1,4 @@
-"""The report shows the figures of its run, whatever that was like, and a browser has no complaint."""
+"""The report shows the figures of its run, whatever that was like."""
 
 from __future__ import annotations
 
@@ -9,55 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from distml import loading, report, runs
-from distml.data import shards
 from distml.reporting import charts, page, tables
 from distml.storage import Storage
-from distml.training import result
-from tests import browser
+from tests.reports import history, rendered
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
-CLASSES = ["cat", "dog", "<b>bird</b>"]
-
-
-def history(epochs: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "epoch": epoch,
-            "step": 10 * epoch,
-            "loss": 1 / epoch,
-            "val_loss": 1.1 / epoch,
-            "accuracy": 1 - 0.5 / epoch,
-            "val_accuracy": 1 - 0.6 / epoch,
-            "samples_per_s": 1000.0,
-        }
-        for epoch in range(1, epochs + 1)
-    ]
-
-
-def rendered(
-    classes: list[str] = CLASSES, epochs: int = 4, shape: tuple[int, int, int] = (8, 8, 1), **changes: Any
-) -> str:
-    random = np.random.default_rng(0)
-    labels = np.arange(600, dtype=np.int32) % len(classes)
-    predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
-    losses = random.random(600).astype(np.float32)
-    worst = result.worst(labels, predicted, losses, 7)
-    split = {"test": result.evaluate(labels, predicted, losses, classes)}
-    found = {
-        "evaluation": {"validation": result.evaluate(labels, predicted, losses, classes)} | split,
-        "history": history(epochs),
-        "worst": [[int(at), int(labels[at]), int(predicted[at]), float(losses[at])] for at in worst],
-    } | changes
-    rows = {"train": 4000, "validation": 600, "test": 600}
-    manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")
-    images = random.integers(0, 256, (len(found["worst"]), *shape), np.uint8)
-    times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
-    facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(loading.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)
 
 
 class _Checked(HTMLParser):
@@ -199,17 +158,3 @@ def test_a_run_without_a_report_and_one_that_is_not_finished_are_sentences(
     assert (code, answer["kind"]) == (1, "StorageError")
     code, answer = ask(capsys, storage_root, "mien")
     assert (code, "Did you mean mine?" in answer["error"]) == (2, True)
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1180, False), (1180, True), (420, False)])
-def test_a_browser_shows_it_without_a_complaint(tmp_path: Path, width: int, dark: bool) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(rendered(["shirt", "a class with quite a long name", "bag"], shape=(28, 28, 1)))
-    with browser.chromium(width, dark=dark) as driver:
-        driver.get(path.as_uri())
-        browser.shoot(driver, f"report-{width}{'-dark' if dark else ''}")
-        assert browser.complaints(driver) == []
-        assert {url for url in browser.requested(driver) if not url.startswith("data:")} == {path.as_uri()}
-        assert not browser.overflowing(driver)
-        ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(18, 22, 28)" if dark else "rgb(246, 247, 249)")

@@ -1,0 +1,53 @@
+"""Reports of runs that never were, to be read as documents and looked at in a browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distml import loading
+from distml.data import shards
+from distml.reporting import page
+from distml.training import result
+
+CLASSES = ["cat", "dog", "<b>bird</b>"]
+
+
+def history(epochs: int) -> list[dict[str, Any]]:
+    """What each epoch of a run measured."""
+    return [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "loss": 1 / epoch,
+            "val_loss": 1.1 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "val_accuracy": 1 - 0.6 / epoch,
+            "samples_per_s": 1000.0,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def rendered(
+    classes: list[str] = CLASSES, epochs: int = 4, shape: tuple[int, int, int] = (8, 8, 1), **changes: Any
+) -> str:
+    """The page of a run on 600 rows a split."""
+    random = np.random.default_rng(0)
+    labels = np.arange(600, dtype=np.int32) % len(classes)
+    predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
+    losses = random.random(600).astype(np.float32)
+    worst = result.worst(labels, predicted, losses, 7)
+    split = {"test": result.evaluate(labels, predicted, losses, classes)}
+    found = {
+        "evaluation": {"validation": result.evaluate(labels, predicted, losses, classes)} | split,
+        "history": history(epochs),
+        "worst": [[int(at), int(labels[at]), int(predicted[at]), float(losses[at])] for at in worst],
+    } | changes
+    rows = {"train": 4000, "validation": 600, "test": 600}
+    manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")
+    images = random.integers(0, 256, (len(found["worst"]), *shape), np.uint8)
+    times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
+    facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
+    return page.render(loading.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)
