@@ -62,13 +62,16 @@ def _imported() -> bool:
     ]
     here = ["docker", "image", "inspect", "-f", "{{.Id}}"]
     there = ["crictl", "inspecti", "-o", "go-template", "--template", "{{.status.id}}"]
+    wanted = {image: _line([*here, image]) for image in (f"{name}:{__version__}" for name in IMAGES)}
+    return all((*nodes, *wanted.values())) and all(
+        _line(["docker", "exec", node, *there, image]) == digest
+        for node in "".join(nodes).split()
+        for image, digest in wanted.items()
+    )
 
-    def same(node: str, image: str) -> bool:
-        wanted = (steps.quiet([*here, image]) or "").strip()
-        return wanted != "" and wanted == (steps.quiet(["docker", "exec", node, *there, image]) or "").strip()
 
-    images = [f"{name}:{__version__}" for name in IMAGES]
-    return all(nodes) and all(same(node, image) for node in "".join(nodes).split() for image in images)
+def _line(command: list[str]) -> str:
+    return (steps.quiet(command) or "").strip()
 
 
 def operators(kubectl: list[str]) -> list[Step]:

@@ -36,12 +36,12 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    room.require_champion(config)
+    champion = room.require_champion(config)
     room.require_room(config.serve)
     stood = room.stands()
     _deploy(config)
     try:
-        return waiting.champion(config, room.url(config.serve), deadline, _require_hope, _status)
+        return waiting.champion(config, room.url(config.serve), champion, deadline, _require_hope, _status)
     except BaseException:
         if not stood:
             stop()

@@ -36,6 +36,7 @@ def _nothing(_: Config, __: int) -> None:
 def champion(
     config: Config,
     url: str,
+    wanted: int,
     deadline: float,
     require_hope: Callable[[Config, int], None] = _nothing,
     state: Callable[[], str] = str,
@@ -45,6 +46,7 @@ def champion(
     Args:
         config: Names the model and its registry.
         url: Of the endpoint.
+        wanted: The champion's number; another champion meanwhile takes its place.
         deadline: When to give up, as `time.monotonic` counts.
         require_hope: Raises where waiting for that champion would change nothing.
         state: Says what the endpoint is doing, for the error.
@@ -53,7 +55,6 @@ def champion(
         ServingError: No champion, or no answer of its in time.
         TrackingError: The registry does not answer.
     """
-    wanted = room.require_champion(config)
     said = f"{url} does not answer yet."
     while True:
         answering = endpoint.version(url)
@@ -76,4 +77,4 @@ def elsewhere(config: Config) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     url, deadline = (config.serve.url or "").rstrip("/"), time.monotonic() + config.serve.start_timeout_s
-    return champion(config, url, deadline)
+    return champion(config, url, room.require_champion(config), deadline)

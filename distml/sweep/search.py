@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from distml import cluster, joining
+from distml import cluster, joining, log
 from distml.cluster import Cluster
 from distml.config import Config, RangeConfig
 from distml.data import shards
@@ -119,7 +118,7 @@ def _tune(
                 name=FOLDER, storage_path=where, verbose=0, callbacks=[Reporter(console)]
             ),
         )
-    with contextlib.redirect_stdout(sys.stderr):  # whatever Tune says, standard output is one line of ours
+    with contextlib.redirect_stdout(log.Aside()):  # whatever Tune says, standard output is one line of ours
         return tuner.fit()
 
 
