@@ -31,13 +31,19 @@ def test_notebooks_are_kept_without_output(path: Path) -> None:
     assert notebook.cells[0].source.startswith("# ")
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of all of them, as for the person who opens one after the other."""
+    return tmp_path_factory.mktemp("notebooks") / "storage"
+
+
 @pytest.mark.ray
 @pytest.mark.tensorflow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:Proactor event loop", "ignore:Jupyter is migrating", "ignore:.*zmq")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTML_ROOT", str(tmp_path / "storage"))
+def test_notebooks_run(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTML_ROOT", str(root))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
