@@ -1,12 +1,14 @@
-"""Processes get a temporary folder that ends with the command, and this process keeps its own."""
+"""A local Ray's temporary folder and processes end with the command; this process keeps its own."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distml import scratch
@@ -40,3 +42,21 @@ def test_rays_sessions_stay_where_they_would_be(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with scratch.variables() as given:
         assert given["RAY_TMPDIR"] == sessions
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a copied program does not start on macOS")
+def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
+    raylet = Path(shutil.copy("/bin/sh", tmp_path / "raylet"))
+    bystander = subprocess.Popen(["sleep", "60"])
+    command = [str(raylet), "-c", "trap '' TERM; sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ray:
+        assert ray.stdout
+        worker = psutil.Process(int(ray.stdout.readline()))
+        with scratch.ended():
+            ray.kill()
+            ray.wait()
+            assert worker.is_running()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
