@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 
 OPTIONAL = ("sklearn", "matplotlib", "scipy")
-"""Packages Keras imports when it finds them, for wrappers and plots. MLflow brings them all along, and
-they were 7 of the 16 s of `import tensorflow` (2 cores, TensorFlow 2.21, Keras 3.15.1)."""
+"""Packages Keras imports when it finds them, for wrappers and plots. MLflow brings them all along, and they
+were 7 of the 16 s of an uncompiled `import tensorflow` (2 cores, TensorFlow 2.21, Keras 3.15.1)."""
 
 
 @contextlib.contextmanager

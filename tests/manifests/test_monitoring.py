@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -85,3 +88,25 @@ def test_the_laptop_script_is_a_script_and_make_calls_it() -> None:
     script = HERE / "laptop"
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
     assert str(script.relative_to(ROOT)) in (Path(ROOT) / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_what_it_started_ends_with_it(tmp_path: Path, how: signal.Signals) -> None:
+    for name in ("prometheus", "grafana"):
+        program = tmp_path / name
+        program.write_text('#!/bin/sh\necho "$0 $$"\nexec sleep 60\n')
+        program.chmod(0o755)
+    with subprocess.Popen(
+        ["sh", str(HERE / "laptop")],
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as script:
+        assert script.stdout
+        lines = [script.stdout.readline().split() for _ in range(2)]
+        assert {Path(line[0]).name for line in lines} == {"prometheus", "grafana"}
+        script.send_signal(how)
+        script.wait(10)
+    assert not any(psutil.pid_exists(int(line[1])) for line in lines)
+    assert {one.name for one in tmp_path.iterdir()} == {"prometheus", "grafana"}
