@@ -169,6 +169,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
         try:
             yield _found(context)
         finally:
+            # quietly, for Ray speaks of its own end
             with log.quietly(), contextlib.nullcontext() if address() else scratch.ended():
                 ray.shutdown()
 

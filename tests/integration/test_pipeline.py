@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,52 +87,46 @@ def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, di
     assert port not in {address.port for address in listening if address}
 
 
-@pytest.fixture(scope="module")
-def standing(whole: tuple[Path, dict[str, Any], str]) -> Iterator[str]:
-    """An endpoint of the registry's champion that somebody else keeps up."""
-    root, _, _ = whole
-    config = loading.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
-    with serving(Registry(config, None), "--serve.replicas.max=1") as endpoint:
-        yield endpoint.url
-
-
 def test_again_it_skips_what_is_done_and_asks_the_endpoint_that_others_keep_up(
-    whole: tuple[Path, dict[str, Any], str], standing: str
+    whole: tuple[Path, dict[str, Any], str],
 ) -> None:
     root, before, _ = whole
-    for status in ("finished", "skipped"):
-        code, result, err = command(root, serve__url=standing, serve__port=8000)
-        assert code == 0, err
-        stages = {name: one["status"] for name, one in result["stages"].items()}
-        skipped = dict.fromkeys(("ingest", "train", "promote"), "skipped")
-        assert stages == skipped | {"serve": status, "smoke": "finished"}
-        assert (result["endpoint"], result["serving"]) == (standing, True)
-        for key in ("run_id", "champion", "val_accuracy", "test_accuracy", "champion_test_accuracy", "why"):
-            assert result[key] == before[key]
-        assert "epoch" not in err
-        assert "Ray" not in err  # neither training nor serving needed one
-
-
-def test_an_endpoint_of_others_that_does_not_answer_is_said(whole: tuple[Path, dict[str, Any], str]) -> None:
-    root, _, _ = whole
-    nobody = f"http://127.0.0.1:{ports.free()[0]}"
-    code, result, _ = command(root, serve__url=nobody, serve__start_timeout_s=1)
+    config = loading.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
+    with serving(Registry(config, None), "--serve.replicas.max=1") as standing:
+        for status in ("finished", "skipped"):
+            code, result, err = command(root, serve__url=standing.url, serve__port=8000)
+            assert code == 0, err
+            stages = {name: one["status"] for name, one in result["stages"].items()}
+            skipped = dict.fromkeys(("ingest", "train", "promote"), "skipped")
+            assert stages == skipped | {"serve": status, "smoke": "finished"}
+            assert (result["endpoint"], result["serving"]) == (standing.url, True)
+            for key in (
+                "run_id",
+                "champion",
+                "val_accuracy",
+                "test_accuracy",
+                "champion_test_accuracy",
+                "why",
+            ):
+                assert result[key] == before[key]
+            assert "epoch" not in err
+            assert "Ray" not in err  # neither training nor serving needed one
+    code, result, err = command(root, serve__url=standing.url, serve__start_timeout_s=1)
     assert code == 1
-    assert result["error"].startswith(f"{nobody} does not answer yet.")
+    assert result["error"].startswith(f"{standing.url} does not answer yet.")
 
 
-def test_a_champion_that_was_moved_is_looked_at_again(
-    whole: tuple[Path, dict[str, Any], str], standing: str
-) -> None:
+def test_a_champion_that_was_moved_is_looked_at_again(whole: tuple[Path, dict[str, Any], str]) -> None:
     from mlflow import MlflowClient
 
     root, _, _ = whole
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     client.delete_registered_model_alias(NAME, "champion")
-    code, result, err = command(root, serve__url=standing)
+    code, result, err = command(root)
     assert code == 0, err
-    stages = {name: one["status"] for name, one in result["stages"].items()}
-    assert (stages["ingest"], stages["train"], stages["promote"]) == ("skipped", "skipped", "finished")
+    assert {name: result["stages"][name]["status"] for name in STAGES} == dict.fromkeys(
+        STAGES, "finished"
+    ) | dict.fromkeys(("ingest", "train"), "skipped")
     assert int(client.get_model_version_by_alias(NAME, "champion").version) == 1
 
 
