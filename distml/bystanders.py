@@ -7,11 +7,17 @@ import os
 
 import psutil
 
-_WATCHERS = (
-    *("/dashboard/dashboard.py", "/log_monitor.py", "/_private/monitor.py"),
-    *("ray-dashboard-", "ray::DashboardAgent", "ray::Board", "ray::TrainController", "ray::Synchronization"),
+_SHOWING = (
+    "/dashboard/dashboard.py",
+    "/log_monitor.py",
+    "/_private/monitor.py",
+    "ray-dashboard-",
+    "ray::DashboardAgent",
 )
-"""What the first words of a command line hold where a process of Ray only looks on."""
+"""What the first words of a command line hold where nothing but a person's view waits for a process."""
+_ATTENDING = ("ray::Board", "ray::TrainController", "ray::Synchronization")
+"""The same where a run waits for it now and then, and its wait must end on a machine without an idle core."""
+_NICENESS = 15
 
 
 def step_back() -> None:
@@ -24,7 +30,21 @@ def step_back() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to change
             words = process.cmdline()[:4]
-            if any(watcher in word for word in words for watcher in _WATCHERS) and "/raylet" not in words[0]:
-                process.nice(15)
-                for thread in process.threads() if psutil.LINUX else ():  # each has a niceness of its own
-                    os.setpriority(os.PRIO_PROCESS, thread.id, 15)
+            if "/raylet" in words[0]:
+                continue
+            if _holds(words, (*_SHOWING, *_ATTENDING)):
+                process.nice(_NICENESS)
+                # on Linux each thread has a place of its own
+                for thread in process.threads() if psutil.LINUX else ():
+                    _step_behind(thread.id, idle=_holds(words, _SHOWING))
+
+
+def _holds(words: list[str], parts: tuple[str, ...]) -> bool:
+    return any(part in word for word in words for part in parts)
+
+
+def _step_behind(thread: int, idle: bool) -> None:
+    """Idle is more than nice: who wakes up takes the core at once instead of at the end of a slice."""
+    os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+    if idle:
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))

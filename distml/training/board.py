@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
-POLL_S = 0.25
+POLL_S = 0.5
 """Seconds between two looks at the board."""
 
 

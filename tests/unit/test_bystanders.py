@@ -24,19 +24,22 @@ def test_only_what_looks_on_steps_back() -> None:
         assert process.stdout.readline()
         return process
 
-    def niceness(process: subprocess.Popen[bytes]) -> list[int]:
+    def places(process: subprocess.Popen[bytes]) -> set[tuple[int, int]]:
         threads = [int(folder.name) for folder in Path(f"/proc/{process.pid}/task").iterdir()]
         assert len(threads) > 1
-        return [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads]
+        return {
+            (os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)) for thread in threads
+        }
 
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    board, worker = start("ray::Board"), start("ray::RayTrainWorker")
+    usual = os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0)
+    board, worker, agent = (start(f"ray::{name}") for name in ("Board", "RayTrainWorker", "DashboardAgent"))
     try:
-        assert set(niceness(board)) == {usual}
+        assert places(board) == places(agent) == {usual}
         bystanders.step_back()
-        assert set(niceness(board)) == {15}
-        assert set(niceness(worker)) == {usual}
+        assert places(board) == {(os.SCHED_OTHER, 15)}
+        assert places(agent) == {(os.SCHED_IDLE, 15)}
+        assert places(worker) == {usual}
     finally:
-        for process in (board, worker):
+        for process in (board, worker, agent):
             process.kill()
             process.communicate()
