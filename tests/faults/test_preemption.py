@@ -14,6 +14,8 @@ from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once, recorded
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NOTICE_S = 15
+EPOCHS = 16
+"""More than the notice has time for: an epoch takes two seconds on a quick machine."""
 
 
 @pytest.fixture
@@ -40,20 +42,20 @@ def _drain(address: str, node_id: str) -> None:
 def test_15_a_preempted_node_costs_no_failure(cluster: Any, tmp_path: Path) -> None:
     taken = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
-    flags = ["--train.max_failures=0", "--train.max_preemptions=1"]
+    flags = ["--train.max_failures=0", "--train.max_preemptions=1", f"--train.epochs={EPOCHS}"]
     env = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
     with Training(tmp_path / "storage", "preempted", *flags, env=env) as run:
-        run.wait_for("epoch 1/4")
+        run.wait_for(f"epoch 1/{EPOCHS}")
         cluster.add_node(num_cpus=2)
         _drain(cluster.address, taken.node_id)
         noticed = time.monotonic()
-        run.wait_for("epoch 2/4")
+        run.wait_for(f"epoch 2/{EPOCHS}")
         time.sleep(max(0.0, noticed + NOTICE_S - time.monotonic()))
         cluster.remove_node(taken, allow_graceful=False)
         code, result = run.finish()
     assert code == 0, run.lines[-40:]
-    assert (code, result["status"], result["steps"]) == (0, "finished", 4 * STEPS_PER_EPOCH)
+    assert (code, result["status"], result["steps"]) == (0, "finished", EPOCHS * STEPS_PER_EPOCH)
     assert run.said("resumed after epoch") == 1
     tracked, steps = recorded(tmp_path / "storage", "preempted")
     assert tracked.info.status == "FINISHED"
-    assert_logged_once(steps)
+    assert_logged_once(steps, epochs=EPOCHS)
