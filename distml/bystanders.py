@@ -30,13 +30,12 @@ def step_back() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to change
             words = process.cmdline()[:4]
-            if "/raylet" in words[0]:
-                continue
-            if _holds(words, (*_SHOWING, *_ATTENDING)):
+            idle = _holds(words, _SHOWING)
+            if (idle or _holds(words, _ATTENDING)) and "/raylet" not in words[0]:
                 process.nice(_NICENESS)
                 # on Linux each thread has a place of its own
                 for thread in process.threads() if psutil.LINUX else ():
-                    _step_behind(thread.id, idle=_holds(words, _SHOWING))
+                    _step_behind(thread.id, idle)
 
 
 def _holds(words: list[str], parts: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distml import bystanders
@@ -43,3 +44,13 @@ def test_only_what_looks_on_steps_back() -> None:
         for process in (board, worker, agent):
             process.kill()
             process.communicate()
+
+
+def test_a_child_without_a_command_line_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])  # as between two programs of one process
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as child:
+        try:
+            bystanders.step_back()
+            assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        finally:
+            child.kill()
