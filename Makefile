@@ -16,7 +16,7 @@ endif
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' distml/__init__.py)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.$(EXTRA)
-CLUSTER := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m distml.k3d
+CLUSTER := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m distml cluster
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 PEERS := $(VENV)-peers
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \

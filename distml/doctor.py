@@ -17,14 +17,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml import cli, cluster, runs
+from distml import cli
 from distml.checks import machine, places, remote, room, server, software, sources
 from distml.checks.check import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError, DistmlError
+from distml.runtime import cluster
 from distml.serving import ports
 from distml.storage import Storage
+from distml.tracking import runs
 
 LIMIT_S = 8.0
 """Longest wait for all answers together; what has not answered by then would not help a run either."""

@@ -18,15 +18,16 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from distml import binding, champions, cli, cluster, endpoint, ingest, promote, runs, smoke, train
-from distml.champions import CHAMPION
-from distml.config import Config
+from distml import cli, ingest, promote, train
+from distml.config import Config, binding
 from distml.data import shards
 from distml.errors import TrainingError
-from distml.serving import deploy, waiting
-from distml.stages import Stages
+from distml.runtime import cluster
+from distml.selection.stages import Stages
+from distml.serving import client, deploy, smoke, waiting
 from distml.storage import Storage
-from distml.tracking import aliases
+from distml.tracking import aliases, champions, runs
+from distml.tracking.champions import CHAMPION
 
 logger = logging.getLogger("distml.pipeline")  # also where `python -m` calls this module __main__
 
@@ -111,7 +112,7 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tup
         "serve",
         [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
         lambda: vars((waiting.elsewhere if config.serve.url else deploy.start)(config)),
-        lambda before: not ends and endpoint.version(before["url"]) == chosen[CHAMPION],
+        lambda before: not ends and client.version(before["url"]) == chosen[CHAMPION],
     )
     won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
     reached = chosen["val_accuracy" if won else "champion_val_accuracy"]

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distml import cli, endpoint, log
+from distml import cli, log
 from distml.batch import run as batch
-from distml.choice import choose
 from distml.config import Config
 from distml.data import photos, schema
-from distml.endpoint import Model
 from distml.errors import ConfigError
-from distml.serving import digests
+from distml.serving import client, digests
+from distml.serving.client import Model
+from distml.tracking.choice import choose
 
 
 def answer(
@@ -78,8 +78,8 @@ def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if own.url:
         url = own.url.rstrip("/")
-        served = endpoint.describe(url)
-        return _classify(console, own, served, lambda images: endpoint.probabilities(url, images, served))
+        served = client.describe(url)
+        return _classify(console, own, served, lambda images: client.probabilities(url, images, served))
     with tempfile.TemporaryDirectory(prefix="distml-predict-") as folder:
         chosen = choose(config, own.run, own.version, Path(folder))
         if chosen.why:

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from distml import cli
-from distml.champions import CHAMPION
 from distml.config import Config
 from distml.errors import ConfigError
-from distml.promotion import contest, field, table
+from distml.selection import contest, field, table
 from distml.storage import Storage
+from distml.tracking.champions import CHAMPION
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:

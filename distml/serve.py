@@ -18,9 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from distml import cli, cluster
+from distml import cli
 from distml.config import Config
 from distml.errors import ConfigError
+from distml.runtime import cluster
 from distml.serving import deploy, room
 from distml.serving.waiting import Endpoint
 

@@ -9,17 +9,21 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from distml import cli, cluster, gauges, joining, runs, summary, tracking
-from distml import recorder as recording
+from distml import cli, tracking
 from distml.config import Config
 from distml.data import shards
-from distml.display import Display
 from distml.errors import ConfigError
 from distml.models import registry
-from distml.recorder import Recorder
+from distml.runtime import cluster, resources
+from distml.selection.child import Child
 from distml.storage import Storage
-from distml.sweep.child import Child
-from distml.tensorboard import Events
+from distml.tracking import runs
+from distml.training import summary
+from distml.training.observers import gauges
+from distml.training.observers import recorder as recording
+from distml.training.observers.display import Display
+from distml.training.observers.recorder import Recorder
+from distml.training.observers.tensorboard import Events
 
 
 def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
@@ -40,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     if not config.sweep.wanted:
         return one(config)
-    conduct = importlib.import_module("distml.sweep.conduct")  # what only sweeps need takes its time, too
+    conduct = importlib.import_module("distml.selection.sweep")  # what only sweeps need takes its time, too
     return dict(conduct.run(config, one))
 
 
@@ -113,7 +117,7 @@ def _train(
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
-            plan = joining.require_plan(config, ray)
+            plan = resources.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
             manifest = shards.prepare(config, storage)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from distml import loading, runs, tracking
-from distml.config import Config
+from distml import tracking
+from distml.config import Config, load
 from distml.data import shards
 from distml.storage import Storage
+from distml.tracking import runs
 from distml.training.result import write_digests
 
 CLASSES = ["cat", "dog", "bird"]
@@ -111,9 +112,7 @@ class Registry:
         self.folders[version] = folder
         if run:
             named = {"run": {"name": run}}
-            record, _ = runs.begin(
-                loading.resolve(loading.merge(self.config.model_dump(), named)), self.storage
-            )
+            record, _ = runs.begin(load.resolve(load.merge(self.config.model_dump(), named)), self.storage)
             record.status, record.run_id = "finished", created.info.run_id
             record.result = {"model": NAME, "version": str(version), "artifacts": str(folder)}
             record.save(self.storage)
@@ -161,7 +160,7 @@ class Registry:
 
 def make(root: Path) -> Registry:
     """An empty registry of the model `pets` on SQLite, with the data described above."""
-    config = loading.resolve(
+    config = load.resolve(
         {
             "storage": {"root": str(root)},
             "data": {"name": NAME, "format": f"{__name__}:pictures", "val_fraction": 0.5, "shards": 8},

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from distml import loading
+from distml.config import load
 from distml.data import shards
-from distml.reporting import page
+from distml.reports import page
 from distml.training import result
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
@@ -50,4 +50,4 @@ def rendered(
     images = random.integers(0, 256, (len(found["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(loading.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)
+    return page.render(load.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)

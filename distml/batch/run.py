@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml import cluster, files, log
+from distml import files, log
 from distml.batch.parts import Part, plan
 from distml.batch.reading import SOURCE, SOURCE_ROW
 from distml.config import Config
 from distml.data.folder import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
+from distml.runtime import cluster
 from distml.serving import digests
 from distml.storage import Storage
 from distml.training.result import DIGESTS

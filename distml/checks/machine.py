@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from distml import cluster
 from distml.checks.check import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.errors import ResourceError
+from distml.runtime import cluster
 
 DASHBOARD_PORT = 8265
 

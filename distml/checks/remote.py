@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from distml import cluster
 from distml.checks import machine, places, room
 from distml.checks.check import Check, failed, problem
 from distml.config import Config
 from distml.errors import DistmlError
+from distml.runtime import cluster
 
 CONNECT_TIMEOUT_S = 2.0
 TASK_TIMEOUT_S = 6.0

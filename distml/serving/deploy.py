@@ -7,8 +7,8 @@ import logging
 import time
 from typing import Any
 
-from distml import loading, log
-from distml.config import Config, ServeConfig
+from distml import log
+from distml.config import Config, ServeConfig, load
 from distml.errors import ServingError
 from distml.serving import environment, ports, room, waiting
 from distml.serving.waiting import Endpoint
@@ -115,9 +115,9 @@ def declared(args: dict[str, Any]) -> Any:
     Raises:
         ConfigError: The configuration cannot be used.
     """
-    values = loading.load_file(args["config"]) if "config" in args else {}
-    over = loading.nest({path: value for path, value in args.items() if path != "config"})
-    return application(loading.resolve(loading.merge(values, over)))
+    values = load.load_file(args["config"]) if "config" in args else {}
+    over = load.nest({path: value for path, value in args.items() if path != "config"})
+    return application(load.resolve(load.merge(values, over)))
 
 
 def _scale(section: ServeConfig) -> dict[str, Any]:
@@ -169,6 +169,6 @@ def _status() -> str:
 
 def prepare(config: Config) -> dict[str, str]:
     """Return the variables Ray needs to start this endpoint; see `environment.variables`."""
-    from distml import cluster
+    from distml.runtime import cluster
 
     return environment.variables(config.serve, cluster.address() is None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from distml import champions
-from distml.champions import Version
 from distml.config import ServeConfig
 from distml.serving.service import Refusal
+from distml.tracking import champions
+from distml.tracking.champions import Version
 
 
 @dataclass(frozen=True)

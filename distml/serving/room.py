@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from distml import champions
 from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError
 from distml.serving import ports
+from distml.tracking import champions
 
 
 def require_champion(config: Config) -> int:

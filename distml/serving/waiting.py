@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distml import endpoint
 from distml.config import Config
 from distml.errors import ServingError
-from distml.serving import room
+from distml.serving import client, room
 
 _POLL_S = 0.2
 
@@ -57,7 +56,7 @@ def champion(
     """
     said = f"{url} does not answer yet."
     while True:
-        answering = endpoint.version(url)
+        answering = client.version(url)
         if answering == wanted:
             return Endpoint(url, config.tracking.registered_model, wanted)
         if answering is not None:

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distml import champions
-from distml.champions import Version
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, TrackingError
 from distml.serving import digests
 from distml.serving.lineup import Lineup, aliases
 from distml.serving.service import Refusal
+from distml.tracking import champions
+from distml.tracking.champions import Version
 from distml.training.result import DIGESTS
 
 logger = logging.getLogger(__name__)

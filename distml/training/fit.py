@@ -11,10 +11,10 @@ import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from distml import bystanders
-from distml.cluster import Plan, address
 from distml.config import Config
 from distml.data import shards
+from distml.runtime import priority
+from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
 from distml.training import board, failure, group, worker
 from distml.training.local import LocalTrainer
@@ -159,7 +159,7 @@ def fit(
 
     def hear(event: Event) -> None:
         if event["kind"] == "ready":
-            bystanders.step_back()  # all that looks on has started by now
+            priority.step_back()  # all that looks on has started by now
         listen(event)
 
     with board.listening(handle, hear):

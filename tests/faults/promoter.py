@@ -7,13 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distml import loading
-from distml.champions import by_number
-from distml.config import Config
+from distml.config import Config, load
 from distml.data import shards
-from distml.promotion import contest, score
-from distml.promotion.field import Entrant
+from distml.selection import contest, score
+from distml.selection.field import Entrant
 from distml.storage import Storage
+from distml.tracking.champions import by_number
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def _remembering(config: Config) -> score.Judge:
 
 def main() -> None:
     """Answer `ready`, then every round, a list of versions, with the decision."""
-    config = loading.resolve(json.loads(sys.argv[1]))
+    config = load.resolve(json.loads(sys.argv[1]))
     if sys.argv[2] == "unlocked":
         Storage.lock = _no_lock  # type: ignore[method-assign, assignment]
     judge = _remembering(config)

@@ -113,7 +113,7 @@ def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_pat
     assert (code, result["status"], result["tracking_complete"]) == (0, "finished", False)
     server.start()
     try:
-        sync = [sys.executable, "-m", "distml.sync", f"--storage.root={tmp_path / 'storage'}"]
+        sync = [sys.executable, "-m", "distml", "sync", f"--storage.root={tmp_path / 'storage'}"]
         done = subprocess.run(sync, capture_output=True, text=True, check=True, timeout=120)
         assert json.loads(done.stdout.splitlines()[-1])["sent"] == 1
         client = MlflowClient(server.uri, server.uri)

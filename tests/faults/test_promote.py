@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from distml import promote
-from distml.promotion import records
+from distml.selection import records
 from distml.tracking import aliases
 from distml.training.result import MODEL, write_digests
 from tests import registered

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from distml import loading, predict, runs
+from distml import predict
+from distml.config import load
 from distml.data import schema
 from distml.storage import Storage
+from distml.tracking import runs
 from tests.runner import REPOSITORY
 
 pytestmark = [
@@ -42,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("batch") / "storage"
     storage = Storage(str(root))
-    run, _ = runs.begin(loading.resolve({"run": {"name": "mine"}}), storage)
+    run, _ = runs.begin(load.resolve({"run": {"name": "mine"}}), storage)
     folder = root.joinpath(*run.parts, "export-1a")
     folder.mkdir(parents=True)
     network = registry.build("convnet", SHAPE, len(CLASSES), {"filters": [4], "dense": 8}, 0)

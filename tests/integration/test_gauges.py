@@ -8,8 +8,8 @@ import time
 import pytest
 import requests
 
-from distml import gauges
 from distml.serving import ports
+from distml.training.observers import gauges
 from tests.unit.test_gauges import EPOCH, STEPS
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from distml import promote
-from distml.promotion import records
-from distml.sweep.record import Sweep
+from distml.selection import records
+from distml.selection.record import Sweep
 from distml.tracking import aliases
 from distml.training.result import EXAMPLE, MODEL, write_digests
 from tests import registered

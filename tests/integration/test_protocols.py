@@ -16,11 +16,12 @@ import requests
 from PIL import Image
 from tritonclient import http as triton
 
-from distml import endpoint, loading, predict
-from distml.config import ServeConfig
+from distml import predict
+from distml.config import ServeConfig, load
 from distml.data import source
 from distml.data.rows import Source
 from distml.errors import ServingError
+from distml.serving import client as endpoint
 from distml.serving.core import Core, Loaded
 from distml.serving.predictor import Predictor
 from distml.serving.service import Served
@@ -41,7 +42,7 @@ Answers = Any
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    config = loading.resolve({})
+    config = load.resolve({})
     return source.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
 
 

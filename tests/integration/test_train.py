@@ -41,8 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 def split(root: Path, name: str) -> tuple[Any, Any]:
+    from distml.config.load import load_file, merge, resolve
     from distml.data import shards
-    from distml.loading import load_file, merge, resolve
     from distml.storage import Storage
 
     config = resolve(merge(load_file(FLAGS[1]), {"storage": {"root": str(root)}}))
@@ -157,7 +157,7 @@ def test_the_record_and_a_checkpoint_of_each_epoch_stay(
 def test_the_report_is_found_by_name_and_by_mlflow_run(
     trained: tuple[Path, dict[str, Any], str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distml import report
+    from distml.cli import report
 
     root, result, _, err = trained
     flags = ["--storage.root", str(root), "--tracking.registered_model", result["model"]]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from distml import gauges
 from distml.serving.metrics import Metrics
+from distml.training.observers import gauges
 from tests.manifests.render import KUBERAY, ROOT
 
 HERE = KUBERAY / "monitoring"

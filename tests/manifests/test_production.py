@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distml import flags
+from distml.cli import flags
 from distml.config import Config, ServeConfig
 from distml.serving import deploy, environment, haproxy
 from tests.manifests import render, rules

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distml import bystanders
+from distml.runtime import priority
 
 SLEEPER = (
     "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
@@ -36,7 +36,7 @@ def test_only_what_looks_on_steps_back() -> None:
     board, worker, agent = (start(f"ray::{name}") for name in ("Board", "RayTrainWorker", "DashboardAgent"))
     try:
         assert places(board) == places(agent) == {usual}
-        bystanders.step_back()
+        priority.step_back()
         assert places(board) == {(os.SCHED_OTHER, 15)}
         assert places(agent) == {(os.SCHED_IDLE, 15)}
         assert places(worker) == {usual}
@@ -50,7 +50,7 @@ def test_a_child_without_a_command_line_is_left_alone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])  # as between two programs of one process
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as child:
         try:
-            bystanders.step_back()
+            priority.step_back()
             assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
         finally:
             child.kill()

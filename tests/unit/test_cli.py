@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distml import cli, loading
-from distml.config import Config
+from distml import cli
+from distml.config import Config, load
 from distml.errors import ConfigError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
@@ -86,7 +86,7 @@ def test_the_printed_configuration_is_the_configuration(capsys: pytest.CaptureFi
     words = ["--train.workers", "[1, 2]", "--model.options", "{dense: 8}", "--train.clip_norm", "1e-5"]
     words += ["--sweep.candidates", "[{model.name: cnn}]", "--tracking.uri", "null", "--run.name", "7"]
     assert cli.main("test", lambda config: {}, [*words, "--print-config"]) == 0
-    printed = loading.resolve(yaml.safe_load(capsys.readouterr().out))
+    printed = load.resolve(yaml.safe_load(capsys.readouterr().out))
     seen: list[Config] = []
 
     def run(config: Config) -> dict[str, Any]:
@@ -145,6 +145,14 @@ def test_the_console_script_runs_a_verb_with_the_rest(
 ) -> None:
     code, out, _ = console(capsys, monkeypatch, "validate", "--run.name", "mine")
     assert (code, json.loads(out)["run"]) == (0, "mine")
+
+
+@pytest.mark.parametrize("verb", ["validate", "train"])
+def test_python_dash_m_distml_reaches_every_verb(verb: str) -> None:
+    command = [sys.executable, "-m", "distml", verb, "--print-config", "--run.name=mine"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert yaml.safe_load(ran.stdout)["run"]["name"] == "mine"
 
 
 def test_a_reader_that_leaves_is_no_crash() -> None:

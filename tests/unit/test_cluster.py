@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from distml import cluster, joining
-from distml.cluster import Cluster, Plan
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
+from distml.runtime import cluster
+from distml.runtime import resources as joining
+from distml.runtime.cluster import Cluster, Plan
 
 
 def decide(resources: dict[str, float], **train: Any) -> Plan:
@@ -163,11 +162,3 @@ def test_a_dashboard_is_told_with_its_token(monkeypatch: pytest.MonkeyPatch) -> 
     assert Cluster({}, None, True, None).shown == "no dashboard"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
     assert Cluster({}, url, True, None).shown == f"dashboard {url}"
-
-
-def test_its_module_is_no_command() -> None:
-    """`distml cluster` is another one, and silence would look like success."""
-    words = [sys.executable, "-m", "distml.cluster", "up"]
-    ran = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert "`distml cluster` is python -m distml.k3d" in ran.stderr

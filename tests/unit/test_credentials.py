@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distml import credentials
+from distml.runtime import credentials
 
 
 def test_the_token_of_a_local_ray_is_its_owners_alone(

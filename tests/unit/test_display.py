@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from distml.display import Display
+from distml.training.observers.display import Display
 
 READY = {"kind": "ready", "steps_per_epoch": 10, "world_size": 2, "streaming": False, "precision": "float32"}
 HIDE_CURSOR = "\x1b[?25l"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from distml import flags, loading
-from distml.config import Config
+from distml.cli import flags
+from distml.config import Config, load
 from distml.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def refusal(*words: str) -> str:
 def test_there_is_a_flag_for_every_key_and_none_else() -> None:
     given = {action.dest for action in flags.make_parser("test", "").actions() if "." in action.dest}
     sections = {"train.schedule_options", "train.augment", "serve.replicas", "serve.canary", "sweep.search"}
-    keys = {path for path in loading._paths(Config) if "." in path}
+    keys = {path for path in load._paths(Config) if "." in path}
     assert given == keys - sections
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distml import gauges
+from distml.training.observers import gauges
 
 STEPS = {"kind": "steps", "epoch": 2, "step": 9, "loss": 0.5, "accuracy": 0.8, "samples_per_s": 1e4}
 EPOCH = {"kind": "epoch", "val_accuracy": 0.9, "world_size": 3, "train_s": 2.0, "data_wait_s": 0.1}

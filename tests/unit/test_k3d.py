@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from distml import __version__, k3d
+from distml import __version__
+from distml.cli import cluster as k3d
 from distml.kube import plan
 
 ROOT = Path(__file__).parents[2]

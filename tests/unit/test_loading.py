@@ -7,34 +7,33 @@ from typing import Any
 
 import pytest
 
-from distml import loading, plain
-from distml.config import Config
+from distml.config import Config, load, plain
 from distml.errors import ConfigError
 
 
 def refusal(values: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        loading.resolve(values)
+        load.resolve(values)
     return str(caught.value)
 
 
 def test_merging_keeps_what_is_not_overridden_and_changes_no_argument() -> None:
     base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": 4}
-    assert loading.merge(base, over) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
+    assert load.merge(base, over) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
     assert base == {"a": {"b": 1, "c": 2}, "d": 3}
-    assert loading.merge({"a": None}, {"a": {"b": 1}}) == {"a": {"b": 1}}
+    assert load.merge({"a": None}, {"a": {"b": 1}}) == {"a": {"b": 1}}
 
 
 def test_dotted_and_nested_are_the_same_thing() -> None:
     nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [1]}
     flat = {"a.b.c": 1, "a.d": {}, "e": [1]}
-    assert loading.flatten(nested) == flat
-    assert loading.nest(flat) == nested
+    assert load.flatten(nested) == flat
+    assert load.nest(flat) == nested
 
 
 def test_a_path_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs lies below train, which has the value 5"):
-        loading.nest({"train": 5, "train.epochs": 3})
+        load.nest({"train": 5, "train.epochs": 3})
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_a_path_below_a_value_is_refused() -> None:
     ],
 )
 def test_the_nearest_path(path: str, near: str | None) -> None:
-    assert loading.nearest(path) == near
+    assert load.nearest(path) == near
 
 
 @pytest.mark.parametrize(
@@ -105,16 +104,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, sai
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
-        loading.load_file(str(path))
+        load.load_file(str(path))
     assert said in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match=f"cannot read the configuration {path}"):
-            loading.load_file(str(path))
+            load.load_file(str(path))
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert loading.resolve(loading.load_file(str(tmp_path / "empty.yaml"))) == Config()
+    assert load.resolve(load.load_file(str(tmp_path / "empty.yaml"))) == Config()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distml import plain
+from distml.config import plain
 from distml.errors import ConfigError
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distml import loading, predict, runs
-from distml.choice import choose
-from distml.config import Config
+from distml import predict
+from distml.config import Config, load
 from distml.data import photos
 from distml.errors import ConfigError, DataError, TrackingError
 from distml.storage import Storage
+from distml.tracking import runs
+from distml.tracking.choice import choose
 
 GRADIENT = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28)
 GRAY = Image.fromarray((GRADIENT % 256).astype(np.uint8))
@@ -96,13 +97,13 @@ def config(storage_root: Path) -> Config:
     storage = Storage(str(storage_root))
     for name in ("done", "begun"):
         flat = {"run.name": name, "storage.root": str(storage_root)}
-        runs.begin(loading.resolve(loading.nest(flat)), storage)
-    done, _ = runs.begin(loading.resolve(loading.nest({**flat, "run.name": "done"})), storage)
+        runs.begin(load.resolve(load.nest(flat)), storage)
+    done, _ = runs.begin(load.resolve(load.nest({**flat, "run.name": "done"})), storage)
     done.status = "finished"
     where = storage.uri(*done.parts, "export-1a")
     done.result = {"model": "shoes", "version": "4", "artifacts": where}
     done.save(storage)
-    return loading.resolve(loading.nest({"storage.root": str(storage_root)}))
+    return load.resolve(load.nest({"storage.root": str(storage_root)}))
 
 
 def test_a_runs_name_means_its_export_without_asking_a_registry(config: Config, storage_root: Path) -> None:

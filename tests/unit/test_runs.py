@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from distml import loading, runs
-from distml.config import Config
+from distml.config import Config, load
 from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
+from distml.tracking import runs
 
 
 @pytest.fixture
@@ -20,9 +20,7 @@ def storage(storage_root: Path) -> Storage:
 
 
 def config(**flat: Any) -> Config:
-    return loading.resolve(
-        loading.nest({"run.name": "mine", **{k.replace("__", "."): v for k, v in flat.items()}})
-    )
+    return load.resolve(load.nest({"run.name": "mine", **{k.replace("__", "."): v for k, v in flat.items()}}))
 
 
 def finish(run: runs.Run, storage: Storage, **result: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distml import scratch
+from distml.runtime import scratch
 
 
 def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.stages import Stages
+from distml.selection.stages import Stages
 from distml.storage import Storage
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distml import validate
+from distml.cli import validate
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
 

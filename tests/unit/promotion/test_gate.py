@@ -8,8 +8,8 @@ import inspect
 import pytest
 
 from distml.config import PromoteConfig
-from distml.promotion import gate
-from distml.promotion.gate import Score
+from distml.selection import gate
+from distml.selection.gate import Score
 
 
 def score(version: int, accuracy: float, loss: float = 0.5) -> Score:

@@ -7,24 +7,23 @@ from typing import Any
 
 import pytest
 
-from distml import loading
-from distml.config import Config
+from distml.config import Config, load
 from distml.data import shards
 from distml.errors import ConfigError
-from distml.sweep.candidates import candidates
+from distml.selection.candidates import candidates
 
 ROOT = Path(__file__).parents[3]
 
 
 def config(*given: dict[str, Any], **values: Any) -> Config:
     base = {"run": {"name": "s"}, "sweep": {"candidates": list(given)}}
-    return loading.resolve(loading.merge(base, values))
+    return load.resolve(load.merge(base, values))
 
 
 def test_each_name_trains_the_model_it_names() -> None:
     """The system we follow trained the batch-norm model under the name of the dropout model."""
-    values = loading.load_file(str(ROOT / "configs" / "sweep.yaml"))
-    found = candidates(loading.resolve(values))
+    values = load.load_file(str(ROOT / "configs" / "sweep.yaml"))
+    found = candidates(load.resolve(values))
     assert {one.name: one.config.model.name for one in found} == {
         "cnn": "cnn",
         "cnn_batchnorm": "cnn_batchnorm",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distml.sweep import figure, leaderboard
-from distml.sweep.leaderboard import Row
+from distml.selection import figure, leaderboard
+from distml.selection.leaderboard import Row
 
 ROWS = [
     Row("worse", "s-worse", val_accuracy=0.90, test_accuracy=0.99, version="1", run_id="a"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distml.config import TrainConfig
-from distml.sweep.room import concurrent
+from distml.selection.concurrency import concurrent
 
 
 @pytest.mark.parametrize(

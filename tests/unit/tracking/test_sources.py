@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from distml import loading
-from distml.config import Config
+from distml.config import Config, load
 from distml.errors import TrackingError
 from distml.tracking import sources
 
 
 def config(root: str, server: str | None = None, roots: list[str] | None = None) -> Config:
     tracking = {"uri": server, "artifact_roots": roots or []}
-    return loading.resolve({"storage": {"root": root}, "tracking": tracking})
+    return load.resolve({"storage": {"root": root}, "tracking": tracking})
 
 
 def accepted(config: Config, location: str) -> bool:

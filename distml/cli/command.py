@@ -1,0 +1,155 @@
+"""The shared main of every verb: configuration, overrides, logging, exit codes, the result line (driver).
+
+Standard output carries one line, a JSON object; everything else, what libraries print too, goes to standard
+error.
+Exit codes: 0 finished, 1 the run failed, 2 the configuration or the command line cannot be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from distml import __version__, log
+from distml.cli.flags import Parser, make_parser, parse
+from distml.errors import ConfigError, DistmlError
+
+__all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "main"]
+
+logger = logging.getLogger(__name__)
+
+VERBS = {
+    "doctor": "say whether a configuration can run here, before anything is spent",
+    "ingest": "bring the configured data into the storage",
+    "train": "train, evaluate, track and register a model",
+    "pipeline": "all of it: data, training, promotion, endpoint, smoke test",
+    "promote": "make the best model the champion, if it is better than the one there is",
+    "serve": "serve the champion over HTTP",
+    "predict": "classify image files with a trained model",
+    "report": "show the report of a finished run",
+    "drift": "compare logged requests with the training data",
+    "validate": "check a configuration without starting anything",
+    "sync": "send to the tracking server what runs recorded while it was away",
+    "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
+    "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
+}
+"""The verbs of the console script, each the module of the same name, and what it does."""
+
+MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "report", "sync", "validate")}
+"""Verbs that are no module of the package's root, and their module."""
+
+Result = dict[str, Any]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not a number is null."""
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finish(result: Result) -> None:
+    """Print the result line, the last line on standard output."""
+    print(json.dumps(_finite(result), default=str, allow_nan=False), flush=True)
+
+
+def fail(verb: str, error: DistmlError) -> int:
+    """Print an error to standard error and as the result line; returns its exit code."""
+    _say(f"distml {verb}: {error}")
+    status = "invalid" if error.exit_code == 2 else "failed"
+    finish({"verb": verb, "status": status, "error": str(error), "kind": type(error).__name__})
+    return error.exit_code
+
+
+def main(
+    verb: str,
+    run: Callable[..., Result],
+    argv: Sequence[str] | None = None,
+    arguments: Callable[[Parser], None] | None = None,
+) -> int:
+    """Run one verb from the command line.
+
+    Args:
+        verb: Name shown in messages and in the result line.
+        run: Takes the `Config` (and the namespace when `arguments` is given); returns the result. A
+            `status` in it other than finished makes the exit code 1.
+        argv: Words after the program name; `sys.argv` by default.
+        arguments: Adds the verb's own arguments to the parser.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    log.configure("driver")
+    if threading.current_thread() is threading.main_thread():
+        # A cluster ends a job with SIGTERM, which means what Ctrl-C means: close the record, then leave.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = make_parser(verb, (sys.modules[run.__module__].__doc__ or "").split("\n")[0], arguments)
+    try:
+        return _attempt(verb, run, parser, words, arguments is not None)
+    except DistmlError as error:
+        return fail(verb, error)
+    except KeyboardInterrupt:
+        _say(f"distml {verb}: interrupted; the same command goes on with it.")
+        finish({"verb": verb, "status": "interrupted"})
+        return 130
+    except BrokenPipeError:  # whoever read the output has left, and Python would complain when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # a bug of ours: the traceback for us, the result line for whoever waits
+        logger.exception("distml %s stopped on an unexpected error", verb)
+        finish({"verb": verb, "status": "failed", "error": str(error), "kind": type(error).__name__})
+        return 1
+
+
+def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[str], own: bool) -> int:
+    config, namespace = parse(parser, words)
+    if namespace.print_config:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        return 0
+    with contextlib.redirect_stdout(log.Aside()):  # Ray tells of lost nodes there, users' code of anything
+        result = run(config, namespace) if own else run(config)
+    finish({"verb": verb, "status": "finished"} | result)
+    return 0 if result.get("status", "finished") == "finished" else 1
+
+
+def entry() -> int:
+    """The console script: `distml VERB ...`."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        _say(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"distml {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        guess = difflib.get_close_matches(words[0], VERBS, 1)
+        remedy = f"Did you mean {guess[0]}?" if guess else f"Choose one of {', '.join(VERBS)}."
+        return fail(words[0], ConfigError(f"unknown verb {words[0]}.", remedy))
+    sys.argv = [f"distml {words[0]}", *words[1:]]
+    return int(importlib.import_module(f"distml.{MODULES.get(words[0], words[0])}").main())
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {does}" for verb, does in VERBS.items()]
+    usage = "usage: distml VERB --config FILE [--SECTION.KEY VALUE ...]"
+    return "\n".join([usage, "", *lines, "", "`distml VERB --help` lists every key."])

@@ -1,0 +1,166 @@
+"""Reading configurations: YAML in, a validated `Config` or one clear sentence out (any process)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from distml.config import Config, plain
+from distml.errors import ConfigError
+
+_MAX_PROBLEMS = 10
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """Read a configuration file into nested dictionaries, unvalidated.
+
+    Raises:
+        ConfigError: Unreadable, too large, not YAML, or not a mapping of sections.
+    """
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(plain.MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}.", "Give an existing file to --config."
+        ) from None
+    if len(raw) > plain.MAX_BYTES:
+        raise ConfigError(
+            f"{path} is larger than {plain.MAX_BYTES} bytes.", "Configurations are a page of text."
+        )
+    try:
+        loaded = plain.parse(raw.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", error.remedy) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not sections.", "Start with `run:`.")
+    return loaded
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the leaves of `over` on top; neither argument is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `{'train.epochs': 3}` into `{'train': {'epochs': 3}}`.
+
+    Raises:
+        ConfigError: A path below another one's value.
+    """
+    nested: dict[str, Any] = {}
+    for path, value in dotted.items():
+        *parents, leaf = path.split(".")
+        here = nested
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"{path} lies below {parent}, which has the value {_shown(here)}.")
+        here[leaf] = value
+    return nested
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into dotted paths; empty mappings stay as leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, path + "."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        yield prefix + key
+        absent = get_args(field.annotation) if get_origin(field.annotation) is UnionType else ()
+        for kind in (field.annotation, *absent):  # a section, or one that may be absent
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _paths(kind, f"{prefix}{key}.")
+
+
+def nearest(path: str) -> str | None:
+    """Return the known dotted path closest to a misspelt one, or None when none is close."""
+    known = list(_paths(Config))
+    close = difflib.get_close_matches(path, known, 1, 0.75)
+    if not close:
+        leaf = path.rsplit(".", 1)[-1]
+        by_leaf = [known_path for known_path in known if known_path.rsplit(".", 1)[-1] == leaf]
+        close = by_leaf[:1]
+    return close[0] if close else None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_SAID = {
+    "string_pattern_mismatch": "it should be letters, digits, '.', '-' and '_', beginning with a letter or "
+    "a digit, at most 63 of them",
+    "model_type": "it should be a section of keys and values",
+    "dict_type": "it should be a mapping of keys and values",
+    "list_type": "it should be a list",
+}
+
+
+def _sentence(error: Any) -> str:
+    """Say one pydantic error with its dotted path, its value and the nearest key."""
+    if error["type"] == "extra_forbidden":
+        path = ".".join(map(str, error["loc"]))
+        guess = nearest(path)
+        remedy = f"Did you mean {guess}?" if guess else "See --help for the known keys."
+        if guess == path:  # flags are dotted, files are not
+            section, _, key = path.rpartition(".")
+            remedy = f"In a file, write {key} below {section}."
+        return f"unknown key {path} (value {_shown(error['input'])}). {remedy}"
+    problem = re.sub("^(Input|String|List|Dictionary) should", "it should", error["msg"])
+    problem = _SAID.get(error["type"], problem.removeprefix("Value error, "))
+    return f"{_path(error)} = {_shown(error['input'])} is not accepted: {problem}."
+
+
+def _path(error: Any) -> str:
+    """Dotted path without the tried member of a union, which pydantic adds and users do not type."""
+    branches = ("int", "float", "str", "constrained-int")
+    return ".".join(str(part) for part in error["loc"] if part not in branches and "[" not in str(part))
+
+
+def _sentences(failure: ValidationError) -> list[str]:
+    """One sentence per problem; of a union's attempts the one that came furthest."""
+    errors = failure.errors(include_url=False)
+    paths = [_path(error) + "." for error in errors]
+    said: dict[str, str] = {}
+    for error, path in zip(errors, paths, strict=True):
+        if len(said) == _MAX_PROBLEMS:
+            return [*said.values(), f"and {len(set(paths)) - _MAX_PROBLEMS} more."]
+        if not any(other != path and other.startswith(path) for other in paths[: 10 * _MAX_PROBLEMS]):
+            said.setdefault(path, _sentence(error))
+    return list(said.values())
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """Validate nested values into a `Config`.
+
+    Raises:
+        ConfigError: Every problem in one text, each with its dotted path and value.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as failure:
+        raise ConfigError("\n".join(_sentences(failure))) from None

@@ -1,1 +1,0 @@
-"""The report of a finished run: one HTML file that holds everything it shows."""

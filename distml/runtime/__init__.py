@@ -1,0 +1,1 @@
+"""Where processes run: Ray, the machine's resources, priorities, credentials and scratch folders."""

@@ -1,0 +1,192 @@
+"""Connecting to Ray, and what the cluster can give a run (driver). The only `ray.init`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distml import log
+from distml.config import Config, TrainConfig
+from distml.errors import ResourceError
+from distml.runtime import credentials, priority, scratch
+
+logger = logging.getLogger(__name__)
+
+SPARE_CPUS = 1.0
+"""Logical CPUs kept free for Ray Data: Ray Train reserves its own first, and an ingest that finds
+none left waits for ever."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes from the cluster.
+
+    Attributes:
+        workers: Fewest and most workers.
+        use_gpu: Whether each worker takes one GPU.
+        cpus_per_worker: Logical CPUs each worker reserves.
+        reason: Why this device was chosen, for the person watching.
+    """
+
+    workers: tuple[int, int]
+    use_gpu: bool
+    cpus_per_worker: float
+    reason: str
+
+
+def plan(
+    train: TrainConfig, resources: Mapping[str, float], grows: bool = False, autoscaled: bool = False
+) -> Plan:
+    """Decide what a run takes, or say which resource is short.
+
+    Args:
+        train: The training section.
+        resources: Totals of the cluster as Ray counts them (`CPU`, `GPU`).
+        grows: Nodes may join, so an elastic run keeps its most.
+        autoscaled: What is short is fetched, GPUs from none included: nothing is refused.
+
+    Raises:
+        ResourceError: Not even the fewest workers fit.
+    """
+    gpus, cpus = int(resources.get("GPU", 0)), float(resources.get("CPU", 0))
+    least, most = train.min_workers, train.max_workers
+    if train.device == "gpu" and gpus < least and not autoscaled:
+        raise ResourceError(
+            f"train.device is gpu and train.workers needs {least} GPU, but the cluster has {gpus}.",
+            "Take fewer workers, add GPUs, or set train.device to cpu.",
+        )
+    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= least)
+    room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker + 1e-9)  # 0.7 / 0.1 is 6.999...
+    if room < least and not autoscaled:
+        raise ResourceError(
+            f"train.workers = {least} with train.cpus_per_worker = {train.cpus_per_worker:g} and "
+            f"{SPARE_CPUS:g} CPU for Ray Data needs {least * train.cpus_per_worker + SPARE_CPUS:g} CPU, "
+            f"but the cluster has {cpus:g}.",
+            "Take fewer workers or a larger cluster.",
+        )
+    if not (grows or autoscaled):
+        most = min(most, room, gpus) if use_gpu else min(most, room)
+    reason = f"{train.device}: the cluster has {gpus} GPU for {least} worker{'s' * (least > 1)}"
+    return Plan((least, most), use_gpu, train.cpus_per_worker, reason)
+
+
+def local_cpus(train: TrainConfig, runs: int = 1) -> int:
+    """Logical CPUs a local Ray is started with.
+
+    A laptop with two cores runs two workers: Ray's CPUs are tickets, not cores, so there are at least
+    enough for the workers asked for (up to four a core) and for Ray Data, in each of so many runs.
+    """
+    cores = os.cpu_count() or 1
+    wanted = math.ceil(runs * train.max_workers * train.cpus_per_worker + SPARE_CPUS)
+    return max(cores, min(wanted, 4 * cores + 1))
+
+
+def address() -> str | None:
+    """Address of the cluster this process was told to use; None starts a local Ray."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection.
+
+    Attributes:
+        resources: Totals by resource name.
+        dashboard: URL of the dashboard, or None.
+        local: Whether this process started it.
+        logs: Folder of Ray's and the workers' logs on the head, or None.
+    """
+
+    resources: dict[str, float]
+    dashboard: str | None
+    local: bool
+    logs: str | None
+
+    @property
+    def shown(self) -> str:
+        """The dashboard as a person is told of it: where, and how to come in."""
+        if not self.dashboard:
+            return "no dashboard"
+        asks = self.local and credentials.generated()
+        return f"dashboard {self.dashboard}" + " (token: ray get-auth-token)" * asks
+
+
+def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> dict[str, Any]:
+    if address():
+        travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
+        return {"address": address(), **travelling}
+    os.environ.update(variables)  # Ray's processes inherit this one's
+    credentials.authenticate()
+    return {
+        "address": "local",
+        "num_cpus": local_cpus(config.train, runs),
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+    }
+
+
+@contextlib.contextmanager
+def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
+
+    Args:
+        config: Sizes a local Ray.
+        runs: That are to train at the same time.
+        variables: Environment variables for Ray's processes, such as `serving.environment.variables`.
+
+    Raises:
+        ResourceError: The cluster cannot be reached or a local one cannot start.
+    """
+    # Ray's usage report is a request to the outside that nobody asked this product to make.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers have environments of their own
+    if address() is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
+    arguments = _init_arguments(config, runs, variables or {})
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    own: contextlib.AbstractContextManager[dict[str, str]] = scratch.variables()
+    with contextlib.nullcontext({}) if address() else own as temporary:
+        try:
+            with scratch.inherited(temporary):
+                context = ray.init(
+                    namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
+                )
+        except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
+            doing = f"connect to {address()}" if address() else "start Ray on this machine"
+            cause = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
+            raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
+        priority.step_back()
+        try:
+            yield _found(context)
+        finally:
+            # quietly, for Ray speaks of its own end
+            with log.quietly(), contextlib.nullcontext() if address() else scratch.ended():
+                ray.shutdown()
+
+
+def _found(context: Any) -> Cluster:
+    """Describe what `ray.init` connected to."""
+    import ray
+
+    url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    session = getattr(context, "address_info", {}).get("session_dir")
+    return Cluster(ray.cluster_resources(), url, address() is None, f"{session}/logs" if session else None)
+
+
+def _remedy(cause: str) -> str:
+    if address():
+        return "Check RAY_ADDRESS, or unset it."
+    if "AF_UNIX" in cause:  # Ray's sockets lie below its temporary folder
+        return "Set RAY_TMPDIR to a folder with a shorter path."
+    return "Try again when the machine is less busy."

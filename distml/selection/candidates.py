@@ -1,0 +1,112 @@
+"""The candidates of a sweep as configurations, checked before anything starts (driver).
+
+A candidate differs from the others in keys of `model` and `train` and in its seed: whoever is to be compared
+has to be measured on the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distml.config import Config, load
+from distml.errors import ConfigError
+from distml.models import registry
+
+_NAME_LENGTH = 63
+_OWN = ("model", "train", "run.seed")
+"""What may differ: whole sections, or one key."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model to train.
+
+    Args:
+        name: Within the sweep.
+        config: Its whole configuration; `run.name` is the sweep's with the candidate's name behind.
+        overrides: What it differs in, by dotted path.
+    """
+
+    name: str
+    config: Config
+    overrides: dict[str, Any]
+
+
+def candidates(config: Config) -> list[Candidate]:
+    """Return the configured candidates.
+
+    Raises:
+        ConfigError: An override is not accepted, or two candidates have the same name; with its path.
+    """
+    found: dict[str, Candidate] = {}
+    for at, given in enumerate(config.sweep.candidates):
+        where = f"sweep.candidates.{at}"
+        try:
+            one = candidate(config, given)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}", error.remedy) from None
+        if one.name in found:
+            raise ConfigError(
+                f"{where}: the name {one.name} is taken by another candidate.", "Give it a `name` of its own."
+            )
+        found[one.name] = one
+    return list(found.values())
+
+
+def candidate(config: Config, given: Mapping[str, Any], name: str | None = None) -> Candidate:
+    """Make a candidate out of overrides.
+
+    A model takes its own options: where `model.name` is overridden, the options of the other model are
+    dropped.
+
+    Args:
+        config: Of the sweep.
+        given: Overrides by dotted path; `name` among them names the candidate.
+        name: Names it otherwise.
+
+    Raises:
+        ConfigError: An override is not accepted.
+    """
+    overrides = load.flatten({path: value for path, value in given.items() if path != "name"})
+    for path in overrides:
+        if not _own(path):
+            guess = load.nearest(path) or ""
+            raise ConfigError(
+                f"a candidate cannot override {path}: only model, train and run.seed may differ.",
+                f"Did you mean {guess}?" if _own(guess) else "Move it to its section.",
+            )
+    name = str(given.get("name") or name or _named(overrides))
+    base = config.model_dump(mode="json")
+    if "model.name" in overrides:
+        base["model"] = {}
+    base["sweep"] = {}
+    base["run"]["name"] = _run_name(config.run.name, name)
+    resolved = load.resolve(load.merge(base, load.nest(overrides)))
+    registry.check(resolved.model.name, resolved.model.options)
+    return Candidate(name, resolved, overrides)
+
+
+def _own(path: str) -> bool:
+    return path.partition(".")[0] in _OWN or path in _OWN
+
+
+def _named(overrides: Mapping[str, Any]) -> str:
+    """A name that says what is different."""
+    words = [
+        str(value) if path == "model.name" else f"{path.rpartition('.')[2]}-{value}"
+        for path, value in overrides.items()
+    ]
+    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(words))).strip("-.") or "base"
+
+
+def _run_name(sweep: str, name: str) -> str:
+    full = f"{sweep}-{name}"
+    if len(full) > _NAME_LENGTH:
+        raise ConfigError(
+            f"run.name would be {full}, longer than {_NAME_LENGTH} letters.",
+            "Give the candidate a short `name`.",
+        )
+    return full

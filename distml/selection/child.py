@@ -1,0 +1,26 @@
+"""What a run is handed that belongs to a sweep (driver, trial)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distml.runtime.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Child:
+    """The place of a run in a sweep.
+
+    Args:
+        name: Of the candidate; shown before each of its lines.
+        cluster: The connection that the sweep has opened and will close.
+        parent: Name and key of the parent run on the tracking server.
+        listen: Called with every event of the run.
+    """
+
+    name: str
+    cluster: Cluster
+    parent: tuple[str, str]
+    listen: Callable[[dict[str, Any]], None] | None = None

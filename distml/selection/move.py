@@ -1,0 +1,157 @@
+"""Moving the alias, so that no other promoter's better champion is lost (driver).
+
+Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
+store, the registry alone decides, and it serves whoever writes last. Therefore each promoter first writes
+its record, then the alias, and then looks again until the alias names the best of all recorded versions.
+Why that suffices: the last write of all was followed by a look that found nothing better; whoever wrote a
+record after that look has itself looked later, and would have written again had its version been better.
+Champions only ever get better on the same rows, so all records since the last rollback may compete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distml.config import Config
+from distml.errors import TrackingError
+from distml.selection import gate, records
+from distml.selection.gate import Decision, Score
+from distml.selection.records import Record
+from distml.storage import Storage
+from distml.tracking import aliases
+from distml.tracking.champions import CHAMPION, PREVIOUS
+
+_LOOKS = 20
+_TURNS = "promotions"
+
+
+def _point(config: Config, version: int) -> None:
+    now = aliases.read(config).get(CHAMPION)
+    if now is not None and now != version:
+        aliases.point(config, PREVIOUS, now)
+    aliases.point(config, CHAMPION, version)
+
+
+def promote(
+    config: Config,
+    storage: Storage,
+    candidate: Score,
+    rate: Callable[[int], Score | None],
+    data_digest: str,
+    dry: bool = False,
+) -> tuple[Decision, int | None]:
+    """Let a candidate become champion if it is the better one at the moment the alias moves.
+
+    Args:
+        config: The rules and the registry.
+        storage: Where promoters take turns.
+        candidate: The best of the candidates; its files have been verified and tried.
+        rate: Measures another version on the same rows; None for one that is to be replaced unseen.
+        data_digest: Of the data it was measured on.
+        dry: Only say what would happen.
+
+    Returns:
+        The decision and the version that was champion before.
+
+    Raises:
+        TrackingError: The registry does not answer, or others never stop moving the alias.
+        ModelError: The champion cannot be measured.
+    """
+    with storage.lock(_TURNS, config.tracking.registered_model):
+        rolled = _rollback(records.read(aliases.versions(config)))
+        champion = aliases.read(config).get(CHAMPION)
+        incumbent = None if champion is None else rate(champion)
+        decision = gate.decide(config.promote, candidate, incumbent)
+        if dry or candidate.version == champion:
+            return decision, champion
+        metric = config.promote.metric
+        record = records.write(
+            config,
+            Record(
+                candidate.version,
+                "moving" if decision.promote else "kept",
+                decision.why,
+                champion,
+                metric,
+                getattr(candidate, metric),
+                data_digest,
+            ),
+        )
+        if not decision.promote:
+            return decision, champion
+        if champion is not None and incumbent is None:
+            aliases.tag(
+                config, champion, records.WITHDRAWN, f"was replaced unseen by version {record.version}"
+            )
+        won = _settle(config, candidate, record, rolled, rate)
+        records.write(config, record, decision="promoted" if won == record.version else "overtaken")
+        if won != record.version:
+            decision = Decision(False, f"{decision.why[:-1]}, but version {won} is better and came between.")
+        return decision, champion
+
+
+def _rollback(known: list[Record]) -> str:
+    """Key of the last rollback, "" where there was none."""
+    return max((one.key for one in known if one.decision == "rolled back"), default="")
+
+
+def _settle(
+    config: Config, mine: Score, record: Record, rolled: str, rate: Callable[[int], Score | None]
+) -> int:
+    """Point the alias at the best version recorded since the last rollback, until that is what it names."""
+    for _ in range(_LOOKS):
+        now = aliases.read(config).get(CHAMPION)
+        entries = aliases.versions(config)
+        known = records.read(entries)
+        if _rollback(known) != rolled and now is not None:
+            return now  # a person has just said which one
+        withdrawn = {entry.version for entry in entries if records.WITHDRAWN in entry.tags}
+        rivals = {one.version for one in known if one.key > rolled and _rivals(one, record)}
+        scores = [found for one in rivals - withdrawn - {mine.version} if (found := rate(one)) is not None]
+        best = gate.best(config.promote.metric, [mine, *scores])
+        if now == best.version:
+            return best.version
+        _point(config, best.version)
+    raise TrackingError(
+        f"the alias {CHAMPION} of {config.tracking.registered_model} is moved by others all the time.",
+        "Promote from one place at a time.",
+    )
+
+
+def _rivals(other: Record, mine: Record) -> bool:
+    """Whether a recorded version may be better; if so it is measured again."""
+    if (other.metric, other.data_digest) != (mine.metric, mine.data_digest):
+        return False
+    if other.decision not in ("moving", "promoted") or other.value is None or mine.value is None:
+        return False
+    return other.value <= mine.value if mine.metric == "val_loss" else other.value >= mine.value
+
+
+def back(config: Config, storage: Storage, version: int, dry: bool = False) -> tuple[Decision, int | None]:
+    """Make a version champion again whatever it scores, and keep the present one out of later competitions.
+
+    Args:
+        config: The registry.
+        storage: Where promoters take turns.
+        version: To return to; it has been verified and tried.
+        dry: Only say what would happen.
+
+    Returns:
+        The decision and the version that was champion before.
+
+    Raises:
+        TrackingError: The registry does not answer.
+    """
+    with storage.lock(_TURNS, config.tracking.registered_model):
+        now = aliases.read(config).get(CHAMPION)
+        if now == version:
+            return Decision(False, f"version {version} is the champion already."), now
+        instead = "" if now is None else f" instead of version {now}"
+        decision = Decision(True, f"version {version} was made champion{instead} by hand.")
+        if not dry:
+            records.write(config, Record(version, "rolled back", decision.why, now))
+            _point(config, version)
+            aliases.untag(config, version, records.WITHDRAWN)
+            if now is not None:
+                aliases.tag(config, now, records.WITHDRAWN, f"was rolled back to version {version}")
+        return decision, now

@@ -1,0 +1,162 @@
+"""Measuring registered versions on the same held-out rows, in this process (driver).
+
+Numbers that a run logged are not trusted: the files are fetched, verified against the registry's SHA-256,
+tried on the example that they carry, and measured.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from distml import log
+from distml.config import Config
+from distml.data import shards
+from distml.data.schema import Images, Labels
+from distml.errors import ModelError, OtherDataError
+from distml.selection.gate import Score
+from distml.serving import digests
+from distml.storage import Storage
+from distml.tracking import champions
+from distml.tracking.champions import Version
+from distml.training.result import CLASSES, EXAMPLE, LITE
+
+if TYPE_CHECKING:
+    from distml.serving.predictor import Predictor
+
+_SAME = 1e-4
+"""How far the probabilities of the copy that is served may be from the model's own."""
+_LEAST = 1e-7
+"""Probability a row is taken to have at least, as Keras's cross-entropy does."""
+
+
+def measure(probabilities: npt.NDArray[np.float32], labels: Labels, version: int) -> Score:
+    """Score answers.
+
+    Args:
+        probabilities: float32 [N, classes].
+        labels: int32 [N].
+        version: That answered.
+    """
+    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return Score(
+        version,
+        float(np.mean(probabilities.argmax(1) == labels)),
+        float(np.mean(-np.log(np.clip(right, _LEAST, 1.0)))),
+        len(labels),
+    )
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A version that has been verified and tried.
+
+    Args:
+        predictor: Answers.
+        data_digest: Of the data it was trained on, as its export says; "" where that says nothing.
+    """
+
+    predictor: Predictor
+    data_digest: str
+
+
+class Judge:
+    """Scores versions on one prepared data set, each once. Final.
+
+    Args:
+        config: Names the registry.
+        storage: Where the data are.
+        manifest: Of the data.
+    """
+
+    def __init__(self, config: Config, storage: Storage, manifest: shards.Manifest) -> None:
+        self._config, self._storage, self.manifest = config, storage, manifest
+        self._scores: dict[tuple[int, str], Score] = {}
+        self._splits: dict[str, tuple[Images, Labels]] = {}
+        self.trained_on: dict[int, str] = {}
+
+    def score(self, version: Version, split: str = "validation") -> Score:
+        """Verify, try and measure a version; afterwards `trained_on` says on which data it was trained.
+
+        Raises:
+            TrackingError: Its files are gone, or lie where no model of ours lies.
+            ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
+            OtherDataError: The model knows other classes or pictures than the data.
+        """
+        key = (version.version, split)
+        if key not in self._scores:
+            with tempfile.TemporaryDirectory(prefix="distml-promote-") as folder, log.quietly():
+                found = trusted(self._config, version, Path(folder))
+                self._require_comparable(version, found.predictor)
+                images, labels = self._read(split)
+                self.trained_on[version.version] = found.data_digest
+                self._scores[key] = measure(found.predictor.predict(images), labels, version.version)
+        return self._scores[key]
+
+    def _read(self, split: str) -> tuple[Images, Labels]:
+        if split not in self._splits:
+            self._splits[split] = shards.read(self._storage, self.manifest, split)
+        return self._splits[split]
+
+    def _require_comparable(self, version: Version, predictor: Predictor) -> None:
+        manifest = self.manifest
+        if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
+            raise OtherDataError(
+                f"version {version.version} tells {_kinds(predictor.classes, predictor.shape)} apart, "
+                f"but {manifest.name} has {_kinds(manifest.classes, manifest.shape)}.",
+                "Give models for other data another tracking.registered_model.",
+            )
+
+
+def _kinds(classes: tuple[str, ...], shape: tuple[int, int, int]) -> str:
+    names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    return f"{len(classes)} classes ({names}) of {'x'.join(map(str, shape))} pictures"
+
+
+def trusted(config: Config, version: Version, into: Path) -> Trusted:
+    """Fetch, verify, load and try a version; TensorFlow is imported here.
+
+    Raises:
+        TrackingError: Its files are gone, or lie where no model of ours lies.
+        ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
+    """
+    if version.sha256 is None:
+        raise ModelError(
+            f"{version.name} version {version.version} was registered without a SHA-256.",
+            "Register models by `distml train`, which records it.",
+        )
+    folder = champions.fetch(config, version, into)
+    export = digests.verify(folder, version.sha256)
+    from distml.serving.predictor import Predictor
+
+    # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
+    predictor = Predictor.of(export, "tensorflow")
+    images, answers = _try(version, predictor, folder / EXAMPLE)
+    if (folder / LITE).exists():
+        served = Predictor.of(export, "litert").predict(images)
+        if not np.allclose(served, answers, atol=_SAME):
+            raise ModelError(
+                f"the LiteRT copy of {version.name} version {version.version} gives other answers.",
+                "Train it again.",
+            )
+    described = json.loads((folder / CLASSES).read_text())
+    return Trusted(predictor, str(described.get("data_digest") or ""))
+
+
+def _try(version: Version, predictor: Predictor, example: Path) -> tuple[Images, npt.NDArray[np.float32]]:
+    """Ask the model about the pictures it was exported with, the smoke test; returns both."""
+    what = f"{version.name} version {version.version}"
+    try:
+        images = np.asarray(json.loads(example.read_text())["inputs"], np.uint8)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the example of {what} cannot be read: {error!r}.", "Train it again.") from None
+    answers = predictor.predict(images)
+    if not np.isfinite(answers).all() or not np.allclose(answers.sum(1), 1, atol=1e-3) or (answers < 0).any():
+        raise ModelError(f"{what} answers its own example with no probabilities.", "Train it again.")
+    return images, answers

@@ -1,0 +1,165 @@
+"""A search over values of keys: the runs of a sweep chosen and stopped by Ray Tune (driver).
+
+Every trial is an ordinary run of this product, begun in a process of Tune's; Tune draws the values, says how
+many trials go on at a time and stops those that fall behind. An interrupted search goes on: Tune remembers
+its trials, and each trial resumes from its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from distml import log
+from distml.config import Config, RangeConfig
+from distml.data import shards
+from distml.errors import ConfigError
+from distml.runtime import cluster, resources
+from distml.runtime.cluster import Cluster
+from distml.selection import concurrency, outcome, trial
+from distml.selection.candidates import candidate
+from distml.selection.leaderboard import Row
+from distml.selection.parent import Parent
+from distml.selection.trial import Train
+from distml.storage import Storage
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
+
+FOLDER = "tune"
+
+
+def check(config: Config) -> None:
+    """Check every value of a choice and both ends of a range, each alone.
+
+    Raises:
+        ConfigError: A key is unknown or a value is not accepted.
+    """
+    assert config.sweep.search is not None
+    for path, values in config.sweep.search.space.items():
+        try:
+            for value in _ends(values):
+                candidate(config, {path: value}, "trial")
+        except ConfigError as error:
+            raise ConfigError(f"sweep.search.space.{path}: {error.message}", error.remedy) from None
+
+
+def _ends(values: RangeConfig) -> list[Any]:
+    return list(values.choice or values.uniform or values.log_uniform or values.integers or ())
+
+
+def run(config: Config, storage: Storage, parent: Parent, train: Train, console: Console) -> dict[str, Row]:
+    """Search to the end.
+
+    Args:
+        config: With `sweep.search`.
+        storage: Where Tune remembers its trials.
+        parent: Of the sweep.
+        train: Trains one run.
+        console: For the progress.
+
+    Returns:
+        The row of every trial, by name.
+
+    Raises:
+        DistmlError: The cluster or the data cannot be used.
+    """
+    cores = os.cpu_count() or 1
+    search, wanted = config.sweep.search, config.sweep.concurrent
+    assert search is not None
+    trains = [config.train] * search.trials
+    with cluster.connect(config, runs=concurrency.concurrent(wanted, trains, cores)) as found:
+        cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
+        at_once = concurrency.concurrent(wanted, trains, cpus, int(gpus))
+        resources.require_plan(config, found)
+        shards.prepare(config, storage)
+        console.print(
+            f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "
+            f"(sweep.concurrent {wanted}), {found.shown}"
+        )
+        results = _tune(config, storage, parent, train, (found, at_once), console)
+        return {row.candidate: row for row in outcome.rows(config, storage, results)}
+
+
+def _tune(
+    config: Config,
+    storage: Storage,
+    parent: Parent,
+    train: Train,
+    room_here: tuple[Cluster, int],
+    console: Console,
+) -> ResultGrid:
+    # Tune's loggers would write three files a trial, and its reporter to standard output.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one cannot be silenced
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the search as if it were done
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    from ray import tune
+
+    from distml.selection.reporter import Reporter
+
+    found, at_once = room_here
+    values = config.model_dump(mode="json")
+    function = tune.with_parameters(trial.trial, values=values, found=found, parent=parent.key, train=train)
+    # A trial waits for its workers and needs no core; Ray wants every actor of Tune's to ask for something.
+    trainable = tune.with_resources(function, {"cpu": 0, "memory": 1 << 20})
+    where = storage.uri(*parent.parts)
+    if tune.Tuner.can_restore(f"{where}/{FOLDER}"):
+        tuner = tune.Tuner.restore(f"{where}/{FOLDER}", trainable, restart_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=_space(config),
+            tune_config=_how(config, at_once),
+            run_config=tune.RunConfig(
+                name=FOLDER, storage_path=where, verbose=0, callbacks=[Reporter(console)]
+            ),
+        )
+    with contextlib.redirect_stdout(log.Aside()):  # whatever Tune says, standard output is one line of ours
+        return tuner.fit()
+
+
+def _space(config: Config) -> dict[str, Any]:
+    from ray import tune
+
+    search = config.sweep.search
+    assert search is not None
+
+    def domain(values: RangeConfig) -> Any:
+        if values.choice is not None:
+            return (tune.grid_search if search.method == "grid" else tune.choice)(values.choice)
+        if values.integers is not None:
+            return tune.randint(values.integers[0], values.integers[1] + 1)
+        if values.log_uniform is not None:
+            return tune.loguniform(*values.log_uniform)
+        assert values.uniform is not None
+        return tune.uniform(*values.uniform)
+
+    return {path: domain(values) for path, values in search.space.items()}
+
+
+def _how(config: Config, at_once: int) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    search, epochs = config.sweep.search, config.train.epochs
+    assert search is not None
+    scheduler = None
+    if search.scheduler == "asha":
+        grace = min(search.grace_epochs, epochs)
+        scheduler = ASHAScheduler(
+            "epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=search.reduction
+        )
+    return tune.TuneConfig(
+        metric="val_accuracy",
+        mode="max",
+        trial_dirname_creator=trial.folder,
+        scheduler=scheduler,
+        num_samples=1 if search.method == "grid" else search.trials,
+        search_alg=BasicVariantGenerator(random_state=config.run.seed, max_concurrent=at_once),
+    )

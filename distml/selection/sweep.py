@@ -1,0 +1,165 @@
+"""Training the candidates of a sweep and comparing them (driver).
+
+Each candidate is an ordinary resumable run; together they have one parent on the tracking server and one
+start of Ray. Running the sweep again takes finished candidates from their records and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from distml.config import Config, binding
+from distml.config.load import flatten
+from distml.data import shards
+from distml.errors import DistmlError
+from distml.runtime import cluster, resources
+from distml.selection import candidates, concurrency, leaderboard, record
+from distml.selection.candidates import Candidate
+from distml.selection.child import Child
+from distml.selection.leaderboard import Row
+from distml.selection.parent import Parent
+from distml.selection.trial import Train
+from distml.storage import Storage
+from distml.tracking import runs
+
+
+def run(config: Config, train: Train) -> dict[str, Any]:
+    """Train every candidate that is not finished, compare all of them.
+
+    Args:
+        config: With `sweep.candidates` or `sweep.search`.
+        train: Trains one of them.
+
+    Returns:
+        The result line: that of the best candidate by validation accuracy, and the `leaderboard`.
+
+    Raises:
+        ConfigError: A candidate cannot be trained; nothing was started.
+        DistmlError: The cluster, the data or the storage cannot be used.
+    """
+    began = time.monotonic()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    storage = Storage(config.storage.root)
+    if config.sweep.search:
+        return _search(config, storage, train, console, began)
+    chosen = candidates.candidates(config)
+    names = {one.name: one.config.run.name for one in chosen}
+    with runs.alone(config, storage, record.FOLDER):
+        rows = _finished(chosen, storage)
+        if rows:
+            console.print(f"finished before: [bold]{escape(', '.join(rows))}[/bold]")
+        if len(rows) == len(chosen) and (known := record.finished(storage, config, names)):
+            return _shown(console, config, rows, known.result, began)
+        parent = Parent(config, storage, record.begin(config, storage, names))
+        try:
+            waiting = [one for one in chosen if one.name not in rows]
+            rows |= _train(config, storage, waiting, parent, train, console)
+        except BaseException:
+            parent.close("KILLED")
+            raise
+        return _shown(console, config, rows, parent.finish([rows[name] for name in names]), began)
+
+
+def _search(config: Config, storage: Storage, train: Train, console: Console, began: float) -> dict[str, Any]:
+    """The same, with candidates that Ray Tune draws."""
+    from distml.selection import search
+
+    assert config.sweep.search is not None
+    search.check(config)
+    recipe = binding.of(config) | flatten({"sweep.search": config.sweep.search.model_dump(mode="json")})
+    with runs.alone(config, storage, record.FOLDER):
+        before = None if config.run.restart else record.find(storage, config.run.name)
+        sweep = record.begin(config, storage, {}, recipe)
+        if before is not None and before.status == "finished":
+            before.save(storage)
+            console.print("finished before")
+            return _shown(console, config, leaderboard.of_line(before.result), before.result, began)
+        parent = Parent(config, storage, sweep)
+        try:
+            rows = search.run(config, storage, parent, train, console)
+        except BaseException:
+            parent.close("KILLED")
+            raise
+        return _shown(console, config, rows, parent.finish(list(rows.values()), search=True), began)
+
+
+def _finished(chosen: list[Candidate], storage: Storage) -> dict[str, Row]:
+    """The rows of candidates that were trained before."""
+    taken = {one.name: (one, runs.taken(one.config, storage)) for one in chosen}
+    return {
+        name: leaderboard.of_result(name, found.name, one.overrides, found.result)
+        for name, (one, found) in taken.items()
+        if found is not None
+    }
+
+
+def _shown(
+    console: Console, config: Config, rows: dict[str, Row], found: dict[str, Any], began: float
+) -> dict[str, Any]:
+    """Print the table and what to type next; returns the result line."""
+    leaderboard.show(console, list(rows.values()))
+    again = f"--run {config.run.name} --storage.root {config.storage.root}"
+    console.print(f"[bold]figure[/bold]     {found['figure']}")
+    console.print(f"[bold]next[/bold]       python -m distml.promote --config FILE {again}")
+    return found | {"wall_s": round(time.monotonic() - began, 2)}
+
+
+def _train(
+    config: Config,
+    storage: Storage,
+    waiting: list[Candidate],
+    parent: Parent,
+    train: Train,
+    console: Console,
+) -> dict[str, Row]:
+    """Train what is not finished, side by side where each has cores of its own."""
+    if not waiting:
+        return {}
+    trains = [one.config.train for one in waiting]
+    largest = max(trains, key=lambda train: train.max_workers * train.cpus_per_worker)
+    sized = config.model_copy(update={"train": largest})
+    cores = os.cpu_count() or 1
+    with cluster.connect(sized, concurrency.concurrent(config.sweep.concurrent, trains, cores)) as found:
+        cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
+        side_by_side = concurrency.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
+        for one in waiting:
+            resources.require_plan(one.config, found)
+        shards.prepare(config, storage)
+        console.print(
+            f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "
+            f"time (sweep.concurrent {config.sweep.concurrent}), {found.shown}"
+        )
+
+        def go(one: Candidate) -> Row:
+            return _row(one, lambda: train(one.config, Child(one.name, found, parent.key)))
+
+        if side_by_side == 1:  # on the main thread, where Ray Train listens to Ctrl-C
+            return {one.name: go(one) for one in waiting}
+        return _side_by_side(waiting, go, side_by_side)
+
+
+def _side_by_side(waiting: list[Candidate], go: Callable[[Candidate], Row], count: int) -> dict[str, Row]:
+    pool = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="candidate")
+    try:
+        futures = {one.name: pool.submit(go, one) for one in waiting}
+        return {name: future.result() for name, future in futures.items()}
+    finally:
+        # Interrupted, the others end when the connection is closed behind them.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _row(one: Candidate, train: Callable[[], dict[str, Any]]) -> Row:
+    """Train one; that it fails is no reason to leave the others out."""
+    name = one.config.run.name
+    try:
+        return leaderboard.of_result(one.name, name, one.overrides, train())
+    except DistmlError as error:
+        return dataclasses.replace(Row(one.name, name, one.overrides), status="failed", error=str(error))

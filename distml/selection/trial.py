@@ -1,0 +1,61 @@
+"""One trial of a search: an ordinary run, in a process of Ray Tune's (trial)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distml import log
+from distml.config import Config
+from distml.runtime.cluster import Cluster
+from distml.selection.candidates import candidate
+from distml.selection.child import Child
+from distml.storage import Storage
+from distml.tracking import runs
+
+Train = Callable[[Config, Child], dict[str, Any]]
+"""Trains one candidate to its end and returns its result line."""
+
+
+def name(trial_id: str) -> str:
+    """Tune's identifiers end in the number of the trial, which outlives a restart."""
+    return f"trial-{int(trial_id.rpartition('_')[2]):03d}"
+
+
+def folder(of: Any) -> str:
+    """Tune's folder of a trial, from which its name is known even where it never reported."""
+    return str(of.trial_id)
+
+
+def trial(
+    params: dict[str, Any], values: dict[str, Any], found: Cluster, parent: tuple[str, str], train: Train
+) -> None:
+    """One trial (trial process): train, and tell Tune of every epoch; Tune ends the process to stop it.
+
+    Args:
+        params: Overrides that Tune has drawn.
+        values: The configuration of the sweep.
+        found: The connection of the driver.
+        parent: Name and key of the parent run.
+        train: Trains one run.
+    """
+    from ray import tune
+
+    log.configure("trial")
+    mine = name(tune.get_context().get_trial_id())
+    chosen = candidate(Config.model_validate(values), params, mine)
+    told, last = 0, chosen.config.train.epochs
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal told
+        epochs = (
+            event["history"] if event["kind"] == "resumed" else [event] if event["kind"] == "epoch" else []
+        )
+        for one in epochs:
+            if told < one["epoch"] < last:  # the last one is told when the model is safe: Tune may stop here
+                told = one["epoch"]
+                tune.report({"val_accuracy": one["val_accuracy"], "epoch": told})
+
+    known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
+    result = known.result if known else train(chosen.config, Child(mine, found, parent, listen))
+    tune.report({"val_accuracy": result["val_accuracy"], "epoch": result["epochs"]})

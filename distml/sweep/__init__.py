@@ -1,1 +1,0 @@
-"""Several candidates trained and compared in one go."""

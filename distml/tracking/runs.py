@@ -1,0 +1,197 @@
+"""The life of a run: its folder, whether it may start, go on or must be refused (driver).
+
+`runs/<name>/<generation>/run.json` says what is being trained and how far it came. Starting the same
+name again goes on with an unfinished run; `run.restart` begins the next generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from distml.config import Config, binding
+from distml.errors import ConfigError, StorageError
+from distml.storage import Storage
+
+FOLDER = "runs"
+RECORD = "run.json"
+
+
+@dataclass
+class Run:
+    """The record of one run.
+
+    Attributes:
+        name: `run.name`.
+        generation: Counts restarts from the beginning.
+        key: Identifies the run on the tracking server.
+        status: running, finished, failed, or stopped by a search.
+        attempts: Times a driver has started or resumed it.
+        run_id: MLflow run, once known.
+        binding: Configuration a resumed run must share, by dotted path.
+        result: The result line of a finished run.
+        started_at: Seconds since the epoch.
+    """
+
+    name: str
+    generation: int
+    key: str
+    status: str = "running"
+    attempts: int = 0
+    run_id: str | None = None
+    binding: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    started_at: float = 0.0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The run's folder below the storage root."""
+        return (FOLDER, self.name, f"{self.generation:03d}")
+
+    @property
+    def attempt(self) -> str:
+        """Name of the present attempt's folder."""
+        return f"attempt-{self.attempts:03d}"
+
+    @property
+    def export(self) -> tuple[str, ...]:
+        """The finished run's export below the storage root, wherever that root was when it was trained."""
+        return (*self.parts, str(self.result["artifacts"]).partition("?")[0].rpartition("/")[2])
+
+    def save(self, storage: Storage) -> None:
+        """Write the record, whole or not at all."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        storage.write_bytes(text.encode(), *self.parts, RECORD)
+
+
+def _records(storage: Storage, name: str) -> Iterator[Run]:
+    """The generations of a run, newest first."""
+    for generation in sorted(storage.names(FOLDER, name), reverse=True):
+        if not storage.exists(FOLDER, name, generation, RECORD):
+            continue
+        try:
+            yield Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+        except (ValueError, TypeError) as error:
+            where = storage.uri(FOLDER, name, generation, RECORD)
+            raise StorageError(
+                f"{where} is damaged ({error}).", "Restore it, or pass --run.restart true."
+            ) from None
+
+
+def newest(storage: Storage, name: str) -> Run | None:
+    """Return the newest generation of a run, None where there is none.
+
+    Raises:
+        StorageError: A record is damaged, or the storage cannot be read.
+    """
+    return next(_records(storage, name), None)
+
+
+def finished(storage: Storage, name: str) -> Run | None:
+    """Return the newest finished generation of a run, None where no run of that name is finished.
+
+    Raises:
+        StorageError: A record is damaged, or the storage cannot be read.
+    """
+    return next((run for run in _records(storage, name) if run.status == "finished"), None)
+
+
+def taken(config: Config, storage: Storage) -> Run | None:
+    """Return the finished run that a configuration would only repeat, None where there is something to do.
+
+    Raises:
+        ConfigError: A run of that name was started with another configuration.
+        StorageError: A record is damaged, or leads out of the storage root.
+    """
+    found = None if config.run.restart else newest(storage, config.run.name)
+    if found is not None:
+        _refuse_other(config, found)
+    return found if found is not None and found.status == "finished" else None
+
+
+def _refuse(config: Config, found: Run) -> None:
+    """Refuse what cannot go on, with the difference and the remedy."""
+    if found.status == "finished":
+        version, accuracy = found.result.get("version"), found.result.get("val_accuracy")
+        raise ConfigError(
+            f"run {found.name} is finished already (model version {version or 'not registered'}, "
+            f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",
+            "Choose another --run.name, or pass --run.restart true to train it again.",
+        )
+    _refuse_other(config, found)
+
+
+def _refuse_other(config: Config, found: Run) -> None:
+    """Refuse to go on with another configuration than the run began with."""
+    if changed := binding.changes(found.binding, binding.of(config)):
+        raise ConfigError(
+            f"run {found.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
+            "Choose another --run.name, or pass --run.restart true to begin again.",
+        )
+
+
+@contextmanager
+def alone(config: Config, storage: Storage, folder: str = FOLDER) -> Iterator[None]:
+    """Be the only driver of a run; where there are no locks, as in object stores, others may be at it, too.
+
+    Args:
+        config: Names the run.
+        storage: Holds its record.
+        folder: Of the records, another one where `run.name` names a sweep.
+
+    Raises:
+        ConfigError: Another process drives the run.
+        StorageError: Its folder cannot be made.
+    """
+    with ExitStack() as until:
+        try:
+            until.enter_context(storage.lock(folder, config.run.name, wait=False))
+        except BlockingIOError:
+            raise ConfigError(
+                f"run {config.run.name} is being trained by another process.",
+                "Wait until it has ended, or choose another --run.name.",
+            ) from None
+        yield
+
+
+def examine(config: Config, storage: Storage) -> Run | None:
+    """Return the run that a configuration would go on with, None where it would begin one; changes nothing.
+
+    Raises:
+        ConfigError: A run of that name is finished, or was started with another configuration.
+        StorageError: The record is damaged, or leads out of the storage root.
+    """
+    found = None if config.run.restart else newest(storage, config.run.name)
+    if found is not None:
+        _refuse(config, found)
+    return found
+
+
+def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
+    """Open the run a configuration names.
+
+    Returns:
+        The run, saved with one more attempt, and whether it goes on with an earlier one.
+
+    Raises:
+        ConfigError: A run of that name is finished, or was started with another configuration.
+        StorageError: The record is damaged or cannot be written, or leads out of the storage root.
+    """
+    name = config.run.name
+    found = examine(config, storage)
+    resumed = found is not None
+    if found is None:
+        generation = (
+            max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
+        )
+        found = Run(name, generation, uuid.uuid4().hex, binding=binding.of(config), started_at=time.time())
+    found.status = "running"
+    found.attempts += 1
+    found.save(storage)
+    return found, resumed
