@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from distml import doctor
+from distml import doctor as verb
+from distml.checks import doctor
 from distml.checks.check import Check, ok, problem, warning
 from distml.errors import DataError
 
@@ -72,7 +73,7 @@ def test_only_a_problem_fails(
     status: str,
 ) -> None:
     monkeypatch.setattr(doctor, "gather", lambda questions: checks)
-    code = doctor.main([])
+    code = verb.main([])
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert (code, result["status"]) == (int(status == "failed"), status)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from distml import predict
+from distml.batch import files
 from distml.config import Config, load
 from distml.data import photos
 from distml.errors import ConfigError, DataError, TrackingError
@@ -78,7 +79,7 @@ def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
 
 def test_an_answer_lists_the_most_probable_first() -> None:
     probabilities = np.array([0.1, 0.6, 0.3], np.float32)
-    assert predict.answer("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
+    assert files.answer("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
         "file": "a.png",
         "class": "dog",
         "label": 1,
@@ -88,7 +89,7 @@ def test_an_answer_lists_the_most_probable_first() -> None:
             {"class": "bird", "label": 2, "probability": 0.3},
         ],
     }
-    assert len(predict.answer("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
+    assert len(files.answer("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""One training run from its configuration to its registered model (driver)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import importlib
+import time
+from typing import Any
+
+from distml import tracking
+from distml.config import Config
+from distml.data import shards
+from distml.errors import ConfigError
+from distml.models import registry
+from distml.runtime import cluster, resources
+from distml.selection.child import Child
+from distml.storage import Storage
+from distml.tracking import runs
+from distml.training import summary
+from distml.training.observers import gauges
+from distml.training.observers import recorder as recording
+from distml.training.observers.display import Display
+from distml.training.observers.recorder import Recorder
+from distml.training.observers.tensorboard import Events
+
+
+def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
+    rows, batch = manifest.rows["train"], config.train.global_batch_size
+    if rows < batch:
+        raise ConfigError(
+            f"train.global_batch_size = {batch} is more than the {rows} training rows.",
+            f"Set it to {rows} or less.",
+        )
+
+
+def run(config: Config, child: Child | None = None) -> dict[str, Any]:
+    """Train one model.
+
+    Args:
+        config: Of the run; its sweep is not looked at.
+        child: Its place in a sweep, None where it stands alone.
+
+    Returns:
+        The result line: run id, model, version, accuracies, throughput, wall time and places.
+
+    Raises:
+        ConfigError: The configuration cannot be used; nothing was started.
+        DistmlError: The run failed.
+    """
+    began = time.monotonic()
+    registry.check(config.model.name, config.model.options)
+    storage = Storage(config.storage.root)
+    storage.probe()
+    tracking.uri(config)
+    if config.tracking.required:
+        tracking.check(config)
+    with runs.alone(config, storage):
+        return _recorded(config, storage, began, child)
+
+
+def _recorded(config: Config, storage: Storage, began: float, child: Child | None) -> dict[str, Any]:
+    """Train with a record under the storage root of what is being done and how it ended."""
+    display = Display(config.train.epochs, name=child.name if child else "")
+    record, resumed = runs.begin(config, storage)
+    display.say(f"run [bold]{record.name}[/bold]{' resumed' if resumed else ''}, storage {storage.root}")
+    tracker = tracking.Tracker(config, f"{record.name}-{record.generation:03d}", record.run_id)
+    status = "FAILED"
+    try:
+        result = _train(config, storage, record, tracker, display, began, child)
+        status = "FINISHED"
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = "KILLED" if interrupted else "FAILED"
+        record.status = "running" if interrupted else "failed"
+        raise
+    finally:
+        display.close()
+        if status != "FINISHED":
+            tracker.put("close", status=status, tags={})
+            tracker.close()
+            record.run_id = tracker.sender.run_id or record.run_id
+            record.save(storage)
+    record.status, record.result = "finished", result
+    record.save(storage)
+    return result
+
+
+def _train(
+    config: Config,
+    storage: Storage,
+    record: runs.Run,
+    tracker: tracking.Tracker,
+    display: Display,
+    began: float,
+    child: Child | None,
+) -> dict[str, Any]:
+    """Everything between opening and closing a run."""
+    events = Events(storage, record.parts) if config.train.tensorboard else None
+    listen = gauges.listener(record.name, child.listen if child else None)
+    recorder = Recorder(display, tracker, events, listen)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
+        fitting = pool.submit(importlib.import_module, "distml.training.fit")
+        with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
+            plan = resources.require_plan(config, ray)
+            if child is None:
+                display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
+            manifest = shards.prepare(config, storage)
+            _check_sizes(config, manifest)
+            recording.begin(tracker, config, record, manifest, child.parent if child else None)
+            where = (record.parts, record.attempt)
+            fitting.result().fit(config, storage, manifest, plan, where, recorder, ray.logs)
+            recorder.finished(ray.logs)
+            run_id, so_far_s = tracker.sender.run_id, time.monotonic() - began
+            drawing = pool.submit(summary.draw, config, storage, manifest, record, recorder, run_id, so_far_s)
+        drawn = drawing.result()
+    found = recorder.finished(ray.logs)
+    complete = recording.end(tracker, storage, manifest, found)
+    record.run_id = tracker.sender.run_id
+    wall_s = time.monotonic() - began
+    if child is None:
+        summary.show(display, config, recorder, tracker.sender.version, drawn, wall_s)
+    return summary.result(config, storage, tracker, found) | {
+        "tracking_complete": complete,
+        "wall_s": round(wall_s, 2),
+    }
