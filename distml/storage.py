@@ -6,7 +6,9 @@ The only module that parses URIs. A `Storage` is its root as text, so it crosses
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
+import logging
 import os
 import re
 import uuid
@@ -18,8 +20,79 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import ArrowException, fs
 
-from distml import files
 from distml.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".distml-tmp-"
+"""How the names of unfinished writes begin; one whose writer was killed is never taken for content."""
+
+
+def write_atomically(data: bytes, path: str) -> None:
+    """Write a file whole or not at all, and durably; its folder is made when absent.
+
+    Raises:
+        OSError: The file system refused; nothing is left behind.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync(folder)
+
+
+def _sync(folder: str) -> None:
+    """Without this the rename itself may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def folder_lock(path: str, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder (made when absent) while other processes wait for it.
+
+    The kernel drops the lock when its holder dies, however it dies. Gives False on a mount without locks.
+
+    Args:
+        path: The folder.
+        wait: For whoever holds it now; else `BlockingIOError` is raised.
+
+    Raises:
+        OSError: The folder cannot be made or opened.
+    """
+    os.makedirs(path, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _held(handle, path, wait)
+    finally:
+        os.close(handle)
+
+
+def _held(handle: int, path: str, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        logger.info("waiting for the process that holds %s", path)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        logger.info("no locks at %s (%s); going on without", path, error.strerror)
+        return False
+    return True
+
 
 _REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _PLACES = "Give a path, or an s3:// or gs:// URI."
@@ -129,7 +202,7 @@ class Storage:
         filesystem, path = self._at(parts)
         with _said("write", self.uri(*parts)):
             if self.local:
-                files.write(data, path)
+                write_atomically(data, path)
                 return
             with filesystem.open_output_stream(path) as stream:  # a store shows an object when it is closed
                 stream.write(data)
@@ -146,7 +219,7 @@ class Storage:
         with _said("list", self.uri(*parts)):
             found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         names = (str(info.base_name) for info in found)
-        return sorted(name for name in names if unfinished or not name.startswith(files.TEMPORARY))
+        return sorted(name for name in names if unfinished or not name.startswith(TEMPORARY))
 
     def delete(self, *parts: str) -> None:
         """Delete a file or a whole tree; quiet when there is none."""
@@ -176,7 +249,7 @@ class Storage:
 
     def probe(self) -> None:
         """Prove that the root can be written: write, read back and delete a small unique file."""
-        name = f"{files.TEMPORARY}probe-{uuid.uuid4().hex}"
+        name = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
         try:
             self.write_bytes(name.encode(), name)
             if self.read_bytes(name) != name.encode():
@@ -195,5 +268,5 @@ class Storage:
         with ExitStack() as until:
             if self.local:
                 with _said("lock", self.uri(*parts)):
-                    held = until.enter_context(files.lock(self.uri(*parts), wait))
+                    held = until.enter_context(folder_lock(self.uri(*parts), wait))
             yield held

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml import files, log
+from distml import log, storage
 from distml.batch.parts import Part, plan
 from distml.batch.reading import SOURCE, SOURCE_ROW
 from distml.config import Config
@@ -80,7 +80,7 @@ def predict(
 @contextlib.contextmanager
 def _shared(export: digests.Export, target: Storage) -> Iterator[str]:
     """Keep the model's files where every process finds them, also one that is started again."""
-    name = f"{files.TEMPORARY}model-{uuid.uuid4().hex[:8]}"
+    name = f"{storage.TEMPORARY}model-{uuid.uuid4().hex[:8]}"
     listed = json.loads((export.folder / DIGESTS).read_bytes())
     try:
         for path in (DIGESTS, *listed):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from distml.checks.check import Check, failed, ok, problem
 from distml.errors import DistmlError, StorageError
-from distml.files import TEMPORARY
-from distml.storage import Storage
+from distml.storage import TEMPORARY, Storage
 
 WORKER_TIMEOUT_S = 8.0
 _SHARED = "Give a storage.root that every worker reaches: a shared mount, s3:// or gs://."

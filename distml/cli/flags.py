@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from distml import __version__
-from distml.config import Config, load, plain
+from distml.config import Config, load
 from distml.errors import ConfigError
 
 
@@ -118,7 +118,7 @@ def _read(word: str) -> Any:
         return None
     if word[:1] not in ("[", "{"):
         return word  # the field's type decides what it becomes
-    value = plain.parse(word)
+    value = load.parse_yaml(word)
     for key, below in value.items() if isinstance(value, dict) else ():
         if below is None and ":" in key:
             raise ConfigError(f"{word} has no value for {key}.", "YAML wants a space after the colon.")

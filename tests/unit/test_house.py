@@ -22,7 +22,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "distml"
 
 VERBS = {f"distml.{cli.MODULES.get(verb, verb)}" for verb in cli.VERBS}
-COMMAND_LINE = {"distml.cli", "distml.cli.command", "distml.cli.flags", "distml.__main__"}
+COMMAND_LINE = {
+    "distml.cli",
+    "distml.cli.arguments",
+    "distml.cli.command",
+    "distml.cli.flags",
+    "distml.__main__",
+}
 
 NOT_FROM = {  # who must not import whom; lower layers first
     "distml.errors": ("distml",),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distml.config import Config, load, plain
+from distml.config import Config, load
 from distml.errors import ConfigError
 
 
@@ -96,8 +96,8 @@ def test_long_values_are_cut() -> None:
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"- 1\n", "holds a list, not sections"),
         (b"train: {epochs: 1, epochs: 2}", "config.yaml: duplicate key train.epochs"),
-        (b" " * (plain.MAX_BYTES + 1), "is larger than"),
-        (b"# " + "\u00e9".encode() * (plain.MAX_BYTES // 2), "is larger than"),
+        (b" " * (load.MAX_BYTES + 1), "is larger than"),
+        (b"# " + "\u00e9".encode() * (load.MAX_BYTES // 2), "is larger than"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, said: str) -> None:

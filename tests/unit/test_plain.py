@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distml.config import plain
+from distml.config import load
 from distml.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ from distml.errors import ConfigError
     ],
 )
 def test_plain_values_are_read(text: str, value: Any) -> None:
-    assert plain.parse(text) == value
+    assert load.parse_yaml(text) == value
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_plain_values_are_read(text: str, value: Any) -> None:
         ("a:\n\tb: 1", r"cannot start any token \(line 2\)"),
         ("a: \x01", "not usable YAML"),
         ("a: {", "not usable YAML"),
-        ("a: " + "x" * plain.MAX_BYTES, "larger than"),
+        ("a: " + "x" * load.MAX_BYTES, "larger than"),
     ],
 )
 def test_a_surprise_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        plain.parse(text)
+        load.parse_yaml(text)
 
 
 def test_a_merge_key_is_a_key_like_any_other() -> None:
-    assert plain.parse("<<: {a: 1}") == {"<<": {"a": 1}}
+    assert load.parse_yaml("<<: {a: 1}") == {"<<": {"a": 1}}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distml import files
+from distml import storage as files
 from distml.errors import StorageError
 from distml.storage import Storage
 
