@@ -19,7 +19,7 @@ STAMP := $(VENV)/.$(EXTRA)
 CLUSTER := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m distml cluster
 BENCH_STAMP := $(VENV)/.$(EXTRA)-bench
 PEERS := $(VENV)-peers
-COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+COMPILE := PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11 -c requirements/constraints.in
 
 .PHONY: help venv train serve test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
@@ -29,7 +29,7 @@ help: ## Show this list
 
 venv: $(STAMP) ## Make the environment in .venv
 
-$(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/install
+$(STAMP): requirements/$(EXTRA).txt requirements/uv.txt pyproject.toml requirements/install
 	sh requirements/install venv "$(VENV)" "$(EXTRA)" "$(PYTHON)"
 	@touch $@
 
@@ -79,7 +79,7 @@ $(PEERS)/.ready: requirements/peers.txt requirements/install
 	sh requirements/install env "$(PEERS)" peers "$(PYTHON)"
 	@touch $@
 
-requirements: ## Resolve and pin the requirements again (needs uv)
+requirements: $(STAMP) ## Resolve and pin the requirements again
 	$(COMPILE) pyproject.toml --extra cpu --extra dev -o requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra dev -o requirements/gpu.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra s3 --extra server -c requirements/cpu.txt -o requirements/image-cpu.txt
@@ -87,6 +87,7 @@ requirements: ## Resolve and pin the requirements again (needs uv)
 	echo hatchling | $(COMPILE) -c requirements/cpu.txt - -o requirements/image-build.txt
 	echo 'bentoml==1.4.* litserve==0.2.* keras==3.15.* tensorflow-cpu==2.21.*' | tr ' ' '\n' | \
 		$(COMPILE) - -o requirements/peers.txt
+	echo 'uv==0.13.*' | $(COMPILE) - -o requirements/uv.txt
 	echo 'tf-keras==2.21.*' | $(COMPILE) --no-deps - -o requirements/bench.txt
 
 clean: ## Remove the environment and the caches; data and runs stay

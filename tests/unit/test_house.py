@@ -258,6 +258,7 @@ def test_requirements_are_pinned_by_hash_and_hold_no_address() -> None:
         "image-cpu",
         "image-gpu",
         "peers",
+        "uv",
     }
     for path in files:
         text = path.read_text()
