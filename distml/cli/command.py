@@ -41,13 +41,14 @@ VERBS = {
     "report": "show the report of a finished run",
     "drift": "compare logged requests with the training data",
     "validate": "check a configuration without starting anything",
+    "models": "list the networks that can be trained, with what they cost",
     "sync": "send to the tracking server what runs recorded while it was away",
     "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
     "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
 }
 """The verbs of the console script, each the module of the same name, and what it does."""
 
-MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "report", "sync", "validate")}
+MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "models", "report", "sync", "validate")}
 """Verbs that are no module of the package's root, and their module."""
 
 Result = dict[str, Any]

@@ -92,7 +92,7 @@ class ModelConfig(Section):
     """Which network is trained."""
 
     name: Annotated[str, Field(min_length=1)] = "convnet"
-    """A registered builder (cnn, cnn_batchnorm, cnn_dropout, convnet, poolnet, resnet) or module:function."""
+    """A network of ours or of keras.applications, as `distml models` lists them, or module:function."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options handed to the builder."""
     mirror: bool = False

@@ -41,6 +41,20 @@ def check(name: str, module: str, function: str, options: Mapping[str, Any]) -> 
     if accepted is None:
         _require_bound(name, tree, function)
         return
+    require_accepted(name, accepted, options)
+
+
+def require_accepted(name: str, accepted: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a builder does not have or that are of another type than their default.
+
+    Args:
+        name: The model's name as the user wrote it.
+        accepted: Every option and its default.
+        options: What the user wrote.
+
+    Raises:
+        ConfigError: Names the option, its value and what is accepted.
+    """
     known = [option for option in accepted if option != _ANYTHING]
     said = ", ".join(f"{option}={_shown(accepted[option])}" for option in known) or "no options"
     for option, value in options.items():

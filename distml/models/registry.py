@@ -1,4 +1,4 @@
-"""Finds a builder by name, checks its options and puts pixels in front of it (driver, worker).
+"""Finds a builder by name, checks its options and makes a network of raw pixels of it (driver, worker).
 
 Checking imports no TensorFlow; building does.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import random
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from distml.data import schema
 from distml.errors import ConfigError, DistmlError, ModelError
+from distml.models import backbones
 from distml.models.options import check as check_options
+from distml.models.options import require_accepted
 
 if TYPE_CHECKING:
     import keras
@@ -28,11 +31,14 @@ BUILDERS = {
     "poolnet": "distml.models.poolnet:poolnet",
     "resnet": "distml.models.resnet:resnet",
 }
-"""Where each name's builder is."""
+"""Where the builder of each network of ours is; `backbones.BACKBONES` has the others by name."""
+
+RAW_PIXELS = "raw_pixels"
+"""Attribute by which a builder says that its network takes pixels of 0 to 255 and scales them itself."""
 
 
 def names() -> list[str]:
-    """Names of the built-in models."""
+    """Names of the small networks of ours, which take images of any kind and learn from noise."""
     return sorted(BUILDERS)
 
 
@@ -47,8 +53,25 @@ def check(name: str, options: Mapping[str, Any]) -> None:
         ConfigError: Unknown name, missing module or function, unknown option or an option of another
             type than its default.
     """
+    if name in backbones.BACKBONES:
+        require_accepted(name, backbones.BACKBONES[name].options, options)
+        return
     module, function = _split(name)
     check_options(name, module, function, options)
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Check what can be known without TensorFlow about a model for images of some shape.
+
+    Args:
+        name: A built-in name or `module:function`.
+        shape: Height, width and channels of an image.
+
+    Raises:
+        ModelError: The model cannot take them.
+    """
+    if name in backbones.BACKBONES:
+        backbones.check_shape(name, shape)
 
 
 def build(
@@ -76,7 +99,7 @@ def build(
     with _seeded(seed):
         network = _call(name, builder, shape, classes, options)
         _require_logits(name, network, classes)
-        return _from_pixels(network, shape)
+        return _from_pixels(network, shape, raw=getattr(builder, RAW_PIXELS, False))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -84,17 +107,22 @@ def _split(name: str) -> tuple[str, str]:
         module, _, function = name.partition(":")
         return module, function
     if name not in BUILDERS:
-        close = difflib.get_close_matches(name, names(), 1)
+        close = difflib.get_close_matches(name, [*BUILDERS, *backbones.BACKBONES], 1)
         guess = f"Did you mean {close[0]}? " if close else ""
         raise ConfigError(
             f"model.name = {name!r} is not a known model.",
-            f"{guess}Known are {', '.join(names())}; your own is module:function.",
+            f"{guess}Ours are {', '.join(names())}; `distml models` lists {len(backbones.BACKBONES)} that "
+            "others have trained; your own is module:function.",
         )
     module, _, function = BUILDERS[name].partition(":")
     return module, function
 
 
 def _load(name: str) -> Callable[..., Any]:
+    if name in backbones.BACKBONES:
+        known = functools.partial(backbones.classifier, name)
+        setattr(known, RAW_PIXELS, True)
+        return known
     module, function = _split(name)
     try:
         builder = getattr(importlib.import_module(module), function, None)
@@ -150,13 +178,27 @@ def _require_logits(name: str, network: Any, classes: int) -> None:
         )
 
 
-def _from_pixels(network: keras.Model, shape: tuple[int, int, int]) -> keras.Model:
-    """Put the one normalisation in front and float32 behind, whatever the network computes in."""
+def _from_pixels(network: keras.Model, shape: tuple[int, int, int], raw: bool) -> keras.Model:
+    """Let a network take raw pixels and give float32, whatever it computes in.
+
+    Args:
+        network: As its builder returned it.
+        shape: Of an image.
+        raw: It scales pixels itself; otherwise the scaling to [0, 1] is put in front.
+    """
     import keras
 
+    if raw and isinstance(network, keras.Model) and _is_float32(network):
+        return network
     pixels = keras.layers.Input(shape, dtype="float32", name="image")
     normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
-    logits = network(normalise(pixels))
+    logits = network(pixels if raw else normalise(pixels))
     if keras.backend.standardize_dtype(logits.dtype) != "float32":
         logits = keras.layers.Activation("linear", dtype="float32", name="float32_logits")(logits)
     return keras.Model(pixels, logits, name=network.name)
+
+
+def _is_float32(network: keras.Model) -> bool:
+    """Whether both ends of a functional network are float32 already."""
+    ends = [*(getattr(network, "inputs", None) or []), *(getattr(network, "outputs", None) or [])]
+    return len(ends) == 2 and all(str(end.dtype) == "float32" for end in ends)

@@ -32,6 +32,7 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
             f"train.global_batch_size = {batch} is more than the {rows} training rows.",
             f"Set it to {rows} or less.",
         )
+    registry.check_shape(config.model.name, manifest.shape)
 
 
 def run(config: Config, child: Child | None = None) -> dict[str, Any]:

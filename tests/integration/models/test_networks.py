@@ -261,3 +261,43 @@ def test_a_module_that_cannot_be_imported_says_why(keras: Any, own: str, workdir
 def test_a_bad_value_is_answered_in_a_sentence(keras: Any) -> None:
     with pytest.raises(ModelError, match="rate"):
         registry.build("cnn_dropout", SHAPE, 10, {"rate": 1.5}, 0)
+
+
+RAW = """
+import keras
+
+def halves(shape, classes):
+    image = keras.Input(shape)
+    scaled = keras.layers.Rescaling(1 / 64, name="own_scaling")(image)
+    return keras.Model(image, keras.layers.Dense(classes, dtype="float32")(keras.layers.Flatten()(scaled)))
+
+def subclassed(shape, classes):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(classes)
+            self.output_shape_ = (None, classes)
+
+        output_shape = property(lambda self: self.output_shape_)
+
+        def call(self, inputs):
+            return self.dense(keras.ops.mean(inputs, axis=(1, 2)))
+
+    return Own()
+
+halves.raw_pixels = subclassed.raw_pixels = True
+"""
+
+
+@pytest.mark.parametrize("function", ["halves", "subclassed"])
+def test_a_builder_may_declare_that_its_network_scales_itself(
+    keras: Any, policy: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (workdir / "own_raw.py").write_text(RAW)
+    model = registry.build(f"own_raw:{function}", SHAPE, 4, {}, 0)
+    sys.modules.pop("own_raw")
+    assert "normalise" not in [layer.name for layer in model.layers]
+    assert (model.output_shape, model.output.dtype) == ((None, 4), "float32")
+    bright, dark = np.full((1, *SHAPE), 200.0, np.float32), np.zeros((1, *SHAPE), np.float32)
+    assert np.abs(np.asarray(model(bright)) - np.asarray(model(dark))).max() > 1
