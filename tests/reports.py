@@ -39,15 +39,15 @@ def rendered(
     predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
     losses = random.random(600).astype(np.float32)
     worst = result.worst(labels, predicted, losses, 7)
-    split = {"test": result.evaluate(labels, predicted, losses, classes)}
-    found = {
-        "evaluation": {"validation": result.evaluate(labels, predicted, losses, classes)} | split,
+    evaluation = result.evaluate(labels, predicted, losses, classes).to_json()
+    report = {
+        "evaluation": {"validation": evaluation, "test": evaluation},
         "history": history(epochs),
         "worst": [[int(at), int(labels[at]), int(predicted[at]), float(losses[at])] for at in worst],
     } | changes
     rows = {"train": 4000, "validation": 600, "test": 600}
     manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")
-    images = random.integers(0, 256, (len(found["worst"]), *shape), np.uint8)
+    images = random.integers(0, 256, (len(report["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(load.resolve({"run": {"name": "mine"}}), manifest, found, facts, images)
+    return page.render(load.resolve({"run": {"name": "mine"}}), manifest, report, facts, images)

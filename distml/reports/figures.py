@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distml.training import metrics as catalogue
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, FIRST, SECOND = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
-Metrics = dict[str, Any]
 
 
 def blank(width: float, height: float) -> Figure:
@@ -22,21 +25,20 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def learning_curves(history: list[Metrics]) -> Figure:
-    """Loss and accuracy by epoch, training and validation.
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every charted metric of the catalogue by epoch, training and validation.
 
     Args:
-        history: One entry per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `val_accuracy`.
+        history: As `report.json` has it: one entry per epoch with `epoch` and the metrics by name.
     """
-    figure = blank(9, 3.6)
+    charted = catalogue.charted(history[-1])
+    figure = blank(4.5 * len(charted), 3.6)
     epochs = [metrics["epoch"] for metrics in history]
-    for axes, key, title in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True
-    ):
+    for axes, metric in zip(figure.subplots(1, len(charted), squeeze=False)[0], charted, strict=True):
         for prefix, label, color in (("", "training", FIRST), ("val_", "validation", SECOND)):
-            values = [metrics[prefix + key] for metrics in history]
+            values = [metrics.get(prefix + metric.name, math.nan) for metrics in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3.5, linewidth=1.6, label=label)
-        axes.set_title(title, loc="left", color=INK, fontsize=11)
+        axes.set_title(metric.title, loc="left", color=INK, fontsize=11)
         axes.set_xlabel("epoch", color=MUTED)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
@@ -80,31 +82,36 @@ def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]], classes: list[
     for axes, image, mistake in zip(np.ravel(figure.subplots(rows, columns)), images, mistakes, strict=False):
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
         true, predicted = classes[mistake[1]], classes[mistake[2]]
-        axes.set_title(f"{true}\nread as {predicted}", fontsize=8, color=INK)
+        axes.set_title(f"{true}\npredicted {predicted}", fontsize=8, color=INK)
     for axes in figure.axes:
         axes.axis("off")
     return figure
 
 
-def draw(
-    folder: Path,
-    history: list[Metrics],
-    evaluation: Metrics,
-    classes: list[str],
-    worst: tuple[np.ndarray, list[list[Any]]],
-) -> list[Path]:
-    """Draw a run's figures into a folder as PNG; returns their paths."""
+def draw(folder: Path, report: Mapping[str, Any], classes: list[str], images: np.ndarray) -> list[Path]:
+    """Draw a run's figures into a folder as PNG.
+
+    Args:
+        folder: Exists.
+        report: The content of `report.json`.
+        classes: Name of each class.
+        images: uint8 (N, H, W, C), one per mistake.
+
+    Returns:
+        Paths of the figures.
+    """
+    evaluation = report["evaluation"]
     split = "test" if "test" in evaluation else "validation"
     drawn = {
-        "learning_curves": learning_curves(history),
+        "learning_curves": learning_curves(report["history"]),
         "confusion_matrix": confusion_matrix(
             evaluation[split]["confusion"],
             classes,
-            f"{split.capitalize()} split, {evaluation[split]['accuracy']:.2%} right",
+            f"{split.capitalize()} split, accuracy {evaluation[split]['accuracy']:.2%}",
         ),
     }
-    if worst[1]:
-        drawn["worst_mistakes"] = worst_mistakes(*worst, classes)
+    if report["worst"]:
+        drawn["worst_mistakes"] = worst_mistakes(images, report["worst"], classes)
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")

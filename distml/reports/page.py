@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from distml.config import Config
 from distml.data.manifest import Manifest
 from distml.data.schema import Images
 from distml.reports import charts, tables
+from distml.training import metrics as catalogue
 
 FILE = "report.html"
 FOLDER = "report"
@@ -58,6 +59,15 @@ def embedded(image: Images) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
+def _columns(epoch: Mapping[str, Any]) -> list[tuple[str, str, Callable[[float], str]]]:
+    """Name, heading and format of the metrics in the table by epoch."""
+    headings = {"samples_per_s": "samples/s"}
+    return [
+        (name, headings.get(name, name.replace("val_", "validation ")), catalogue.get(name).text)
+        for name in catalogue.shown(epoch)
+    ]
+
+
 def _mistakes(images: Images, worst: Sequence[Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {"image": embedded(image), "true": names[true], "predicted": names[predicted], "loss": loss}
@@ -65,13 +75,15 @@ def _mistakes(images: Images, worst: Sequence[Sequence[Any]], names: Sequence[st
     ]
 
 
-def render(config: Config, manifest: Manifest, found: Mapping[str, Any], facts: Facts, images: Images) -> str:
+def render(
+    config: Config, manifest: Manifest, report: Mapping[str, Any], facts: Facts, images: Images
+) -> str:
     """Render a run's report.
 
     Args:
         config: Of the run.
         manifest: Of its data.
-        found: `evaluation` by split, `history` by epoch, `worst` mistakes.
+        report: The content of `report.json`: `evaluation` by split, `history` by epoch, `worst` mistakes.
         facts: The rest.
         images: uint8 [N, H, W, C], the pictures of the worst mistakes in their order.
 
@@ -87,7 +99,7 @@ def render(config: Config, manifest: Manifest, found: Mapping[str, Any], facts: 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    evaluation, history = found["evaluation"], found["history"]
+    evaluation, history = report["evaluation"], report["history"]
     split = "test" if "test" in evaluation else "validation"
     confusion = evaluation[split]["confusion"]
     return environment.get_template("report.html.j2").render(
@@ -100,13 +112,14 @@ def render(config: Config, manifest: Manifest, found: Mapping[str, Any], facts: 
         facts=facts,
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts.started_at)),
         charts=[
-            charts.curve(history, "accuracy", "Accuracy", share=True),
-            charts.curve(history, "loss", "Loss"),
+            charts.curve(history, metric.name, metric.title, metric.unit == "share")
+            for metric in reversed(catalogue.charted(history[-1]))
         ],
+        columns=_columns(history[-1]),
         size=(charts.WIDTH, charts.HEIGHT),
         classes=tables.classes(confusion, manifest.classes),
         confusion=confusion if manifest.num_classes <= _CELLS else None,
-        mistakes=_mistakes(images, found["worst"], manifest.classes),
+        mistakes=_mistakes(images, report["worst"], manifest.classes),
         times=tables.times(facts.times),
         versions=tables.versions(),
     )

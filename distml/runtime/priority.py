@@ -15,7 +15,7 @@ _SHOWING = (
     "ray::DashboardAgent",
 )
 """What the first words of a command line hold where nothing but a person's view waits for a process."""
-_ATTENDING = ("ray::Board", "ray::TrainController", "ray::Synchronization")
+_ATTENDING = ("ray::EventQueue", "ray::TrainController", "ray::Synchronization")
 """The same where a run waits for it now and then, and its wait must end on a machine without an idle core."""
 _NICENESS = 15
 

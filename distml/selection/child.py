@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from distml.runtime.cluster import Cluster
+from distml.training.events import Observer
 
 
 @dataclass(frozen=True)
@@ -17,10 +16,10 @@ class Child:
         name: Of the candidate; shown before each of its lines.
         cluster: The connection that the sweep has opened and will close.
         parent: Name and key of the parent run on the tracking server.
-        listen: Called with every event of the run.
+        observer: Called with every event of the run.
     """
 
     name: str
     cluster: Cluster
     parent: tuple[str, str]
-    listen: Callable[[dict[str, Any]], None] | None = None
+    observer: Observer | None = None

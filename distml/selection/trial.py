@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from distml import log
@@ -12,6 +12,7 @@ from distml.selection.candidates import candidate
 from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.training.events import EpochFinished, Event, Resumed
 
 Train = Callable[[Config, Child], dict[str, Any]]
 """Trains one candidate to its end and returns its result line."""
@@ -46,16 +47,15 @@ def trial(
     chosen = candidate(Config.model_validate(values), params, mine)
     told, last = 0, chosen.config.train.epochs
 
-    def listen(event: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         nonlocal told
-        epochs = (
-            event["history"] if event["kind"] == "resumed" else [event] if event["kind"] == "epoch" else []
-        )
-        for one in epochs:
-            if told < one["epoch"] < last:  # the last one is told when the model is safe: Tune may stop here
-                told = one["epoch"]
-                tune.report({"val_accuracy": one["val_accuracy"], "epoch": told})
+        epochs: Sequence[Event] = event.history if isinstance(event, Resumed) else [event]
+        for epoch in epochs:
+            # The last epoch is reported when the model is registered: Tune may stop the trial at any report.
+            if isinstance(epoch, EpochFinished) and told < epoch.epoch < last:
+                told = epoch.epoch
+                tune.report({"val_accuracy": epoch.metrics["val_accuracy"], "epoch": told})
 
     known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
-    result = known.result if known else train(chosen.config, Child(mine, found, parent, listen))
+    result = known.result if known else train(chosen.config, Child(mine, found, parent, report))
     tune.report({"val_accuracy": result["val_accuracy"], "epoch": result["epochs"]})

@@ -14,6 +14,7 @@ import numpy as np
 from distml.data import feed, shards
 from distml.models import mirror
 from distml.training import export, result, resume, score
+from distml.training.events import Mistake, RunFinished
 from distml.training.rank import Rank
 
 _DESCRIBED_CLASSES = 200  # a larger matrix would be most of a small model
@@ -29,25 +30,27 @@ def conclude(rank: Rank) -> None:
     scores = score.scorer(network)
     held_out = [split for split in ("validation", "test") if rank.manifest.rows.get(split)]
     splits = {split: _score(rank, split, scores) for split in held_out}
-    scored = time.perf_counter()
+    evaluated = time.perf_counter()
     if rank.rank:
         return
     classes = list(rank.manifest.classes)
-    evaluation = {split: result.evaluate(*found, classes) for split, found in splits.items()}
+    evaluation = {split: result.evaluate(*scored, classes) for split, scored in splits.items()}
     shown = evaluation.get("test") or evaluation["validation"]
-    parts = _export(rank, network, shown["confusion"])
+    parts = _export(rank, network, shown.confusion)
     labels, predicted, losses = splits.get("test") or splits["validation"]
-    rank.post(
-        "result",
-        export=parts,
-        evaluation=evaluation,
-        history=rank.history,
-        worst=[
-            [int(at), int(labels[at]), int(predicted[at]), float(losses[at])]
-            for at in result.worst(labels, predicted, losses)
-        ],
-        test_s=scored - began,
-        export_s=time.perf_counter() - scored,
+    mistakes = [
+        Mistake(int(row), int(labels[row]), int(predicted[row]), float(losses[row]))
+        for row in result.worst(labels, predicted, losses)
+    ]
+    rank.send(
+        RunFinished(
+            export=parts,
+            evaluation=evaluation,
+            history=rank.history,
+            mistakes=mistakes,
+            evaluate_s=evaluated - began,
+            export_s=time.perf_counter() - evaluated,
+        )
     )
 
 

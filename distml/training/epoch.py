@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 import uuid
@@ -16,7 +17,11 @@ import tensorflow as tf
 from distml.data import feed
 from distml.errors import DataError, NotFiniteError
 from distml.training import checkpoint, resume
-from distml.training.rank import Metrics, Rank
+from distml.training.events import EpochFinished, StepsDone
+from distml.training.rank import Rank
+
+Metrics = dict[str, float]
+"""Values by their names in `training.metrics`."""
 
 
 class Epochs:
@@ -42,7 +47,7 @@ class Epochs:
             return True
         if train.early_stopping_patience is None or not history:
             return False
-        best = int(np.argmax([metrics["val_accuracy"] for metrics in history]))
+        best = int(np.argmax([epoch.metrics["val_accuracy"] for epoch in history]))
         return len(history) - 1 - best >= train.early_stopping_patience
 
     def _epoch(self, epoch: int) -> None:
@@ -50,20 +55,22 @@ class Epochs:
         metrics = self._train(epoch)
         rank.step.synchronise()
         metrics |= self._validate()
-        metrics |= {"epoch": epoch + 1, "step": rank.step.iterations, "world_size": rank.world_size}
-        metrics["time"] = time.time()
-        rank.history.append(metrics)
+        metrics["world_size"] = rank.world_size
+        finished = EpochFinished(epoch + 1, rank.step.iterations, metrics)
+        rank.history.append(finished)
         began = time.perf_counter()
         saved = self._save(epoch)
-        metrics["checkpoint_s"] = time.perf_counter() - began
+        checkpoint_s = time.perf_counter() - began
         ray.train.report(
-            metrics,
+            finished.to_json(),
             saved,
             checkpoint_dir_name=checkpoint.folder_name(epoch + 1, uuid.uuid4().hex[:8]),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
-        metrics["report_s"] = time.perf_counter() - began - metrics["checkpoint_s"]
-        rank.post("epoch", **metrics)
+        report_s = time.perf_counter() - began - checkpoint_s
+        timed = metrics | {"checkpoint_s": checkpoint_s, "report_s": report_s}
+        rank.history[-1] = dataclasses.replace(finished, metrics=timed)
+        rank.send(rank.history[-1])
 
     def _train(self, epoch: int) -> Metrics:
         rank, done, curves, self._rows_read = self._rank, 0, [], 0
@@ -135,15 +142,13 @@ class Epochs:
                 "Lower train.learning_rate, set train.clip_norm, or look at the data.",
             )
         rows = len(values) * rank.config.train.global_batch_size
-        rank.post(
-            "steps",
-            epoch=epoch + 1,
-            step=step,
-            loss=float(values[:, 0].mean()),
-            accuracy=float(values[:, 1].mean()),
-            learning_rate=rank.rate(step - 1),
-            samples_per_s=rows / (time.perf_counter() - began),
-        )
+        metrics = {
+            "loss": float(values[:, 0].mean()),
+            "accuracy": float(values[:, 1].mean()),
+            "learning_rate": rank.rate(step - 1),
+            "samples_per_s": rows / (time.perf_counter() - began),
+        }
+        rank.send(StepsDone(epoch + 1, step, metrics))
         return values
 
     def _validate(self) -> Metrics:
@@ -176,7 +181,7 @@ class Epochs:
         state = {
             "epoch": epoch + 1,
             "step": rank.step.iterations,
-            "history": rank.history,
+            "history": [finished.to_json() for finished in rank.history],
             "seed": rank.config.run.seed,
             "world_size": rank.world_size,
         }

@@ -8,6 +8,7 @@ from typing import Any
 from ray.train.v2.api.callback import UserCallback
 
 from distml.errors import TrainingError
+from distml.training.events import WorkerFailed
 
 logger = logging.getLogger(__name__)
 
@@ -60,22 +61,22 @@ def explain(error: BaseException, logs: str | None) -> TrainingError:
 
 
 class Failures(UserCallback):
-    """Tells the board why a worker group is restarted, or ends the run where that cannot help. Final.
+    """Tells the driver why a worker group is restarted, or ends the run where that cannot help. Final.
 
     An exception that leaves a callback ends the run without a restart (controller, Ray 2.60), so none does
     but the one that is meant to.
     """
 
-    def __init__(self, handle: Any) -> None:
-        self._board = handle
+    def __init__(self, events: Any) -> None:
+        self._events = events
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post the rank and the cause of each failure; a full disk stays full, so it is the last one."""
+        """Send the rank and the cause of each failure; a full disk stays full, so it is the last one."""
         causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
         try:
             for rank, why in causes.items():
-                self._board.post.remote({"kind": "failure", "rank": rank, "cause": why})
+                self._events.put.remote(WorkerFailed(rank, why))
         except Exception:
-            logger.exception("a failure could not be posted")
+            logger.exception("the driver could not be told of a failure")
         if _FULL in causes.values():
             raise TrainingError("No space left on device")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -16,10 +16,9 @@ from distml.data import shards
 from distml.runtime import priority
 from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
-from distml.training import board, failure, group, worker
+from distml.training import events, failure, group, worker
+from distml.training.events import Event, Observer, Started
 from distml.training.local import LocalTrainer
-
-Event = dict[str, Any]
 
 
 def _environment(config: Config) -> None:
@@ -114,7 +113,7 @@ def _trainer(
                 max_preemption_failures=train.max_preemptions,
             ),
             worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
-            callbacks=[failure.Failures(spec["board"])],
+            callbacks=[failure.Failures(spec["events"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),
@@ -127,10 +126,10 @@ def fit(
     manifest: shards.Manifest,
     plan: Plan,
     run: tuple[tuple[str, ...], str],
-    listen: Callable[[Event], None],
+    observers: Sequence[Observer],
     logs: str | None,
 ) -> None:
-    """Train to the end, restarts included; what happened arrives at `listen`.
+    """Train to the end, restarts included; what happens reaches the observers.
 
     Args:
         config: The configuration.
@@ -138,31 +137,30 @@ def fit(
         manifest: The prepared data.
         plan: What the run takes from the cluster.
         run: The run's folder, and the attempt's folder within it.
-        listen: Called with every event of the board, in order, on one thread at a time.
+        observers: Called with every event, in order, on one thread at a time.
         logs: Folder of the workers' logs, for messages.
 
     Raises:
         TrainingError: Training failed and its restarts are used up.
     """
     _environment(config)
-    handle = board.create()
+    queue = events.create_queue()
     spec = {
         "config": config.model_dump(mode="json"),
         "manifest": manifest.to_json(),
         "storage": storage.root,
         "run": list(run[0]),
-        "board": handle,
+        "events": queue,
         "use_gpu": plan.use_gpu,
     }
     data = _data(config, storage, manifest, plan.workers)
     trainer = _trainer(spec, config, plan, data, (storage.uri(*run[0]), run[1]))
 
-    def hear(event: Event) -> None:
-        if event["kind"] == "ready":
-            priority.step_back()  # all that looks on has started by now
-        listen(event)
+    def lower_priorities(event: Event) -> None:
+        if isinstance(event, Started):
+            priority.step_back()  # every monitoring process has started by now
 
-    with board.listening(handle, hear):
+    with events.observed(queue, [lower_priorities, *observers]):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:

@@ -14,18 +14,17 @@ from distml.config import Config
 from distml.data import feed, shards
 from distml.storage import Storage
 from distml.training import devices, schedule
+from distml.training.events import EpochFinished, Event, Started
 
 if TYPE_CHECKING:
     from distml.training.step import Step
-
-Metrics = dict[str, Any]
 
 
 class Rank:
     """The state of one rank. Final.
 
     Args:
-        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `board`, `use_gpu`, and
+        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `events`, `use_gpu`, and
             `blocks`, references to the training split in order, or None where it is streamed.
     """
 
@@ -44,17 +43,17 @@ class Rank:
         self.storage = Storage(spec["storage"])
         self.run: tuple[str, ...] = tuple(spec["run"])
         self._use_gpu: bool = spec["use_gpu"]
-        self._board, self._blocks = spec["board"], spec["blocks"]
+        self._events, self._blocks = spec["events"], spec["blocks"]
         train = self.config.train
         self.batch = feed.replica_batch_size(train.global_batch_size, self.rank, self.world_size)
         self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
         self.rate = schedule.make(train, self.steps_per_epoch)
-        self.history: list[Metrics] = []
+        self.history: list[EpochFinished] = []
 
-    def post(self, kind: str, **values: Any) -> None:
-        """Tell the driver, from rank 0 only."""
+    def send(self, event: Event) -> None:
+        """Send an event to the driver, from rank 0 only."""
         if self.rank == 0:
-            self._board.post.remote({"kind": kind, "time": time.time(), **values})
+            self._events.put.remote(event)
 
     def _open_feed(self) -> feed.Memory | feed.Stream:
         if self._blocks is not None:
@@ -87,8 +86,7 @@ class Rank:
 
     def ready(self, times: dict[str, float]) -> None:
         """Tell the driver what is about to be trained."""
-        self.post(
-            "ready",
+        event = Started(
             world_size=self.world_size,
             epoch=len(self.history),
             steps_per_epoch=self.steps_per_epoch,
@@ -99,6 +97,7 @@ class Rank:
             pid=os.getpid(),
             **times,
         )
+        self.send(event)
 
     def network(self, precision: str = "float32") -> Any:
         """Build the network of Keras's own layers, its initial weights a function of the seed alone.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from distml.training.events import Evaluation
 
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
@@ -29,9 +30,7 @@ def write_digests(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def evaluate(
-    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: list[str]
-) -> dict[str, Any]:
+def evaluate(labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: list[str]) -> Evaluation:
     """Summarise predictions on a split.
 
     Args:
@@ -39,19 +38,15 @@ def evaluate(
         predicted: int32 (N,), the most probable class.
         losses: float32 (N,).
         classes: Name of each class.
-
-    Returns:
-        `accuracy`, `loss`, `per_class` (share of each class found) and `confusion` (row: true class).
     """
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    found = np.diag(confusion) / np.maximum(1, confusion.sum(1))
-    return {
-        "accuracy": float(np.mean(labels == predicted)),
-        "loss": float(np.mean(losses)),
-        "per_class": {name: float(share) for name, share in zip(classes, found, strict=True)},
-        "confusion": confusion.tolist(),
-    }
+    recall = np.diag(confusion) / np.maximum(1, confusion.sum(1))
+    return Evaluation(
+        {"accuracy": float(np.mean(labels == predicted)), "loss": float(np.mean(losses))},
+        {name: float(share) for name, share in zip(classes, recall, strict=True)},
+        confusion.tolist(),
+    )
 
 
 def worst(labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, count: int = 25) -> np.ndarray:

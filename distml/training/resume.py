@@ -8,6 +8,7 @@ import numpy as np
 
 from distml.errors import CheckpointError
 from distml.training import checkpoint
+from distml.training.events import CheckpointSkipped, EpochFinished, Resumed
 from distml.training.rank import Rank
 
 
@@ -39,19 +40,19 @@ def resume(rank: Rank) -> None:
     Raises:
         CheckpointError: It belongs to another model or optimizer.
     """
-    found, skipped = checkpoint.newest(rank.storage, rank.run)
-    for one in skipped:
-        rank.post("skipped", name=one.name, reason=one.reason)
-    if found is None:
+    newest, skipped = checkpoint.newest(rank.storage, rank.run)
+    for passed in skipped:
+        rank.send(CheckpointSkipped(passed.name, passed.reason))
+    if newest is None:
         return
     for group, variables in _variables(rank).items():
         for position, variable in enumerate(variables):
-            value = found.arrays.get(f"{group}/{position:04d}")
+            value = newest.arrays.get(f"{group}/{position:04d}")
             if value is None or value.shape != tuple(variable.shape):
                 raise CheckpointError(
-                    f"checkpoint {'/'.join(found.parts)} does not fit the model ({group} {position}).",
+                    f"checkpoint {'/'.join(newest.parts)} does not fit the model ({group} {position}).",
                     "Pass --run.restart true or choose another run.name.",
                 )
             variable.assign(value)
-    rank.history = list(found.state["history"])
-    rank.post("resumed", epoch=found.epoch, name="/".join(found.parts[-2:]), history=rank.history)
+    rank.history = [EpochFinished.from_json(epoch) for epoch in newest.state["history"]]
+    rank.send(Resumed(newest.epoch, "/".join(newest.parts[-2:]), list(rank.history)))

@@ -18,11 +18,12 @@ from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.training import summary
-from distml.training.observers import gauges
+from distml.training.events import Observer
 from distml.training.observers import recorder as recording
 from distml.training.observers.display import Display
-from distml.training.observers.recorder import Recorder
-from distml.training.observers.tensorboard import Events
+from distml.training.observers.gauges import Gauges
+from distml.training.observers.recorder import Outcome, Recorder
+from distml.training.observers.tensorboard import TensorBoard
 
 
 def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
@@ -97,9 +98,12 @@ def _train(
     child: Child | None,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
-    events = Events(storage, record.parts) if config.train.tensorboard else None
-    listen = gauges.listener(record.name, child.listen if child else None)
-    recorder = Recorder(display, tracker, events, listen)
+    outcome = Outcome()
+    observers: list[Observer] = [outcome, display, Recorder(tracker), Gauges(record.name)]
+    if config.train.tensorboard:
+        observers.append(TensorBoard(storage, record.parts))
+    if child and child.observer:
+        observers.append(child.observer)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.fit")
@@ -111,18 +115,17 @@ def _train(
             _check_sizes(config, manifest)
             recording.begin(tracker, config, record, manifest, child.parent if child else None)
             where = (record.parts, record.attempt)
-            fitting.result().fit(config, storage, manifest, plan, where, recorder, ray.logs)
-            recorder.finished(ray.logs)
+            fitting.result().fit(config, storage, manifest, plan, where, observers, ray.logs)
+            finished = outcome.finished(ray.logs)
             run_id, so_far_s = tracker.sender.run_id, time.monotonic() - began
-            drawing = pool.submit(summary.draw, config, storage, manifest, record, recorder, run_id, so_far_s)
+            drawing = pool.submit(summary.draw, config, storage, manifest, record, outcome, run_id, so_far_s)
         drawn = drawing.result()
-    found = recorder.finished(ray.logs)
-    complete = recording.end(tracker, storage, manifest, found)
+    complete = recording.end(tracker, storage, manifest, finished)
     record.run_id = tracker.sender.run_id
     wall_s = time.monotonic() - began
     if child is None:
-        summary.show(display, config, recorder, tracker.sender.version, drawn, wall_s)
-    return summary.result(config, storage, tracker, found) | {
+        summary.show(display, config, outcome, tracker.sender.version, drawn, wall_s)
+    return summary.result(config, storage, tracker, finished) | {
         "tracking_complete": complete,
         "wall_s": round(wall_s, 2),
     }

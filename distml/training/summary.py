@@ -8,16 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distml import tracking
 from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.training.events import RunFinished, Started
+from distml.training.metrics import DURATIONS
 from distml.training.observers.display import Display
-from distml.training.observers.recorder import TIMES, Recorder, commit, final_metrics, steady
+from distml.training.observers.recorder import Outcome, commit, final_metrics, steady
 from distml.training.result import DIGESTS
-
-Event = dict[str, Any]
 
 
 def draw(
@@ -25,7 +27,7 @@ def draw(
     storage: Storage,
     manifest: shards.Manifest,
     run: runs.Run,
-    recorder: Recorder,
+    outcome: Outcome,
     run_id: str | None,
     wall_s: float,
 ) -> list[str]:
@@ -36,93 +38,91 @@ def draw(
         storage: Has the data and takes what is drawn.
         manifest: Of the data.
         run: The run.
-        recorder: Has the result.
+        outcome: How it ended.
         run_id: On the tracking server, None where it is away.
         wall_s: Since the start of the command.
     """
     from distml.reports import figures, page
 
-    found = recorder.finished(None)
-    split = "test" if "test" in found["evaluation"] else "validation"
-    images, _ = shards.read(storage, manifest, split)
-    images = images[[mistake[0] for mistake in found["worst"]]] if found["worst"] else images[:0]
-    worst = (images, found["worst"])
+    finished = outcome.finished()
+    report = finished.to_json()
+    images, _ = shards.read(storage, manifest, finished.shown)
+    images = images[np.array([mistake.row for mistake in finished.mistakes], np.int64)]
     facts = page.Facts(
         run=run.name,
         run_id=run_id,
         commit=commit(),
         attempts=run.attempts,
         started_at=run.started_at,
-        steady=steady(found["history"]),
-        parameters=recorder.ready.get("parameters"),
-        times=_times(found, recorder.ready, wall_s),
+        steady=steady(finished.history),
+        parameters=outcome.started.parameters if outcome.started else None,
+        times=_times(finished, outcome.started, wall_s),
     )
-    html = page.render(config, manifest, found, facts, images)
-    storage.write_bytes(html.encode(), *found["export"], page.FOLDER, page.FILE)
-    parts = (*found["export"], "figures")
-    report = {key: found[key] for key in ("evaluation", "history", "worst")}
-    storage.write_bytes(json.dumps(report).encode(), *found["export"], "report.json")
+    html = page.render(config, manifest, report, facts, images)
+    storage.write_bytes(html.encode(), *finished.export, page.FOLDER, page.FILE)
+    parts = (*finished.export, "figures")
+    storage.write_bytes(json.dumps(report).encode(), *finished.export, "report.json")
     with tempfile.TemporaryDirectory() as folder:
-        drawn = figures.draw(
-            Path(folder), found["history"], found["evaluation"], list(manifest.classes), worst
-        )
+        drawn = figures.draw(Path(folder), report, list(manifest.classes), images)
         storage.upload(folder, *parts)
         return [storage.uri(*parts, path.name) for path in drawn]
 
 
-def _times(found: Event, ready: Event, wall_s: float) -> dict[str, float]:
-    history = found["history"]
-    total = {key: sum(metrics.get(key, 0.0) for metrics in history) for key in TIMES}
+def _times(finished: RunFinished, started: Started | None, wall_s: float) -> dict[str, float]:
+    """Seconds by part of the run; the remainder is start-up, tracking and figures."""
+    total = {name: sum(epoch.metrics.get(name, 0.0) for epoch in finished.history) for name in DURATIONS}
     known = {
-        "import TensorFlow": ready.get("import_s", 0.0),
-        "build and resume": ready.get("build_s", 0.0) + ready.get("wait_data_s", 0.0),
+        "import TensorFlow": started.import_s if started else 0.0,
+        "build and resume": started.build_s + started.wait_data_s if started else 0.0,
         "training steps": total["train_s"] - total["data_wait_s"],
         "waiting for data": total["data_wait_s"],
         "validation": total["evaluate_s"],
         "checkpoints": total["checkpoint_s"] + total["report_s"],
-        "test": found["test_s"],
-        "export": found["export_s"],
+        "test": finished.evaluate_s,
+        "export": finished.export_s,
     }
     return known | {"start, tracking, figures": wall_s - sum(known.values())}
 
 
-def result(config: Config, storage: Storage, tracker: tracking.Tracker, found: Event) -> dict[str, Any]:
+def result(
+    config: Config, storage: Storage, tracker: tracking.Tracker, finished: RunFinished
+) -> dict[str, Any]:
     """The result line of a finished run."""
-    metrics = final_metrics(found)
+    metrics = final_metrics(finished.evaluation)
     return {
         "run_id": tracker.sender.run_id,
         "model": config.tracking.registered_model,
         "version": tracker.sender.version,
         "val_accuracy": metrics["val_accuracy"],
         "test_accuracy": metrics.get("test_accuracy"),
-        "steady_samples_per_s": round(steady(found["history"]), 1),
-        "epochs": len(found["history"]),
-        "steps": found["history"][-1]["step"],
+        "steady_samples_per_s": round(steady(finished.history), 1),
+        "epochs": len(finished.history),
+        "steps": finished.history[-1].step,
         "tracking_uri": tracking.uri(config),
-        "artifacts": storage.uri(*found["export"]),
-        "sha256": hashlib.sha256(storage.read_bytes(*found["export"], DIGESTS)).hexdigest(),
+        "artifacts": storage.uri(*finished.export),
+        "sha256": hashlib.sha256(storage.read_bytes(*finished.export, DIGESTS)).hexdigest(),
     }
 
 
 def show(
-    display: Display, config: Config, recorder: Recorder, version: str | None, drawn: list[str], wall_s: float
+    display: Display, config: Config, outcome: Outcome, version: str | None, drawn: list[str], wall_s: float
 ) -> None:
     """Print the closing table and what to type next."""
     from distml.reports import page
 
-    found = recorder.finished(None)
+    finished = outcome.finished()
     name = config.tracking.registered_model
     again = f"--run {config.run.name} --storage.root {config.storage.root}"
     facts = {
         "model": f"{name} version {version}" if version else f"{name}, to be registered by `distml sync`",
-        "files": Storage(config.storage.root).uri(*found["export"]),
+        "files": Storage(config.storage.root).uri(*finished.export),
         "figures": ", ".join(drawn),
-        "report": Storage(config.storage.root).uri(*found["export"], page.FOLDER, page.FILE),
+        "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),
         "runs": _shown(tracking.uri(config)),
         "next": f"python -m distml.predict IMAGE {again}",
     }
-    times = _times(found, recorder.ready, wall_s) | {"[bold]all[/bold]": wall_s}
-    display.summary(found["evaluation"], times, facts)
+    times = _times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
+    display.summary(finished.shown, finished.evaluation[finished.shown], times, facts)
 
 
 def _shown(uri: str) -> str:

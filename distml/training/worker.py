@@ -1,7 +1,7 @@
 """The training loop that Ray Train runs on every rank (worker).
 
 What needs TensorFlow is imported inside, once `Rank.prepare` has imported it with this rank's share of
-the machine. What arrives and what leaves are plain values: a specification in; events on the board,
+the machine. What arrives and what leaves are values: a specification in; events in the queue,
 checkpoints and an export in storage out.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from distml import log
 from distml.errors import CheckpointError, DataError, ModelError, NotFiniteError
+from distml.training.events import RunFailed
 from distml.training.rank import Rank
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 def loop(spec: dict[str, Any]) -> None:
     """Train this rank from wherever the run stands to its end.
 
-    An error that would only repeat itself is posted and ends the loop normally on every rank, so that
-    Ray Train does not spend its restarts on it; any other error is raised for Ray Train to act on.
+    An error that would only repeat itself is sent to the driver and ends the loop normally on every rank,
+    so that Ray Train does not spend its restarts on it; any other error is raised for Ray Train to act on.
 
     Args:
         spec: As `Rank` takes it.
@@ -32,7 +33,7 @@ def loop(spec: dict[str, Any]) -> None:
         _train(rank)
     except (NotFiniteError, DataError, ModelError, CheckpointError) as error:
         logger.error("%s", error)
-        rank.post("failed", message=error.message, remedy=error.remedy, error=type(error).__name__)
+        rank.send(RunFailed(error.message, error.remedy, type(error).__name__))
 
 
 def _train(rank: Rank) -> None:

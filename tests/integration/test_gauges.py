@@ -20,12 +20,12 @@ def test_ray_exports_them_with_the_run_as_label() -> None:
     gauges._gauge.cache_clear()
     ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ports.free()[0])
     try:
-        listen = gauges.listener("night", None)
+        observer = gauges.Gauges("night")
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
         until = time.monotonic() + 60
         while not re.search(r'ray_distml_train_part_seconds\{[^}]*part="train"', text := _get(url)):
-            listen(STEPS)
-            listen(EPOCH)
+            observer(STEPS)
+            observer(EPOCH)
             assert time.monotonic() < until, text[-2000:]
             time.sleep(0.5)
         assert re.search(r'ray_distml_train_loss\{[^}]*run="night"[^}]*\} 0\.5', text)

@@ -33,15 +33,17 @@ def test_only_what_looks_on_steps_back() -> None:
         }
 
     usual = os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0)
-    board, worker, agent = (start(f"ray::{name}") for name in ("Board", "RayTrainWorker", "DashboardAgent"))
+    queue, worker, agent = (
+        start(f"ray::{name}") for name in ("EventQueue", "RayTrainWorker", "DashboardAgent")
+    )
     try:
-        assert places(board) == places(agent) == {usual}
+        assert places(queue) == places(agent) == {usual}
         priority.step_back()
-        assert places(board) == {(os.SCHED_OTHER, 15)}
+        assert places(queue) == {(os.SCHED_OTHER, 15)}
         assert places(agent) == {(os.SCHED_IDLE, 15)}
         assert places(worker) == {usual}
     finally:
-        for process in (board, worker, agent):
+        for process in (queue, worker, agent):
             process.kill()
             process.communicate()
 

@@ -7,9 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
+from distml.training.events import Started
 from distml.training.observers.display import Display
 
-READY = {"kind": "ready", "steps_per_epoch": 10, "world_size": 2, "streaming": False, "precision": "float32"}
+STARTED = Started(
+    world_size=2, epoch=0, steps_per_epoch=10, streaming=False, precision="float32", parameters=1000
+)
+
 HIDE_CURSOR = "\x1b[?25l"
 
 
@@ -23,7 +27,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(("stream", "live"), [(io.StringIO(), False), (Terminal(), True)])
 def test_only_a_terminal_sees_bars(stream: io.StringIO, live: bool) -> None:
     display = Display(2, Console(file=stream, force_terminal=True, highlight=False))  # as by FORCE_COLOR
-    display(READY | {"parameters": 1000, "epoch": 0})
+    display(STARTED)
     display.close()
     said = stream.getvalue()
     assert "1,000 parameters" in said

@@ -1,4 +1,4 @@
-"""What of the board's events becomes a metric, and that it is one Ray exports."""
+"""What of the events becomes a metric, and that it is one Ray exports."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ from typing import Any
 
 import pytest
 
+from distml.training import events
+from distml.training.events import EpochFinished, Event, Started, StepsDone
 from distml.training.observers import gauges
 
-STEPS = {"kind": "steps", "epoch": 2, "step": 9, "loss": 0.5, "accuracy": 0.8, "samples_per_s": 1e4}
-EPOCH = {"kind": "epoch", "val_accuracy": 0.9, "world_size": 3, "train_s": 2.0, "data_wait_s": 0.1}
+TRAINED = {"loss": 0.5, "accuracy": 0.8, "learning_rate": 1e-3, "samples_per_s": 1e4}
+STEPS = StepsDone(2, 9, TRAINED)
+VALIDATED = {"val_loss": 0.4, "val_accuracy": 0.9, "world_size": 3, "rows_read": 90, "rows_dropped": 10}
+EPOCH = EpochFinished(2, 9, TRAINED | VALIDATED | {"train_s": 2.0, "data_wait_s": 0.1})
+STARTED = Started(2, 0, 10, False, "float32", 1000)
 
 
 def test_every_gauge_is_set_by_some_event() -> None:
     names = gauges.values(STEPS).keys() | gauges.values(EPOCH).keys() | {"part_seconds"}
     assert names == gauges.GAUGES.keys()
-    assert gauges.values({"kind": "ready"}) == gauges.parts(STEPS) == {}
+    assert gauges.values(STARTED) == gauges.parts(STEPS) == {}
     assert gauges.parts(EPOCH) == {"train": 2.0, "data_wait": 0.1}
+
+
+def test_what_an_epoch_averages_does_not_hide_the_last_steps() -> None:
+    assert not gauges.values(EPOCH).keys() & TRAINED.keys()
+    assert gauges.values(EPOCH)["workers"] == 3
 
 
 def test_events_are_handed_on_whatever_happens_to_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +34,6 @@ def test_events_are_handed_on_whatever_happens_to_the_metrics(monkeypatch: pytes
         raise RuntimeError(name)
 
     monkeypatch.setattr(gauges, "_gauge", broken)
-    heard: list[dict[str, Any]] = []
-    gauges.listener("a", heard.append)(STEPS)
+    heard: list[Event] = []
+    events.deliver(STEPS, [gauges.Gauges("a"), heard.append])
     assert heard == [STEPS]

@@ -1,17 +1,27 @@
-"""What the person watching sees: a live display on a terminal, plain lines elsewhere (driver, stderr)."""
+"""The observer that a person reads: a live display on a terminal, plain lines elsewhere (driver, stderr)."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-Event = dict[str, Any]
+from distml.training import metrics as catalogue
+from distml.training.events import (
+    CheckpointSkipped,
+    EpochFinished,
+    Evaluation,
+    Event,
+    Resumed,
+    Started,
+    StepsDone,
+    WorkerFailed,
+)
 
 
 class Display:
@@ -37,17 +47,27 @@ class Display:
         self.console.print(f"[dim]{time.monotonic() - self._began:6.1f}s[/dim] {self._name}{text}")
 
     def __call__(self, event: Event) -> None:
-        """Show one event of the board."""
-        handler = getattr(self, f"_on_{event['kind']}", None)
-        if handler:
-            handler(event)
+        """Show one event."""
+        match event:
+            case Started():
+                self._started(event)
+            case Resumed():
+                self.say(f"resumed after epoch {event.epoch} from {event.checkpoint}")
+            case CheckpointSkipped():
+                self.say(f"[yellow]checkpoint {event.name} is not used: {event.reason}[/yellow]")
+            case WorkerFailed():
+                self.say(f"[yellow]worker {event.rank} failed: {event.cause}[/yellow]")
+            case StepsDone():
+                self._steps_done(event)
+            case EpochFinished():
+                self.say(f"epoch {event.epoch}/{self._epochs}  {_values(event.metrics)}")
 
-    def _on_ready(self, event: Event) -> None:
-        self._steps_per_epoch = event["steps_per_epoch"]
-        world, mode = event["world_size"], "streamed" if event["streaming"] else "in memory"
-        kind = "" if event["precision"] == "float32" else f" in {event['precision']}"
+    def _started(self, event: Started) -> None:
+        self._steps_per_epoch = event.steps_per_epoch
+        workers, mode = event.world_size, "streamed" if event.streaming else "in memory"
+        precision = "" if event.precision == "float32" else f" in {event.precision}"
         self.say(
-            f"training{kind} on {world} worker{'s' * (world > 1)}: {event['parameters']:,} parameters, "
+            f"training{precision} on {workers} worker{'s' * (workers > 1)}: {event.parameters:,} parameters, "
             f"{self._steps_per_epoch} steps an epoch, shards {mode}"
         )
         # `is_terminal` is also true where only colours are wanted: notebooks set FORCE_COLOR for a pipe.
@@ -64,34 +84,17 @@ class Display:
             )
             self._progress.start()
             total = self._epochs * self._steps_per_epoch
-            done = event["epoch"] * self._steps_per_epoch
+            done = event.epoch * self._steps_per_epoch
             self._task = self._progress.add_task("", total=total, completed=done, values="")
 
-    def _on_resumed(self, event: Event) -> None:
-        self.say(f"resumed after epoch {event['epoch']} from {event['name']}")
-
-    def _on_skipped(self, event: Event) -> None:
-        self.say(f"[yellow]checkpoint {event['name']} is not used: {event['reason']}[/yellow]")
-
-    def _on_failure(self, event: Event) -> None:
-        self.say(f"[yellow]worker {event['rank']} failed: {event['cause']}[/yellow]")
-
-    def _on_steps(self, event: Event) -> None:
+    def _steps_done(self, event: StepsDone) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task,
-                completed=event["step"],
-                description=f"epoch {event['epoch']}/{self._epochs}",
-                values=f"loss {event['loss']:.4f}  {event['samples_per_s']:,.0f}/s",
+                completed=event.step,
+                description=f"epoch {event.epoch}/{self._epochs}",
+                values=_values(event.metrics),
             )
-
-    def _on_epoch(self, event: Event) -> None:
-        self.say(
-            f"epoch {event['epoch']}/{self._epochs}  "
-            f"loss {event['loss']:.4f}  accuracy {event['accuracy']:.4f}  "
-            f"val_loss {event['val_loss']:.4f}  val_accuracy {event['val_accuracy']:.4f}  "
-            f"{event['samples_per_s']:,.0f} samples/s"
-        )
 
     def close(self) -> None:
         """End the live display; the lines stay."""
@@ -99,17 +102,25 @@ class Display:
             self._progress.stop()
             self._progress = None
 
-    def summary(self, evaluation: dict[str, Any], times: dict[str, float], facts: dict[str, str]) -> None:
-        """Print the closing table: accuracy per class, where the time went, where things are."""
+    def summary(
+        self, split: str, evaluation: Evaluation, times: Mapping[str, float], facts: Mapping[str, str]
+    ) -> None:
+        """Print the closing table: accuracy per class, where the time went, where things are.
+
+        Args:
+            split: That was evaluated.
+            evaluation: Of that split.
+            times: Seconds by part of the run.
+            facts: What else to print, by its name.
+        """
         self.close()
-        split = "test" if "test" in evaluation else "validation"
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column(f"{split} accuracy")
         table.add_column("", justify="right")
         table.add_column("   time", style="")
         table.add_column("", justify="right")
-        classes = [(name, f"{share:.3f}") for name, share in evaluation[split]["per_class"].items()][:20]
-        left = [("[bold]all classes[/bold]", f"[bold]{evaluation[split]['accuracy']:.4f}[/bold]"), *classes]
+        classes = [(name, f"{share:.3f}") for name, share in evaluation.per_class.items()][:20]
+        left = [("[bold]all classes[/bold]", f"[bold]{evaluation.metrics['accuracy']:.4f}[/bold]"), *classes]
         right = [(f"   {name}", f"{seconds:.1f} s") for name, seconds in times.items()]
         for row in range(max(len(left), len(right))):
             table.add_row(
@@ -121,3 +132,11 @@ class Display:
         for name, value in facts.items():
             self.console.print(f"[bold]{name:<10}[/bold] {value}")
         sys.stderr.flush()
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    """The metrics that the catalogue shows in a line: four digits each, the throughput last."""
+    shown = [name for name in catalogue.shown(metrics) if name != "samples_per_s"]
+    return "  ".join(
+        [*(f"{name} {metrics[name]:.4f}" for name in shown), f"{metrics['samples_per_s']:,.0f} samples/s"]
+    )

@@ -1,4 +1,4 @@
-"""How training goes, in Ray's own metrics, so that Prometheus finds it where it finds Ray's (driver).
+"""The observer that sets Ray's own metrics, so that Prometheus reads training where it reads Ray (driver).
 
 Ray adds the prefix `ray_` and takes a driver's metrics away some minutes after the driver.
 """
@@ -7,26 +7,42 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable
 from typing import Any
+
+from distml.training import metrics as catalogue
+from distml.training.events import EpochFinished, Event, StepsDone
 
 logger = logging.getLogger(__name__)
 
-Event = dict[str, Any]
 
-GAUGES = {
-    "samples_per_s": "Training rows per second over all workers.",
-    "loss": "Training loss of the last steps.",
-    "accuracy": "Training accuracy of the last steps.",
-    "val_accuracy": "Validation accuracy of the last epoch.",
-    "epoch": "Epoch in progress.",
-    "workers": "Training workers.",
-    "step_timestamp_seconds": "When the last steps were done, in seconds since 1970.",
-    "part_seconds": "Seconds of the last epoch by part: train, data_wait, evaluate, checkpoint, report.",
-}
+def _name(name: str) -> str:
+    """Name of the gauge of a metric."""
+    return catalogue.get(name).gauge or name
+
+
+def _described() -> dict[str, str]:
+    measured = [metric for metric in catalogue.CATALOGUE if metric.when != "result" and not metric.duration]
+    trained = {
+        _name(metric.name): f"{metric.help} (training, last steps)" if metric.when == "steps" else metric.help
+        for metric in measured
+    }
+    validated = {
+        f"val_{metric.name}": f"{metric.help} (validation, last epoch)"
+        for metric in measured
+        if metric.held_out
+    }
+    parts = ", ".join(name.removesuffix("_s") for name in catalogue.DURATIONS)
+    return {
+        **trained,
+        **validated,
+        "epoch": "Epoch in progress.",
+        "step_timestamp_seconds": "When the last steps were done, in seconds since 1970.",
+        "part_seconds": f"Seconds of the last epoch by part: {parts}.",
+    }
+
+
+GAUGES = _described()
 """Metrics by the name that follows `ray_distml_train_`, and their meaning; all have the label `run`."""
-_PARTS = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
 
 
 @functools.cache
@@ -38,39 +54,48 @@ def _gauge(name: str) -> Any:
 
 
 def values(event: Event) -> dict[str, float]:
-    """The gauges that an event of the board sets; part_seconds is left to `parts`."""
-    if event["kind"] == "steps":
-        found = {name: event[name] for name in ("samples_per_s", "loss", "accuracy", "epoch")}
-        return found | {"step_timestamp_seconds": time.time()}
-    if event["kind"] == "epoch":
-        return {"val_accuracy": event["val_accuracy"], "workers": event["world_size"]}
-    return {}
+    """The gauges that an event sets, by name; part_seconds is left to `parts`."""
+    match event:
+        case StepsDone():
+            trained = {_name(name): value for name, value in event.metrics.items()}
+            return {**trained, "epoch": event.epoch, "step_timestamp_seconds": event.time}
+        case EpochFinished():
+            return {_name(name): value for name, value in event.metrics.items() if _of_epoch(name)}
+        case _:
+            return {}
+
+
+def _of_epoch(name: str) -> bool:
+    """Whether a value has a gauge of its own; of what is measured by step, the last steps are shown."""
+    metric = catalogue.get(name)
+    return not metric.duration and (metric.when == "epoch" or name != metric.name)
 
 
 def parts(event: Event) -> dict[str, float]:
     """Seconds of an epoch by part, empty for other events."""
-    if event["kind"] != "epoch":
+    if not isinstance(event, EpochFinished):
         return {}
-    return {name.removesuffix("_s"): event[name] for name in _PARTS if name in event}
+    return {
+        name.removesuffix("_s"): event.metrics[name] for name in catalogue.DURATIONS if name in event.metrics
+    }
 
 
-def listener(run: str, also: Callable[[Event], None] | None) -> Callable[[Event], None]:
-    """Listen to the board: set the gauges of a run, and hand every event on.
+class Gauges:
+    """Sets the gauges of a run. Final; an observer.
 
     Args:
         run: Name of the run, the label of its metrics.
-        also: Called with every event, first.
     """
 
-    def listen(event: Event) -> None:
-        if also:
-            also(event)
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def __call__(self, event: Event) -> None:
+        """Set what an event says."""
         try:
             for name, value in values(event).items():
-                _gauge(name).set(value, tags={"run": run})
+                _gauge(name).set(value, tags={"run": self._run})
             for part, seconds in parts(event).items():
-                _gauge("part_seconds").set(seconds, tags={"run": run, "part": part})
+                _gauge("part_seconds").set(seconds, tags={"run": self._run, "part": part})
         except Exception as error:  # a metric that cannot be set is no reason to stop training
-            logger.debug("metrics of %s: %s", run, error)
-
-    return listen
+            logger.debug("metrics of %s: %s", self._run, error)

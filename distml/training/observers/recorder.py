@@ -1,4 +1,4 @@
-"""What of a run is recorded: from the board's events to the display and the tracker (driver)."""
+"""What of a run goes to the tracking server, and the outcome that its last events tell (driver)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,16 +18,18 @@ from distml.data import shards
 from distml.errors import TrainingError
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training.observers.display import Display
-from distml.training.observers.tensorboard import Events
+from distml.training import metrics as catalogue
+from distml.training.events import (
+    EpochFinished,
+    Evaluation,
+    Event,
+    Resumed,
+    RunFailed,
+    RunFinished,
+    Started,
+    StepsDone,
+)
 from distml.training.result import DIGESTS
-
-Event = dict[str, Any]
-_STEP_VALUES = ("loss", "accuracy", "learning_rate", "samples_per_s")
-_EPOCH_VALUES = (*_STEP_VALUES, "val_loss", "val_accuracy", "world_size", "rows_read", "rows_dropped")
-_BY_EPOCH = ("val_accuracy", "val_loss")
-TIMES = ("train_s", "data_wait_s", "evaluate_s", "checkpoint_s", "report_s")
-"""Parts of an epoch that are timed."""
 
 
 def commit() -> str | None:
@@ -96,75 +97,71 @@ def begin(
 
 
 class Recorder:
-    """Passes the board's events on to the display and the tracker, and keeps what the end needs. Final."""
+    """Sends the metrics of a run to the tracking server. Final; an observer."""
 
-    def __init__(
-        self,
-        display: Display,
-        tracker: tracking.Tracker,
-        events: Events | None,
-        listen: Callable[[Event], None] | None = None,
-    ) -> None:
-        self._display, self._tracker, self._events = display, tracker, events
-        self._listen = listen
-        self.result: Event | None = None
-        self.failure: TrainingError | None = None
-        self.ready: Event = {}
+    def __init__(self, tracker: tracking.Tracker) -> None:
+        self._tracker = tracker
+
+    def __call__(self, event: Event) -> None:
+        """Record one event."""
+        match event:
+            case StepsDone():
+                values = {f"step/{name}": value for name, value in event.metrics.items()}
+                self._tracker.metrics("step/loss", event.step, values, event.time)
+            case EpochFinished():
+                self._epoch(event)
+            case Resumed():
+                # An epoch that was checkpointed just before the driver died may not be on record yet.
+                for epoch in event.history:
+                    self._epoch(epoch)
+
+    def _epoch(self, epoch: EpochFinished) -> None:
+        values = {catalogue.record_name(name): value for name, value in epoch.metrics.items()}
+        self._tracker.metrics("loss", epoch.epoch, values, epoch.time)
+
+
+class Outcome:
+    """Keeps the events that the end of a run needs. Final; an observer."""
+
+    def __init__(self) -> None:
+        self.started: Started | None = None
+        self._finished: RunFinished | None = None
+        self._failed: RunFailed | None = None
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
-        self._display(event)
-        if self._listen:
-            self._listen(event)
-        handler = getattr(self, f"_on_{event['kind']}", None)
-        if handler:
-            handler(event)
+        match event:
+            case Started():
+                self.started = event
+            case RunFinished():
+                self._finished = event
+            case RunFailed():
+                self._failed = event
 
-    def _on_ready(self, event: Event) -> None:
-        self.ready = event
+    def finished(self, logs: str | None = None) -> RunFinished:
+        """How a run that ended well ended.
 
-    def _on_steps(self, event: Event) -> None:
-        values = {f"step/{key}": event[key] for key in _STEP_VALUES}
-        self._tracker.metrics("step/loss", event["step"], values, event["time"])
+        Args:
+            logs: Folder of the workers' logs, for messages.
 
-    def _on_epoch(self, event: Event) -> None:
-        values = {key: event[key] for key in _EPOCH_VALUES}
-        values |= {f"time/{key}": event[key] for key in TIMES if key in event}
-        self._tracker.metrics("loss", event["epoch"], values, event["time"])
-        if self._events:
-            self._events.write(values | {"epoch": event["epoch"], "time": event["time"]})
-
-    def _on_resumed(self, event: Event) -> None:
-        # An epoch that was checkpointed just before the driver died may not be on record yet.
-        for metrics in event["history"]:
-            self._on_epoch(metrics)
-
-    def _on_result(self, event: Event) -> None:
-        self.result = event
-
-    def _on_failed(self, event: Event) -> None:
-        self.failure = TrainingError(event["message"], event["remedy"])
-
-    def finished(self, logs: str | None) -> Event:
-        """The result event of a run that ended well; raises why there is none."""
-        if self.failure:
-            raise self.failure
-        if self.result is None:
+        Raises:
+            TrainingError: It did not end well.
+        """
+        if self._failed:
+            raise TrainingError(self._failed.message, self._failed.remedy)
+        if self._finished is None:
             raise TrainingError("training ended without a result.", f"See the worker logs in {logs}.")
-        return self.result
+        return self._finished
 
 
-def final_metrics(found: Event) -> dict[str, float]:
-    """Accuracy and loss of each held-out split, and accuracy by class, under their metric names."""
-    metrics = {}
-    for split, evaluation in found["evaluation"].items():
-        prefix = {"validation": "val", "test": "test"}[split]
-        metrics[f"{prefix}_accuracy"] = evaluation["accuracy"]
-        metrics[f"{prefix}_loss"] = evaluation["loss"]
-        metrics |= {
-            f"{prefix}_accuracy/{_key(name)}": share for name, share in evaluation["per_class"].items()
-        }
-    return metrics
+def final_metrics(evaluation: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Metrics of each held-out split, and accuracy by class, by the names under which they are recorded."""
+    values: dict[str, float] = {}
+    for split, result in evaluation.items():
+        prefix = catalogue.HELD_OUT[split]
+        values |= {f"{prefix}_{name}": value for name, value in result.metrics.items()}
+        values |= {f"{prefix}_accuracy/{_key(name)}": share for name, share in result.per_class.items()}
+    return values
 
 
 def _key(name: str) -> str:
@@ -172,23 +169,32 @@ def _key(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-. " else "-" for letter in name)
 
 
-def steady(history: list[Event]) -> float:
+def steady(history: Sequence[EpochFinished]) -> float:
     """Samples per second: the median over epochs, the first left out when there are others."""
-    return float(np.median([metrics["samples_per_s"] for metrics in history[1:] or history]))
+    return float(np.median([epoch.metrics["samples_per_s"] for epoch in history[1:] or history]))
 
 
-def end(tracker: tracking.Tracker, storage: Storage, manifest: shards.Manifest, found: Event) -> bool:
-    """Record the result, register the model and close the run; whether all of it arrived."""
-    digests = storage.read_bytes(*found["export"], DIGESTS)
-    metrics = final_metrics(found)
-    chosen = {key: value for key, value in metrics.items() if key not in _BY_EPOCH}
-    last = found["history"][-1]["epoch"]
-    tracker.metrics("result", last, chosen | {"steady_samples_per_s": steady(found["history"])})
+def end(
+    tracker: tracking.Tracker, storage: Storage, manifest: shards.Manifest, finished: RunFinished
+) -> bool:
+    """Record the result, register the model and close the run.
+
+    Returns:
+        Whether all of it arrived.
+    """
+    digests = storage.read_bytes(*finished.export, DIGESTS)
+    metrics = final_metrics(finished.evaluation)
+    last = finished.history[-1]
+    # Validation is on record by epoch; a value of the end under the same name would break its curve.
+    fresh = {name: value for name, value in metrics.items() if name not in last.metrics}
+    speed = {"steady_samples_per_s": steady(finished.history)}
+    catalogue.check(speed)
+    tracker.metrics("result", last.epoch, fresh | speed)
     for folder in ("figures", "report"):
-        tracker.put("artifacts", parts=[*found["export"], folder], path=folder)
+        tracker.put("artifacts", parts=[*finished.export, folder], path=folder)
     tracker.put(
         "model",
-        parts=list(found["export"]),
+        parts=list(finished.export),
         shape=list(manifest.shape),
         classes=len(manifest.classes),
         metrics={key: value for key, value in metrics.items() if "/" not in key},

@@ -1,17 +1,18 @@
-"""TensorBoard event files beside the run (driver)."""
+"""The observer that writes TensorBoard event files beside the run (driver)."""
 
 from __future__ import annotations
 
 import tempfile
-from typing import Any
 
 from distml.storage import Storage
+from distml.training import metrics as catalogue
+from distml.training.events import EpochFinished, Event, Resumed
 
 FOLDER = "tensorboard"
 
 
-class Events:
-    """Writes the numbers of an epoch as TensorBoard scalars. Final.
+class TensorBoard:
+    """Writes the metrics of each epoch as TensorBoard scalars. Final; an observer.
 
     Args:
         storage: The storage root; event files are written there directly when it is a path, and copied
@@ -27,11 +28,18 @@ class Events:
         self._folder = storage.uri(*self._parts) if storage.local else tempfile.mkdtemp()
         self._writer = SummaryWriter(self._folder)
 
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Write one epoch."""
-        for key, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value, metrics["epoch"], metrics["time"])
+    def __call__(self, event: Event) -> None:
+        """Write one epoch, or those completed before a run was resumed."""
+        match event:
+            case EpochFinished():
+                self._write(event)
+            case Resumed():
+                for epoch in event.history:
+                    self._write(epoch)
+
+    def _write(self, epoch: EpochFinished) -> None:
+        for name, value in epoch.metrics.items():
+            self._writer.add_scalar(catalogue.record_name(name), value, epoch.epoch, epoch.time)
         self._writer.flush()
         if not self._storage.local:
             self._storage.upload(self._folder, *self._parts)

@@ -6,6 +6,7 @@ from ray.train import WorkerGroupError
 
 from distml.errors import TrainingError
 from distml.training import failure
+from distml.training.events import Event, WorkerFailed
 
 
 @pytest.mark.parametrize(
@@ -38,19 +39,19 @@ def test_the_sentence_names_rank_cause_and_logs() -> None:
 def test_an_exception_never_leaves_the_callback() -> None:
     class Broken:
         @property
-        def post(self) -> object:
-            raise RuntimeError("no board")
+        def put(self) -> object:
+            raise RuntimeError("no queue")
 
     failure.Failures(Broken()).after_exception(None, {0: ValueError("x")})
 
 
 def test_a_full_disk_is_told_and_then_ends_the_run() -> None:
-    told: list[dict[str, object]] = []
+    told: list[Event] = []
 
-    class Board:
-        class post:  # noqa: N801 - as Ray names it
+    class Queue:
+        class put:  # noqa: N801 - as Ray names it
             remote = told.append
 
     with pytest.raises(TrainingError, match="No space left"):
-        failure.Failures(Board).after_exception(None, {1: OSError(28, "No space left on device")})
-    assert told == [{"kind": "failure", "rank": 1, "cause": "the storage is full (ENOSPC)"}]
+        failure.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
+    assert told == [WorkerFailed(1, "the storage is full (ENOSPC)", time=told[0].time)]

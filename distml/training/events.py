@@ -1,0 +1,308 @@
+"""What workers tell the driver while they train: typed events and the actor that queues them.
+
+Rank 0 and Ray Train's controller put events into the queue, one asynchronous call each; the driver polls
+it and hands every event to its observers in order. The driver alone talks to the tracking server and to the
+terminal, so neither an outage nor a slow terminal reaches the training loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as clock
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from distml.training import metrics as catalogue
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+"""Seconds between two looks at the queue."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run. Abstract.
+
+    Attributes:
+        time: When, in seconds since 1970.
+    """
+
+    time: float = field(default_factory=clock.time, kw_only=True)
+
+
+Observer = Callable[[Event], None]
+"""Called in the driver with every event of a run, in order, on one thread at a time."""
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """The worker group is about to train its first step.
+
+    Attributes:
+        world_size: Number of workers.
+        epoch: Epochs completed before.
+        steps_per_epoch: Optimizer steps of an epoch.
+        streaming: Whether the training rows are streamed or kept in memory.
+        precision: Keras's dtype policy.
+        parameters: Weights of the network.
+        started_at: When the worker started, in seconds since 1970.
+        pid: Of rank 0.
+        import_s: Seconds of importing TensorFlow.
+        build_s: Seconds of building model and optimizer.
+        wait_data_s: Seconds of waiting for data after that.
+    """
+
+    world_size: int
+    epoch: int
+    steps_per_epoch: int
+    streaming: bool
+    precision: str
+    parameters: int
+    started_at: float = 0.0
+    pid: int = 0
+    import_s: float = 0.0
+    build_s: float = 0.0
+    wait_data_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepsDone(Event):
+    """Some optimizer steps are done.
+
+    Attributes:
+        epoch: Epoch in progress, counted from 1.
+        step: Steps done since the start of the run.
+        metrics: Values over these steps by name.
+    """
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        catalogue.check(self.metrics)
+
+
+@dataclass(frozen=True)
+class EpochFinished(Event):
+    """An epoch was trained, validated and, where it was due, checkpointed.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps done since the start of the run.
+        metrics: Values of the epoch by name.
+    """
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        catalogue.check(self.metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat dictionary, as checkpoints and `report.json` hold it."""
+        return {**self.metrics, "epoch": self.epoch, "step": self.step, "time": self.time}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpochFinished:
+        """Take what `to_json` gave; metrics that only another version of distml knows are left out."""
+        return cls(values["epoch"], values["step"], catalogue.known(values), time=values["time"])
+
+
+@dataclass(frozen=True)
+class CheckpointSkipped(Event):
+    """A checkpoint does not verify, so the run goes on from an older one.
+
+    Attributes:
+        name: Attempt and folder of the checkpoint.
+        reason: What is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """The run goes on from a checkpoint.
+
+    Attributes:
+        epoch: Epochs completed.
+        checkpoint: Attempt and folder of the checkpoint.
+        history: Every completed epoch.
+    """
+
+    epoch: int
+    checkpoint: str
+    history: Sequence[EpochFinished]
+
+
+@dataclass(frozen=True)
+class WorkerFailed(Event):
+    """A worker raised or died; Ray Train restarts the group while restarts are left.
+
+    Attributes:
+        rank: Of the worker.
+        cause: Of the failure, in a few words.
+    """
+
+    rank: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The run ended with an error that a restart would only repeat.
+
+    Attributes:
+        message: Its sentence.
+        remedy: What the user can do.
+        error: Name of the exception.
+    """
+
+    message: str
+    remedy: str
+    error: str
+
+
+class Mistake(NamedTuple):
+    """A row of a held-out split that the model classified wrongly."""
+
+    row: int
+    true: int
+    predicted: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a held-out split.
+
+    Attributes:
+        metrics: Values by name, without the split's prefix.
+        per_class: Recall of each class by its name.
+        confusion: Counts by true class (row) and predicted class (column).
+    """
+
+    metrics: Mapping[str, float]
+    per_class: Mapping[str, float]
+    confusion: list[list[int]]
+
+    def __post_init__(self) -> None:
+        catalogue.check(self.metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """One dictionary, as `report.json` holds it."""
+        return {**self.metrics, "per_class": dict(self.per_class), "confusion": self.confusion}
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The model is trained, evaluated and exported.
+
+    Attributes:
+        export: Folder of the export, as parts below the storage root.
+        evaluation: By held-out split.
+        history: Every epoch.
+        mistakes: The most confident mistakes on the test split, or on the validation split without one.
+        evaluate_s: Seconds of evaluating.
+        export_s: Seconds of exporting.
+    """
+
+    export: tuple[str, ...]
+    evaluation: Mapping[str, Evaluation]
+    history: Sequence[EpochFinished]
+    mistakes: Sequence[Mistake]
+    evaluate_s: float
+    export_s: float
+
+    @property
+    def shown(self) -> str:
+        """The split that a person is shown first: `test` where there is one."""
+        return "test" if "test" in self.evaluation else "validation"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "evaluation": {split: result.to_json() for split, result in self.evaluation.items()},
+            "history": [epoch.to_json() for epoch in self.history],
+            "worst": [list(mistake) for mistake in self.mistakes],
+        }
+
+
+class EventQueue:
+    """Events in the order in which they arrived. Final; used as a Ray actor, in a process of its own."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Append an event."""
+        self._events.append(event)
+
+    def read(self, after: int) -> list[Event]:
+        """Events from position `after` on."""
+        return self._events[after:]
+
+
+def create_queue() -> Any:
+    """Start a queue; returns its actor handle, which may be sent to workers.
+
+    It lives on the driver's node: on a worker's node it would be lost with that node, and with it the end
+    of a run that survived.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(EventQueue).remote()
+
+
+@contextmanager
+def observed(queue: Any, observers: Sequence[Observer]) -> Iterator[None]:
+    """Hand events to observers until the body ends, then what is left.
+
+    Args:
+        queue: Handle of an `EventQueue`.
+        observers: Called with each event in this order; an error of one is logged, and the run goes on.
+    """
+    import ray
+
+    stop = threading.Event()
+    seen = 0
+
+    def drain() -> None:
+        nonlocal seen
+        try:
+            for event in ray.get(queue.read.remote(seen)):
+                seen += 1
+                deliver(event, observers)
+        except ray.exceptions.RayError as error:
+            logger.debug("the event queue does not respond: %s", error)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            drain()
+
+    thread = threading.Thread(target=poll, name="events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        drain()
+
+
+def deliver(event: Event, observers: Sequence[Observer]) -> None:
+    """Hand one event to every observer; an error of one is logged with its traceback and stops no other."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:  # what only shows or records must not end a run
+            logger.exception("an observer failed on %s", type(event).__name__)

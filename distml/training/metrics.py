@@ -1,0 +1,145 @@
+"""The catalogue of training metrics: name, unit, direction and meaning (worker, driver).
+
+MLflow, TensorBoard, Ray's gauges, the display, the figures and the report take what they show from here. A
+new metric is one entry, and a value of that name in the worker's `StepsDone` or `EpochFinished`; a name
+that is not here is refused where the event is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+HELD_OUT = {"validation": "val", "test": "test"}
+"""Prefix of a metric's name by held-out split: `val_loss` is the loss of the validation split."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that a run measures.
+
+    Attributes:
+        name: Of the training split; `val_` or `test_` before it for a held-out split.
+        help: Its meaning in one sentence.
+        unit: Unit of a value; a `share` lies between 0 and 1 and is shown in percent.
+        better: Which direction is an improvement, None where neither is.
+        when: Measured every `train.log_every_steps` and as the epoch's mean, once per epoch, or once at the
+            end of the run.
+        held_out: Whether it is measured on the held-out splits, too.
+        title: Heading of its chart; a metric without one has no chart and no place in the display.
+        gauge: Its name among Ray's metrics where that is another.
+    """
+
+    name: str
+    help: str
+    unit: Literal["", "nats", "share", "s", "rows", "rows/s"] = ""
+    better: Literal["lower", "higher"] | None = None
+    when: Literal["steps", "epoch", "result"] = "epoch"
+    held_out: bool = False
+    title: str = ""
+    gauge: str = ""
+
+    @property
+    def duration(self) -> bool:
+        """Whether it is a part of the time of an epoch."""
+        return self.unit == "s"
+
+    def text(self, value: float) -> str:
+        """A value as the report shows it."""
+        if self.unit == "rows/s":
+            return f"{value:,.0f}"
+        return f"{100 * value:.2f} %" if self.unit == "share" else f"{value:.4f}"
+
+
+CATALOGUE = (
+    Metric("loss", "Mean loss of a row.", "nats", "lower", "steps", held_out=True, title="Loss"),
+    Metric(
+        "accuracy",
+        "Share of rows classified correctly.",
+        "share",
+        "higher",
+        "steps",
+        held_out=True,
+        title="Accuracy",
+    ),
+    Metric("learning_rate", "Learning rate of the last step.", when="steps"),
+    Metric("samples_per_s", "Training rows per second over all workers.", "rows/s", "higher", "steps"),
+    Metric("world_size", "Training workers.", gauge="workers"),
+    Metric("rows_read", "Training rows read in the epoch.", "rows"),
+    Metric("rows_dropped", "Training rows left out of the epoch.", "rows"),
+    Metric("train_s", "Training steps, waiting for data included.", "s"),
+    Metric("data_wait_s", "Waiting for data.", "s"),
+    Metric("evaluate_s", "Validation.", "s"),
+    Metric("checkpoint_s", "Writing the checkpoint.", "s"),
+    Metric("report_s", "Handing the checkpoint to Ray Train.", "s"),
+    Metric(
+        "steady_samples_per_s",
+        "Median of samples_per_s over the epochs after the first.",
+        "rows/s",
+        "higher",
+        "result",
+    ),
+)
+"""Every metric, in the order in which it is shown."""
+_BY_NAME = {metric.name: metric for metric in CATALOGUE}
+DURATIONS = tuple(metric.name for metric in CATALOGUE if metric.duration)
+"""Names of the parts of an epoch that are timed."""
+
+
+def names() -> list[str]:
+    """Every name that a value may have, prefixes included."""
+    prefixed = [f"{prefix}_{m.name}" for m in CATALOGUE if m.held_out for prefix in HELD_OUT.values()]
+    return [*_BY_NAME, *prefixed]
+
+
+def get(name: str) -> Metric:
+    """Return the entry of a name, which may have the prefix of a held-out split.
+
+    Raises:
+        ValueError: The catalogue has no such metric.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    prefix, _, rest = name.partition("_")
+    if prefix in HELD_OUT.values() and rest in _BY_NAME and _BY_NAME[rest].held_out:
+        return _BY_NAME[rest]
+    near = difflib.get_close_matches(name, names(), 1)
+    hint = f"Did you mean {near[0]}?" if near else "Add it to distml/training/metrics.py."
+    raise ValueError(f"the catalogue has no metric {name!r}. {hint}")
+
+
+def check(values: Iterable[str]) -> None:
+    """Check that the catalogue has every name.
+
+    Raises:
+        ValueError: It lacks one.
+    """
+    for name in values:
+        get(name)
+
+
+def known(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values whose names the catalogue has; for what another version of distml wrote."""
+    allowed = set(names())
+    return {name: value for name, value in values.items() if name in allowed}
+
+
+def charted(values: Iterable[str]) -> list[Metric]:
+    """The metrics with a chart among the names of an epoch's values, in the order of the catalogue."""
+    measured = set(values)
+    return [metric for metric in CATALOGUE if metric.title and metric.name in measured]
+
+
+def shown(values: Iterable[str]) -> list[str]:
+    """Names of an epoch's values for a line or a row: charted ones, those of validation, the throughput."""
+    measured = set(values)
+    plain = [metric.name for metric in charted(measured)]
+    order = [*plain, *(f"val_{name}" for name in plain), "samples_per_s"]
+    return [name for name in order if name in measured]
+
+
+def record_name(name: str) -> str:
+    """Name of an epoch's value on the tracking server and in TensorBoard: durations are grouped."""
+    return f"time/{name}" if get(name).duration else name

@@ -1,0 +1,97 @@
+"""One entry of the catalogue reaches everything that shows or records metrics."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from distml.reports import figures
+from distml.storage import Storage
+from distml.training import metrics
+from distml.training.events import EpochFinished, Evaluation, Event, Resumed, StepsDone
+from distml.training.metrics import CATALOGUE, Metric
+from distml.training.observers import gauges, recorder
+from distml.training.observers.display import Display
+from distml.training.observers.tensorboard import TensorBoard
+from tests.reports import history, rendered
+
+F1 = Metric("f1", "Mean F1 of the classes.", "share", "higher", "steps", held_out=True, title="F1")
+
+
+class Tracker:
+    """Keeps what it is told to record."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[str, int, dict[str, float]]] = []
+
+    def metrics(self, guard: str, step: int, values: dict[str, float], _: float) -> None:
+        self.recorded.append((guard, step, dict(values)))
+
+
+@pytest.fixture
+def with_f1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalogue with one entry more."""
+    monkeypatch.setattr(metrics, "CATALOGUE", (*CATALOGUE, F1))
+    monkeypatch.setattr(metrics, "_BY_NAME", {metric.name: metric for metric in metrics.CATALOGUE})
+    monkeypatch.setattr(gauges, "GAUGES", gauges._described())
+
+
+def values(**more: float) -> dict[str, float]:
+    return {"loss": 0.5, "val_loss": 0.6, "samples_per_s": 100.0, "train_s": 2.0, **more}
+
+
+def test_names_are_unique_and_every_entry_says_what_it_is() -> None:
+    assert len(set(metrics.names())) == len(metrics.names())
+    for metric in CATALOGUE:
+        assert metric.help.endswith(".")
+        assert (
+            metric.duration == metric.name.endswith("_s") and metric.unit != "rows/s"
+        ) or "per_s" in metric.name
+        assert not metric.title or metric.better
+
+
+@pytest.mark.usefixtures("with_f1")
+def test_a_new_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = EpochFinished(1, 10, values(f1=0.3, val_f1=0.25))
+    stream, tracker, written = io.StringIO(), Tracker(), {}
+    board = TensorBoard(Storage(str(tmp_path)), ("run",))
+    monkeypatch.setattr(board._writer, "add_scalar", lambda name, value, *_: written.update({name: value}))
+    for observe in (Display(2, Console(file=stream)), recorder.Recorder(tracker), board):  # type: ignore[arg-type]
+        observe(StepsDone(1, 5, {"loss": 0.7, "f1": 0.2, "samples_per_s": 9.0}))
+        observe(epoch)
+    assert "f1 0.3000  val_loss 0.6000  val_f1 0.2500" in stream.getvalue()
+    steps, epochs = tracker.recorded
+    assert steps == ("step/loss", 5, {"step/loss": 0.7, "step/f1": 0.2, "step/samples_per_s": 9.0})
+    assert epochs[2]["val_f1"] == written["val_f1"] == 0.25
+    assert epochs[2]["time/train_s"] == written["time/train_s"] == 2.0
+    assert gauges.values(StepsDone(1, 5, {"f1": 0.2}))["f1"] == 0.2
+    assert gauges.values(epoch) == {"val_loss": 0.6, "val_f1": 0.25}
+    assert {"f1", "val_f1"} <= gauges.GAUGES.keys()
+    final = recorder.final_metrics({"test": Evaluation({"f1": 0.2}, {}, [])})
+    assert final == {"test_f1": 0.2}
+
+
+@pytest.mark.usefixtures("with_f1")
+def test_a_new_metric_has_a_chart_and_a_column_in_the_report() -> None:
+    with_it = [epoch | {"f1": 0.3, "val_f1": 0.25} for epoch in history(2)]
+    text = rendered(history=with_it)
+    assert text.count('<svg viewBox="0 0 460 240"') == 3
+    assert "validation f1" in text
+    assert [axes.get_title(loc="left") for axes in figures.learning_curves(with_it).axes] == [
+        "Loss",
+        "Accuracy",
+        "F1",
+    ]
+    assert len(figures.learning_curves(history(2)).axes) == 2
+
+
+def test_a_resumed_run_records_the_epochs_before(tmp_path: Path) -> None:
+    tracker: Any = Tracker()
+    epochs = [EpochFinished(number, 10 * number, values()) for number in (1, 2)]
+    event: Event = Resumed(2, "attempt-001/epoch-00002", epochs)
+    recorder.Recorder(tracker)(event)
+    assert [(guard, step) for guard, step, _ in tracker.recorded] == [("loss", 1), ("loss", 2)]
