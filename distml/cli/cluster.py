@@ -14,6 +14,7 @@ from distml.config import Config
 from distml.errors import ClusterError, ConfigError
 from distml.kube import plan, secrets, server, steps
 from distml.kube.steps import Step
+from distml.tracking import database
 
 _URLS = {
     "ray": "http://127.0.0.1:8265",
@@ -28,7 +29,7 @@ _K3D_TOOLS = {"docker": "builds the images and holds k3d's nodes", "k3d": "makes
 
 def _arguments(parser: cli.Parser) -> None:
     parser.add_argument(
-        "what", choices=["up", "down", "status", "secrets"], help="secrets: inside the cluster"
+        "what", choices=["up", "down", "status", "secrets", "database"], help="the last two: in the cluster"
     )
     parser.add_argument("--context", metavar="NAME", help="a cluster of yours instead of k3d's")
     parser.add_argument("--overlay", metavar="FOLDER", default="kuberay/overlays/k3d", help="what is applied")
@@ -111,13 +112,16 @@ def status(namespace: Namespace) -> dict[str, Any]:
 
 
 def run(config: Config, namespace: Namespace) -> dict[str, Any]:
-    """Do one of the four.
+    """Do one of the five.
 
     Raises:
         ClusterError: It failed; names the command and the remedy.
     """
     if namespace.what == "secrets":
         return {"created": secrets.create(server.here())}
+    if namespace.what == "database":
+        database.upgrade(os.environ.get(database.URI, ""))
+        return {"ready": True}
     return {"up": up, "down": down, "status": status}[namespace.what](namespace)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from distml import __version__
+from distml.errors import ClusterError
 from distml.kube import steps
 from distml.kube.steps import Step
 
@@ -117,15 +121,11 @@ def argo(kubectl: list[str]) -> list[Step]:
 
 
 def apply(kubectl: list[str], overlay: str) -> list[Step]:
-    """Apply an overlay and wait for what it holds."""
+    """Apply an overlay and wait for what it holds.
 
-    def wait(name: str, *words: str) -> Step:
-        return Step(
-            f"wait for {name}",
-            [*kubectl, "-n", "distml", *words, "--timeout=600s"],
-            f"`{' '.join(kubectl)} -n distml get pods,events` says why; kuberay/README.md lists causes.",
-        )
-
+    Raises:
+        ClusterError: The overlay cannot be rendered.
+    """
     return [
         Step(
             "clear finished set-up jobs",
@@ -146,10 +146,49 @@ def apply(kubectl: list[str], overlay: str) -> list[Step]:
             [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
             "The last words name what was refused; with --operators false KubeRay and Argo must be there.",
         ),
-        wait("PostgreSQL", "rollout", "status", "statefulset/postgres"),
-        wait("MLflow", "rollout", "status", "deployment/mlflow"),
-        wait("the Ray cluster", "wait", "raycluster/distml", "--for=condition=RayClusterProvisioned"),
+        *[
+            Step(
+                f"wait for {name}",
+                [*kubectl, "-n", namespace, *words, "--timeout=600s"],
+                f"`{' '.join(kubectl)} -n {namespace} get pods,events` says why; causes: kuberay/README.md.",
+            )
+            for name, namespace, words in standing(rendered(overlay))
+        ],
     ]
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """Return the objects of an overlay.
+
+    Raises:
+        ClusterError: kustomize refuses it.
+    """
+    command = ["kubectl", "kustomize", overlay]
+    text = steps.quiet(command)
+    if text is None:
+        raise ClusterError(f"`{' '.join(command)}` failed.", "Run it by hand: its last words name the cause.")
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+_CONDITIONS = {"RayCluster": "RayClusterProvisioned"}
+_FIRST = ("StatefulSet", "Deployment", "RayCluster")
+"""Kinds that are waited for, what others need first. A RayService answers when there is a champion."""
+
+
+def standing(manifests: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Return what is to be waited for: name, namespace and the words for kubectl."""
+    found = []
+    for manifest in sorted(
+        (manifest for manifest in manifests if manifest["kind"] in _FIRST),
+        key=lambda manifest: _FIRST.index(manifest["kind"]),
+    ):
+        kind, about = manifest["kind"], manifest["metadata"]
+        name = f"{kind.lower()}/{about['name']}"
+        words = ["rollout", "status", name]
+        if kind in _CONDITIONS:
+            words = ["wait", name, f"--for=condition={_CONDITIONS[kind]}"]
+        found.append((name, about.get("namespace", "distml"), words))
+    return found
 
 
 def remove(kubectl: list[str], overlay: str) -> list[Step]:

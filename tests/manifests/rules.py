@@ -279,6 +279,20 @@ def _rayjob(spec: dict[str, Any]) -> Iterator[str]:
         yield f"{mode}: the submitter's pod does not pass Pod Security restricted"
 
 
+def lasting(manifests: list[Manifest]) -> Iterator[str]:
+    """A pod with a volume that outlives it does not go through all its files at every start."""
+    for one in manifests:
+        for where, spec, _ in pods(one):
+            claimed = any("persistentVolumeClaim" in volume for volume in spec.get("volumes", []))
+            whole = spec.get("securityContext", {})
+            if (
+                (claimed or one["spec"].get("volumeClaimTemplates"))
+                and "fsGroup" in whole
+                and whole.get("fsGroupChangePolicy") != "OnRootMismatch"
+            ):
+                yield f"{where} changes the group of every file of its volume at every start"
+
+
 def confined(manifests: list[Manifest]) -> Iterator[str]:
     """Namespaces enforce "restricted", but for the one of the root container; a default deny is there."""
     for one in manifests:

@@ -13,6 +13,7 @@ import yaml
 
 from distml import __version__
 from distml.kube import plan, secrets
+from distml.tracking import database
 from tests.manifests import render, rules, schema
 from tests.manifests.render import KUBERAY, ROOT, Manifest
 
@@ -35,6 +36,7 @@ def every_rule(manifests: list[Manifest], overlay: str) -> list[str]:
     checks: list[Callable[[list[Manifest]], Iterator[str]]] = [
         *(rules.images, rules.locked, rules.bounded, rules.reachable, rules.kuberay, rules.confined),
         rules.secrets,
+        rules.lasting,
         lambda found: rules.references(found, provided),
         lambda found: rules.versions(found, RAY[1]),
     ]
@@ -124,6 +126,10 @@ MUTATIONS: dict[str, tuple[Break, str]] = {
     "a wrong field": (lambda m: find(m, "Deployment")["spec"].update(replica=1), "replica"),
     "a wrong type": (lambda m: find(m, "Service", "mlflow")["spec"]["ports"][0].update(port="5000"), "5000"),
     "a wrong kind": (lambda m: find(m, "Deployment").update(kind="Deploiment"), "no such kind"),
+    "a volume gone through": (
+        lambda m: pod(m, "StatefulSet", "postgres")["securityContext"].pop("fsGroupChangePolicy"),
+        "every file",
+    ),
     "a dangling secret": (
         lambda m: pod(m, "StatefulSet", "postgres")["volumes"][0]["secret"].update(secretName="none"),
         "Secret none",
@@ -195,6 +201,26 @@ def test_the_checks_bite(wrong: str) -> None:
     damage, said = (MUTATIONS | CUSTOM)[wrong]
     damage(manifests)
     assert any(said in one for one in everything(manifests, "k3d"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda folder: folder.name)
+def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay: Path) -> None:
+    spec = pod(RENDERED[overlay], "Deployment", "mlflow")
+    (first,), (server,) = spec["initContainers"], spec["containers"]
+    assert (first["command"], first["image"]) == (["distml", "cluster", "database"], server["image"])
+    uris = [[one for one in each["env"] if one["name"] == database.URI] for each in (first, server)]
+    assert uris[0] == uris[1] != []
+
+
+def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
+    waited = {folder.name: plan.standing(RENDERED[folder]) for folder in OVERLAYS}
+    assert [name for name, *_ in waited["k3d"]] == [
+        "statefulset/postgres",
+        "deployment/mlflow",
+        "raycluster/distml",
+    ]
+    assert [name for name, *_ in waited["production"]] == ["deployment/mlflow"]
+    assert {namespace for found in waited.values() for _, namespace, _ in found} == {"distml"}
 
 
 def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:

@@ -26,17 +26,30 @@ PODS = {
 }
 
 
+RENDERED = "\n---\n".join(
+    f"kind: {kind}\nmetadata: {{name: {name}, namespace: distml}}"
+    for kind, name in (
+        ("RayCluster", "distml"),
+        ("RayService", "endpoint"),
+        ("Service", "mlflow"),
+        ("Deployment", "mlflow"),
+        ("StatefulSet", "postgres"),
+    )
+)
+
+
 class Programs:
     """docker, k3d and kubectl that only write down their arguments, and fail where they are told to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, folder / "calls"
         (folder / "pods").write_text(json.dumps(PODS))
+        (folder / "rendered").write_text(RENDERED)
         for name in ("docker", "k3d", "kubectl"):
             path = folder / name
             path.write_text(
                 f'#!/bin/sh\necho "{name} $*" >> {self.calls}\n'
-                f'case "$*" in *"get pods"*) cat {folder}/pods;; esac\n'
+                f'case "$*" in *"get pods"*) cat {folder}/pods;; kustomize*) cat {folder}/rendered;; esac\n'
                 f'while read -r words; do case "{name} $*" in $words) echo "it broke" >&2; exit 1;; esac; '
                 f"done < {folder}/fails\n"
             )
@@ -89,7 +102,9 @@ def test_up_builds_creates_installs_applies_and_waits(
         "kubectl --context k3d-distml apply --server-side -n argo -f",
         "kubectl --context k3d-distml -n argo patch service argo-server",
         "kubectl --context k3d-distml apply --server-side --force-conflicts -k kuberay/overlays/k3d",
-        "kubectl --context k3d-distml -n distml wait raycluster/distml",
+        "kubectl --context k3d-distml -n distml rollout status statefulset/postgres",
+        "kubectl --context k3d-distml -n distml rollout status deployment/mlflow",
+        "kubectl --context k3d-distml -n distml wait raycluster/distml --for=condition=RayClusterProvisioned",
     ]
     calls = programs.called()
     at = [next(place for place, call in enumerate(calls) if call.startswith(words)) for words in order]
@@ -151,9 +166,38 @@ def test_another_cluster_is_not_touched_by_k3d_or_docker(
 ) -> None:
     code, result, _ = ran("up", "--context", "mine", "--operators", "false")
     assert (code, result["context"], result["urls"]) == (0, "mine", {})
-    assert {call.split()[0] for call in programs.called()} == {"kubectl"}
-    assert all(call.startswith("kubectl --context mine ") for call in programs.called())
+    asked = [call for call in programs.called() if call != "kubectl kustomize kuberay/overlays/k3d"]
+    assert all(call.startswith("kubectl --context mine ") for call in asked)
     assert not [call for call in programs.called() if "argo" in call]
+
+
+def test_an_overlay_is_waited_for_by_what_it_holds(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    (programs.folder / "rendered").write_text("kind: Deployment\nmetadata: {name: grafana, namespace: other}")
+    assert ran("up", "--context", "mine", "--overlay", "kuberay/monitoring")[0] == 0
+    waited = [call for call in programs.called() if "--timeout=600s" in call]
+    assert waited == ["kubectl --context mine -n other rollout status deployment/grafana --timeout=600s"]
+
+
+def test_an_overlay_that_cannot_be_rendered_is_a_sentence(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    programs.fail("kubectl kustomize*")
+    code, result, _ = ran("up", "--context", "mine")
+    assert (code, result["kind"]) == (1, "ClusterError")
+    assert "`kubectl kustomize kuberay/overlays/k3d` failed" in result["error"]
+    assert not [call for call in programs.called() if " apply " in call]
+
+
+def test_the_database_must_be_a_postgresql(
+    ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, plain_logging: None
+) -> None:
+    for uri, said in ((None, "names nothing"), ("sqlite:///mlflow.db", "names sqlite")):
+        if uri:
+            monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", uri)
+        code, result, _ = ran("database")
+        assert (code, result["kind"]) == (2, "ConfigError")
+        assert said in result["error"]
+        assert "postgresql+psycopg2://" in result["error"]
 
 
 def test_a_missing_program_is_a_sentence(

@@ -1,0 +1,183 @@
+"""The database under MLflow is replaced, killed and upgraded: a real PostgreSQL, a real `mlflow server`."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg2
+import pytest
+import sqlalchemy
+from sqlalchemy import text
+
+from distml.errors import TrackingError
+from distml.tracking import database
+from tests.manifests.render import KUBERAY
+from tests.postgres import PASSWORD, Mlflow, Postgres, postgres
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
+
+GONE_S = 10.0
+"""Far below the grace period of 60 s; PostgreSQL needs a checkpoint."""
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    with postgres() as found:
+        yield found
+
+
+@pytest.fixture
+def pods(tmp_path: Path, server: Postgres) -> Iterator[Callable[[str], Mlflow]]:
+    made: list[Mlflow] = []
+
+    def pod(name: str) -> Mlflow:
+        made.append(Mlflow(tmp_path / name, server.uri))
+        return made[-1]
+
+    try:
+        yield pod
+    finally:
+        for one in made:
+            one.kill()
+
+
+def connection(server: Postgres) -> psycopg2.extensions.connection:
+    """A connection as MLflow's pool keeps it: open and idle."""
+    found = psycopg2.connect(
+        host="127.0.0.1", port=server.port, user="mlflow", password=PASSWORD, dbname="mlflow"
+    )
+    found.cursor().execute("SELECT 1")
+    found.rollback()
+    return found
+
+
+def stop_signal() -> signal.Signals:
+    """The one our image tells the kubelet to send."""
+    dockerfile = (KUBERAY / "postgres" / "Dockerfile").read_text()
+    (name,) = re.findall(r"^STOPSIGNAL (\S+)$", dockerfile, re.MULTILINE)
+    return signal.Signals[name]
+
+
+def test_a_replaced_pod_starts_on_a_volume_with_group_bits(server: Postgres) -> None:
+    pooled = connection(server)
+    with pooled, pooled.cursor() as cursor:
+        cursor.execute("CREATE TABLE kept AS SELECT 7 AS seven")
+    pooled.close()
+    server.kill()
+    server.grow_group_bits()
+    assert (server.volume / "pgdata").stat().st_mode & 0o070 == 0o070
+    server.start()
+    again = connection(server)
+    with again.cursor() as cursor:
+        cursor.execute("SELECT seven FROM kept")
+        assert cursor.fetchall() == [(7,)]
+    again.close()
+
+
+@pytest.mark.parametrize("by", ["the image's signal", "the hook, whatever the image's signal"])
+def test_it_ends_in_seconds_while_connections_are_pooled(server: Postgres, by: str) -> None:
+    pooled = connection(server)
+    began = time.monotonic()
+    if by.startswith("the hook"):
+        server.hook()
+        code = server.end(signal.SIGTERM, GONE_S)
+    else:
+        code = server.end(stop_signal(), GONE_S)
+    assert (code, time.monotonic() - began < GONE_S) == (0, True)
+    assert "received smart shutdown" not in server.log()
+    assert "database system is shut down" in server.log()
+    pooled.close()
+
+
+def test_a_first_start_that_was_cut_off_begins_again(server: Postgres) -> None:
+    server.kill()
+    (server.volume / "pgdata").rename(server.volume / "pgdata.new")
+    server.start()
+    connection(server).close()
+    assert not (server.volume / "pgdata.new").exists()
+
+
+def test_mlflow_heals_by_itself_when_its_database_comes_back(
+    server: Postgres, pods: Callable[[str], Mlflow]
+) -> None:
+    from mlflow import MlflowClient
+
+    pod = pods("one")
+    pod.start()
+    pod.healthy(150)
+    client = MlflowClient(pod.url, pod.url)
+    experiment = client.create_experiment("before")
+    for how in ("stopped", "killed"):
+        if how == "stopped":
+            server.hook()
+            server.process.wait(GONE_S)
+        else:
+            server.kill()
+        server.grow_group_bits()
+        server.start()
+        # The very first request goes over a connection that the pool kept from before.
+        assert client.get_experiment(experiment).name == "before", how
+        assert client.create_run(experiment).info.status == "RUNNING", how
+    assert pod.process is not None
+    assert pod.process.poll() is None
+
+
+def test_two_servers_start_at_once_on_an_empty_database(
+    server: Postgres, pods: Callable[[str], Mlflow]
+) -> None:
+    from mlflow import MlflowClient
+
+    both = [pods("one"), pods("two")]
+    for pod in both:
+        pod.start()
+    for pod in both:
+        pod.healthy(200)
+    clients = [MlflowClient(pod.url, pod.url) for pod in both]
+    experiment = clients[0].create_experiment("shared")
+    assert clients[1].get_experiment(experiment).name == "shared"
+    assert [pod.process.poll() for pod in both if pod.process] == [None, None], "none was started again"
+    assert "UniqueViolation" not in server.log()
+    assert "already exists" not in server.log()
+    assert PASSWORD not in "".join(pod.log() for pod in both)
+
+
+def test_the_tables_are_made_once_by_who_comes_first_and_kept_by_the_rest(server: Postgres) -> None:
+    with ThreadPoolExecutor(3) as together:
+        list(together.map(lambda _: database.upgrade(server.uri, 120), range(3)))
+    engine = sqlalchemy.create_engine(server.uri)
+    try:
+        with engine.begin() as once:
+            version = once.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+            assert len(version) == 1
+            once.execute(text("INSERT INTO experiments (name, lifecycle_stage) VALUES ('kept', 'active')"))
+        database.upgrade(server.uri, 120)
+        with engine.begin() as again:
+            assert again.execute(text("SELECT count(*) FROM experiments WHERE name = 'kept'")).scalar() == 1
+            again.execute(text("UPDATE alembic_version SET version_num = 'f00000000000'"))
+        with pytest.raises(TrackingError, match="newer MLflow") as refused:
+            database.upgrade(server.uri, 120)
+        assert PASSWORD not in str(refused.value)
+    finally:
+        engine.dispose()
+
+
+def test_a_turn_that_does_not_come_is_a_sentence(server: Postgres) -> None:
+    holder = connection(server)
+    with holder, holder.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (database._LOCK,))
+        with pytest.raises(TrackingError, match="lock timeout") as refused:
+            database.upgrade(server.uri, 1)
+    holder.close()
+    assert PASSWORD not in str(refused.value)
+
+
+def test_a_database_that_stays_away_is_a_sentence(server: Postgres) -> None:
+    server.kill()
+    with pytest.raises(TrackingError, match=r"has not answered for 1 s: .*refused") as refused:
+        database.upgrade(server.uri, 1)
+    assert PASSWORD not in str(refused.value)
