@@ -6,7 +6,6 @@ python -m distml.train --config configs/sweep.yaml             the candidates of
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +21,7 @@ def run(config: Config) -> dict[str, Any]:
         ConfigError: The configuration cannot be used; nothing was started.
         DistmlError: The run failed.
     """
-    if not config.sweep.wanted:
-        return training.run(config)
-    sweep = importlib.import_module("distml.selection.sweep")  # a single run is spared its imports
-    return dict(sweep.run(config, training.run))
+    return training.train(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

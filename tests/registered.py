@@ -112,7 +112,7 @@ class Registry:
         self.folders[version] = folder
         if run:
             named = {"run": {"name": run}}
-            record, _ = runs.begin(load.resolve(load.merge(self.config.model_dump(), named)), self.storage)
+            record, _ = runs.begin(Config.resolve(load.merge(self.config.model_dump(), named)), self.storage)
             record.status, record.run_id = "finished", created.info.run_id
             record.result = {"model": NAME, "version": str(version), "artifacts": str(folder)}
             record.save(self.storage)
@@ -160,7 +160,7 @@ class Registry:
 
 def make(root: Path) -> Registry:
     """An empty registry of the model `pets` on SQLite, with the data described above."""
-    config = load.resolve(
+    config = Config.resolve(
         {
             "storage": {"root": str(root)},
             "data": {"name": NAME, "format": f"{__name__}:pictures", "val_fraction": 0.5, "shards": 8},

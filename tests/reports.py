@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distml.config import load
+from distml.config import Config
 from distml.data import shards
 from distml.reports import page
 from distml.training import result
@@ -50,4 +50,4 @@ def rendered(
     images = random.integers(0, 256, (len(report["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(load.resolve({"run": {"name": "mine"}}), manifest, report, facts, images)
+    return page.render(Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images)

@@ -105,7 +105,7 @@ def _require_known(parser: Parser, words: Sequence[str]) -> None:
             return
         if flag.startswith("--") and flag not in known:
             close = difflib.get_close_matches(flag, known, 1, 0.75)
-            guess = load.nearest(flag.removeprefix("--"))
+            guess = Config.nearest(flag.removeprefix("--"))
             guess = close[0] if close else f"--{guess}" if guess else None
             raise ConfigError(
                 f"unknown flag {word}.", f"Did you mean {guess}?" if guess else f"See {parser.prog} --help."
@@ -149,5 +149,4 @@ def parse(parser: Parser, words: Sequence[str]) -> tuple[Config, argparse.Namesp
     namespace = parser.parse_intermixed_args(list(words))  # options may stand between two images
     lists = {action.dest for action in parser.actions() if str(action.metavar).startswith("[")}
     flags = {key: _value(given, key in lists) for key, given in vars(namespace).items() if "." in key}
-    values = load.load_file(namespace.config) if namespace.config else {}
-    return load.resolve(load.merge(values, load.nest(flags))), namespace
+    return Config.load(namespace.config, **flags), namespace

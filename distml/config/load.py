@@ -1,4 +1,9 @@
-"""Reading configurations: YAML in, a validated `Config` or one clear sentence out (any process)."""
+"""Reading configurations: YAML in, validated sections or one clear sentence out (any process).
+
+Knows no section: the schema it validates by is handed to it. YAML of plain values is all that a
+configuration needs; what PyYAML would expand, construct or silently overwrite is rejected with the line and
+the dotted path.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distml.config import Config
 from distml.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BYTES = 131_072
 """A configuration is a page of text; a larger file is a mistake or an attack (PyYAML: 17 s per MiB)."""
@@ -188,9 +194,9 @@ def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _paths(kind, f"{prefix}{key}.")
 
 
-def nearest(path: str) -> str | None:
-    """Return the known dotted path closest to a misspelt one, or None when none is close."""
-    known = list(_paths(Config))
+def nearest(model: type[BaseModel], path: str) -> str | None:
+    """Return the dotted path in `model` closest to a misspelt path, or None when none is close."""
+    known = list(_paths(model))
     close = difflib.get_close_matches(path, known, 1, 0.75)
     if not close:
         leaf = path.rsplit(".", 1)[-1]
@@ -213,11 +219,11 @@ _SAID = {
 }
 
 
-def _sentence(error: Any) -> str:
+def _sentence(model: type[BaseModel], error: Any) -> str:
     """Say one pydantic error with its dotted path, its value and the nearest key."""
     if error["type"] == "extra_forbidden":
         path = ".".join(map(str, error["loc"]))
-        guess = nearest(path)
+        guess = nearest(model, path)
         remedy = f"Did you mean {guess}?" if guess else "See --help for the known keys."
         if guess == path:  # flags are dotted, files are not
             section, _, key = path.rpartition(".")
@@ -234,7 +240,7 @@ def _path(error: Any) -> str:
     return ".".join(str(part) for part in error["loc"] if part not in branches and "[" not in str(part))
 
 
-def _sentences(failure: ValidationError) -> list[str]:
+def _sentences(model: type[BaseModel], failure: ValidationError) -> list[str]:
     """One sentence per problem; of a union's attempts the one that came furthest."""
     errors = failure.errors(include_url=False)
     paths = [_path(error) + "." for error in errors]
@@ -243,17 +249,17 @@ def _sentences(failure: ValidationError) -> list[str]:
         if len(said) == _MAX_PROBLEMS:
             return [*said.values(), f"and {len(set(paths)) - _MAX_PROBLEMS} more."]
         if not any(other != path and other.startswith(path) for other in paths[: 10 * _MAX_PROBLEMS]):
-            said.setdefault(path, _sentence(error))
+            said.setdefault(path, _sentence(model, error))
     return list(said.values())
 
 
-def resolve(values: Mapping[str, Any]) -> Config:
-    """Validate nested values into a `Config`.
+def validate(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Validate nested values into `model`.
 
     Raises:
         ConfigError: Every problem in one text, each with its dotted path and value.
     """
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as failure:
-        raise ConfigError("\n".join(_sentences(failure))) from None
+        raise ConfigError("\n".join(_sentences(model, failure))) from None

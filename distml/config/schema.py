@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from distml.config.load import load_file, merge, nearest, nest, validate
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
@@ -426,6 +430,38 @@ class Config(Section):
     """Request log."""
     drift: DriftConfig = DriftConfig()
     """Drift."""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None, /, **overrides: Any) -> Self:
+        """Read a configuration file and put values on top.
+
+        `Config.load("mine.yaml", train={"epochs": 3}, **{"run.name": "quick"})`
+
+        Args:
+            path: YAML file; without it the defaults hold.
+            overrides: Sections as mappings, or single keys by dotted path.
+
+        Raises:
+            ConfigError: The file cannot be read, or a key or value cannot be used.
+        """
+        values = load_file(os.fspath(path)) if path is not None else {}
+        sections = {key: value for key, value in overrides.items() if "." not in key}
+        keys = {key: value for key, value in overrides.items() if "." in key}
+        return cls.resolve(merge(merge(values, sections), nest(keys)))
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any]) -> Self:
+        """Validate nested values.
+
+        Raises:
+            ConfigError: Every problem in one text, each with its dotted path and value.
+        """
+        return validate(cls, values)
+
+    @classmethod
+    def nearest(cls, path: str) -> str | None:
+        """Return the dotted path closest to a misspelt one, or None when none is close."""
+        return nearest(cls, path)
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the resolved configuration."""

@@ -73,7 +73,7 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
     overrides = load.flatten({path: value for path, value in given.items() if path != "name"})
     for path in overrides:
         if not _own(path):
-            guess = load.nearest(path) or ""
+            guess = Config.nearest(path) or ""
             raise ConfigError(
                 f"a candidate cannot override {path}: only model, train and run.seed may differ.",
                 f"Did you mean {guess}?" if _own(guess) else "Move it to its section.",
@@ -84,7 +84,7 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
         base["model"] = {}
     base["sweep"] = {}
     base["run"]["name"] = _run_name(config.run.name, name)
-    resolved = load.resolve(load.merge(base, load.nest(overrides)))
+    resolved = Config.resolve(load.merge(base, load.nest(overrides)))
     registry.check(resolved.model.name, resolved.model.options)
     return Candidate(name, resolved, overrides)
 

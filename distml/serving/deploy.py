@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from distml import log
-from distml.config import Config, ServeConfig, load
+from distml.config import Config, ServeConfig
 from distml.errors import ServingError
 from distml.serving import environment, ports, room, waiting
 from distml.serving.waiting import Endpoint
@@ -115,9 +115,8 @@ def declared(args: dict[str, Any]) -> Any:
     Raises:
         ConfigError: The configuration cannot be used.
     """
-    values = load.load_file(args["config"]) if "config" in args else {}
-    over = load.nest({path: value for path, value in args.items() if path != "config"})
-    return application(load.resolve(load.merge(values, over)))
+    over = {path: value for path, value in args.items() if path != "config"}
+    return application(Config.load(args.get("config"), **over))
 
 
 def _scale(section: ServeConfig) -> dict[str, Any]:

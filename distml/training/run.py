@@ -36,6 +36,22 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
     registry.check_shape(config.model.name, manifest.shape)
 
 
+def train(config: Config) -> dict[str, Any]:
+    """Train as the configuration says: one model, or the candidates of a sweep.
+
+    Returns:
+        The result line.
+
+    Raises:
+        ConfigError: The configuration cannot be used; nothing was started.
+        DistmlError: The run failed.
+    """
+    if not config.sweep.wanted:
+        return run(config)
+    sweep = importlib.import_module("distml.selection.sweep")  # a single run is spared its imports
+    return dict(sweep.run(config, run))
+
+
 def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     """Train one model.
 

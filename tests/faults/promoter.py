@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distml.config import Config, load
+from distml.config import Config
 from distml.data import shards
 from distml.selection import contest, score
 from distml.selection.field import Entrant
@@ -29,7 +29,7 @@ def _remembering(config: Config) -> score.Judge:
 
 def main() -> None:
     """Answer `ready`, then every round, a list of versions, with the decision."""
-    config = load.resolve(json.loads(sys.argv[1]))
+    config = Config.resolve(json.loads(sys.argv[1]))
     if sys.argv[2] == "unlocked":
         Storage.lock = _no_lock  # type: ignore[method-assign, assignment]
     judge = _remembering(config)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from distml import predict
-from distml.config import load
+from distml.config import Config
 from distml.data import schema
 from distml.storage import Storage
 from distml.tracking import runs
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("batch") / "storage"
     storage = Storage(str(root))
-    run, _ = runs.begin(load.resolve({"run": {"name": "mine"}}), storage)
+    run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
     folder = root.joinpath(*run.parts, "export-1a")
     folder.mkdir(parents=True)
     network = registry.build("convnet", SHAPE, len(CLASSES), {"filters": [4], "dense": 8}, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distml.cli import drift
-from distml.config import Config, LogConfig, load
+from distml.config import Config, LogConfig
 from distml.data import shards
 from distml.data.schema import Images, Labels
 from distml.monitor import rows
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.usefixtures("plain_logging"), pytest.mark.timeout(240)
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("drift") / "storage"
-    config = load.resolve({"storage": {"root": str(root)}})
+    config = Config.resolve({"storage": {"root": str(root)}})
     shards.prepare(config, Storage(config.storage.root))
     return config
 
@@ -131,7 +131,7 @@ def test_the_training_rows_are_measured_once(
 def test_without_prepared_data_there_is_nothing_to_compare_with(
     storage_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load.resolve({"storage": {"root": str(storage_root)}})
+    config = Config.resolve({"storage": {"root": str(storage_root)}})
     code, result, _ = ask(config, capsys)
     assert (code, result["kind"]) == (1, "DataError")
     assert "holds no prepared data to compare with" in result["error"]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from distml.config import load
+from distml.config import Config
 from distml.serving import ports
 from tests.endpoint import serving
 from tests.registered import NAME, Registry
@@ -91,7 +91,7 @@ def test_again_it_skips_what_is_done_and_asks_the_endpoint_that_others_keep_up(
     whole: tuple[Path, dict[str, Any], str],
 ) -> None:
     root, before, _ = whole
-    config = load.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
+    config = Config.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
     with serving(Registry(config, None), "--serve.replicas.max=1") as standing:
         for status in ("finished", "skipped"):
             code, result, err = command(root, serve__url=standing.url, serve__port=8000)

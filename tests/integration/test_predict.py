@@ -52,7 +52,7 @@ class Registry:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Version 1 and 2 answer differently; 3 is tampered with after it was registered."""
     root = tmp_path_factory.mktemp("storage")
-    config = load.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": "pets"}})
+    config = Config.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": "pets"}})
     client = tracking.client(config)
     experiment = client.create_experiment("pets", artifact_location=(root / "artifacts").as_uri())
     client.create_registered_model("pets")
@@ -104,7 +104,7 @@ def test_a_version_is_found_in_every_way(alias: Registry) -> None:
 
 def test_what_is_not_there_is_none(registry: Registry) -> None:
     config = registry.config
-    other = load.resolve(load.merge(config.model_dump(), load.nest({"tracking.registered_model": "none"})))
+    other = Config.resolve(load.merge(config.model_dump(), load.nest({"tracking.registered_model": "none"})))
     assert champions.by_alias(config) is None
     assert champions.by_alias(other) is None
     assert champions.by_number(config, 9) is None
@@ -127,7 +127,7 @@ def test_files_on_this_machine_are_not_copied_and_missing_ones_are_named(
 
 def test_a_server_that_is_away_is_one_sentence(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = load.resolve({"tracking": {"uri": "http://127.0.0.1:9"}})
+    away = Config.resolve({"tracking": {"uri": "http://127.0.0.1:9"}})
     with pytest.raises(TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer"):
         champions.newest(away)
 
@@ -198,7 +198,7 @@ def test_a_run_of_this_storage_answers_without_the_registry(
     from distml.tracking import runs
 
     storage = Storage(registry.config.storage.root)
-    run, _ = runs.begin(load.resolve({"run": {"name": "mine"}}), storage)
+    run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
     shutil.copytree(registry.folders[0], storage.uri(*run.parts, "export-1a"))
     run.status = "finished"
     run.result = {"model": "pets", "version": None, "artifacts": storage.uri(*run.parts, "export-1a")}

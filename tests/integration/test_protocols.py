@@ -17,7 +17,7 @@ from PIL import Image
 from tritonclient import http as triton
 
 from distml import predict
-from distml.config import ServeConfig, load
+from distml.config import Config, ServeConfig
 from distml.data import source
 from distml.data.rows import Source
 from distml.errors import ServingError
@@ -42,7 +42,7 @@ Answers = Any
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    config = load.resolve({})
+    config = Config.resolve({})
     return source.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.config import load
+from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
 
@@ -30,7 +30,7 @@ def test_a_reader_does_not_run_ahead_of_the_budget(tmp_path: Path) -> None:
 
     from distml.training import fit
 
-    config = load.resolve(
+    config = Config.resolve(
         {"storage": {"root": str(tmp_path)}, "data": {"memory_budget_bytes": BUDGET, "mirrors": []}}
     )
     storage = Storage(str(tmp_path))

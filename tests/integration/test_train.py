@@ -41,11 +41,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 def split(root: Path, name: str) -> tuple[Any, Any]:
-    from distml.config.load import load_file, merge, resolve
+    from distml.config import Config
     from distml.data import shards
     from distml.storage import Storage
 
-    config = resolve(merge(load_file(FLAGS[1]), {"storage": {"root": str(root)}}))
+    config = Config.load(FLAGS[1], storage={"root": str(root)})
     storage = Storage(config.storage.root)
     manifest = shards.find(config, storage)
     assert manifest is not None

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distml import cli
-from distml.config import Config, load
+from distml.config import Config
 from distml.errors import ConfigError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
@@ -86,7 +86,7 @@ def test_the_printed_configuration_is_the_configuration(capsys: pytest.CaptureFi
     words = ["--train.workers", "[1, 2]", "--model.options", "{dense: 8}", "--train.clip_norm", "1e-5"]
     words += ["--sweep.candidates", "[{model.name: cnn}]", "--tracking.uri", "null", "--run.name", "7"]
     assert cli.main("test", lambda config: {}, [*words, "--print-config"]) == 0
-    printed = load.resolve(yaml.safe_load(capsys.readouterr().out))
+    printed = Config.resolve(yaml.safe_load(capsys.readouterr().out))
     seen: list[Config] = []
 
     def run(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.config import load
+from distml.config import Config, load
 from distml.models import registry
 from distml.selection import candidates
 
@@ -24,7 +24,7 @@ def test_there_are_configurations_and_not_too_many() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_configuration_is_accepted_with_its_model_and_candidates(path: Path) -> None:
     values = load.load_file(str(path))
-    base = load.resolve(values)
+    base = Config.resolve(values)
     registry.check(base.model.name, base.model.options)
     candidates.candidates(base)
 
@@ -35,12 +35,12 @@ def test_a_configuration_says_what_it_is_for(path: Path) -> None:
 
 
 def test_runs_of_different_configurations_do_not_share_a_folder() -> None:
-    names = [load.resolve(load.load_file(str(path))).run.name for path in FILES]
+    names = [Config.resolve(load.load_file(str(path))).run.name for path in FILES]
     assert len(set(names)) == len(names)
 
 
 def test_the_default_is_the_models_the_readme_promises() -> None:
-    config = load.resolve(load.load_file(str(ROOT / "configs" / "fashion_mnist.yaml")))
+    config = Config.resolve(load.load_file(str(ROOT / "configs" / "fashion_mnist.yaml")))
     assert (config.model.name, config.train.max_workers, config.train.epochs) == ("convnet", 2, 5)
     assert config.train.global_batch_size == 256
     assert not config.sweep.wanted

@@ -33,7 +33,7 @@ COMMAND_LINE = {
 NOT_FROM = {  # who must not import whom; lower layers first
     "distml.errors": ("distml",),
     "distml.config": ("distml.data", "distml.models", "distml.training", "distml.serving"),
-    "distml.config.schema": ("distml.config.load", "distml.config.binding"),
+    "distml.config.load": ("distml.config.schema", "distml.config.binding"),
     "distml.storage": ("distml.data", "distml.models", "distml.training", "distml.serving"),
     "distml.data": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
     "distml.models": ("distml.training", "distml.serving", "distml.tracking", "distml.storage"),
@@ -134,6 +134,8 @@ def test_verbs_import_nouns_and_never_the_reverse(name: str) -> None:
     above = VERBS | COMMAND_LINE
     if name in VERBS:
         above = set() if name == "distml.pipeline" else VERBS - {name}
+    elif name == "distml.api":
+        above = VERBS - {"distml.promote"}
     elif name in COMMAND_LINE:
         above = VERBS
     assert not known(imports(name)) & (above - {name})

@@ -13,7 +13,7 @@ from distml.errors import ConfigError
 
 def refusal(values: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        load.resolve(values)
+        Config.resolve(values)
     return str(caught.value)
 
 
@@ -48,7 +48,7 @@ def test_a_path_below_a_value_is_refused() -> None:
     ],
 )
 def test_the_nearest_path(path: str, near: str | None) -> None:
-    assert load.nearest(path) == near
+    assert Config.nearest(path) == near
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load.resolve(load.load_file(str(tmp_path / "empty.yaml"))) == Config()
+    assert Config.resolve(load.load_file(str(tmp_path / "empty.yaml"))) == Config()

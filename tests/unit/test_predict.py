@@ -98,13 +98,13 @@ def config(storage_root: Path) -> Config:
     storage = Storage(str(storage_root))
     for name in ("done", "begun"):
         flat = {"run.name": name, "storage.root": str(storage_root)}
-        runs.begin(load.resolve(load.nest(flat)), storage)
-    done, _ = runs.begin(load.resolve(load.nest({**flat, "run.name": "done"})), storage)
+        runs.begin(Config.resolve(load.nest(flat)), storage)
+    done, _ = runs.begin(Config.resolve(load.nest({**flat, "run.name": "done"})), storage)
     done.status = "finished"
     where = storage.uri(*done.parts, "export-1a")
     done.result = {"model": "shoes", "version": "4", "artifacts": where}
     done.save(storage)
-    return load.resolve(load.nest({"storage.root": str(storage_root)}))
+    return Config.resolve(load.nest({"storage.root": str(storage_root)}))
 
 
 def test_a_runs_name_means_its_export_without_asking_a_registry(config: Config, storage_root: Path) -> None:

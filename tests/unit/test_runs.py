@@ -20,7 +20,9 @@ def storage(storage_root: Path) -> Storage:
 
 
 def config(**flat: Any) -> Config:
-    return load.resolve(load.nest({"run.name": "mine", **{k.replace("__", "."): v for k, v in flat.items()}}))
+    return Config.resolve(
+        load.nest({"run.name": "mine", **{k.replace("__", "."): v for k, v in flat.items()}})
+    )
 
 
 def finish(run: runs.Run, storage: Storage, **result: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distml.config import Config, load
+from distml.config import Config
 from distml.errors import ServingError
 from distml.serving import client as asking
 from distml.serving import smoke
@@ -83,7 +83,7 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return load.resolve(
+    return Config.resolve(
         {
             "storage": {"root": str(tmp_path_factory.mktemp("smoke"))},
             "data": {"name": NAME, "format": "tests.registered:pictures", "val_fraction": 0.5},

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distml.cli import report
-from distml.config import load
+from distml.config import Config
 from distml.reports import charts, page, tables
 from distml.storage import Storage
 from distml.tracking import runs
@@ -142,7 +142,7 @@ def test_a_run_without_a_report_and_one_that_is_not_finished_are_sentences(
     storage_root: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = Storage(str(storage_root))
-    run, _ = runs.begin(load.resolve({"run": {"name": "mine"}}), storage)
+    run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
     code, answer = ask(capsys, storage_root, "mine")
     assert (code, answer["error"]) == (2, "run mine is not finished. Start it again to finish it.")
     run.status, run.result = "finished", {"artifacts": storage.uri(*run.parts, "export-1a")}

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from distml.config import Config, load
+from distml.config import Config
 from distml.errors import ServingError
 from distml.serving import deploy, room, waiting
 
@@ -62,7 +62,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def configured(server: Standing) -> Config:
-    return load.resolve({"serve": {"port": server.server_port}, "tracking": {"registered_model": "shoes"}})
+    return Config.resolve({"serve": {"port": server.server_port}, "tracking": {"registered_model": "shoes"}})
 
 
 @pytest.mark.usefixtures("stopped")
@@ -107,10 +107,10 @@ def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
     standing.versions = [1, 1, 2]
     monkeypatch.setattr(room, "require_champion", lambda config: 2)
     url = f"http://127.0.0.1:{standing.server_port}"
-    config = load.resolve({"serve": {"url": f"{url}/", "start_timeout_s": 30}})
+    config = Config.resolve({"serve": {"url": f"{url}/", "start_timeout_s": 30}})
     assert (waiting.elsewhere(config).url, waiting.elsewhere(config).version) == (url, 2)
     standing.versions = [1]
     with pytest.raises(ServingError, match="version 1, not with the champion, 2") as caught:
-        waiting.elsewhere(load.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
+        waiting.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
     assert "serve.start_timeout_s" in caught.value.remedy
     assert stopped == []

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[3]
 
 def config(*given: dict[str, Any], **values: Any) -> Config:
     base = {"run": {"name": "s"}, "sweep": {"candidates": list(given)}}
-    return load.resolve(load.merge(base, values))
+    return Config.resolve(load.merge(base, values))
 
 
 def test_each_name_trains_the_model_it_names() -> None:
     """The system we follow trained the batch-norm model under the name of the dropout model."""
     values = load.load_file(str(ROOT / "configs" / "sweep.yaml"))
-    found = candidates(load.resolve(values))
+    found = candidates(Config.resolve(values))
     assert {one.name: one.config.model.name for one in found} == {
         "cnn": "cnn",
         "cnn_batchnorm": "cnn_batchnorm",

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from distml.config import load
+from distml.config import Config
 from distml.errors import ConfigError
 from distml.selection import search, trial
 
 
 def resolve(space: dict[str, Any], **options: Any) -> Any:
-    return load.resolve({"sweep": {"search": {"space": space, **options}}})
+    return Config.resolve({"sweep": {"search": {"space": space, **options}}})
 
 
 def test_a_good_space_passes() -> None:
@@ -65,7 +65,9 @@ def test_a_grid_is_finite_and_a_space_is_not_empty() -> None:
     with pytest.raises(ConfigError, match=r"sweep\.search\.space"):
         resolve({})
     with pytest.raises(ConfigError, match="give candidates or search, not both"):
-        load.resolve({"sweep": {"candidates": [{}], "search": {"space": {"train.epochs": {"choice": [1]}}}}})
+        Config.resolve(
+            {"sweep": {"candidates": [{}], "search": {"space": {"train.epochs": {"choice": [1]}}}}}
+        )
 
 
 def test_a_trial_keeps_its_name_when_the_search_goes_on() -> None:

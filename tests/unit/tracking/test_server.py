@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distml.config import load
+from distml.config import Config
 from distml.tracking import server
 
 
 def location(root: str, uri: str | None) -> str | None:
-    return server.artifact_location(load.resolve({"storage": {"root": root}, "tracking": {"uri": uri}}))
+    return server.artifact_location(Config.resolve({"storage": {"root": root}, "tracking": {"uri": uri}}))
 
 
 def test_artifacts_lie_under_the_root_or_beside_the_database_or_where_the_server_says(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from distml.config import Config, load
+from distml.config import Config
 from distml.errors import TrackingError
 from distml.tracking import sources
 
 
 def config(root: str, server: str | None = None, roots: list[str] | None = None) -> Config:
     tracking = {"uri": server, "artifact_roots": roots or []}
-    return load.resolve({"storage": {"root": root}, "tracking": tracking})
+    return Config.resolve({"storage": {"root": root}, "tracking": tracking})
 
 
 def accepted(config: Config, location: str) -> bool:

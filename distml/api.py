@@ -1,0 +1,268 @@
+"""The Python API: the verbs of the command line as functions with typed results (driver).
+
+    from distml import Config, api
+
+    config = Config.load("configs/fashion_mnist.yaml", **{"train.epochs": 3})
+    result = api.train(config)
+    print(result.test_accuracy, result.figures["confusion_matrix"])
+
+Errors are those of the command line (`distml.errors`); progress goes to standard error. Importing this module
+imports neither Ray nor TensorFlow nor MLflow: each function does when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from distml.config import Config
+
+if TYPE_CHECKING:
+    from distml.data.manifest import Manifest
+    from distml.serving.waiting import Endpoint
+
+__all__ = [
+    "Config",
+    "Decision",
+    "Prediction",
+    "TrainResult",
+    "ingest",
+    "predict",
+    "promote",
+    "serve",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run, or a sweep of several, came to.
+
+    Args:
+        run_id: MLflow run; of a sweep, that of the best candidate.
+        model: Name in the registry.
+        version: Registered version, None where the tracking server was away.
+        val_accuracy: Share of the validation rows that were classified right.
+        test_accuracy: The same of the test rows; None where there are none.
+        artifacts: URI of the exported model.
+        figures: URI of each figure by name, as `learning_curves` and `confusion_matrix`.
+        report: URI of the HTML report.
+        result: The whole result line of the command line.
+    """
+
+    run_id: str | None
+    model: str
+    version: int | None
+    val_accuracy: float
+    test_accuracy: float | None
+    artifacts: str | None
+    figures: dict[str, str]
+    report: str | None
+    result: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Config, result: Mapping[str, Any]) -> Self:
+        """Make it of a result line."""
+        version, artifacts = result.get("version"), result.get("artifacts")
+        figures, report = _drawn(config, artifacts)
+        return cls(
+            run_id=result.get("run_id"),
+            model=result["model"],
+            version=None if version is None else int(version),
+            val_accuracy=result["val_accuracy"],
+            test_accuracy=result.get("test_accuracy"),
+            artifacts=artifacts,
+            figures=figures,
+            report=report,
+            result=result,
+        )
+
+
+def _drawn(config: Config, artifacts: str | None) -> tuple[dict[str, str], str | None]:
+    """Figures by name and the report of an export, where it has them."""
+    from distml.reports import page
+    from distml.storage import Storage
+
+    if artifacts is None:
+        return {}, None
+    export = Storage(artifacts)
+    names = [name for name in export.names("figures") if name.endswith(".png")]
+    figures = {name.removesuffix(".png"): export.uri("figures", name) for name in names}
+    written = export.exists(page.FOLDER, page.FILE)
+    return figures, export.uri(page.FOLDER, page.FILE) if written else None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a promotion ended.
+
+    Args:
+        decision: promoted or kept; with `dry_run` what it would be.
+        why: In one sentence.
+        champion: The version that is champion now.
+        previous: The one that was before.
+        version: The best candidate.
+        run_id: MLflow run of the best candidate.
+        val_accuracy: The best candidate's share of the validation rows.
+        test_accuracy: The same of the test rows: told, never used.
+        champion_val_accuracy: What the earlier champion scored on the same rows.
+        candidates: Validation accuracy by name.
+        dry_run: Whether nothing was changed.
+    """
+
+    decision: str
+    why: str
+    champion: int | None
+    previous: int | None
+    version: int
+    run_id: str
+    val_accuracy: float
+    test_accuracy: float | None
+    champion_val_accuracy: float | None
+    candidates: dict[str, float]
+    dry_run: bool
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the best candidate is the champion from now on."""
+        return self.decision == "promoted" and not self.dry_run
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image file.
+
+    Args:
+        file: As it was given.
+        label: Name of the most probable class.
+        probability: Of that class, 0 to 1.
+        top: The most probable classes and their probabilities, best first.
+    """
+
+    file: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def ingest(config: Config) -> Manifest:
+    """Prepare the data, or find them prepared.
+
+    Returns:
+        The manifest: rows by split, classes, shape, digest, where every byte came from.
+
+    Raises:
+        DataError: The data cannot be had or used; nothing was published.
+    """
+    from distml.data import shards
+    from distml.storage import Storage
+
+    return shards.prepare(config, Storage(config.storage.root))
+
+
+def train(config: Config) -> TrainResult:
+    """Train, evaluate, track and register one model, or every candidate of a sweep.
+
+    Raises:
+        ConfigError: The configuration cannot be used; nothing was started.
+        DistmlError: The run failed; the same call goes on from its last checkpoint.
+    """
+    from distml.training import run
+
+    return TrainResult.of(config, run.train(config))
+
+
+def promote(
+    config: Config,
+    *,
+    run: str | None = None,
+    version: int | None = None,
+    dry_run: bool = False,
+    replace: bool = False,
+) -> Decision:
+    """Let candidates compete on validation rows; the best becomes champion if it beats the present one.
+
+    Args:
+        config: The rules, the data and the registry.
+        run: Sweep, run or MLflow run id whose models compete; `*` for every version.
+        version: This version competes alone.
+        dry_run: Decide and change nothing.
+        replace: Promote even where the champion cannot be measured.
+
+    Raises:
+        DistmlError: The registry does not answer or no candidate may win; the champion has not changed.
+    """
+    from distml import promote as verb
+
+    result = verb.promote(config, run, version, dry_run, replace)
+    return Decision(**{field.name: result[field.name] for field in dataclasses.fields(Decision)})
+
+
+def predict(
+    config: Config,
+    images: Sequence[str],
+    *,
+    run: str | None = None,
+    version: int | None = None,
+    url: str | None = None,
+    top: int = 3,
+) -> list[Prediction]:
+    """Classify image files with the champion, or the model that is named.
+
+    Args:
+        config: Names storage and registry.
+        images: Paths of image files.
+        run: Name of a run, or an MLflow run id, whose model is asked.
+        version: Registered version that is asked.
+        url: Address of an endpoint that is asked instead.
+        top: Classes listed for an image.
+
+    Returns:
+        One prediction an image, in the order given.
+
+    Raises:
+        DataError: A file cannot be read; the first one and the number of others are named.
+        DistmlError: There is no model to ask, or it cannot be trusted.
+    """
+    from distml.batch import files
+    from distml.errors import DataError
+
+    result = files.predict_files(config, images, run=run, version=version, url=url, top=top)
+    failed = result.get("failed", [])
+    if failed:
+        more = f" ({len(failed) - 1} more cannot be read.)" if len(failed) > 1 else ""
+        raise DataError(f"{failed[0]['error']}{more}")
+    return [
+        Prediction(
+            file=item["file"],
+            label=item["class"],
+            probability=item["probability"],
+            top=tuple((entry["class"], entry["probability"]) for entry in item["top"]),
+        )
+        for item in result["predictions"]
+    ]
+
+
+@contextlib.contextmanager
+def serve(config: Config) -> Iterator[Endpoint]:
+    """Serve the champion over HTTP while the block runs.
+
+    Gives:
+        The endpoint that answers: `url`, `model` and `version`.
+
+    Raises:
+        DistmlError: It cannot be started.
+    """
+    from distml.runtime import cluster
+    from distml.serving import deploy, room
+
+    room.require_champion(config)
+    with cluster.connect(config, variables=deploy.prepare(config)):
+        endpoint = deploy.start(config)
+        try:
+            yield endpoint
+        finally:
+            deploy.stop()
