@@ -166,11 +166,11 @@ MUTATIONS: dict[str, tuple[Break, str]] = {
         "below the request",
     ),
     "a selector that selects nothing": (
-        lambda m: find(m, "Service", "serve")["spec"]["selector"].update(a="b"),
+        lambda m: find(m, "Service", "dashboard")["spec"]["selector"].update(a="b"),
         "selects no pod",
     ),
     "a port nobody opens": (
-        lambda m: find(m, "Service", "serve")["spec"]["ports"][0].update(targetPort="http"),
+        lambda m: find(m, "Service", "dashboard")["spec"]["ports"][0].update(targetPort="http"),
         "opens http",
     ),
     "another Ray": (lambda m: find(m, "RayCluster")["spec"].update(rayVersion="2.59.0"), "2.59.0"),
@@ -265,4 +265,8 @@ def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_servi
     assert config["subnet"] == plan.NETWORK
     assert plan.NETWORK in [one["ipBlock"]["cidr"] for one in admitted if "ipBlock" in one]
     wanted = {port["port"] for one in balanced for port in one["spec"]["ports"]}
+    wanted |= {
+        port["port"] for port in find(manifests, "RayService")["spec"]["serveService"]["spec"]["ports"]
+    }
+    assert 8000 in wanted
     assert wanted <= {int(port.rsplit(":", 1)[1]) for port in ports}

