@@ -1,12 +1,14 @@
 """Run the pipeline as a Ray job on Kubernetes and end as it ends (driver).
 
 What the step of kuberay/workflow.yaml runs. It creates a RayJob of a name that follows from the workflow's,
-or finds the one that an earlier pod of the same step created; so it can be lost and started again.
+or finds the one that an earlier pod of the same step created; so it can be lost and started again. A pod
+that is told to end asks the workflow why: it stops the Ray job when the workflow ends, and leaves it to the
+next pod when only this pod does.
 """
 
 from __future__ import annotations
 
-import calendar
+import itertools
 import logging
 import os
 import shlex
@@ -16,6 +18,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ import yaml
 from distml import cli
 from distml.config import Config
 from distml.errors import ClusterError, ConfigError, JobError
-from distml.kube import rayjob, server
+from distml.kube import rayjob, server, workflow
 from distml.kube.follow import Ended, Follower
 from distml.kube.server import ConflictError, Server
 
@@ -33,14 +36,23 @@ logger = logging.getLogger("distml.submit")  # also where `python -m` calls this
 OUTPUTS = {"champion_version": "champion", "test_accuracy": "champion_test_accuracy", "endpoint": "endpoint"}
 """Files handed on to Argo and where the pipeline's result line has their content."""
 _INVALID = 2  # exit code of a configuration that nobody can run
+_EVICTED = 143  # exit code of a process that SIGTERM ended; the retryStrategy of the workflow knows it
+_LONGEST_PAUSE_S = 120.0
+_ASK_S = 10.0
+"""For how long the workflow is asked why this pod is to end: the grace period has to do for stopping, too."""
 
 
 def _arguments(parser: cli.Parser) -> None:
     parser.add_argument("--job", metavar="FILE", required=True, help="manifest of the RayJob to start")
     parser.add_argument("--job-name", metavar="NAME", required=True, help="name the RayJob is found by again")
     parser.add_argument("--owner", metavar="Workflow/NAME/UID", help="whose deletion deletes the RayJob")
+    parser.add_argument("--retry", metavar="N", type=int, default=0, help="pods of this step before this one")
+    parser.add_argument("--retry-limit", metavar="N", type=int, default=0, help="then there is no next pod")
     parser.add_argument("--overrides=", metavar="TEXT", help="flags of the pipeline, all in one word")
     parser.add_argument("--attempts", metavar="N", type=int, default=2, help="Ray jobs before giving up")
+    parser.add_argument(
+        "--pause-s", metavar="S", type=float, default=10.0, help="before the next; doubled each time"
+    )
     parser.add_argument("--deadline-s", metavar="S", type=float, default=7200.0, help="then it is stopped")
     parser.add_argument("--outputs", metavar="FOLDER", help="one file for each result Argo hands on")
     parser.add_argument("--image", metavar="NAME", help="image of pods the job brings; $DISTML_IMAGE")
@@ -71,8 +83,8 @@ def _template(path: str) -> dict[str, Any]:
     return found
 
 
-def _attach(where: Server, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The RayJob of that name, created when there is none.
+def _attach(where: Server, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The RayJob of that name, created when there is none; and whether it was there.
 
     Raises:
         ClusterError: It belongs to another workflow, or cannot be created.
@@ -83,7 +95,7 @@ def _attach(where: Server, manifest: dict[str, Any]) -> dict[str, Any]:
         try:
             found = where.create(rayjob.PATH, manifest)
             logger.info("RayJob %s created", name)
-            return found
+            return found, False
         except ConflictError:  # somebody was faster, our own earlier pod for one
             found = where.read(f"{rayjob.PATH}/{name}") or {}
     ours, theirs = (one["metadata"].get("ownerReferences") for one in (manifest, found or manifest))
@@ -93,18 +105,53 @@ def _attach(where: Server, manifest: dict[str, Any]) -> dict[str, Any]:
             f"kubectl delete rayjob {name}, or take another name.",
         )
     logger.info("RayJob %s found again: %s", name, rayjob.describe(found))
-    return found
+    return found, True
 
 
 def _created(found: dict[str, Any]) -> float:
     text = found.get("metadata", {}).get("creationTimestamp")
-    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")) if text else time.time()
+    return workflow.seconds(text) if text else time.time()
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The workflow of this pod, to be asked what becomes of the job when the pod ends.
+
+    Args:
+        server: Of the workflow.
+        reference: Owner reference of its RayJobs, None for a job that somebody started by hand.
+        last_pod: Argo starts no other pod of this step whatever happens.
+    """
+
+    server: Server
+    reference: dict[str, Any] | None
+    last_pod: bool
+
+    def replaces_this_pod(self) -> bool:
+        """Whether another pod finds the job again; no when nobody can say, for a job must have a watcher."""
+        if self.reference is None:
+            return False
+        if self.last_pod:
+            logger.warning("this is the last pod of the step that the workflow allows (--retry-limit)")
+            return False
+        name = self.reference["name"]
+        asked = replace(
+            self.server, patience_s=min(_ASK_S, self.server.patience_s), hurried=threading.Event()
+        )
+        try:
+            why = workflow.ending(asked.read(f"{workflow.PATH}/{name}"), self.reference["uid"], time.time())
+        except ClusterError as error:
+            logger.warning("%s So it is not known whether the workflow %s goes on.", error, name)
+            return False
+        logger.warning("the workflow %s %s", name, why or "goes on: another pod takes the place of this one")
+        return not why
 
 
 def _failure(ended: Ended, name: str, attempts: int) -> JobError:
     """The error a job's end is: what to say, and the exit code to end with."""
     said = ended.summary.get("error") or ended.status
     words = {
+        "left": "goes on; this pod was told to end, and the next pod of the workflow finds it again",
         "cancelled": "was cancelled; its Ray job is stopped",
         "deadline": "ran into its deadline; its Ray job is stopped",
         "stopped": "was stopped by somebody",
@@ -115,34 +162,58 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
     error = JobError(f"the Ray job {name} {doing}.", remedy)
     code = ended.exit_code or 1
     # 137 and 143 tell Argo that the step's own pod was lost; a driver that was killed is another matter.
-    error.exit_code = 143 if ended.verdict == "cancelled" else code if 0 < code < 128 else 1
+    ours = ended.verdict in ("cancelled", "left")
+    error.exit_code = _EVICTED if ours else code if 0 < code < 128 else 1
     return error
 
 
-def _follow(namespace: Namespace, where: Server, cancelled: threading.Event) -> tuple[Ended, str]:
-    """Start or find attempt after attempt until one has an end that counts.
+def _follow(namespace: Namespace, where: Server, told_to_end: threading.Event) -> tuple[Ended, str]:
+    """Start or find job after job until one has an end that counts.
+
+    A job that was stopped while no pod looked is no attempt: an earlier pod of ours, told to end, stopped it.
 
     Raises:
         JobError: The last one did not succeed.
     """
-    template, deadline = _template(namespace.job), 0.0
+    template, deadline, attempts = _template(namespace.job), 0.0, 0
     owner = rayjob.owner(namespace.owner) if namespace.owner else None
+    ours = _Owner(where, owner, namespace.retry >= namespace.retry_limit > 0)
     image = namespace.image or os.environ.get("DISTML_IMAGE")
-    for attempt in range(1, namespace.attempts + 1):
-        name = rayjob.name(namespace.job_name, attempt)
-        manifest = rayjob.manifest(template, name, entrypoint(namespace), image, owner)
-        found = _attach(where, manifest)
+    if namespace.attempts < 1:
+        raise ConfigError(f"--attempts is {namespace.attempts}.", "Give at least 1.")
+    for number in itertools.count(1):
+        name = rayjob.name(namespace.job_name, number)
+        found, resumed = _attach(where, rayjob.manifest(template, name, entrypoint(namespace), image, owner))
         deadline = deadline or _created(found) + namespace.deadline_s
-        before = rayjob.verdict(found) == "stopped"  # by an earlier pod of ours that was told to end
-        follower = Follower(where, name, cancelled, deadline, namespace.poll_s, namespace.dashboard)
-        ended = follower.follow()
+        interrupted = rayjob.verdict(found) == "stopped"
+        ended = Follower(
+            server=where,
+            name=name,
+            told_to_end=told_to_end,
+            deadline=deadline,
+            poll_s=namespace.poll_s,
+            dashboard=namespace.dashboard,
+            replaced=ours.replaces_this_pod,
+            resumed=resumed,
+        ).follow()
         if ended.verdict == "succeeded":
-            return ended, name
-        again = ended.verdict == "failed" and ended.exit_code != _INVALID
-        if not (again or before) or attempt == namespace.attempts:
-            raise _failure(ended, name, attempt)
-        logger.warning("%s; trying again", _failure(ended, name, attempt).message.rstrip("."))
-    raise ConfigError(f"--attempts is {namespace.attempts}.", "Give at least 1.")
+            break
+        attempts += not interrupted
+        pause_s = 0.0 if interrupted else min(namespace.pause_s * 2 ** (attempts - 1), _LONGEST_PAUSE_S)
+        again = ended.verdict == "failed" and ended.exit_code != _INVALID and attempts < namespace.attempts
+        if not (again or interrupted) or time.time() + pause_s > deadline:
+            raise _failure(ended, name, attempts)
+        said = _failure(ended, name, attempts).message.rstrip(".")
+        logger.warning("%s; trying again in %g s", said, pause_s)
+        if told_to_end.wait(pause_s):
+            raise _told_to_end(f"this pod was told to end before the next try: {said}.")
+    return ended, name
+
+
+def _told_to_end(message: str) -> JobError:
+    error = JobError(message)
+    error.exit_code = _EVICTED
+    return error
 
 
 def _hand_on(folder: str, results: dict[str, Any]) -> None:
@@ -163,11 +234,17 @@ def run(config: Config, namespace: Namespace) -> dict[str, Any]:
         ClusterError: The API server refuses or is away for too long.
         JobError: The job did not succeed; carries its exit code.
     """
-    cancelled = threading.Event()
-    before = {one: signal.signal(one, lambda *_: cancelled.set()) for one in (signal.SIGTERM, signal.SIGINT)}
+    told_to_end = threading.Event()
+    before = {
+        one: signal.signal(one, lambda *_: told_to_end.set()) for one in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        where = server.here(namespace.api_server, namespace.namespace)
-        ended, name = _follow(namespace, where, cancelled)
+        where = replace(server.here(namespace.api_server, namespace.namespace), hurried=told_to_end)
+        ended, name = _follow(namespace, where, told_to_end)
+    except ClusterError as error:
+        if told_to_end.is_set():  # for the workflow it was the pod that was lost
+            error.exit_code = _EVICTED
+        raise
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

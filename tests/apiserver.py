@@ -30,6 +30,11 @@ STOPPED = {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}
 INVALID = {"jobDeploymentStatus": "ValidationFailed", "message": "The RayJob spec is invalid"}
 
 
+def workflow(uid: str = "uid-1", **spec: Any) -> dict[str, Any]:
+    """A workflow that runs."""
+    return {"metadata": {"uid": uid}, "spec": spec, "status": {"phase": "Running"}}
+
+
 @dataclass
 class Course:
     """How one job goes: a status and a log for every look, the last ones for ever; then its exit code."""
@@ -63,12 +68,17 @@ class Cluster:
     Args:
         courses: Of the jobs that will be created, in order.
         errors: Status codes still answered to a method on RayJobs, first one first; 0 drops the connection.
+            Those of `workflows` are answered to questions for a workflow.
         token: What the API server and the dashboard want to see.
+        workflows: What the API server knows of Argo's workflows, by name.
+        api_away: Whether the API server drops every connection; the dashboard has `dashboard_away`.
     """
 
     courses: list[Course]
     errors: dict[str, list[int]] = field(default_factory=dict)
     token: str = "secret-canary"
+    workflows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    api_away: bool = False
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -101,6 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(401, {"message": "Unauthorized"})
         elif found := re.fullmatch(r"/api/jobs/([^/]+)(/logs|/stop)?", self.path):
             self._dashboard(found[1], found[2] or "")
+        elif self.cluster.api_away:
+            self.cluster.asked.append("nobody")
+            self.close_connection = True
+        elif found := re.fullmatch(
+            r"/apis/argoproj\.io/v1alpha1/namespaces/distml/workflows/([^/]+)", self.path
+        ):
+            self._workflow(found[1])
         elif found := re.fullmatch(r"/apis/ray\.io/v1/namespaces/distml/rayjobs(?:/([^/]+))?", self.path):
             self._rayjobs(found[1] or "")
         elif self.path == "/api/v1/namespaces/distml/secrets" and self.command == "POST":
@@ -109,6 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"message": f"no {self.path}"})
 
     do_GET = do_POST = do_DELETE = _any  # noqa: N815 # the names http.server calls
+
+    def _workflow(self, name: str) -> None:
+        self.cluster.asked.append(f"{self.command} workflows/{name}")
+        if codes := self.cluster.errors.get("workflows"):
+            self._answer(codes.pop(0), {"message": "workflows.argoproj.io is forbidden"})
+        elif name in self.cluster.workflows:
+            self._answer(200, self.cluster.workflows[name])
+        else:
+            self._answer(404, {"message": "not found"})
 
     def _secret(self, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]

@@ -1,15 +1,16 @@
 """The Kubernetes API server, asked over plain HTTPS with a pod's own account (driver).
 
-Five calls on three kinds of object do not earn a client library of thirty megabytes in every image.
+Six calls on four kinds of object do not earn a client library of thirty megabytes in every image.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where Kubernetes mounts the token, the certificate authority and the namespace of a pod's account."""
 
 Object = dict[str, Any]
+
+_AWAY = 75
+"""Exit code when nobody answered: that of sysexits.h for what may go well later. Argo tries again then."""
 
 _REMEDIES = {
     401: "The token of this pod's account is missing or has expired; is automountServiceAccountToken on?",
@@ -43,12 +47,14 @@ class Server:
         namespace: Where everything is looked up and created.
         account: Folder with `token` and `ca.crt`; neither is needed behind `kubectl proxy`.
         patience_s: For how long an API server that does not answer is asked again.
+        hurried: When it is set, an API server that does not answer is not asked again.
     """
 
     url: str
     namespace: str
     account: Path = ACCOUNT
     patience_s: float = 120.0
+    hurried: threading.Event = field(default_factory=threading.Event)
 
     def read(self, path: str) -> Object | None:
         """Return an object, or None when there is none of that name.
@@ -87,14 +93,17 @@ class Server:
         self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, body: Object | None = None) -> requests.Response:
-        group, _, rest = path.rpartition("/v1/")
-        url = f"{self.url.rstrip('/')}/{group}/v1/namespaces/{self.namespace}/{rest}"
+        parts = path.split("/")
+        group = 2 if parts[0] == "api" else 3  # api/v1/KIND, or apis/GROUP/VERSION/KIND
+        version, rest = "/".join(parts[:group]), "/".join(parts[group:])
+        url = f"{self.url.rstrip('/')}/{version}/namespaces/{self.namespace}/{rest}"
         answer = patiently(
             lambda: requests.request(
                 method, url, json=body, headers=self._headers(), verify=self._verify(), timeout=15
             ),
             f"the API server {self.url}",
             self.patience_s,
+            hurried=self.hurried,
         )
         if answer.status_code >= 400 and answer.status_code != 404:
             self._refuse(answer, method, rest)
@@ -144,14 +153,20 @@ def here(url: str | None = None, namespace: str | None = None) -> Server:
 
 
 def patiently(
-    ask: Callable[[], requests.Response], whom: str, patience_s: float, first_pause_s: float = 0.5
+    ask: Callable[[], requests.Response],
+    whom: str,
+    patience_s: float,
+    first_pause_s: float = 0.5,
+    hurried: threading.Event | None = None,
 ) -> requests.Response:
     """Ask again, at growing intervals, while nobody answers or the answer is the server's own failure.
 
     Raises:
-        ClusterError: No answer within `patience_s`.
+        ClusterError: No answer within `patience_s`, or none when `hurried` was set.
     """
-    until, pause_s, told = time.monotonic() + patience_s, first_pause_s, False
+    began, pause_s, told = time.monotonic(), first_pause_s, False
+    until = began + patience_s
+    hurried = hurried or threading.Event()
     while True:
         try:
             answer = ask()
@@ -160,13 +175,15 @@ def patiently(
             cause = f"status {answer.status_code}"
         except requests.RequestException as error:
             cause = type(error).__name__
-        if time.monotonic() + pause_s > until:
-            raise ClusterError(
-                f"{whom} has not answered for {patience_s:g} s ({cause}).",
+        if hurried.is_set() or time.monotonic() + pause_s > until:
+            error = ClusterError(
+                f"{whom} has not answered for {time.monotonic() - began:.0f} s ({cause}).",
                 "Whatever was started goes on; the same command finds it again.",
             )
+            error.exit_code = _AWAY
+            raise error
         if not told:
             logger.warning("%s does not answer (%s); asking again", whom, cause)
             told = True
-        time.sleep(pause_s)
+        hurried.wait(pause_s)
         pause_s = min(2 * pause_s, 10.0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.apiserver import Cluster, Course, endless, failure, success
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "kuberay" / "overlays" / "k3d" / "rayjob.yaml"
 OWNER = "--owner=Workflow/nightly-1/uid-1"
+Outcome = tuple[int, dict[str, Any], str]
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +42,42 @@ def serve() -> Iterator[Callable[..., Cluster]]:
 
 
 def words(cluster: Cluster, *more: str, name: str = "nightly-1") -> list[str]:
-    return [f"--job={JOB}", f"--job-name={name}", f"--api-server={cluster.url}", "--poll-s=0.01", *more]
+    fast = ["--poll-s=0.01", "--pause-s=0.01"]
+    return [f"--job={JOB}", f"--job-name={name}", f"--api-server={cluster.url}", *fast, *more]
 
 
-Outcome = tuple[int, dict[str, Any], str]
+@contextmanager
+def pod(cluster: Cluster, *more: str, looks: int = 3) -> Iterator[subprocess.Popen[str]]:
+    """A step's pod, which has looked at its job."""
+    seen = len(cluster.asked)
+    step = subprocess.Popen(
+        [sys.executable, "-m", "distml.submit", *words(cluster, *more)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait(lambda: sum(one.startswith("GET rayjobs/") for one in cluster.asked[seen:]) >= looks)
+        yield step
+    finally:
+        step.kill()
+        step.communicate()
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def told_to_end(cluster: Cluster, *more: str) -> Outcome:
+    """How a pod ends that gets SIGTERM while its job runs."""
+    with pod(cluster, *more) as step:
+        step.send_signal(signal.SIGTERM)
+        out, said = step.communicate(timeout=30)
+        return step.returncode, json.loads(out), said
 
 
 @pytest.fixture
@@ -81,18 +115,8 @@ def test_who_comes_back_finds_the_job_again(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(Course([apiserver.RUNNING] * 30 + [apiserver.SUCCEEDED], success().logs[-1:]))
-    first = subprocess.Popen(
-        [sys.executable, "-m", "distml.submit", *words(cluster, OWNER, "--poll-s=0.1")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until = time.monotonic() + 60
-    while cluster.looks("nightly-1") < 3:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    first.kill()  # as a node that is lost
-    first.wait()
+    with pod(cluster, OWNER, "--poll-s=0.1") as first:
+        first.kill()  # as a node that is lost
     code, result, said = ran(cluster, OWNER)
     assert (code, result["job"]) == (0, "nightly-1")
     assert "found again" in said
@@ -184,24 +208,111 @@ def test_a_job_that_cannot_be_reached_is_stopped_by_deleting_it(
     assert cluster.deleted == ["nightly-1"]
 
 
-def test_sigterm_stops_the_ray_job(serve: Callable[..., Cluster]) -> None:
+def test_sigterm_stops_a_job_that_no_workflow_owns(serve: Callable[..., Cluster]) -> None:
     cluster = serve(endless())
-    step = subprocess.Popen(
-        [sys.executable, "-m", "distml.submit", *words(cluster)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    until = time.monotonic() + 60
-    while cluster.looks("nightly-1") < 2:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    step.send_signal(signal.SIGTERM)
-    out, _ = step.communicate(timeout=30)
-    assert step.returncode == 143
+    code, result, _ = told_to_end(cluster)
+    assert code == 143
     assert cluster.stopped == ["nightly-1-x7k2p"]
-    assert "cancelled" in json.loads(out)["error"]
+    assert "cancelled" in result["error"]
+
+
+def test_pods_that_are_evicted_leave_the_job_to_the_next_and_use_up_no_attempt(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
+    for retry in range(2):
+        flags = [OWNER, "--attempts=1", f"--retry={retry}", "--retry-limit=2"]
+        code, result, _ = told_to_end(cluster, *flags)
+        assert code == 143, "the retryStrategy knows a lost pod by it"
+        assert "goes on" in result["error"]
+    assert cluster.stopped + cluster.deleted == []
+    cluster.jobs["nightly-1"]["course"] = success()
+    code, result, _ = ran(cluster, OWNER, "--attempts=1", "--retry=2", "--retry-limit=2")
+    assert (code, result["job"], cluster.asked.count("POST rayjobs")) == (0, "nightly-1", 1)
+
+
+@pytest.mark.parametrize(
+    "workflows",
+    [{"nightly-1": apiserver.workflow(shutdown="Stop")}, {}],
+    ids=["argo stop", "workflow deleted"],
+)
+def test_a_workflow_that_ends_stops_its_job(serve: Callable[..., Cluster], workflows: dict[str, Any]) -> None:
+    cluster = serve(endless(), workflows=workflows)
+    code, result, _ = told_to_end(cluster, OWNER)
+    assert (code, cluster.stopped) == (143, ["nightly-1-x7k2p"])
+    assert "cancelled" in result["error"]
+
+
+def test_the_last_pod_leaves_no_job_without_a_watcher(serve: Callable[..., Cluster]) -> None:
+    cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
+    code, _, said = told_to_end(cluster, OWNER, "--retry=3", "--retry-limit=3")
+    assert (code, cluster.stopped) == (143, ["nightly-1-x7k2p"])
+    assert "last pod" in said
+
+
+def test_a_workflow_that_may_not_be_asked_stops_its_job_and_says_which_right_is_missing(
+    serve: Callable[..., Cluster],
+) -> None:
+    cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()}, errors={"workflows": [403]})
+    code, _, said = told_to_end(cluster, OWNER)
+    assert (code, cluster.stopped) == (143, ["nightly-1-x7k2p"])
+    assert "accounts.yaml" in said
+
+
+def test_without_the_api_server_the_job_is_stopped_and_the_next_pod_goes_on_without_losing_an_attempt(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless(), success(), workflows={"nightly-1": apiserver.workflow()})
+    with pod(cluster, OWNER) as step:
+        cluster.api_away = True
+        wait(lambda: "nobody" in cluster.asked)
+        step.send_signal(signal.SIGTERM)
+        wait(lambda: bool(cluster.stopped))
+        cluster.api_away = False
+        assert step.wait(timeout=30) == 143
+    code, result, _ = ran(cluster, OWNER, "--attempts=1")
+    assert (code, result["job"]) == (0, "nightly-1-2")
+
+
+def test_a_pod_that_comes_back_shows_the_end_of_the_log_and_goes_on_from_there(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    log = "".join(f"line {number}\n" for number in range(1000))
+    cluster = serve(Course([apiserver.RUNNING], [log]), workflows={"nightly-1": apiserver.workflow()})
+    _, _, said = told_to_end(cluster, OWNER)
+    assert said.count("line 0\n") == said.count("line 999\n") == 1, "the first pod shows all of it"
+    more = f"{log}new\n{json.dumps(apiserver.SUMMARY)}\n"
+    course = Course([apiserver.RUNNING] * 3 + [apiserver.SUCCEEDED], [log, more])
+    cluster.jobs["nightly-1"]["course"] = course
+    code, _, said = ran(cluster, OWNER)
+    assert code == 0
+    shown = [line for line in said.splitlines() if line.startswith(("line ", "new"))]
+    assert shown == [f"line {number}" for number in range(800, 1000)] + ["new"]
+    assert "800 lines are left out here" in said
+
+
+def test_a_pod_told_to_end_between_two_tries_starts_none(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(failure(), success(), workflows={"nightly-1": apiserver.workflow()})
+    with pod(cluster, OWNER, "--pause-s=60", looks=2) as step:
+        assert step.stderr
+        for line in step.stderr:
+            if "trying again in 60 s" in line:
+                break
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(timeout=10) == 143
+    assert list(cluster.jobs) == ["nightly-1"]
+    assert ran(cluster, OWNER)[0] == 0
+
+
+def test_there_is_no_other_try_when_the_deadline_comes_first(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(failure(), success())
+    code, result, _ = ran(cluster, "--deadline-s=30", "--pause-s=60")
+    assert (code, list(cluster.jobs)) == (1, ["nightly-1"])
+    assert "no data" in result["error"]
 
 
 def test_a_lost_connection_is_taken_up_again(
@@ -217,8 +328,8 @@ def test_an_api_server_that_stays_away_is_a_sentence(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     code, result, _ = ran(serve(errors={"GET": [0] * 99}))
-    assert (code, result["kind"]) == (1, "ClusterError")
-    assert "has not answered for 3 s" in result["error"]
+    assert (code, result["kind"]) == (75, "ClusterError"), "the retryStrategy tries again later"
+    assert re.search(r"has not answered for [123] s", result["error"])
 
 
 @pytest.mark.parametrize(

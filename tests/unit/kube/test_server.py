@@ -1,0 +1,26 @@
+"""The API server's patience, which ends when there is no time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import requests
+
+from distml.errors import ClusterError
+from distml.kube import server
+
+
+def away() -> requests.Response:
+    raise requests.ConnectionError
+
+
+def test_who_is_told_to_hurry_stops_waiting() -> None:
+    hurried = threading.Event()
+    threading.Timer(0.2, hurried.set).start()
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="has not answered") as caught:
+        server.patiently(away, "the API server", 60.0, first_pause_s=30.0, hurried=hurried)
+    assert time.monotonic() - began < 10
+    assert caught.value.exit_code == 75
