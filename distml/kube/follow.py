@@ -174,12 +174,7 @@ class Follower:
             return ended
         # Nothing submitted yet, or no way to the head: KubeRay stops what a deleted RayJob started.
         logger.warning("deleting the RayJob %s, which stops what it started", self.name)
-        try:
-            self.server.delete(f"{rayjob.PATH}/{self.name}")
-        except ClusterError as error:
-            if not self.told_to_end.is_set():
-                raise
-            logger.warning("%s What follows this pod finds the job as it is.", error)
+        self.server.delete(f"{rayjob.PATH}/{self.name}")
         return ended
 
     def _stopped(self) -> bool:

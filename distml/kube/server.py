@@ -176,12 +176,12 @@ def patiently(
         except requests.RequestException as error:
             cause = type(error).__name__
         if hurried.is_set() or time.monotonic() + pause_s > until:
-            error = ClusterError(
+            away = ClusterError(
                 f"{whom} has not answered for {time.monotonic() - began:.0f} s ({cause}).",
                 "Whatever was started goes on; the same command finds it again.",
             )
-            error.exit_code = _AWAY
-            raise error
+            away.exit_code = _AWAY
+            raise away
         if not told:
             logger.warning("%s does not answer (%s); asking again", whom, cause)
             told = True

@@ -262,7 +262,8 @@ def test_a_workflow_that_may_not_be_asked_stops_its_job_and_says_which_right_is_
 def test_without_the_api_server_the_job_is_stopped_and_the_next_pod_goes_on_without_losing_an_attempt(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
-    cluster = serve(endless(), success(), workflows={"nightly-1": apiserver.workflow()})
+    jobs = [endless(), failure(), success()]
+    cluster = serve(*jobs, workflows={"nightly-1": apiserver.workflow()})
     with pod(cluster, OWNER) as step:
         cluster.api_away = True
         wait(lambda: "nobody" in cluster.asked)
@@ -270,8 +271,22 @@ def test_without_the_api_server_the_job_is_stopped_and_the_next_pod_goes_on_with
         wait(lambda: bool(cluster.stopped))
         cluster.api_away = False
         assert step.wait(timeout=30) == 143
-    code, result, _ = ran(cluster, OWNER, "--attempts=1")
-    assert (code, result["job"]) == (0, "nightly-1-2")
+    code, result, _ = ran(cluster, OWNER, "--attempts=2")
+    assert (code, result["job"]) == (0, "nightly-1-3")
+
+
+@pytest.mark.parametrize("moment", ["before the job was found", "while it runs"])
+def test_a_pod_told_to_end_when_nobody_answers_counts_as_lost(
+    serve: Callable[..., Cluster], moment: str
+) -> None:
+    cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
+    early = moment.startswith("before")
+    cluster.api_away = early
+    with pod(cluster, OWNER, looks=0 if early else 3) as step:
+        cluster.api_away = cluster.dashboard_away = True
+        wait(lambda: "nobody" in cluster.asked)
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(timeout=30) == 143, "the retryStrategy would not replace it"
 
 
 def test_a_pod_that_comes_back_shows_the_end_of_the_log_and_goes_on_from_there(
