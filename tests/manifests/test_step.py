@@ -16,9 +16,7 @@ RENDERED = {folder: render.render(folder) for folder in OVERLAYS}
 
 
 def find(folder: Path, kind: str, name: str) -> dict[str, Any]:
-    return next(
-        one for one in RENDERED[folder] if (one["kind"], one["metadata"].get("name")) == (kind, name)
-    )
+    return next(one for one in RENDERED[folder] if (one["kind"], one["metadata"].get("name")) == (kind, name))
 
 
 def step(folder: Path) -> dict[str, Any]:
