@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ def _isolate() -> None:
         MPLCONFIGDIR=str(_HOME / "matplotlib"),
         MLFLOW_DISABLE_TELEMETRY="true",
     )
+    # A shell starts a background job with SIGINT ignored, and children inherit that: `make test &`.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "TF_CONFIG"):
         os.environ.pop(name, None)
 
