@@ -246,6 +246,22 @@ def predict(
     ]
 
 
+def drift(config: Config) -> Mapping[str, Any]:
+    """Compare logged requests (`log.enabled`) with the training data.
+
+    Returns:
+        `drifted` (None where too few rows are logged), `rows`, `versions`, the largest stability indices, and
+        the places of the figure and of the whole comparison.
+
+    Raises:
+        DataError: The training data are not prepared, or a file of the log is damaged.
+        StorageError: The storage cannot be read or written.
+    """
+    from distml.reports import drift as comparison
+
+    return comparison.check(config)
+
+
 @contextlib.contextmanager
 def serve(config: Config) -> Iterator[Endpoint]:
     """Serve the champion over HTTP while the block runs.

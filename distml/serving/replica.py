@@ -17,11 +17,11 @@ import ray
 from distml import log
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
-from distml.monitor.journal import Journal
 from distml.serving import digests
 from distml.serving.core import Core, Loaded
 from distml.serving.lineup import Lineup
 from distml.serving.metrics import Metrics
+from distml.serving.request_log import Journal
 from distml.serving.service import Served
 from distml.storage import Storage
 

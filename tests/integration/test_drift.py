@@ -14,8 +14,8 @@ from distml.cli import drift
 from distml.config import Config, LogConfig
 from distml.data import shards
 from distml.data.schema import Images, Labels
-from distml.monitor import rows
-from distml.monitor.journal import Journal
+from distml.serving import request_log
+from distml.serving.request_log import Journal
 from distml.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("plain_logging"), pytest.mark.timeout(240)]
@@ -32,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture
 def test_half(config: Config) -> tuple[Images, Labels]:
     storage = Storage(config.storage.root)
-    storage.delete(rows.FOLDER)
+    storage.delete(request_log.FOLDER)
     manifest = shards.find(config, storage)
     assert manifest is not None
     images, labels = shards.read(storage, manifest, "test")

@@ -43,7 +43,7 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.training.worker": ("distml.tracking", "distml.runtime.cluster"),
     "distml.training.step": ("distml.tracking", "distml.runtime.cluster", "distml.storage"),
     # Measuring must not cost the serving process a model or a client.
-    "distml.monitor": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
+    "distml.serving.request_log": ("distml.models", "distml.training", "distml.tracking"),
     # Serving shares with training how TensorFlow is imported and how an export is laid out, and no more.
     "distml.serving": tuple(f"distml.training.{name}" for name in ("export", "fit", "step", "worker")),
 }

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distml.data import schema, shards
+from distml.data import schema, shards, statistics
 from distml.errors import DataError
-from distml.monitor import chart, compare, features, reference, rows
+from distml.reports import drift
+from distml.serving import request_log as rows
 from distml.storage import Storage
 
 CLASSES = ("cat", "dog")
@@ -37,9 +38,9 @@ def pictures(count: int, seed: int, brighter: int = 0) -> schema.Images:
     return np.random.default_rng(seed).integers(brighter, 128 + brighter, (count, 8, 8, 1), np.uint8)
 
 
-def ground(count: int = 4000) -> reference.Reference:
+def ground(count: int = 4000) -> statistics.Reference:
     labels = np.arange(count, dtype=np.int32) % 2
-    return reference.Reference.of(manifest(count), features.measure(pictures(count, 0)), labels)
+    return statistics.Reference.of(manifest(count), statistics.measure(pictures(count, 0)), labels)
 
 
 def log(
@@ -64,16 +65,16 @@ def test_the_training_rows_fill_tenths() -> None:
 
 def test_a_statistic_that_never_changes_has_one_bin_between_two() -> None:
     measured = np.full((100, 13), 0.5, np.float32)
-    found = reference.Reference.of(manifest(100), measured, np.zeros(100, np.int32))
+    found = statistics.Reference.of(manifest(100), measured, np.zeros(100, np.int32))
     assert set(found.counts) == {(0, 100, 0)}
-    assert reference.count(np.array([0.4, 0.5, 0.6], np.float32), found.edges[0]).tolist() == [1, 1, 1]
+    assert statistics.count(np.array([0.4, 0.5, 0.6], np.float32), found.edges[0]).tolist() == [1, 1, 1]
 
 
 def test_the_index_is_what_the_formula_says() -> None:
     found = ground()
     measured = np.zeros((1000, 13), np.float32)
-    logged = compare.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
-    mix = next(shift for shift in compare.shifts(found, logged) if shift.name == compare.CLASS_MIX)
+    logged = drift.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
+    mix = next(shift for shift in drift.compare(found, logged) if shift.name == drift.CLASS_MIX)
     expected = 0.25 * np.log(0.75 / 0.5) - 0.25 * np.log(0.25 / 0.5)
     assert mix.psi == pytest.approx(expected, rel=0.01)
     assert mix.served == (0.75, 0.25)
@@ -85,10 +86,10 @@ def test_chance_is_about_what_drawing_again_gives() -> None:
     found = ground()
     indices, chances = [], []
     for seed in range(1, 21):
-        logged = compare.Logged(
-            features.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
+        logged = drift.Logged(
+            statistics.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
         )
-        shifts = [shift for shift in compare.shifts(found, logged) if shift.name != compare.CLASS_MIX]
+        shifts = [shift for shift in drift.compare(found, logged) if shift.name != drift.CLASS_MIX]
         indices += [shift.psi for shift in shifts]
         chances += [shift.chance for shift in shifts]
     assert np.mean(indices) == pytest.approx(np.mean(chances), rel=0.35)
@@ -99,8 +100,8 @@ def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_roo
     storage = Storage(str(storage_root))
     log(storage, pictures(500, 1, brighter=60), [0, 1] * 250)
     found = ground()
-    logged = compare.read(storage, "pets", found, None)
-    shifts = {shift.name: shift.psi for shift in compare.shifts(found, logged)}
+    logged = drift.read(storage, "pets", found, None)
+    shifts = {shift.name: shift.psi for shift in drift.compare(found, logged)}
     assert next(iter(shifts)).startswith(("mean", "intensity", "foreground"))
     assert shifts["mean intensity"] > 1
     assert shifts["contrast"] < 0.2
@@ -115,11 +116,11 @@ def test_only_what_can_be_compared_is_read(storage_root: Path) -> None:
     log(storage, pictures(2, 2), [0, 1], served=Served("pets", 6, ("fish", "bird")))
     log(storage, pictures(2, 2), [0, 1], served=Served("cars", 1, CLASSES))
     log(storage, pictures(9, 2), [0] * 9, time_s=time.time() - 3 * 86_400)
-    everything = compare.read(storage, "pets", ground(), None)
+    everything = drift.read(storage, "pets", ground(), None)
     assert (len(everything.labels), everything.versions, everything.skipped) == (14, (1, 4, 5), 2)
-    lately = compare.read(storage, "pets", ground(), 2.0)
+    lately = drift.read(storage, "pets", ground(), 2.0)
     assert (len(lately.labels), lately.versions) == (5, (4, 5))
-    assert compare.read(storage, "nobody", ground(), None).labels.size == 0
+    assert drift.read(storage, "nobody", ground(), None).labels.size == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more"])
@@ -128,16 +129,14 @@ def test_a_damaged_file_is_named(storage_root: Path, content: bytes) -> None:
     path = log(storage, pictures(3, 1), [0, 1, 1])
     storage.write_bytes(content, path)
     with pytest.raises(DataError, match=rf"{path.rpartition('/')[2]} is not a file of the request log"):
-        compare.read(storage, "pets", ground(), None)
+        drift.read(storage, "pets", ground(), None)
 
 
 def test_every_number_of_classes_can_be_drawn(tmp_path: Path) -> None:
     for classes in (2, 40):
-        shift = compare.Shift(
-            compare.CLASS_MIX, 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes
-        )
-        other = compare.Shift("contrast", 0.0, 0.01, (0.0, 1.0, 0.0), (0.1, 0.8, 0.1))
+        shift = drift.Shift(drift.CLASS_MIX, 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes)
+        other = drift.Shift("contrast", 0.0, 0.01, (0.0, 1.0, 0.0), (0.1, 0.8, 0.1))
         names = [f"class {label}" for label in range(classes)]
-        figure = chart.draw([shift, other], names, 0.2, 500, 60_000)
+        figure = drift.draw([shift, other], names, 0.2, 500, 60_000)
         figure.savefig(tmp_path / f"{classes}.png")
         assert (tmp_path / f"{classes}.png").stat().st_size > 10_000

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distml.monitor import features
+from distml.data import statistics
 
 
 def of(image: np.ndarray) -> dict[str, float]:
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    return dict(zip(features.names(shape), features.measure(image[None])[0].tolist(), strict=True))
+    return dict(zip(statistics.names(shape), statistics.measure(image[None])[0].tolist(), strict=True))
 
 
 def test_a_gray_picture_measures_what_is_plain_to_see() -> None:
@@ -36,8 +36,8 @@ def test_colours_are_told_apart() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (3, 1, 4), (64, 48, 3)])
 def test_every_shape_has_one_value_per_name(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
-    found = features.measure(images)
-    assert found.shape == (4, len(features.names(shape)))
+    found = statistics.measure(images)
+    assert found.shape == (4, len(statistics.names(shape)))
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert found.min() >= 0
@@ -45,14 +45,14 @@ def test_every_shape_has_one_value_per_name(shape: tuple[int, int, int]) -> None
 
 
 def test_no_pictures_are_no_rows() -> None:
-    assert features.measure(np.empty((0, 28, 28, 1), np.uint8)).shape == (0, 13)
+    assert statistics.measure(np.empty((0, 28, 28, 1), np.uint8)).shape == (0, 13)
 
 
 def test_many_at_once_measure_like_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-    together = features.measure(images)
-    monkeypatch.setattr(features, "_CHUNK_VALUES", 8 * 8 * 3 * 7)
-    np.testing.assert_array_equal(features.measure(images), together)
+    together = statistics.measure(images)
+    monkeypatch.setattr(statistics, "_CHUNK_VALUES", 8 * 8 * 3 * 7)
+    np.testing.assert_array_equal(statistics.measure(images), together)
     np.testing.assert_allclose(
-        np.concatenate([features.measure(one[None]) for one in images]), together, 1e-6
+        np.concatenate([statistics.measure(one[None]) for one in images]), together, 1e-6
     )

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from distml.config import LogConfig
-from distml.data import schema
+from distml.data import schema, statistics
 from distml.errors import StorageError
-from distml.monitor import features, rows
-from distml.monitor.journal import Journal
+from distml.serving import request_log
+from distml.serving.request_log import Journal
 from distml.storage import Storage
 
 
@@ -46,7 +46,7 @@ def answered(count: int = 2, seed: int = 0, shape: tuple[int, ...] = (8, 6, 1)) 
 
 def logged(storage: Storage) -> list[Any]:
     """Every file of the log as a table."""
-    return [pq.read_table(pa.BufferReader(storage.read_bytes(path))) for path in rows.listed(storage)]
+    return [pq.read_table(pa.BufferReader(storage.read_bytes(path))) for path in request_log.listed(storage)]
 
 
 def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
     (table,) = logged(storage)
     np.testing.assert_array_equal(schema.to_images(table["image"]), images)
     np.testing.assert_allclose(np.array(table["probabilities"].to_pylist()), probabilities)
-    np.testing.assert_allclose(np.array(table["statistics"].to_pylist()), features.measure(images))
+    np.testing.assert_allclose(np.array(table["statistics"].to_pylist()), statistics.measure(images))
     assert table["label"].to_pylist() == probabilities.argmax(1).tolist()
     np.testing.assert_allclose(table["probability"].to_pylist(), probabilities.max(1))
     assert table["request"].to_pylist() == ["abc"] * 3
@@ -69,7 +69,7 @@ def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
     assert table["latency_s"].to_pylist() == [0.25] * 3
     assert str(table["image"].type) == str(schema.tensor_type((8, 6, 1)))
     assert all(before - 1 <= moment.timestamp() <= time.time() for moment in table["time"].to_pylist())
-    described = json.loads(table.schema.metadata[rows.DESCRIPTION])
+    described = json.loads(table.schema.metadata[request_log.DESCRIPTION])
     assert described["classes"] == ["cat", "dog", "bird"]
     assert (described["model"], described["version"], described["shape"]) == ("pets", 3, [8, 6, 1])
 
@@ -139,13 +139,13 @@ def test_when_the_storage_stands_still_rows_are_dropped_and_counted(
     storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
-    still, write = threading.Event(), rows.write
+    still, write = threading.Event(), request_log.write
 
     def stuck(*arguments: Any) -> str:
         still.wait(30)
         return write(*arguments)
 
-    monkeypatch.setattr(rows, "write", stuck)
+    monkeypatch.setattr(request_log, "write", stuck)
     journal = Journal(LogConfig(**SOON, flush_rows=5), storage)
     for k in range(200):
         journal.record(f"{k}", PETS, *answered(1, k), 0.1)
@@ -163,7 +163,7 @@ def test_large_pictures_are_bounded_by_their_bytes(
     storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     still = threading.Event()
-    monkeypatch.setattr(rows, "write", lambda *_: still.wait(30))
+    monkeypatch.setattr(request_log, "write", lambda *_: still.wait(30))
     journal = Journal(LogConfig(**SOON), Storage(str(storage_root)))
     images, probabilities = np.zeros((8, 1000, 1000, 1), np.uint8), answered(8)[1]
     for k in range(20):
@@ -178,14 +178,14 @@ def test_a_storage_that_refuses_loses_rows_and_no_answers(
     storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
-    write, broken = rows.write, [True]
+    write, broken = request_log.write, [True]
 
     def refuse(*arguments: Any) -> str:
         if broken:
             raise StorageError("the disk is full.")
         return write(*arguments)
 
-    monkeypatch.setattr(rows, "write", refuse)
+    monkeypatch.setattr(request_log, "write", refuse)
     journal = Journal(LogConfig(**SOON, flush_rows=1), storage)
     journal.record("a", PETS, *answered(), 0.1)
     wait(lambda: journal.counts()["lost"] == 2)
@@ -210,7 +210,7 @@ import sys
 from types import SimpleNamespace
 import numpy as np
 from distml.config import LogConfig
-from distml.monitor.journal import Journal
+from distml.serving.request_log import Journal
 from distml.storage import Storage
 journal = Journal(LogConfig(enabled=True), Storage(sys.argv[1]))
 served = SimpleNamespace(name="pets", version=1, classes=("a", "b"))
@@ -230,18 +230,18 @@ def test_old_files_go_first_by_age_then_by_size(storage_root: Path) -> None:
     places = []
     for days in (10.0, 5.0, 1.5, 0.0):
         images, probabilities = answered()
-        entry = rows.Entry(now - days * 86_400, "a", PETS, images, probabilities, 0.1)
-        places.append(rows.write(storage, [entry], True))
-    assert list(rows.listed(storage)) == places
-    assert rows.expire(storage, days=7, limit_bytes=1 << 30) == 1
-    assert list(rows.listed(storage)) == places[1:]
-    assert len(storage.names(rows.FOLDER, "pets")) == 3  # the empty day is gone
-    size = max(size for _, size in rows.listed(storage).values())
-    assert rows.expire(storage, days=7, limit_bytes=size) == 2
-    assert list(rows.listed(storage, "pets")) == places[3:]
-    assert rows.expire(storage, days=7, limit_bytes=1) == 1
-    assert rows.listed(storage) == {}
-    assert rows.listed(storage, "pets") == {}
+        entry = request_log.Entry(now - days * 86_400, "a", PETS, images, probabilities, 0.1)
+        places.append(request_log.write(storage, [entry], True))
+    assert list(request_log.listed(storage)) == places
+    assert request_log.expire(storage, days=7, limit_bytes=1 << 30) == 1
+    assert list(request_log.listed(storage)) == places[1:]
+    assert len(storage.names(request_log.FOLDER, "pets")) == 3  # the empty day is gone
+    size = max(size for _, size in request_log.listed(storage).values())
+    assert request_log.expire(storage, days=7, limit_bytes=size) == 2
+    assert list(request_log.listed(storage, "pets")) == places[3:]
+    assert request_log.expire(storage, days=7, limit_bytes=1) == 1
+    assert request_log.listed(storage) == {}
+    assert request_log.listed(storage, "pets") == {}
 
 
 def test_the_journal_keeps_to_its_limits(storage_root: Path) -> None:
@@ -251,6 +251,6 @@ def test_the_journal_keeps_to_its_limits(storage_root: Path) -> None:
         journal.record(f"{k}", PETS, *answered(2, k), 0.1)
         wait(lambda k=k: journal.counts()["written"] == 2 * (k + 1))
     journal.close()
-    kept = rows.listed(storage)
+    kept = request_log.listed(storage)
     assert 0 < sum(size for _, size in kept.values()) <= 20_000
     assert len(kept) < 30

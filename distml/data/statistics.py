@@ -1,6 +1,6 @@
-"""What the training rows look like in statistics: the ground that logged requests are compared with (driver).
+"""What of a picture is compared between training and serving: a few plain statistics (any process).
 
-Computed once for a data set and kept beside its manifest.
+They are kept with every logged request, so that drift can be told without keeping a single picture.
 """
 
 from __future__ import annotations
@@ -13,8 +13,58 @@ import numpy as np
 import numpy.typing as npt
 
 from distml.data import schema, shards
-from distml.monitor import features
+from distml.data.schema import Images, normalise
 from distml.storage import Storage
+
+VERSION = 1
+"""Of the definitions below; statistics of another version are not compared."""
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+_FOREGROUND = 0.1  # of full intensity: above the noise of a black ground
+_CHUNK_VALUES = 1 << 22  # pixel values held as float32 at once
+
+Features = npt.NDArray[np.float32]
+
+
+def names(shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Name the statistics of pictures of a shape (H, W, C), in the order of `measure`."""
+    colours = ("red", "green", "blue") if shape[2] == 3 else ()
+    regions = [f"intensity {row} {column}" for row in _ROWS[: shape[0]] for column in _COLUMNS[: shape[1]]]
+    return ("mean intensity", "contrast", "foreground share", "sharpness", *colours, *regions)
+
+
+def measure(images: Images) -> Features:
+    """Measure pictures.
+
+    Args:
+        images: uint8 [N, H, W, C].
+
+    Returns:
+        float32 [N, K], one column per name; every value lies in [0, 1].
+    """
+    size = max(1, _CHUNK_VALUES // max(1, int(np.prod(images.shape[1:]))))
+    chunks = [_measure(images[at : at + size]) for at in range(0, len(images), size)]
+    height, width, depth = images.shape[1:]
+    return np.concatenate([np.empty((0, len(names((height, width, depth)))), np.float32), *chunks])
+
+
+def _measure(images: Images) -> Features:
+    values = normalise(images)
+    light = values.mean(3)
+    edges = [np.abs(np.diff(light, axis=axis)).mean((1, 2)) for axis in (1, 2) if light.shape[axis] > 1]
+    columns = [
+        light.mean((1, 2)),
+        light.std((1, 2)),
+        (light > _FOREGROUND).mean((1, 2)),
+        np.mean(edges, axis=0) if edges else np.zeros(len(light)),
+    ]
+    if values.shape[3] == 3:
+        columns += [values[..., channel].mean((1, 2)) for channel in range(3)]
+    for band in np.array_split(light, min(len(_ROWS), light.shape[1]), axis=1):
+        columns += [
+            region.mean((1, 2)) for region in np.array_split(band, min(len(_COLUMNS), band.shape[2]), axis=2)
+        ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
 
 _FILE = "reference.json"
 _BINS = 10
@@ -43,7 +93,7 @@ class Reference:
     labels: tuple[int, ...]
 
     @classmethod
-    def of(cls, manifest: shards.Manifest, measured: features.Features, labels: schema.Labels) -> Self:
+    def of(cls, manifest: shards.Manifest, measured: Features, labels: schema.Labels) -> Self:
         """Count measured rows.
 
         Args:
@@ -54,8 +104,8 @@ class Reference:
         edges = [_edges(column) for column in measured.T]
         return cls(
             digest=manifest.digest,
-            version=features.VERSION,
-            names=features.names(manifest.shape),
+            version=VERSION,
+            names=names(manifest.shape),
             edges=tuple(tuple(map(float, one)) for one in edges),
             counts=tuple(
                 tuple(count(column, one).tolist()) for column, one in zip(measured.T, edges, strict=True)
@@ -95,18 +145,18 @@ def of(storage: Storage, manifest: shards.Manifest) -> Reference:
     """
     if storage.exists(manifest.folder, _FILE):
         kept = _parsed(storage.read_text(manifest.folder, _FILE))
-        if kept and (kept.digest, kept.version) == (manifest.digest, features.VERSION):
+        if kept and (kept.digest, kept.version) == (manifest.digest, VERSION):
             return kept
     found = Reference.of(manifest, *_measured(storage, manifest))
     storage.write_bytes(json.dumps(asdict(found)).encode(), manifest.folder, _FILE)
     return found
 
 
-def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[features.Features, schema.Labels]:
+def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[Features, schema.Labels]:
     """Measure the training rows shard by shard: a data set may be larger than memory, its statistics not."""
     measured, labels = [], []
     for table in shards.tables(storage, manifest, "train"):
-        measured.append(features.measure(schema.to_images(table[schema.IMAGE])))
+        measured.append(measure(schema.to_images(table[schema.IMAGE])))
         labels.append(schema.to_numbers(table[schema.LABEL], np.int32))
     return np.concatenate(measured), np.concatenate(labels)
 

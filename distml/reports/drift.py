@@ -1,0 +1,313 @@
+"""How far logged requests are from the training rows, as figures that can be judged (driver)."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distml.config import Config
+from distml.data import schema, shards, statistics
+from distml.data.statistics import Reference, count
+from distml.errors import DataError
+from distml.serving import request_log
+from distml.storage import Storage
+
+CLASS_MIX = "class mix"
+_FOLDER = "drift"
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What the log says about served requests.
+
+    Args:
+        measured: float32 [N, K], the statistics of the pictures.
+        labels: int32 [N], the answers.
+        versions: Versions of the model that answered.
+        since_s: Seconds since the epoch of the first row, None without rows.
+        skipped: Files of other shapes, classes or statistics, which cannot be compared.
+    """
+
+    measured: statistics.Features
+    labels: schema.Labels
+    versions: tuple[int, ...]
+    since_s: float | None
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One comparison.
+
+    Args:
+        name: Of the statistic, or `class mix`.
+        psi: Population stability index.
+        chance: The index that as many rows drawn from the training data would have on average.
+        trained: Share by bin of the training rows.
+        served: Share by bin of the logged rows.
+    """
+
+    name: str
+    psi: float
+    chance: float
+    trained: tuple[float, ...]
+    served: tuple[float, ...]
+
+
+def read(storage: Storage, model: str, reference: Reference, days: float | None) -> Logged:
+    """Read the logged statistics and answers of a model.
+
+    Args:
+        storage: Where the log is.
+        model: Its name in the registry.
+        reference: What they are to be compared with.
+        days: Only the files begun within these days; None takes all.
+
+    Raises:
+        DataError: A file of the log is damaged.
+        StorageError: The storage cannot be read.
+    """
+    oldest = time.time() - days * _DAY_S if days else 0.0
+    measured = [np.empty((0, len(reference.names)), np.float32)]
+    labels = [np.empty(0, np.int32)]
+    versions, stamps, skipped = set(), [], 0
+    for path, (stamp, _) in request_log.listed(storage, model).items():
+        if stamp < oldest:
+            continue
+        described, table = _file(storage, path)
+        if not _comparable(described, reference):
+            skipped += 1
+            continue
+        statistics = table["statistics"].combine_chunks()
+        flat = schema.to_numbers(statistics.flatten(), np.float32)
+        measured.append(flat.reshape(-1, len(reference.names)))
+        labels.append(schema.to_numbers(table["label"], np.int32))
+        versions.add(int(described["version"]))
+        stamps.append(stamp)
+    since = min(stamps, default=None)
+    return Logged(np.concatenate(measured), np.concatenate(labels), tuple(sorted(versions)), since, skipped)
+
+
+def _file(storage: Storage, path: str) -> tuple[dict[str, Any], Any]:
+    try:
+        with pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))) as file:
+            table = file.read(["label", "statistics"], use_threads=False)
+            return json.loads(table.schema.metadata[request_log.DESCRIPTION]), table
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        where = storage.uri(path)
+        raise DataError(f"{where} is not a file of the request log: {error}.", "Delete it.") from None
+
+
+def _comparable(described: dict[str, Any], reference: Reference) -> bool:
+    return (
+        described.get("statistics_version") == reference.version
+        and tuple(described.get("statistics", ())) == reference.names
+        and tuple(described.get("classes", ())) == reference.classes
+    )
+
+
+def compare(reference: Reference, logged: Logged) -> list[Shift]:
+    """Compare each statistic and the class mix, the largest shift first."""
+    served = {
+        name: count(column, edges)
+        for name, column, edges in zip(reference.names, logged.measured.T, reference.edges, strict=True)
+    }
+    served[CLASS_MIX] = np.bincount(logged.labels, minlength=len(reference.classes))
+    trained = dict(zip(reference.names, reference.counts, strict=True)) | {CLASS_MIX: reference.labels}
+    found = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
+    return sorted(found, key=lambda shift: -shift.psi)
+
+
+def _shift(name: str, trained: npt.NDArray[np.int64], served: npt.NDArray[np.int64]) -> Shift:
+    expected, actual = _shares(trained), served.sum()
+    observed = (served + expected) / (actual + 1)  # one row's worth of the expected keeps empty bins finite
+    psi = float(np.sum((observed - expected) * np.log(observed / expected)))
+    # n times the index is close to a chi-squared variable with one degree of freedom less than bins in use.
+    used = int(np.count_nonzero(trained)) - 1
+    chance = used * (1 / max(1, actual) + 1 / trained.sum())
+    shares = served / max(1, actual)
+    return Shift(name, psi, float(chance), tuple(expected.tolist()), tuple(shares.tolist()))
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Shares with a hundredth of a row more in each bin, so that none is zero."""
+    return np.asarray((counts + 0.01) / (counts.sum() + 0.01 * len(counts)), np.float64)
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK, _MUTED, _TRAINED, _SERVED, _ALARM = "#1f2933", "#7b8794", "#b8c4d0", "#2166ac", "#d6604d"
+_CLASSES = 30  # more names do not fit
+
+
+def draw(
+    shifts: Sequence[Shift], classes: Sequence[str], threshold: float, logged: int, trained: int
+) -> Figure:
+    """Draw every index beside the threshold, the class mix, and the statistic that moved most.
+
+    Args:
+        shifts: The largest first.
+        classes: Names by label.
+        threshold: Above which an index is drift.
+        logged: Rows compared.
+        trained: Rows they are compared with.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
+    _indices(left.subplots(), shifts, threshold)
+    upper, lower = right.subplots(2, 1)
+    _class_mix(upper, next(shift for shift in shifts if shift.name == CLASS_MIX), classes)
+    _most_moved(lower, next(shift for shift in shifts if shift.name != CLASS_MIX))
+    names = [f"{trained:,} training rows", f"{logged:,} served rows"]
+    right.legend(upper.containers, names, frameon=False, fontsize=8, ncols=2, loc="outside lower right")
+    return figure
+
+
+def _plain(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", color=_INK, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_MUTED)
+    axes.tick_params(colors=_INK, labelsize=8, length=0)
+
+
+def _indices(axes: Any, shifts: Sequence[Shift], threshold: float) -> None:
+    shown = list(shifts)[::-1]
+    values = [shift.psi for shift in shown]
+    colors = [_ALARM if value > threshold else _SERVED for value in values]
+    axes.barh([shift.name for shift in shown], values, color=colors, height=0.7)
+    axes.axvline(threshold, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    limit = max(*values, threshold) * 1.18
+    axes.set_xlim(0, limit)
+    for at, value in enumerate(values):
+        axes.text(
+            value + limit * 0.012,
+            at,
+            f"{value:.{2 if value >= 0.1 else 3}f}",
+            va="center",
+            fontsize=7.5,
+            color=_INK,
+        )
+    axes.set_xlabel(f"population stability index (drift above {threshold:g})", color=_MUTED, fontsize=8)
+    _plain(axes, "How far each statistic has moved")
+
+
+def _pairs(axes: Any, shift: Shift) -> np.ndarray:
+    at = np.arange(len(shift.trained))
+    axes.bar(at - 0.2, shift.trained, 0.4, color=_TRAINED)
+    axes.bar(at + 0.2, shift.served, 0.4, color=_SERVED)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return at
+
+
+def _class_mix(axes: Any, shift: Shift, classes: Sequence[str]) -> None:
+    at = _pairs(axes, shift)
+    if len(classes) <= _CLASSES:
+        axes.set_xticks(at, classes, rotation=30, ha="right")
+    _plain(axes, "Class mix: true in training, predicted in serving")
+
+
+def _most_moved(axes: Any, shift: Shift) -> None:
+    at = _pairs(axes, shift)
+    names = ["less", *[""] * (len(at) - 2), "more"]
+    axes.set_xticks(at, names)
+    axes.set_xlabel("tenths of the training rows, and what lies beyond them", color=_MUTED, fontsize=8)
+    _plain(axes, f"Moved most: {shift.name}")
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Compare, draw and judge.
+
+    Returns:
+        `drifted` (None where too few rows are logged), `rows`, `versions`, the largest indices, and the
+        places of the figure and of the whole comparison. The status is drifted beyond the threshold, so
+        that the exit code is 1.
+
+    Raises:
+        DataError: The training data are not prepared, or a file of the log is damaged.
+        StorageError: The storage cannot be read or written.
+    """
+    storage = Storage(config.storage.root)
+    manifest = shards.find(config, storage)
+    if manifest is None:
+        raise DataError(
+            f"{storage.uri(shards.folder(config))} holds no prepared data to compare with.",
+            "Give the configuration that the model was trained with, or run ingest.",
+        )
+    ground = statistics.of(storage, manifest)
+    model = config.tracking.registered_model
+    logged = read(storage, model, ground, config.drift.days)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if logged.skipped:
+        console.print(f"{logged.skipped} files of other classes, shapes or statistics are left out")
+    if len(logged.labels) < config.drift.min_rows:
+        return _too_few(console, config, logged)
+    shifts = compare(ground, logged)
+    _show(console, shifts, config.drift.threshold)
+    return _judged(config, storage, ground, logged, shifts)
+
+
+def _too_few(console: Console, config: Config, logged: Logged) -> dict[str, Any]:
+    rows, needed = len(logged.labels), config.drift.min_rows
+    why = f"{rows} rows are logged for {config.tracking.registered_model}, {needed} are needed to judge"
+    hint = "" if rows else "; serve with log.enabled true"
+    console.print(escape(f"{why}{hint}"))
+    return {"drifted": None, "rows": rows, "versions": list(logged.versions), "why": why}
+
+
+def _show(console: Console, shifts: Sequence[Shift], threshold: float) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("statistic")
+    table.add_column("stability index", justify="right")
+    table.add_column("by chance", justify="right", style="dim")
+    table.add_column("")
+    for shift in shifts:
+        beyond = shift.psi > threshold
+        values = (f"{shift.psi:.3f}", f"{shift.chance:.3f}", "drifted" if beyond else "")
+        table.add_row(shift.name, *values, style="red" if beyond else None)
+    console.print(table)
+
+
+def _judged(
+    config: Config,
+    storage: Storage,
+    ground: statistics.Reference,
+    logged: Logged,
+    shifts: Sequence[Shift],
+) -> dict[str, Any]:
+    threshold = config.drift.threshold
+    rows, trained = len(logged.labels), sum(ground.labels)
+    beyond = {shift.name: round(shift.psi, 4) for shift in shifts if shift.psi > threshold}
+    found = {
+        "drifted": bool(beyond),
+        "rows": rows,
+        "versions": list(logged.versions),
+        "threshold": threshold,
+        "beyond": beyond,
+        "largest": {shifts[0].name: round(shifts[0].psi, 4)},
+    }
+    stream = io.BytesIO()
+    draw(shifts, ground.classes, threshold, rows, trained).savefig(stream, format="png", dpi=110)
+    where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+    whole = found | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
+    storage.write_bytes(stream.getvalue(), where, "drift.png")
+    storage.write_bytes(json.dumps(whole, indent=1).encode(), where, "drift.json")
+    places = {"figure": storage.uri(where, "drift.png"), "report": storage.uri(where, "drift.json")}
+    return found | places | ({"status": "drifted"} if beyond else {})
