@@ -49,9 +49,16 @@ class Endpoint:
 
     def replicas(self) -> set[int]:
         """Process ids of the replicas."""
-        return {
-            one.pid for one in self.processes() if "ServeReplica:distml:Replica" in " ".join(one.cmdline())
-        }
+        return self.named("ServeReplica:distml:Replica")
+
+    def named(self, word: str) -> set[int]:
+        """Ids of the processes whose command line holds a word."""
+        known = set()
+        for process in self.driver.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if word in " ".join(process.cmdline()):
+                    known.add(process.pid)
+        return known
 
     def memory_bytes(self) -> int:
         """Resident memory of replicas and proxies together."""

@@ -13,11 +13,16 @@ from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, TimedOutError, UnknownVersionError
 from distml.serving.batching import Batcher, Function
 from distml.serving.metrics import Metrics
-from distml.serving.service import Probabilities, Refusal, Served
+from distml.serving.service import Probabilities, Refusal, RegistryState, Served
 from distml.serving.shadow import Shadow
 
 Hear = Callable[[Served, Images, Probabilities, float], None]
 """Takes an answer without keeping anybody waiting."""
+
+
+def age_s(state: RegistryState) -> float:
+    """Return the seconds since the registry answered; not a number where it never did."""
+    return time.time() - state.answered_at if state.answered_at else float("nan")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,14 @@ class Core:
         self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images, self.metrics)
         self._shadow = Shadow(self._batcher, self.metrics)
         self.draining = False
+        self.state = RegistryState()
+        self._gauge()
+
+    def _gauge(self) -> None:
+        metrics = self.metrics
+        metrics.champion.set_function(lambda: self._aliases.get("champion", 0))
+        metrics.refused.set_function(lambda: len(self._refused))
+        metrics.registry_age.set_function(lambda: age_s(self.state))
 
     def swap(
         self, loaded: Mapping[int, Loaded], aliases: Mapping[str, int], refused: tuple[Refusal, ...] = ()
@@ -72,6 +85,10 @@ class Core:
     def refused(self) -> list[Refusal]:
         """Return what aliases point at and was refused."""
         return list(self._refused)
+
+    def registry(self) -> RegistryState:
+        """Return what the watcher last said of the registry."""
+        return self.state
 
     def _choose(self, version: int | None) -> Loaded:
         if version is None:

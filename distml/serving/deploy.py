@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
+import distml
 from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
@@ -77,9 +81,12 @@ def application(config: Config) -> Any:
     from distml.serving.replica import Replica
     from distml.serving.watcher import Watcher
 
-    section, values = config.serve, config.model_dump(mode="json")
+    section, values = config.serve, _relevant(config)
+    version = _version(values)
     watcher = serve.deployment(Watcher).options(
         name=_WATCHER,
+        version=version,
+        _internal=True,  # without a version, Ray 2.60 draws a random one and replaces every replica
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
@@ -90,6 +97,8 @@ def application(config: Config) -> Any:
     )
     replica = serve.deployment(serve.ingress()(Replica)).options(
         name=_REPLICA,
+        version=version,
+        _internal=True,
         max_ongoing_requests=section.max_queued_images,
         ray_actor_options={"num_cpus": section.cpus_per_replica, "num_gpus": section.gpus_per_replica},
         graceful_shutdown_timeout_s=section.drain_timeout_s,
@@ -101,6 +110,27 @@ def application(config: Config) -> Any:
         **_scale(section),
     )
     return replica.bind(values, watcher.bind(values))
+
+
+def _relevant(config: Config) -> dict[str, Any]:
+    """Return what the endpoint's processes depend on; the rest stays as it is by default.
+
+    A pipeline of another `run.name`, data set or recipe must not replace an endpoint that answers.
+    """
+    whole = config.model_dump(mode="json")
+    tracking = {key: whole["tracking"][key] for key in ("uri", "registered_model", "artifact_roots")}
+    drivers = ("url", "start_timeout_s", "replicas")  # the driver's own, and what Ray changes in place
+    section = {key: value for key, value in whole["serve"].items() if key not in drivers}
+    return {"storage": whole["storage"], "tracking": tracking, "serve": section, "log": whole["log"]}
+
+
+def _version(values: dict[str, Any]) -> str:
+    """Return what stands for the code and the configuration of a deployment: another one replaces it."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    package = Path(distml.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def declared(args: dict[str, Any]) -> Any:
@@ -147,8 +177,8 @@ def _require_hope(config: Config, champion: int) -> None:
         raise ServingError(f"the endpoint cannot be deployed: {found.message[-600:].strip()}")
     watcher = found.deployments.get(_WATCHER)
     if watcher is not None and watcher.status == "HEALTHY":
-        lineup = serve.get_deployment_handle(_WATCHER, APPLICATION).lineup.remote().result(timeout_s=10)
-        bad = next((one for one in lineup.refused if one.version == champion), None)
+        models = serve.get_deployment_handle(_WATCHER, APPLICATION).models.remote().result(timeout_s=10)
+        bad = next((one for one in models.refused if one.version == champion), None)
         if bad is not None:
             raise ServingError(
                 f"version {bad.version} of {config.tracking.registered_model} is refused: {bad.reason}"

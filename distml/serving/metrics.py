@@ -58,6 +58,12 @@ class Metrics:
         self.apart = Histogram("distml_shadow_difference", sentence, buckets=_DIFFERENCES, **kept)
         sentence = "Rows of the request log by what became of them."
         self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)
+        sentence = "Version of the champion that is loaded, 0 for none."
+        self.champion = Gauge("distml_champion_version", sentence, **kept)
+        sentence = "Versions that an alias points at and that were refused."
+        self.refused = Gauge("distml_refused_versions", sentence, **kept)
+        sentence = "Time since the registry answered the watcher."
+        self.registry_age = Gauge("distml_registry_age_seconds", sentence, **kept)
         # Finding a labelled child takes longer than counting.
         self._counter = lru_cache(1024)(self._requests.labels)
         self._timer = lru_cache(256)(self._seconds.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -30,6 +31,9 @@ _PICTURES = (
     "application/octet-stream",
     "",
 )
+
+_LATE_S = 10.0
+"""Of an answer of the registry, beside two looks: replicas hear of one every two seconds."""
 
 
 def predictions(probabilities: Probabilities, served: Served) -> dict[str, Any]:
@@ -146,19 +150,31 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         files, names = _files(await exchange.body(request, limits), request)
         return await classify(await encoded.images(files, champion(service).shape, names))
 
-    _add_model(routes, service)
+    _add_model(routes, service, config)
     _add_health(routes, service)
     return routes
 
 
-def _add_model(routes: APIRouter, service: Service) -> None:
+def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None:
     @routes.get("/model", response_model=schemas.Model, responses=openapi.failures(503))
     async def model(request: Request) -> Answer:
         """Describe the champion and every other loaded version."""
         first = champion(service)
         versions = [asdict(served) for served in service.served()]
         refused = [asdict(refusal) for refusal in service.refused()]
-        return answer({**asdict(first), "versions": versions, "refused": refused}, first.version)
+        registry = _registry(service, config)
+        described = {**asdict(first), "versions": versions, "refused": refused, "registry": registry}
+        return answer(described, first.version)
+
+
+def _registry(service: Service, config: ServeConfig) -> dict[str, Any]:
+    state = service.registry()
+    age_s = time.time() - state.answered_at if state.answered_at else None
+    return {
+        "answers": age_s is not None and age_s < _LATE_S + 2 * config.poll_s,
+        "age_s": None if age_s is None else round(age_s, 1),
+        "missing": list(state.missing),
+    }
 
 
 def _add_health(routes: APIRouter, service: Service) -> None:

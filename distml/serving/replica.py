@@ -1,4 +1,4 @@
-"""The Ray Serve deployment that answers: it loads what the watcher says (replica)."""
+"""The Ray Serve deployment that answers: it loads the models that the watcher orders (replica)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
 from distml.serving import digests
 from distml.serving.core import Core, Loaded
-from distml.serving.lineup import Lineup
 from distml.serving.metrics import Metrics
+from distml.serving.models import ModelSet
 from distml.serving.request_log import Journal
 from distml.serving.service import Served
 from distml.storage import Storage
@@ -43,7 +43,7 @@ class Replica:
         log.configure("replica")
         self._config = Config.model_validate(config)
         self._watcher = watcher
-        self._lineup = Lineup()
+        self._models = ModelSet()
         self._loaded: dict[int, Loaded] = {}
         self._name = ray.get_runtime_context().get_actor_id()[:8]
         self._journal = Journal(self._config.log, Storage(self._config.storage.root))
@@ -58,6 +58,7 @@ class Replica:
 
         while not self._core.ready():
             await self._follow_once()
+        await self._share_once()
         self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]
         return application(self._core, self._config.serve, self._core.metrics)
 
@@ -65,11 +66,17 @@ class Replica:
         return self._journal.counts()[outcome]
 
     async def _share(self) -> None:
-        metrics = self._core.metrics
         while True:
-            with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
-                metrics.hear(await self._watcher.share.remote(self._name, metrics.families()))
             await asyncio.sleep(_SHARE_S)
+            await self._share_once()
+
+    async def _share_once(self) -> None:
+        metrics = self._core.metrics
+        with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
+            others, state = await self._watcher.share.remote(self._name, metrics.families())
+            metrics.hear(others)
+            if state.answered_at > self._core.state.answered_at:
+                self._core.state = state
 
     async def _follow(self) -> None:
         while True:
@@ -80,29 +87,35 @@ class Replica:
                 await asyncio.sleep(1.0)
 
     async def _follow_once(self) -> None:
-        lineup = await self._watcher.changes.remote(self._lineup.number)
-        if lineup.number == self._lineup.number:
+        models = await self._watcher.changes.remote(self._models)
+        if models.digest in ("", self._models.digest):
             return
-        for number in lineup.versions.keys() - self._loaded.keys():
-            if loaded := await self._load(number, lineup):
-                self._loaded[number] = loaded
-        if not all(number in self._loaded for number in lineup.aliases.values()):
-            await asyncio.sleep(0.5)  # a refusal has been reported, and the next line-up is without it
+        if not _orders(models, self._models, self._config.tracking.registered_model):
+            await asyncio.sleep(1.0)  # the watcher answers at once until it has caught up
             return
-        self._lineup = lineup
-        self._loaded = {number: one for number, one in self._loaded.items() if number in lineup.versions}
-        self._core.swap(self._loaded, lineup.aliases, lineup.refused)
-        self._say(lineup)
+        for number, version in models.versions.items():
+            # A registry that was set up anew numbers its versions from one again.
+            if number not in self._loaded or self._models.versions.get(number, version) != version:
+                self._loaded.pop(number, None)
+                if loaded := await self._load(number, models):
+                    self._loaded[number] = loaded
+        if not all(number in self._loaded for number in models.aliases.values()):
+            await asyncio.sleep(0.5)  # a rejection has been reported, and the next model set is without it
+            return
+        self._models = models
+        self._loaded = {number: one for number, one in self._loaded.items() if number in models.versions}
+        self._core.swap(self._loaded, models.aliases, models.refused)
+        self._say(models)
 
-    def _say(self, lineup: Lineup) -> None:
-        named = ", ".join(f"{alias} is version {number}" for alias, number in lineup.aliases.items())
+    def _say(self, models: ModelSet) -> None:
+        named = ", ".join(f"{alias} is version {number}" for alias, number in models.aliases.items())
         logger.info("%s: %s; loaded: %s", self._config.tracking.registered_model, named, sorted(self._loaded))
 
-    async def _load(self, number: int, lineup: Lineup) -> Loaded | None:
+    async def _load(self, number: int, models: ModelSet) -> Loaded | None:
         """Fetch, verify and load a version beside those that answer; None where it is refused."""
         try:
             files = await self._watcher.files.remote(number)
-            return await asyncio.to_thread(_loaded, self._config, lineup, number, files)
+            return await asyncio.to_thread(_loaded, self._config, models, number, files)
         except ModelError as error:
             await self._watcher.refuse.remote(number, str(error))
         except DistmlError as error:
@@ -124,11 +137,23 @@ class Replica:
         await asyncio.to_thread(self._journal.close)
 
 
-def _loaded(config: Config, lineup: Lineup, number: int, files: Mapping[str, bytes]) -> Loaded:
+def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:
+    """Whether a model set changes what a replica of a registered model holds.
+
+    One without a champion is no order: a watcher that knows of none has not been told yet. One that its
+    watcher only remembers is good for a replica that holds nothing newer. One of another registered model is
+    meant for the replicas that take this one's place.
+    """
+    if models.champion is None or models.champion.name != name or models.digest == held.digest:
+        return False
+    return models.confirmed or models.asked_at > held.asked_at
+
+
+def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:
     """Write a version's files where only this process looks, verify them there, load and try the model."""
     from distml.serving.predictor import Predictor
 
-    version, serve = lineup.versions[number], config.serve
+    version, serve = models.versions[number], config.serve
     with tempfile.TemporaryDirectory(prefix="distml-model-") as name:
         folder = Path(name)
         for path, content in files.items():
@@ -147,7 +172,7 @@ def _loaded(config: Config, lineup: Lineup, number: int, files: Mapping[str, byt
         sha256=predictor.sha256,
         classes=predictor.classes,
         shape=predictor.shape,
-        metrics=dict(lineup.metrics.get(number, {})),
+        metrics=dict(models.metrics.get(number, {})),
         data_digest=export.data_digest,
         confusion=export.confusion,
         loaded_at=time.time(),

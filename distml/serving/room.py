@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 from distml.config import Config, ServeConfig
-from distml.errors import ResourceError, ServingError
+from distml.errors import ResourceError, ServingError, TrackingError
 from distml.serving import ports
+from distml.serving.record import Record
 from distml.tracking import champions
+
+logger = logging.getLogger(__name__)
 
 
 def require_champion(config: Config) -> int:
     """Refuse to start without a champion; the first question imports MLflow.
 
     Returns:
-        Its number.
+        Its number; while the registry is away, that of the champion that was served last.
 
     Raises:
         ServingError: No version is champion.
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not answer, and nothing was served before.
     """
     name = config.tracking.registered_model
-    found = champions.by_alias(config)
-    if found is None:
+    try:
+        champion = champions.by_alias(config)
+    except TrackingError as error:
+        champion = Record(config).recall().champion
+        if champion is None:
+            raise
+        logger.warning("%s Version %d of %s is what was served last.", error, champion.version, name)
+    if champion is None:
         raise ServingError(
             f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
         )
-    return found.version
+    return champion.version
 
 
 def require_room(serve: ServeConfig) -> None:

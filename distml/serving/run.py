@@ -14,7 +14,7 @@ from rich.console import Console
 from distml.config import Config
 from distml.errors import ConfigError
 from distml.runtime import cluster
-from distml.serving import deploy, room
+from distml.serving import deploy, room, terminal
 from distml.serving.waiting import Endpoint
 
 
@@ -41,7 +41,7 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         endpoint = deploy.start(config)
         _show(console, endpoint, time.monotonic() - began)
         if not detach:
-            ended.wait()
+            terminal.follow(console, endpoint.url, ended)
             console.print("ending: requests under way are answered first")
             deploy.stop()
     return {

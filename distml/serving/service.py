@@ -65,6 +65,19 @@ class Refusal:
     at: float
 
 
+@dataclass(frozen=True)
+class RegistryState:
+    """What is known of the registry.
+
+    Args:
+        answered_at: Seconds since 1970 when it answered last, 0 for never.
+        missing: Aliases that are followed and not set there; the champion that was goes on answering.
+    """
+
+    answered_at: float = 0.0
+    missing: tuple[str, ...] = ()
+
+
 class Service(Protocol):
     """The loaded models of one replica."""
 
@@ -93,6 +106,10 @@ class Service(Protocol):
 
     def refused(self) -> list[Refusal]:
         """Return the versions that an alias points at now and that were refused."""
+        ...
+
+    def registry(self) -> RegistryState:
+        """Return what is known of the registry."""
         ...
 
     def ready(self) -> bool:

@@ -2,23 +2,29 @@
 
 One process asks the registry and imports MLflow; replicas get its findings as values and the files as bytes,
 so that they need neither MLflow nor the registry nor a disk in common.
+
+What was served last is kept below the storage root. A watcher that starts while the registry is away, or is
+told of no champion, orders that; only a registry that names another version changes what is served.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distml.config import Config
-from distml.errors import DistmlError, ModelError, TrackingError
+from distml.errors import DistmlError, ModelError, StorageError, TrackingError
 from distml.serving import digests
-from distml.serving.lineup import Lineup, aliases
-from distml.serving.service import Refusal
+from distml.serving.models import ModelSet, aliases
+from distml.serving.record import Record
+from distml.serving.service import Refusal, RegistryState
 from distml.tracking import champions
 from distml.tracking.champions import Version
 from distml.training.result import DIGESTS
@@ -46,56 +52,106 @@ class Watch:
     """
 
     def __init__(self, config: Config) -> None:
-        self.lineup = Lineup()
+        self.models = ModelSet()
+        self.registry = RegistryState()
         self._config = config
-        self._folder = tempfile.TemporaryDirectory(prefix="distml-watch-")
+        self._record = Record(config)
+        self._kept: str | None = ""
+        self._folder = Path(tempfile.mkdtemp(prefix="distml-watch-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._verified: dict[Version, digests.Export] = {}
         self._bad: dict[Version, _Bad] = {}
         self._former: dict[str, Version] = {}
-        self._silent = False
+        self._silent = self._heard = False
 
     def look(self) -> bool:
-        """Ask the registry once; returns whether the line-up changed. An outage changes nothing."""
+        """Ask the registry once; returns whether the model set changed. An outage changes nothing."""
         try:
             pointed, pinned = self._asked()
         except TrackingError as error:
             if not self._silent:
                 logger.warning("%s What is loaded goes on answering.", error)
             self._silent = True
-            return False
+            return self.models.champion is None and self._recall()
         if self._silent:
             logger.info("the registry answers again")
         self._silent = False
+        self._note(pointed)
         return self._settle(pointed, pinned)
+
+    def _note(self, pointed: Mapping[str, Version]) -> None:
+        """Keep what the registry said about the aliases; the log hears of a missing alias once."""
+        missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed)
+        if missing and missing != self.registry.missing:
+            name = self._config.tracking.registered_model
+            logger.warning("the registry sets no %s for %s", ", ".join(missing), name)
+        self.registry, self._heard = RegistryState(time.time(), missing), True
+
+    def _recall(self) -> bool:
+        """Order what was served last, where nothing better is known; returns whether there is anything."""
+        recalled = self._recalled()
+        if recalled.champion is None:
+            return False
+        self._take(recalled)
+        logger.warning("version %d is what was served last", recalled.champion.version)
+        return True
+
+    def _take(self, models: ModelSet) -> None:
+        self.models = replace(models, confirmed=False)
+        self.registry = RegistryState(models.asked_at)
+
+    def _recalled(self) -> ModelSet:
+        """Return what was served last without the versions whose files are gone."""
+        last = self._record.recall()
+        usable = {
+            number: version
+            for number, version in last.versions.items()
+            if not self._judge(version, "what was served last")
+        }
+        named = {alias: number for alias, number in last.aliases.items() if number in usable}
+        return replace(last, aliases=named, versions=usable)
+
+    def learn(self, held: ModelSet) -> bool:
+        """Take what a replica was told by another watcher where it is newer than what this one remembers.
+
+        Returns:
+            Whether it was; never once the registry has answered.
+        """
+        if self._heard or held.champion is None or held.asked_at <= self.models.asked_at:
+            return False
+        self._take(held)
+        return True
 
     def _asked(self) -> tuple[dict[str, Version], list[Version]]:
         named = {alias: champions.by_alias(self._config, alias) for alias in aliases(self._config.serve)}
-        known = self.lineup.versions
+        known = self.models.versions
         numbers = [(number, known.get(number)) for number in self._config.serve.versions]
-        pinned = [found or champions.by_number(self._config, number) for number, found in numbers]
+        pinned = [version or champions.by_number(self._config, number) for number, version in numbers]
         return {alias: one for alias, one in named.items() if one}, [one for one in pinned if one]
 
     def _settle(self, pointed: Mapping[str, Version], pinned: list[Version]) -> bool:
         """Accept what can be trusted; an alias whose version cannot be keeps the one it had."""
-        before = self.lineup
+        before = self.models
         chosen: dict[str, Version] = {}
         refused = []
         for alias in aliases(self._config.serve):
-            found = pointed.get(alias)
+            version = pointed.get(alias)
+            bad = self._judge(version, alias) if version else None
+            if before.champion is None and (bad or version is None):
+                before = self._recalled()
             last = before.versions.get(before.aliases.get(alias, 0))
-            bad = self._judge(found, alias) if found else None
-            if found and bad:
-                refused.append(Refusal(found.version, alias, bad.reason, bad.since))
-            elif found:
-                chosen[alias] = found
-                if last and last != found:
+            if version and bad:
+                refused.append(Refusal(version.version, alias, bad.reason, bad.since))
+            elif version:
+                chosen[alias] = version
+                if last and last != version:
                     self._former[alias] = last
-            if alias not in chosen and last and (found or alias == champions.CHAMPION):
+            if alias not in chosen and last and (version or alias == champions.CHAMPION):
                 chosen[alias] = last
         return self._change(chosen, [one for one in pinned if not self._judge(one, "version")], refused)
 
     def _change(self, chosen: Mapping[str, Version], pinned: list[Version], refused: list[Refusal]) -> bool:
-        before = self.lineup
+        before = self.models
         # The last champion stays: requests that name it end well, and a rollback takes no time.
         former = [one for one in [self._former.get(champions.CHAMPION)] if one in self._verified]
         now = replace(
@@ -103,20 +159,36 @@ class Watch:
             aliases={alias: one.version for alias, one in chosen.items()},
             versions={one.version: one for one in (*chosen.values(), *pinned, *former) if one},
             refused=tuple(refused),
+            confirmed=self._heard,
         )
         if now == before:
             return False
-        self.lineup = replace(now, number=before.number + 1, metrics=self._metrics(now))
+        self.models = replace(now, asked_at=self.registry.answered_at, metrics=self._metrics(now))
         return True
 
-    def _metrics(self, now: Lineup) -> dict[int, Mapping[str, float]]:
-        found = {}
+    def keep(self) -> None:
+        """Write the model set down for a watcher that comes later; a storage that refuses is asked again."""
+        models = self.models
+        if not models.confirmed or models.digest in ("", self._kept):
+            return
+        folders = {version: export.folder for version, export in self._verified.items()}
+        try:
+            self._record.keep(models, folders)
+        except StorageError as error:
+            if self._kept is not None:
+                logger.warning("what is served cannot be written down: %s", error)
+            self._kept = None
+            return
+        self._kept = models.digest
+
+    def _metrics(self, now: ModelSet) -> dict[int, Mapping[str, float]]:
+        measured = {}
         for number, version in now.versions.items():
             try:
-                found[number] = self.lineup.metrics.get(number) or champions.metrics(self._config, version)
+                measured[number] = self.models.metrics.get(number) or champions.metrics(self._config, version)
             except TrackingError:
-                found[number] = {}
-        return found
+                measured[number] = {}
+        return measured
 
     def _judge(self, version: Version, alias: str) -> _Bad | None:
         """Say why a version cannot be trusted, None where it can; the log hears it once."""
@@ -131,17 +203,25 @@ class Watch:
         return None
 
     def _verify(self, version: Version) -> digests.Export:
-        into = Path(self._folder.name, str(version.version))
-        into.mkdir(exist_ok=True)
-        export = digests.verify(champions.fetch(self._config, version, into), version.sha256)
-        champion = self.lineup.versions.get(self.lineup.aliases.get(champions.CHAMPION, 0))
-        expected = self._verified[champion].shape if champion else export.shape
+        export = self._fetched(version)
+        champion = self._verified.get(self.models.champion) if self.models.champion else None
+        expected = champion.shape if champion else export.shape
         if export.shape != expected:
             raise ModelError(
                 f"it takes images {list(export.shape)}, but clients of this endpoint send {list(expected)}.",
                 "Serve it at an endpoint of its own.",
             )
         return export
+
+    def _fetched(self, version: Version) -> digests.Export:
+        into = self._folder / f"{version.version}-{version.sha256}"
+        into.mkdir(exist_ok=True)
+        if copy := self._record.fetch(version, into):
+            try:
+                return digests.verify(copy, version.sha256)
+            except ModelError as error:  # half a copy; the registry has the whole
+                logger.warning("the copy of version %d is passed over: %s", version.version, error)
+        return digests.verify(champions.fetch(self._config, version, into), version.sha256)
 
     def _refuse(self, version: Version, alias: str, reason: str) -> _Bad:
         last, now = self._bad.get(version), time.time()
@@ -154,11 +234,11 @@ class Watch:
 
     def refuse(self, number: int, reason: str) -> bool:
         """Take back an accepted version that a replica could not load; returns whether that was news."""
-        version = self.lineup.versions.get(number)
+        version = self.models.versions.get(number)
         if version is None or version in self._bad:
             return False
         bad = self._refuse(version, "a replica", reason)
-        before = self.lineup
+        before = self.models
         held = {alias: before.versions[number] for alias, number in before.aliases.items()}
         back = {alias: self._former.get(alias) if one == version else one for alias, one in held.items()}
         refused = [Refusal(number, alias, reason, bad.since) for alias, one in held.items() if one == version]
@@ -169,12 +249,13 @@ class Watch:
         """Return the files of an accepted version by their path in the export.
 
         Raises:
-            ModelError: It is not in the line-up any more, or its files have gone.
+            ModelError: It is not in the model set any more, or its files have gone.
         """
-        version = self.lineup.versions.get(number)
+        version = self.models.versions.get(number)
+        bad = self._judge(version, "a replica") if version else None
         export = self._verified.get(version) if version else None
         if export is None:
-            raise ModelError(f"version {number} is not to be loaded any more.")
+            raise ModelError(bad.reason if bad else f"version {number} is not to be loaded any more.")
         try:
             listed = json.loads((export.folder / DIGESTS).read_bytes())
             return {name: (export.folder / name).read_bytes() for name in [DIGESTS, *listed]}

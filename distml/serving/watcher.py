@@ -10,8 +10,9 @@ from typing import Any
 
 from distml import log
 from distml.config import Config
-from distml.serving.lineup import Lineup
 from distml.serving.metrics import Families
+from distml.serving.models import ModelSet
+from distml.serving.service import RegistryState
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Watcher:
                     changed = await asyncio.to_thread(self._watch.look)
                 if changed:
                     self._announce()
+                async with self._turn:
+                    await asyncio.to_thread(self._watch.keep)
             except Exception:  # whatever it is, the next look may go well
                 logger.exception("looking at the registry failed")
             await asyncio.sleep(self._config.serve.poll_s)
@@ -54,23 +57,30 @@ class Watcher:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def changes(self, seen: int) -> Lineup:
-        """Return the line-up, at once where it is not the one seen, else when it changes or after a while."""
-        if self._watch.lineup.number == seen:
+    async def changes(self, held: ModelSet) -> ModelSet:
+        """Return the model set, at once where it is not the one held, else when it changes or after a while.
+
+        A set without a champion orders nothing, so nobody is told of one as long as there is another to wait
+        for: a watcher that has just started knows less than its replicas, and learns from them.
+        """
+        if self._watch.learn(held):
+            self._announce()
+        if self._watch.models.digest in ("", held.digest):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _PATIENCE_S)
-        return self._watch.lineup
+        return self._watch.models
 
-    async def lineup(self) -> Lineup:
-        """Return the line-up."""
-        return self._watch.lineup
+    async def models(self) -> ModelSet:
+        """Return the model set."""
+        return self._watch.models
 
-    async def share(self, replica: str, counted: Families) -> dict[str, Families]:
-        """Take a replica's metrics and return those of the others."""
+    async def share(self, replica: str, counted: Families) -> tuple[dict[str, Families], RegistryState]:
+        """Take a replica's metrics; return those of the others, and what is known of the registry."""
         now = time.monotonic()
         self._counted[replica] = (now, counted)
         self._counted = {name: one for name, one in self._counted.items() if now - one[0] < _SILENT_S}
-        return {name: one for name, (_, one) in self._counted.items() if name != replica}
+        others = {name: one for name, (_, one) in self._counted.items() if name != replica}
+        return others, self._watch.registry
 
     async def files(self, number: int) -> dict[str, bytes]:
         """Return a version's files by their path."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ import requests
 
 from distml.serving import ports
 from tests import registered
+from tests.clients import Clients
 from tests.endpoint import Endpoint, serving
 from tests.registered import Registry
 from tests.runner import REPOSITORY
@@ -35,7 +34,6 @@ pytestmark = [
     # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-PER_S = 50
 BIRD = np.zeros(registered.SHAPE, np.uint8)
 BIRD[0, 0, 0], BIRD[0, 1, 0] = 200, 130
 """Right is the third class; a network is wrong about it where its threshold is below 130."""
@@ -68,48 +66,9 @@ def offline(registry: Registry, version: int) -> Any:
     return Predictor.load(registry.folders[version]).predict(BIRD[None])[0]
 
 
-class Clients:
-    """Asks at a steady rate from several threads until it is stopped."""
-
-    def __init__(self, url: str) -> None:
-        self.failed: list[str] = []
-        self.answers: dict[int, list[list[float]]] = collections.defaultdict(list)
-        self._url, self._stop = url, threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(5)]
-        for thread in self._threads:
-            thread.start()
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.answers.values())) + len(self.failed)
-
-    def _run(self) -> None:
-        session, body = requests.Session(), {"instances": [BIRD.tolist()]}
-        while not self._stop.wait(len(self._threads) / PER_S):
-            try:
-                got = session.post(f"{self._url}/predict", json=body, timeout=10)
-                got.raise_for_status()
-            except requests.RequestException as error:
-                self.failed.append(str(error))
-                continue
-            said = got.json()
-            self.answers[said["model"]["version"]].append(said["predictions"][0]["probabilities"])
-
-    def wait(self, count: int, timeout_s: float = 180) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self.count < count:
-            assert time.monotonic() < deadline, f"{self.count} answers"
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(20)
-
-
 @pytest.fixture
 def clients(live: Endpoint) -> Iterator[Clients]:
-    found = Clients(live.url)
+    found = Clients(live.url, BIRD.tolist())
     yield found
     found.stop()
 

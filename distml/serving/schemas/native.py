@@ -81,6 +81,17 @@ class Refused(Schema):
     """Seconds since 1970 when it was refused."""
 
 
+class RegistryStatus(Schema):
+    """Whether what is served is what the registry says now."""
+
+    answers: bool
+    """False while it is away: what was served last goes on answering."""
+    age_s: float | None
+    """Seconds since it answered; none where it never did."""
+    missing: list[str]
+    """Aliases that are followed and not set there."""
+
+
 class Model(Described):
     """The champion, and what else is there."""
 
@@ -88,6 +99,8 @@ class Model(Described):
     """Every loaded version, the champion first."""
     refused: list[Refused]
     """Versions that should be loaded and are not."""
+    registry: RegistryStatus
+    """The registry that names the champion."""
 
 
 class Health(Schema):

@@ -1,0 +1,139 @@
+"""A watcher that starts anew on a real registry forgets no champion."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml.errors import ModelError, TrackingError
+from distml.serving.models import ModelSet
+from distml.serving.watch import Watch
+from distml.tracking import champions
+from tests import registered
+from tests.registered import Registry
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Versions 1 and 2, and version 3, whose files are not what its tag says."""
+    registry = registered.make(tmp_path_factory.mktemp("watch") / "storage")
+    registry.add(100)
+    registry.add(120)
+    registry.register(registry.folders[2], "0" * 64)
+    return registry
+
+
+@pytest.fixture
+def registry(made: Registry) -> Registry:
+    """Version 1 is champion, and was served."""
+    made.clear()
+    shutil.rmtree(Path(made.config.storage.root, "serving"), ignore_errors=True)
+    crown(made, 1)
+    watch = Watch(made.config)
+    assert watch.look()
+    watch.keep()
+    return made
+
+
+def crown(registry: Registry, version: int) -> None:
+    registry.client.set_registered_model_alias(registered.NAME, "champion", str(version))
+
+
+def away(*_: Any) -> None:
+    raise TrackingError("the registry does not answer.")
+
+
+def test_while_the_registry_is_away_the_last_champion_is_ordered_but_not_as_its_word(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(champions, "by_alias", away)
+        watch = Watch(registry.config)
+        assert watch.look()
+        assert (watch.models.aliases, watch.models.confirmed) == ({"champion": 1}, False)
+        assert watch.files(1)
+        assert watch.registry.answered_at == watch.models.asked_at > 0
+        assert not watch.look()
+    crown(registry, 2)
+    assert watch.look()
+    assert (watch.models.aliases, watch.models.confirmed) == ({"champion": 2}, True)
+    assert watch.registry.answered_at >= watch.models.asked_at
+
+
+def test_a_registry_that_forgot_its_champion_takes_none_away(registry: Registry) -> None:
+    registry.client.delete_registered_model_alias(registered.NAME, "champion")
+    watch = Watch(registry.config)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    assert watch.registry.missing == ("champion",)
+
+
+def test_a_champion_that_is_rejected_leaves_the_last(registry: Registry) -> None:
+    crown(registry, 3)
+    watch = Watch(registry.config)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    assert [(one.version, one.alias) for one in watch.models.refused] == [(3, "champion")]
+
+
+def test_without_its_files_the_last_champion_is_no_order(registry: Registry, tmp_path: Path) -> None:
+    registry.client.delete_registered_model_alias(registered.NAME, "champion")
+    folder = registry.folders[1]
+    shutil.move(folder, tmp_path / "gone")
+    try:
+        watch = Watch(registry.config)
+        watch.look()
+        assert watch.models.digest == ""
+        with pytest.raises(ModelError, match="not to be loaded"):
+            watch.files(1)
+    finally:
+        shutil.move(tmp_path / "gone", folder)
+
+
+def test_a_watcher_learns_from_its_replicas_what_it_could_not_write_down(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(registry, 2)
+    before = Watch(registry.config)
+    assert before.look()
+    held = before.models  # never kept: the storage was away
+    with monkeypatch.context() as patched:
+        patched.setattr(champions, "by_alias", away)
+        watch = Watch(registry.config)
+        assert watch.look()
+        assert watch.models.aliases == {"champion": 1}
+        assert not watch.learn(ModelSet())
+        assert watch.learn(held)
+        assert not watch.learn(held)
+        assert (watch.models.aliases, watch.models.confirmed) == ({"champion": 2}, False)
+        assert watch.files(2)
+    assert watch.look()
+    assert not watch.learn(held)
+
+
+def test_a_storage_that_refuses_the_record_is_asked_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(registry, 2)
+    watch = Watch(registry.config)
+    watch.look()
+    folder = Path(registry.config.storage.root, "serving")
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    watch.keep()
+    folder.unlink()
+    watch.keep()
+    with monkeypatch.context() as patched:
+        patched.setattr(champions, "by_alias", away)
+        again = Watch(registry.config)
+        again.look()
+        assert again.models.aliases == {"champion": 2}
