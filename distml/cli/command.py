@@ -44,11 +44,14 @@ VERBS = {
     "models": "list the networks that can be trained, with what they cost",
     "sync": "send to the tracking server what runs recorded while it was away",
     "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
+    "fetch-weights": "put a backbone's ImageNet weights under the storage root",
     "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
 }
 """The verbs of the console script, each the module of the same name, and what it does."""
 
-MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "models", "report", "sync", "validate")}
+MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "models", "report", "sync", "validate")} | {
+    "fetch-weights": "cli.fetch_weights"
+}
 """Verbs that are no module of the package's root, and their module."""
 
 Result = dict[str, Any]

@@ -13,6 +13,7 @@ from distml.selection import candidates as sweep
 from distml.selection import search
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.training import weight_sources
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def run(config: Config) -> dict[str, Any]:
         ConfigError: A key, the model, its options, a candidate or a place cannot be used.
     """
     registry.check(config.model.name, config.model.options)
+    weight_sources.check(config)
     candidates = len(sweep.candidates(config))
     if config.sweep.search:
         search.check(config)

@@ -29,6 +29,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _none(value: Any) -> Any:
+    """The word as well as YAML's null."""
+    return None if value == "none" else value
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -99,6 +104,8 @@ class ModelConfig(Section):
     """A network of ours or of keras.applications, as `distml models` lists them, or module:function."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options handed to the builder."""
+    weights: Annotated[str | None, BeforeValidator(_none)] = None
+    """none, imagenet, a .keras, .weights.h5 or .npz file or URI, models:/NAME@ALIAS or /VERSION, runs:/ID."""
     mirror: bool = False
     """Predict from the average over an image and its mirror image: more accurate, twice the work."""
 

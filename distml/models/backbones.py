@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distml.errors import ModelError
@@ -201,13 +202,39 @@ def _backbone(name: str, shape: tuple[int, int, int], options: dict[str, Any]) -
     if not found.function:
         network = lite.features(name, shape)
     else:
-        if found.preprocessing:
-            options = options | {"include_preprocessing": False}
-        build = getattr(keras.applications, found.function)
-        network = build(include_top=False, weights=None, input_shape=shape, **options)
+        network = _keras_network(found, include_top=False, weights=None, input_shape=shape, **options)
     first = network.get_layer("stem_conv_pad") if name.startswith("efficientnet_b") else network
     # EfficientNet-B scales in its first layers, by statistics that only its published weights bring.
     return keras.Model(first.input, network.output, name=BACKBONE)
+
+
+def _keras_network(backbone: Backbone, **options: Any) -> keras.Model:
+    import keras
+
+    if backbone.preprocessing:
+        options["include_preprocessing"] = False
+    network: keras.Model = getattr(keras.applications, backbone.function)(**options)
+    return network
+
+
+def built_by_keras(name: str, path: Path, alpha: float = 1.0) -> keras.Model:
+    """Let Keras build a network of its own around a file of weights, which it reads in its own order.
+
+    Args:
+        name: A key of `BACKBONES` that Keras has.
+        path: `.h5` or `.weights.h5` of the network, with its classifier of ImageNet or without.
+        alpha: Factor on the width.
+
+    Raises:
+        ValueError: Keras refuses the file.
+    """
+    found = BACKBONES[name]
+    options: dict[str, Any] = {"weights": str(path)} | ({"alpha": alpha} if found.alpha else {})
+    size = found.image_size
+    try:
+        return _keras_network(found, include_top=False, input_shape=(size, size, 3), **options)
+    except ValueError:  # it may hold the classifier, too
+        return _keras_network(found, include_top=True, input_shape=(size, size, 3), **options)
 
 
 def _scaled(image: Tensor, scaling: Scaling) -> Tensor:

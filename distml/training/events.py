@@ -70,6 +70,21 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class WeightsLoaded(Event):
+    """The network starts from weights that were trained before.
+
+    Attributes:
+        source: As the user wrote it.
+        sha256: Of the file.
+        summary: What was loaded and what not, by count and name.
+    """
+
+    source: str
+    sha256: str
+    summary: str
+
+
+@dataclass(frozen=True)
 class StepsDone(Event):
     """Some optimizer steps are done.
 

@@ -12,9 +12,10 @@ import ray.train
 
 from distml.config import Config
 from distml.data import feed, shards
+from distml.errors import ModelError
 from distml.storage import Storage
-from distml.training import devices, schedule
-from distml.training.events import EpochFinished, Event, Started
+from distml.training import devices, pretrained, schedule
+from distml.training.events import EpochFinished, Event, Started, WeightsLoaded
 
 if TYPE_CHECKING:
     from distml.training.step import Step
@@ -114,6 +115,22 @@ class Rank:
         model, classes = self.config.model, len(self.manifest.classes)
         return registry.build(model.name, self.manifest.shape, classes, model.options, self.config.run.seed)
 
+    def _load_weights(self, model: Any) -> None:
+        """Start from the configured weights, which the driver put under the storage root."""
+        from distml.models import weights
+
+        source, wanted = pretrained.source(self.config), self.config.model
+        if source is None:
+            return
+        copy = pretrained.cached(self.storage, source)
+        if copy is None:
+            raise ModelError(
+                f"the weights {wanted.weights} are gone from {self.storage.root}.", "Start again."
+            )
+        with pretrained.opened(self.storage, copy) as path:
+            loaded = weights.load(model, path, str(wanted.weights), wanted.options)
+        self.send(WeightsLoaded(str(wanted.weights), copy.sha256, str(loaded)))
+
     def _build(self, strategy: Any) -> Step:
         from distml.models import fused
         from distml.training import optimizer as optimizers
@@ -123,6 +140,7 @@ class Rank:
         self.precision = devices.precision(train.precision, self._use_gpu)
         with strategy.scope():
             model = self.network(self.precision)
+            self._load_weights(model)
             fused.fuse(model)
             optimizer = optimizers.make(train, schedule.table(train, self.steps_per_epoch))
             optimizer.build(model.trainable_variables)

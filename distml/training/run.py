@@ -17,7 +17,7 @@ from distml.runtime import cluster, resources
 from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training import summary
+from distml.training import summary, weight_sources
 from distml.training.events import Observer
 from distml.training.observers import recorder as recording
 from distml.training.observers.display import Display
@@ -70,6 +70,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     registry.check(config.model.name, config.model.options)
     storage = Storage(config.storage.root)
     storage.probe()
+    weight_sources.resolve(config, storage)
     tracking.uri(config)
     if config.tracking.required:
         tracking.check(config)

@@ -20,6 +20,7 @@ from distml.training.events import (
     Resumed,
     Started,
     StepsDone,
+    WeightsLoaded,
     WorkerFailed,
 )
 
@@ -51,6 +52,8 @@ class Display:
         match event:
             case Started():
                 self._started(event)
+            case WeightsLoaded():
+                self.say(escape(f"weights {event.source}: {event.summary}"))
             case Resumed():
                 self.say(f"resumed after epoch {event.epoch} from {event.checkpoint}")
             case CheckpointSkipped():

@@ -28,6 +28,7 @@ from distml.training.events import (
     RunFinished,
     Started,
     StepsDone,
+    WeightsLoaded,
 )
 from distml.training.result import DIGESTS
 
@@ -110,6 +111,9 @@ class Recorder:
                 self._tracker.metrics("step/loss", event.step, values, event.time)
             case EpochFinished():
                 self._epoch(event)
+            case WeightsLoaded():
+                text = f"{event.source} (SHA-256 {event.sha256}): {event.summary}\n"
+                self._tracker.put("text", file="weights.txt", text=text)
             case Resumed():
                 # An epoch that was checkpointed just before the driver died may not be on record yet.
                 for epoch in event.history:

@@ -25,6 +25,7 @@ from distml.training.events import (
     RunFinished,
     Started,
     StepsDone,
+    WeightsLoaded,
     WorkerFailed,
 )
 from distml.training.observers.recorder import Outcome
@@ -47,6 +48,7 @@ EVENTS: list[Event] = [
     WorkerFailed(1, "the worker process died"),
     RunFailed("the loss became nan.", "Lower it.", "NotFiniteError"),
     FINISHED,
+    WeightsLoaded("imagenet", "abc", "245 of 247 arrays loaded"),
 ]
 
 

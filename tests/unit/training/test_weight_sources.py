@@ -1,0 +1,264 @@
+"""Initial weights: what may be asked for, the copy under the storage root, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.cli import fetch_weights
+from distml.config import Config, load
+from distml.errors import ConfigError, DistmlError, ModelError
+from distml.storage import Storage
+from distml.tracking import runs
+from distml.training import pretrained, weight_sources
+from distml.training.result import MODEL, write_digests
+
+LITE = "efficientnet_lite0"
+
+
+@pytest.fixture
+def storage(storage_root: Path) -> Storage:
+    return Storage(str(storage_root))
+
+
+def config(storage: Storage, weights: str | None, name: str = LITE) -> Config:
+    flat = {"model.name": name, "model.weights": weights, "storage.root": storage.root}
+    return load.validate(Config, load.nest(flat))
+
+
+def npz(path: Path, value: float = 1.0) -> Path:
+    np.savez(path, allow_pickle=False, **{"stem/conv/kernel": np.full(3, value)})
+    return path
+
+
+def refused(storage: Storage, weights: str, name: str = LITE) -> DistmlError:
+    with pytest.raises((ConfigError, ModelError)) as caught:
+        weight_sources.resolve(config(storage, weights, name), storage)
+    return caught.value
+
+
+@pytest.mark.parametrize("none", [None, "none"])
+def test_without_weights_nothing_is_written(storage: Storage, none: str | None) -> None:
+    assert weight_sources.resolve(config(storage, none), storage) is None
+    assert storage.names() == []
+
+
+def test_a_file_is_copied_under_its_digest_and_read_back(storage: Storage, tmp_path: Path) -> None:
+    path = npz(tmp_path / "mine.npz")
+    found = weight_sources.resolve(config(storage, str(path)), storage)
+    assert found is not None
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.file, found.bytes) == ("mine.npz", path.stat().st_size)
+    with pretrained.opened(storage, found) as copy:
+        assert copy.read_bytes() == path.read_bytes()
+        assert copy.name == "mine.npz"
+
+
+def test_a_relative_path_and_a_uri_are_read(
+    storage: Storage, workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    npz(workdir / "mine.npz")
+    for wanted in ("mine.npz", f"file://{workdir}/mine.npz"):
+        assert weight_sources.resolve(config(storage, wanted), storage)
+    assert not caplog.messages
+
+
+def test_a_changed_file_is_noticed(storage: Storage, tmp_path: Path) -> None:
+    path = npz(tmp_path / "mine.npz")
+    before = weight_sources.resolve(config(storage, str(path)), storage)
+    npz(path, 2.0)
+    after = weight_sources.resolve(config(storage, str(path)), storage)
+    assert before is not None
+    assert after is not None
+    assert before.sha256 != after.sha256
+    assert pretrained.cached(storage, str(path)) == after
+
+
+def test_where_the_file_is_gone_the_copy_is_taken_and_said(
+    storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = npz(tmp_path / "mine.npz")
+    before = weight_sources.resolve(config(storage, str(path)), storage)
+    path.unlink()
+    assert weight_sources.resolve(config(storage, str(path)), storage) == before
+    assert "The copy of mine.npz under the storage root is used." in caplog.text
+
+
+def test_a_copy_that_was_changed_is_refused(storage: Storage, tmp_path: Path) -> None:
+    found = weight_sources.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
+    assert found is not None
+    storage.write_bytes(b"PK other", *found.parts)
+    with (
+        pytest.raises(ModelError, match=r"mine.npz is not what its name says"),
+        pretrained.opened(storage, found),
+    ):
+        pass
+
+
+def test_what_is_no_kind_of_weights_is_answered_with_the_kinds(storage: Storage) -> None:
+    for wanted in ("imagnet", "weights.pt", "folder/.npz", "https://x.example/w.bin"):
+        error = refused(storage, wanted)
+        assert error.exit_code == 2
+        assert f"model.weights = '{wanted}' is not usable" in error.message
+        assert "imagenet, a .keras, .weights.h5 or .npz file" in error.remedy
+
+
+def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
+    error = refused(storage, f"{tmp_path}/nowhere.npz")
+    assert error.exit_code == 2
+    assert f"model.weights = '{tmp_path}/nowhere.npz'" in error.message
+    assert "No such file" in error.message
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".keras", ".h5", ".weights.h5"])
+def test_a_file_of_another_kind_than_its_name_is_refused(
+    storage: Storage, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"wrong{suffix}"
+    path.write_bytes(b"\x80\x04 a pickle")
+    with pytest.raises(ConfigError, match=rf"wrong{suffix}' is not a .* file"):
+        weight_sources.check(config(storage, str(path)))
+    assert refused(storage, str(path)).exit_code == 2
+
+
+def test_imagenet_wants_a_backbone(storage: Storage) -> None:
+    assert "nobody has trained convnet on ImageNet" in refused(storage, "imagenet", "convnet").message
+    error = refused(storage, "imagenet")
+    assert "Keras publishes none for efficientnet_lite0" in error.message
+    assert "distml fetch-weights efficientnet_lite0 --file FILE" in error.remedy
+
+
+def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
+    storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = npz(tmp_path / "lite0.npz")
+    words = [LITE, "--file", str(path), "--storage.root", storage.root]
+    assert fetch_weights.main(words) == 0
+    put = json.loads(capsys.readouterr().out)
+    assert put["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert Path(put["place"]).read_bytes() == path.read_bytes()
+    path.unlink()
+    found = weight_sources.resolve(config(storage, "imagenet"), storage)
+    assert found is not None
+    assert found.sha256 == put["sha256"]
+    assert fetch_weights.main([LITE, "--storage.root", storage.root]) == 0
+    assert json.loads(capsys.readouterr().out)["place"] == put["place"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["efficientnet_lite9"], "Did you mean efficientnet_lite"),
+        (["convnet"], "nobody has trained convnet"),
+        ([LITE, "--file", "absent.npz"], "absent.npz"),
+    ],
+)
+def test_what_cannot_be_fetched_is_answered_in_a_sentence(
+    storage: Storage, workdir: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert fetch_weights.main([*words, "--storage.root", storage.root]) == 2
+    assert said in json.loads(capsys.readouterr().out)["error"]
+
+
+class Downloader:
+    """Stands in for Keras's downloader, which needs the world outside. Final.
+
+    Args:
+        content: Put below KERAS_HOME, None where the download fails.
+    """
+
+    def __init__(self, content: bytes | None) -> None:
+        self.content, self.asked = content, 0
+
+    def __call__(self, command: list[str], env: dict[str, str], **_: Any) -> Any:
+        self.asked += 1
+        assert command == [sys.executable, "-m", "distml.models.published", "MobileNetV2"]
+        if self.content is None:
+            return subprocess.CompletedProcess(
+                command, 1, "", "Traceback\nException: URL fetch failure on http://x"
+            )
+        folder = Path(env["KERAS_HOME"]) / "models"
+        folder.mkdir()
+        (folder / "mobilenet_v2_no_top.h5").write_bytes(self.content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+def test_keras_own_file_is_fetched_once(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    download = Downloader(b"\x89HDF\r\n\x1a\n weights")
+    monkeypatch.setattr(subprocess, "run", download)
+    wanted = config(storage, "imagenet", "mobilenet_v2")
+    first, second = (weight_sources.resolve(wanted, storage) for _ in range(2))
+    assert first == second
+    assert first is not None
+    assert (first.source, first.file) == ("imagenet:mobilenet_v2", "mobilenet_v2_no_top.h5")
+    assert download.asked == 1
+
+
+def test_a_failed_download_is_one_sentence_with_the_way_out(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Downloader(None))
+    error = refused(storage, "imagenet", "mobilenet_v2")
+    assert error.exit_code == 1
+    assert "cannot be fetched: Exception: URL fetch failure" in error.message
+    assert "distml fetch-weights mobilenet_v2" in error.remedy
+
+
+@pytest.fixture
+def trained(storage: Storage) -> Path:
+    """The export of a finished run named `first`."""
+    run, _ = runs.begin(
+        load.validate(Config, {"run": {"name": "first"}, "storage": {"root": storage.root}}), storage
+    )
+    folder = Path(storage.uri(*run.parts, "export-1"))
+    (folder / "data").mkdir(parents=True)
+    content = io.BytesIO()
+    np.savez(content, a=np.zeros(2))
+    (folder / MODEL).write_bytes(content.getvalue())
+    digest = write_digests(folder)
+    run.status, run.result = "finished", {"artifacts": str(folder), "sha256": digest}
+    run.save(storage)
+    return folder
+
+
+def test_an_earlier_run_gives_its_verified_model(storage: Storage, trained: Path) -> None:
+    found = weight_sources.resolve(config(storage, "runs:/first"), storage)
+    assert found is not None
+    assert (found.file, found.sha256) == (
+        "model.keras",
+        hashlib.sha256((trained / MODEL).read_bytes()).hexdigest(),
+    )
+
+
+@pytest.mark.parametrize("file", [MODEL, "digests.json"])
+def test_an_export_that_was_changed_gives_nothing(storage: Storage, trained: Path, file: str) -> None:
+    text = (trained / file).read_bytes()
+    (trained / file).write_bytes(text + b" ")
+    error = refused(storage, "runs:/first")
+    assert (error.exit_code, "is not what was registered" in error.message) == (1, True)
+    (trained / file).unlink()
+    assert "cannot be read" in refused(storage, "runs:/first").message
+
+
+def test_an_unknown_run_or_a_version_without_a_number_is_named(storage: Storage, trained: Path) -> None:
+    assert "no run frist" in refused(storage, "runs:/frist").message
+    for wanted in ("models:/pets", "models:/pets/latest", "models:/pets@"):
+        error = refused(storage, wanted)
+        assert f"model.weights = '{wanted}'" in error.message
+        assert "models:/NAME/VERSION" in error.remedy
+    assert "has no such version" in refused(storage, "models:/pets@champion").message
+
+
+def test_validate_refuses_wrong_weights(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    from distml.cli import validate
+
+    assert validate.main(["--model.weights", "imagenet"]) == 2
+    assert "nobody has trained convnet" in json.loads(capsys.readouterr().out)["error"]
