@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from distml import tracking
+from distml.artifacts.layout import write_digests
 from distml.config import Config, load
 from distml.data import shards
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training.result import write_digests
 
 CLASSES = ["cat", "dog", "bird"]
 SHAPE = (4, 4, 1)
@@ -90,7 +90,7 @@ class Registry:
 
     def export(self, threshold: int, crammed: bool = False, **described: Any) -> tuple[Path, str]:
         """An export below the storage root and its SHA-256."""
-        from distml.training.export import export
+        from distml.artifacts.export import export
 
         folder = Path(self.config.storage.root) / "exports" / f"{len(list(self.exports())):03d}"
         folder.mkdir(parents=True)

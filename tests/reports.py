@@ -9,7 +9,7 @@ import numpy as np
 from distml.config import Config
 from distml.data import shards
 from distml.reports import page
-from distml.training import result
+from distml.training.events import Evaluation, worst_mistakes
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
 
@@ -38,12 +38,12 @@ def rendered(
     labels = np.arange(600, dtype=np.int32) % len(classes)
     predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
     losses = random.random(600).astype(np.float32)
-    worst = result.worst(labels, predicted, losses, 7)
-    evaluation = result.evaluate(labels, predicted, losses, classes).to_json()
+    worst = worst_mistakes(labels, predicted, losses, 7)
+    evaluation = Evaluation.of(labels, predicted, losses, classes).to_json()
     report = {
         "evaluation": {"validation": evaluation, "test": evaluation},
         "history": history(epochs),
-        "worst": [[int(at), int(labels[at]), int(predicted[at]), float(losses[at])] for at in worst],
+        "worst": [list(mistake) for mistake in worst],
     } | changes
     rows = {"train": 4000, "validation": 600, "test": 600}
     manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")

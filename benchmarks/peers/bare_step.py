@@ -18,8 +18,9 @@ import numpy as np
 
 from distml.config import AugmentConfig, TrainConfig
 from distml.data import feed
+from distml.runtime import compat
 from distml.serving import ports
-from distml.training import devices, lean, schedule
+from distml.training import devices, schedule
 
 
 def _launch(arguments: dict[str, str]) -> int:
@@ -50,7 +51,7 @@ def _rows(folder: str, rank: int, world_size: int) -> feed.Rows:
 def _train(arguments: dict[str, str]) -> dict[str, Any]:
     rank, world_size = json.loads(os.environ["TF_CONFIG"])["task"]["index"], int(arguments["workers"])
     epochs, batch = int(arguments["epochs"]), int(arguments["batch"])
-    with lean.imports():
+    with compat.imports():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(max(1, (os.cpu_count() or 1) // world_size))
     tf.config.threading.set_inter_op_parallelism_threads(2)

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml import log
+from distml.artifacts.predictor import Predictor
 from distml.batch import reading
 from distml.batch.parts import Part
 from distml.data.folder import Folder
-from distml.serving.predictor import Predictor
 from distml.storage import Storage
 
 COUNTS = b"distml"

@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from distml import log
+from distml.artifacts import digests
 from distml.batch import run as batch
 from distml.config import Config
 from distml.data import photos, schema
 from distml.errors import ConfigError
-from distml.serving import client, digests
+from distml.serving import client
 from distml.serving.client import Model
 from distml.tracking.choice import Chosen, choose
 
@@ -163,7 +164,7 @@ def _require_address(url: str, run: str | None, version: int | None) -> None:
 
 
 def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float32]:
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     with log.quietly():
         return Predictor.of(export).predict(images)

@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml import log, storage
+from distml.artifacts import digests
+from distml.artifacts.layout import DIGESTS
 from distml.batch.parts import Part, plan
 from distml.batch.reading import SOURCE, SOURCE_ROW
 from distml.config import Config
 from distml.data.folder import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
 from distml.runtime import cluster
-from distml.serving import digests
 from distml.storage import Storage
-from distml.training.result import DIGESTS
 
 MANIFEST = "manifest.json"
 _LISTED = 100  # unreadable rows that the manifest lists; the parts have all

@@ -16,19 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from distml import log
+from distml.artifacts import digests
+from distml.artifacts.layout import CLASSES, EXAMPLE, LITE
 from distml.config import Config
 from distml.data import shards
 from distml.data.schema import Images, Labels
 from distml.errors import ModelError, OtherDataError
 from distml.selection.gate import Score
-from distml.serving import digests
 from distml.storage import Storage
 from distml.tracking import champions
 from distml.tracking.champions import Version
-from distml.training.result import CLASSES, EXAMPLE, LITE
 
 if TYPE_CHECKING:
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
 _SAME = 1e-4
 """How far the probabilities of the copy that is served may be from the model's own."""
@@ -133,7 +133,7 @@ def trusted(config: Config, version: Version, into: Path) -> Trusted:
         )
     folder = champions.fetch(config, version, into)
     export = digests.verify(folder, version.sha256)
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
     predictor = Predictor.of(export, "tensorflow")

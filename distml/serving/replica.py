@@ -15,9 +15,9 @@ from typing import Any
 import ray
 
 from distml import log
+from distml.artifacts import digests
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
-from distml.serving import digests
 from distml.serving.core import Core, Loaded
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet
@@ -151,7 +151,7 @@ def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:
 
 def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:
     """Write a version's files where only this process looks, verify them there, load and try the model."""
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     version, serve = models.versions[number], config.serve
     with tempfile.TemporaryDirectory(prefix="distml-model-") as name:

@@ -22,7 +22,7 @@ from distml.serving.schemas import tfserving as schemas
 from distml.serving.service import Served, Service
 
 RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
-"""Names of the tensors, as `distml.training.export` wrote them into the SavedModel."""
+"""Names of the tensors, as `distml.artifacts.export` wrote them into the SavedModel."""
 _SIGNATURES = {"": RAW, "serving_default": RAW, "image_bytes": ENCODED}
 _PATHS = {"/v1/models/{name}": ("name",), "/v1/models/{name}/versions/{version}": ("name", "version")}
 

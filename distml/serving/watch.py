@@ -19,15 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distml.artifacts import digests
+from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
-from distml.serving import digests
 from distml.serving.models import ModelSet, aliases
 from distml.serving.record import Record
 from distml.serving.service import Refusal, RegistryState
 from distml.tracking import champions
 from distml.tracking.champions import Version
-from distml.training.result import DIGESTS
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from distml.artifacts import export
 from distml.data import feed, shards
 from distml.models import mirror
-from distml.training import export, result, resume, score
-from distml.training.events import Mistake, RunFinished
+from distml.training import resume, score
+from distml.training.events import Evaluation, RunFinished, worst_mistakes
 from distml.training.rank import Rank
 
 _DESCRIBED_CLASSES = 200  # a larger matrix would be most of a small model
@@ -34,20 +35,15 @@ def conclude(rank: Rank) -> None:
     if rank.rank:
         return
     classes = list(rank.manifest.classes)
-    evaluation = {split: result.evaluate(*scored, classes) for split, scored in splits.items()}
+    evaluation = {split: Evaluation.of(*scored, classes) for split, scored in splits.items()}
     shown = evaluation.get("test") or evaluation["validation"]
     parts = _export(rank, network, shown.confusion)
-    labels, predicted, losses = splits.get("test") or splits["validation"]
-    mistakes = [
-        Mistake(int(row), int(labels[row]), int(predicted[row]), float(losses[row]))
-        for row in result.worst(labels, predicted, losses)
-    ]
     rank.send(
         RunFinished(
             export=parts,
             evaluation=evaluation,
             history=rank.history,
-            mistakes=mistakes,
+            mistakes=worst_mistakes(*(splits.get("test") or splits["validation"])),
             evaluate_s=evaluated - began,
             export_s=time.perf_counter() - evaluated,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distml.errors import TrainingError
-from distml.training import lean
+from distml.runtime import compat
 
 
 def usable_cpus() -> int:
@@ -25,7 +25,7 @@ def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if not use_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    with lean.imports():
+    with compat.imports():
         import keras
         import tensorflow as tf
     if not keras.__version__.startswith("3."):

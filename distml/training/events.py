@@ -13,7 +13,9 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+
+import numpy as np
 
 from distml.training import metrics as catalogue
 
@@ -194,6 +196,15 @@ class Mistake(NamedTuple):
     loss: float
 
 
+def worst_mistakes(
+    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, count: int = 25
+) -> list[Mistake]:
+    """The most confident mistakes, worst first: at most `count`; arguments as for `Evaluation.of`."""
+    wrong = np.flatnonzero(labels != predicted)
+    order = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
+    return [Mistake(int(row), int(labels[row]), int(predicted[row]), float(losses[row])) for row in order]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on a held-out split.
@@ -210,6 +221,27 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         catalogue.check(self.metrics)
+
+    @classmethod
+    def of(
+        cls, labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: Sequence[str]
+    ) -> Self:
+        """Summarise predictions on a split.
+
+        Args:
+            labels: int32 (N,).
+            predicted: int32 (N,), the most probable class.
+            losses: float32 (N,).
+            classes: Name of each class.
+        """
+        confusion = np.zeros((len(classes), len(classes)), np.int64)
+        np.add.at(confusion, (labels, predicted), 1)
+        recall = np.diag(confusion) / np.maximum(1, confusion.sum(1))
+        return cls(
+            {"accuracy": float(np.mean(labels == predicted)), "loss": float(np.mean(losses))},
+            {name: float(share) for name, share in zip(classes, recall, strict=True)},
+            confusion.tolist(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """One dictionary, as `report.json` holds it."""

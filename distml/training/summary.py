@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distml import tracking
+from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
@@ -19,7 +20,6 @@ from distml.training.events import RunFinished, Started
 from distml.training.metrics import DURATIONS
 from distml.training.observers.display import Display
 from distml.training.observers.recorder import Outcome, commit, final_metrics, steady
-from distml.training.result import DIGESTS
 
 
 def draw(

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from distml import promote
+from distml.artifacts.layout import MODEL, write_digests
 from distml.selection import records
 from distml.tracking import aliases
-from distml.training.result import MODEL, write_digests
 from tests import registered
 from tests.registered import Registry
 from tests.runner import REPOSITORY

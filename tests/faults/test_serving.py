@@ -61,7 +61,7 @@ def crown(registry: Registry, version: int) -> None:
 
 def offline(registry: Registry, version: int) -> Any:
     """What a version answers without any server."""
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     return Predictor.load(registry.folders[version]).predict(BIRD[None])[0]
 

@@ -111,7 +111,7 @@ def test_a_share_goes_to_the_challenger_and_nothing_to_the_shadow(live: Endpoint
 
 
 def test_a_version_is_asked_by_its_number(live: Endpoint, registry: Registry) -> None:
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     for version in (1, 2, 3, 4):
         at = f"{live.url}/v1/models/{registered.NAME}/versions/{version}:predict"

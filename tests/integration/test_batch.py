@@ -39,8 +39,8 @@ CLASSES, SHAPE = ["cat", "dog", "bird"], (12, 12, 1)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with the finished run `mine`."""
+    from distml.artifacts.export import export
     from distml.models import registry
-    from distml.training.export import export
 
     root = tmp_path_factory.mktemp("batch") / "storage"
     storage = Storage(str(root))
@@ -61,7 +61,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def offline(root: Path, images: schema.Images) -> Any:
     """What the model says without Ray."""
-    from distml.serving.predictor import Predictor
+    from distml.artifacts.predictor import Predictor
 
     (folder,) = root.glob("runs/mine/*/export-1a")
     return Predictor.load(folder).predict(images)

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from distml import predict, tracking
+from distml.artifacts.layout import MODEL, write_digests
 from distml.config import Config, load
 from distml.errors import TrackingError
 from distml.tracking import champions
-from distml.training.result import MODEL, write_digests
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -73,8 +73,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def _export(folder: Path, seed: int) -> str:
+    from distml.artifacts.export import export
     from distml.models import registry as models
-    from distml.training.export import export
 
     network = models.build("convnet", (12, 12, 1), len(CLASSES), {"filters": [4], "dense": 8}, seed)
     described = {"name": "pets", "classes": CLASSES, "shape": [12, 12, 1]}

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml.artifacts import digests
+from distml.artifacts.layout import CLASSES, LITE, MODEL, write_digests
+from distml.artifacts.predictor import Engine, Predictor
 from distml.data import schema
 from distml.errors import ModelError
-from distml.serving import digests
-from distml.serving.predictor import Engine, Predictor
-from distml.training.result import CLASSES, LITE, MODEL, write_digests
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -39,7 +39,7 @@ def network() -> Any:
 @pytest.fixture(scope="module")
 def exported(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of it."""
-    from distml.training.export import export
+    from distml.artifacts.export import export
 
     folder = tmp_path_factory.mktemp("exported")
     described = {"name": "pets", "classes": CLASSES_USED, "shape": list(SHAPE)}

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from distml import promote
+from distml.artifacts.layout import EXAMPLE, MODEL, write_digests
 from distml.selection import records
 from distml.selection.record import Sweep
 from distml.tracking import aliases
-from distml.training.result import EXAMPLE, MODEL, write_digests
 from tests import registered
 from tests.registered import Registry
 

@@ -17,16 +17,16 @@ from PIL import Image
 from tritonclient import http as triton
 
 from distml import predict
+from distml.artifacts.layout import SAVED_MODEL
+from distml.artifacts.predictor import Predictor
 from distml.config import Config, ServeConfig
 from distml.data import source
 from distml.data.rows import Source
 from distml.errors import ServingError
 from distml.serving import client as endpoint
 from distml.serving.core import Core, Loaded
-from distml.serving.predictor import Predictor
 from distml.serving.service import Served
 from distml.storage import Storage
-from distml.training.result import SAVED_MODEL
 from tests import serving
 
 pytestmark = [
@@ -55,8 +55,8 @@ def images(data: Source) -> Any:
 @pytest.fixture(scope="module")
 def folder(data: Source, images: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a small network."""
+    from distml.artifacts.export import export
     from distml.models import registry
-    from distml.training.export import export
 
     network = registry.build("convnet", data.shape, len(data.classes), {"filters": [4], "dense": 8}, 1)
     made = tmp_path_factory.mktemp("export")

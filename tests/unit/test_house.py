@@ -44,16 +44,18 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.training.step": ("distml.tracking", "distml.runtime.cluster", "distml.storage"),
     # Measuring must not cost the serving process a model or a client.
     "distml.serving.request_log": ("distml.models", "distml.training", "distml.tracking"),
-    # Serving shares with training how TensorFlow is imported and how an export is laid out, and no more.
-    "distml.serving": tuple(f"distml.training.{name}" for name in ("export", "fit", "step", "worker")),
+    # What training leaves behind is read through `artifacts` alone, by all who score, predict or serve.
+    "distml.artifacts": ("distml.training", "distml.serving", "distml.tracking", "distml.selection"),
+    "distml.serving": ("distml.training",),
+    "distml.selection": ("distml.serving",),
 }
 
 OWNERS = {  # heavy imports and who may make them
-    "tensorflow": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
-    "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.serving.predictor"),
+    "tensorflow": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
+    "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
-    "ai_edge_litert": ("distml.training.export", "distml.serving.lite"),
+    "ai_edge_litert": ("distml.artifacts.export", "distml.artifacts.engines"),
     "mlflow": ("distml.tracking",),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distml import tracking
+from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.config.load import flatten
 from distml.data import shards
@@ -30,7 +31,6 @@ from distml.training.events import (
     StepsDone,
     WeightsLoaded,
 )
-from distml.training.result import DIGESTS
 
 
 def commit() -> str | None:

@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from distml.artifacts import digests
+from distml.artifacts.engines import Lite
+from distml.artifacts.layout import LITE, MODEL
 from distml.data.schema import Images
 from distml.errors import ModelError
-from distml.serving import digests
-from distml.serving.lite import Lite
-from distml.training import lean
-from distml.training.result import LITE, MODEL
+from distml.runtime import compat
 
 Engine = Literal["auto", "litert", "tensorflow"]
 
@@ -108,7 +108,7 @@ def _keras() -> Any:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with lean.imports():
+    with compat.imports():
         import keras
     return keras
 

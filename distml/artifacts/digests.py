@@ -8,8 +8,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from distml.artifacts.layout import CLASSES, DIGESTS, MODEL, SAVED_MODEL
 from distml.errors import ModelError
-from distml.training.result import CLASSES, DIGESTS, MODEL, SAVED_MODEL
 
 _CHUNK_BYTES = 1 << 20
 _LIST_BYTES = 1 << 20

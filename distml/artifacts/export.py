@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distml.training.result import CLASSES, EXAMPLE, LITE, MODEL, SAVED_MODEL, write_digests
+from distml.artifacts.layout import CLASSES, EXAMPLE, LITE, MODEL, SAVED_MODEL, write_digests
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from distml.data.schema import Images
 from distml.errors import ModelError
-from distml.serving.service import Probabilities
 
 _SIZES = (16, 1)
 """Images per call. A batch of any size is cut into these: another size would allocate the tensors anew, and
@@ -38,7 +38,7 @@ class Lite:
         self._classes = classes
         self._interpreters = {size: _interpreter(path, (size, *shape), classes, threads) for size in _SIZES}
 
-    def __call__(self, images: Images) -> Probabilities:
+    def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute probabilities, float32 [N, classes], of uint8 [N, H, W, C]."""
         answers = np.empty((len(images), self._classes), np.float32)
         at = 0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from distml.artifacts import digests
+from distml.artifacts.layout import DIGESTS, MODEL, write_digests
 from distml.errors import ModelError
-from distml.serving import digests
-from distml.training.result import DIGESTS, MODEL, write_digests
 
 
 def archive(path: Path, members: dict[str, bytes], compression: int = 0) -> Path:
