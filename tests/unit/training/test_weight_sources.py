@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml.artifacts.layout import MODEL, write_digests
 from distml.cli import fetch_weights
 from distml.config import Config, load
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.training import pretrained, weight_sources
-from distml.training.result import MODEL, write_digests
 
 LITE = "efficientnet_lite0"
 
