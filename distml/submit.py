@@ -48,6 +48,9 @@ def _arguments(parser: cli.Parser) -> None:
     parser.add_argument("--owner", metavar="Workflow/NAME/UID", help="whose deletion deletes the RayJob")
     parser.add_argument("--retry", metavar="N", type=int, default=0, help="pods of this step before this one")
     parser.add_argument("--retry-limit", metavar="N", type=int, default=0, help="then there is no next pod")
+    parser.add_argument(
+        "--only-stop", choices=["true", "false"], default="false", help="stop what is left running"
+    )
     parser.add_argument("--overrides=", metavar="TEXT", help="flags of the pipeline, all in one word")
     parser.add_argument("--attempts", metavar="N", type=int, default=2, help="Ray jobs before giving up")
     parser.add_argument(
@@ -98,14 +101,18 @@ def _attach(where: Server, manifest: dict[str, Any]) -> tuple[dict[str, Any], bo
             return found, False
         except ConflictError:  # somebody was faster, our own earlier pod for one
             found = where.read(f"{rayjob.PATH}/{name}") or {}
-    ours, theirs = (one["metadata"].get("ownerReferences") for one in (manifest, found or manifest))
-    if ours and (theirs or [{}])[0].get("uid") != ours[0]["uid"]:
+    if not _ours(found or manifest, (manifest["metadata"].get("ownerReferences") or [None])[0]):
         raise ClusterError(
             f"a RayJob {name} of another workflow exists.",
             f"kubectl delete rayjob {name}, or take another name.",
         )
     logger.info("RayJob %s found again: %s", name, rayjob.describe(found))
     return found, True
+
+
+def _ours(found: dict[str, Any], owner: dict[str, Any] | None) -> bool:
+    references = found["metadata"].get("ownerReferences") or [{}]
+    return owner is None or references[0].get("uid") == owner["uid"]
 
 
 def _created(found: dict[str, Any]) -> float:
@@ -216,6 +223,21 @@ def _told_to_end(message: str) -> JobError:
     return error
 
 
+def _stop_left(namespace: Namespace, where: Server) -> dict[str, Any]:
+    """Stop the Ray jobs that a workflow left running when it ended while it had no pod that could."""
+    owner, stopped = rayjob.owner(namespace.owner) if namespace.owner else None, list[str]()
+    for number in itertools.count(1):
+        name = rayjob.name(namespace.job_name, number)
+        found = where.read(f"{rayjob.PATH}/{name}")
+        if found is None or not _ours(found, owner):
+            break
+        if rayjob.verdict(found) in ("waiting", "running"):
+            follower = Follower(where, name, where.hurried, 0.0, namespace.poll_s, namespace.dashboard)
+            follower.stop(found, "cancelled")
+            stopped.append(name)
+    return {"stopped": stopped}
+
+
 def _hand_on(folder: str, results: dict[str, Any]) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -227,7 +249,8 @@ def run(config: Config, namespace: Namespace) -> dict[str, Any]:
     """Start or find the Ray job, follow it to its end and hand on its results.
 
     Returns:
-        The result line: the RayJob's name and what the pipeline's own result line says.
+        The result line: the RayJob's name and what the pipeline's own result line says; with `--only-stop`,
+        which RayJobs were stopped.
 
     Raises:
         ConfigError: The configuration, the manifest or a flag cannot be used; nothing was started.
@@ -240,6 +263,8 @@ def run(config: Config, namespace: Namespace) -> dict[str, Any]:
     }
     try:
         where = replace(server.here(namespace.api_server, namespace.namespace), hurried=told_to_end)
+        if namespace.only_stop == "true":
+            return _stop_left(namespace, where)
         ended, name = _follow(namespace, where, told_to_end)
     except ClusterError as error:
         if told_to_end.is_set():  # for the workflow it was the pod that was lost

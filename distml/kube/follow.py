@@ -88,13 +88,13 @@ class Follower:
             if self.told_to_end.is_set():
                 return self._leave(found)
             if time.time() > self.deadline:
-                return self._stop(found, "deadline")
+                return self.stop(found, "deadline")
             self.told_to_end.wait(min(self.poll_s, max(0.0, self.deadline - time.time())))
 
     def _leave(self, found: dict[str, Any]) -> Ended:
         if self.replaced():
             return Ended("left", None, {}, rayjob.describe(found))
-        return self._stop(found, "cancelled")
+        return self.stop(found, "cancelled")
 
     def _look(self) -> dict[str, Any]:
         """The RayJob; as it was last seen when there is no time to wait for the API server."""
@@ -166,8 +166,16 @@ class Follower:
                 logger.warning("%s The exit code is not known.", error)
         return Ended(verdict, code, summary(self._log), rayjob.describe(found))
 
-    def _stop(self, found: dict[str, Any], why: str) -> Ended:
-        """End the Ray job: KubeRay's own deadline would leave it running on a cluster that stays."""
+    def stop(self, found: dict[str, Any], why: str) -> Ended:
+        """End the Ray job: KubeRay's own deadline would leave it running on a cluster that stays.
+
+        Args:
+            found: The RayJob as it was last seen.
+            why: The verdict.
+
+        Raises:
+            ClusterError: Neither Ray nor the API server can be asked to.
+        """
         job, ended = self._job(found), Ended(why, None, {}, rayjob.describe(found))
         logger.warning("%s: stopping the Ray job of %s", why, self.name)
         if job is not None and _attempted(job.stop) and self._stopped():

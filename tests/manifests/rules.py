@@ -37,7 +37,7 @@ def pods(manifest: Manifest) -> Iterator[Pod]:
         if "submitterPodTemplate" in spec:
             yield _pod(f"{name(manifest)} submitter", spec["submitterPodTemplate"])
     elif kind == "WorkflowTemplate":
-        for template in spec["templates"]:
+        for template in (one for one in spec["templates"] if "container" in one):
             made = {"containers": [template["container"]], "volumes": spec.get("volumes", [])}
             made |= {key: spec[key] for key in ("securityContext", "serviceAccountName") if key in spec}
             yield f"{name(manifest)} {template['name']}", made, template["metadata"]["labels"]

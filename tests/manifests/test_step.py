@@ -76,3 +76,15 @@ def test_pods_of_the_step_are_replaced_after_pauses_and_the_step_knows_the_last(
     submit._arguments(flags)
     known = {name.rstrip("=") for action in flags.actions() for name in action.option_strings}
     assert {word.partition("=")[0] for word in words} - known == {"--config"}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_a_workflow_that_ends_otherwise_than_well_stops_what_it_left_running(folder: Path) -> None:
+    spec = find(folder, "WorkflowTemplate", "distml")["spec"]
+    templates = {one["name"]: one for one in spec["templates"]}
+    [[last]] = templates[spec["onExit"]]["steps"]
+    assert (last["template"], last["when"]) == (spec["entrypoint"], "{{workflow.status}} != Succeeded")
+    assert last["arguments"]["parameters"] == [{"name": "only-stop", "value": "true"}]
+    given = {one["name"]: one["value"] for one in step(folder)["inputs"]["parameters"]}
+    assert given["only-stop"] == "false"
+    assert "--only-stop={{inputs.parameters.only-stop}}" in step(folder)["container"]["args"]

@@ -330,6 +330,29 @@ def test_there_is_no_other_try_when_the_deadline_comes_first(
     assert "no data" in result["error"]
 
 
+def test_a_workflow_that_ended_without_a_pod_stops_what_it_left_running(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(failure(), endless(), workflows={"nightly-1": apiserver.workflow()})
+    with pod(cluster, OWNER, looks=6) as step:  # of the second job, too
+        wait(lambda: cluster.looks("nightly-1-2") > 2)
+        step.kill()
+    code, result, _ = ran(cluster, OWNER, "--only-stop=true")
+    assert (code, result["stopped"], cluster.stopped) == (0, ["nightly-1-2"], ["nightly-1-2-x7k2p"])
+    assert ran(cluster, OWNER, "--only-stop=true")[1]["stopped"] == []
+    assert cluster.asked.count("POST rayjobs") == 2
+
+
+def test_only_what_the_workflow_owns_is_stopped(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
+    cluster = serve(endless())
+    with pod(cluster, OWNER) as step:
+        step.kill()
+    assert ran(cluster, "--owner=Workflow/nightly-1/uid-2", "--only-stop=true")[1]["stopped"] == []
+    assert cluster.stopped == []
+
+
 def test_a_lost_connection_is_taken_up_again(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
