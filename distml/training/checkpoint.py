@@ -1,8 +1,8 @@
-"""Checkpoints that prove themselves: state, weights and a digest manifest written last (worker, driver).
+"""Checkpoints that are verified: written, found again and taken up (worker, driver).
 
-Ray Train copies files straight into a checkpoint's final folder, so a killed upload leaves half of
-one behind under its final name. A checkpoint of ours therefore carries the digest of each file, and
-only one whose digests agree is ever resumed from.
+Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
+under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,
+and a run resumes only from one whose digests agree.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distml.errors import StorageError
+from distml.errors import CheckpointError, StorageError
 from distml.storage import Storage
+from distml.training.events import CheckpointSkipped, EpochFinished, Resumed
+
+if TYPE_CHECKING:
+    from distml.training.rank import Rank
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
@@ -45,14 +49,6 @@ class Checkpoint:
         return int(self.state["epoch"])
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A checkpoint that was passed over, and why."""
-
-    name: str
-    reason: str
-
-
 def write(folder: Path, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a checkpoint into an existing local folder, its manifest last."""
     np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
@@ -71,9 +67,9 @@ def _verified(storage: Storage, parts: tuple[str, ...]) -> Checkpoint | str:
     except (StorageError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read ({error})"
     for name, digest in manifest["files"].items():
-        found = hashlib.sha256(contents[name]).hexdigest()
-        if found != digest:
-            return f"{name} has SHA-256 {found[:12]}…, its manifest says {digest[:12]}…"
+        actual = hashlib.sha256(contents[name]).hexdigest()
+        if actual != digest:
+            return f"{name} has SHA-256 {actual[:12]}…, its manifest says {digest[:12]}…"
     with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return Checkpoint(parts, json.loads(contents[STATE]), arrays)
@@ -81,37 +77,82 @@ def _verified(storage: Storage, parts: tuple[str, ...]) -> Checkpoint | str:
 
 def _candidates(storage: Storage, run: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Checkpoint folders of all attempts, newest epoch first, then newest attempt."""
-    found = [
+    folders = [
         (name, attempt)
         for attempt in storage.names(*run)
         if attempt.startswith("attempt-")
         for name in storage.names(*run, attempt)
         if name.startswith("epoch-")
     ]
-    return [(*run, attempt, name) for name, attempt in sorted(found, key=lambda f: (f[0][:11], f[1], f[0]))][
-        ::-1
-    ]
+    folders.sort(key=lambda folder: (folder[0][:11], folder[1], folder[0]), reverse=True)
+    return [(*run, attempt, name) for name, attempt in folders]
 
 
-def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, list[Skipped]]:
-    """Find the newest checkpoint of a run that verifies.
+def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, list[CheckpointSkipped]]:
+    """Return the newest checkpoint of a run that verifies.
 
     Args:
         storage: The storage root.
         run: The run's folder, as parts.
 
     Returns:
-        The checkpoint, or None when there is none, and those passed over with reasons.
+        The checkpoint, or None when there is none, and the skipped ones with reasons.
     """
-    skipped: list[Skipped] = []
+    skipped: list[CheckpointSkipped] = []
     for parts in _candidates(storage, run):
-        found = _verified(storage, parts)
-        if isinstance(found, Checkpoint):
-            return found, skipped
-        skipped.append(Skipped("/".join(parts[-2:]), found))
+        verified = _verified(storage, parts)
+        if isinstance(verified, Checkpoint):
+            return verified, skipped
+        skipped.append(CheckpointSkipped("/".join(parts[-2:]), verified))
     return None, skipped
 
 
 def folder_name(epoch: int, nonce: str) -> str:
-    """Name of the folder for a completed epoch; the nonce keeps a second try out of a killed one's."""
+    """Name of the folder for a completed epoch; the nonce tells it from that of an interrupted attempt."""
     return f"epoch-{epoch:05d}-{nonce}"
+
+
+def _variables(rank: Rank) -> dict[str, list[Any]]:
+    return {
+        "model": [variable.value for variable in rank.step.model.variables],
+        "optimizer": [variable.value for variable in rank.step.optimizer.variables],
+        "ema": list(rank.step.ema),
+    }
+
+
+def weights(rank: Rank) -> list[np.ndarray]:
+    """The model's weights, in the order of `Model.get_weights`: without the states of random generators."""
+    return [variable.value.numpy() for variable in rank.step.model.weights]
+
+
+def arrays(rank: Rank) -> dict[str, np.ndarray]:
+    """Weights, optimizer state and moving averages by name: with them a run continues bit for bit."""
+    return {
+        f"{group}/{position:04d}": variable.numpy()
+        for group, variables in _variables(rank).items()
+        for position, variable in enumerate(variables)
+    }
+
+
+def resume(rank: Rank) -> None:
+    """Restore the newest checkpoint that verifies; every rank reads the same one.
+
+    Raises:
+        CheckpointError: It belongs to another model or optimizer.
+    """
+    restored, skipped = newest(rank.storage, rank.run)
+    for event in skipped:
+        rank.send(event)
+    if restored is None:
+        return
+    for group, variables in _variables(rank).items():
+        for position, variable in enumerate(variables):
+            value = restored.arrays.get(f"{group}/{position:04d}")
+            if value is None or value.shape != tuple(variable.shape):
+                raise CheckpointError(
+                    f"checkpoint {'/'.join(restored.parts)} does not fit the model ({group} {position}).",
+                    "Pass --run.restart true or choose another run.name.",
+                )
+            variable.assign(value)
+    rank.history = [EpochFinished.from_json(epoch) for epoch in restored.state["history"]]
+    rank.send(Resumed(restored.epoch, "/".join(restored.parts[-2:]), list(rank.history)))

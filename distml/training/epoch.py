@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from distml.data import feed
 from distml.errors import DataError, NotFiniteError
-from distml.training import checkpoint, resume
+from distml.training import checkpoint
 from distml.training.events import EpochFinished, StepsDone
 from distml.training.rank import Rank
 
@@ -185,5 +185,5 @@ class Epochs:
             "seed": rank.config.run.seed,
             "world_size": rank.world_size,
         }
-        checkpoint.write(Path(folder), state, resume.arrays(rank))
+        checkpoint.write(Path(folder), state, checkpoint.arrays(rank))
         return ray.train.Checkpoint.from_directory(folder)

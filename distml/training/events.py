@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from distml.errors import TrainingError
 from distml.training import metrics as catalogue
 
 logger = logging.getLogger(__name__)
@@ -269,6 +270,28 @@ class RunFinished(Event):
     export_s: float
 
     @property
+    def quality(self) -> dict[str, float]:
+        """Metrics of each held-out split, by their prefixed names."""
+        return {
+            f"{catalogue.HELD_OUT[split]}_{name}": value
+            for split, result in self.evaluation.items()
+            for name, value in result.metrics.items()
+        }
+
+    @property
+    def steady_samples_per_s(self) -> float:
+        """Training rows per second: the median over epochs, the first left out when there are others."""
+        speeds = [epoch.metrics["samples_per_s"] for epoch in self.history[1:] or self.history]
+        return float(np.median(speeds))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Everything that is measured once, at the end of a run, by name."""
+        values = self.quality | {"steady_samples_per_s": self.steady_samples_per_s}
+        catalogue.check(values)
+        return values
+
+    @property
     def shown(self) -> str:
         """The split that a person is shown first: `test` where there is one."""
         return "test" if "test" in self.evaluation else "validation"
@@ -280,6 +303,40 @@ class RunFinished(Event):
             "history": [epoch.to_json() for epoch in self.history],
             "worst": [list(mistake) for mistake in self.mistakes],
         }
+
+
+class Outcome:
+    """Keeps the events that the end of a run needs. Final; an observer."""
+
+    def __init__(self) -> None:
+        self.started: Started | None = None
+        self._finished: RunFinished | None = None
+        self._failed: RunFailed | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        match event:
+            case Started():
+                self.started = event
+            case RunFinished():
+                self._finished = event
+            case RunFailed():
+                self._failed = event
+
+    def finished(self, logs: str | None = None) -> RunFinished:
+        """Return how a successful run ended.
+
+        Args:
+            logs: Folder of the workers' logs, for messages.
+
+        Raises:
+            TrainingError: The run failed, or nothing tells that it finished.
+        """
+        if self._failed:
+            raise TrainingError(self._failed.message, self._failed.remedy)
+        if self._finished is None:
+            raise TrainingError("training ended without a result.", f"See the worker logs in {logs}.")
+        return self._finished
 
 
 class EventQueue:

@@ -18,12 +18,11 @@ from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.training import summary, weight_sources
-from distml.training.events import Observer
-from distml.training.observers import recorder as recording
+from distml.training.events import Observer, Outcome
 from distml.training.observers.display import Display
 from distml.training.observers.gauges import Gauges
-from distml.training.observers.recorder import Outcome, Recorder
 from distml.training.observers.tensorboard import TensorBoard
+from distml.training.observers.tracker import RunTracker
 
 
 def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
@@ -115,29 +114,29 @@ def _train(
     child: Child | None,
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
-    outcome = Outcome()
-    observers: list[Observer] = [outcome, display, Recorder(tracker), Gauges(record.name)]
+    outcome, tracked = Outcome(), RunTracker(tracker)
+    observers: list[Observer] = [outcome, display, tracked, Gauges(record.name)]
     if config.train.tensorboard:
         observers.append(TensorBoard(storage, record.parts))
     if child and child.observer:
         observers.append(child.observer)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
-        fitting = pool.submit(importlib.import_module, "distml.training.fit")
+        fitting = pool.submit(importlib.import_module, "distml.training.launch")
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = resources.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
             manifest = shards.prepare(config, storage)
             _check_sizes(config, manifest)
-            recording.begin(tracker, config, record, manifest, child.parent if child else None)
+            tracked.begin(config, record, manifest, child.parent if child else None)
             where = (record.parts, record.attempt)
             fitting.result().fit(config, storage, manifest, plan, where, observers, ray.logs)
             finished = outcome.finished(ray.logs)
             run_id, so_far_s = tracker.sender.run_id, time.monotonic() - began
             drawing = pool.submit(summary.draw, config, storage, manifest, record, outcome, run_id, so_far_s)
         drawn = drawing.result()
-    complete = recording.end(tracker, storage, manifest, finished)
+    complete = tracked.end(storage, manifest, finished)
     record.run_id = tracker.sender.run_id
     wall_s = time.monotonic() - began
     if child is None:

@@ -16,10 +16,10 @@ from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training.events import RunFinished, Started
+from distml.training.events import Outcome, RunFinished, Started
 from distml.training.metrics import DURATIONS
 from distml.training.observers.display import Display
-from distml.training.observers.recorder import Outcome, commit, final_metrics, steady
+from distml.training.observers.tracker import commit
 
 
 def draw(
@@ -54,7 +54,7 @@ def draw(
         commit=commit(),
         attempts=run.attempts,
         started_at=run.started_at,
-        steady=steady(finished.history),
+        steady=finished.steady_samples_per_s,
         parameters=outcome.started.parameters if outcome.started else None,
         times=_times(finished, outcome.started, wall_s),
     )
@@ -88,14 +88,14 @@ def result(
     config: Config, storage: Storage, tracker: tracking.Tracker, finished: RunFinished
 ) -> dict[str, Any]:
     """The result line of a finished run."""
-    metrics = final_metrics(finished.evaluation)
+    metrics = finished.quality
     return {
         "run_id": tracker.sender.run_id,
         "model": config.tracking.registered_model,
         "version": tracker.sender.version,
         "val_accuracy": metrics["val_accuracy"],
         "test_accuracy": metrics.get("test_accuracy"),
-        "steady_samples_per_s": round(steady(finished.history), 1),
+        "steady_samples_per_s": round(finished.steady_samples_per_s, 1),
         "epochs": len(finished.history),
         "steps": finished.history[-1].step,
         "tracking_uri": tracking.uri(config),

@@ -38,9 +38,9 @@ def loop(spec: dict[str, Any]) -> None:
 
 def _train(rank: Rank) -> None:
     times = rank.prepare()
-    from distml.training import conclude, epoch, resume
+    from distml.training import checkpoint, epoch, evaluate
 
-    resume.resume(rank)
+    checkpoint.resume(rank)
     rank.ready(times)
     epoch.Epochs(rank).run()
-    conclude.conclude(rank)
+    evaluate.evaluate_and_export(rank)

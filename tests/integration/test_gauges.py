@@ -10,7 +10,7 @@ import requests
 
 from distml.serving import ports
 from distml.training.observers import gauges
-from tests.unit.test_gauges import EPOCH, STEPS
+from tests.unit.training.test_gauges import EPOCH, STEPS
 
 
 @pytest.mark.ray

@@ -28,7 +28,7 @@ def _used() -> int:
 def test_a_reader_does_not_run_ahead_of_the_budget(tmp_path: Path) -> None:
     import ray
 
-    from distml.training import fit
+    from distml.training import launch
 
     config = Config.resolve(
         {"storage": {"root": str(tmp_path)}, "data": {"memory_budget_bytes": BUDGET, "mirrors": []}}
@@ -38,8 +38,8 @@ def test_a_reader_does_not_run_ahead_of_the_budget(tmp_path: Path) -> None:
     assert manifest.nbytes("train") > 10 * BUDGET
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
     try:
-        dataset = fit._stream(config, storage, manifest)
-        dataset.context.execution_options = fit._options(config, 1)
+        dataset = launch._stream(config, storage, manifest)
+        dataset.context.execution_options = launch._options(config, 1)
         (split,) = dataset.streaming_split(1)
         batches = iter(split.iter_batches(batch_size=256, prefetch_batches=0))
         rows, peak = len(next(batches)["label"]), 0

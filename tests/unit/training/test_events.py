@@ -20,6 +20,7 @@ from distml.training.events import (
     Evaluation,
     Event,
     Mistake,
+    Outcome,
     Resumed,
     RunFailed,
     RunFinished,
@@ -28,7 +29,6 @@ from distml.training.events import (
     WeightsLoaded,
     WorkerFailed,
 )
-from distml.training.observers.recorder import Outcome
 
 EPOCH = EpochFinished(1, 10, {"loss": 0.5, "val_accuracy": 0.8, "samples_per_s": 100.0, "train_s": 1.0})
 FINISHED = RunFinished(

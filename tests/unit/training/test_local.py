@@ -9,7 +9,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from distml.training.local import LocalTrainer
+from distml.training.launch import LocalTrainer
 
 
 def test_the_hooks_it_overrides_are_still_called() -> None:

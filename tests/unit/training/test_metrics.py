@@ -12,11 +12,12 @@ from rich.console import Console
 from distml.reports import figures
 from distml.storage import Storage
 from distml.training import metrics
-from distml.training.events import EpochFinished, Evaluation, Event, Resumed, StepsDone
+from distml.training.events import EpochFinished, Evaluation, Event, Resumed, RunFinished, StepsDone
 from distml.training.metrics import CATALOGUE, Metric
-from distml.training.observers import gauges, recorder
+from distml.training.observers import gauges
 from distml.training.observers.display import Display
 from distml.training.observers.tensorboard import TensorBoard
+from distml.training.observers.tracker import RunTracker
 from tests.reports import history, rendered
 
 F1 = Metric("f1", "Mean F1 of the classes.", "share", "higher", "steps", held_out=True, title="F1")
@@ -60,7 +61,7 @@ def test_a_new_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stream, tracker, written = io.StringIO(), Tracker(), {}
     board = TensorBoard(Storage(str(tmp_path)), ("run",))
     monkeypatch.setattr(board._writer, "add_scalar", lambda name, value, *_: written.update({name: value}))
-    for observe in (Display(2, Console(file=stream)), recorder.Recorder(tracker), board):  # type: ignore[arg-type]
+    for observe in (Display(2, Console(file=stream)), RunTracker(tracker), board):  # type: ignore[arg-type]
         observe(StepsDone(1, 5, {"loss": 0.7, "f1": 0.2, "samples_per_s": 9.0}))
         observe(epoch)
     assert "f1 0.3000  val_loss 0.6000  val_f1 0.2500" in stream.getvalue()
@@ -71,8 +72,9 @@ def test_a_new_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert gauges.values(StepsDone(1, 5, {"f1": 0.2}))["f1"] == 0.2
     assert gauges.values(epoch) == {"val_loss": 0.6, "val_f1": 0.25}
     assert {"f1", "val_f1"} <= gauges.GAUGES.keys()
-    final = recorder.final_metrics({"test": Evaluation({"f1": 0.2}, {}, [])})
-    assert final == {"test_f1": 0.2}
+    evaluation = {"test": Evaluation({"f1": 0.2}, {}, [])}
+    finished = RunFinished((), evaluation, [epoch], [], 0.0, 0.0)
+    assert finished.metrics == {"test_f1": 0.2, "steady_samples_per_s": 100.0}
 
 
 @pytest.mark.usefixtures("with_f1")
@@ -93,5 +95,5 @@ def test_a_resumed_run_records_the_epochs_before(tmp_path: Path) -> None:
     tracker: Any = Tracker()
     epochs = [EpochFinished(number, 10 * number, values()) for number in (1, 2)]
     event: Event = Resumed(2, "attempt-001/epoch-00002", epochs)
-    recorder.Recorder(tracker)(event)
+    RunTracker(tracker)(event)
     assert [(guard, step) for guard, step, _ in tracker.recorded] == [("loss", 1), ("loss", 2)]

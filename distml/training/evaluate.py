@@ -1,4 +1,4 @@
-"""The end of a run on one rank: score the held-out splits, export the model (worker)."""
+"""The end of a run on one rank: evaluate the held-out splits, export the model (worker)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from distml.artifacts import export
 from distml.data import feed, shards
 from distml.models import mirror
-from distml.training import resume, score
+from distml.training import checkpoint, score
 from distml.training.events import Evaluation, RunFinished, worst_mistakes
 from distml.training.rank import Rank
 
@@ -23,8 +23,8 @@ Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Labels int32, predicted classes int32 and losses float32 of a split, each (N,)."""
 
 
-def conclude(rank: Rank) -> None:
-    """Score the validation and test splits with all workers; rank 0 exports and tells the driver."""
+def evaluate_and_export(rank: Rank) -> None:
+    """Evaluate the validation and test splits on all workers; rank 0 exports and tells the driver."""
     began = time.perf_counter()
     rank.step.swap()  # from here on the averaged weights are the model
     network = _network(rank)
@@ -53,7 +53,7 @@ def conclude(rank: Rank) -> None:
 def _network(rank: Rank) -> Any:
     """What is measured and exported: rebuilt outside the strategy, of stock layers, in float32."""
     network = rank.network()
-    network.set_weights(resume.weights(rank))
+    network.set_weights(checkpoint.weights(rank))
     return mirror.mirrored(network) if rank.config.model.mirror else network
 
 

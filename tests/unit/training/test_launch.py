@@ -5,7 +5,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
 from distml.errors import TrainingError
-from distml.training import failure
+from distml.training import launch
 from distml.training.events import Event, WorkerFailed
 
 
@@ -26,14 +26,14 @@ from distml.training.events import Event, WorkerFailed
     ],
 )
 def test_the_cause_is_named(error: Exception, said: str) -> None:
-    assert said in failure.cause(error)
+    assert said in launch.cause(error)
 
 
 def test_the_sentence_names_rank_cause_and_logs() -> None:
-    found = failure.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
+    found = launch.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
     assert found.message == "training failed on rank 1 with no restart left: the worker process died."
     assert found.remedy == "The worker logs are in /logs."
-    assert "the controller" in failure.explain(ValueError("x"), None).message
+    assert "the controller" in launch.explain(ValueError("x"), None).message
 
 
 def test_an_exception_never_leaves_the_callback() -> None:
@@ -42,7 +42,7 @@ def test_an_exception_never_leaves_the_callback() -> None:
         def put(self) -> object:
             raise RuntimeError("no queue")
 
-    failure.Failures(Broken()).after_exception(None, {0: ValueError("x")})
+    launch.Failures(Broken()).after_exception(None, {0: ValueError("x")})
 
 
 def test_a_full_disk_is_told_and_then_ends_the_run() -> None:
@@ -53,5 +53,5 @@ def test_a_full_disk_is_told_and_then_ends_the_run() -> None:
             remote = told.append
 
     with pytest.raises(TrainingError, match="No space left"):
-        failure.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
+        launch.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
     assert told == [WorkerFailed(1, "the storage is full (ENOSPC)", time=told[0].time)]

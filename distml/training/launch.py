@@ -1,7 +1,8 @@
-"""Running a Ray Train job and listening to it (driver)."""
+"""Launches a Ray Train job: its data, its trainer, the words for its failures (driver, controller)."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import ray
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
 from distml.data import shards
+from distml.errors import TrainingError
 from distml.runtime import priority
 from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
-from distml.training import events, failure, group, worker
-from distml.training.events import Event, Observer, Started
-from distml.training.local import LocalTrainer
+from distml.training import backend, events, worker
+from distml.training.events import Event, Observer, Started, WorkerFailed
+
+logger = logging.getLogger(__name__)
 
 
 def _environment(config: Config) -> None:
@@ -86,6 +93,106 @@ def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
     )
 
 
+class _NoAutoscaler(FixedScalingPolicy):
+    """A fixed number of workers, asked of no autoscaler. Final."""
+
+    def _maybe_send_resource_request(self) -> None: ...
+
+    def _send_resource_request(self) -> None: ...
+
+    def _cancel_resource_request(self) -> None: ...
+
+
+class LocalTrainer(DataParallelTrainer):
+    """`DataParallelTrainer` for a fixed number of workers on a Ray that this process started. Final.
+
+    Every actor of Ray Train and Ray Data imports both (5 to 7 CPU-seconds each, 2.60, 2 cores). Three of them
+    have nothing to do on one machine and are left out: the one that asks an autoscaler for nodes, the one
+    that frees placement groups when the driver's node is lost, and the one that splits data sets where there
+    is none to split. They are reached through private names, so the version is pinned and
+    `tests/unit/training/test_local.py` fails when they move.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        needless = (PlacementGroupCleanerCallback, *(() if self.datasets else (DatasetsCallback,)))
+        return [callback for callback in callbacks if not isinstance(callback, needless)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
+        return super()._initialize_and_run_controller(**settings)
+
+
+_OOM = "the worker ran out of memory (OOM)"
+_FULL = "the storage is full (ENOSPC)"
+_ALONE = "a worker that it exchanges gradients with was lost"
+_SIGNS = (
+    ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    (
+        "No space left on device",
+        _FULL,
+        "Free space below storage.root and run again.",
+    ),
+    ("ActorDiedError", "the worker process died", ""),
+    ("actor died", "the worker process died", ""),
+    ("ActorUnavailableError", "the worker process died", ""),
+    ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
+    # What TensorFlow raises on the others when one is gone: a connection reset, or its exchange given up.
+    ("errors_impl.UnavailableError", _ALONE, ""),
+    ("errors_impl.AbortedError", _ALONE, ""),
+    ("node while/CollectiveReduce", _ALONE, ""),
+)
+
+
+def _sign(error: BaseException) -> tuple[str, str] | None:
+    text = f"{type(error).__name__}: {error}"
+    return next(((said, then) for sign, said, then in _SIGNS if sign in text), None)
+
+
+def cause(error: BaseException) -> str:
+    """Say in a few words what made a worker fail."""
+    if known := _sign(error):
+        return known[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def explain(error: BaseException, logs: str | None) -> TrainingError:
+    """Turn what Ray Train raises into a sentence that names the cause."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    rank, first = next(iter(failures.items()), (None, error))
+    who = "the controller" if rank is None else f"rank {rank}"
+    known = _sign(first)
+    remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
+    return TrainingError(
+        f"training failed on {who} with no restart left: {cause(first)}.",
+        f"{known[1]} {remedy}".strip() if known else remedy,
+    )
+
+
+class Failures(UserCallback):
+    """Tells the driver why a worker group is restarted, or ends the run where that cannot help. Final.
+
+    An exception that leaves a callback ends the run without a restart (controller, Ray 2.60), so none does
+    but the one that is meant to.
+    """
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Send the rank and the cause of each failure; a full disk stays full, so it is the last one."""
+        causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
+        try:
+            for rank, why in causes.items():
+                self._events.put.remote(WorkerFailed(rank, why))
+        except Exception:
+            logger.exception("the driver could not be told of a failure")
+        if _FULL in causes.values():
+            raise TrainingError("No space left on device")
+
+
 def _trainer(
     spec: dict[str, Any], config: Config, plan: Plan, data: dict[str, Any], where: tuple[str, str]
 ) -> DataParallelTrainer:
@@ -95,7 +202,7 @@ def _trainer(
     return kind(
         worker.loop,
         train_loop_config=spec | {"blocks": data.get("blocks")},
-        backend_config=group.TensorFlowGroup(),
+        backend_config=backend.TensorFlowGroup(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=plan.use_gpu,
@@ -112,8 +219,8 @@ def _trainer(
                 controller_failure_limit=2,
                 max_preemption_failures=train.max_preemptions,
             ),
-            worker_runtime_env={"env_vars": group.WORKER_ENVIRONMENT},
-            callbacks=[failure.Failures(spec["events"])],
+            worker_runtime_env={"env_vars": backend.WORKER_ENVIRONMENT},
+            callbacks=[Failures(spec["events"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),
@@ -164,6 +271,6 @@ def fit(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise failure.explain(error, logs) from error
+            raise explain(error, logs) from error
         except ray.exceptions.RayError as error:
-            raise failure.explain(error, logs) from error
+            raise explain(error, logs) from error
