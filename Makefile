@@ -22,7 +22,7 @@ PEERS := $(VENV)-peers
 COMPILE := PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11 -c requirements/constraints.in
 
-.PHONY: help venv train serve test check faults bench monitor image cluster-up cluster-down cluster-status requirements clean
+.PHONY: help venv train serve test check docs faults bench monitor image cluster-up cluster-down cluster-status requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +42,14 @@ serve: $(STAMP) ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 test: $(STAMP) ## Run the tests (minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP) ## Format, lint and types
+check: $(STAMP) ## Format, lint, types and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs: $(STAMP) ## Serve the documentation at http://127.0.0.1:8090 until Ctrl-C
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8090 $(ARGS)
 
 faults: $(STAMP) ## Run the slow tests that kill, fill and freeze things
 	$(BIN)/python -m pytest -m "fault or slow" $(ARGS)
