@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import inspect
 import itertools
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from distml import cli
+from distml import api, cli
 from distml.cli import validate
 from distml.config import Config, load
 from docs import hooks
@@ -102,7 +105,15 @@ def test_a_python_block_compiles_and_names_what_there_is(block: Block) -> None:
     for node in ast.walk(compile(block.text, str(block), "exec", ast.PyCF_ONLY_AST)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distml"):
             module = importlib.import_module(str(node.module))
-            assert not [name.name for name in node.names if not hasattr(module, name.name)]
+            assert not [name.name for name in node.names if not named(module, name.name)]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("api."):
+            function = getattr(api, ast.unparse(node.func).removeprefix("api."))
+            inspect.signature(function).bind(*node.args, **{str(one.arg): one for one in node.keywords})
+
+
+def named(module: ModuleType, name: str) -> bool:
+    """Whether a module has a name, or a module below it."""
+    return hasattr(module, name) or find_spec(f"{module.__name__}.{name}") is not None
 
 
 @pytest.mark.parametrize("block", of("sh"), ids=str)

@@ -49,7 +49,7 @@ def test_every_key_of_the_configuration_is_described_with_its_default() -> None:
 
 def test_every_verb_is_described_with_its_own_arguments() -> None:
     text = hooks.commands()
-    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(cli.VERBS)
+    assert re.findall(r"^## ([\w-]+)$", text, re.MULTILINE) == list(cli.VERBS)
     for argument in ("`--rollback`", "`--url URL`", "`IMAGE`", "`RUN`", "`--version N`", "`--job FILE`"):
         assert argument in text
     assert "| `--train.epochs" not in text
