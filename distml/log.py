@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,8 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     logging.getLogger("distml").setLevel(level)
     # It tells of every attempt that is going to be repeated; what is given up in the end is told by us.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # Pillow warns of EXIF data that a camera cut off, without the file's name; the picture itself is well.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Aside:

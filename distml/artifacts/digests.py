@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distml.artifacts.layout import CLASSES, DIGESTS, MODEL, SAVED_MODEL
+from distml.data.image import Policy
 from distml.errors import ModelError
 
 _CHUNK_BYTES = 1 << 20
@@ -32,6 +33,7 @@ class Export:
         shape: (H, W, C) of an image.
         data_digest: Of the manifest of the data it was trained on, None where the export does not say.
         confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
+        policy: How pictures became images, None where the export does not say.
     """
 
     folder: Path
@@ -40,6 +42,12 @@ class Export:
     shape: tuple[int, int, int]
     data_digest: str | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
+    policy: Policy | None = None
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image that the model takes."""
+        return self.policy or Policy.of_arrays(self.shape)
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:
@@ -65,7 +73,7 @@ def verify(folder: Path, expected_sha256: str | None = None) -> Export:
             if not path.is_dir() and path.relative_to(folder).as_posix() not in known:
                 raise ModelError(f"{path} does not belong to the model.", _AGAIN)
     _require_modest(folder / MODEL)
-    return Export(folder, digest, *_described(folder / CLASSES))
+    return _described(folder, digest)
 
 
 def _listed(folder: Path) -> tuple[str, dict[str, str]]:
@@ -113,16 +121,18 @@ def _require_modest(path: Path) -> None:
         raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)
 
 
-_Confusion = tuple[tuple[int, ...], ...]
-
-
-def _described(path: Path) -> tuple[tuple[str, ...], tuple[int, int, int], str | None, _Confusion | None]:
+def _described(folder: Path, sha256: str) -> Export:
+    path = folder / CLASSES
     try:
         found = json.loads(path.read_text())
         classes = tuple(str(name) for name in found["classes"])
         height, width, depth = (int(size) for size in found["shape"])
-        digest, rows = found.get("data_digest"), found.get("confusion")
+        digest, rows, pictures = (found.get(key) for key in ("data_digest", "confusion", "policy"))
         confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        policy = None if pictures is None else Policy.from_dict(pictures)
+        if policy is not None and policy.shape != (height, width, depth):
+            raise ValueError(f"pictures become {policy.shape}, the model takes {(height, width, depth)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
-    return classes, (height, width, depth), None if digest is None else str(digest), confusion
+    shape, digest = (height, width, depth), None if digest is None else str(digest)
+    return Export(folder, sha256, classes, shape, digest, confusion, policy)

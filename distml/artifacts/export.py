@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from distml.artifacts.layout import CLASSES, EXAMPLE, LITE, MODEL, SAVED_MODEL, write_digests
+from distml.data import graph
+from distml.data.image import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,11 @@ def served(network: keras.Model) -> keras.Model:
 class _Served(tf.Module):
     """The signatures of the SavedModel. Final."""
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, pictures: Policy) -> None:
         super().__init__()
         self.model = model
-        self.shape = model.input_shape[1:]
-        batch = tf.TensorSpec([None, *self.shape], tf.uint8, name="image")
+        self.pictures = pictures
+        batch = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="image")
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.endpoints = {
             "serving_default": tf.function(self.predict, input_signature=[batch]),
@@ -56,14 +58,11 @@ class _Served(tf.Module):
         return {"probabilities": self.model(image, training=False)}
 
     def decode_and_predict(self, image_bytes: Tensor) -> dict[str, Tensor]:
-        """Probabilities of encoded images (PNG, JPEG, BMP, GIF) of any size."""
-        return self.predict(tf.map_fn(self._decode, image_bytes, fn_output_signature=tf.uint8))
-
-    def _decode(self, data: Tensor) -> Tensor:
-        height, width, channels = self.shape
-        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
-        resized = tf.image.resize(image, [height, width], antialias=True)
-        return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), self.shape)
+        """Probabilities of encoded pictures (JPEG, PNG, WebP, BMP, GIF) of any size."""
+        images = tf.map_fn(
+            lambda data: graph.fit(data, self.pictures), image_bytes, fn_output_signature=tf.uint8
+        )
+        return self.predict(images)
 
 
 def converted(module: _Served, example: np.ndarray) -> bytes | None:
@@ -126,14 +125,16 @@ def export(network: keras.Model, folder: Path, described: dict[str, Any], exampl
     Args:
         network: Built outside any strategy, so that nothing distributed is saved.
         folder: An existing, empty folder.
-        described: Data set's `name`, `classes` and `shape`.
+        described: Data set's `name`, `classes`, `shape` and `policy`, how pictures became images.
         example: uint8 (N, H, W, C), a few images to try the model on.
     """
     model = served(network)
     (folder / "data").mkdir()
     model.save(folder / MODEL)
     (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
-    module = _Served(model)
+    policy = described.get("policy")
+    pictures = Policy.from_dict(policy) if policy else Policy.of_arrays(model.input_shape[1:])
+    module = _Served(model, pictures)
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.endpoints)
     if lite := converted(module, example):
         (folder / LITE).write_bytes(lite)

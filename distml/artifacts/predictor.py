@@ -13,6 +13,7 @@ import numpy.typing as npt
 from distml.artifacts import digests
 from distml.artifacts.engines import Lite
 from distml.artifacts.layout import LITE, MODEL
+from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ModelError
 from distml.runtime import compat
@@ -32,12 +33,14 @@ class Predictor:
         shape: (H, W, C) of an image.
         sha256: Stands for the whole export.
         function: uint8 [N, H, W, C] to float32 [N, classes]; for one thread at a time.
+        pictures: How a picture becomes such an image.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     sha256: str
     function: Any
+    pictures: Policy
 
     @classmethod
     def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
@@ -66,9 +69,10 @@ class Predictor:
             ModelError: Unsafe to load, or not a classifier of images.
         """
         if engine == "tensorflow" or (engine == "auto" and not (export.folder / LITE).exists()):
-            return cls(export.classes, export.shape, export.sha256, _keras_function(export))
+            function = _keras_function(export)
+            return cls(export.classes, export.shape, export.sha256, function, export.pictures)
         lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
-        return cls(export.classes, export.shape, export.sha256, lite)
+        return cls(export.classes, export.shape, export.sha256, lite, export.pictures)
 
     def warm(self) -> None:
         """Answer once for one image and once for a batch, so that no request pays for what comes first."""

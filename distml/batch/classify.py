@@ -62,7 +62,7 @@ class Classifier:
         }
 
     def _classify(self, part: Part) -> tuple[int, int]:
-        tables = [self._answered(rows) for rows in reading.read(self._folder, part, self._predictor.shape)]
+        tables = [self._answered(rows) for rows in reading.read(self._folder, part, self._predictor.pictures)]
         table = pa.concat_tables(tables, promote_options="permissive")
         counts = len(table), table["label"].null_count
         metadata = {COUNTS: json.dumps({"rows": counts[0], "failed": counts[1]})}

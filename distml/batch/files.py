@@ -92,7 +92,9 @@ def predict_files(
             console, images, top, served, lambda pixels: client.probabilities(address, pixels, served)
         )
     with _model(config, run, version, console) as (chosen, export):
-        here = Model(chosen.model, chosen.version, export.shape, tuple(export.classes))
+        here = Model(
+            chosen.model, chosen.version, export.shape, tuple(export.classes), policy=export.pictures
+        )
         return _classify(console, images, top, here, lambda pixels: _ask(export, pixels))
 
 
@@ -142,7 +144,7 @@ def _classify(
     ask: Callable[[schema.Images], npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Read the files, ask about those that can be read, and tell of all."""
-    images, failed = photos.read_all(files, model.shape)
+    images, failed = photos.read_all(files, model.pictures)
     predictions = []
     if images:
         answers = ask(np.stack(list(images.values())))

@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml.data.folder import PICTURES, Folder
+from distml.data.folder import Folder
+from distml.data.image import SUFFIXES
 from distml.data.schema import IMAGE
 from distml.errors import DataError
 
@@ -66,7 +67,7 @@ def plan(folder: Folder, sha256: str) -> list[Part]:
         DataError: Neither, or a Parquet file that cannot be opened.
     """
     tables = [name for name in folder.sizes if name.endswith(".parquet")]
-    pictures = [name for name in folder.sizes if PurePosixPath(name).suffix.lower() in PICTURES]
+    pictures = [name for name in folder.sizes if PurePosixPath(name).suffix.lower() in SUFFIXES]
     spans: list[tuple[tuple[str, ...], tuple[int, int] | None, int]]
     if tables:
         divided = [(one, span, first) for one in tables for span, first in _groups(folder, one)]

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.batch.parts import Part
-from distml.data import columns, schema
+from distml.data import columns
+from distml.data import image as decoding
 from distml.data.folder import Folder
-from distml.data.photos import MAX_PIXELS
+from distml.data.image import Policy
 from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
 
@@ -43,13 +44,13 @@ Found = list[Images | str]
 """For each row its image, uint8 [H, W, C], or why there is none."""
 
 
-def read(folder: Folder, part: Part, shape: tuple[int, int, int]) -> Iterator[Rows]:
+def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
     """Read a part in batches.
 
     Args:
         folder: Where it is.
         part: What is read.
-        shape: (H, W, C) that the model takes; encoded pictures of any size are scaled to it.
+        policy: How the model had its pictures fitted.
 
     Raises:
         DataError: The file of the part cannot be read any more.
@@ -58,14 +59,16 @@ def read(folder: Folder, part: Part, shape: tuple[int, int, int]) -> Iterator[Ro
         for at in range(0, len(part.names), _BATCH):
             names = part.names[at : at + _BATCH]
             yield _rows(
-                {SOURCE: pa.array(names, pa.string())}, [_file(folder, one, shape) for one in names], shape
+                {SOURCE: pa.array(names, pa.string())},
+                [_file(folder, one, policy) for one in names],
+                policy.shape,
             )
         return
     name, at = part.names[0], part.first
     try:
         with folder.open(name) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH, row_groups=list(range(*part.groups)), use_threads=False):
-                yield _rows(_identity(batch, name, at), _column(batch.column(IMAGE), shape), shape)
+                yield _rows(_identity(batch, name, at), _column(batch.column(IMAGE), policy), policy.shape)
                 at += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
@@ -88,17 +91,18 @@ def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
     return places | {one: batch.column(one) for one in batch.schema.names if one != IMAGE}
 
 
-def _file(folder: Folder, name: str, shape: tuple[int, int, int]) -> Images | str:
+def _file(folder: Folder, name: str, policy: Policy) -> Images | str:
     try:
-        return schema.to_shape(schema.decode(folder.read(name), name, MAX_PIXELS), shape)
+        return decoding.read(folder.read(name), policy, name)
     except DataError as error:
         return str(error)
 
 
-def _column(column: Any, shape: tuple[int, int, int]) -> Found:
+def _column(column: Any, policy: Policy) -> Found:
+    shape = policy.shape
     encoded = columns.encoded(column)
     if encoded is not None:
-        return [_picture(one.as_py(), shape) for one in encoded]
+        return [_picture(one.as_py(), policy) for one in encoded]
     found: Found = ["there is no image."] * len(column)
     present = np.flatnonzero(np.asarray(column.is_valid().to_numpy(zero_copy_only=False)))
     try:
@@ -109,17 +113,17 @@ def _column(column: Any, shape: tuple[int, int, int]) -> Found:
         return (
             [str(error)]
             if len(column) == 1
-            else [_column(column.slice(at, 1), shape)[0] for at in range(len(column))]
+            else [_column(column.slice(at, 1), policy)[0] for at in range(len(column))]
         )
     for at, image in zip(present, arrays, strict=True):
         found[at] = image
     return found
 
 
-def _picture(data: bytes | None, shape: tuple[int, int, int]) -> Images | str:
+def _picture(data: bytes | None, policy: Policy) -> Images | str:
     if data is None:
         return "there is no image."
     try:
-        return schema.to_shape(schema.decode(data, "the image", MAX_PIXELS), shape)
+        return decoding.read(data, policy)
     except DataError as error:
         return str(error)

@@ -21,7 +21,7 @@ _positive.__name__ = "number from 1"  # argparse says this in its complaint
 def predict(parser: Parser) -> None:
     """Add the arguments of `predict`."""
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="PNG, JPEG, BMP, GIF or WEBP files of any size")
+    add("images", nargs="*", metavar="IMAGE", help="picture files of any size and format")
     add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
     add("--output", metavar="URI", help="folder for the answers to --data; the same again goes on with it")
     add("--run", metavar="NAME", help="ask what this run trained; an MLflow run id does, too")

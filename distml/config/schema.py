@@ -39,6 +39,7 @@ PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Byte = Annotated[int, BeforeValidator(_number), Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -77,6 +78,16 @@ class DataConfig(Section):
     """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
     format: str = "auto"
     """auto, idx, parquet, image_folder or module:function."""
+    image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
+    """Side or [height, width]; auto is the pictures' own size where all have one of at most 256, else 224."""
+    fit: Literal["crop", "letterbox", "stretch"] = "crop"
+    """How a picture of another size is fitted, in training and wherever the model is asked."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """1 makes all gray, 3 all colour; auto is 3 as soon as one picture is in colour."""
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    """Red, green and blue behind transparent parts and in the bars of a letterbox."""
+    max_pixels: PositiveInt = 100_000_000
+    """A larger picture is refused before it is decoded."""
     val_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=0.9)] = 0.0833
     """Share of the training rows held out, stratified by class, to choose models on."""
     split_seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0

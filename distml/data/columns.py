@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distml.config import DataConfig
+from distml.data import image, pictures
 from distml.data.folder import Folder, divide
-from distml.data.pictures import fitted
+from distml.data.image import Policy
 from distml.data.rows import Indices, Rows, Source, encode, to_nhwc
-from distml.data.schema import IMAGE, LABEL, Images, channels, decode, to_array, to_numbers
+from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.errors import DataError
 
+_LOOKED_AT = 256  # rows of a row group whose headers decide the shape
 _BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
 
 
-def open_parquet(folder: Folder) -> Source:
+def open_parquet(folder: Folder, data: DataConfig) -> Source:
     """Read the labels and one image; the other images are read when they are gathered.
 
     Raises:
@@ -42,12 +46,22 @@ def open_parquet(folder: Folder) -> Source:
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
     classes, numbers = encode(labels, _class_names(folder, names[0]))
-    shape = _shape(folder, divided["train"])
+    shape, policy = _shape(folder, divided, data)
+    how = _How(shape, policy, data.max_pixels)
     splits = {
-        split: Rows(numbers[split], functools.partial(_gather, folder, found, shape))
+        split: Rows(numbers[split], functools.partial(_gather, folder, found, how))
         for split, found in divided.items()
     }
-    return Source(shape, classes, splits, (folder.origin(),))
+    return Source(shape, classes, splits, (folder.origin(),), policy)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What rows become: images of this shape, encoded pictures by the policy."""
+
+    shape: tuple[int, int, int]
+    policy: Policy | None
+    max_pixels: int
 
 
 @contextmanager
@@ -87,22 +101,35 @@ def _class_names(folder: Folder, name: str) -> list[str] | None:
     return [str(one) for one in names] if isinstance(names, list) else None
 
 
-def _shape(folder: Folder, names: list[str]) -> tuple[int, int, int]:
-    for name in names:
+def _shape(
+    folder: Folder, divided: Mapping[str, Sequence[str]], data: DataConfig
+) -> tuple[tuple[int, int, int], Policy | None]:
+    """Return the shape of the images and, where the rows are encoded pictures, how they get it."""
+    headers: list[pictures.Header] = []
+    for name in (name for names in divided.values() for name in names):
         with _opened(folder, name) as file:
-            for batch in file.iter_batches(1, columns=[IMAGE], use_threads=False):
-                pictures = encoded(batch.column(0))
-                if pictures is not None:
-                    image = decode(pictures[0].as_py() or b"", f"{name} row 0")
-                    return image.height, image.width, channels(image)
-                height, width, depth = arrays(batch.column(0), name).shape[1:]
-                return height, width, depth
-    raise DataError("the training files hold no rows.")
+            for group in range(file.num_row_groups):
+                # Looking at every row would read the whole set twice; more sizes later on are fitted.
+                rows = file.iter_batches(_LOOKED_AT, row_groups=[group], columns=[IMAGE], use_threads=False)
+                column = next(iter(rows), None)
+                if column is None:
+                    continue
+                some = encoded(column.column(0))
+                if some is None:
+                    height, width, depth = arrays(column.column(0).slice(0, 1), name).shape[1:]
+                    return (height, width, depth), None
+                for at, one in enumerate(some):
+                    where = f"row {at} of row group {group} ({name})"
+                    headers.append(pictures.header(one.as_py() or b"", where, data.max_pixels))
+    if not headers:
+        raise DataError("the files hold no rows.")
+    policy = pictures.policy(headers, data)
+    return policy.shape, policy
 
 
-def _gather(folder: Folder, names: list[str], shape: tuple[int, int, int], indices: Indices) -> Images:
+def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Images:
     """Scan the files once and put each wanted row where it is wanted."""
-    images = np.empty((len(indices), *shape), np.uint8)
+    images = np.empty((len(indices), *how.shape), np.uint8)
     order = np.argsort(indices)
     wanted = indices[order]
     first = 0
@@ -111,34 +138,35 @@ def _gather(folder: Folder, names: list[str], shape: tuple[int, int, int], indic
             groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             for group, rows in enumerate(groups):
                 if np.searchsorted(wanted, first) < np.searchsorted(wanted, first + rows):
-                    _scan(file, name, group, first, wanted, order, images)
+                    _scan(file, name, group, first, wanted, order, images, how)
                 first += rows
     return images
 
 
 def _scan(
-    file: Any, name: str, group: int, first: int, wanted: Indices, order: Indices, images: Images
+    file: Any, name: str, group: int, first: int, wanted: Indices, order: Indices, images: Images, how: _How
 ) -> None:
     size = max(1, _BATCH_BYTES // images[:1].nbytes)
     for batch in file.iter_batches(size, row_groups=[group], columns=[IMAGE], use_threads=False):
         low, high = np.searchsorted(wanted, [first, first + len(batch)])
         if low < high:
             rows = batch.column(0).take(to_array(wanted[low:high] - first, pa.int64()))
-            images[order[low:high]] = _images(rows, name, wanted[low:high], images.shape[1:])
+            images[order[low:high]] = _images(rows, name, wanted[low:high], how)
         first += len(batch)
 
 
-def _images(column: Any, name: str, numbers: Indices, shape: tuple[int, ...]) -> Images:
-    pictures = encoded(column)
-    if pictures is None:
+def _images(column: Any, name: str, numbers: Indices, how: _How) -> Images:
+    some = encoded(column)
+    if some is None:
         found = arrays(column, name)
-        if found.shape[1:] != shape:
-            raise DataError(f"{name} has images of {found.shape[1:]}, the first image is {shape}.")
+        if found.shape[1:] != how.shape:
+            raise DataError(f"{name} has images of {found.shape[1:]}, the first image is {how.shape}.")
         return found
-    height, width, depth = shape
-    numbered = zip(pictures, numbers, strict=True)
+    if how.policy is None:
+        raise DataError(f"{name} has encoded pictures, the first file has arrays.")
+    numbered = zip(some, numbers, strict=True)
     return np.stack(
-        [fitted(b.as_py() or b"", f"row {n} ({name})", (height, width, depth)) for b, n in numbered]
+        [image.read(b.as_py() or b"", how.policy, f"row {n} ({name})", how.max_pixels) for b, n in numbered]
     )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from pyarrow import fs
 
+from distml.data.image import SUFFIXES
 from distml.data.rows import Origin
 from distml.errors import DataError
 from distml.storage import Storage
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 IDX = re.compile(r"(?:.*-)?([A-Za-z0-9]+)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 _SPLITS = {
     "train": "train",
@@ -79,7 +79,7 @@ class Folder:
             return "parquet"
         if any(IDX.fullmatch(PurePosixPath(name).name) for name in self.sizes):
             return "idx"
-        if suffixes & set(PICTURES):
+        if suffixes & set(SUFFIXES):
             return "image_folder"
         shown = ", ".join(sorted(suffixes)[:5])
         raise DataError(

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from distml.data.image import Policy
 from distml.data.rows import Origin
 from distml.errors import DataError
 
@@ -45,6 +46,7 @@ class Manifest:
         val_fraction: Share that was asked for as validation.
         schema_version: Of the columns.
         folder: Relative to the storage root.
+        policy: How pictures became images, None for data that were arrays.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Manifest:
     val_fraction: float
     schema_version: int
     folder: str
+    policy: Policy | None = None
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image like these."""
+        return self.policy or Policy.of_arrays(self.shape)
 
     @property
     def digest(self) -> str:
@@ -65,7 +73,8 @@ class Manifest:
         The same data prepared twice have the same digest, whichever mirror they came from and wherever
         their files lie.
         """
-        text = json.dumps(_placeless(asdict(self)), sort_keys=True, separators=(",", ":"))
+        told = {key: value for key, value in asdict(self).items() if value is not None}
+        text = json.dumps(_placeless(told), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -95,7 +104,15 @@ class Manifest:
             shards = {s: tuple(Shard(**one) for one in many) for s, many in found.pop("shards").items()}
             sources = tuple(Origin(**one) for one in found.pop("sources"))
             shape, classes = tuple(found.pop("shape")), tuple(found.pop("classes"))
-            manifest = cls(shape=shape, classes=classes, shards=shards, sources=sources, **found)
+            policy = found.pop("policy", None)
+            manifest = cls(
+                shape=shape,
+                classes=classes,
+                shards=shards,
+                sources=sources,
+                policy=None if policy is None else Policy.from_dict(policy),
+                **found,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where} is damaged: {error}.", _AGAIN) from None
         if manifest.digest != digest:

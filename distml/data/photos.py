@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distml.data import schema
+from distml.data import image
+from distml.data.image import Images, Policy
 from distml.errors import DataError
 
 MAX_FILE_BYTES = 64 << 20
-MAX_PIXELS = 80_000_000
-"""Below the size at which Pillow suspects a bomb; the endpoint, which strangers use, takes far less."""
 
 
-def read(path: str, shape: tuple[int, int, int]) -> schema.Images:
+def read(path: str, policy: Policy) -> Images:
     """Read one picture of any size and mode as the model wants it.
 
     Args:
-        path: A PNG, JPEG, BMP, GIF or WEBP file.
-        shape: (H, W, C).
+        path: A picture file.
+        policy: How the model had its pictures fitted.
 
     Returns:
         uint8 [H, W, C].
@@ -33,22 +32,20 @@ def read(path: str, shape: tuple[int, int, int]) -> schema.Images:
         raise DataError(f"{path} cannot be read: {cause}.", "Give existing picture files.") from None
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes.", "Scale it down.")
-    return schema.to_shape(schema.decode(data, path, MAX_PIXELS), shape)
+    return image.read(data, policy, path)
 
 
-def read_all(
-    files: Sequence[str], shape: tuple[int, int, int]
-) -> tuple[dict[str, schema.Images], list[dict[str, str]]]:
+def read_all(files: Sequence[str], policy: Policy) -> tuple[dict[str, Images], list[dict[str, str]]]:
     """Read what can be read.
 
     Returns:
         The images by file, and `file` and `error` of each that could not be read.
     """
-    images: dict[str, schema.Images] = {}
+    images: dict[str, Images] = {}
     failed = []
     for file in dict.fromkeys(files):
         try:
-            images[file] = read(file, shape)
+            images[file] = read(file, policy)
         except DataError as error:
             failed.append({"file": file, "error": str(error)})
     return images, failed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distml.data.image import Policy
 from distml.data.schema import Images, Labels
 from distml.errors import DataError
 
@@ -54,12 +55,14 @@ class Source:
         classes: Names by label.
         splits: `train`, and `validation` and `test` where the data come divided.
         origins: Where the bytes came from.
+        policy: How pictures become images of that shape, None for data that are arrays.
     """
 
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     splits: dict[str, Rows]
     origins: tuple[Origin, ...]
+    policy: Policy | None = None
 
 
 def of_arrays(images: Images, labels: Labels) -> Rows:

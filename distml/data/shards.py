@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml.config import Config
+from distml.config import Config, DataConfig
 from distml.data import schema
 from distml.data.manifest import Manifest, Shard
 from distml.data.schema import Images, Labels
@@ -32,6 +32,7 @@ __all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table", "t
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
+_FITTING = ("image_size", "fit", "channels", "background")
 _AGAIN = "Delete the data set's folder and run ingest again."
 
 
@@ -39,7 +40,12 @@ def folder(config: Config) -> str:
     """Return where the configured data lie below the storage root; another recipe is another folder."""
     data = config.data
     path = None if data.path is None or ":" in data.format else Storage(data.path).root
-    recipe = [data.format, path or data.path, data.val_fraction, data.split_seed, data.shards, schema.VERSION]
+    recipe: list[Any] = [data.format, path or data.path, data.val_fraction, data.split_seed]
+    recipe += [data.shards, schema.VERSION]
+    plain = (
+        DataConfig()
+    )  # what says nothing new keeps the folder of data prepared before there was such a key
+    recipe += [[key, getattr(data, key)] for key in _FITTING if getattr(data, key) != getattr(plain, key)]
     return f"data/{data.name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from distml.config import Config
 from distml.data import fetch, package, users
 from distml.data.idx import gunzip, parse
+from distml.data.pictures import refitted
 from distml.data.rows import Origin, Source, of_arrays
 from distml.data.schema import Images, Labels
 from distml.errors import DataError, StorageError
@@ -85,8 +86,8 @@ def open_source(config: Config, storage: Storage) -> Source:
         ConfigError: A format that needs `data.path`.
     """
     if config.data.path is None and config.data.format in ("auto", "idx"):
-        return _builtin(config, storage)
-    return users.open_source(config)
+        return refitted(_builtin(config, storage), config.data)
+    return refitted(users.open_source(config), config.data)
 
 
 def caches(storage: Storage) -> list[Storage]:

@@ -38,7 +38,9 @@ def open_source(config: Config) -> Source:
     folder = Folder(path)
     if form == "auto":
         form = folder.format()
-    return {"idx": _idx, "image_folder": open_pictures, "parquet": open_parquet}[form](folder)
+    if form == "idx":
+        return _idx(folder)
+    return {"image_folder": open_pictures, "parquet": open_parquet}[form](folder, config.data)
 
 
 def _idx(folder: Folder) -> Source:
@@ -49,8 +51,8 @@ def _idx(folder: Folder) -> Source:
         match = IDX.fullmatch(PurePosixPath(name).name)
         if match is None:
             continue
-        data = folder.read(name)
-        content = gunzip(name, data) if match[3] else data
+        packed = folder.read(name)
+        content = gunzip(name, packed) if match[3] else packed
         split = split_of(f"{match[1]}/{name}") or "train"
         found.setdefault(split, {})[match[2]] = parse(name, content, (3, 4) if match[2] == "images" else (1,))
         origins.append(Origin(name, f"{folder.root}/{name}", hashlib.sha256(content).hexdigest()))

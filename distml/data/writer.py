@@ -64,6 +64,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         val_fraction=config.data.val_fraction,
         schema_version=schema.VERSION,
         folder=where,
+        policy=source.policy,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import requests
 
+from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ServingError
 
@@ -29,6 +30,7 @@ class Model:
         shape: (H, W, C) that it takes.
         classes: Their names.
         metrics: What training measured, as `test_accuracy`.
+        policy: How pictures become such images, None where the endpoint does not say.
     """
 
     name: str
@@ -36,6 +38,12 @@ class Model:
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    policy: Policy | None = None
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image that the model takes."""
+        return self.policy or Policy.of_arrays(self.shape)
 
 
 def describe(url: str) -> Model:
@@ -48,7 +56,8 @@ def describe(url: str) -> Model:
     try:
         height, width, depth = found["shape"]
         shape, classes = (height, width, depth), tuple(found["classes"])
-        return Model(found["name"], found["version"], shape, classes, dict(found["metrics"]))
+        policy = Policy.from_dict(found["policy"]) if found.get("policy") else None
+        return Model(found["name"], found["version"], shape, classes, dict(found["metrics"]), policy)
     except (KeyError, TypeError, ValueError):
         raise ServingError(
             f"{url}/model does not describe a model: {str(found)[:200]}.", "Give the address of distml serve."

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from distml.data import schema
-from distml.data.schema import Images
+from distml.data import image
+from distml.data.image import Images, Policy
 from distml.errors import DataError
 from distml.serving.exchange import RejectedError
 from distml.serving.strict import kind
 
-MAX_TOTAL_PIXELS = 16 * schema.MAX_IMAGE_PIXELS
+MAX_IMAGE_PIXELS = 1_000_000
+"""A larger picture is refused before it is decoded."""
+MAX_TOTAL_PIXELS = 16 * MAX_IMAGE_PIXELS
 """Over all pictures of a request: some hundred kilobytes of blank ones could keep a core busy for seconds."""
 _INLINE_BYTES = 16_384
 """Up to this size decoding takes less time than handing it to a thread and back takes on a busy loop."""
@@ -64,19 +66,19 @@ def plain(text: str, where: str) -> bytes:
         raise RejectedError(400, f"{where} is not base64: {cause}") from None
 
 
-def example(image: Any) -> dict[str, str]:
+def example(pixels: Any) -> dict[str, str]:
     """Encode an image, uint8 [H, W, C], as `{"b64": "…"}`."""
     stream = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(stream, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
     return {"b64": binascii.b2a_base64(stream.getvalue(), newline=False).decode()}
 
 
-async def images(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence[str]) -> Images:
+async def images(files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
     """Decode pictures and fit them to the model.
 
     Args:
-        files: PNG, JPEG, WebP, BMP or GIF files.
-        shape: (H, W, C) of the model.
+        files: Pictures of any format that `distml.data.image` reads.
+        policy: How the model had its pictures fitted.
         names: What each is called, said in rejections.
 
     Returns:
@@ -87,20 +89,20 @@ async def images(files: Sequence[bytes], shape: tuple[int, int, int], names: Seq
     """
     try:
         if sum(map(len, files)) <= _INLINE_BYTES and len(files) <= 1:
-            return _decode(files, shape, names)
-        return await asyncio.to_thread(_decode, files, shape, names)
+            return _decode(files, policy, names)
+        return await asyncio.to_thread(_decode, files, policy, names)
     except DataError as error:
         raise RejectedError(400, str(error)) from None
 
 
-def _decode(files: Sequence[bytes], shape: tuple[int, int, int], names: Sequence[str]) -> Images:
-    decoded = np.empty((len(files), *shape), np.uint8)
+def _decode(files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
+    decoded = np.empty((len(files), *policy.shape), np.uint8)
     left = MAX_TOTAL_PIXELS
     for index, (data, called) in enumerate(zip(files, names, strict=True)):
-        image = schema.decode(data, called)
-        left -= image.width * image.height
+        opened = image.open_picture(data, called, MAX_IMAGE_PIXELS)
+        left -= opened.width * opened.height
         if left < 0:
             limit = f"{MAX_TOTAL_PIXELS:,} pixels"
             raise DataError(f"the pictures together hold more than {limit}.", "Send fewer at a time.")
-        decoded[index] = schema.to_shape(image, shape)
+        decoded[index] = image.fit(opened, policy, called)
     return decoded

@@ -84,7 +84,7 @@ async def images(document: strict.Document, served: Served) -> Images:
     if isinstance(values, list) and values and isinstance(values[0], dict):
         names = [f"instances[{index}]" for index in range(len(values))]
         files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
-        return await encoded.images(files, served.shape, names)
+        return await encoded.images(files, served.pictures, names)
     return pixels.images(values, served.shape, "instances", document.booleans)
 
 
@@ -148,7 +148,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def predict_image(request: Request) -> Answer:
         """Classify a picture, or every picture of a form."""
         files, names = _files(await exchange.body(request, limits), request)
-        return await classify(await encoded.images(files, champion(service).shape, names))
+        return await classify(await encoded.images(files, champion(service).pictures, names))
 
     _add_model(routes, service, config)
     _add_health(routes, service)

@@ -59,7 +59,7 @@ async def images(document: strict.Document, rest: memoryview, served: Served) ->
         raise RejectedError(400, "inputs must be a list of one tensor")
     tensor = tensors.given(inputs[0], rest)
     if tensor.name == tensors.ENCODED:
-        return await tensors.pictures(tensor, served.shape)
+        return await tensors.pictures(tensor, served.pictures)
     return tensors.pixel_values(tensor, served.shape, document.booleans)
 
 

@@ -175,6 +175,7 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
         metrics=dict(models.metrics.get(number, {})),
         data_digest=export.data_digest,
         confusion=export.confusion,
+        policy=export.policy,
         loaded_at=time.time(),
     )
     return Loaded(served, predictor.predict)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from distml.data.image import Policy
 from distml.data.schema import Images
 
 Probabilities = npt.NDArray[np.float32]
@@ -34,6 +35,7 @@ class Served:
         data_digest: Of the data set's manifest, None where the export does not say.
         loaded_at: Seconds since 1970 when this replica had it ready.
         confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
+        policy: How pictures become images, None where the export does not say.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Served:
     data_digest: str | None
     loaded_at: float
     confusion: tuple[tuple[int, ...], ...] | None = None
+    policy: Policy | None = None
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image that this version takes."""
+        return self.policy or Policy.of_arrays(self.shape)
 
 
 @dataclass(frozen=True)

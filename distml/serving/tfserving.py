@@ -83,7 +83,7 @@ async def _tensor(values: Any, tensor: str, where: str, document: strict.Documen
         raise RejectedError(400, f'{where} must be a list of at least one {{"b64": "…"}}')
     names = [f"{where}[{index}]" for index in range(len(values))]
     files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
-    return await encoded.images(files, served.shape, names)
+    return await encoded.images(files, served.pictures, names)
 
 
 def _definition(served: Served) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def _export(rank: Rank, network: Any, confusion: list[list[int]]) -> tuple[str, 
         "name": manifest.name,
         "classes": list(manifest.classes),
         "shape": list(manifest.shape),
+        "policy": asdict(manifest.pictures),
         "data_digest": manifest.digest,
         "confusion": confusion if manifest.num_classes <= _DESCRIBED_CLASSES else None,
     }

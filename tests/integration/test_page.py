@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from distml.config import ServeConfig
-from distml.data import schema
+from distml.data.image import Policy, read
 from distml.serving.core import Core, Loaded
 from tests import browser
 from tests.serving import function, running, served
@@ -95,7 +95,7 @@ def picture(path: Path, size: tuple[int, int] = (28, 28), mode: str = "L", seed:
 
 def expected(data: bytes) -> tuple[str, np.ndarray]:
     """The class and probabilities that the model gives without any HTTP."""
-    image = schema.to_shape(schema.decode(data), SHAPE)
+    image = read(data, Policy.of_arrays(SHAPE))
     probabilities = ASK(image[None])[0]
     return CLASSES[int(probabilities.argmax())], probabilities
 

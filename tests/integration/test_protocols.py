@@ -203,10 +203,10 @@ def test_the_metadata_are_those_of_the_saved_model(url: str, folder: Path) -> No
 def test_a_picture_of_another_size_is_fitted_as_predict_does(
     url: str, predictor: Predictor, images: Any
 ) -> None:
-    from distml.data import schema
+    from distml.data.image import read
 
     stream = io.BytesIO()
     Image.fromarray(images[0, ..., 0]).resize((90, 70)).convert("RGB").save(stream, "PNG")
-    expected = predictor.predict(schema.to_shape(schema.decode(stream.getvalue()), predictor.shape)[None])
+    expected = predictor.predict(read(stream.getvalue(), predictor.pictures)[None])
     got = native(f"{url}/predict/image", data=stream.getvalue(), **PNG)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)

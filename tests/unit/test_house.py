@@ -51,7 +51,10 @@ NOT_FROM = {  # who must not import whom; lower layers first
 }
 
 OWNERS = {  # heavy imports and who may make them
-    "tensorflow": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
+    "tensorflow": (
+        *("distml.data.feed", "distml.data.graph", "distml.models", "distml.training"),
+        "distml.artifacts",
+    ),
     "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),

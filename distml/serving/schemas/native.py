@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,17 @@ class Predictions(Schema):
     """One for each image."""
 
 
+class Policy(Schema):
+    """How a picture of any size and mode becomes an image."""
+
+    shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Height, width and channels of the image."""
+    fit: Literal["crop", "letterbox", "stretch"]
+    """What happens to a picture of another shape."""
+    background: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Red, green and blue behind transparent parts and in the bars of a letterbox."""
+
+
 class Described(Identity):
     """A loaded version of the model."""
 
@@ -66,6 +77,8 @@ class Described(Identity):
     """Seconds since 1970 when this replica had it ready."""
     confusion: list[list[int]] | None = None
     """Counts on held-out rows by true class (outer) and predicted class (inner)."""
+    policy: Policy | None = None
+    """How pictures become images; none stretches them, over black."""
 
 
 class Refused(Schema):

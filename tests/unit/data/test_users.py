@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from distml.config import Config, DataConfig
-from distml.data import shards
+from distml.data import image, shards
+from distml.data.image import Policy
 from distml.data.manifest import Manifest
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
@@ -92,10 +93,10 @@ def test_idx_without_its_other_half(tmp_path: Path, storage_root: Path) -> None:
 
 
 def pictures(folder: Path, images: Array, names: tuple[str, ...] = ("cat", "dog", "eel")) -> None:
-    for number, image in enumerate(images):
+    for number, drawn in enumerate(images):
         path = folder / names[number % 3] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image))
+        path.write_bytes(png(drawn))
 
 
 @pytest.mark.parametrize(("images", "shape"), [(GRAY, (6, 5, 1)), (COLOUR, (4, 4, 3))])
@@ -140,8 +141,6 @@ def test_gray_pictures_in_a_coloured_set_are_widened(tmp_path: Path, storage_roo
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("dog/big.png", png(np.zeros((9, 9), np.uint8)), "dog/big.png is 9x9, the first picture is 5x6"),
-        ("dog/red.png", png(np.zeros((6, 5, 3), np.uint8)), "dog/red.png is in colour"),
         ("dog/bad.png", b"not a picture", "dog/bad.png is not a readable picture"),
         ("loose.png", png(GRAY[0]), "loose.png lies outside a class folder"),
     ],
@@ -266,7 +265,7 @@ def test_parquet_with_text_labels_below_split_folders(tmp_path: Path, storage_ro
         ({"image": pa.array([[1] * 30] * 60), "label": LABELS}, r"images of shape \(30,\)"),
         ({"image": pa.array([[[1]]] * 59 + [[[1, 2]]]), "label": LABELS}, "several sizes|images of"),
         ({"image": pa.array(["a"] * 60), "label": LABELS}, "image column of x.parquet holds string"),
-        ({"image": pa.array([b"x"] * 60), "label": LABELS}, "row 0 is not a readable picture"),
+        ({"image": pa.array([b"x"] * 60), "label": LABELS}, "row 0 of row group 0 .* is not a readable"),
         ({"image": pa.array([png(GRAY[0])] * 59 + [None]), "label": LABELS}, r"row 59 .* not a readable"),
         ({"image": tensor(GRAY.astype(np.int32) + 1), "label": LABELS}, "span . to 256"),
         ({"image": tensor(GRAY), "label": LABELS / 2}, "labels are double|labels are float64"),
@@ -355,3 +354,87 @@ def test_a_path_with_nothing_known(tmp_path: Path, storage_root: Path) -> None:
 def test_a_format_that_needs_a_path(storage_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.format = parquet needs data.path"):
         ingest(storage_root, None, format="parquet")
+
+
+# Sizes and policies ---------------------------------------------------------------------------------------
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+def test_pictures_of_many_sizes_are_fitted(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path, GRAY)
+    (tmp_path / "dog" / "wide.png").write_bytes(png(noise(20, 60)))
+    (tmp_path / "dog" / "red.png").write_bytes(png(noise(30, 20, 3)))
+    asked = {"image_size": [8, 12], "fit": "letterbox", "background": [9, 9, 9]}
+    manifest, splits = ingest(storage_root, tmp_path, **asked)
+    assert manifest.shape == (8, 12, 3)
+    assert manifest.policy == Policy((8, 12, 3), "letterbox", (9, 9, 9))
+    expected = image.read((tmp_path / "dog" / "wide.png").read_bytes(), manifest.policy)
+    assert any((one == expected).all() for images, _ in splits.values() for one in images)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [(((40, 40), (40, 40)), 40), (((40, 40), (40, 41)), 224), (((300, 300), (300, 300)), 224)],
+)
+def test_auto_keeps_the_pictures_own_size_where_all_have_a_small_one(
+    tmp_path: Path, storage_root: Path, sizes: tuple[tuple[int, int], ...], side: int
+) -> None:
+    for at, name in enumerate(("cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(noise(*sizes[at % 2])))
+    manifest, _ = ingest(storage_root, tmp_path)
+    assert manifest.shape == (side, side, 1)
+
+
+def test_channels_can_be_chosen(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path, COLOUR)
+    manifest, splits = ingest(storage_root, tmp_path, channels=1)
+    assert manifest.shape == (4, 4, 1)
+    luma = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in COLOUR])
+    same_rows(luma[..., None], LABELS, splits)
+
+
+def test_encoded_pictures_in_parquet_are_fitted_too(tmp_path: Path, storage_root: Path) -> None:
+    files = [png(noise(10 + k % 7, 10 + k % 5, 3)) for k in range(60)]
+    pq.write_table(pa.table({"image": files, "label": LABELS}), tmp_path / "x.parquet", row_group_size=25)
+    manifest, splits = ingest(storage_root, tmp_path, image_size=6)
+    policy = Policy((6, 6, 3))
+    assert manifest.policy == policy
+    same_rows(np.stack([image.read(one, policy) for one in files]), LABELS, splits)
+
+
+def test_arrays_are_fitted_where_a_size_is_asked_for(tmp_path: Path, storage_root: Path) -> None:
+    given = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": tensor(COLOUR), "label": LABELS}), given)
+    manifest, splits = ingest(storage_root, given, image_size=8, channels=1)
+    assert manifest.policy == Policy((8, 8, 1))
+    same_rows(image.refit(COLOUR, manifest.policy), LABELS, splits)
+    plain, _ = ingest(storage_root, given)
+    assert plain.policy is None
+    assert plain.pictures == Policy.of_arrays((4, 4, 3))
+    five = np.repeat(COLOUR[..., :1], 5, axis=3)
+    pq.write_table(pa.table({"image": tensor(five), "label": LABELS}), given)
+    with pytest.raises(ConfigError, match="5 channels and cannot be fitted"):
+        ingest(storage_root, given, image_size=9)
+
+
+def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path, GRAY)
+    whole = png(noise(40, 40))
+    (tmp_path / "cat" / "000.png").write_bytes(b"<html>404</html>")
+    (tmp_path / "dog" / "001.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)2 of 60 pictures cannot be used:.*cat/000.png .*dog/001.png "):
+        ingest(storage_root, tmp_path)
+    for name in ("cat/000.png", "dog/001.png"):
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"(?s)cat/000.png .*dog/001.png |dog/001.png .*cat/000.png "):
+        ingest(storage_root, tmp_path, shards=1, image_size=6)
+
+
+def test_larger_pictures_than_the_limit_are_refused(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path, GRAY)
+    with pytest.raises(DataError, match="is larger than 29 pixels"):
+        ingest(storage_root, tmp_path, max_pixels=29)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distml.data import schema
+from distml.data import image
+from distml.data.image import Policy
 from distml.serving import encoded
 from distml.serving.exchange import RejectedError
 from tests import malformed
@@ -22,7 +23,7 @@ SHAPE = (28, 28, 1)
 
 def decode(files: list[bytes], shape: tuple[int, int, int] = SHAPE) -> Any:
     """The images of some files."""
-    return asyncio.run(encoded.images(files, shape, [f"file {index}" for index in range(len(files))]))
+    return asyncio.run(encoded.images(files, Policy(shape), [f"file {index}" for index in range(len(files))]))
 
 
 def test_pictures_are_fitted_as_everywhere() -> None:
@@ -32,7 +33,7 @@ def test_pictures_are_fitted_as_everywhere() -> None:
         malformed.picture("WEBP", (9, 9)),
     ]
     for shape in (SHAPE, (10, 12, 3)):
-        expected = [schema.to_shape(schema.decode(data), shape) for data in files]
+        expected = [image.read(data, Policy(shape)) for data in files]
         np.testing.assert_array_equal(decode(files, shape), expected)
         np.testing.assert_array_equal(decode(files[:1], shape), expected[:1])
 
@@ -65,7 +66,7 @@ def test_the_loop_goes_on_while_a_large_picture_is_decoded() -> None:
     async def watch() -> tuple[float, float]:
         started = last = time.perf_counter()
         pause = 0.0
-        task = asyncio.create_task(encoded.images([data] * 8, SHAPE, ["x"] * 8))
+        task = asyncio.create_task(encoded.images([data] * 16, Policy(SHAPE), ["x"] * 16))
         while not task.done():
             await asyncio.sleep(0.001)
             pause = max(pause, time.perf_counter() - last)

@@ -1,0 +1,309 @@
+"""Encoded pictures become images of one shape: the only decoding and fitting there is (any process).
+
+Training data, `predict`, batch prediction and the endpoint call `fit`; `distml.data.graph` repeats its
+arithmetic as TensorFlow operations for the SavedModel, and a parity test over a zoo of files holds the two
+together.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import AvifImagePlugin, Image, ImageChops, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from distml.errors import DataError
+
+Images = npt.NDArray[np.uint8]
+Fit = Literal["crop", "letterbox", "stretch"]
+
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "PPM")
+"""Pillow knows dozens; fewer parsers face what strangers send. HEIC comes with pillow-heif."""
+SUFFIXES = (
+    *(
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+    ),
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Endings of picture files. The content decides what a file is, the ending that it was meant as a picture."""
+MAX_PIXELS = 100_000_000
+"""A larger picture is refused before it is decoded: a small file can hold gigabytes of pixels."""
+
+_PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)
+"""Registered with Pillow by their import; it does so itself only for the formats it calls common."""
+_GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_READABLE = "Give a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file."
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a picture of any size and mode becomes an image.
+
+    Args:
+        shape: (H, W, C) of the image; C is 1 or 3.
+        fit: crop scales until the image is covered and cuts the rest off evenly on both sides; letterbox
+            scales until the picture fits and pads with `background`; stretch scales each side on its own.
+        background: Red, green and blue behind transparent parts and in a letterbox's bars.
+    """
+
+    shape: tuple[int, int, int]
+    fit: Fit = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    @classmethod
+    def of_arrays(cls, shape: tuple[int, int, int]) -> Policy:
+        """Return what holds for data that were arrays, not pictures: stretched, over black."""
+        return cls(shape, "stretch", (0, 0, 0))
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Policy:
+        """Read what `dataclasses.asdict` made of a policy.
+
+        Raises:
+            ValueError: Something else.
+        """
+        if not isinstance(values, dict) or values.keys() != {"shape", "fit", "background"}:
+            raise ValueError(f"{values!r} is no picture policy")
+        (height, width, depth), (red, green, blue) = values["shape"], values["background"]
+        if values["fit"] not in get_args(Fit):
+            raise ValueError(f"fit is {values['fit']!r}, not {', '.join(get_args(Fit))}")
+        shape = (int(height), int(width), int(depth))
+        return cls(shape, values["fit"], (int(red), int(green), int(blue)))
+
+
+def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture's header; nothing is decoded yet.
+
+    Args:
+        data: The encoded picture, or its beginning.
+        name: Said in errors.
+        max_pixels: A larger picture is refused.
+
+    Raises:
+        DataError: No picture of a known format, damaged, or too large.
+    """
+    formats = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        formats = _with_heif(name)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = (
+            max_pixels  # the limit below replaces Pillow's, which warns before it refuses
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:  # it names the memory address of our buffer
+        raise DataError(f"{name} is not a readable picture.", _READABLE) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(name, max_pixels) from None
+    except Exception as error:  # Pillow's parsers raise anything on damaged or hostile bytes
+        raise DataError(f"{name} is not a readable picture: {error}.", _READABLE) from None
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, max_pixels)
+    return image
+
+
+def _too_large(name: str, max_pixels: int) -> DataError:
+    return DataError(f"{name} is larger than {max_pixels:,} pixels.", "Scale it down.")
+
+
+def _with_heif(name: str) -> tuple[str, ...]:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DataError(
+            f"{name} is a HEIC picture, whose decoder is not installed.", "pip install 'distml[heic]'."
+        ) from None
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def channels(image: Image.Image) -> int:
+    """Return 1 for a picture in shades of gray, 3 for one in colour; decodes nothing."""
+    if image.mode in _GRAY:
+        return 1
+    if image.mode in ("P", "PA"):
+        palette = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+        return 1 if (palette == palette[:, :1]).all() else 3
+    return 3
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an opened picture as it is looked at; decodes nothing."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def fit(image: Image.Image, policy: Policy, name: str = "the image") -> Images:
+    """Decode an opened picture and bring it to a data set's shape.
+
+    JPEG is decoded at a half, a quarter or an eighth where that leaves enough. Of an animation the first
+    frame is taken. Orientation is obeyed, colour profiles are not.
+
+    Args:
+        image: As `open_picture` returns it; it is used up.
+        policy: The shape, and how it is reached.
+        name: Said in errors.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: Damaged, numbers that are no pixels, or a data set of neither one nor three channels.
+    """
+    depth = policy.shape[2]
+    if depth not in (1, 3):
+        raise DataError(f"a picture cannot become {depth} channels.", "Send arrays instead.")
+    try:
+        factor = reduction(policy, *upright_size(image)) if image.format in ("JPEG", "MPO") else 1
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        if (turn := _TURNS.get(_orientation(image))) is not None:
+            image = image.transpose(turn)
+        image = _opaque(image, policy.background, depth)
+        return np.asarray(_placed(image, policy), np.uint8).reshape(policy.shape)
+    except DataError as error:
+        raise DataError(f"{name} {error.message}", error.remedy) from None
+    except Exception as error:
+        raise DataError(f"{name} is not a readable picture: {error}.", _READABLE) from None
+
+
+def read(data: bytes, policy: Policy, name: str = "the image", max_pixels: int = MAX_PIXELS) -> Images:
+    """Open and fit in one call; see `open_picture` and `fit`."""
+    return fit(open_picture(data, name, max_pixels), policy, name)
+
+
+def refit(images: Images, policy: Policy) -> Images:
+    """Bring images, uint8 [N, h, w, c] with c 1 or 3, to a data set's shape."""
+    mode = "L" if policy.shape[2] == 1 else "RGB"
+    fitted = np.empty((len(images), *policy.shape), np.uint8)
+    for into, given in zip(fitted, images, strict=True):
+        picture = Image.fromarray(given[..., 0] if given.shape[2] == 1 else given).convert(mode)
+        into[...] = np.asarray(_placed(picture, policy)).reshape(policy.shape)
+    return fitted
+
+
+def reduction(policy: Policy, width: int, height: int) -> int:
+    """Return by which power of two a JPEG is scaled down while it is decoded: 1, 2, 4 or 8.
+
+    What is left is at least twice the image, so that the resize still decides how it looks. Measured on 200
+    photographs brought from 256 to 64: mean difference to decoding all pixels 1.2 of 255 in half the time;
+    where the decoder may go down to the image's own size it is 4.7, and 30 on fine patterns.
+    """
+    across, down = width // policy.shape[1], height // policy.shape[0]
+    most = min(across, down)
+    if policy.fit == "letterbox":
+        most = min(max(across, down), min(width, height) // 2)
+    return next((factor for factor in (8, 4, 2) if most >= 2 * factor), 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 to 8. Pillow turns TIFF itself."""
+    raw = image.info.get("exif")
+    if not raw or image.format == "TIFF":
+        return 1
+    try:
+        exif = Image.Exif()
+        exif.load(raw)
+        value = exif.get(_ORIENTATION, 1)
+    except Exception:  # whatever a camera or an editor wrote there, the picture itself may be well
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _opaque(image: Image.Image, background: tuple[int, int, int], depth: int) -> Image.Image:
+    """Bring a decoded picture of any mode to L or RGB of 8 bits, transparent parts over the background."""
+    mode = "L" if depth == 1 else "RGB"
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes all for Adobe's, which are stored inverted
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert("RGB").convert(mode)
+    image = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale gray values of more than 8 bits by their real depth."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(f"holds floats from {low:g} to {high:g}.", "Scale them to 0 to 1.")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    bits = 16
+    if image.format == "TIFF":
+        bits = int(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0])
+    top = (1 << min(bits, 16)) - 1
+    wide = values.astype(np.int64)
+    if wide.min() < 0 or wide.max() > top:
+        raise DataError(
+            f"holds numbers from {wide.min()} to {wide.max()}, not 0 to {top}.", "Give 8 or 16 bits."
+        )
+    gray = Image.fromarray(((wide * 255 + top // 2) // top).astype(np.uint8))
+    keyed = image.info.get("transparency")
+    if isinstance(keyed, int):
+        gray.putalpha(Image.fromarray(np.where(values == keyed, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def placement(policy: Policy, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return (width, height) of the part of a picture that is kept and of what it is scaled to.
+
+    Both lie in the middle of what they are cut from or put on.
+    """
+    rows, columns = policy.shape[:2]
+    wider = width * rows > height * columns
+    if policy.fit == "crop":
+        if wider:
+            return max(1, (2 * height * columns + rows) // (2 * rows)), height, columns, rows
+        return width, max(1, (2 * width * rows + columns) // (2 * columns)), columns, rows
+    if policy.fit == "letterbox":
+        if wider:
+            return width, height, columns, max(1, (2 * height * columns + width) // (2 * width))
+        return width, height, max(1, (2 * width * rows + height) // (2 * height)), rows
+    return width, height, columns, rows
+
+
+def _placed(image: Image.Image, policy: Policy) -> Image.Image:
+    rows, columns = policy.shape[:2]
+    kept_width, kept_height, width, height = placement(policy, image.width, image.height)
+    if (kept_width, kept_height) != image.size:
+        left, top = (image.width - kept_width) // 2, (image.height - kept_height) // 2
+        image = image.crop((left, top, left + kept_width, top + kept_height))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if (width, height) == (columns, rows):
+        return image
+    canvas = Image.new("RGB", (columns, rows), policy.background).convert(image.mode)
+    canvas.paste(image, ((columns - width) // 2, (rows - height) // 2))
+    return canvas

@@ -1,0 +1,58 @@
+"""The exported `image_bytes` signature decodes and fits as everything else does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.data import image
+from distml.data.image import Policy
+from distml.errors import DataError
+from tests import zoo
+
+pytestmark = pytest.mark.tensorflow
+
+ZOO = zoo.files()
+LACKING = ("tiff", "avif", "ppm")
+"""Formats that TensorFlow does not decode."""
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def ways(request: pytest.FixtureRequest) -> dict[str, Any]:
+    import tensorflow as tf
+
+    from distml.data import graph
+
+    made = {}
+    for fit in ("crop", "letterbox", "stretch"):
+        policy = Policy((24, 36, request.param), fit, (200, 60, 20))
+        signature = [tf.TensorSpec([], tf.string)]
+        made[fit] = policy, tf.function(lambda data, policy=policy: graph.fit(data, policy), signature)
+    return made
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
+def test_the_graph_gives_the_same_pixels(ways: dict[str, Any], fit: str) -> None:
+    policy, fitted = ways[fit]
+    compared = 0
+    for name, data in ZOO.items():
+        if name.endswith(LACKING) or name == "keyed-gif":
+            continue
+        off = np.abs(image.read(data, policy).astype(int) - fitted(data).numpy())
+        assert off.mean() < 0.3, name
+        assert off.max() <= 2, name
+        compared += 1
+    assert compared >= 30
+
+
+def test_what_is_damaged_for_one_is_damaged_for_the_other(ways: dict[str, Any]) -> None:
+    import tensorflow as tf
+
+    policy, fitted = ways["crop"]
+    for data in (ZOO["plain-jpg"][:-300], ZOO["colour-png"][:-60], b"hello", b""):
+        with pytest.raises(DataError):
+            image.read(data, policy)
+        with pytest.raises(tf.errors.OpError):
+            fitted(data)
