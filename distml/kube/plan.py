@@ -170,9 +170,9 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 
-_CONDITIONS = {"RayCluster": "RayClusterProvisioned"}
-_FIRST = ("StatefulSet", "Deployment", "RayCluster")
-"""Kinds that are waited for, what others need first. A RayService answers when there is a champion."""
+_CONDITIONS = {"RayCluster": "RayClusterProvisioned", "RayService": "Ready"}
+_FIRST = ("StatefulSet", "Deployment", "RayCluster", "RayService")
+"""Kinds that are waited for, what others need first."""
 
 
 def standing(manifests: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:

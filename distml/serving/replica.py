@@ -53,10 +53,14 @@ class Replica:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """Load the champion, then make the application; Ray Serve calls this by its name."""
+        """Load the champion, then make the application; Ray Serve calls this by its name.
+
+        Where nobody was champion yet it answers 503 until the first is: on Kubernetes the endpoint stands
+        before the first training.
+        """
         from distml.serving.application import application
 
-        while not self._core.ready():
+        while not self._core.ready() and not await self._watcher.vacant.remote():
             await self._follow_once()
         await self._share_once()
         self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]

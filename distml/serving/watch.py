@@ -64,6 +64,10 @@ class Watch:
         self._former: dict[str, Version] = {}
         self._silent = self._heard = False
 
+    def vacant(self) -> bool:
+        """Return whether the registry has said that there is no champion, and none was ever served."""
+        return self._heard and self.models.champion is None and not self.models.refused
+
     def look(self) -> bool:
         """Ask the registry once; returns whether the model set changed. An outage changes nothing."""
         try:

@@ -74,6 +74,10 @@ class Watcher:
         """Return the model set."""
         return self._watch.models
 
+    async def vacant(self) -> bool:
+        """Return whether there is nothing to serve yet, as the registry itself says."""
+        return self._watch.vacant()
+
     async def share(self, replica: str, counted: Families) -> tuple[dict[str, Families], RegistryState]:
         """Take a replica's metrics; return those of the others, and what is known of the registry."""
         now = time.monotonic()

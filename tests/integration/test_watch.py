@@ -137,3 +137,29 @@ def test_a_storage_that_refuses_the_record_is_asked_again(
         again = Watch(registry.config)
         again.look()
         assert again.models.aliases == {"champion": 2}
+
+
+def test_nothing_to_serve_is_what_the_registry_says_of_a_model_that_was_never_served(
+    made: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.clear()
+    shutil.rmtree(Path(made.config.storage.root, "serving"), ignore_errors=True)
+    watch = Watch(made.config)
+    assert not watch.vacant(), "the registry has not been asked"
+    with monkeypatch.context() as patched:
+        patched.setattr(champions, "by_alias", away)
+        watch.look()
+        assert not watch.vacant(), "it has not answered"
+    watch.look()
+    assert watch.vacant()
+    crown(made, 3)
+    watch.look()
+    assert not watch.vacant(), "there is a champion, though its files are not to be trusted"
+    crown(made, 1)
+    watch.look()
+    watch.keep()
+    assert not watch.vacant()
+    made.clear()
+    again = Watch(made.config)
+    again.look()
+    assert not again.vacant(), "one was served before, and its replicas may hold it"

@@ -218,8 +218,9 @@ def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
         "statefulset/postgres",
         "deployment/mlflow",
         "raycluster/distml",
+        "rayservice/endpoint",
     ]
-    assert [name for name, *_ in waited["production"]] == ["deployment/mlflow"]
+    assert [name for name, *_ in waited["production"]] == ["deployment/mlflow", "rayservice/distml"]
     assert {namespace for found in waited.values() for _, namespace, _ in found} == {"distml"}
 
 

@@ -105,6 +105,7 @@ def test_up_builds_creates_installs_applies_and_waits(
         "kubectl --context k3d-distml -n distml rollout status statefulset/postgres",
         "kubectl --context k3d-distml -n distml rollout status deployment/mlflow",
         "kubectl --context k3d-distml -n distml wait raycluster/distml --for=condition=RayClusterProvisioned",
+        "kubectl --context k3d-distml -n distml wait rayservice/endpoint --for=condition=Ready",
     ]
     calls = programs.called()
     at = [next(place for place, call in enumerate(calls) if call.startswith(words)) for words in order]
