@@ -22,6 +22,7 @@ class Clients:
 
     def __init__(self, url: str, image: Any, per_s: int = 50, fresh: bool = False) -> None:
         self.failed: list[str] = []
+        self.slowest_s = 0.0
         self.answers: dict[int, list[list[float]]] = collections.defaultdict(list)
         self._url, self._stop = url, threading.Event()
         self._body, self._per_s, self._fresh = {"instances": [image]}, per_s, fresh
@@ -37,11 +38,14 @@ class Clients:
         session = requests.Session()
         while not self._stop.wait(len(self._threads) / self._per_s):
             ask: Any = requests if self._fresh else session
+            began = time.monotonic()
             try:
                 got = ask.post(f"{self._url}/predict", json=self._body, timeout=10)
             except requests.RequestException as error:
                 self.failed.append(f"{time.time():.3f} {error}")
                 continue
+            finally:
+                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
             if got.status_code != 200:
                 self.failed.append(f"{time.time():.3f} {got.status_code} {got.text[:200]}")
                 continue

@@ -15,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 import distml
 from distml.config import ServeConfig
 from distml.serving import encoded, native, openapi, openinference, tfserving
-from distml.serving.exchange import Answer, answer
+from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
 from distml.serving.route import Application, Route, unfound
 from distml.serving.service import Served, Service
 
 PAGE = Path(__file__).parent / "page"
 _PROTOCOLS = (native, tfserving, openinference)
+_TAKEN = "GET, HEAD, OPTIONS"
 _SECURITY = [
     (
         b"content-security-policy",
@@ -49,8 +50,11 @@ class _Page:
             await send(message)
 
         if scope["method"] not in ("GET", "HEAD"):
-            there = self._files.lookup_path(self._files.get_path(scope))[1]
-            raise HTTPException(405, headers={"Allow": "GET, HEAD"}) if there else HTTPException(404)
+            there = self._files.lookup_path(self._files.get_path(scope))[1] or scope["path"] == "/"
+            if there and scope["method"] == "OPTIONS":
+                await options(_TAKEN)(scope, receive, send)
+                return
+            raise HTTPException(405, headers={"Allow": _TAKEN}) if there else HTTPException(404)
         await self._files(scope, receive, secured)
 
 

@@ -61,6 +61,8 @@ def variables(serve: ServeConfig, local: bool) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(_START_S),
+        # A replica that hangs does not end by being asked to, and would hold its CPU from its successor.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     }
     if uses_haproxy(serve):
         found |= _haproxy(serve)

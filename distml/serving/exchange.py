@@ -90,6 +90,13 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
 
 
+def options(allowed: str) -> Answer:
+    """Answer OPTIONS with the methods that a path takes."""
+    answer = Answer(b"", 204)
+    answer.raw_headers = [(b"allow", allowed.encode())]
+    return answer
+
+
 def answer(document: Any, version: int | None = None, status: int = 200, images: int = 0) -> Answer:
     """Answer with JSON; NumPy arrays become lists."""
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -10,12 +10,14 @@ told which program to start, so it starts this file, which corrects the configur
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GUARD = Path(__file__).resolve()
@@ -25,7 +27,15 @@ PROGRAM, HOST, PATIENCE = "DISTML_HAPROXY", "DISTML_HAPROXY_HOST", "DISTML_HAPRO
 
 _LISTEN = re.compile(r"^( *bind )(?:\*|):(\d+)", re.M)
 _HERE = re.compile(r"^( *server \S+ )127\.0\.0\.1:(\d+)", re.M)
-_LOGS = re.compile(r"^ *(?:log (?!global).*|option (?:httplog|log-health-checks))\n", re.M)
+_DROPPED = re.compile(
+    r"^ *(?:log (?!global).*|option (?:httplog|log-health-checks|abortonclose)|errorfile .*)\n", re.M
+)
+_LIVING = re.compile(r"^( *acl (\S+)) nbsrv\((\S+)\) ge 1\n", re.M)
+_BACKEND = re.compile(r"^backend (http-\S+)\n((?:^ .*\n|^\n)*)", re.M)
+_PLAIN = re.compile(
+    r"^( *http-request return status )(?:404|503) content-type text/plain l?f?-?string .*\n", re.M
+)
+_CHECKS = re.compile(r"^( *default-server )(?!.*on-marked-down)", re.M)
 _DEFAULTS = """defaults
     timeout http-request {patience}s
     option http-buffer-request
@@ -33,6 +43,28 @@ _DEFAULTS = """defaults
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*\n)", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
+    acl websocket req.hdr(upgrade) -i -m sub websocket
+    http-request return status 400 content-type application/json string {websocket} if websocket
+"""
+_HEADERS_AT_MOST = 1000
+"""Of 101, HAProxy's own limit, browsers behind several proxies send more; its answer would be HTML."""
+_SENTENCES = {
+    400: "this is no HTTP request; send HTTP/1.1, and the length of its body",
+    403: "this request is not allowed",
+    405: "this method is not taken here",
+    408: "the request did not arrive in time",
+    413: "the request is too large",
+    500: "the endpoint failed; its log says why",
+    501: "this kind of request is not implemented",
+    502: "the endpoint closed the connection; ask again",
+    503: "the endpoint is starting, ending or out of replicas; ask again",
+    504: "no answer in time; ask again",
+}
+_WEBSOCKET = "WebSocket connections are not taken; send plain HTTP requests"
+_AGAIN = (502, 503, 504)
+_NOBODY = """frontend unavailable
+    bind {nobody}
+    http-request return status {unavailable}
 """
 _PR_SET_PDEATHSIG = 1
 
@@ -47,26 +79,81 @@ def program() -> str | None:
         return shutil.which("haproxy")
 
 
-def corrected(configuration: str, host: str, patience_s: str) -> str:
-    """Correct a configuration of Ray's.
+def corrected(configuration: str, host: str, patience_s: str, nobody: str) -> str:
+    """Correct a configuration of Ray's; at `nobody`, an address, HAProxy answers for replicas that are gone.
 
     Every port is bound to `host`. Ray's replicas listen there, too, and Ray would look for those of its own
     machine at 127.0.0.1. A request reaches a replica when all of it (or a buffer full) has arrived,
     within `patience_s`, so that slow clients hold a connection here and no more. The time limit is ours.
+    What HAProxy answers by itself is JSON, with the status that it means: Ray would make 500 of 502 to 504,
+    and 404 of a time in which no replica is there. A client that closes its half of the connection after
+    its request is answered. A replica that is there and does nothing is known by its health check; what
+    waits for it is then asked of another.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
     """
     text = _LISTEN.sub(rf"\g<1>{host}:\g<2>", configuration)
     if host not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
         text = _HERE.sub(rf"\g<1>{host}:\g<2>", text)
-    text = _LOGS.sub("", text)
-    text = text.replace("defaults\n", _DEFAULTS.format(patience=patience_s), 1)
-    return _FRONTEND.sub(rf"\g<1>{_HEADERS}", text)
+    text = _DROPPED.sub("", text)
+    text = text.replace("global\n", f"global\n    tune.http.maxhdr {_HEADERS_AT_MOST}\n", 1)
+    text = text.replace("defaults\n", _DEFAULTS.format(patience=patience_s) + _errors(), 1)
+    unavailable = f"503 content-type application/json hdr retry-after 1 string {_body(_SENTENCES[503])}"
+    text = _PLAIN.sub(lambda rule: rule[1] + unavailable + _condition(rule[0]) + "\n", text)
+    text = _CHECKS.sub(r"\g<1>on-marked-down shutdown-sessions ", text)
+    replicas = {backend[1]: _replicas(backend[2]) for backend in _BACKEND.finditer(text)}
+    text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
+    text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
+    text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
+    return _FRONTEND.sub(lambda found: found[1] + _HEADERS.format(websocket=_body(_WEBSOCKET)), text)
+
+
+def _body(sentence: str) -> str:
+    """A sentence in the form of every rejection, quoted as HAProxy reads it."""
+    return "'" + json.dumps({"error": sentence}) + "'"
+
+
+def _errors() -> str:
+    """What HAProxy answers by itself, in the form that all protocols share."""
+    lines = []
+    for status, sentence in _SENTENCES.items():
+        again = " hdr retry-after 1" if status in _AGAIN else ""
+        lines.append(
+            f"    http-error status {status} content-type application/json{again} string {_body(sentence)}\n"
+        )
+    return "".join(lines)
+
+
+def _replicas(lines: str) -> list[str]:
+    return re.findall(r"^ *server (\S+) (?!.* backup).*$", lines, re.M)
+
+
+def _living(rule: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
+    """Whether a replica is there, which the last resort always is."""
+    conditions = [f"srv_is_up({rule[3]}/{name})" for name in replicas.get(rule[3], ())] or ["always_false"]
+    return "".join(f"{rule[1]} {condition}\n" for condition in conditions)
+
+
+def _last_resort(backend: re.Match[str], nobody: str) -> str:
+    """Let a request for a replica that hung or died go somewhere when there is no other.
+
+    HAProxy 2.8 closes such a connection without a word where it was not the first one to that replica. Ray's
+    own last resort, its Python proxy on the head, would wait for the replica that hangs, or know no path.
+    """
+    return f"backend {backend[1]}\n    server nobody {nobody} backup\n{backend[2]}"
+
+
+def _condition(line: str) -> str:
+    """The condition at the end of a rule of Ray's, empty where there is none."""
+    condition = re.search(r" if [a-z_ ]+$", line.rstrip())
+    return condition[0] if condition else ""
 
 
 def main(words: Sequence[str]) -> None:
     """Correct the configuration that `-f` names, then become HAProxy."""
     path = Path(words[words.index("-f") + 1])
-    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE])
+    # A name of its own: the process that this one takes over from goes on listening for a while.
+    nobody = f"abns@distml-{secrets.token_hex(8)}"
+    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)

@@ -29,7 +29,7 @@ from distml.errors import (
     TimedOutError,
     UnknownVersionError,
 )
-from distml.serving.exchange import Answer, Header, RejectedError, reject
+from distml.serving.exchange import Answer, Header, RejectedError, options, reject
 from distml.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -118,8 +118,12 @@ class Application(FastAPI):
         return await super().__call__(scope, receive, send)
 
     def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any]] | Answer | None:
-        """Find our route for a request; an answer where the path takes other methods only."""
-        scope = {"type": "http", "method": method, "path": path, "root_path": ""}
+        """Find our route for a request; an answer where the path takes other methods only.
+
+        HEAD is answered as GET is (RFC 9110, 9.1), without the body; OPTIONS says what a path takes.
+        """
+        wanted = "GET" if method == "HEAD" else method
+        scope = {"type": "http", "method": wanted, "path": path, "root_path": ""}
         taken: set[str] = set()
         for route in self.router.routes:
             if isinstance(route, Route):
@@ -130,12 +134,11 @@ class Application(FastAPI):
                     taken |= route.methods or set()
         if not taken:
             return None
-        allowed = ", ".join(sorted(taken))
-        return reject(
-            RejectedError(
-                405, f"{path[:200]} takes {allowed}, not {method[:20]}", (b"allow", allowed.encode())
-            )
-        )
+        allowed = ", ".join(sorted(taken | {"OPTIONS"} | ({"HEAD"} if "GET" in taken else set())))
+        if method == "OPTIONS":
+            return options(allowed)
+        sentence = f"{path[:200]} takes {', '.join(sorted(taken))}, not {method[:20]}"
+        return reject(RejectedError(405, sentence, (b"allow", allowed.encode())))
 
 
 async def unfound(request: Request, error: Exception) -> Answer:

@@ -58,7 +58,8 @@ class Watch:
         self._record = Record(config)
         self._kept: str | None = ""
         self._folder = Path(tempfile.mkdtemp(prefix="distml-watch-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        """Deletes what was fetched."""
         self._verified: dict[Version, digests.Export] = {}
         self._bad: dict[Version, _Bad] = {}
         self._former: dict[str, Version] = {}

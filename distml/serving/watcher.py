@@ -96,3 +96,8 @@ class Watcher:
         async with self._turn:
             if self._watch.refuse(number, reason):
                 self._announce()
+
+    async def __del__(self) -> None:
+        """Leave no files behind; Ray Serve calls this by its name before it ends the process."""
+        self._looking.cancel()
+        self._watch.close()

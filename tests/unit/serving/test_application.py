@@ -52,21 +52,48 @@ def test_the_page_loads_nothing_from_elsewhere_and_cannot_be_framed(page: str) -
 
 def test_the_page_does_not_hide_errors_of_the_protocols(page: str) -> None:
     assert requests.get(f"{page}/predict").status_code == 405
-    assert requests.post(f"{page}/model").headers["allow"] == "GET"
+    assert requests.post(f"{page}/model").headers["allow"] == "GET, HEAD, OPTIONS"
     for path in ("/none.html", "/../secret", "/%2e%2e/secret", "/v1/models/pets/labels/x"):
         got = requests.get(page + path)
         assert (got.status_code, list(got.json())) == (404, ["error"])
     for path in ("/", "/draw.js"):
         got = requests.post(page + path)
-        assert (got.status_code, got.headers["allow"]) == (405, "GET, HEAD")
+        assert (got.status_code, got.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert got.json()["error"] == f"{path} does not take POST"
     assert requests.post(f"{page}/v1/models/a:b:predict").status_code == 404
+
+
+PATHS = [
+    "/healthz",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/metrics",
+    "/model",
+    "/openapi.json",
+    "/",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_monitors_may_ask_for_the_head_and_the_options(page: str, path: str) -> None:
+    for answer in (requests.head(page + path), requests.head(f"{page}{path}?probe=1")):
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"] == requests.get(page + path).headers["content-type"]
+    options = requests.options(page + path)
+    assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+
+
+def test_what_classifies_has_no_head(page: str) -> None:
+    assert requests.head(f"{page}/predict").status_code == 405
+    assert requests.options(f"{page}/predict").headers["allow"] == "OPTIONS, POST"
+    assert requests.options(f"{page}/none").status_code == 404
 
 
 def test_other_origins_are_not_let_in(page: str) -> None:
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     got = requests.options(f"{page}/predict", headers=asked)
-    assert got.status_code == 405
+    assert got.status_code == 204
     for answer in (got, requests.post(f"{page}/predict", GOOD, headers=asked)):
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 

@@ -1,0 +1,222 @@
+"""HAProxy itself, with the corrected configuration, before replicas that answer, hang and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from distml.serving import haproxy, ports
+
+PROGRAM = haproxy.program()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs HAProxy")
+
+# What Ray 2.60 writes for an application, without what is off here.
+FRONT = """global
+    maxconn 200
+defaults
+    mode http
+    option log-health-checks
+    timeout connect 5s
+    timeout client 3600s
+    timeout server {server_s}s
+    option httplog
+    option abortonclose
+    option redispatch 1
+    retry-on conn-failure empty-response response-timeout
+    errorfile 503 /does/not/exist/500.http
+    balance leastconn
+frontend http_frontend
+    bind *:{port}
+    acl healthcheck path -i /-/healthz
+{healthy}    http-request return status 503 content-type text/plain string "Unavailable" if healthcheck
+"""
+HEALTHY = """    acl server_up nbsrv(http-distml) ge 1
+    http-request return status 200 content-type text/plain string "success" if healthcheck server_up
+"""
+BACK = """    acl is_http-distml path_beg /
+    use_backend http-distml if is_http-distml
+    default_backend default_backend
+"""
+UNKNOWN = """backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
+"""
+SERVERS = """backend http-distml
+    http-reuse always
+    option httpchk GET /-/healthz
+    http-check expect status 200
+    default-server fastinter 250ms downinter 250ms fall 2 rise 2 inter 1s check
+"""
+REPLICA = """
+import http.client
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+http.client._MAXHEADERS = 1000
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    do_POST = do_GET
+    def log_message(self, *args):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+class Ingress:
+    """HAProxy before so many replicas."""
+
+    def __init__(self, folder: Path, replicas: int) -> None:
+        self.port, *back = ports.free(1 + replicas)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.replicas = [subprocess.Popen([sys.executable, "-c", REPLICA, str(one)]) for one in back]
+        text = FRONT.format(port=self.port, server_s=20, healthy=HEALTHY if replicas else "") + (
+            BACK if replicas else "    default_backend default_backend\n"
+        )
+        text += UNKNOWN + (SERVERS if replicas else "")
+        for one in back:
+            text += (
+                f"    server r{one} 127.0.0.1:{one} check observe layer4 error-limit 3 on-error mark-down\n"
+            )
+        if replicas:  # Ray's Python proxy, which is not here
+            text += f"    server fallback 127.0.0.1:{ports.free()[0]} check backup\n"
+        path = folder / "haproxy.cfg"
+        path.write_text(haproxy.corrected(text, "127.0.0.1", "2", f"abns@distml-test-{self.port}"))
+        assert PROGRAM
+        self.proxy = subprocess.Popen([PROGRAM, "-db", "-f", str(path)])
+        self._await(200 if replicas else 503)
+
+    def _await(self, status: int) -> None:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                if requests.get(self.url, timeout=5).status_code == status:
+                    return
+            except requests.RequestException:
+                pass
+            assert time.monotonic() < deadline
+            assert self.proxy.poll() is None
+            time.sleep(0.1)
+
+    def talk(self, raw: bytes, shut: bool = False) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes and return status, headers and body of what comes back."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            connection.settimeout(10)
+            connection.sendall(raw)
+            if shut:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            while b"\r\n\r\n" not in received and (part := connection.recv(65536)):
+                received += part
+        head, _, body = received.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(first.split()[1]), headers, body
+
+    def end(self) -> None:
+        for process in (self.proxy, *self.replicas):
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Ingress]:
+    ingress = Ingress(tmp_path, 0)
+    yield ingress
+    ingress.end()
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Iterator[Ingress]:
+    ingress = Ingress(tmp_path, 1)
+    yield ingress
+    ingress.end()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Ingress]:
+    ingress = Ingress(tmp_path, 2)
+    yield ingress
+    ingress.end()
+
+
+def assert_unavailable(response: requests.Response) -> None:
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/health/ready", "/v1/models/pets", "/-/healthz", "/it's"])
+def test_without_an_application_every_path_is_unavailable_for_now(empty: Ingress, path: str) -> None:
+    assert_unavailable(requests.get(f"{empty.url}{path}", timeout=5))
+
+
+UPGRADE = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"GET /predict HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"Sec-WebSocket-Version: 13\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{", 408),
+    ],
+    ids=["WebSocket", "half a body"],
+)
+def test_what_haproxy_answers_by_itself_is_json(single: Ingress, raw: bytes, status: int) -> None:
+    answered, headers, body = single.talk(raw)
+    assert (answered, headers["content-type"]) == (status, "application/json")
+    assert list(json.loads(body)) == ["error"]
+
+
+def test_many_headers_are_no_fault(single: Ingress) -> None:
+    lines = b"".join(b"X%d: y\r\n" % number for number in range(150))
+    assert single.talk(b"GET /readyz HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")[0] == 200
+
+
+def test_an_upgrade_to_http_2_is_ignored_as_it_may_be(single: Ingress) -> None:
+    raw = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    assert single.talk(raw + b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")[0] == 200
+
+
+def test_a_client_that_closes_its_half_is_answered(single: Ingress) -> None:
+    raw = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
+    assert single.talk(raw, shut=True)[0] == 200
+
+
+def test_a_replica_that_hangs_is_bypassed_within_the_time_limit(pair: Ingress) -> None:
+    os.kill(pair.replicas[0].pid, signal.SIGSTOP)
+    seconds = []
+    for _ in range(8):
+        began = time.monotonic()
+        assert requests.post(pair.url, data=b"[]", timeout=20).status_code == 200
+        seconds.append(time.monotonic() - began)
+    assert max(seconds) < 5
+    assert seconds[-1] < 1
+
+
+def test_when_the_only_replica_hangs_clients_are_told_within_the_time_limit(single: Ingress) -> None:
+    os.kill(single.replicas[0].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert_unavailable(requests.post(single.url, data=b"[]", timeout=20))
+    assert time.monotonic() - began < 5
+    assert_unavailable(requests.get(f"{single.url}/-/healthz", timeout=5))
+    os.kill(single.replicas[0].pid, signal.SIGCONT)
+    single._await(200)
+    assert requests.get(f"{single.url}/-/healthz", timeout=5).status_code == 200
