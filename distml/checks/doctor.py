@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml.checks import machine, places, remote, room, server, software, sources
+from distml.checks import machine, places, remote, server, sources
 from distml.checks.check import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.data import shards
@@ -76,9 +76,9 @@ def _software(config: Config) -> list[Check]:
     gpus = 0 if cluster.address() else machine.gpus()
     device = "cpu" if cluster.address() else config.train.device
     return [
-        software.tensorflow(software.tensorflows(), gpus, device),
-        software.keras(software.installed(("keras",))),
-        software.model(config),
+        machine.tensorflow(machine.tensorflows(), gpus, device),
+        machine.keras(machine.installed(("keras",))),
+        machine.model(config),
     ]
 
 
@@ -93,8 +93,8 @@ def _data(config: Config) -> list[Check]:
     size = 0 if manifest is None else manifest.nbytes("train")
     return [
         *found,
-        room.memory(config, room.free_memory(), size),
-        room.shared_memory(room.free_on(room.SHARED) if room.SHARED.exists() else None, size),
+        machine.memory(config, machine.free_memory(), size),
+        machine.shared_memory(machine.free_on(machine.SHARED) if machine.SHARED.exists() else None, size),
     ]
 
 
@@ -122,9 +122,9 @@ def _places(config: Config) -> list[Check]:
     found = places.storage(config.storage.root)
     root = Path(Storage(config.storage.root).root)
     if Storage(config.storage.root).local:
-        found.append(room.disk(root, room.free_on(root)))
+        found.append(machine.disk(root, machine.free_on(root)))
     scratch = Path(tempfile.gettempdir())
-    return [*found, room.scratch(scratch, room.used_on(scratch)), server.check(config)]
+    return [*found, machine.scratch(scratch, machine.used_on(scratch)), server.check(config)]
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Cores, GPUs and ports, against what a run takes (driver)."""
+"""What this machine has: CPUs, GPUs, memory, disks, ports, TensorFlow, Keras and the model (driver)."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -9,9 +10,12 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from distml.checks.check import Check, failed, ok, problem, warning
+import psutil
+
+from distml.checks.check import GIB, Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.errors import ResourceError
+from distml.errors import DistmlError, ResourceError
+from distml.models import registry
 from distml.runtime import cluster
 
 DASHBOARD_PORT = 8265
@@ -98,3 +102,176 @@ def ports(config: Config, dashboard: bool, serve: bool) -> Check:
     remedy = "" if dashboard else "Ray takes the next free port. "
     remedy += "" if serve else "End what listens there, or choose another --serve.port."
     return warning("ports", f"in use: {', '.join(taken)}", remedy.strip())
+
+
+WORKER_BYTES = int(1.0 * GIB)
+"""A worker with TensorFlow and a small model: 0.85 GiB (TensorFlow 2.21, Ray 2.60, Linux)."""
+DRIVER_BYTES = int(2.5 * GIB)
+"""The driver with MLflow, Ray's own processes and the actors of Ray Train and Ray Data."""
+SHARED = Path("/dev/shm")  # noqa: S108 - a place of the system, not a file of ours
+_DISK_BYTES = 2 * GIB
+_RAY_FULL = 0.95
+"""`local_fs_capacity_threshold` of Ray 2.60."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Bytes this process and its children may still take: of the machine, and of its container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+    return min(free, limit - used)
+
+
+def memory(config: Config, free: int, data: int) -> Check:
+    """Memory for the workers, Ray and the rows they keep.
+
+    Args:
+        config: `train` says how many workers.
+        free: Bytes that are free.
+        data: Bytes of the training rows where they are known, else 0.
+    """
+    count = config.train.max_workers
+    kept = 2 * min(data, count * config.data.memory_budget_bytes)  # in the object store and in the workers
+    need = count * WORKER_BYTES + DRIVER_BYTES + kept
+    detail = f"{size(free)} free, about {size(need)} needed for {count} worker{'s' * (count > 1)}"
+    if free < count * WORKER_BYTES:
+        return problem("memory", detail, "Take fewer train.workers, or a machine with more memory.")
+    if free < need:
+        return warning("memory", detail, "Close other programs or take fewer train.workers.")
+    return ok("memory", detail)
+
+
+def shared_memory(free: int | None, data: int) -> Check:
+    """Room in /dev/shm, where Ray keeps objects.
+
+    Args:
+        free: Bytes, None where the system has no such place.
+        data: Bytes of the training rows where they are known, else 0.
+    """
+    if free is None:
+        return ok("shared memory", "this system has no /dev/shm; Ray keeps objects in files")
+    need = max(256 << 20, 2 * data)
+    detail = f"{size(free)} free in /dev/shm, about {size(need)} needed"
+    if free < need:
+        remedy = "Give the container more (docker run --shm-size=1g); Ray will use slow files instead."
+        return warning("shared memory", detail, remedy)
+    return ok("shared memory", detail)
+
+
+def disk(place: Path, free: int) -> Check:
+    """Room where runs are kept.
+
+    Args:
+        place: The storage root.
+        free: Bytes.
+    """
+    detail = f"{size(free)} free at {place}"
+    if free < _DISK_BYTES // 10:
+        return problem("disk", detail, "Free space there, or give another storage.root.")
+    if free < _DISK_BYTES:
+        return warning("disk", detail, f"Keep {size(_DISK_BYTES)} free: checkpoints and models grow.")
+    return ok("disk", detail)
+
+
+def scratch(place: Path, used: float) -> Check:
+    """Room where Ray keeps its sessions.
+
+    Args:
+        place: The folder for temporary files.
+        used: Share of its disk that is taken.
+    """
+    detail = f"{used:.0%} of the disk of {place} is used"
+    if used > _RAY_FULL:
+        remedy = f"Free space: Ray writes no more objects to a disk that is more than {_RAY_FULL:.0%} full."
+        return warning("scratch", detail, remedy)
+    return ok("scratch", detail)
+
+
+def _existing(place: Path) -> Path:
+    return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+
+
+def free_on(place: Path) -> int:
+    """Bytes free where a path is or would be made."""
+    return shutil.disk_usage(_existing(place)).free
+
+
+def used_on(place: Path) -> float:
+    """Share that is taken of the disk where a path is or would be made."""
+    found = shutil.disk_usage(_existing(place))
+    return 1 - found.free / max(1, found.total)
+
+
+TENSORFLOW = "2.21"
+"""The version everything here was measured with; our step uses what other versions may move."""
+_DISTRIBUTIONS = (
+    *("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel", "tensorflow-macos"),
+    *("tensorflow-rocm", "tf-nightly", "tf-nightly-cpu", "intel-tensorflow"),
+)
+_INSTALL = "Run `make venv`, or install exactly one of distml[cpu] and distml[gpu]."
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def tensorflows() -> dict[str, str]:
+    """Return every installed distribution of TensorFlow with its version."""
+    return installed(_DISTRIBUTIONS)
+
+
+def tensorflow(found: Mapping[str, str], gpus: int, device: str) -> Check:
+    """Exactly one TensorFlow, for the device that is asked for.
+
+    Args:
+        found: Versions by distribution.
+        gpus: GPUs of this machine.
+        device: `train.device`.
+    """
+    said = ", ".join(f"{name} {version}" for name, version in found.items())
+    if not found:
+        return problem("tensorflow", "no TensorFlow is installed", _INSTALL)
+    if len(found) > 1:
+        remedy = f"Uninstall all of them, then one again: they overwrite each other's files. {_INSTALL}"
+        return problem("tensorflow", f"{len(found)} TensorFlows are installed: {said}", remedy)
+    (name,) = found
+    if name.endswith("-cpu") and (device == "gpu" or (device == "auto" and gpus)):
+        detail = f"{said} computes on CPUs alone, and train.device is {device} with {gpus} GPU here"
+        remedy = "Install distml[gpu] instead (make train EXTRA=gpu), or set train.device to cpu."
+        return (problem if device == "gpu" else warning)("tensorflow", detail, remedy)
+    if not found[name].startswith(f"{TENSORFLOW}."):
+        return warning("tensorflow", f"{said} is not the {TENSORFLOW} that distml is tested with", _INSTALL)
+    return ok("tensorflow", said)
+
+
+def keras(found: Mapping[str, str]) -> Check:
+    """Keras 3.
+
+    Args:
+        found: Versions by distribution.
+    """
+    version = found.get("keras")
+    if version is None or not version.startswith("3."):
+        return problem("keras", f"Keras {version or 'is not installed'}", "distml needs Keras 3. " + _INSTALL)
+    return ok("keras", f"keras {version}")
+
+
+def model(config: Config) -> Check:
+    """The configured model and its options."""
+    try:
+        registry.check(config.model.name, config.model.options)
+    except DistmlError as error:
+        return failed("model", error)
+    options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
+    return ok("model", f"{config.model.name}({options})")

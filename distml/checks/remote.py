@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from distml.checks import machine, places, room
+from distml.checks import machine, places
 from distml.checks.check import Check, failed, problem
 from distml.config import Config
 from distml.errors import DistmlError
@@ -50,7 +50,7 @@ def checks(config: Config) -> list[Check]:
     try:
         with cluster.connect(config) as found:
             workers = machine.workers(config, found.resources, address)
-            memory = room.memory(config, int(found.resources.get("memory", 0)), 0)
+            memory = machine.memory(config, int(found.resources.get("memory", 0)), 0)
             return [workers, memory, *_storage(config.storage.root)]
     except DistmlError as error:
         return [failed("workers", error)]

@@ -15,7 +15,7 @@ from typing import Any
 from distml import log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
-from distml.runtime import credentials, priority, scratch
+from distml.runtime import priority, processes
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Cluster:
         """The dashboard as a person is told of it: where, and how to come in."""
         if not self.dashboard:
             return "no dashboard"
-        asks = self.local and credentials.generated()
+        asks = self.local and processes.token_is_generated()
         return f"dashboard {self.dashboard}" + " (token: ray get-auth-token)" * asks
 
 
@@ -123,7 +123,7 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
         travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
         return {"address": address(), **travelling}
     os.environ.update(variables)  # Ray's processes inherit this one's
-    credentials.authenticate()
+    processes.authenticate()
     return {
         "address": "local",
         "num_cpus": local_cpus(config.train, runs),
@@ -153,10 +153,10 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    own: contextlib.AbstractContextManager[dict[str, str]] = scratch.variables()
+    own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
         try:
-            with scratch.inherited(temporary):
+            with processes.inherited_variables(temporary):
                 context = ray.init(
                     namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
                 )
@@ -171,7 +171,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
             yield _found(context)
         finally:
             # quietly, for Ray speaks of its own end
-            with log.quietly(), contextlib.nullcontext() if address() else scratch.ended():
+            with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
                 ray.shutdown()
 
 

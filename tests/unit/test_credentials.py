@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.runtime import credentials
+from distml.runtime import processes
 
 
 def test_the_token_of_a_local_ray_is_its_owners_alone(
@@ -19,7 +19,7 @@ def test_the_token_of_a_local_ray_is_its_owners_alone(
     monkeypatch.setenv("HOME", str(tmp_path))
     old = os.umask(0)
     try:
-        credentials.authenticate()
+        processes.authenticate()
     finally:
         os.umask(old)
     path = tmp_path / ".ray" / "auth_token"
@@ -28,10 +28,10 @@ def test_the_token_of_a_local_ray_is_its_owners_alone(
     assert len(token) == 64
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
     path.chmod(0o644)
-    credentials.authenticate()
+    processes.authenticate()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == token
-    assert credentials.generated()
+    assert processes.token_is_generated()
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
@@ -42,6 +42,6 @@ def test_a_choice_already_made_is_left_alone(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(variable, "disabled" if variable.endswith("MODE") else "a" * 64)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    credentials.authenticate()
-    assert not credentials.generated()
+    processes.authenticate()
+    assert not processes.token_is_generated()
     assert not list(tmp_path.iterdir())

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distml.runtime import scratch
+from distml.runtime import processes
 
 
 def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     program = "import tempfile; print(tempfile.mkdtemp())"
-    with scratch.variables() as given:
-        with scratch.inherited(given):
+    with processes.temporary_folder() as given:
+        with processes.inherited_variables(given):
             ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert os.environ["TMPDIR"] == str(tmp_path)
         assert "RAY_TMPDIR" not in os.environ
@@ -40,7 +40,7 @@ def test_rays_sessions_stay_where_they_would_be(
     if chosen:
         monkeypatch.setenv("RAY_TMPDIR", chosen)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with scratch.variables() as given:
+    with processes.temporary_folder() as given:
         assert given["RAY_TMPDIR"] == sessions
 
 
@@ -52,7 +52,7 @@ def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ray:
         assert ray.stdout
         worker = psutil.Process(int(ray.stdout.readline()))
-        with scratch.ended():
+        with processes.killed_at_exit():
             ray.kill()
             ray.wait()
             assert worker.is_running()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.checks import room
+from distml.checks import machine
 from distml.checks.check import GIB
 from distml.config import Config
 
@@ -25,7 +25,7 @@ MIB = 1 << 20
     ],
 )
 def test_memory(free: int, data: int, status: str) -> None:
-    check = room.memory(Config(), free, data)
+    check = machine.memory(Config(), free, data)
     assert check.status == status
     assert "for 2 workers" in check.detail
     assert bool(check.remedy) == (status != "ok")
@@ -36,35 +36,35 @@ def test_memory(free: int, data: int, status: str) -> None:
     [(None, 0, "ok"), (64 * MIB, 0, "warning"), (GIB, 0, "ok"), (GIB, GIB, "warning")],
 )
 def test_shared_memory(free: int | None, data: int, status: str) -> None:
-    check = room.shared_memory(free, data)
+    check = machine.shared_memory(free, data)
     assert check.status == status
     assert ("--shm-size" in check.remedy) == (status == "warning")
 
 
 @pytest.mark.parametrize(("free", "status"), [(50 * MIB, "problem"), (GIB, "warning"), (9 * GIB, "ok")])
 def test_disk(free: int, status: str) -> None:
-    check = room.disk(Path("/somewhere"), free)
+    check = machine.disk(Path("/somewhere"), free)
     assert check.status == status
     assert "/somewhere" in check.detail
 
 
 @pytest.mark.parametrize(("used", "status"), [(0.5, "ok"), (0.95, "ok"), (0.96, "warning")])
 def test_scratch(used: float, status: str) -> None:
-    assert room.scratch(Path("/tmp"), used).status == status
+    assert machine.scratch(Path("/tmp"), used).status == status
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_CGROUP", tmp_path)
-    free = room.free_memory()
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    free = machine.free_memory()
     assert free > 3 * MIB
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text(f"{MIB}\n")
-    assert room.free_memory() > 3 * MIB
+    assert machine.free_memory() > 3 * MIB
     (tmp_path / "memory.max").write_text(f"{3 * MIB}\n")
-    assert room.free_memory() == 2 * MIB
+    assert machine.free_memory() == 2 * MIB
 
 
 def test_a_path_that_is_not_there_yet_lies_on_the_disk_of_its_nearest_folder(tmp_path: Path) -> None:
-    assert room.free_on(tmp_path / "a" / "b") == pytest.approx(room.free_on(tmp_path), rel=0.05)
-    assert 0 < room.used_on(tmp_path / "a") < 1
-    assert room.free_on(Path("relative")) > 0
+    assert machine.free_on(tmp_path / "a" / "b") == pytest.approx(machine.free_on(tmp_path), rel=0.05)
+    assert 0 < machine.used_on(tmp_path / "a") < 1
+    assert machine.free_on(Path("relative")) > 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distml.checks import software
+from distml.checks import machine
 from distml.config import Config
 
 
@@ -30,7 +30,7 @@ from distml.config import Config
     ],
 )
 def test_one_tensorflow_for_the_device(found: Any, gpus: int, device: str, status: str, said: str) -> None:
-    check = software.tensorflow(found, gpus, device)
+    check = machine.tensorflow(found, gpus, device)
     assert check.status == status
     assert said in check.detail
     assert bool(check.remedy) == (status != "ok")
@@ -40,12 +40,12 @@ def test_one_tensorflow_for_the_device(found: Any, gpus: int, device: str, statu
     ("found", "status"), [({"keras": "3.15.1"}, "ok"), ({"keras": "2.15.0"}, "problem"), ({}, "problem")]
 )
 def test_keras_3(found: dict[str, str], status: str) -> None:
-    assert software.keras(found).status == status
+    assert machine.keras(found).status == status
 
 
 def test_this_environment_has_one_tensorflow_and_keras_3() -> None:
-    assert len(software.tensorflows()) == 1
-    assert software.keras(software.installed(("keras", "no-such-distribution"))).status == "ok"
+    assert len(machine.tensorflows()) == 1
+    assert machine.keras(machine.installed(("keras", "no-such-distribution"))).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_this_environment_has_one_tensorflow_and_keras_3() -> None:
     ],
 )
 def test_the_model(model: dict[str, Any], status: str, said: str) -> None:
-    check = software.model(Config.model_validate({"model": model}))
+    check = machine.model(Config.model_validate({"model": model}))
     assert check.status == status
     assert said in check.detail

@@ -1,4 +1,4 @@
-"""Temporary files and processes of a local Ray, gone with it (driver).
+"""What a Ray of this machine needs: a token, a temporary folder, processes that end with it (driver).
 
 Ray ends its processes by killing them, so what they left in the system's temporary folder (models that were
 being served, half a checkpoint, the sockets of Ray's own dashboard) would stay there after every command.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import psutil
 
@@ -19,7 +21,7 @@ _END_S = 3.0
 
 
 @contextlib.contextmanager
-def variables() -> Iterator[dict[str, str]]:
+def temporary_folder() -> Iterator[dict[str, str]]:
     """The environment that gives processes a temporary folder of their own, which is removed at the end.
 
     Ray's own sessions stay where they would be: others look for them there, and their sockets' paths may have
@@ -32,7 +34,7 @@ def variables() -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def inherited(given: Mapping[str, str]) -> Iterator[None]:
+def inherited_variables(given: Mapping[str, str]) -> Iterator[None]:
     """Let processes that start within the body have these variables, and this one not after it."""
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
@@ -47,7 +49,7 @@ def inherited(given: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended() -> Iterator[None]:
+def killed_at_exit() -> Iterator[None]:
     """Kill what is left of this process's own Ray after the body, which shuts it down.
 
     A worker ends by itself when it misses its raylet, and nearly always does: the controller of a sweep was
@@ -70,3 +72,34 @@ def _below_the_raylet() -> list[psutil.Process]:
             if [os.path.basename(word) for word in child.cmdline()[:1]] == ["raylet"]:
                 found += [child, *child.children(recursive=True)]
     return found
+
+
+def _token_file() -> Path:
+    """Where Ray itself looks, so that `ray get-auth-token`, which the dashboard names, prints it."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def token_is_generated() -> bool:
+    """Whether a local Ray's token is one from a file, not one that somebody chose, or none."""
+    # RAY_AUTH_MODE stays unset: Ray then turns token authentication on for a local cluster, while a
+    # variable set after `import ray` would reach its subprocesses and not this process.
+    return os.environ.get("RAY_AUTH_MODE", "token") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
+
+
+def authenticate() -> None:
+    """Give a local Ray a token, readable by its owner alone; one that is there is kept.
+
+    Ray 2.60 would write `~/.ray/auth_token` with the umask's mode, which others on the machine can read.
+    """
+    if not token_is_generated():
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file())  # "" would mean this very folder
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    if path.exists():
+        path.chmod(0o600)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
