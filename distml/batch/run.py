@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from distml import log, storage
 from distml.artifacts import digests
 from distml.artifacts.layout import DIGESTS
+from distml.batch.classify import SOURCE, SOURCE_ROW
 from distml.batch.parts import Part, plan
-from distml.batch.reading import SOURCE, SOURCE_ROW
 from distml.config import Config
 from distml.data.folder import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
