@@ -1,1 +1,1 @@
-"""What a finished run leaves behind: an export, written, verified and loaded the same way everywhere."""
+"""Exports of trained models: layout, digests, writing, verifying and loading."""

@@ -1,4 +1,4 @@
-"""Trusting an export: every byte is what training wrote, checked before any of it is parsed (any process)."""
+"""Verifies an export: the SHA-256 of every file is checked before any file is parsed (any process)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN_BYTES = 16 << 20
 _EXPANSION = 2
 """Keras stores the members of a `.keras` file uncompressed (keras/src/saving/saving_lib.py, 3.15)."""
 _DATA = {str(PurePosixPath(MODEL).with_name(name)) for name in ("keras_module.txt", "model.tflite")} | {MODEL}
-"""All that may lie there; beside a model MLflow would also unpickle custom objects."""
+"""All files allowed in that folder; MLflow would unpickle custom objects beside a model."""
 _AGAIN = "Fetch the model again, or train it again."
 
 
@@ -31,9 +31,9 @@ class Export:
         sha256: Of its list of digests, which stands for the whole export.
         classes: Name of each class, by label.
         shape: (H, W, C) of an image.
-        data_digest: Of the manifest of the data it was trained on, None where the export does not say.
-        confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
-        policy: How pictures became images, None where the export does not say.
+        data_digest: Of the manifest of the training data, None where the export lacks it.
+        confusion: Counts on held-out rows by true and predicted class, None where the export lacks them.
+        policy: How pictures become images, None where the export lacks it.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Export:
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:
-    """Check that an export is complete, unchanged and without additions where a loader looks.
+    """Check that an export is complete, unchanged and without extra files where a loader reads.
 
     Args:
         folder: An export, or its copy out of the registry with more files beside it.
@@ -108,7 +108,7 @@ def _sha256(path: Path) -> str:
 
 
 def _require_modest(path: Path) -> None:
-    """Refuse a `.keras` archive that claims to be much larger than its file."""
+    """Reject a `.keras` archive that would unpack to much more than its size."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -124,10 +124,10 @@ def _require_modest(path: Path) -> None:
 def _described(folder: Path, sha256: str) -> Export:
     path = folder / CLASSES
     try:
-        found = json.loads(path.read_text())
-        classes = tuple(str(name) for name in found["classes"])
-        height, width, depth = (int(size) for size in found["shape"])
-        digest, rows, pictures = (found.get(key) for key in ("data_digest", "confusion", "policy"))
+        content = json.loads(path.read_text())
+        classes = tuple(str(name) for name in content["classes"])
+        height, width, depth = (int(size) for size in content["shape"])
+        digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
         confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
         policy = None if pictures is None else Policy.from_dict(pictures)
         if policy is not None and policy.shape != (height, width, depth):

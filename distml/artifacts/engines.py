@@ -1,4 +1,4 @@
-"""A converted model in LiteRT: answers without importing TensorFlow (replica, driver).
+"""Inference engines: a converted model in LiteRT, without TensorFlow (replica, driver).
 
 Measured on two AVX-512 cores with a two-layer CNN of 28 x 28, one thread: 0.06 ms an image alone or in a
 batch, where a TensorFlow function takes 0.9 ms for one image and two cores for 0.04 ms in a batch of 64.
@@ -40,16 +40,16 @@ class Lite:
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Compute probabilities, float32 [N, classes], of uint8 [N, H, W, C]."""
-        answers = np.empty((len(images), self._classes), np.float32)
+        probabilities = np.empty((len(images), self._classes), np.float32)
         at = 0
         for size in _SIZES:
-            interpreter, given, found = self._interpreters[size]
+            interpreter, input_index, output_index = self._interpreters[size]
             while len(images) - at >= size:
-                interpreter.set_tensor(given, images[at : at + size])
+                interpreter.set_tensor(input_index, images[at : at + size])
                 interpreter.invoke()
-                answers[at : at + size] = interpreter.get_tensor(found)
+                probabilities[at : at + size] = interpreter.get_tensor(output_index)
                 at += size
-        return answers
+        return probabilities
 
 
 def _interpreter(path: Path, shape: tuple[int, ...], classes: int, threads: int) -> tuple[Any, int, int]:
@@ -58,15 +58,15 @@ def _interpreter(path: Path, shape: tuple[int, ...], classes: int, threads: int)
 
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()
-        interpreter.resize_tensor_input(given["index"], shape, strict=True)
+        (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+        interpreter.resize_tensor_input(image["index"], shape, strict=True)
         interpreter.allocate_tensors()
         interpreter.invoke()
         output = interpreter.get_output_details()[0]
     except (ValueError, RuntimeError) as error:
         cause = str(error).strip().partition("\n")[0][:200]
         raise ModelError(f"{path} is not a model of images {list(shape[1:])}: {cause}.") from error
-    kinds = (given["dtype"], output["dtype"], tuple(output["shape"]))
+    kinds = (image["dtype"], output["dtype"], tuple(output["shape"]))
     if kinds != (np.uint8, np.float32, (shape[0], classes)):
         raise ModelError(f"{path} does not map uint8 images to float32 [N, {classes}].")
-    return interpreter, given["index"], found["index"]
+    return interpreter, image["index"], probabilities["index"]

@@ -66,14 +66,14 @@ class _Served(tf.Module):
 
 
 def converted(module: _Served, example: np.ndarray) -> bytes | None:
-    """Convert a model for LiteRT, which serves it several times faster than TensorFlow.
+    """Convert a model for LiteRT, which predicts several times faster than TensorFlow.
 
     Args:
         module: The model.
-        example: uint8 (N, H, W, C), images for which both must answer alike.
+        example: uint8 (N, H, W, C), images for which both must predict the same.
 
     Returns:
-        The `.tflite` file, or None where the network has an operation that LiteRT lacks or answers otherwise.
+        The `.tflite` file, or None where LiteRT lacks an operation of the network or its predictions differ.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -81,22 +81,23 @@ def converted(module: _Served, example: np.ndarray) -> bytes | None:
     try:
         # The converter loses the variables of a Keras 3 model unless they are constants already.
         frozen = convert_variables_to_constants_v2(predict)
-        with _without_advice():
+        with _without_warnings():
             lite = bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
-        found = _asked(lite, example)
+        actual = _predicted(lite, example)
     except Exception as error:  # the converter raises anything on what it does not know
         logger.info("not converted for LiteRT: %s", str(error).partition("\n")[0][:200])
         return None
-    difference = float(np.max(np.abs(found - predict(image=tf.constant(example))["probabilities"].numpy())))
+    expected = predict(image=tf.constant(example))["probabilities"].numpy()
+    difference = float(np.max(np.abs(actual - expected)))
     if not difference <= AGREEMENT:
-        logger.warning("not converted for LiteRT: it answers otherwise by %g", difference)
+        logger.warning("not converted for LiteRT: its probabilities differ by %g", difference)
         return None
     return lite
 
 
 @contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """Hold back the converter's warning that constants are asked for where it has variables itself."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress the converter's warning about frozen variables."""
     absl = logging.getLogger("absl")
     before = absl.level
     absl.setLevel(logging.ERROR)
@@ -106,17 +107,17 @@ def _without_advice() -> Iterator[None]:
         absl.setLevel(before)
 
 
-def _asked(lite: bytes, images: np.ndarray) -> np.ndarray:
-    """Answers of a converted model."""
+def _predicted(lite: bytes, images: np.ndarray) -> np.ndarray:
+    """Probabilities of a converted model."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=lite)
-    (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(given["index"], images.shape)
+    (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(image["index"], images.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(given["index"], images)
+    interpreter.set_tensor(image["index"], images)
     interpreter.invoke()
-    return np.asarray(interpreter.get_tensor(found["index"]))
+    return np.asarray(interpreter.get_tensor(probabilities["index"]))
 
 
 def export(network: keras.Model, folder: Path, described: dict[str, Any], example: np.ndarray) -> None:

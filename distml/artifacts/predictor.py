@@ -1,4 +1,4 @@
-"""A trained model as a function of pictures: verified, then loaded (driver, replica)."""
+"""A verified export, loaded as a function of images (driver, replica)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Predictor:
         return cls(export.classes, export.shape, export.sha256, lite, export.pictures)
 
     def warm(self) -> None:
-        """Answer once for one image and once for a batch, so that no request pays for what comes first."""
+        """Predict once alone and in batches, so that no request waits for the first trace."""
         for count in (1, 2, 16):
             self.predict(np.zeros((count, *self.shape), np.uint8))
 
@@ -91,13 +91,13 @@ class Predictor:
         Raises:
             ModelError: Another type or shape.
         """
-        found = f"{images.dtype} {list(images.shape)}"
+        given = f"{images.dtype} {list(images.shape)}"
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.shape:
-            raise ModelError(f"the model takes uint8 {['N', *self.shape]}, not {found}.".replace("'", ""))
-        answers = np.empty((len(images), len(self.classes)), np.float32)
+            raise ModelError(f"the model takes uint8 {['N', *self.shape]}, not {given}.".replace("'", ""))
+        probabilities = np.empty((len(images), len(self.classes)), np.float32)
         for at in range(0, len(images), _BATCH):
-            answers[at : at + _BATCH] = self.function(images[at : at + _BATCH])
-        return answers
+            probabilities[at : at + _BATCH] = self.function(images[at : at + _BATCH])
+        return probabilities
 
 
 def _keras_function(export: digests.Export) -> Any:
@@ -108,7 +108,7 @@ def _keras_function(export: digests.Export) -> Any:
 
 
 def _keras() -> Any:
-    """Import Keras on TensorFlow, whatever the person's own Keras settings are."""
+    """Import Keras on TensorFlow, independent of the user's Keras settings."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -120,7 +120,7 @@ def _keras() -> Any:
 def _load(path: Path) -> Any:
     keras = _keras()
     try:
-        # Safe mode refuses Lambda layers and configurations that name functions of other modules.
+        # Safe mode rejects Lambda layers and configurations that name functions of other modules.
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly anything on a model it cannot or will not load
         cause = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
@@ -131,10 +131,10 @@ def _load(path: Path) -> Any:
 
 
 def _require_classifier(path: Path, model: Any, export: digests.Export) -> None:
-    found = (getattr(model, "input_shape", None), getattr(model, "output_shape", None))
+    actual = (getattr(model, "input_shape", None), getattr(model, "output_shape", None))
     expected = ((None, *export.shape), (None, len(export.classes)))
-    if found != expected:
-        raise ModelError(f"{path} maps {found[0]} to {found[1]}, expected {expected[0]} to {expected[1]}.")
+    if actual != expected:
+        raise ModelError(f"{path} maps {actual[0]} to {actual[1]}, expected {expected[0]} to {expected[1]}.")
 
 
 def _compiled(model: Any) -> Any:

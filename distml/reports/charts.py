@@ -1,4 +1,4 @@
-"""Geometry of the report's charts; the template only writes it down as SVG (driver)."""
+"""Geometry of the report's charts, which the template writes as SVG (driver)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TICKS = 5
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a chart, and what it stands for."""
+    """A point of a chart and its label."""
 
     x: float
     y: float
@@ -31,7 +31,9 @@ class Line:
     @property
     def path(self) -> str:
         """The `d` of an SVG path."""
-        return " ".join(f"{'L' if at else 'M'}{one.x:.1f} {one.y:.1f}" for at, one in enumerate(self.points))
+        return " ".join(
+            f"{'L' if at else 'M'}{point.x:.1f} {point.y:.1f}" for at, point in enumerate(self.points)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool =
         x = _LEFT + along * (WIDTH - _LEFT - _RIGHT)
         return Point(x, HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM), text)
 
-    def said(value: float) -> str:
+    def text(value: float) -> str:
         return f"{value:.2%}" if share else f"{value:.4f}"
 
     lines = tuple(
-        Line(name, tuple(place(epoch, value, f"epoch {epoch}: {said(value)}") for epoch, value in pairs))
+        Line(name, tuple(place(epoch, value, f"epoch {epoch}: {text(value)}") for epoch, value in pairs))
         for name, pairs in series.items()
     )
     step = max(1, round((last - first) / 8))

@@ -69,7 +69,7 @@ def confusion_matrix(confusion: list[list[int]], classes: list[str], title: str)
 
 
 def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]], classes: list[str]) -> Figure:
-    """The mistakes the model was surest of.
+    """The most confident mistakes.
 
     Args:
         images: uint8 (N, H, W, C), one per mistake.

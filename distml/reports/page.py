@@ -1,4 +1,4 @@
-"""One HTML file from what a run left: figures as SVG, pictures within, nothing fetched (driver)."""
+"""The report of a run as one self-contained HTML file: charts as SVG, images embedded (driver)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from distml.training import metrics as catalogue
 FILE = "report.html"
 FOLDER = "report"
 """The file below a run's export, and among its artifacts."""
-_CELLS = 40  # classes whose matrix is drawn cell by cell
+_CELLS = 40  # with more classes the confusion matrix is left out
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the evaluation itself does not say.
+    """What the report shows beside the evaluation.
 
     Args:
         run: Name of the run.
-        run_id: On the tracking server, None where it was away.
+        run_id: MLflow run id, None where the tracking server could not be reached.
         commit: Of the checkout, None outside one.
         attempts: Starts of the run.
         started_at: Seconds since the epoch.
         steady: Samples per second.
-        parameters: Of the network, None where no worker said so.
+        parameters: Number of weights of the network, None where no worker started.
         times: Seconds by part.
     """
 
@@ -51,7 +51,7 @@ class Facts:
 
 
 def embedded(image: Images) -> str:
-    """Return a picture as a data address: uint8 [H, W, C]; other than 1 or 3 channels become their mean."""
+    """Encode an image, uint8 [H, W, C], as a data URL; channels other than 1 or 3 become their mean."""
     if image.shape[2] not in (1, 3):
         image = image.mean(2, keepdims=True).astype(np.uint8)
     stream = io.BytesIO()
@@ -85,7 +85,7 @@ def render(
         manifest: Of its data.
         report: The content of `report.json`: `evaluation` by split, `history` by epoch, `worst` mistakes.
         facts: The rest.
-        images: uint8 [N, H, W, C], the pictures of the worst mistakes in their order.
+        images: uint8 [N, H, W, C], the images of the worst mistakes in their order.
 
     Returns:
         A whole HTML document.

@@ -1,4 +1,4 @@
-"""What the report says in tables: classes, time, versions (driver)."""
+"""Tables of the report: classes, time, versions (driver)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _PACKAGES = ("distml", "ray", "tensorflow-cpu", "tensorflow", "keras", "mlflow",
 
 @dataclass(frozen=True)
 class Class:
-    """How one class fared.
+    """Metrics of a class.
 
     Args:
         name: Of the class.
         rows: Held-out rows of it.
-        recall: Share of them that were found.
-        precision: Share right of what was called so, None where nothing was.
-        f1: Their harmonic mean.
-        mistake: What it was most often taken for, and how often; empty where never.
+        recall: Share of them that were predicted as this class.
+        precision: Share of the rows predicted as this class that belong to it, None without such rows.
+        f1: Harmonic mean of precision and recall.
+        mistake: The class that it was most often confused with, and how often; empty without mistakes.
     """
 
     name: str
@@ -34,24 +34,25 @@ class Class:
 
 
 def classes(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[Class]:
-    """Describe each class.
+    """Compute the metrics of each class.
 
     Args:
         confusion: Counts by true class (row) and predicted class (column).
         names: By label.
     """
     counts = np.asarray(confusion)
-    found = []
+    described = []
     for label, name in enumerate(names):
-        right, rows, called = int(counts[label, label]), int(counts[label].sum()), int(counts[:, label].sum())
+        correct, rows = int(counts[label, label]), int(counts[label].sum())
+        predicted = int(counts[:, label].sum())
         wrong = counts[label].copy()
         wrong[label] = 0
         worst = int(wrong.argmax())
         mistake = f"{names[worst]} ({wrong[worst] / rows:.1%})" if wrong[worst] else ""
-        f1 = 2 * right / max(1, rows + called)
-        precision = right / called if called else None
-        found.append(Class(name, rows, right / max(1, rows), precision, f1, mistake))
-    return found
+        f1 = 2 * correct / max(1, rows + predicted)
+        precision = correct / predicted if predicted else None
+        described.append(Class(name, rows, correct / max(1, rows), precision, f1, mistake))
+    return described
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Part:
 
 
 def times(seconds: Mapping[str, float]) -> list[Part]:
-    """Divide the wall time, the longest part first; parts below 0.05 s are left out."""
+    """Return the parts of the wall time, the longest first; parts below 0.05 s are left out."""
     known = {name: value for name, value in seconds.items() if value >= 0.05}
     total = sum(known.values()) or 1.0
     order = sorted(known, key=lambda name: -known[name])
@@ -72,11 +73,11 @@ def times(seconds: Mapping[str, float]) -> list[Part]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter to a run."""
-    found = {"Python": platform.python_version()}
+    """Return the versions of Python and of the packages that a run depends on."""
+    installed = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

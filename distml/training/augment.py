@@ -1,7 +1,7 @@
 """Augmentation of raw training images inside the graph (worker).
 
-Random numbers are stateless: a function of (seed, step, rank), so a resumed run draws what an
-uninterrupted one would have drawn.
+Random numbers are stateless, a function of (seed, step, rank), so a resumed run draws the same numbers as an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _crop(images: Tensor, padding: int, seed: Tensor) -> Tensor:
 
 
 def _erase(images: Tensor, side: int, seed: Tensor) -> Tensor:
-    """Zero one square per image; it may hang over the edge, as in cutout (DeVries & Taylor 2017)."""
+    """Zero one square per image; it may extend beyond the edge, as in cutout (DeVries & Taylor 2017)."""
     height, width = images.shape[1], images.shape[2]
     count = tf.shape(images)[0]
     top = _integers([count, 1, 1, 1], height, seed) - side // 2

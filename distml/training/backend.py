@@ -1,4 +1,4 @@
-"""How a group of Ray Train workers becomes a TensorFlow cluster (controller).
+"""Ray Train backend that makes the worker group a TensorFlow cluster (controller, worker).
 
 Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
 controller, and its backend switches the workers to legacy Keras.
@@ -19,7 +19,7 @@ WORKER_ENVIRONMENT = {
     "TF_USE_LEGACY_KERAS": "0",
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # A dead peer must end the collective, not be waited for: Ray restarts the group.
+    # A collective fails when a peer is lost instead of waiting for it; Ray restarts the group.
     "GRPC_FAIL_FAST": "use_caller",
 }
 """Environment of every worker, set before TensorFlow is imported."""
@@ -37,7 +37,7 @@ def _join(addresses: list[str], index: int) -> None:
 
 
 class _TensorFlowBackend(Backend):
-    """Tells each worker the addresses of all, as TF_CONFIG."""
+    """Sets TF_CONFIG, the addresses of all workers, in each worker."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         addresses = worker_group.execute(_own_address)

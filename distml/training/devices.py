@@ -1,4 +1,4 @@
-"""TensorFlow on one rank: its import, its share of the machine, its strategy (worker)."""
+"""TensorFlow on a rank: import, thread count, distribution strategy, dtype policy (worker)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distml.runtime import compat
 
 
 def usable_cpus() -> int:
-    """Cores this process may really use: its affinity, or the container's quota where that is less."""
+    """Number of cores this process may use: its affinity, limited by the container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     words = quota.read_text().split() if quota.exists() else ["max"]
@@ -20,7 +20,7 @@ def usable_cpus() -> int:
 
 
 def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
-    """Import TensorFlow and Keras 3 with this rank's share of the machine."""
+    """Import TensorFlow and Keras 3 and give this rank its share of the machine's threads."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if not use_gpu:
@@ -38,7 +38,7 @@ def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
 
 
 def strategy(tf: Any, use_gpu: bool) -> Any:
-    """Make the strategy over all ranks in TF_CONFIG: NCCL between GPUs, a gRPC ring between CPUs."""
+    """Create the strategy over all ranks in TF_CONFIG: NCCL between GPUs, a gRPC ring between CPUs."""
     kinds = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if use_gpu else kinds.RING
@@ -47,7 +47,7 @@ def strategy(tf: Any, use_gpu: bool) -> Any:
 
 
 def precision(wanted: str, use_gpu: bool) -> str:
-    """Keras's dtype policy: `auto` is bfloat16 where the processor or every GPU multiplies in it.
+    """Return Keras's dtype policy: `auto` is bfloat16 where the processor or every GPU supports it natively.
 
     Elsewhere TensorFlow emulates it at a fraction of the speed of float32.
     """
@@ -57,15 +57,16 @@ def precision(wanted: str, use_gpu: bool) -> str:
 
 
 def _gpus_have_bfloat16() -> bool:
-    """Ampere, compute capability 8.0, was the first."""
+    """Whether every GPU has compute capability 8.0 (Ampere) or higher."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    return bool(found) and min(found) >= (8, 0)
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capabilities = [detail.get("compute_capability", (0, 0)) for detail in details]
+    return bool(capabilities) and min(capabilities) >= (8, 0)
 
 
 def _cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Linux on x86-64 says so; what cannot be known is answered no."""
+    """Whether the CPU flags of Linux on x86-64 list bfloat16; False where they cannot be read."""
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return bool(flags and {"avx512_bf16", "amx_bf16"} & set(flags[1].split()))

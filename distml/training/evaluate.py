@@ -19,7 +19,7 @@ from distml.training import checkpoint, score
 from distml.training.events import Evaluation, RunFinished, worst_mistakes
 from distml.training.rank import Rank
 
-_DESCRIBED_CLASSES = 200  # a larger matrix would be most of a small model
+_DESCRIBED_CLASSES = 200  # beyond it the confusion matrix would be larger than a small model
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Labels int32, predicted classes int32 and losses float32 of a split, each (N,)."""
 
@@ -27,7 +27,7 @@ Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 def evaluate_and_export(rank: Rank) -> None:
     """Evaluate the validation and test splits on all workers; rank 0 exports and tells the driver."""
     began = time.perf_counter()
-    rank.step.swap()  # from here on the averaged weights are the model
+    rank.step.swap()  # the moving averages replace the weights for evaluation and export
     network = _network(rank)
     scores = score.scorer(network)
     held_out = [split for split in ("validation", "test") if rank.manifest.rows.get(split)]
@@ -52,32 +52,32 @@ def evaluate_and_export(rank: Rank) -> None:
 
 
 def _network(rank: Rank) -> Any:
-    """What is measured and exported: rebuilt outside the strategy, of stock layers, in float32."""
+    """The network to evaluate and export: Keras's own layers in float32, built outside the strategy."""
     network = rank.network()
     network.set_weights(checkpoint.weights(rank))
     return mirror.mirrored(network) if rank.config.model.mirror else network
 
 
 def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Scored:
-    """Score a whole split, each worker its rows; every rank gets all of it."""
+    """Score a split, each worker its own rows; every rank gets the values of all rows."""
     images, labels = _rows(rank, split)
     losses, predicted = scores(images, labels)
-    mine = np.zeros((3, rank.manifest.rows[split]), np.float64)
-    for row, values in enumerate((labels, predicted, losses)):
-        mine[row, rank.rank :: rank.world_size] = values
-    total = rank.step.total(mine)
+    values = np.zeros((3, rank.manifest.rows[split]), np.float64)
+    for position, own in enumerate((labels, predicted, losses)):
+        values[position, rank.rank :: rank.world_size] = own
+    total = rank.step.total(values)
     return total[0].astype(np.int32), total[1].astype(np.int32), total[2].astype(np.float32)
 
 
 def _rows(rank: Rank, split: str) -> feed.Rows:
-    """This rank's rows of a held-out split; those for validation it has kept since it started."""
+    """This rank's rows of a held-out split; the validation rows were read when the rank started."""
     if split == "validation":
         return rank.validation
     return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
 def _export(rank: Rank, network: Any, confusion: list[list[int]]) -> tuple[str, ...]:
-    """Write the export into the run's folder; returns where it is."""
+    """Write the export into the run's folder; returns its path as parts."""
     manifest = rank.manifest
     described = {
         "name": manifest.name,

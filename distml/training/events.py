@@ -1,8 +1,8 @@
 """What workers tell the driver while they train: typed events and the actor that queues them.
 
 Rank 0 and Ray Train's controller put events into the queue, one asynchronous call each; the driver polls
-it and hands every event to its observers in order. The driver alone talks to the tracking server and to the
-terminal, so neither an outage nor a slow terminal reaches the training loop.
+it and calls its observers with every event in order. The driver alone talks to the tracking server and to the
+terminal, so neither an outage nor a slow terminal delays the training loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distml.training import metrics as catalogue
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-"""Seconds between two looks at the queue."""
+"""Seconds between two polls of the queue."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class EpochFinished(Event):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochFinished:
-        """Take what `to_json` gave; metrics that only another version of distml knows are left out."""
+        """Read what `to_json` returned; metrics that only another version of distml has are left out."""
         return cls(values["epoch"], values["step"], catalogue.known(values), time=values["time"])
 
 
 @dataclass(frozen=True)
 class CheckpointSkipped(Event):
-    """A checkpoint does not verify, so the run goes on from an older one.
+    """A checkpoint does not verify, so the run resumes from an older checkpoint.
 
     Attributes:
         name: Attempt and folder of the checkpoint.
@@ -147,7 +147,7 @@ class CheckpointSkipped(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """The run goes on from a checkpoint.
+    """The run continues from a checkpoint.
 
     Attributes:
         epoch: Epochs completed.
@@ -175,7 +175,7 @@ class WorkerFailed(Event):
 
 @dataclass(frozen=True)
 class RunFailed(Event):
-    """The run ended with an error that a restart would only repeat.
+    """The run ended with a deterministic error, which a restart would repeat.
 
     Attributes:
         message: Its sentence.
@@ -208,7 +208,7 @@ def worst_mistakes(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a held-out split.
+    """The evaluation of a model on a held-out split.
 
     Attributes:
         metrics: Values by name, without the split's prefix.
@@ -293,7 +293,7 @@ class RunFinished(Event):
 
     @property
     def shown(self) -> str:
-        """The split that a person is shown first: `test` where there is one."""
+        """The split that the display and the report show: `test` where there is a test split."""
         return "test" if "test" in self.evaluation else "validation"
 
     def to_json(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class Outcome:
         self._failed: RunFailed | None = None
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Keep the event."""
         match event:
             case Started():
                 self.started = event
@@ -373,7 +373,7 @@ def observed(queue: Any, observers: Sequence[Observer]) -> Iterator[None]:
 
     Args:
         queue: Handle of an `EventQueue`.
-        observers: Called with each event in this order; an error of one is logged, and the run goes on.
+        observers: Called with each event in this order; an observer's error is logged, and the run continues.
     """
     import ray
 
@@ -404,7 +404,7 @@ def observed(queue: Any, observers: Sequence[Observer]) -> Iterator[None]:
 
 
 def deliver(event: Event, observers: Sequence[Observer]) -> None:
-    """Hand one event to every observer; an error of one is logged with its traceback and stops no other."""
+    """Call every observer with an event; an observer's error is logged with its traceback."""
     for observer in observers:
         try:
             observer(event)

@@ -1,4 +1,4 @@
-"""Launches a Ray Train job: its data, its trainer, the words for its failures (driver, controller)."""
+"""Launches a Ray Train job: data, trainer, and messages for its failures (driver, controller)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def _environment(config: Config) -> None:
-    """Ray Train's own limits: react within the stall limit, give up on the controller, keep quiet."""
+    """Set Ray Train's environment variables: health checks within `train.stall_timeout_s`, start limits."""
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{config.train.stall_timeout_s:g}",
@@ -37,15 +37,15 @@ def _environment(config: Config) -> None:
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * config.train.stall_timeout_s:g}",
     }
     if address() is None:
-        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes away the only machine
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a local machine is not preempted
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
 def _blocks(storage: Storage, manifest: shards.Manifest, workers: int) -> list[Any]:
-    """The training split as a Ray Data set of one block a worker, in object references.
+    """The training split as references to a Ray Data set with one block per worker.
 
-    Cutting what Arrow read starts no task and no actor; Ray Data's own reader and `streaming_split` start
+    Slicing an Arrow table starts no task and no actor; Ray Data's own reader and `streaming_split` start
     five, which cost more than training an epoch (8 to 16 s for 47 MB on 2 cores).
     """
     table = shards.table(storage, manifest, "train")
@@ -56,11 +56,11 @@ def _blocks(storage: Storage, manifest: shards.Manifest, workers: int) -> list[A
 
 
 def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.data.Dataset:
-    """The training split as Ray Data reads it, its files in an order drawn from the seed each epoch.
+    """The training split as a Ray Data stream, its files in an order drawn from the seed in each epoch.
 
-    Ray Data lets a reader run ahead until the first blocks have shown their size. In its own, of 128 MiB,
-    that was the whole of 400 MB in the object store; in small ones it keeps to its limit, half a
-    budget a worker (`_options`).
+    Ray Data does not limit a reader until the size of the first blocks is known. With its default blocks of
+    128 MiB, all of 400 MB were in the object store; with small blocks it stays within its limit, half of a
+    worker's budget per worker (`_options`).
     """
     filesystem, base = storage.arrow()
     paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
@@ -75,9 +75,9 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
 def _data(
     config: Config, storage: Storage, manifest: shards.Manifest, workers: tuple[int, int]
 ) -> dict[str, Any]:
-    """How the training split reaches the workers: `blocks` in memory, or a `stream` to be split.
+    """How the training split reaches the workers: `blocks` in memory, or a `stream` that is split.
 
-    It is kept in memory when it fits the budget of the fewest workers the run may have.
+    It is kept in memory when it fits the memory budget of the smallest number of workers.
     """
     if manifest.nbytes("train") <= config.data.memory_budget_bytes * workers[0]:
         return {"blocks": _blocks(storage, manifest, workers[1])}
@@ -85,7 +85,7 @@ def _data(
 
 
 def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
-    """How Ray Data executes: rows in their order, and no more of them ahead than the budget has room for."""
+    """Execution options of Ray Data: rows in order, prefetching limited by the memory budget."""
     limit = config.data.memory_budget_bytes * workers // 2
     return ray.data.ExecutionOptions(
         preserve_order=True,
@@ -94,7 +94,7 @@ def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
 
 
 class _NoAutoscaler(FixedScalingPolicy):
-    """A fixed number of workers, asked of no autoscaler. Final."""
+    """Scaling to a fixed number of workers without requests to an autoscaler. Final."""
 
     def _maybe_send_resource_request(self) -> None: ...
 
@@ -115,8 +115,8 @@ class LocalTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        needless = (PlacementGroupCleanerCallback, *(() if self.datasets else (DatasetsCallback,)))
-        return [callback for callback in callbacks if not isinstance(callback, needless)]
+        unused = (PlacementGroupCleanerCallback, *(() if self.datasets else (DatasetsCallback,)))
+        return [callback for callback in callbacks if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
@@ -125,7 +125,7 @@ class LocalTrainer(DataParallelTrainer):
 
 _OOM = "the worker ran out of memory (OOM)"
 _FULL = "the storage is full (ENOSPC)"
-_ALONE = "a worker that it exchanges gradients with was lost"
+_PEER_LOST = "a worker that it exchanges gradients with was lost"
 _SIGNS = (
     ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
@@ -138,20 +138,20 @@ _SIGNS = (
     ("actor died", "the worker process died", ""),
     ("ActorUnavailableError", "the worker process died", ""),
     ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
-    # What TensorFlow raises on the others when one is gone: a connection reset, or its exchange given up.
-    ("errors_impl.UnavailableError", _ALONE, ""),
-    ("errors_impl.AbortedError", _ALONE, ""),
-    ("node while/CollectiveReduce", _ALONE, ""),
+    # What TensorFlow raises on the other ranks when a rank is lost: connection reset or collective aborted.
+    ("errors_impl.UnavailableError", _PEER_LOST, ""),
+    ("errors_impl.AbortedError", _PEER_LOST, ""),
+    ("node while/CollectiveReduce", _PEER_LOST, ""),
 )
 
 
 def _sign(error: BaseException) -> tuple[str, str] | None:
     text = f"{type(error).__name__}: {error}"
-    return next(((said, then) for sign, said, then in _SIGNS if sign in text), None)
+    return next(((cause, remedy) for sign, cause, remedy in _SIGNS if sign in text), None)
 
 
 def cause(error: BaseException) -> str:
-    """Say in a few words what made a worker fail."""
+    """Return the cause of a worker's failure in a few words."""
     if known := _sign(error):
         return known[0]
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -159,7 +159,7 @@ def cause(error: BaseException) -> str:
 
 
 def explain(error: BaseException, logs: str | None) -> TrainingError:
-    """Turn what Ray Train raises into a sentence that names the cause."""
+    """Translate an exception of Ray Train into an error that names rank, cause and remedy."""
     failures = getattr(error, "worker_failures", {}) or {}
     rank, first = next(iter(failures.items()), (None, error))
     who = "the controller" if rank is None else f"rank {rank}"
@@ -174,21 +174,21 @@ def explain(error: BaseException, logs: str | None) -> TrainingError:
 class Failures(UserCallback):
     """Tells the driver why a worker group is restarted, or ends the run where that cannot help. Final.
 
-    An exception that leaves a callback ends the run without a restart (controller, Ray 2.60), so none does
-    but the one that is meant to.
+    An exception that leaves a callback ends the run without a restart (controller, Ray 2.60); only a full
+    disk is meant to.
     """
 
     def __init__(self, events: Any) -> None:
         self._events = events
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Send the rank and the cause of each failure; a full disk stays full, so it is the last one."""
+        """Send rank and cause of each failure; end the run where the storage is full."""
         causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
         try:
             for rank, why in causes.items():
                 self._events.put.remote(WorkerFailed(rank, why))
         except Exception:
-            logger.exception("the driver could not be told of a failure")
+            logger.exception("the failure could not be sent to the driver")
         if _FULL in causes.values():
             raise TrainingError("No space left on device")
 
@@ -236,7 +236,7 @@ def fit(
     observers: Sequence[Observer],
     logs: str | None,
 ) -> None:
-    """Train to the end, restarts included; what happens reaches the observers.
+    """Train to the end, restarts included.
 
     Args:
         config: The configuration.
@@ -244,7 +244,7 @@ def fit(
         manifest: The prepared data.
         plan: What the run takes from the cluster.
         run: The run's folder, and the attempt's folder within it.
-        observers: Called with every event, in order, on one thread at a time.
+        observers: Called with every event, in order.
         logs: Folder of the workers' logs, for messages.
 
     Raises:

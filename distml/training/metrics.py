@@ -1,8 +1,8 @@
 """The catalogue of training metrics: name, unit, direction and meaning (worker, driver).
 
 MLflow, TensorBoard, Ray's gauges, the display, the figures and the report take what they show from here. A
-new metric is one entry, and a value of that name in the worker's `StepsDone` or `EpochFinished`; a name
-that is not here is refused where the event is made.
+new metric is one entry, and a value of that name in the worker's `StepsDone` or `EpochFinished`; an event
+with a name that is not here is rejected when it is created.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Metric:
         when: Measured every `train.log_every_steps` and as the epoch's mean, once per epoch, or once at the
             end of the run.
         held_out: Whether it is measured on the held-out splits, too.
-        title: Heading of its chart; a metric without one has no chart and no place in the display.
-        gauge: Its name among Ray's metrics where that is another.
+        title: Heading of its chart; without a title, a metric is neither charted nor displayed.
+        gauge: Its name in Ray's metrics where that differs.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Metric:
         return self.unit == "s"
 
     def text(self, value: float) -> str:
-        """A value as the report shows it."""
+        """The value as the report shows it."""
         if self.unit == "rows/s":
             return f"{value:,.0f}"
         return f"{100 * value:.2f} %" if self.unit == "share" else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at: figures, report, the closing table, the result line (driver)."""
+"""The summary of a finished run: figures, report, closing table, result line (driver)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(
     run_id: str | None,
     wall_s: float,
 ) -> list[str]:
-    """Draw the figures and write the report into the export; returns where they are.
+    """Draw the figures and write the report into the export; returns the figures' URIs.
 
     Args:
         config: Of the run.
@@ -39,7 +39,7 @@ def draw(
         manifest: Of the data.
         run: The run.
         outcome: How it ended.
-        run_id: On the tracking server, None where it is away.
+        run_id: MLflow run id, None where the tracking server cannot be reached.
         wall_s: Since the start of the command.
     """
     from distml.reports import figures, page
@@ -107,7 +107,7 @@ def result(
 def show(
     display: Display, config: Config, outcome: Outcome, version: str | None, drawn: list[str], wall_s: float
 ) -> None:
-    """Print the closing table and what to type next."""
+    """Print the closing table and the next command."""
     from distml.reports import page
 
     finished = outcome.finished()
@@ -118,13 +118,13 @@ def show(
         "files": Storage(config.storage.root).uri(*finished.export),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),
-        "runs": _shown(tracking.uri(config)),
+        "runs": _viewed(tracking.uri(config)),
         "next": f"python -m distml.predict IMAGE {again}",
     }
     times = _times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
     display.summary(finished.shown, finished.evaluation[finished.shown], times, facts)
 
 
-def _shown(uri: str) -> str:
-    """How to look at the runs: a server shows them itself."""
+def _viewed(uri: str) -> str:
+    """Where to see the runs: the server's address, or the command that starts MLflow's page."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

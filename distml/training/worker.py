@@ -1,8 +1,8 @@
 """The training loop that Ray Train runs on every rank (worker).
 
-What needs TensorFlow is imported inside, once `Rank.prepare` has imported it with this rank's share of
-the machine. What arrives and what leaves are values: a specification in; events in the queue,
-checkpoints and an export in storage out.
+Modules that need TensorFlow are imported inside, after `Rank.prepare` has imported it with this rank's share
+of the machine. Input is a specification of plain values; output is events in the queue, and checkpoints and
+an export in storage.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def loop(spec: dict[str, Any]) -> None:
-    """Train this rank from wherever the run stands to its end.
+    """Train this rank from the newest checkpoint to the end of the run.
 
-    An error that would only repeat itself is sent to the driver and ends the loop normally on every rank,
-    so that Ray Train does not spend its restarts on it; any other error is raised for Ray Train to act on.
+    A deterministic error is sent to the driver and ends the loop normally on every rank, so that Ray Train
+    does not spend its restarts on it; any other error is raised, and Ray Train restarts the group.
 
     Args:
         spec: As `Rank` takes it.

@@ -31,7 +31,7 @@ class Display:
     Args:
         epochs: Epochs of the run.
         console: Where to write; standard error by default.
-        name: Put before every line where several runs are shown; then there is no live display.
+        name: Prefix of every line where several runs are shown; there is no live display then.
     """
 
     def __init__(self, epochs: int, console: Console | None = None, name: str = "") -> None:
@@ -44,7 +44,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line, marked with the seconds since the start."""
-        # A rich console is locked, so lines and the live display do not tear each other.
+        # A rich console is locked, so lines and the live display do not interleave.
         self.console.print(f"[dim]{time.monotonic() - self._began:6.1f}s[/dim] {self._name}{text}")
 
     def __call__(self, event: Event) -> None:
@@ -100,7 +100,7 @@ class Display:
             )
 
     def close(self) -> None:
-        """End the live display; the lines stay."""
+        """End the live display; printed lines stay."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -108,13 +108,13 @@ class Display:
     def summary(
         self, split: str, evaluation: Evaluation, times: Mapping[str, float], facts: Mapping[str, str]
     ) -> None:
-        """Print the closing table: accuracy per class, where the time went, where things are.
+        """Print the closing table: accuracy per class, seconds per part of the run, paths.
 
         Args:
             split: That was evaluated.
             evaluation: Of that split.
             times: Seconds by part of the run.
-            facts: What else to print, by its name.
+            facts: Further lines to print, by name.
         """
         self.close()
         table = Table(box=None, header_style="bold", pad_edge=False)

@@ -1,6 +1,6 @@
-"""The observer that sets Ray's own metrics, so that Prometheus reads training where it reads Ray (driver).
+"""The observer that exports metrics through Ray, to the endpoint that Prometheus scrapes already (driver).
 
-Ray adds the prefix `ray_` and takes a driver's metrics away some minutes after the driver.
+Ray adds the prefix `ray_` and drops a driver's metrics some minutes after the driver has ended.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _tags(config: Config, manifest: shards.Manifest) -> dict[str, str]:
             tags[f"version.{name}"] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # What MLflow's own client would have filled in; its page of a run shows them first.
+    # MLflow's own client sets these; its page of a run shows them first.
     tags |= {"mlflow.source.name": "distml train", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     head = commit()
     return tags | ({"mlflow.source.git.commit": head} if head else {})
@@ -111,7 +111,7 @@ class RunTracker:
                 text = f"{event.source} (SHA-256 {event.sha256}): {event.summary}\n"
                 self._tracker.put("text", file="weights.txt", text=text)
             case Resumed():
-                # An epoch that was checkpointed just before the driver died may not be on record yet.
+                # An epoch that was checkpointed just before the driver died may not have been recorded.
                 for epoch in event.history:
                     self._epoch(epoch)
 
@@ -131,7 +131,7 @@ class RunTracker:
             Whether all of it arrived.
         """
         put, last = self._tracker.put, finished.history[-1]
-        # Validation is on record by epoch; a value of the end under the same name would break its curve.
+        # Validation is recorded by epoch; a final value under the same name would break its curve.
         values = {name: value for name, value in finished.metrics.items() if name not in last.metrics}
         self._tracker.metrics("result", last.epoch, values | class_accuracies(finished.evaluation))
         for folder in ("figures", "report"):
