@@ -239,3 +239,23 @@ def test_every_make_target_with_a_description_is_declared_phony() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert phony
     assert described == set(phony[1].split())
+
+
+def test_the_workflow_runs_the_landing_check_with_pinned_actions() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"].split()[-1] for step in steps if "run" in step] == [".ci/run"]
+    assert (ROOT / ".ci" / "run").is_file()
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert used
+    assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in used)
+
+
+def test_the_architecture_names_every_package_and_only_what_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    packages = {path.parent.name for path in (ROOT / "distml").glob("*/__init__.py")}
+    named = set(re.findall(r"^\| `([\w]+)/`", text, re.MULTILINE))
+    assert named == packages
+    modules = re.findall(r"`([\w/]+\.py)`", text)
+    assert modules
+    assert not [name for name in modules if not ((ROOT / "distml" / name).exists() or (ROOT / name).exists())]
