@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import io
+import math
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +19,173 @@ from PIL import Image
 from distml.config import Config
 from distml.data.manifest import Manifest
 from distml.data.schema import Images
-from distml.reports import charts, tables
 from distml.training import metrics as catalogue
 
 FILE = "report.html"
 FOLDER = "report"
 """The file below a run's export, and among its artifacts."""
 _CELLS = 40  # with more classes the confusion matrix is left out
+_PACKAGES = ("distml", "ray", "tensorflow-cpu", "tensorflow", "keras", "mlflow", "numpy", "pyarrow")
+
+WIDTH, HEIGHT = 460, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a chart and its label."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve."""
+
+    name: str
+    points: tuple[Point, ...]
+
+    @property
+    def path(self) -> str:
+        """The `d` of an SVG path."""
+        return " ".join(
+            f"{'L' if at else 'M'}{point.x:.1f} {point.y:.1f}" for at, point in enumerate(self.points)
+        )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over epochs within `WIDTH` by `HEIGHT`."""
+
+    title: str
+    lines: tuple[Line, ...]
+    across: tuple[Point, ...]
+    up: tuple[Point, ...]
+
+
+def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
+    """Round numbers that span an interval: at most `most` + 2 of them, the outer ones beyond it."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(at * step, 12) for at in range(first, max(last, first + 1) + 1)]
+
+
+def _finite(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Epochs and values that can be drawn."""
+    pairs = [(metrics["epoch"], metrics.get(key)) for metrics in history]
+    return [(epoch, float(value)) for epoch, value in pairs if value is not None and math.isfinite(value)]
+
+
+def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool = False) -> Chart:
+    """Chart a metric of the training and of the validation rows by epoch.
+
+    Args:
+        history: One entry per epoch with `epoch`, `key` and `val_` + `key`.
+        key: Of the metric.
+        title: Above the chart.
+        share: Whether values are shown in percent.
+    """
+    series = {"training": _finite(history, key), "validation": _finite(history, f"val_{key}")}
+    values = [value for pairs in series.values() for _, value in pairs] or [0.0, 1.0]
+    scale = ticks(min(values), max(values))
+    last = max(metrics["epoch"] for metrics in history)
+    first = min(metrics["epoch"] for metrics in history)
+
+    def place(epoch: float, value: float, text: str) -> Point:
+        along = (epoch - first) / (last - first) if last > first else 0.5
+        above = (value - scale[0]) / (scale[-1] - scale[0])
+        x = _LEFT + along * (WIDTH - _LEFT - _RIGHT)
+        return Point(x, HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM), text)
+
+    def text(value: float) -> str:
+        return f"{value:.2%}" if share else f"{value:.4f}"
+
+    lines = tuple(
+        Line(name, tuple(place(epoch, value, f"epoch {epoch}: {text(value)}") for epoch, value in pairs))
+        for name, pairs in series.items()
+    )
+    step = max(1, round((last - first) / 8))
+    across = tuple(place(epoch, scale[0], f"{epoch}") for epoch in range(first, last + 1, step))
+    digits = max(0, -math.floor(math.log10(scale[1] - scale[0]) + 1e-9) - 2 * share)
+    up = tuple(place(first, value, f"{value:.{digits}{'%' if share else 'f'}}") for value in scale)
+    return Chart(title, lines, across, up)
+
+
+@dataclass(frozen=True)
+class Class:
+    """Metrics of a class.
+
+    Args:
+        name: Of the class.
+        rows: Held-out rows of it.
+        recall: Share of them that were predicted as this class.
+        precision: Share of the rows predicted as this class that belong to it, None without such rows.
+        f1: Harmonic mean of precision and recall.
+        mistake: The class that it was most often confused with, and how often; empty without mistakes.
+    """
+
+    name: str
+    rows: int
+    recall: float
+    precision: float | None
+    f1: float
+    mistake: str
+
+
+def classes(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[Class]:
+    """Compute the metrics of each class.
+
+    Args:
+        confusion: Counts by true class (row) and predicted class (column).
+        names: By label.
+    """
+    counts = np.asarray(confusion)
+    described = []
+    for label, name in enumerate(names):
+        correct, rows = int(counts[label, label]), int(counts[label].sum())
+        predicted = int(counts[:, label].sum())
+        wrong = counts[label].copy()
+        wrong[label] = 0
+        worst = int(wrong.argmax())
+        mistake = f"{names[worst]} ({wrong[worst] / rows:.1%})" if wrong[worst] else ""
+        f1 = 2 * correct / max(1, rows + predicted)
+        precision = correct / predicted if predicted else None
+        described.append(Class(name, rows, correct / max(1, rows), precision, f1, mistake))
+    return described
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the wall time: its name, its seconds and its share of all of them."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+def times(seconds: Mapping[str, float]) -> list[Part]:
+    """Return the parts of the wall time, the longest first; parts below 0.05 s are left out."""
+    known = {name: value for name, value in seconds.items() if value >= 0.05}
+    total = sum(known.values()) or 1.0
+    order = sorted(known, key=lambda name: -known[name])
+    return [Part(name, known[name], known[name] / total) for name in order]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run depends on."""
+    installed = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
 
 
 @dataclass(frozen=True)
@@ -112,14 +275,14 @@ def render(
         facts=facts,
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts.started_at)),
         charts=[
-            charts.curve(history, metric.name, metric.title, metric.unit == "share")
+            curve(history, metric.name, metric.title, metric.unit == "share")
             for metric in reversed(catalogue.charted(history[-1]))
         ],
         columns=_columns(history[-1]),
-        size=(charts.WIDTH, charts.HEIGHT),
-        classes=tables.classes(confusion, manifest.classes),
+        size=(WIDTH, HEIGHT),
+        classes=classes(confusion, manifest.classes),
         confusion=confusion if manifest.num_classes <= _CELLS else None,
         mistakes=_mistakes(images, report["worst"], manifest.classes),
-        times=tables.times(facts.times),
-        versions=tables.versions(),
+        times=times(facts.times),
+        versions=versions(),
     )

@@ -58,7 +58,7 @@ OWNERS = {  # heavy imports and who may make them
     "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
-    "ai_edge_litert": ("distml.artifacts.export", "distml.artifacts.engines"),
+    "ai_edge_litert": ("distml.artifacts.export", "distml.artifacts.predictor"),
     "mlflow": ("distml.tracking",),
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 from distml.cli import report
 from distml.config import Config
-from distml.reports import charts, page, tables
+from distml.reports import page
 from distml.storage import Storage
 from distml.tracking import runs
 from tests.reports import history, rendered
@@ -94,7 +94,7 @@ def test_a_perfect_run_has_no_mistakes_to_show() -> None:
 def test_an_epoch_without_a_number_is_left_out_of_the_curve() -> None:
     broken = history(3)
     broken[1]["val_loss"] = math.nan
-    chart = charts.curve(broken, "loss", "Loss")
+    chart = page.curve(broken, "loss", "Loss")
     assert [len(line.points) for line in chart.lines] == [3, 2]
 
 
@@ -108,29 +108,29 @@ def test_an_epoch_without_a_number_is_left_out_of_the_curve() -> None:
     ],
 )
 def test_axes_have_round_numbers_around_the_values(low: float, high: float, expected: list[float]) -> None:
-    assert charts.ticks(low, high) == pytest.approx(expected)
+    assert page.ticks(low, high) == pytest.approx(expected)
 
 
 def test_points_lie_where_their_values_are() -> None:
-    chart = charts.curve(history(3), "accuracy", "Accuracy", share=True)
+    chart = page.curve(history(3), "accuracy", "Accuracy", share=True)
     training = chart.lines[0].points
     assert [point.text for point in training] == ["epoch 1: 50.00%", "epoch 2: 75.00%", "epoch 3: 83.33%"]
     top, bottom = chart.up[-1], chart.up[0]
     share = {point.text: point.y for point in chart.up}
     assert training[0].y == pytest.approx(share["50%"])
     assert top.y < training[2].y < training[1].y < bottom.y
-    assert training[0].x < training[1].x < training[2].x <= charts.WIDTH
+    assert training[0].x < training[1].x < training[2].x <= page.WIDTH
 
 
 def test_the_table_of_classes_counts_rows_and_columns() -> None:
-    cat, dog, bird = tables.classes([[8, 2, 0], [1, 9, 0], [3, 2, 0]], ["cat", "dog", "bird"])
+    cat, dog, bird = page.classes([[8, 2, 0], [1, 9, 0], [3, 2, 0]], ["cat", "dog", "bird"])
     assert (cat.rows, cat.recall) == (10, 0.8)
     assert cat.precision == pytest.approx(8 / 12)
     assert cat.mistake == "dog (20.0%)"
     assert cat.f1 == pytest.approx(2 * 0.8 * (8 / 12) / (0.8 + 8 / 12))
     assert dog.mistake == "cat (10.0%)"
     assert (bird.precision, bird.f1, bird.mistake) == (None, 0.0, "cat (60.0%)")
-    assert tables.classes([[5, 0], [0, 5]], ["a", "b"])[0].mistake == ""
+    assert page.classes([[5, 0], [0, 5]], ["a", "b"])[0].mistake == ""
 
 
 def ask(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[int, dict[str, Any]]:
