@@ -217,8 +217,8 @@ class Storage:
         """Return the sorted names in a folder, [] when it is absent; without `unfinished` writes."""
         filesystem, path = self._at(parts)
         with _said("list", self.uri(*parts)):
-            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        names = (str(info.base_name) for info in found)
+            listing = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        names = (str(info.base_name) for info in listing)
         return sorted(name for name in names if unfinished or not name.startswith(TEMPORARY))
 
     def delete(self, *parts: str) -> None:

@@ -66,7 +66,7 @@ def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
             names = part.names[at : at + _BATCH]
             yield _rows(
                 {SOURCE: pa.array(names, pa.string())},
-                [_file(folder, one, policy) for one in names],
+                [_file(folder, name, policy) for name in names],
                 policy.shape,
             )
         return
@@ -80,9 +80,9 @@ def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
 
 
-def _rows(identity: dict[str, Any], found: Found, shape: tuple[int, int, int]) -> Rows:
-    images = [one for one in found if not isinstance(one, str)]
-    errors = [one if isinstance(one, str) else None for one in found]
+def _rows(identity: dict[str, Any], images_or_errors: Found, shape: tuple[int, int, int]) -> Rows:
+    images = [item for item in images_or_errors if not isinstance(item, str)]
+    errors = [item if isinstance(item, str) else None for item in images_or_errors]
     readable = np.array([error is None for error in errors], bool)
     return Rows(identity, np.stack(images) if images else np.empty((0, *shape), np.uint8), readable, errors)
 
@@ -94,7 +94,7 @@ def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
         SOURCE: pa.array([name] * count, pa.string()),
         SOURCE_ROW: pa.array(range(first, first + count), pa.int64()),
     }
-    return places | {one: batch.column(one) for one in batch.schema.names if one != IMAGE}
+    return places | {name: batch.column(name) for name in batch.schema.names if name != IMAGE}
 
 
 def _file(folder: Folder, name: str, policy: Policy) -> Images | str:
@@ -108,8 +108,8 @@ def _column(column: Any, policy: Policy) -> Found:
     shape = policy.shape
     encoded = columns.encoded(column)
     if encoded is not None:
-        return [_picture(one.as_py(), policy) for one in encoded]
-    found: Found = ["there is no image."] * len(column)
+        return [_picture(value.as_py(), policy) for value in encoded]
+    results: Found = ["there is no image."] * len(column)
     present = np.flatnonzero(np.asarray(column.is_valid().to_numpy(zero_copy_only=False)))
     try:
         arrays = columns.arrays(column.drop_null(), "the column") if len(present) else np.empty((0, *shape))
@@ -122,8 +122,8 @@ def _column(column: Any, policy: Policy) -> Found:
             else [_column(column.slice(at, 1), policy)[0] for at in range(len(column))]
         )
     for at, image in zip(present, arrays, strict=True):
-        found[at] = image
-    return found
+        results[at] = image
+    return results
 
 
 def _picture(data: bytes | None, policy: Policy) -> Images | str:
@@ -210,5 +210,7 @@ class Classifier:
             "model_version": pa.array([self._version] * count, pa.int32()),
             "error": pa.array(rows.errors, pa.string()),
         }
-        named = {f"input_{name}" if name in answers else name: one for name, one in rows.identity.items()}
+        named = {
+            f"input_{name}" if name in answers else name: column for name, column in rows.identity.items()
+        }
         return pa.table(named | answers)

@@ -50,9 +50,14 @@ def _show(console: Console, predictions: list[dict[str, Any]]) -> None:
     table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("then")
-    for one in predictions:
-        then = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in one["top"][1:])
-        table.add_row(escape(one["file"]), escape(one["class"]), f"{one['probability']:.3f}", escape(then))
+    for prediction in predictions:
+        then = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top"][1:])
+        table.add_row(
+            escape(prediction["file"]),
+            escape(prediction["class"]),
+            f"{prediction['probability']:.3f}",
+            escape(then),
+        )
     console.print(table)
 
 

@@ -70,7 +70,7 @@ def plan(folder: Folder, sha256: str) -> list[Part]:
     pictures = [name for name in folder.sizes if PurePosixPath(name).suffix.lower() in SUFFIXES]
     spans: list[tuple[tuple[str, ...], tuple[int, int] | None, int]]
     if tables:
-        divided = [(one, span, first) for one in tables for span, first in _groups(folder, one)]
+        divided = [(table, span, first) for table in tables for span, first in _groups(folder, table)]
         spans = [((name,), span, first) for name, span, first in divided]
     elif pictures:
         chunks = [pictures[at : at + _PICTURES] for at in range(0, len(pictures), _PICTURES)]

@@ -101,7 +101,7 @@ def _classify(
     say: Say,
 ) -> None:
     """Classify parts on Ray, so many at a time as there are CPUs to spare."""
-    with cluster.connect(config) as found, _shared(export, target) as model:
+    with cluster.connect(config) as connected, _shared(export, target) as model:
         import ray
 
         from distml.batch.classify import Classifier, Task
@@ -109,7 +109,7 @@ def _classify(
         context = ray.data.DataContext.get_current()
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said below
         context.enable_progress_bars = False
-        most = max(1, int(found.resources.get("CPU", 1) - cluster.SPARE_CPUS))
+        most = max(1, int(connected.resources.get("CPU", 1) - cluster.SPARE_CPUS))
         task = Task(folder.root, target.root, model, export.sha256, version)
         rows = ray.data.from_items([{"part": part.to_json()} for part in left], override_num_blocks=len(left))
         answers = rows.map_batches(
@@ -142,8 +142,8 @@ def _follow(answers: Iterator[dict[str, Any]], parts: int, say: Say) -> None:
         log.quietly()
     ):  # Ray writes a line about restarts of actors, below Python's reach, when it makes them
         first = next(answers)
-    for done, one in enumerate(itertools.chain([first], answers), 1):
-        rows, failed = rows + int(one["rows"]), failed + int(one["failed"])
+    for done, done_part in enumerate(itertools.chain([first], answers), 1):
+        rows, failed = rows + int(done_part["rows"]), failed + int(done_part["failed"])
         unreadable = f", {failed:,} unreadable" if failed else ""
         say(f"part {done}/{parts}  {rows:,} rows{unreadable}")
 

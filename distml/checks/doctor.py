@@ -59,10 +59,10 @@ def gather(questions: dict[str, Question], limit_s: float = LIMIT_S) -> list[Che
     deadline = time.monotonic() + limit_s
     while len(answers) < len(questions):
         try:
-            name, found = box.get(timeout=max(0.0, deadline - time.monotonic()))
+            name, answer_checks = box.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             break
-        answers[name] = found
+        answers[name] = answer_checks
     late = f"no answer within {limit_s:g} s"
     return [
         check
@@ -87,12 +87,12 @@ def _data(config: Config) -> list[Check]:
     storage = Storage(config.storage.root)
     manifest = shards.find(config, storage)
     data = sources.check(config, storage) if manifest is None else sources.prepared(manifest)
-    found = [data, machine.batch(config, None if manifest is None else manifest.rows["train"])]
+    checks = [data, machine.batch(config, None if manifest is None else manifest.rows["train"])]
     if cluster.address():
-        return found
+        return checks
     size = 0 if manifest is None else manifest.nbytes("train")
     return [
-        *found,
+        *checks,
         machine.memory(config, machine.free_memory(), size),
         machine.shared_memory(machine.free_on(machine.SHARED) if machine.SHARED.exists() else None, size),
     ]
@@ -101,12 +101,15 @@ def _data(config: Config) -> list[Check]:
 def _run(config: Config) -> list[Check]:
     """What starting `train` now would do."""
     try:
-        found = runs.examine(config, Storage(config.storage.root))
+        existing = runs.examine(config, Storage(config.storage.root))
     except ConfigError as error:
         return [warning("run", error.message, error.remedy)]
     name = config.run.name
     return [
-        ok("run", f"{name} is new" if found is None else f"{name} would go on after attempt {found.attempts}")
+        ok(
+            "run",
+            f"{name} is new" if existing is None else f"{name} would go on after attempt {existing.attempts}",
+        )
     ]
 
 
@@ -119,12 +122,12 @@ def _local(config: Config) -> list[Check]:
 
 def _places(config: Config) -> list[Check]:
     """The storage, and what lies in it; one after the other, for both may make the root to look at it."""
-    found = places.storage(config.storage.root)
+    checks = places.storage(config.storage.root)
     root = Path(Storage(config.storage.root).root)
     if Storage(config.storage.root).local:
-        found.append(machine.disk(root, machine.free_on(root)))
+        checks.append(machine.disk(root, machine.free_on(root)))
     scratch = Path(tempfile.gettempdir())
-    return [*found, machine.scratch(scratch, machine.used_on(scratch)), server.check(config)]
+    return [*checks, machine.scratch(scratch, machine.used_on(scratch)), server.check(config)]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -146,9 +149,9 @@ def run(config: Config) -> dict[str, Any]:
         questions |= {"machine": lambda: _local(config), "storage": lambda: _places(config)}
     checks = gather(questions)
     _show(checks)
-    found = {"checks": [asdict(check) for check in checks], "seconds": round(time.monotonic() - began, 2)}
+    result = {"checks": [asdict(check) for check in checks], "seconds": round(time.monotonic() - began, 2)}
     problems = any(check.status == "problem" for check in checks)
-    return {"status": "failed" if problems else "finished"} | found
+    return {"status": "failed" if problems else "finished"} | result
 
 
 def _show(checks: list[Check]) -> None:

@@ -32,7 +32,7 @@ def gpus(devices: Path = Path("/dev")) -> int:
     count = len(nodes) or _listed_gpus()
     if visible is None:
         return count
-    named = [one for one in visible.split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
+    named = [device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")]
     return min(count, len(named))
 
 
@@ -202,8 +202,8 @@ def free_on(place: Path) -> int:
 
 def used_on(place: Path) -> float:
     """Share that is taken of the disk where a path is or would be made."""
-    found = shutil.disk_usage(_existing(place))
-    return 1 - found.free / max(1, found.total)
+    usage = shutil.disk_usage(_existing(place))
+    return 1 - usage.free / max(1, usage.total)
 
 
 TENSORFLOW = "2.21"
@@ -217,13 +217,13 @@ _INSTALL = "Run `make venv`, or install exactly one of distml[cpu] and distml[gp
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of those distributions that are installed."""
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def tensorflows() -> dict[str, str]:
@@ -231,37 +231,37 @@ def tensorflows() -> dict[str, str]:
     return installed(_DISTRIBUTIONS)
 
 
-def tensorflow(found: Mapping[str, str], gpus: int, device: str) -> Check:
+def tensorflow(versions: Mapping[str, str], gpus: int, device: str) -> Check:
     """Exactly one TensorFlow, for the device that is asked for.
 
     Args:
-        found: Versions by distribution.
+        versions: Versions by distribution.
         gpus: GPUs of this machine.
         device: `train.device`.
     """
-    said = ", ".join(f"{name} {version}" for name, version in found.items())
-    if not found:
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if not versions:
         return problem("tensorflow", "no TensorFlow is installed", _INSTALL)
-    if len(found) > 1:
+    if len(versions) > 1:
         remedy = f"Uninstall all of them, then one again: they overwrite each other's files. {_INSTALL}"
-        return problem("tensorflow", f"{len(found)} TensorFlows are installed: {said}", remedy)
-    (name,) = found
+        return problem("tensorflow", f"{len(versions)} TensorFlows are installed: {said}", remedy)
+    (name,) = versions
     if name.endswith("-cpu") and (device == "gpu" or (device == "auto" and gpus)):
         detail = f"{said} computes on CPUs alone, and train.device is {device} with {gpus} GPU here"
         remedy = "Install distml[gpu] instead (make train EXTRA=gpu), or set train.device to cpu."
         return (problem if device == "gpu" else warning)("tensorflow", detail, remedy)
-    if not found[name].startswith(f"{TENSORFLOW}."):
+    if not versions[name].startswith(f"{TENSORFLOW}."):
         return warning("tensorflow", f"{said} is not the {TENSORFLOW} that distml is tested with", _INSTALL)
     return ok("tensorflow", said)
 
 
-def keras(found: Mapping[str, str]) -> Check:
+def keras(versions: Mapping[str, str]) -> Check:
     """Keras 3.
 
     Args:
-        found: Versions by distribution.
+        versions: Versions by distribution.
     """
-    version = found.get("keras")
+    version = versions.get("keras")
     if version is None or not version.startswith("3."):
         return problem("keras", f"Keras {version or 'is not installed'}", "distml needs Keras 3. " + _INSTALL)
     return ok("keras", f"keras {version}")

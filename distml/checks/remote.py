@@ -48,9 +48,9 @@ def checks(config: Config) -> list[Check]:
         remedy = "Start the cluster, correct RAY_ADDRESS, or unset it to start Ray on this machine."
         return [problem("workers", f"no Ray answers at RAY_ADDRESS = {address}: {refused}", remedy)]
     try:
-        with cluster.connect(config) as found:
-            workers = machine.workers(config, found.resources, address)
-            memory = machine.memory(config, int(found.resources.get("memory", 0)), 0)
+        with cluster.connect(config) as connected:
+            workers = machine.workers(config, connected.resources, address)
+            memory = machine.memory(config, int(connected.resources.get("memory", 0)), 0)
             return [workers, memory, *_storage(config.storage.root)]
     except DistmlError as error:
         return [failed("workers", error)]
@@ -61,11 +61,11 @@ def _storage(root: str) -> list[Check]:
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]][:MAX_NODES]
-    found: list[Check] = []
+    checks: list[Check] = []
     for node in alive:
         who = f"node {node['NodeManagerAddress']}"
-        found += places.storage(root, _on(node["NodeID"]), who)[1 if found else 0 :]
-    return found
+        checks += places.storage(root, _on(node["NodeID"]), who)[1 if checks else 0 :]
+    return checks
 
 
 def _on(node: str) -> Callable[[str, str], str]:

@@ -62,10 +62,10 @@ def function(name: str) -> Check:
 
 def folder(path: str, form: str) -> Check:
     """A user's folder: it can be listed and has files of a known format."""
-    found = Folder(path)
-    form = found.format() if form == "auto" else form
-    total = size(sum(found.sizes.values()))
-    return ok(_NAME, f"{found.root}: {len(found.sizes)} files, {total}, to be read as {form}")
+    folder = Folder(path)
+    form = folder.format() if form == "auto" else form
+    total = size(sum(folder.sizes.values()))
+    return ok(_NAME, f"{folder.root}: {len(folder.sizes)} files, {total}, to be read as {form}")
 
 
 def builtin(config: Config, storage: Storage) -> Check:
@@ -90,17 +90,17 @@ def builtin(config: Config, storage: Storage) -> Check:
 
 def reachable(urls: Sequence[str]) -> list[str]:
     """Return the URLs that answer a HEAD request, all asked at once; nothing is downloaded."""
-    found: set[str] = set()
+    reachable: set[str] = set()
 
     def ask(url: str) -> None:
         try:
             request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - a mirror, or the user's URL
-                found.add(url)
+                reachable.add(url)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (405, 501):  # it is there, and knows GET alone
-                found.add(url)
+                reachable.add(url)
         except (OSError, ValueError, http.client.HTTPException):
             pass
 
@@ -112,4 +112,4 @@ def reachable(urls: Sequence[str]) -> list[str]:
         thread.start()
     for thread in threads:
         thread.join(TIMEOUT_S + 0.5)
-    return [url for url in urls if url in found]
+    return [url for url in urls if url in reachable]

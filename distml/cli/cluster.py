@@ -97,17 +97,17 @@ def status(namespace: Namespace) -> dict[str, Any]:
     Raises:
         ClusterError: The cluster does not answer.
     """
-    found = steps.pods(_kubectl(namespace))
-    for pod in found:
+    pods = steps.pods(_kubectl(namespace))
+    for pod in pods:
         ready = pod["ready"] or pod["phase"] in _ENDED
         words = f"{pod['phase']}{'' if ready else ', not ready'} {pod['waiting']}".strip()
         _say(f"  {pod['pod']:<48} {words}  {pod['restarts']} restarts")
-    standing = [pod for pod in found if pod["phase"] not in _ENDED]
+    standing = [pod for pod in pods if pod["phase"] not in _ENDED]
     ready = bool(standing) and all(pod["ready"] for pod in standing)
     if ready:
-        return {"ready": True, "pods": found}
+        return {"ready": True, "pods": pods}
     raise ClusterError(
-        "not every pod is ready." if found else "there are no pods.", "See `distml cluster up`."
+        "not every pod is ready." if pods else "there are no pods.", "See `distml cluster up`."
     )
 
 

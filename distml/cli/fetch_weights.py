@@ -40,13 +40,19 @@ def run(config: Config, namespace: Namespace) -> dict[str, Any]:
     if namespace.file:
         weight_sources.check(wanted)
         source = f"{pretrained.IMAGENET}:{name}"
-        found = pretrained.put(storage, source, *weight_sources.read(namespace.file))
+        resolved_file = pretrained.put(storage, source, *weight_sources.read(namespace.file))
     else:
         resolved = weight_sources.resolve(wanted, storage)
         assert resolved is not None
-        found = resolved
-    place = storage.uri(*found.parts)
-    return {"name": name, "file": found.file, "sha256": found.sha256, "bytes": found.bytes, "place": place}
+        resolved_file = resolved
+    place = storage.uri(*resolved_file.parts)
+    return {
+        "name": name,
+        "file": resolved_file.file,
+        "sha256": resolved_file.sha256,
+        "bytes": resolved_file.bytes,
+        "place": place,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

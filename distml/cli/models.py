@@ -36,10 +36,12 @@ def run(_config: Config, namespace: Namespace) -> dict[str, Any]:
     """
     word = str(namespace.word).lower()
     ours = [name for name in registry.names() if word in name]
-    others = {name: one for name, one in backbones.BACKBONES.items() if word in name}
+    others = {name: backbone for name, backbone in backbones.BACKBONES.items() if word in name}
     if not ours and not others:
         raise ConfigError(f"no model's name contains {word!r}.", "`distml models` lists all of them.")
-    rows = [_row(name, one) for name, one in sorted(others.items(), key=lambda pair: pair[1].gflops)]
+    rows = [
+        _row(name, backbone) for name, backbone in sorted(others.items(), key=lambda pair: pair[1].gflops)
+    ]
     _show(ours, rows)
     return {"models": [{"name": name} for name in ours] + rows}
 

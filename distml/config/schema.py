@@ -270,7 +270,7 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _finite_grid(self) -> Self:
-        endless = [path for path, one in self.space.items() if one.choice is None]
+        endless = [path for path, values in self.space.items() if values.choice is None]
         if self.method == "grid" and endless:
             raise ValueError(f"a grid needs a choice for {', '.join(endless)}")
         return self

@@ -66,12 +66,12 @@ def killed_at_exit() -> Iterator[None]:
 
 
 def _below_the_raylet() -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if [os.path.basename(word) for word in child.cmdline()[:1]] == ["raylet"]:
-                found += [child, *child.children(recursive=True)]
-    return found
+                processes += [child, *child.children(recursive=True)]
+    return processes
 
 
 def _token_file() -> Path:

@@ -16,23 +16,23 @@ JOIN_S = 90.0
 """How long a run waits for nodes of its cluster: pods of Ray's workers are ready after the head's."""
 
 
-def require_plan(config: Config, found: cluster.Cluster) -> cluster.Plan:
+def require_plan(config: Config, connected: cluster.Cluster) -> cluster.Plan:
     """`plan` for a live connection; the nodes of a cluster that has just come up are given time to join.
 
     Raises:
         ResourceError: A local Ray that was made too small is a configuration matter, told at once.
     """
     # KubeRay sets the variable on the head, where drivers run, when an autoscaler runs beside it.
-    autoscaled = not found.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ
-    until, resources = time.monotonic() + JOIN_S, found.resources
+    autoscaled = not connected.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ
+    until, resources = time.monotonic() + JOIN_S, connected.resources
     while True:
         try:
-            return cluster.plan(config.train, resources, grows=not found.local, autoscaled=autoscaled)
+            return cluster.plan(config.train, resources, grows=not connected.local, autoscaled=autoscaled)
         except ResourceError as error:
-            if found.local and config.train.device != "gpu":
+            if connected.local and config.train.device != "gpu":
                 remedy = f"This machine has {os.cpu_count()} cores; take fewer train.workers."
                 raise ResourceError(error.message, remedy) from None
-            if found.local or time.monotonic() > until:
+            if connected.local or time.monotonic() > until:
                 raise
             resources = _joined(resources, error.message)
 
