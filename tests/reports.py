@@ -1,4 +1,4 @@
-"""Reports of runs that never were, to be read as documents and looked at in a browser."""
+"""Reports of synthetic runs, for tests that parse them and open them in a browser."""
 
 from __future__ import annotations
 

@@ -23,21 +23,21 @@ def test_the_newest_epoch_of_all_attempts_is_taken(storage_root: Path) -> None:
     put(storage_root, "attempt-001", 2)
     put(storage_root, "attempt-001", 10)
     put(storage_root, "attempt-002", 3)
-    found, skipped = checkpoint.newest(Storage(str(storage_root)), RUN)
-    assert found is not None
-    assert (found.epoch, skipped) == (10, [])
-    np.testing.assert_array_equal(found.arrays["model/0000"], np.full(3, 10, np.float32))
+    newest, skipped = checkpoint.newest(Storage(str(storage_root)), RUN)
+    assert newest is not None
+    assert (newest.epoch, skipped) == (10, [])
+    np.testing.assert_array_equal(newest.arrays["model/0000"], np.full(3, 10, np.float32))
 
 
 def test_of_one_epoch_the_later_attempt_is_taken(storage_root: Path) -> None:
     put(storage_root, "attempt-001", 2, "ffffffff")
     later = put(storage_root, "attempt-002", 2, "00000000")
-    found, _ = checkpoint.newest(Storage(str(storage_root)), RUN)
-    assert found is not None
-    assert found.parts[-1] == later.name
+    newest, _ = checkpoint.newest(Storage(str(storage_root)), RUN)
+    assert newest is not None
+    assert newest.parts[-1] == later.name
 
 
-def test_damage_of_every_kind_is_passed_over_and_said(storage_root: Path) -> None:
+def test_every_kind_of_damage_is_skipped_with_its_reason(storage_root: Path) -> None:
     put(storage_root, "attempt-001", 1)
     flipped = put(storage_root, "attempt-001", 2) / "arrays.npz"
     content = bytearray(flipped.read_bytes())
@@ -46,10 +46,10 @@ def test_damage_of_every_kind_is_passed_over_and_said(storage_root: Path) -> Non
     (put(storage_root, "attempt-001", 3) / "manifest.json").unlink()
     (put(storage_root, "attempt-001", 4) / "state.json").unlink()
     (put(storage_root, "attempt-001", 5) / "manifest.json").write_text("{")
-    found, skipped = checkpoint.newest(Storage(str(storage_root)), RUN)
-    assert found is not None
-    assert found.epoch == 1
-    reasons = {one.name.split("/")[1][:11]: one.reason for one in skipped}
+    newest, skipped = checkpoint.newest(Storage(str(storage_root)), RUN)
+    assert newest is not None
+    assert newest.epoch == 1
+    reasons = {event.name.split("/")[1][:11]: event.reason for event in skipped}
     assert list(reasons) == ["epoch-00005", "epoch-00004", "epoch-00003", "epoch-00002"]
     assert "SHA-256" in reasons["epoch-00002"]
     assert "did not finish" in reasons["epoch-00003"]

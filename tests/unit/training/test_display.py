@@ -25,10 +25,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("stream", "live"), [(io.StringIO(), False), (Terminal(), True)])
-def test_only_a_terminal_sees_bars(stream: io.StringIO, live: bool) -> None:
+def test_only_a_terminal_gets_a_live_display(stream: io.StringIO, live: bool) -> None:
     display = Display(2, Console(file=stream, force_terminal=True, highlight=False))  # as by FORCE_COLOR
     display(STARTED)
     display.close()
-    said = stream.getvalue()
-    assert "1,000 parameters" in said
-    assert (HIDE_CURSOR in said) == live
+    shown = stream.getvalue()
+    assert "1,000 parameters" in shown
+    assert (HIDE_CURSOR in shown) == live

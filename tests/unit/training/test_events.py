@@ -106,10 +106,10 @@ def test_an_observer_that_fails_is_logged_and_stops_no_other(caplog: pytest.LogC
     def broken(event: Event) -> None:
         raise OSError("the disk is full")
 
-    heard: list[Event] = []
+    received: list[Event] = []
     with caplog.at_level(logging.ERROR):
-        events.deliver(EPOCH, [broken, heard.append])
-    assert heard == [EPOCH]
+        events.deliver(EPOCH, [broken, received.append])
+    assert received == [EPOCH]
     assert "EpochFinished" in caplog.text
     assert "the disk is full" in caplog.text
 

@@ -1,4 +1,4 @@
-"""What of the events becomes a metric, and that it is one Ray exports."""
+"""Which gauges an event sets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def test_every_gauge_is_set_by_some_event() -> None:
     assert gauges.parts(EPOCH) == {"train": 2.0, "data_wait": 0.1}
 
 
-def test_what_an_epoch_averages_does_not_hide_the_last_steps() -> None:
+def test_averages_of_an_epoch_do_not_replace_the_last_steps() -> None:
     assert not gauges.values(EPOCH).keys() & TRAINED.keys()
     assert gauges.values(EPOCH)["workers"] == 3
 
 
-def test_events_are_handed_on_whatever_happens_to_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gauge_that_fails_does_not_stop_other_observers(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
         raise RuntimeError(name)
 
     monkeypatch.setattr(gauges, "_gauge", broken)
-    heard: list[Event] = []
-    events.deliver(STEPS, [gauges.Gauges("a"), heard.append])
-    assert heard == [STEPS]
+    received: list[Event] = []
+    events.deliver(STEPS, [gauges.Gauges("a"), received.append])
+    assert received == [STEPS]

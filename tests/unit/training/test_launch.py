@@ -10,7 +10,7 @@ from distml.training.events import Event, WorkerFailed
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "cause"),
     [
         (OutOfMemoryError("Task was killed due to the node running low on memory."), "OOM"),
         (ActorDiedError(), "the worker process died"),
@@ -25,18 +25,18 @@ from distml.training.events import Event, WorkerFailed
         (ValueError(), "ValueError"),
     ],
 )
-def test_the_cause_is_named(error: Exception, said: str) -> None:
-    assert said in launch.cause(error)
+def test_the_cause_is_named(error: Exception, cause: str) -> None:
+    assert cause in launch.cause(error)
 
 
 def test_the_sentence_names_rank_cause_and_logs() -> None:
-    found = launch.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
-    assert found.message == "training failed on rank 1 with no restart left: the worker process died."
-    assert found.remedy == "The worker logs are in /logs."
+    explained = launch.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
+    assert explained.message == "training failed on rank 1 with no restart left: the worker process died."
+    assert explained.remedy == "The worker logs are in /logs."
     assert "the controller" in launch.explain(ValueError("x"), None).message
 
 
-def test_an_exception_never_leaves_the_callback() -> None:
+def test_no_exception_leaves_the_callback() -> None:
     class Broken:
         @property
         def put(self) -> object:
@@ -45,13 +45,13 @@ def test_an_exception_never_leaves_the_callback() -> None:
     launch.Failures(Broken()).after_exception(None, {0: ValueError("x")})
 
 
-def test_a_full_disk_is_told_and_then_ends_the_run() -> None:
-    told: list[Event] = []
+def test_a_full_disk_is_sent_to_the_driver_and_ends_the_run() -> None:
+    sent: list[Event] = []
 
     class Queue:
         class put:  # noqa: N801 - as Ray names it
-            remote = told.append
+            remote = sent.append
 
     with pytest.raises(TrainingError, match="No space left"):
         launch.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
-    assert told == [WorkerFailed(1, "the storage is full (ENOSPC)", time=told[0].time)]
+    assert sent == [WorkerFailed(1, "the storage is full (ENOSPC)", time=sent[0].time)]

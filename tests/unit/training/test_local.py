@@ -1,4 +1,4 @@
-"""What `LocalTrainer` leaves out hangs on private names of Ray 2.60: here they are."""
+"""`LocalTrainer` overrides private names of Ray 2.60: they are still there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_hooks_it_overrides_are_still_called() -> None:
         assert hasattr(FixedScalingPolicy, name)
 
 
-def test_it_leaves_out_what_it_says_and_nothing_else() -> None:
+def test_it_omits_the_two_callbacks_and_nothing_else() -> None:
     def kinds(trainer: DataParallelTrainer) -> list[type]:
         return [type(callback) for callback in trainer._create_default_callbacks()]
 

@@ -35,7 +35,7 @@ class Tracker:
 
 @pytest.fixture
 def with_f1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A catalogue with one entry more."""
+    """The catalogue with an additional entry."""
     monkeypatch.setattr(metrics, "CATALOGUE", (*CATALOGUE, F1))
     monkeypatch.setattr(metrics, "_BY_NAME", {metric.name: metric for metric in metrics.CATALOGUE})
     monkeypatch.setattr(gauges, "GAUGES", gauges._described())

@@ -1,4 +1,4 @@
-"""The learning rate is a function of the step alone, and the promised one."""
+"""The learning rate is a function of the step alone, as documented."""
 
 from __future__ import annotations
 
