@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from distml import cli, ingest, promote, train
+from distml import cli, ingest, promote, tracking, train
 from distml.config import Config, binding
 from distml.data import shards
 from distml.errors import TrainingError
@@ -125,9 +125,14 @@ def _train(config: Config, storage: Storage) -> Result:
     """The one model, or the candidates of a sweep; what was finished before is taken from its record."""
     before = None if config.sweep.wanted else runs.taken(config, storage)
     result = before.result if before else train.run(config)
-    if not _registered(config, result):
+    if not config.sweep.wanted and (trained := runs.finished(storage, config.run.name)):
+        result = tracking.register(config, storage, trained).result
+    # The candidates of a sweep that are not registered yet are registered when they are promoted.
+    unknown = not config.sweep.wanted or result.get("version")
+    if unknown and not _registered(config, result):
+        version = f"version {result['version']}" if result.get("version") else f"run {config.run.name}"
         name = config.tracking.registered_model
-        logger.warning("version %s of %s is not in this registry: training again", result["version"], name)
+        logger.warning("%s of %s is not in this registry: training again", version, name)
         result = train.run(config.model_copy(update={"run": config.run.model_copy(update={"restart": True})}))
     if result.get("status", "finished") != "finished":
         failed = [row for row in result["leaderboard"] if row["status"] == "failed"]
@@ -139,10 +144,10 @@ def _train(config: Config, storage: Storage) -> Result:
 
 
 def _registered(config: Config, result: Result) -> bool:
-    """Whether the registry still has what was trained; the storage may have outlived it, or met another."""
+    """Whether the registry has what was trained; the storage may have outlived it, or met another."""
     if result.get("version") is None:  # nothing was registered: the server was away
-        return True
-    found = champions.by_number(config, int(result["version"]))
+        return False
+    found = champions.by_number(config, int(result["version"]), config.tracking.wait_s)
     return found is not None and found.run_id == result["run_id"]
 
 

@@ -1,4 +1,4 @@
-"""Runs `python -m distml.train` as a person would, watches its lines and hurts its processes."""
+"""Runs `python -m distml.train`, or another verb, as a person would, and hurts its processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ STEPS_PER_EPOCH = 18_000 // 256
 
 
 class Training:
-    """One `distml.train` process group."""
+    """The process group of one `distml.train`, or of another verb."""
 
-    def __init__(self, root: Path, name: str, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, name: str, *flags: str, env: dict[str, str] | None = None, verb: str = "train"
+    ) -> None:
         self.root = root
-        command = [sys.executable, "-m", "distml.train", f"--storage.root={root}", f"--run.name={name}"]
+        command = [sys.executable, "-m", f"distml.{verb}", f"--storage.root={root}", f"--run.name={name}"]
         self.process = subprocess.Popen(
             [*command, *SMALL, *flags],
             cwd=root.parent,

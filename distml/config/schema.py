@@ -309,6 +309,8 @@ class TrackingConfig(Section):
     """Name of the model in the registry."""
     required: bool = False
     """Refuse to start without the tracking server instead of spooling for later."""
+    wait_s: Annotated[float, BeforeValidator(_number), Field(ge=0, le=86400)] = 300.0
+    """Seconds to wait for a tracking server that is away once nothing else is left to do; 0: not at all."""
     system_metrics: bool = True
     """Log CPU, memory and network use of the driver's machine."""
     artifact_roots: list[str] = Field(default_factory=list)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distml import tracking
 from distml.config import Config
 from distml.errors import ConfigError, TrackingError
 from distml.selection import record as sweeps
 from distml.selection import records
 from distml.storage import Storage
-from distml.tracking import aliases, champions, runs
+from distml.tracking import aliases, champions, runs, spool
 from distml.tracking.champions import Version
 
 
@@ -47,6 +48,7 @@ def gather(config: Config, storage: Storage, run: str | None, version: int | Non
     if version is not None:
         return [Entrant(f"version {version}", require(config, version))]
     if run == "*":
+        spool.deliver(config, config.tracking.wait_s)
         found = [Entrant(f"version {one.version}", require(config, one.version)) for one in _all(config)]
     else:
         found = _of_name(config, storage, run or config.run.name)
@@ -73,7 +75,7 @@ def _of_name(config: Config, storage: Storage, name: str) -> list[Entrant]:
             return entrants
     if only := _of_run(config, storage, name, name):
         return [only]
-    if by_id := champions.by_run(config, name):
+    if by_id := champions.by_run(config, name, config.tracking.wait_s):
         return [Entrant(f"run {name[:8]}", by_id)]
     known = sorted({*storage.names(sweeps.FOLDER), *storage.names(runs.FOLDER)})
     state = "is not finished" if name in known else f"does not exist in {storage.root}"
@@ -88,9 +90,12 @@ def _of_run(config: Config, storage: Storage, label: str, name: str) -> Entrant 
     record = runs.finished(storage, name)
     if record is None:
         return None
-    registered = record.result.get("version")
+    registered = tracking.register(config, storage, record).result.get("version")
     if not registered:
-        raise TrackingError(f"run {name} is finished but not registered.", "Run `distml sync` first.")
+        raise TrackingError(
+            f"run {name} is finished, but neither {tracking.uri(config)} nor the spool knows it.",
+            "Correct tracking.uri, or train it again with --run.restart true.",
+        )
     version = require(config, int(registered))
     if record.run_id and version.run_id != record.run_id:
         raise TrackingError(
@@ -107,7 +112,7 @@ def require(config: Config, version: int) -> Version:
     Raises:
         TrackingError: There is none, or the registry does not answer.
     """
-    found = champions.by_number(config, version)
+    found = champions.by_number(config, version, config.tracking.wait_s)
     if found is None:
         name = config.tracking.registered_model
         raise TrackingError(f"{name} has no version {version}.", "See `mlflow ui` for those it has.")

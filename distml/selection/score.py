@@ -131,7 +131,7 @@ def trusted(config: Config, version: Version, into: Path) -> Trusted:
             f"{version.name} version {version.version} was registered without a SHA-256.",
             "Register models by `distml train`, which records it.",
         )
-    folder = champions.fetch(config, version, into)
+    folder = champions.fetch(config, version, into, config.tracking.wait_s)
     export = digests.verify(folder, version.sha256)
     from distml.artifacts.predictor import Predictor
 

@@ -21,7 +21,7 @@ from distml.config.load import flatten
 from distml.data import shards
 from distml.errors import DistmlError
 from distml.runtime import cluster, resources
-from distml.selection import candidates, concurrency, leaderboard, record
+from distml.selection import candidates, concurrency, leaderboard, record, registration
 from distml.selection.candidates import Candidate
 from distml.selection.child import Child
 from distml.selection.leaderboard import Row
@@ -57,6 +57,7 @@ def run(config: Config, train: Train) -> dict[str, Any]:
         if rows:
             console.print(f"finished before: [bold]{escape(', '.join(rows))}[/bold]")
         if len(rows) == len(chosen) and (known := record.finished(storage, config, names)):
+            rows = registration.again(config, storage, known, rows)
             return _shown(console, config, rows, known.result, began)
         parent = Parent(config, storage, record.begin(config, storage, names))
         try:
@@ -65,6 +66,7 @@ def run(config: Config, train: Train) -> dict[str, Any]:
         except BaseException:
             parent.close("KILLED")
             raise
+        rows = registration.try_complete(config, storage, rows)
         return _shown(console, config, rows, parent.finish([rows[name] for name in names]), began)
 
 
@@ -81,13 +83,15 @@ def _search(config: Config, storage: Storage, train: Train, console: Console, be
         if before is not None and before.status == "finished":
             before.save(storage)
             console.print("finished before")
-            return _shown(console, config, leaderboard.of_line(before.result), before.result, began)
+            rows = registration.again(config, storage, before, leaderboard.of_line(before.result))
+            return _shown(console, config, rows, before.result, began)
         parent = Parent(config, storage, sweep)
         try:
             rows = search.run(config, storage, parent, train, console)
         except BaseException:
             parent.close("KILLED")
             raise
+        rows = registration.try_complete(config, storage, rows)
         return _shown(console, config, rows, parent.finish(list(rows.values()), search=True), began)
 
 

@@ -2,11 +2,13 @@
 
 Everything that is to be recorded becomes an operation, a plain dictionary, in an outbox. One thread
 sends them in order, so an outage delays the record and never the training. What could not be sent when
-the run ends stays in a spool file under the storage root and is sent by the next run or by
-`distml sync`. Operations carry their own time stamps and steps, so sending one twice records it once.
+the run ends stays in a spool file under the storage root and is sent by the next command that meets the
+server, or by `distml sync`. Operations carry their own time stamps and steps, so sending one twice
+records it once.
 """
 
-from distml.tracking.outbox import Tracker, sync
+from distml.tracking.outbox import Tracker
 from distml.tracking.server import check, client, uri
+from distml.tracking.spool import find, register, sync
 
-__all__ = ["Tracker", "check", "client", "sync", "uri"]
+__all__ = ["Tracker", "check", "client", "find", "register", "sync", "uri"]

@@ -5,18 +5,16 @@ MLflow writes aliases last come, last served; `promotion.move` is what makes the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.tracking.server import cause, client, is_outage, uri
+from distml.tracking.retry import patiently
+from distml.tracking.server import cause, client, uri
 
 _Answer = TypeVar("_Answer")
-_PAUSES_S = (0.1, 0.3, 1.0, 2.0)
-"""Before trying again: SQLite under several writers, or a server that is just being restarted."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +88,13 @@ def versions(config: Config) -> list[Entry]:
 
 
 def _ask(config: Config, question: Callable[[Any], _Answer], known: bool = False) -> _Answer | None:
-    """Ask the registry, again where that may help; what it does not know is None unless it must know it."""
-    for pause in (*_PAUSES_S, None):
-        try:
-            return question(client(config))
-        except Exception as error:  # the clients of MLflow's stores raise kinds of their own
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" and not known:
-                return None
-            if pause is None or not _passing(error):
-                raise TrackingError(
-                    f"the registry {uri(config)} refuses: {cause(error)}.",
-                    "Start it, correct tracking.uri, or try again.",
-                ) from error
-            time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether it may go well next time, as after two writers have inserted the same row."""
-    return is_outage(error) or "IntegrityError" in str(error)
+    """Ask the registry, waiting while it is away; what it does not know is None unless it must know it."""
+    try:
+        return patiently(config, lambda: question(client(config)))
+    except Exception as error:  # the clients of MLflow's stores raise kinds of their own
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" and not known:
+            return None
+        raise TrackingError(
+            f"the registry {uri(config)} refuses: {cause(error)}.",
+            "Start it, correct tracking.uri, or try again.",
+        ) from error

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from distml import tracking
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.tracking import sources
+from distml.tracking import server, sources
+from distml.tracking.retry import patiently
 
 Answered = TypeVar("Answered")
 
@@ -55,23 +56,33 @@ def by_alias(config: Config, alias: str = CHAMPION) -> Version | None:
     return _ask(config, lambda client: client.get_model_version_by_alias(name, alias))
 
 
-def by_number(config: Config, version: int) -> Version | None:
+def by_number(config: Config, version: int, wait_s: float = 0.0) -> Version | None:
     """Return a version by its number, None where there is none; imports MLflow.
+
+    Args:
+        config: Names the registry.
+        version: The number.
+        wait_s: Seconds to wait for a registry that is away.
 
     Raises:
         TrackingError: The registry does not answer.
     """
     name = config.tracking.registered_model
-    return _ask(config, lambda client: client.get_model_version(name, str(version)))
+    return _ask(config, lambda client: client.get_model_version(name, str(version)), wait_s)
 
 
-def by_run(config: Config, run_id: str) -> Version | None:
+def by_run(config: Config, run_id: str, wait_s: float = 0.0) -> Version | None:
     """Return the newest version that an MLflow run registered, None where there is none; imports MLflow.
+
+    Args:
+        config: Names the registry.
+        run_id: The MLflow run.
+        wait_s: Seconds to wait for a registry that is away.
 
     Raises:
         TrackingError: The registry does not answer.
     """
-    return _newest(config, f"run_id = '{run_id}'") if re.fullmatch("[0-9a-f]{32}", run_id) else None
+    return _newest(config, f"run_id = '{run_id}'", wait_s) if re.fullmatch("[0-9a-f]{32}", run_id) else None
 
 
 def metrics(config: Config, version: Version) -> dict[str, float]:
@@ -96,29 +107,29 @@ def newest(config: Config) -> Version | None:
     return _newest(config, f"name = '{config.tracking.registered_model}'")
 
 
-def _newest(config: Config, condition: str) -> Version | None:
+def _newest(config: Config, condition: str, wait_s: float = 0.0) -> Version | None:
     def ask(client: Any) -> Any:
         found = client.search_model_versions(condition)
         return max(found, key=lambda version: int(version.version), default=None)
 
-    return _ask(config, ask)
+    return _ask(config, ask, wait_s)
 
 
-def _ask(config: Config, question: Callable[[Any], Any]) -> Version | None:
+def _ask(config: Config, question: Callable[[Any], Any], wait_s: float = 0.0) -> Version | None:
     def ask(client: Any) -> Version | None:
         found = question(client)
         return found and _described(client, found)
 
-    return _answered(config, ask)
+    return _answered(config, ask, wait_s)
 
 
-def _answered(config: Config, question: Callable[[Any], Answered]) -> Answered | None:
+def _answered(config: Config, question: Callable[[Any], Answered], wait_s: float = 0.0) -> Answered | None:
     """Ask the registry; what it does not know is None, any other refusal is one sentence."""
     where = tracking.uri(config)
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
         return None  # asking would make the file, which takes seconds
     try:
-        return question(tracking.client(config))
+        return patiently(config, lambda: question(tracking.client(config)), wait_s)
     except Exception as error:  # the clients of MLflow's stores raise kinds of their own
         code = getattr(error, "error_code", "")
         if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)):
@@ -137,10 +148,16 @@ def _cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
 
 
-def fetch(config: Config, version: Version, into: Path) -> Path:
+def fetch(config: Config, version: Version, into: Path, wait_s: float = 0.0) -> Path:
     """Return the folder of a version's files, copied into a folder only when they are not on this machine.
 
     What was fetched is not trusted yet: `Predictor.load` verifies it against `version.sha256`.
+
+    Args:
+        config: Names the registry.
+        version: The version.
+        into: Takes the copy.
+        wait_s: Seconds to wait for a server that is away.
 
     Raises:
         TrackingError: The files are gone, cannot be fetched, or lie where no model of ours lies.
@@ -150,16 +167,25 @@ def fetch(config: Config, version: Version, into: Path) -> Path:
     from mlflow.artifacts import download_artifacts
 
     here = version.location.startswith(("/", "file:"))
-    try:
-        found = download_artifacts(
+
+    def download() -> Any:
+        return download_artifacts(
             artifact_uri=version.location,
             dst_path=None if here else str(into),
             tracking_uri=tracking.uri(config),
         )
+
+    try:
+        try:
+            return Path(download())
+        except Exception:
+            if here:
+                raise
+            patiently(config, lambda: server.ask(config), wait_s)  # it may have gone away meanwhile
+            return Path(download())
     except Exception as error:  # as above, and every store of artifacts has its own
         raise TrackingError(
             f"the files of {version.name} version {version.version} cannot be fetched from "
             f"{version.location}: {_cause(error)}.",
             "Restore them there, or choose another --version.",
         ) from error
-    return Path(found)

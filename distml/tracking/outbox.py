@@ -1,28 +1,37 @@
-"""The outbox of a run: operations in order, sent by one thread, spooled when they cannot be (driver)."""
+"""The outbox of a run: operations in order, sent by one thread, spooled when they cannot be (driver).
+
+`spool` sends later what is spooled here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import math
 import queue
 import threading
 import time
-import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
-from distml.errors import TrackingError
+from distml.errors import DistmlError
 from distml.storage import Storage
 from distml.tracking.machine import Watch
+from distml.tracking.retry import failure, retrying
 from distml.tracking.sender import Operation, Sender
-from distml.tracking.server import cause, is_outage, uri
+from distml.tracking.server import cause, is_outage
+from distml.tracking.spool import FOLDER, deliver, new_name
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 logger = logging.getLogger(__name__)
 
-SPOOL = "tracking-spool"
-RETRY_S = (0.5, 1.0, 2.0, 4.0, 5.0)
-"""Pauses between tries to reach the server; the last one repeats."""
+_LONGEST_PAUSE_S = 5.0
+"""Between two tries while a run goes on: the curves of a run are looked at while it trains."""
+_PATIENCE_S = 30.0
+"""How long the end of a run waits for a server that is away before it spools: a sweep's next run is due."""
 
 
 class Tracker:
@@ -49,7 +58,7 @@ class Tracker:
 
     def put(self, do: str, **values: Any) -> None:
         """Add an operation; returns at once."""
-        self._box.put({"do": do, **values})
+        self._box.put({"do": do, "at": int(time.time() * 1000), **values})
 
     def metrics(self, guard: str, step: int, values: dict[str, float], time_s: float | None = None) -> None:
         """Add metrics of one step, logged once even when a restarted worker sends them again."""
@@ -71,81 +80,53 @@ class Tracker:
 
     def _deliver(self, operation: Operation) -> bool:
         """Send one operation, waiting out an outage; False when it has to be spooled."""
-        tries = 0
-        while True:
-            try:
-                self.sender.send(operation)
-            except Exception as error:  # the one broad catch: tracking must not end a training run
-                if not is_outage(error):
-                    logger.warning("tracking failed (%s): %s", operation["do"], cause(error))
-                    self.failure = error
-                    return False
-                if self._outage_since is None:
-                    self._outage_since = time.time()
-                    logger.warning("tracking server away, recording for later: %s", cause(error))
-                if self._give_up.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
-                    self.failure = error
-                    return False
-                tries += 1
-            else:
-                if self._outage_since is not None:
-                    logger.info("tracking server back after %.0f s", time.time() - self._outage_since)
-                    self._outage_since = None
-                return True
+        tries = retrying(math.inf, _LONGEST_PAUSE_S, self._note_outage, self._give_up)
+        try:
+            tries(self.sender.send, operation)
+        except Exception as error:  # the one broad catch: tracking must not end a training run
+            if not is_outage(error):
+                logger.warning("tracking failed (%s): %s", operation["do"], cause(error))
+            self.failure = error
+            return False
+        if self._outage_since is not None:
+            logger.info("tracking server back after %.0f s", time.time() - self._outage_since)
+            self._outage_since = None
+        return True
 
-    def close(self, patience_s: float = 30.0) -> bool:
-        """Send what is left, then stop; spool what cannot be sent.
+    def _note_outage(self, state: RetryCallState) -> None:
+        error = failure(state)
+        if self._outage_since is None and error is not None and is_outage(error):
+            self._outage_since = time.time()
+            logger.warning("tracking server away, recording for later: %s", cause(error))
+
+    def close(self, patience_s: float = _PATIENCE_S) -> bool:
+        """Send what is left and what earlier runs have spooled, then stop; spool what cannot be sent.
 
         Args:
             patience_s: How long to wait for a server that is away before spooling.
 
         Returns:
-            Whether everything is on record.
+            Whether everything of this run is on record.
         """
         if self._watch:
             self._watch.close()
         self._box.put(None)
-        deadline = time.time() + patience_s
+        deadline = time.time() + min(patience_s, self._config.tracking.wait_s)
         while self._thread.is_alive() and (self._outage_since is None or time.time() < deadline):
             self._thread.join(0.05)
         self._give_up.set()
         self._thread.join()
         if self._unsent:
-            lines = [
-                json.dumps({"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id})
-            ]
-            lines += [json.dumps(operation) for operation in self._unsent]
-            spool = f"{self._name}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._storage.write_bytes("\n".join(lines).encode(), SPOOL, spool)
-            logger.warning("tracking is incomplete; `distml sync` sends the rest when the server is back")
-        return not self._unsent
-
-
-def sync(config: Config) -> dict[str, Any]:
-    """Send what earlier runs spooled, oldest first.
-
-    Returns:
-        `sent` and `left`, numbers of runs.
-
-    Raises:
-        TrackingError: The server does not answer.
-    """
-    storage = Storage(config.storage.root)
-    names = [name for name in storage.names(SPOOL) if name.endswith(".jsonl")]
-    sent = 0
-    for name in names:
-        header, *operations = (json.loads(line) for line in storage.read_text(SPOOL, name).splitlines())
-        sender = Sender(Config.model_validate(header["config"]), header["run_id"])
+            self._spool()
+            return False
         try:
-            if sender.run_id:
-                sender.resume_metrics()
-            for operation in operations:
-                sender.send(operation)
-        except Exception as error:
-            raise TrackingError(
-                f"{name} could not be sent to {uri(sender.config)}: {cause(error)}.",
-                "Try again when the server is back; nothing is lost.",
-            ) from error
-        storage.delete(SPOOL, name)
-        sent += 1
-    return {"sent": sent, "left": 0}
+            deliver(self._config)
+        except DistmlError as error:
+            logger.warning("what earlier runs spooled is not sent: %s", error)
+        return True
+
+    def _spool(self) -> None:
+        header = {"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id}
+        lines = [json.dumps(line) for line in (header, *self._unsent)]
+        self._storage.write_bytes("\n".join(lines).encode(), FOLDER, new_name(self._name))
+        logger.warning("tracking is incomplete; the next command that meets the server sends the rest")

@@ -32,6 +32,7 @@ class Sender:
         self._storage = Storage(config.storage.root)
         self._client: MlflowClient | None = None
         self._logged: dict[str, int] = {}
+        self._at: int | None = None  # when the operation was recorded, milliseconds since 1970
 
     @property
     def client(self) -> MlflowClient:
@@ -42,7 +43,8 @@ class Sender:
 
     def send(self, operation: Operation) -> None:
         """Carry out one operation; raises what MLflow raises."""
-        values = {key: value for key, value in operation.items() if key != "do"}
+        self._at = operation.get("at")
+        values = {key: value for key, value in operation.items() if key not in ("do", "at")}
         getattr(self, f"_do_{operation['do']}")(**values)
 
     def _do_open(
@@ -62,7 +64,8 @@ class Sender:
         if parent is not None:
             tags = tags | {MLFLOW_PARENT_RUN_ID: self._run(*parent)}
         self.resume_metrics()
-        self.client.update_run(self.run_id, status="RUNNING")
+        if not self._ended_later():
+            self.client.update_run(self.run_id, status="RUNNING")
         known = self.client.get_run(self.run_id).data.params
         fresh = [Param(key, value) for key, value in params.items() if key not in known]
         self.client.log_batch(
@@ -145,4 +148,11 @@ class Sender:
         if self.run_id is None:  # it ended before it was opened
             return
         self.client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in tags.items()])
-        self.client.set_terminated(self.run_id, status)
+        if not self._ended_later():
+            self.client.set_terminated(self.run_id, status, self._at)
+
+    def _ended_later(self) -> bool:
+        """Whether the run ended after this was recorded, as where an earlier attempt was spooled."""
+        assert self.run_id is not None
+        ended = self.client.get_run(self.run_id).info.end_time
+        return self._at is not None and ended is not None and ended > self._at

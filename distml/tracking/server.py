@@ -14,6 +14,9 @@ from distml.storage import Storage
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_LOCAL = FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError
+"""Errors of files of ours, which no server brings back."""
+
 _QUIET = {
     # The defaults (7 retries, 120 s each) make every call to a server that is away hang for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -69,6 +72,11 @@ def client(config: Config) -> MlflowClient:
     return mlflow.MlflowClient(address, address)
 
 
+def ask(config: Config) -> None:
+    """Ask the server for as little as possible; raises what MLflow raises where it does not answer."""
+    client(config).search_experiments(max_results=1)
+
+
 def check(config: Config) -> None:
     """Ask the server for something, within about fifteen seconds.
 
@@ -76,7 +84,7 @@ def check(config: Config) -> None:
         TrackingError: It does not answer, or refuses.
     """
     try:
-        client(config).search_experiments(max_results=1)
+        ask(config)
     except Exception as error:
         raise TrackingError(
             f"the tracking server {uri(config)} does not answer: {cause(error)}.",
@@ -99,4 +107,8 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         code = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 500
         return code >= 500 or code in (408, 429)
+    if isinstance(error, _LOCAL):
+        return False
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, requests.RequestException | OSError | sqlalchemy.exc.OperationalError)

@@ -74,7 +74,19 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     if config.tracking.required:
         tracking.check(config)
     with runs.alone(config, storage):
+        if (registered := _registered(config, storage)) is not None:
+            return registered
         return _recorded(config, storage, began, child)
+
+
+def _registered(config: Config, storage: Storage) -> dict[str, Any] | None:
+    """The result line of a run that is trained and was not registered until now: the server was away."""
+    found = None if config.run.restart else runs.newest(storage, config.run.name)
+    if found is None or found.status != "finished" or found.result.get("version"):
+        return None
+    trained = runs.taken(config, storage)
+    result = tracking.register(config, storage, trained).result if trained else {}
+    return result if result.get("version") else None
 
 
 def _recorded(config: Config, storage: Storage, began: float, child: Child | None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def show(
     name = config.tracking.registered_model
     again = f"--run {config.run.name} --storage.root {config.storage.root}"
     facts = {
-        "model": f"{name} version {version}" if version else f"{name}, to be registered by `distml sync`",
+        "model": f"{name} version {version}" if version else f"{name}, registered when the server is back",
         "files": Storage(config.storage.root).uri(*finished.export),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),

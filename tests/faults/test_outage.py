@@ -20,6 +20,19 @@ from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
+SQUARES = [  # an epoch takes a second
+    "--data.name=pets",
+    "--data.format=tests.registered:squares",
+    "--data.val_fraction=0.25",
+    "--model.options={filters: [4, 4], dense: 8}",
+    "--train.workers=1",
+    "--train.epochs=3",
+    "--train.global_batch_size=32",
+    "--train.learning_rate=0.01",
+    "--tracking.registered_model=pets",
+]
+
+
 def p95(seconds: list[float]) -> float:
     return float(np.percentile(seconds, 95))
 
@@ -51,8 +64,9 @@ class Server:
                 time.sleep(0.2)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(20)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
 
 
 def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
@@ -108,7 +122,8 @@ def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_pat
 
     server = Server(tmp_path)
     server.kill()
-    with Training(tmp_path / "storage", "later", f"--tracking.uri={server.uri}", "--train.epochs=1") as run:
+    flags = [f"--tracking.uri={server.uri}", "--train.epochs=1", "--tracking.wait_s=5"]
+    with Training(tmp_path / "storage", "later", *flags) as run:
         code, result = run.finish()
     assert (code, result["status"], result["tracking_complete"]) == (0, "finished", False)
     server.start()
@@ -124,5 +139,107 @@ def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_pat
         assert found.data.metrics["test_accuracy"] == pytest.approx(result["test_accuracy"])
         again = subprocess.run(sync, capture_output=True, text=True, check=True, timeout=120)
         assert json.loads(again.stdout.splitlines()[-1])["sent"] == 0
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_hand(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    server, root = Server(tmp_path), tmp_path / "storage"
+    flags = [*SQUARES, f"--tracking.uri={server.uri}", "--tracking.wait_s=120"]
+    flags += [f"--serve.port={ports.free()[0]}", "--serve.replicas.max=1"]
+    try:
+        with Training(root, "heals", *flags, verb="pipeline") as run:
+            run.wait_for("epoch 2/3")
+            server.kill()
+            run.wait_for("tracking is incomplete", 120)
+            run.wait_for("away, waiting up to 120 s")
+            time.sleep(5)
+            assert run.process.poll() is None
+            server.start()
+            code, result = run.finish()
+        assert (code, result["status"], result["decision"], result["champion"]) == (
+            0,
+            "finished",
+            "promoted",
+            1,
+        )
+        client = MlflowClient(server.uri, server.uri)
+        [version] = client.search_model_versions("name = 'pets'")
+        found = client.get_run(version.run_id)
+        assert (found.info.run_id, found.info.status) == (result["run_id"], "FINISHED")
+        assert [one.step for one in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
+        assert not list((root / "tracking-spool").glob("*.jsonl"))
+        record = json.loads((root / "runs" / "heals" / "001" / "run.json").read_text())
+        assert (record["result"]["version"], record["attempts"]) == (version.version, 1)
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_run_that_could_not_be_registered_is_by_the_same_command_and_by_promote(tmp_path: Path) -> None:
+    server, root = Server(tmp_path), tmp_path / "storage"
+    server.kill()
+    flags = [*SQUARES, f"--tracking.uri={server.uri}", "--train.epochs=1"]
+    for name in ("first", "second"):
+        with Training(root, name, *flags, "--tracking.wait_s=1") as run:
+            code, result = run.finish()
+        assert (code, result["version"], result["tracking_complete"]) == (0, None, False)
+    began = time.monotonic()
+    with Training(root, "first", *flags, "--tracking.wait_s=10") as run:
+        code, result = run.finish()
+    assert time.monotonic() - began >= 10
+    assert (code, result["kind"]) == (1, "TrackingError")
+    assert "run first is trained but not registered: the tracking server" in result["error"]
+    assert f"{server.uri} has been away for 10 s" in result["error"]
+    assert run.said("tracking server") == 2  # once that it is away, once at the end
+    with Training(root, "second", *flags, "--tracking.wait_s=120", verb="promote") as run:
+        run.wait_for("away, waiting up to 120 s")
+        server.start()
+        try:
+            code, result = run.finish()
+            assert (code, result["decision"], result["candidate"]) == (0, "promoted", "second"), run.lines
+            with Training(root, "first", *flags) as run:
+                code, result = run.finish()
+            assert (code, result["status"], result["tracking_complete"]) == (0, "finished", True), run.lines
+            assert run.said("epoch 1/1") == 0
+            with Training(root, "first", *flags) as run:
+                code, again = run.finish()
+            assert (code, again["kind"]) == (2, "ConfigError")
+            assert f"finished already (model version {result['version']}," in again["error"]
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+def test_a_sweep_again_has_the_versions_that_the_server_was_not_told_of(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    server, root = Server(tmp_path), tmp_path / "storage"
+    server.kill()
+    candidates = "[{name: a, train.learning_rate: 0.01}, {name: b, train.learning_rate: 0.02}]"
+    flags = [*SQUARES, f"--tracking.uri={server.uri}", "--train.epochs=1", f"--sweep.candidates={candidates}"]
+    with Training(root, "both", *flags, "--tracking.wait_s=1") as run:
+        code, result = run.finish()
+    assert (code, result["status"], result["parent_run_id"]) == (0, "finished", None)
+    assert [row["version"] for row in result["leaderboard"]] == [None, None]
+    server.start()
+    try:
+        with Training(root, "both", *flags) as run:
+            code, again = run.finish()
+        assert code == 0, run.lines
+        assert run.said("epoch 1/1") == 0
+        assert {row["version"] for row in again["leaderboard"]} == {"1", "2"}
+        assert again["version"] == next(
+            row["version"] for row in again["leaderboard"] if row["candidate"] == again["best"]
+        )
+        client = MlflowClient(server.uri, server.uri)
+        parent = client.get_run(again["parent_run_id"])
+        assert (parent.info.run_name, parent.info.status) == ("both", "FINISHED")
+        with Training(root, "both", *flags) as run:
+            code, third = run.finish()
+        assert (code, third | {"wall_s": 0}) == (0, again | {"wall_s": 0})
     finally:
         server.kill()
