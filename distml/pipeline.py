@@ -26,8 +26,8 @@ from distml.runtime import cluster
 from distml.selection.stages import Stages
 from distml.serving import client, deploy, smoke, waiting
 from distml.storage import Storage
-from distml.tracking import aliases, champions, runs
-from distml.tracking.champions import CHAMPION
+from distml.tracking import registry, runs
+from distml.tracking.registry import CHAMPION
 
 logger = logging.getLogger("distml.pipeline")  # also where `python -m` calls this module __main__
 
@@ -102,7 +102,7 @@ def _model(config: Config, stages: Stages) -> Result:
         "promote",
         rules,
         lambda: promote.promote(config),
-        lambda before: aliases.read(config).get(CHAMPION) == before[CHAMPION],
+        lambda before: registry.aliases(config).get(CHAMPION) == before[CHAMPION],
     )
 
 
@@ -147,7 +147,7 @@ def _registered(config: Config, result: Result) -> bool:
     """Whether the registry has what was trained; the storage may have outlived it, or met another."""
     if result.get("version") is None:  # nothing was registered: the server was away
         return False
-    found = champions.by_number(config, int(result["version"]), config.tracking.wait_s)
+    found = registry.by_number(config, int(result["version"]))
     return found is not None and found.run_id == result["run_id"]
 
 

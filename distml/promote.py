@@ -20,7 +20,7 @@ from distml.config import Config
 from distml.errors import ConfigError
 from distml.selection import contest, field, table
 from distml.storage import Storage
-from distml.tracking.champions import CHAMPION
+from distml.tracking.registry import CHAMPION
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from distml.data import photos, schema
 from distml.errors import ConfigError
 from distml.serving import client
 from distml.serving.client import Model
-from distml.tracking.choice import Chosen, choose
+from distml.tracking.locate import Chosen, choose
 
 
 def answer(

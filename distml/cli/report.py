@@ -21,7 +21,7 @@ from distml.errors import ConfigError, StorageError
 from distml.reports import page
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.tracking.choice import choose
+from distml.tracking.locate import choose
 
 
 def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:

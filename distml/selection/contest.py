@@ -15,8 +15,8 @@ from distml.selection.field import Entrant
 from distml.selection.gate import Decision, Score
 from distml.selection.score import Judge, trusted
 from distml.storage import Storage
-from distml.tracking import aliases
-from distml.tracking.champions import PREVIOUS
+from distml.tracking import registry
+from distml.tracking.registry import PREVIOUS
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def back(config: Config, version: int | None, dry: bool = False) -> tuple[Decisi
         TrackingError: There is none, its files are gone, or the registry does not answer.
         ModelError: It must not be served; the alias has not moved.
     """
-    known = aliases.read(config)
+    known = registry.aliases(config)
     target = version if version is not None else known.get(PREVIOUS)
     if target is None:
         raise TrackingError(

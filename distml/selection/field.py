@@ -10,8 +10,8 @@ from distml.errors import ConfigError, TrackingError
 from distml.selection import record as sweeps
 from distml.selection import records
 from distml.storage import Storage
-from distml.tracking import aliases, champions, runs, spool
-from distml.tracking.champions import Version
+from distml.tracking import registry, runs, spool
+from distml.tracking.registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Entrant:
     """
 
     label: str
-    version: Version
+    version: ModelVersion
     barred: str = ""
 
 
@@ -49,21 +49,18 @@ def gather(config: Config, storage: Storage, run: str | None, version: int | Non
         return [Entrant(f"version {version}", require(config, version))]
     if run == "*":
         spool.deliver(config, config.tracking.wait_s)
-        found = [Entrant(f"version {one.version}", require(config, one.version)) for one in _all(config)]
+        entrants = [Entrant(f"version {version.version}", version) for version in registry.versions(config)]
+        if not entrants:
+            raise TrackingError(
+                f"{config.tracking.registered_model} has no versions.",
+                "Train a model first, or correct storage.root or tracking.uri.",
+            )
     else:
-        found = _of_name(config, storage, run or config.run.name)
-    withdrawn = {one.version: one.tags.get(records.WITHDRAWN, "") for one in _all(config)}
-    return [Entrant(one.label, one.version, withdrawn.get(one.version.version, "")) for one in found]
-
-
-def _all(config: Config) -> list[aliases.Entry]:
-    found = aliases.versions(config)
-    if not found:
-        raise TrackingError(
-            f"{config.tracking.registered_model} has no versions.",
-            "Train a model first, or correct storage.root or tracking.uri.",
-        )
-    return found
+        entrants = _of_name(config, storage, run or config.run.name)
+    return [
+        Entrant(entrant.label, entrant.version, entrant.version.tags.get(records.WITHDRAWN, ""))
+        for entrant in entrants
+    ]
 
 
 def _of_name(config: Config, storage: Storage, name: str) -> list[Entrant]:
@@ -75,7 +72,7 @@ def _of_name(config: Config, storage: Storage, name: str) -> list[Entrant]:
             return entrants
     if only := _of_run(config, storage, name, name):
         return [only]
-    if by_id := champions.by_run(config, name, config.tracking.wait_s):
+    if by_id := registry.by_run(config, name):
         return [Entrant(f"run {name[:8]}", by_id)]
     known = sorted({*storage.names(sweeps.FOLDER), *storage.names(runs.FOLDER)})
     state = "is not finished" if name in known else f"does not exist in {storage.root}"
@@ -106,13 +103,13 @@ def _of_run(config: Config, storage: Storage, label: str, name: str) -> Entrant 
     return Entrant(label, version)
 
 
-def require(config: Config, version: int) -> Version:
+def require(config: Config, version: int) -> ModelVersion:
     """Return a version by its number.
 
     Raises:
         TrackingError: There is none, or the registry does not answer.
     """
-    found = champions.by_number(config, version, config.tracking.wait_s)
+    found = registry.by_number(config, version)
     if found is None:
         name = config.tracking.registered_model
         raise TrackingError(f"{name} has no version {version}.", "See `mlflow ui` for those it has.")

@@ -18,18 +18,18 @@ from distml.selection import gate, records
 from distml.selection.gate import Decision, Score
 from distml.selection.records import Record
 from distml.storage import Storage
-from distml.tracking import aliases
-from distml.tracking.champions import CHAMPION, PREVIOUS
+from distml.tracking import registry
+from distml.tracking.registry import CHAMPION, PREVIOUS
 
 _LOOKS = 20
 _TURNS = "promotions"
 
 
 def _point(config: Config, version: int) -> None:
-    now = aliases.read(config).get(CHAMPION)
+    now = registry.aliases(config).get(CHAMPION)
     if now is not None and now != version:
-        aliases.point(config, PREVIOUS, now)
-    aliases.point(config, CHAMPION, version)
+        registry.point(config, PREVIOUS, now)
+    registry.point(config, CHAMPION, version)
 
 
 def promote(
@@ -58,8 +58,8 @@ def promote(
         ModelError: The champion cannot be measured.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
-        rolled = _rollback(records.read(aliases.versions(config)))
-        champion = aliases.read(config).get(CHAMPION)
+        rolled = _rollback(records.read(registry.versions(config)))
+        champion = registry.aliases(config).get(CHAMPION)
         incumbent = None if champion is None else rate(champion)
         decision = gate.decide(config.promote, candidate, incumbent)
         if dry or candidate.version == champion:
@@ -80,7 +80,7 @@ def promote(
         if not decision.promote:
             return decision, champion
         if champion is not None and incumbent is None:
-            aliases.tag(
+            registry.tag(
                 config, champion, records.WITHDRAWN, f"was replaced unseen by version {record.version}"
             )
         won = _settle(config, candidate, record, rolled, rate)
@@ -100,8 +100,8 @@ def _settle(
 ) -> int:
     """Point the alias at the best version recorded since the last rollback, until that is what it names."""
     for _ in range(_LOOKS):
-        now = aliases.read(config).get(CHAMPION)
-        entries = aliases.versions(config)
+        now = registry.aliases(config).get(CHAMPION)
+        entries = registry.versions(config)
         known = records.read(entries)
         if _rollback(known) != rolled and now is not None:
             return now  # a person has just said which one
@@ -143,7 +143,7 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
         TrackingError: The registry does not answer.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
-        now = aliases.read(config).get(CHAMPION)
+        now = registry.aliases(config).get(CHAMPION)
         if now == version:
             return Decision(False, f"version {version} is the champion already."), now
         instead = "" if now is None else f" instead of version {now}"
@@ -151,7 +151,7 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
         if not dry:
             records.write(config, Record(version, "rolled back", decision.why, now))
             _point(config, version)
-            aliases.untag(config, version, records.WITHDRAWN)
+            registry.untag(config, version, records.WITHDRAWN)
             if now is not None:
-                aliases.tag(config, now, records.WITHDRAWN, f"was rolled back to version {version}")
+                registry.tag(config, now, records.WITHDRAWN, f"was rolled back to version {version}")
         return decision, now

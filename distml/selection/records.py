@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distml.config import Config
-from distml.tracking import aliases
+from distml.tracking import registry
+from distml.tracking.registry import ModelVersion
 
 PREFIX = "distml.promotion."
 WITHDRAWN = "distml.withdrawn"
@@ -71,15 +72,15 @@ def write(config: Config, record: Record, **changed: object) -> Record:
     """
     record = dataclasses.replace(record, **changed)  # type: ignore[arg-type]
     text = json.dumps({key: value for key, value in dataclasses.asdict(record).items() if key != "key"})
-    aliases.tag(config, record.version, PREFIX + record.key, text)
+    registry.tag(config, record.version, PREFIX + record.key, text)
     return record
 
 
-def read(entries: Iterable[aliases.Entry]) -> list[Record]:
+def read(versions: Iterable[ModelVersion]) -> list[Record]:
     """Return the records beside some versions, oldest first; what is no record is passed over."""
     found = []
-    for entry in entries:
-        for key, text in entry.tags.items():
+    for version in versions:
+        for key, text in version.tags.items():
             if key.startswith(PREFIX):
                 with contextlib.suppress(ValueError, TypeError):
                     found.append(Record(**json.loads(text), key=key.removeprefix(PREFIX)))

@@ -24,8 +24,8 @@ from distml.data.schema import Images, Labels
 from distml.errors import ModelError, OtherDataError
 from distml.selection.gate import Score
 from distml.storage import Storage
-from distml.tracking import champions
-from distml.tracking.champions import Version
+from distml.tracking import locate
+from distml.tracking.registry import ModelVersion
 
 if TYPE_CHECKING:
     from distml.artifacts.predictor import Predictor
@@ -81,7 +81,7 @@ class Judge:
         self._splits: dict[str, tuple[Images, Labels]] = {}
         self.trained_on: dict[int, str] = {}
 
-    def score(self, version: Version, split: str = "validation") -> Score:
+    def score(self, version: ModelVersion, split: str = "validation") -> Score:
         """Verify, try and measure a version; afterwards `trained_on` says on which data it was trained.
 
         Raises:
@@ -104,7 +104,7 @@ class Judge:
             self._splits[split] = shards.read(self._storage, self.manifest, split)
         return self._splits[split]
 
-    def _require_comparable(self, version: Version, predictor: Predictor) -> None:
+    def _require_comparable(self, version: ModelVersion, predictor: Predictor) -> None:
         manifest = self.manifest
         if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
             raise OtherDataError(
@@ -119,7 +119,7 @@ def _kinds(classes: tuple[str, ...], shape: tuple[int, int, int]) -> str:
     return f"{len(classes)} classes ({names}) of {'x'.join(map(str, shape))} pictures"
 
 
-def trusted(config: Config, version: Version, into: Path) -> Trusted:
+def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
     """Fetch, verify, load and try a version; TensorFlow is imported here.
 
     Raises:
@@ -131,7 +131,7 @@ def trusted(config: Config, version: Version, into: Path) -> Trusted:
             f"{version.name} version {version.version} was registered without a SHA-256.",
             "Register models by `distml train`, which records it.",
         )
-    folder = champions.fetch(config, version, into, config.tracking.wait_s)
+    folder = locate.fetch(config, version, into)
     export = digests.verify(folder, version.sha256)
     from distml.artifacts.predictor import Predictor
 
@@ -149,7 +149,9 @@ def trusted(config: Config, version: Version, into: Path) -> Trusted:
     return Trusted(predictor, str(described.get("data_digest") or ""))
 
 
-def _try(version: Version, predictor: Predictor, example: Path) -> tuple[Images, npt.NDArray[np.float32]]:
+def _try(
+    version: ModelVersion, predictor: Predictor, example: Path
+) -> tuple[Images, npt.NDArray[np.float32]]:
     """Ask the model about the pictures it was exported with, the smoke test; returns both."""
     what = f"{version.name} version {version.version}"
     try:

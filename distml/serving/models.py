@@ -10,8 +10,8 @@ from typing import Any
 
 from distml.config import ServeConfig
 from distml.serving.service import Refusal
-from distml.tracking import champions
-from distml.tracking.champions import Version
+from distml.tracking import registry
+from distml.tracking.registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class ModelSet:
     """
 
     aliases: Mapping[str, int] = field(default_factory=dict)
-    versions: Mapping[int, Version] = field(default_factory=dict)
+    versions: Mapping[int, ModelVersion] = field(default_factory=dict)
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     asked_at: float = field(default=0.0, compare=False)
     confirmed: bool = True
 
     @property
-    def champion(self) -> Version | None:
+    def champion(self) -> ModelVersion | None:
         """The version that answers by default."""
-        return self.versions.get(self.aliases.get(champions.CHAMPION, 0))
+        return self.versions.get(self.aliases.get(registry.CHAMPION, 0))
 
     @property
     def digest(self) -> str:
@@ -56,7 +56,7 @@ def from_json(values: Mapping[str, Any]) -> ModelSet:
     """Read what `dataclasses.asdict` and JSON made of a set; raises KeyError, TypeError or ValueError."""
     return ModelSet(
         aliases={str(alias): int(number) for alias, number in values["aliases"].items()},
-        versions={int(number): Version(**version) for number, version in values["versions"].items()},
+        versions={int(number): ModelVersion(**version) for number, version in values["versions"].items()},
         metrics={int(number): dict(metrics) for number, metrics in values["metrics"].items()},
         asked_at=float(values["asked_at"]),
         confirmed=False,
@@ -65,7 +65,7 @@ def from_json(values: Mapping[str, Any]) -> ModelSet:
 
 def aliases(serve: ServeConfig) -> tuple[str, ...]:
     """Return the aliases that matter, the champion first."""
-    named = [champions.CHAMPION]
+    named = [registry.CHAMPION]
     if serve.canary.percent:
         named.append(serve.canary.alias)
     if serve.shadow:

@@ -17,8 +17,8 @@ from distml.config import Config
 from distml.errors import StorageError
 from distml.serving.models import ModelSet, aliases, from_json
 from distml.storage import Storage
-from distml.tracking import champions
-from distml.tracking.champions import Version
+from distml.tracking import registry
+from distml.tracking.registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Record:
         if latest.champion is None:
             return latest
         alone = {latest.champion.version: latest.champion}
-        return replace(latest, aliases={champions.CHAMPION: latest.champion.version}, versions=alone)
+        return replace(latest, aliases={registry.CHAMPION: latest.champion.version}, versions=alone)
 
     def _read(self, name: str) -> ModelSet | None:
         try:
@@ -70,7 +70,7 @@ class Record:
             logger.warning("%s is passed over: %r", self._storage.uri(*self._folder, name), error)
             return None
 
-    def keep(self, models: ModelSet, folders: dict[Version, Path]) -> None:
+    def keep(self, models: ModelSet, folders: dict[ModelVersion, Path]) -> None:
         """Write a set down, after copies of the files that it will need.
 
         Args:
@@ -88,7 +88,7 @@ class Record:
             self._storage.write_bytes(json.dumps(content, indent=1).encode(), *self._folder, self._name)
             self._clear()
 
-    def _copy(self, version: Version, folder: Path) -> None:
+    def _copy(self, version: ModelVersion, folder: Path) -> None:
         if not version.location.startswith(_PROXIED) or version.sha256 is None:
             return
         if version.sha256 not in self._storage.names(*self._folder, _COPIES):
@@ -101,7 +101,7 @@ class Record:
         for sha256 in set(self._storage.names(*self._folder, _COPIES)) - named:
             self._storage.delete(*self._folder, _COPIES, sha256)
 
-    def fetch(self, version: Version, into: Path) -> Path | None:
+    def fetch(self, version: ModelVersion, into: Path) -> Path | None:
         """Return a folder with the copy of a version's files, None where there is no whole one.
 
         What was fetched is not trusted yet.

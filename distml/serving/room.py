@@ -9,7 +9,7 @@ from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError, TrackingError
 from distml.serving import ports
 from distml.serving.record import Record
-from distml.tracking import champions
+from distml.tracking import registry
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def require_champion(config: Config) -> int:
     """
     name = config.tracking.registered_model
     try:
-        champion = champions.by_alias(config)
+        champion = registry.by_alias(registry.briefly(config))
     except TrackingError as error:
         champion = Record(config).recall().champion
         if champion is None:
@@ -34,7 +34,7 @@ def require_champion(config: Config) -> int:
         logger.warning("%s Version %d of %s is what was served last.", error, champion.version, name)
     if champion is None:
         raise ServingError(
-            f"no version of {name} is {champions.CHAMPION}.", "Train one and run `distml promote`."
+            f"no version of {name} is {registry.CHAMPION}.", "Train one and run `distml promote`."
         )
     return champion.version
 

@@ -26,8 +26,8 @@ from distml.errors import DistmlError, ModelError, StorageError, TrackingError
 from distml.serving.models import ModelSet, aliases
 from distml.serving.record import Record
 from distml.serving.service import Refusal, RegistryState
-from distml.tracking import champions
-from distml.tracking.champions import Version
+from distml.tracking import locate, registry
+from distml.tracking.registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,15 @@ class Watch:
     def __init__(self, config: Config) -> None:
         self.models = ModelSet()
         self.registry = RegistryState()
-        self._config = config
+        self._config = registry.briefly(config)  # it looks again soon
         self._record = Record(config)
         self._kept: str | None = ""
         self._folder = Path(tempfile.mkdtemp(prefix="distml-watch-"))
         self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         """Deletes what was fetched."""
-        self._verified: dict[Version, digests.Export] = {}
-        self._bad: dict[Version, _Bad] = {}
-        self._former: dict[str, Version] = {}
+        self._verified: dict[ModelVersion, digests.Export] = {}
+        self._bad: dict[ModelVersion, _Bad] = {}
+        self._former: dict[str, ModelVersion] = {}
         self._silent = self._heard = False
 
     def vacant(self) -> bool:
@@ -84,7 +84,7 @@ class Watch:
         self._note(pointed)
         return self._settle(pointed, pinned)
 
-    def _note(self, pointed: Mapping[str, Version]) -> None:
+    def _note(self, pointed: Mapping[str, ModelVersion]) -> None:
         """Keep what the registry said about the aliases; the log hears of a missing alias once."""
         missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed)
         if missing and missing != self.registry.missing:
@@ -127,17 +127,17 @@ class Watch:
         self._take(held)
         return True
 
-    def _asked(self) -> tuple[dict[str, Version], list[Version]]:
-        named = {alias: champions.by_alias(self._config, alias) for alias in aliases(self._config.serve)}
+    def _asked(self) -> tuple[dict[str, ModelVersion], list[ModelVersion]]:
+        named = {alias: registry.by_alias(self._config, alias) for alias in aliases(self._config.serve)}
         known = self.models.versions
         numbers = [(number, known.get(number)) for number in self._config.serve.versions]
-        pinned = [version or champions.by_number(self._config, number) for number, version in numbers]
+        pinned = [version or registry.by_number(self._config, number) for number, version in numbers]
         return {alias: one for alias, one in named.items() if one}, [one for one in pinned if one]
 
-    def _settle(self, pointed: Mapping[str, Version], pinned: list[Version]) -> bool:
+    def _settle(self, pointed: Mapping[str, ModelVersion], pinned: list[ModelVersion]) -> bool:
         """Accept what can be trusted; an alias whose version cannot be keeps the one it had."""
         before = self.models
-        chosen: dict[str, Version] = {}
+        chosen: dict[str, ModelVersion] = {}
         refused = []
         for alias in aliases(self._config.serve):
             version = pointed.get(alias)
@@ -151,14 +151,16 @@ class Watch:
                 chosen[alias] = version
                 if last and last != version:
                     self._former[alias] = last
-            if alias not in chosen and last and (version or alias == champions.CHAMPION):
+            if alias not in chosen and last and (version or alias == registry.CHAMPION):
                 chosen[alias] = last
         return self._change(chosen, [one for one in pinned if not self._judge(one, "version")], refused)
 
-    def _change(self, chosen: Mapping[str, Version], pinned: list[Version], refused: list[Refusal]) -> bool:
+    def _change(
+        self, chosen: Mapping[str, ModelVersion], pinned: list[ModelVersion], refused: list[Refusal]
+    ) -> bool:
         before = self.models
         # The last champion stays: requests that name it end well, and a rollback takes no time.
-        former = [one for one in [self._former.get(champions.CHAMPION)] if one in self._verified]
+        former = [one for one in [self._former.get(registry.CHAMPION)] if one in self._verified]
         now = replace(
             before,
             aliases={alias: one.version for alias, one in chosen.items()},
@@ -190,12 +192,12 @@ class Watch:
         measured = {}
         for number, version in now.versions.items():
             try:
-                measured[number] = self.models.metrics.get(number) or champions.metrics(self._config, version)
+                measured[number] = self.models.metrics.get(number) or registry.metrics(self._config, version)
             except TrackingError:
                 measured[number] = {}
         return measured
 
-    def _judge(self, version: Version, alias: str) -> _Bad | None:
+    def _judge(self, version: ModelVersion, alias: str) -> _Bad | None:
         """Say why a version cannot be trusted, None where it can; the log hears it once."""
         bad = self._bad.get(version)
         if version in self._verified or (bad and time.time() - bad.looked < _RETRY_S):
@@ -207,7 +209,7 @@ class Watch:
         self._bad.pop(version, None)
         return None
 
-    def _verify(self, version: Version) -> digests.Export:
+    def _verify(self, version: ModelVersion) -> digests.Export:
         export = self._fetched(version)
         champion = self._verified.get(self.models.champion) if self.models.champion else None
         expected = champion.shape if champion else export.shape
@@ -218,7 +220,7 @@ class Watch:
             )
         return export
 
-    def _fetched(self, version: Version) -> digests.Export:
+    def _fetched(self, version: ModelVersion) -> digests.Export:
         into = self._folder / f"{version.version}-{version.sha256}"
         into.mkdir(exist_ok=True)
         if copy := self._record.fetch(version, into):
@@ -226,9 +228,9 @@ class Watch:
                 return digests.verify(copy, version.sha256)
             except ModelError as error:  # half a copy; the registry has the whole
                 logger.warning("the copy of version %d is passed over: %s", version.version, error)
-        return digests.verify(champions.fetch(self._config, version, into), version.sha256)
+        return digests.verify(locate.fetch(self._config, version, into), version.sha256)
 
-    def _refuse(self, version: Version, alias: str, reason: str) -> _Bad:
+    def _refuse(self, version: ModelVersion, alias: str, reason: str) -> _Bad:
         last, now = self._bad.get(version), time.time()
         if last and last.reason == reason:
             last.looked = now

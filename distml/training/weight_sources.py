@@ -21,7 +21,7 @@ from distml.errors import ConfigError, DistmlError, ModelError, StorageError
 from distml.models.backbones import BACKBONES
 from distml.models.weights import SUFFIXES
 from distml.storage import Storage
-from distml.tracking import champions, choice
+from distml.tracking import locate, registry
 from distml.training.pretrained import IMAGENET, Weights, cached, put, source
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _bytes(config: Config) -> tuple[str, bytes]:
         if wanted.startswith("models:/"):
             return "model.keras", _verified(_registered(config, wanted, Path(into)), wanted)
         if wanted.startswith("runs:/"):
-            chosen = choice.choose(config, wanted.removeprefix("runs:/"), None, Path(into))
+            chosen = locate.choose(config, wanted.removeprefix("runs:/"), None, Path(into))
             return "model.keras", _verified(chosen, wanted)
     return read(wanted)
 
@@ -132,7 +132,7 @@ def read(place: str) -> tuple[str, bytes]:
     return name, data
 
 
-def _registered(config: Config, wanted: str, into: Path) -> choice.Chosen:
+def _registered(config: Config, wanted: str, into: Path) -> locate.Chosen:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means."""
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))", wanted)
     if match is None:
@@ -142,17 +142,17 @@ def _registered(config: Config, wanted: str, into: Path) -> choice.Chosen:
         )
     tracking = config.tracking.model_copy(update={"registered_model": match[1]})
     other = config.model_copy(update={"tracking": tracking})
-    version = champions.by_alias(other, match[2]) if match[2] else champions.by_number(other, int(match[3]))
+    version = registry.by_alias(other, match[2]) if match[2] else registry.by_number(other, int(match[3]))
     if version is None:
         raise ConfigError(
             f"model.weights = {wanted!r}: the registry has no such version.",
             "Correct it, storage.root or tracking.uri.",
         )
-    folder = champions.fetch(other, version, into)
-    return choice.Chosen(version.name, version.version, folder, version.sha256)
+    folder = locate.fetch(other, version, into)
+    return locate.Chosen(version.name, version.version, folder, version.sha256)
 
 
-def _verified(chosen: choice.Chosen, wanted: str) -> bytes:
+def _verified(chosen: locate.Chosen, wanted: str) -> bytes:
     """The Keras model of an export, its bytes checked against the export's digests and the registry's."""
     try:
         listed = (chosen.folder / _DIGESTS).read_bytes()

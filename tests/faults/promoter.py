@@ -12,7 +12,7 @@ from distml.data import shards
 from distml.selection import contest, score
 from distml.selection.field import Entrant
 from distml.storage import Storage
-from distml.tracking.champions import by_number
+from distml.tracking.registry import by_number
 
 
 @contextmanager

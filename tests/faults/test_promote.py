@@ -18,7 +18,7 @@ import pytest
 from distml import promote
 from distml.artifacts.layout import MODEL, write_digests
 from distml.selection import records
-from distml.tracking import aliases
+from distml.tracking import registry as aliases
 from tests import registered
 from tests.registered import Registry
 from tests.runner import REPOSITORY

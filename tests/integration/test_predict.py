@@ -17,7 +17,7 @@ from distml import predict, tracking
 from distml.artifacts.layout import MODEL, write_digests
 from distml.config import Config, load
 from distml.errors import TrackingError
-from distml.tracking import champions
+from distml.tracking import registry as champions
 
 pytestmark = [
     pytest.mark.tensorflow,

@@ -14,7 +14,7 @@ from distml import promote
 from distml.artifacts.layout import EXAMPLE, MODEL, write_digests
 from distml.selection import records
 from distml.selection.record import Sweep
-from distml.tracking import aliases
+from distml.tracking import registry as aliases
 from tests import registered
 from tests.registered import Registry
 

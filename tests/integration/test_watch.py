@@ -11,7 +11,7 @@ import pytest
 from distml.errors import ModelError, TrackingError
 from distml.serving.models import ModelSet
 from distml.serving.watch import Watch
-from distml.tracking import champions
+from distml.tracking import registry as champions
 from tests import registered
 from tests.registered import Registry
 

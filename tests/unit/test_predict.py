@@ -17,7 +17,7 @@ from distml.data.image import Policy
 from distml.errors import ConfigError, DataError, TrackingError
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.tracking.choice import choose
+from distml.tracking.locate import choose
 
 GRADIENT = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28)
 GRAY = Image.fromarray((GRADIENT % 256).astype(np.uint8))

@@ -14,7 +14,7 @@ from distml.errors import StorageError
 from distml.serving.models import ModelSet, from_json
 from distml.serving.record import Record
 from distml.serving.replica import _orders
-from distml.tracking.champions import Version
+from distml.tracking.registry import ModelVersion
 
 
 def config(root: Path, **sections: Any) -> Config:
@@ -22,8 +22,8 @@ def config(root: Path, **sections: Any) -> Config:
     return Config.resolve({"storage": {"root": str(root)}, "tracking": tracking, **sections})
 
 
-def version(number: int, location: str = "/exports/1", name: str = "pets") -> Version:
-    return Version(name, number, f"{number:032x}", f"{number:064x}", location)
+def version(number: int, location: str = "/exports/1", name: str = "pets") -> ModelVersion:
+    return ModelVersion(name, number, f"{number:032x}", f"{number:064x}", location)
 
 
 def models(number: int, asked_at: float = 100.0, location: str = "/exports/1", **aliases: int) -> ModelSet:

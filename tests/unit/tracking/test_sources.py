@@ -8,7 +8,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.tracking import sources
+from distml.tracking import locate
 
 
 def config(root: str, server: str | None = None, roots: list[str] | None = None) -> Config:
@@ -18,7 +18,7 @@ def config(root: str, server: str | None = None, roots: list[str] | None = None)
 
 def accepted(config: Config, location: str) -> bool:
     try:
-        sources.require_own(config, location, "pets version 7")
+        locate.require_own(config, location, "pets version 7")
     except TrackingError as error:
         return "pets version 7 says that its files are at" not in str(error)
     return True

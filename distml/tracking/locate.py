@@ -1,0 +1,191 @@
+"""Which model a person means, from where its files may come, and fetching them (driver, watcher).
+
+Whoever may write to a registry may name any place as the source of a version. What is loaded from there
+is still checked against its SHA-256, but asking a stranger's server, or reading any file of this machine,
+is harm enough. So a place is accepted only when it is one that this product writes to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from distml.config import Config
+from distml.errors import ConfigError, TrackingError
+from distml.storage import Storage
+from distml.tracking import registry, runs
+from distml.tracking.registry import ModelVersion
+from distml.tracking.retry import patiently
+from distml.tracking.server import ask, cause, client, uri
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A model to ask.
+
+    Args:
+        model: Its name in the registry.
+        version: Its version, None where it is not registered.
+        folder: Its export on this machine.
+        sha256: What the registry says about the export.
+        why: Said to the person when it is not what they may expect.
+    """
+
+    model: str
+    version: int | None
+    folder: Path
+    sha256: str | None = None
+    why: str = ""
+
+
+def choose(config: Config, run: str | None, version: int | None, into: Path) -> Chosen:
+    """Find the model that is meant and bring its files to this machine.
+
+    Args:
+        config: Says where runs and the registry are.
+        run: A run's name, or an MLflow run id.
+        version: Of the registered model; without it and `run`, the champion, else the newest.
+        into: Folder for files that are elsewhere.
+
+    Raises:
+        ConfigError: Both are given, or there is no such run.
+        TrackingError: There is no such version, or the registry does not answer.
+    """
+    if run is not None and version is not None:
+        raise ConfigError("--run and --version both name a model.", "Give one of them.")
+    config = registry.briefly(config)
+    if run is not None:
+        return _of_run(config, run, into)
+    if version is not None:
+        return _registered(config, registry.by_number(config, version), f"version {version} of", into)
+    champion = registry.by_alias(config)
+    if champion is not None:
+        return _registered(config, champion, "", into)
+    why = f"no version is the {registry.CHAMPION} yet; the newest one answers"
+    return _registered(config, registry.newest(config), "a version of", into, why)
+
+
+def _registered(config: Config, version: ModelVersion | None, what: str, into: Path, why: str = "") -> Chosen:
+    if version is None:
+        name = config.tracking.registered_model
+        raise TrackingError(
+            f"{uri(config)} does not have {what} {name}.",
+            "Train a model first, give --run with a run's name, or correct storage.root or tracking.uri.",
+        )
+    return Chosen(version.name, version.version, fetch(config, version, into), version.sha256, why)
+
+
+def _of_run(config: Config, name: str, into: Path) -> Chosen:
+    """The export of a run of this storage, without asking the registry; else an MLflow run id."""
+    storage = Storage(config.storage.root)
+    known = storage.names(runs.FOLDER)
+    if name in known:
+        record = runs.finished(storage, name)
+        if record is None:
+            raise ConfigError(f"run {name} is not finished.", "Start it again to finish it.")
+        model = str(record.result.get("model") or config.tracking.registered_model)
+        if storage.local:
+            into = Path(storage.uri(*record.export))
+        else:
+            storage.download(into, *record.export)
+        return Chosen(model, record.version, into, record.result.get("sha256"))
+    version = registry.by_run(config, name)
+    if version is None:
+        close = difflib.get_close_matches(name, known, 1)
+        guess = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known) or 'none'}."
+        raise ConfigError(f"there is no run {name} in {storage.root} and none of that id.", guess)
+    return _registered(config, version, "", into)
+
+
+def fetch(config: Config, version: ModelVersion, into: Path) -> Path:
+    """Return the folder of a version's files, copied into a folder only when they are not on this machine.
+
+    What was fetched is not trusted yet: `Predictor.load` verifies it against `version.sha256`.
+
+    Raises:
+        TrackingError: The files are gone, cannot be fetched, or lie where no model of ours lies.
+    """
+    location = registry.location(config, version)
+    require_own(config, location, f"{version.name} version {version.version}")
+    client(config)
+    from mlflow.artifacts import download_artifacts
+
+    here = location.startswith(("/", "file:"))
+
+    def download() -> Any:
+        return download_artifacts(
+            artifact_uri=location, dst_path=None if here else str(into), tracking_uri=uri(config)
+        )
+
+    try:
+        try:
+            return Path(download())
+        except Exception:
+            if here:
+                raise
+            patiently(config, lambda: ask(config))  # it may have gone away meanwhile
+            return Path(download())
+    except Exception as error:  # every store of artifacts raises kinds of its own
+        raise TrackingError(
+            f"the files of {version.name} version {version.version} cannot be fetched from "
+            f"{location}: {cause(error)}.",
+            "Restore them there, or choose another --version.",
+        ) from error
+
+
+def require_own(config: Config, location: str, what: str) -> None:
+    """Refuse files that lie elsewhere than below the storage root, in the tracking server, or where allowed.
+
+    Args:
+        config: Names the storage root, the server and `tracking.artifact_roots`.
+        location: URI or path that the registry gave.
+        what: Said in the error.
+
+    Raises:
+        TrackingError: Another place, or a way out of an accepted one.
+    """
+    roots = [Storage(config.storage.root).root, *config.tracking.artifact_roots]
+    if _proxied(location, uri(config)) or any(_below(location, root) for root in roots):
+        return
+    raise TrackingError(
+        f"{what} says that its files are at {location[:200]!r}, which is neither below {roots[0]} "
+        "nor kept by the tracking server.",
+        "If you put them there, add the place to tracking.artifact_roots; else delete the version.",
+    )
+
+
+def _proxied(location: str, server: str) -> bool:
+    """Whether the tracking server hands the files out itself; a host in such a URI is asked, so it counts."""
+    parts = urlsplit(location)
+    own = parts.netloc in ("", urlsplit(server).netloc)
+    return parts.scheme == "mlflow-artifacts" and own and _climbless(parts.path) and not parts.query
+
+
+def _below(location: str, root: str) -> bool:
+    there, base = _path(location), _path(root)
+    if "\0" in there:
+        return False
+    if "://" in there or "://" in base:
+        inside = there == base or there.startswith(base.rstrip("/") + "/")
+        return inside and _climbless(there)
+    there, base = os.path.realpath(there), os.path.realpath(base)
+    return os.path.commonpath([there, base]) == base
+
+
+def _path(place: str) -> str:
+    """A path of this machine as an absolute path, any other place as its URI without options."""
+    parts = urlsplit(place)
+    if parts.scheme in ("", "file") and parts.netloc in ("", "localhost"):
+        return os.path.abspath(os.path.expanduser(unquote(parts.path) if parts.scheme else place))
+    return place.partition("?")[0] if "://" in place else f"unknown://{place}"
+
+
+def _climbless(path: str) -> bool:
+    """Whether no part of a path climbs, however often it is percent-encoded."""
+    while (plain := unquote(path)) != path:
+        path = plain
+    return not {".", ".."} & set(path.replace("\\", "/").split("/"))
