@@ -114,7 +114,7 @@ class Registry:
             named = {"run": {"name": run}}
             record, _ = runs.begin(Config.resolve(load.merge(self.config.model_dump(), named)), self.storage)
             record.status, record.run_id = "finished", created.info.run_id
-            record.result = {"model": NAME, "version": str(version), "artifacts": str(folder)}
+            record.result = {"model": NAME, "version": version, "artifacts": str(folder)}
             record.save(self.storage)
         return version
 

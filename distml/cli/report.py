@@ -50,7 +50,7 @@ def _of_storage(config: Config, name: str, to: str | None) -> Path | None:
     record = runs.finished(storage, name)
     if record is None:
         raise ConfigError(f"run {name} is not finished.", "Start it again to finish it.")
-    parts = (*record.export, page.FOLDER, page.FILE)
+    parts = (*record.paths.export, page.FOLDER, page.FILE)
     if not storage.exists(*parts):
         raise _without(name)
     if storage.local and to is None:

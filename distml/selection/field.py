@@ -87,13 +87,13 @@ def _of_run(config: Config, storage: Storage, label: str, name: str) -> Entrant 
     record = runs.finished(storage, name)
     if record is None:
         return None
-    registered = tracking.register(config, storage, record).result.get("version")
-    if not registered:
+    registered = tracking.register(config, storage, record).version
+    if registered is None:
         raise TrackingError(
             f"run {name} is finished, but neither {tracking.uri(config)} nor the spool knows it.",
             "Correct tracking.uri, or train it again with --run.restart true.",
         )
-    version = require(config, int(registered))
+    version = require(config, registered)
     if record.run_id and version.run_id != record.run_id:
         raise TrackingError(
             f"version {version.version} of {version.name} was registered by run {version.run_id}, "

@@ -36,7 +36,7 @@ class Row:
     status: str = "finished"
     val_accuracy: float | None = None
     test_accuracy: float | None = None
-    version: str | None = None
+    version: int | None = None
     run_id: str | None = None
     epochs: int | None = None
     wall_s: float | None = None
@@ -94,7 +94,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
             "" if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
             str(row.epochs or ""),
             "" if row.wall_s is None else f"{row.wall_s:.0f} s",
-            row.version or "",
+            str(row.version or ""),
             "best" if best else "" if row.status == "finished" else row.status,
             style="bold" if best else None,
         )

@@ -15,6 +15,7 @@ from typing import Any
 from distml.config import Config, binding
 from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
+from distml.tracking.runs import RunPaths, numbered
 
 FOLDER = "sweeps"
 RECORD = "sweep.json"
@@ -47,7 +48,7 @@ class Sweep:
     @property
     def parts(self) -> tuple[str, ...]:
         """The sweep's folder below the storage root."""
-        return (FOLDER, self.name, f"{self.generation:03d}")
+        return RunPaths(self.name, self.generation, under=FOLDER).folder
 
     def save(self, storage: Storage) -> None:
         """Write the record, whole or not at all."""
@@ -63,7 +64,10 @@ def find(storage: Storage, name: str) -> Sweep | None:
     for generation in sorted(storage.names(FOLDER, name), reverse=True):
         if storage.exists(FOLDER, name, generation, RECORD):
             try:
-                return Sweep(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+                sweep = Sweep(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+                for line in (sweep.result, *sweep.result.get("leaderboard", [])):
+                    numbered(line)
+                return sweep
             except (ValueError, TypeError) as error:
                 where = storage.uri(FOLDER, name, generation, RECORD)
                 raise StorageError(

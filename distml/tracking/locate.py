@@ -89,9 +89,9 @@ def _of_run(config: Config, name: str, into: Path) -> Chosen:
             raise ConfigError(f"run {name} is not finished.", "Start it again to finish it.")
         model = str(record.result.get("model") or config.tracking.registered_model)
         if storage.local:
-            into = Path(storage.uri(*record.export))
+            into = Path(storage.uri(*record.paths.export))
         else:
-            storage.download(into, *record.export)
+            storage.download(into, *record.paths.export)
         return Chosen(model, record.version, into, record.result.get("sha256"))
     version = registry.by_run(config, name)
     if version is None:

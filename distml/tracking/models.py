@@ -28,7 +28,7 @@ def local(storage: Storage, parts: list[str]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def publish(client: MlflowClient, config: Config, run_id: str, described: dict[str, Any]) -> str:
+def publish(client: MlflowClient, config: Config, run_id: str, described: dict[str, Any]) -> int:
     """Log the export of a run as a model and register it; doing it twice makes one version.
 
     Args:
@@ -75,7 +75,7 @@ def _log(client: MlflowClient, config: Config, run_id: str, described: dict[str,
     return str(model.model_id)
 
 
-def _register(client: MlflowClient, name: str, run_id: str, model_id: str, described: dict[str, Any]) -> str:
+def _register(client: MlflowClient, name: str, run_id: str, model_id: str, described: dict[str, Any]) -> int:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -85,7 +85,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, descr
             raise
     known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if known:
-        return str(known[0].version)
+        return int(known[0].version)
     accuracies = {key: described["metrics"].get(f"{key}_accuracy") for key in ("val", "test")}
     created = client.create_model_version(
         name,
@@ -98,7 +98,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, descr
         ),
         model_id=model_id,
     )
-    return str(created.version)
+    return int(created.version)
 
 
 def _describe(folder: Path, into: Path, run_id: str, logged: Any, described: dict[str, Any]) -> None:

@@ -23,6 +23,40 @@ FOLDER = "runs"
 RECORD = "run.json"
 
 
+@dataclass(frozen=True)
+class RunPaths:
+    """Places of a run, or of a sweep, below the storage root, each as the parts of a path.
+
+    Args:
+        name: `run.name`.
+        generation: Counts restarts from the beginning.
+        attempts: Times a driver has started or resumed it.
+        artifacts: URI of its export when it was trained, "" before; the root may have moved since.
+        under: Folder of all runs, or of all sweeps.
+    """
+
+    name: str
+    generation: int
+    attempts: int = 0
+    artifacts: str = ""
+    under: str = FOLDER
+
+    @property
+    def folder(self) -> tuple[str, ...]:
+        """Everything of this generation."""
+        return (self.under, self.name, f"{self.generation:03d}")
+
+    @property
+    def attempt(self) -> tuple[str, ...]:
+        """Checkpoints of the present attempt."""
+        return (*self.folder, f"attempt-{self.attempts:03d}")
+
+    @property
+    def export(self) -> tuple[str, ...]:
+        """The exported model with its figures and its report."""
+        return (*self.folder, self.artifacts.partition("?")[0].rpartition("/")[2])
+
+
 @dataclass
 class Run:
     """The record of one run.
@@ -50,24 +84,20 @@ class Run:
     started_at: float = 0.0
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The run's folder below the storage root."""
-        return (FOLDER, self.name, f"{self.generation:03d}")
+    def paths(self) -> RunPaths:
+        """Where it is kept."""
+        return RunPaths(self.name, self.generation, self.attempts, str(self.result.get("artifacts", "")))
 
     @property
-    def attempt(self) -> str:
-        """Name of the present attempt's folder."""
-        return f"attempt-{self.attempts:03d}"
-
-    @property
-    def export(self) -> tuple[str, ...]:
-        """The finished run's export below the storage root, wherever that root was when it was trained."""
-        return (*self.parts, str(self.result["artifacts"]).partition("?")[0].rpartition("/")[2])
+    def version(self) -> int | None:
+        """The version it registered, None while it is not finished or the server does not know it."""
+        version: int | None = self.result.get("version")
+        return version
 
     def save(self, storage: Storage) -> None:
         """Write the record, whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
-        storage.write_bytes(text.encode(), *self.parts, RECORD)
+        storage.write_bytes(text.encode(), *self.paths.folder, RECORD)
 
 
 def _records(storage: Storage, name: str) -> Iterator[Run]:
@@ -76,12 +106,20 @@ def _records(storage: Storage, name: str) -> Iterator[Run]:
         if not storage.exists(FOLDER, name, generation, RECORD):
             continue
         try:
-            yield Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+            run = Run(**json.loads(storage.read_text(FOLDER, name, generation, RECORD)))
+            numbered(run.result)
+            yield run
         except (ValueError, TypeError) as error:
             where = storage.uri(FOLDER, name, generation, RECORD)
             raise StorageError(
                 f"{where} is damaged ({error}).", "Restore it, or pass --run.restart true."
             ) from None
+
+
+def numbered(result: dict[str, Any]) -> None:
+    """Make the version of a result line a number: records of earlier releases hold a string."""
+    if result.get("version") is not None:
+        result["version"] = int(result["version"])
 
 
 def newest(storage: Storage, name: str) -> Run | None:
@@ -118,7 +156,7 @@ def taken(config: Config, storage: Storage) -> Run | None:
 def _refuse(config: Config, found: Run) -> None:
     """Refuse what cannot go on, with the difference and the remedy."""
     if found.status == "finished":
-        version, accuracy = found.result.get("version"), found.result.get("val_accuracy")
+        version, accuracy = found.version, found.result.get("val_accuracy")
         raise ConfigError(
             f"run {found.name} is finished already (model version {version or 'not registered'}, "
             f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",

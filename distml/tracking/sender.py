@@ -28,7 +28,7 @@ class Sender:
 
     def __init__(self, config: Config, run_id: str | None = None) -> None:
         self.config, self.run_id = config, run_id
-        self.version: str | None = None
+        self.version: int | None = None
         self._storage = Storage(config.storage.root)
         self._client: MlflowClient | None = None
         self._logged: dict[str, int] = {}

@@ -140,7 +140,7 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
     Raises:
         TrackingError: The server is away for too long, or refuses what is spooled.
     """
-    if run.result.get("version"):
+    if run.version:
         return run
     wait_s = config.tracking.wait_s if wait_s is None else wait_s
     delivery = deliver(config, wait_s)
@@ -164,12 +164,12 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
     return run
 
 
-def _registered(config: Config, run: Run) -> tuple[str, str] | None:
+def _registered(config: Config, run: Run) -> tuple[str, int] | None:
     """MLflow run and version of a run, found by its key."""
     run_id = find(config, run.key)
     mine = f"name = '{config.tracking.registered_model}' and run_id = '{run_id}'"
     versions = client(config).search_model_versions(mine) if run_id else []
-    return (str(run_id), str(versions[0].version)) if versions else None
+    return (str(run_id), int(versions[0].version)) if versions else None
 
 
 def find(config: Config, key: str) -> str | None:

@@ -82,11 +82,11 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
 def _registered(config: Config, storage: Storage) -> dict[str, Any] | None:
     """The result line of a run that is trained and was not registered until now: the server was away."""
     found = None if config.run.restart else runs.newest(storage, config.run.name)
-    if found is None or found.status != "finished" or found.result.get("version"):
+    if found is None or found.status != "finished" or found.version:
         return None
     trained = runs.taken(config, storage)
-    result = tracking.register(config, storage, trained).result if trained else {}
-    return result if result.get("version") else None
+    registered = tracking.register(config, storage, trained) if trained else None
+    return registered.result if registered and registered.version else None
 
 
 def _recorded(config: Config, storage: Storage, began: float, child: Child | None) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _train(
     outcome, tracked = Outcome(), RunTracker(tracker)
     observers: list[Observer] = [outcome, display, tracked, Gauges(record.name)]
     if config.train.tensorboard:
-        observers.append(TensorBoard(storage, record.parts))
+        observers.append(TensorBoard(storage, record.paths.folder))
     if child and child.observer:
         observers.append(child.observer)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -142,7 +142,7 @@ def _train(
             manifest = shards.prepare(config, storage)
             _check_sizes(config, manifest)
             tracked.begin(config, record, manifest, child.parent if child else None)
-            where = (record.parts, record.attempt)
+            where = (record.paths.folder, record.paths.attempt[-1])
             fitting.result().fit(config, storage, manifest, plan, where, observers, ray.logs)
             finished = outcome.finished(ray.logs)
             run_id, so_far_s = tracker.sender.run_id, time.monotonic() - began

@@ -105,7 +105,7 @@ def result(
 
 
 def show(
-    display: Display, config: Config, outcome: Outcome, version: str | None, drawn: list[str], wall_s: float
+    display: Display, config: Config, outcome: Outcome, version: int | None, drawn: list[str], wall_s: float
 ) -> None:
     """Print the closing table and the next command."""
     from distml.reports import page

@@ -111,7 +111,7 @@ def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) ->
         otherwise = [256 / one.value for one in speeds if not left < one.timestamp / 1000 < started]
         assert p95(during) <= 1.5 * p95(otherwise[1:])  # the first step is traced, too
         assert client.get_run(result["run_id"]).info.status == "FINISHED"
-        assert client.get_model_version(result["model"], result["version"]).run_id == result["run_id"]
+        assert client.get_model_version(result["model"], str(result["version"])).run_id == result["run_id"]
     finally:
         server.kill()
 
@@ -173,7 +173,7 @@ def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_
         assert [one.step for one in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
         assert not list((root / "tracking-spool").glob("*.jsonl"))
         record = json.loads((root / "runs" / "heals" / "001" / "run.json").read_text())
-        assert (record["result"]["version"], record["attempts"]) == (version.version, 1)
+        assert (record["result"]["version"], record["attempts"]) == (int(version.version), 1)
     finally:
         server.kill()
 
@@ -231,7 +231,7 @@ def test_a_sweep_again_has_the_versions_that_the_server_was_not_told_of(tmp_path
             code, again = run.finish()
         assert code == 0, run.lines
         assert run.said("epoch 1/1") == 0
-        assert {row["version"] for row in again["leaderboard"]} == {"1", "2"}
+        assert {row["version"] for row in again["leaderboard"]} == {1, 2}
         assert again["version"] == next(
             row["version"] for row in again["leaderboard"] if row["candidate"] == again["best"]
         )

@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("batch") / "storage"
     storage = Storage(str(root))
     run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
-    folder = root.joinpath(*run.parts, "export-1a")
+    folder = root.joinpath(*run.paths.folder, "export-1a")
     folder.mkdir(parents=True)
     network = registry.build("convnet", SHAPE, len(CLASSES), {"filters": [4], "dense": 8}, 0)
     export(

@@ -17,6 +17,7 @@ from distml import predict, tracking
 from distml.artifacts.layout import MODEL, write_digests
 from distml.config import Config, load
 from distml.errors import TrackingError
+from distml.tracking import locate
 from distml.tracking import registry as champions
 
 pytestmark = [
@@ -118,16 +119,16 @@ def test_files_on_this_machine_are_not_copied_and_missing_ones_are_named(
 ) -> None:
     version = champions.by_number(registry.config, 1)
     assert version is not None
-    assert champions.fetch(registry.config, version, tmp_path) == registry.folders[0]
+    assert locate.fetch(registry.config, version, tmp_path) == registry.folders[0]
     assert not list(tmp_path.iterdir())
-    gone = champions.Version("pets", 7, None, None, (registry.folders[0] / "gone").as_uri())
+    gone = champions.ModelVersion("pets", 7, None, None, (registry.folders[0] / "gone").as_uri())
     with pytest.raises(TrackingError, match="pets version 7 cannot be fetched"):
-        champions.fetch(registry.config, gone, tmp_path)
+        locate.fetch(registry.config, gone, tmp_path)
 
 
 def test_a_server_that_is_away_is_one_sentence(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = Config.resolve({"tracking": {"uri": "http://127.0.0.1:9"}})
+    away = Config.resolve({"tracking": {"uri": "http://127.0.0.1:9", "wait_s": 0}})
     with pytest.raises(TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer"):
         champions.newest(away)
 
@@ -199,9 +200,9 @@ def test_a_run_of_this_storage_answers_without_the_registry(
 
     storage = Storage(registry.config.storage.root)
     run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
-    shutil.copytree(registry.folders[0], storage.uri(*run.parts, "export-1a"))
+    shutil.copytree(registry.folders[0], storage.uri(*run.paths.folder, "export-1a"))
     run.status = "finished"
-    run.result = {"model": "pets", "version": None, "artifacts": storage.uri(*run.parts, "export-1a")}
+    run.result = {"model": "pets", "version": None, "artifacts": storage.uri(*run.paths.folder, "export-1a")}
     run.save(storage)
     code, result, _ = ask(registry, capsys, tmp_path, "--run", "mine")
     assert (code, result["version"]) == (0, None)

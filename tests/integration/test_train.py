@@ -94,7 +94,8 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
         f"figures/{name}.png" for name in ("learning_curves", "confusion_matrix", "worst_mistakes")
     }
     assert [file.path for file in client.list_artifacts(result["run_id"], "report")] == ["report/report.html"]
-    version = client.get_model_version(result["model"], result["version"])
+    version = client.get_model_version(result["model"], str(result["version"]))
+    assert result["version"] == 1
     assert version.run_id == result["run_id"]
     assert len(version.tags["sha256"]) == 64
     assert f"val accuracy {result['val_accuracy']:.4f}" in version.description

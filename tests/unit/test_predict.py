@@ -102,8 +102,8 @@ def config(storage_root: Path) -> Config:
         runs.begin(Config.resolve(load.nest(flat)), storage)
     done, _ = runs.begin(Config.resolve(load.nest({**flat, "run.name": "done"})), storage)
     done.status = "finished"
-    where = storage.uri(*done.parts, "export-1a")
-    done.result = {"model": "shoes", "version": "4", "artifacts": where}
+    where = storage.uri(*done.paths.folder, "export-1a")
+    done.result = {"model": "shoes", "version": 4, "artifacts": where}
     done.save(storage)
     return Config.resolve(load.nest({"storage.root": str(storage_root)}))
 

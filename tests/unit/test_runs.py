@@ -10,6 +10,8 @@ import pytest
 
 from distml.config import Config, load
 from distml.errors import ConfigError, StorageError
+from distml.selection import record
+from distml.selection.record import Sweep
 from distml.storage import Storage
 from distml.tracking import runs
 
@@ -26,7 +28,7 @@ def config(**flat: Any) -> Config:
 
 
 def finish(run: runs.Run, storage: Storage, **result: Any) -> None:
-    run.status, run.result = "finished", {"version": "3", "val_accuracy": 0.91237, **result}
+    run.status, run.result = "finished", {"version": 3, "val_accuracy": 0.91237, **result}
     run.save(storage)
 
 
@@ -34,8 +36,8 @@ def test_a_new_run_is_on_record_before_anything_else_happens(storage: Storage) -
     run, resumed = runs.begin(config(), storage)
     assert not resumed
     assert (run.generation, run.attempts, run.status) == (1, 1, "running")
-    assert (run.parts, run.attempt) == (("runs", "mine", "001"), "attempt-001")
-    assert json.loads(storage.read_text(*run.parts, "run.json"))["key"] == run.key
+    assert (run.paths.folder, run.paths.attempt[-1]) == (("runs", "mine", "001"), "attempt-001")
+    assert json.loads(storage.read_text(*run.paths.folder, "run.json"))["key"] == run.key
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
@@ -76,7 +78,7 @@ def test_restarting_keeps_the_old_generation(storage: Storage) -> None:
     again, resumed = runs.begin(config(), storage)
     assert resumed
     assert (again.generation, again.attempts) == (2, 2)
-    assert storage.exists(*first.parts, "run.json")
+    assert storage.exists(*first.paths.folder, "run.json")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_what_only_says_where_and_how_may_change(storage: Storage, path: str, va
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "mine"}', '{"foo": 1}'])
 def test_a_damaged_record_is_named_and_can_be_left_behind(storage: Storage, content: str) -> None:
     run, _ = runs.begin(config(), storage)
-    storage.write_bytes(content.encode(), *run.parts, "run.json")
+    storage.write_bytes(content.encode(), *run.paths.folder, "run.json")
     with pytest.raises(StorageError, match=r"run\.json is damaged") as caught:
         runs.begin(config(), storage)
     assert "--run.restart true" in caught.value.remedy
@@ -132,19 +134,19 @@ def test_the_newest_finished_generation_is_found_past_an_unfinished_one(storage:
     assert runs.finished(storage, "mine") is None
     first, _ = runs.begin(config(), storage)
     assert runs.finished(storage, "mine") is None
-    where = storage.uri(*first.parts, "export-1a2b")
+    where = storage.uri(*first.paths.folder, "export-1a2b")
     finish(first, storage, artifacts=where)
     runs.begin(config(run__restart=True), storage)
     found = runs.finished(storage, "mine")
     assert found is not None
     assert found.generation == 1
-    assert storage.uri(*found.export) == where
+    assert storage.uri(*found.paths.export) == where
 
 
 def test_an_export_is_found_after_the_storage_was_moved() -> None:
     for artifacts in ("/old/runs/mine/001/export-1a", "s3://b/p/runs/mine/001/export-1a?region=x/y"):
         run = runs.Run("mine", 1, "key", result={"artifacts": artifacts})
-        assert run.export == ("runs", "mine", "001", "export-1a")
+        assert run.paths.export == ("runs", "mine", "001", "export-1a")
 
 
 def test_a_link_out_of_the_storage_is_refused_and_nothing_is_written_there(
@@ -157,3 +159,16 @@ def test_a_link_out_of_the_storage_is_refused_and_nothing_is_written_there(
     with pytest.raises(StorageError, match="leads out of"):
         runs.begin(config(), storage)
     assert not list(outside.iterdir())
+
+
+def test_a_version_is_a_number_in_records_of_earlier_releases_too(storage: Storage) -> None:
+    run, _ = runs.begin(config(), storage)
+    finish(run, storage, version="3")
+    known = runs.finished(storage, "mine")
+    assert known is not None
+    assert (known.version, known.result["version"]) == (3, 3)
+    row = {"candidate": "a", "run": "mine", "version": "3"}
+    Sweep("mine", 1, "key", result={"version": "3", "leaderboard": [row]}).save(storage)
+    sweep = record.find(storage, "mine")
+    assert sweep is not None
+    assert sweep.result == {"version": 3, "leaderboard": [row | {"version": 3}]}

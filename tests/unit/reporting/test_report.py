@@ -145,14 +145,14 @@ def test_a_run_without_a_report_and_one_that_is_not_finished_are_sentences(
     run, _ = runs.begin(Config.resolve({"run": {"name": "mine"}}), storage)
     code, answer = ask(capsys, storage_root, "mine")
     assert (code, answer["error"]) == (2, "run mine is not finished. Start it again to finish it.")
-    run.status, run.result = "finished", {"artifacts": storage.uri(*run.parts, "export-1a")}
+    run.status, run.result = "finished", {"artifacts": storage.uri(*run.paths.folder, "export-1a")}
     run.save(storage)
     code, answer = ask(capsys, storage_root, "mine")
     assert code == 2
     assert answer["error"].startswith("run mine left no report.")
-    storage.write_bytes(b"<!doctype html>", *run.export, page.FOLDER, page.FILE)
+    storage.write_bytes(b"<!doctype html>", *run.paths.export, page.FOLDER, page.FILE)
     code, answer = ask(capsys, storage_root, "mine")
-    assert (code, answer["report"]) == (0, storage.uri(*run.export, page.FOLDER, page.FILE))
+    assert (code, answer["report"]) == (0, storage.uri(*run.paths.export, page.FOLDER, page.FILE))
     code, answer = ask(capsys, storage_root, "mine", "--to", "here.html")
     assert (code, answer["report"]) == (0, str(workdir / "here.html"))
     assert (workdir / "here.html").read_text() == "<!doctype html>"

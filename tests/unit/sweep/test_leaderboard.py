@@ -10,8 +10,8 @@ from distml.selection import figure, leaderboard
 from distml.selection.leaderboard import Row
 
 ROWS = [
-    Row("worse", "s-worse", val_accuracy=0.90, test_accuracy=0.99, version="1", run_id="a"),
-    Row("better", "s-better", val_accuracy=0.91, test_accuracy=0.80, version="2", run_id="b"),
+    Row("worse", "s-worse", val_accuracy=0.90, test_accuracy=0.99, version=1, run_id="a"),
+    Row("better", "s-better", val_accuracy=0.91, test_accuracy=0.80, version=2, run_id="b"),
     Row("broken", "s-broken", status="failed", error="out of memory"),
 ]
 
@@ -21,7 +21,7 @@ def test_the_test_split_chooses_nothing() -> None:
     assert (found["status"], found["best"], found["version"], found["run_id"]) == (
         "finished",
         "better",
-        "2",
+        2,
         "b",
     )
     assert [row["candidate"] for row in found["leaderboard"]] == ["better", "worse"]

@@ -72,9 +72,7 @@ def test_what_no_server_mends_is_not_waited_for(error: Exception) -> None:
 
 
 def test_a_conflict_of_two_writers_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tenacity
-
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     call, calls = failing(2, RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed"))
     assert retry.patiently(config(0), call) == "answer"
     call, calls = failing(10**6, RuntimeError("(sqlite3.IntegrityError) FOREIGN KEY constraint failed"))
@@ -84,10 +82,8 @@ def test_a_conflict_of_two_writers_is_tried_again_a_few_times(monkeypatch: pytes
 
 
 def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tenacity
-
     paused: list[float] = []
-    monkeypatch.setattr(tenacity.nap.time, "sleep", paused.append)
+    monkeypatch.setattr("time.sleep", paused.append)
     call, _ = failing(40, AWAY)
     retry.retrying(10**6, longest_s=5.0)(call)
     assert max(paused) <= 5.0

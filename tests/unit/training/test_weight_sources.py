@@ -218,7 +218,7 @@ def trained(storage: Storage) -> Path:
     run, _ = runs.begin(
         load.validate(Config, {"run": {"name": "first"}, "storage": {"root": storage.root}}), storage
     )
-    folder = Path(storage.uri(*run.parts, "export-1"))
+    folder = Path(storage.uri(*run.paths.folder, "export-1"))
     (folder / "data").mkdir(parents=True)
     content = io.BytesIO()
     np.savez(content, a=np.zeros(2))

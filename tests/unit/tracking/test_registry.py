@@ -1,0 +1,107 @@
+"""One client of the registry: every question waits for a server that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+
+from distml.config import Config
+from distml.errors import TrackingError
+from distml.tracking import models, registry
+from distml.tracking.registry import ModelVersion
+
+RUN = "0" * 32
+KNOWN = ModelVersion("pets", 3, RUN, "ab", "s3://bucket/model", {"sha256": "ab"})
+ENTITY = SimpleNamespace(name="pets", version="3", run_id=RUN, tags={"sha256": "ab"})
+
+
+class Server:
+    """A client of MLflow whose server is away for the first calls."""
+
+    def __init__(self, away: int) -> None:
+        self.away, self.calls = away, 0
+        self.answers: dict[str, Any] = {
+            "get_model_version_by_alias": ENTITY,
+            "get_model_version": ENTITY,
+            "search_model_versions": Page([ENTITY]),
+            "get_model_version_download_uri": "s3://bucket/model",
+            "get_run": SimpleNamespace(data=SimpleNamespace(metrics={"val_accuracy": 0.5, "loss": 1.0})),
+            "get_registered_model": SimpleNamespace(aliases={"champion": "3"}),
+        }
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*_: Any, **__: Any) -> Any:
+            self.calls += 1
+            if self.calls <= self.away:
+                raise requests.ConnectionError("connection refused")
+            return self.answers.get(name)
+
+        return call
+
+
+class Page(list[Any]):
+    """The last page of a listing."""
+
+    token = None
+
+
+REQUESTS: dict[str, tuple[Callable[[Config], Any], Any]] = {
+    "by_alias": (registry.by_alias, KNOWN),
+    "by_number": (lambda config: registry.by_number(config, 3), KNOWN),
+    "by_run": (lambda config: registry.by_run(config, RUN), KNOWN),
+    "newest": (registry.newest, KNOWN),
+    "versions": (registry.versions, [ModelVersion("pets", 3, RUN, "ab")]),
+    "metrics": (lambda config: registry.metrics(config, KNOWN), {"val_accuracy": 0.5}),
+    "location": (
+        lambda config: registry.location(config, ModelVersion("pets", 3, RUN, "ab")),
+        KNOWN.location,
+    ),
+    "aliases": (registry.aliases, {"champion": 3}),
+    "point": (lambda config: registry.point(config, "champion", 3), None),
+    "tag": (lambda config: registry.tag(config, 3, "key", "text"), None),
+    "untag": (lambda config: registry.untag(config, 3, "key"), None),
+}
+
+
+def config(wait_s: float) -> Config:
+    return Config.resolve({"tracking": {"uri": "http://127.0.0.1:9", "wait_s": wait_s}})
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_whatever_is_asked_waits_for_a_server_that_is_away(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, answer = REQUESTS[name]
+    server = Server(away=2)
+    monkeypatch.setattr(registry, "client", lambda _: server)
+    assert ask(config(30)) == answer
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_whatever_is_asked_is_given_up_in_the_same_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(away=10**6)
+    monkeypatch.setattr(registry, "client", lambda _: server)
+    with pytest.raises(
+        TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer: connection"
+    ):
+        REQUESTS[name][0](config(0))
+    assert server.calls == 1
+
+
+def test_who_asks_again_anyway_waits_briefly() -> None:
+    assert registry.briefly(config(300)).tracking.wait_s == 2
+    assert registry.briefly(config(0)).tracking.wait_s == 0
+
+
+def test_a_version_is_a_number_wherever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_logged", lambda *_: "m-1")
+    server: Any = Server(away=0)
+    described = {"metrics": {}, "digest": "ab"}
+    assert models.publish(server, config(0), RUN, described) == 3
+    server.answers |= {"search_model_versions": Page(), "create_model_version": ENTITY}
+    made = models.publish(server, config(0), RUN, described)
+    assert (made, type(made)) == (3, int)
