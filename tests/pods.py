@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ def run(scenario: str, *words: str, limit_s: float = 500) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def _do(*command: str) -> None:
@@ -139,19 +139,22 @@ def deploy(head: Pod, overlay: str, args: Mapping[str, Any]) -> None:
     manifest = yaml.safe_load((KUBERAY / "overlays" / overlay / "rayservice.yaml").read_text())
     config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     config["applications"][0]["args"] = dict(args)
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
 
     def submitted() -> bool:
         with contextlib.suppress(requests.RequestException):
             return requests.put(
                 f"http://{head.address}:8265/api/serve/applications/",
                 json=config,
-                headers={"Authorization": f"Bearer {token}"},
+                headers=_authorization(),
                 timeout=30,
             ).ok
         return False
 
     _await(submitted, 120, head._log)
+
+
+def _authorization() -> dict[str, str]:
+    return {"Authorization": f"Bearer {Path(os.environ['RAY_AUTH_TOKEN_PATH']).read_text()}"}
 
 
 def version(address: str) -> int | None:
@@ -162,9 +165,22 @@ def version(address: str) -> int | None:
     return None
 
 
+def replicas(head: Pod) -> dict[str, int]:
+    """Actor and process ids of the application's replicas, as the head lists them; empty unless all run."""
+    with contextlib.suppress(requests.RequestException, ValueError, KeyError):
+        response = requests.get(
+            f"http://{head.address}:8265/api/serve/applications/", headers=_authorization(), timeout=10
+        )
+        application = response.json()["applications"]["distml"]
+        listed = [one for each in application["deployments"].values() for one in each["replicas"]]
+        if application["status"] == "RUNNING" and all(one["state"] == "RUNNING" for one in listed):
+            return {one["actor_id"]: one["pid"] for one in listed}
+    return {}
+
+
 @dataclass
 class Load:
-    """Requests on a fresh connection each, twenty a second.
+    """Requests on a fresh connection each, at most a hundred a second.
 
     Args:
         url: Asked.
@@ -179,7 +195,7 @@ class Load:
     @contextlib.contextmanager
     def running(self) -> Iterator[Load]:
         ended = threading.Event()
-        threads = [threading.Thread(target=self._ask, args=(ended,)) for _ in range(4)]
+        threads = [threading.Thread(target=self._ask, args=(ended,)) for _ in range(20)]
         for thread in threads:
             thread.start()
         try:
@@ -218,8 +234,14 @@ def alone(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
     return {"back_s": round(_await(lambda: version(pod.address) == 1, 200, pod._log) - began, 1)}
 
 
-def survived(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
-    """The head of overlays/production dies under load: Redis knows what it knew."""
+def survived(folder: Path, args: dict[str, Any], requests_least: int) -> dict[str, Any]:
+    """The head of overlays/production dies under load: Redis knows what it knew.
+
+    Args:
+        folder: For logs.
+        args: Of the application.
+        requests_least: How many requests are made from the head's death until the load ends.
+    """
     redis = f"redis-server --bind {HERE} --port 6379 --requirepass {PASSWORD} --save '' --dir {folder}"
     subprocess.Popen(["bash", "-c", f"exec {redis}"], stdout=subprocess.DEVNULL)
     head, worker = Pod(2, folder), Pod(3, folder)
@@ -240,17 +262,32 @@ def survived(folder: Path, args: dict[str, Any]) -> dict[str, Any]:
     deploy(head, "production", args)
     _crown(args, 1)
     _await(lambda: version(worker.address) == 1, 250, worker._log)
+    _await(lambda: replicas(head), 60, head._log)
+    before = replicas(head)
     with Load(f"http://{worker.address}:8000/predict").running() as load:
         time.sleep(5)
+        asked_before = load.asked
         head.kill()
         time.sleep(15)  # nobody is there to be asked: the load goes on
-        alone_asked = load.asked
+        asked_alone = load.asked - asked_before
         head.start(*words, **durable)
         began = head.ready()
+        # Nothing is deployed again: the new head knows the application, or it has lost it.
+        known_s = _await(lambda: replicas(head), 120, head._log) - began
+        after = replicas(head)
         _crown(args, 2)
-        followed = _await(lambda: version(worker.address) == 2, 200, worker._log) - began
-        time.sleep(5)
-    return {"asked": load.asked, "alone": alone_asked, "lost": load.lost, "followed_s": round(followed, 1)}
+        followed_s = _await(lambda: version(worker.address) == 2, 200, worker._log) - began
+        _await(lambda: load.asked - asked_before >= requests_least, 150, worker._log)
+    return {
+        "asked": load.asked - asked_before,
+        "asked_alone": asked_alone,
+        "lost": load.lost,
+        "before": before,
+        "after": after,
+        "later": replicas(head),
+        "known_s": round(known_s, 1),
+        "followed_s": round(followed_s, 1),
+    }
 
 
 def _crown(args: Mapping[str, Any], number: int) -> None:
@@ -262,14 +299,14 @@ def _crown(args: Mapping[str, Any], number: int) -> None:
     tracking.client(config).set_registered_model_alias(NAME, "champion", str(number))
 
 
-def main(scenario: str, folder: str, args: str) -> None:
+def main(scenario: str, folder: str, args: str, *numbers: str) -> None:
     _do("mount", "--make-rprivate", "/")
     _do("ip", "link", "set", "lo", "up")
     _do("ip", "link", "add", "pods", "type", "bridge")
     _do("ip", "addr", "add", f"{HERE}/24", "dev", "pods")
     _do("ip", "link", "set", "pods", "up")
-    found = {"alone": alone, "survived": survived}[scenario](Path(folder), json.loads(args))
-    print(json.dumps(found))
+    scenarios: dict[str, Callable[..., dict[str, Any]]] = {"alone": alone, "survived": survived}
+    print(json.dumps(scenarios[scenario](Path(folder), json.loads(args), *map(int, numbers))))
 
 
 if __name__ == "__main__":
