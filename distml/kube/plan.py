@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from distml import __version__
-from distml.errors import ClusterError
+from distml.errors import ClusterError, ConfigError
 from distml.kube import steps
 from distml.kube.steps import Step
 
@@ -17,8 +18,8 @@ KUBERAY, ARGO = "1.7.0", "4.1.2"
 """Versions of the operators."""
 _KUBERAY = f"https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v{KUBERAY}"
 _ARGO = f"https://github.com/argoproj/argo-workflows/releases/download/v{ARGO}/install.yaml"
-NETWORK = "172.28.0.0/24"
-"""Of k3d's nodes and its load balancer, as kuberay/k3d.yaml has it."""
+K3D_CONFIG = "kuberay/overlays/k3d/k3d.yaml"
+"""What k3d makes the cluster from."""
 IMAGES = {"distml": ".", "distml-postgres": "kuberay/postgres"}
 """Images built here, and the folder each is built from."""
 
@@ -43,7 +44,7 @@ def k3d(folder: Path, base_image: str | None) -> list[Step]:
     ]
     create = Step(
         "create the k3d cluster distml",
-        ["k3d", "cluster", "create", "--config", "kuberay/k3d.yaml"],
+        ["k3d", "cluster", "create", "--config", K3D_CONFIG],
         "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
         unless=lambda: steps.quiet(["k3d", "cluster", "get", "distml"]) is not None,
         environment={"DISTML_FOLDER": str(folder)},
@@ -107,9 +108,27 @@ def operators(kubectl: list[str]) -> list[Step]:
     ]
 
 
+def subnet(config: str = K3D_CONFIG) -> str:
+    """Network of k3d's nodes and its load balancer, which alone may reach the dashboards.
+
+    Raises:
+        ConfigError: The configuration of k3d cannot be read or names none.
+    """
+    try:
+        return str(ipaddress.ip_network(yaml.safe_load(Path(config).read_text())["subnet"]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{config} names no subnet ({type(error).__name__}: {error}).", "Give one such as 172.28.0.0/24."
+        ) from None
+
+
 def argo(kubectl: list[str]) -> list[Step]:
-    """Open Argo's page on the port that k3d has for it."""
-    opened = {"type": "LoadBalancer", "loadBalancerSourceRanges": [NETWORK]}
+    """Open Argo's page on the port that k3d has for it.
+
+    Raises:
+        ConfigError: The configuration of k3d names no subnet.
+    """
+    opened = {"type": "LoadBalancer", "loadBalancerSourceRanges": [subnet()]}
     return [
         Step(
             "open Argo's page",

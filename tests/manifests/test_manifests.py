@@ -50,8 +50,8 @@ def everything(manifests: list[Manifest], overlay: str) -> list[str]:
 
 def test_there_are_overlays_and_no_file_is_left_out() -> None:
     assert {"k3d", "production"} <= {folder.name for folder in OVERLAYS}
-    # k3d's own, tested below; a link into base/; what `make monitor` reads.
-    seen = {"k3d.yaml", "workflow.yaml", "laptop.yaml"}
+    # A link into base/; what `make monitor` reads.
+    seen = {"workflow.yaml", "laptop.yaml"}
     for path in KUBERAY.rglob("kustomization.yaml"):
         text = path.read_text()
         beside = {other.name for other in path.parent.glob("*.y*ml")} - {path.name}
@@ -250,7 +250,7 @@ def test_the_image_the_manifests_run_is_the_one_that_is_built() -> None:
 
 
 def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_services() -> None:
-    config = yaml.safe_load((KUBERAY / "k3d.yaml").read_text())
+    config = yaml.safe_load((ROOT / plan.K3D_CONFIG).read_text())
     assert (config["apiVersion"], config["kind"]) == ("k3d.io/v1alpha5", "Simple")
     manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
     path = find(manifests, "PersistentVolume")["spec"]["hostPath"]["path"]
@@ -262,9 +262,9 @@ def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_servi
     ]
     admitted = find(manifests, "NetworkPolicy", "browser")["spec"]["ingress"][0]["from"]
     ranges = [one["spec"].get("loadBalancerSourceRanges") for one in manifests if one["kind"] == "Service"]
-    assert [one for one in ranges if one] == [[plan.NETWORK]] * 2
-    assert config["subnet"] == plan.NETWORK
-    assert plan.NETWORK in [one["ipBlock"]["cidr"] for one in admitted if "ipBlock" in one]
+    assert [one for one in ranges if one] == [[config["subnet"]]] * 2
+    assert config["subnet"] in [one["ipBlock"]["cidr"] for one in admitted if "ipBlock" in one]
+    assert set(config["metadata"]) == {"name"}, "the schema of k3d refuses annotations"
     wanted = {port["port"] for one in balanced for port in one["spec"]["ports"]}
     wanted |= {
         port["port"] for port in find(manifests, "RayService")["spec"]["serveService"]["spec"]["ports"]

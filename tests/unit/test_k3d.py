@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from distml import __version__
 from distml.cli import cluster as k3d
 from distml.kube import plan
+from tests.manifests.render import render
 
 ROOT = Path(__file__).parents[2]
 PODS = {
@@ -96,7 +98,7 @@ def test_up_builds_creates_installs_applies_and_waits(
     order = [
         f"docker build --target cpu -t distml:{__version__} .",
         f"docker build -t distml-postgres:{__version__} kuberay/postgres",
-        "k3d cluster create --config kuberay/k3d.yaml",
+        "k3d cluster create --config kuberay/overlays/k3d/k3d.yaml",
         f"k3d image import --cluster distml distml:{__version__} distml-postgres:{__version__}",
         "kubectl --context k3d-distml apply --server-side -n default -k",
         "kubectl --context k3d-distml apply --server-side -n argo -f",
@@ -170,6 +172,45 @@ def test_another_cluster_is_not_touched_by_k3d_or_docker(
     asked = [call for call in programs.called() if call != "kubectl kustomize kuberay/overlays/k3d"]
     assert all(call.startswith("kubectl --context mine ") for call in asked)
     assert not [call for call in programs.called() if "argo" in call]
+
+
+def test_the_subnet_of_k3ds_configuration_is_the_one_that_everything_lets_in(
+    programs: Programs, ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "kuberay", tmp_path / "kuberay", symlinks=True)
+    config = tmp_path / plan.K3D_CONFIG
+    text = config.read_text()
+    config.write_text(text.replace("subnet: 172.28.0.0/24", "subnet: 10.99.0.0/16"))
+    objects = render(config.parent)
+    named = {(each["kind"], each["metadata"].get("name")): each.get("spec") or {} for each in objects}
+    for name in ("dashboard", "mlflow-browser"):
+        assert named["Service", name]["loadBalancerSourceRanges"] == ["10.99.0.0/16"]
+    browser = named["NetworkPolicy", "browser"]
+    assert browser["ingress"][0]["from"][0] == {"ipBlock": {"cidr": "10.99.0.0/16"}}
+    assert ("Simple", "distml") not in named, "it is k3d's own"
+    assert "172.28" not in json.dumps(objects)
+    monkeypatch.chdir(tmp_path)
+    assert ran("up")[0] == 0
+    (opened,) = [call for call in programs.called() if "patch service argo-server" in call]
+    assert '"loadBalancerSourceRanges": ["10.99.0.0/16"]' in opened
+
+
+@pytest.mark.parametrize("given", ["", "subnet: 172.28.0.0/33"])
+def test_a_subnet_that_is_none_is_a_sentence_before_anything_is_made(
+    programs: Programs,
+    ran: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: str,
+) -> None:
+    config = tmp_path / plan.K3D_CONFIG
+    config.parent.mkdir(parents=True)
+    config.write_text(f"kind: Simple\n{given}\n")
+    monkeypatch.chdir(tmp_path)
+    code, result, _ = ran("up")
+    assert (code, result["kind"]) == (2, "ConfigError")
+    assert f"{plan.K3D_CONFIG} names no subnet" in result["error"]
+    assert not programs.called()
 
 
 def test_an_overlay_is_waited_for_by_what_it_holds(programs: Programs, ran: Callable[..., Outcome]) -> None:
