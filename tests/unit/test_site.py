@@ -107,7 +107,8 @@ class Loads(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # Not --quiet: it hides warnings from the count by which --strict fails.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(hooks.ROOT), "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, cwd=hooks.ROOT, env=environment, capture_output=True, text=True, check=False
