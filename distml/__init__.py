@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distml.api import Config, Decision, Prediction, TrainResult
+    from distml.api import Config, Decision, Prediction, Rollback, TrainResult
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Decision", "Prediction", "TrainResult", "__version__"]
+__all__ = ["Config", "Decision", "Prediction", "Rollback", "TrainResult", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,10 +28,13 @@ __all__ = [
     "Config",
     "Decision",
     "Prediction",
+    "Rollback",
     "TrainResult",
+    "drift",
     "ingest",
     "predict",
     "promote",
+    "rollback",
     "serve",
     "train",
 ]
@@ -132,6 +135,25 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Rollback:
+    """How a return to an earlier champion ended.
+
+    Args:
+        decision: rolled back or kept; with `dry_run` what it would be.
+        why: In one sentence.
+        champion: The version that is champion now.
+        previous: The one that was before.
+        dry_run: Whether nothing was changed.
+    """
+
+    decision: str
+    why: str
+    champion: int | None
+    previous: int | None
+    dry_run: bool
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says of one image file.
 
@@ -195,10 +217,22 @@ def promote(
     Raises:
         DistmlError: The registry does not answer or no candidate may win; the champion has not changed.
     """
-    from distml import promote as verb
+    from distml.selection import promote as promotion
 
-    result = verb.promote(config, run, version, dry_run, replace)
+    result = promotion.promote(config, run, version, dry_run, replace)
     return Decision(**{field.name: result[field.name] for field in dataclasses.fields(Decision)})
+
+
+def rollback(config: Config, *, version: int | None = None, dry_run: bool = False) -> Rollback:
+    """Make the previous champion, or the version that is named, the champion without an evaluation.
+
+    Raises:
+        DistmlError: There is no such version; the champion has not changed.
+    """
+    from distml.selection import promote as promotion
+
+    result = promotion.rollback(config, version, dry_run)
+    return Rollback(**{field.name: result[field.name] for field in dataclasses.fields(Rollback)})
 
 
 def predict(

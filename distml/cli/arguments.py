@@ -49,3 +49,29 @@ def serve(parser: Parser) -> None:
     add = parser.add_argument
     add("--detach", action="store_true", help="leave the endpoint running on the cluster")
     add("--stop", action="store_true", help="end the endpoint that runs on the cluster")
+
+
+def promote(parser: Parser) -> None:
+    """Add the arguments of `promote`."""
+    add = parser.add_argument
+    add("--run", metavar="NAME", help="sweep, run or MLflow run id that competes; '*': every version")
+    add("--version", type=int, metavar="N", help="this version competes alone")
+    add("--dry-run", action="store_true", help="say what would happen and change nothing")
+    add("--replace", action="store_true", help="promote even where the champion cannot be measured")
+    add("--rollback", action="store_true", help="return to the previous champion, or to --version")
+
+
+def require_rollback_alone(given: argparse.Namespace) -> None:
+    """Reject arguments of `promote` that an evaluation would need, beside `--rollback`.
+
+    Raises:
+        ConfigError: `--run` or `--replace` stands beside `--rollback`.
+    """
+    if given.rollback and (given.run is not None or given.replace):
+        raise ConfigError("--rollback takes no --run and no --replace.", "Name the version with --version.")
+
+
+def pipeline(parser: Parser) -> None:
+    """Add the arguments of `pipeline`."""
+    text = "on a Ray of this command's own: answer until Ctrl-C"
+    parser.add_argument("--stay", action="store_true", help=text)

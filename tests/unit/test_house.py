@@ -138,9 +138,7 @@ def known(imported: set[str]) -> set[str]:
 def test_verbs_import_nouns_and_never_the_reverse(name: str) -> None:
     above = VERBS | COMMAND_LINE
     if name in VERBS:
-        above = set() if name == "distml.pipeline" else VERBS - {name}
-    elif name == "distml.api":
-        above = VERBS - {"distml.promote"}
+        above = VERBS - {name}
     elif name in COMMAND_LINE:
         above = VERBS
     assert not known(imports(name)) & (above - {name})
