@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from distml.config import Config
 from distml.errors import DistmlError
 from distml.storage import Storage
-from distml.tracking.machine import Watch
 from distml.tracking.retry import failure, retrying
 from distml.tracking.sender import Operation, Sender
 from distml.tracking.server import cause, is_outage
 from distml.tracking.spool import FOLDER, deliver, new_name
+from distml.tracking.system_metrics import Watch
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
 from distml.storage import Storage
-from distml.tracking.models import local, publish
+from distml.tracking.publish import local, publish
 from distml.tracking.server import artifact_location, client
 
 if TYPE_CHECKING:
