@@ -133,7 +133,7 @@ PIXELS = [
     Case("base64 among numbers", PREDICT, b'{"instances": [{"b64": ""}, [[0]]]}', 'instances[1] is an array, not {"b64"'),
     Case("other key", PREDICT, b'{"instances": [{"url": "file:///etc/passwd"}]}', "instances[0] is an object with the keys ['url']"),
     Case("no base64", PREDICT, one({"b64": "@@@"}), "instances[0].b64 is not base64"),
-    Case("cut-off base64", PREDICT, one({"b64": "abc"}), "instances[0].b64 is not base64"),
+    Case("cut-off base64", PREDICT, one({"b64": "abcde"}), "instances[0].b64 is not base64"),
     Case("base64 of no ASCII", PREDICT, one({"b64": "é"}), "instances[0].b64 is not base64"),
     Case("base64 of no picture", PREDICT, one({"b64": "abcd"}), "instances[0] is not a readable picture"),
 ]  # fmt: skip
@@ -155,7 +155,7 @@ PICTURES = [
     Case("no boundary", PICTURE, b"", "names no boundary", headers={"content-type": "multipart/form-data"}),
     Case("no form", PICTURE, b"hello", "the body is not a form", headers=_FORM),
     Case("cut-off form", PICTURE, b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nhello', "the form ends before its last boundary", headers=_FORM),
-    Case("a field", PICTURE, b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\nhello\r\n--x--\r\n', "the field 'f' of the form is no file", headers=_FORM),
+    Case("a field", PICTURE, b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\nhello\r\n--x--\r\n', "the form holds no file; its fields are 'f'", headers=_FORM),
     Case("an empty form", PICTURE, b"--x--\r\n", "the form holds no file", headers=_FORM),
 ]  # fmt: skip
 

@@ -98,7 +98,7 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
     async def description(request: Request) -> Answer:
         """Describe all routes."""
         served = service.served()
-        return answer(openapi.specialise(app.openapi(), served, _examples(served)))
+        return answer(openapi.specialise(app.openapi(), served, list(service.aliases()), _examples(served)))
 
     app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
     if PAGE.is_dir():

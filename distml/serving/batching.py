@@ -29,6 +29,7 @@ Function = Callable[[Images], Probabilities]
 class _Waiting:
     images: Images
     function: Function
+    version: int
     answer: asyncio.Future[Probabilities]
 
 
@@ -45,6 +46,8 @@ class Batcher:
         self._most, self._limit, self._metrics = most, limit, metrics
         metrics.waiting.set_function(lambda: self._images)
         self._queue: collections.deque[_Waiting] = collections.deque()
+        self.calls: collections.Counter[int] = collections.Counter()
+        """Of a function, by the version that was said with it."""
         self._images = 0
         self._running: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "inference")
@@ -60,7 +63,7 @@ class Batcher:
         """Seconds for which the present batch has been computed, 0 when nothing is."""
         return 0.0 if self._since is None else time.monotonic() - self._since
 
-    async def submit(self, images: Images, function: Function) -> Probabilities:
+    async def submit(self, images: Images, function: Function, version: int = 0) -> Probabilities:
         """Compute `function(images)`, in one call with others of the same function where some wait.
 
         Raises:
@@ -68,7 +71,7 @@ class Batcher:
         """
         if self._images and self._images + len(images) > self._limit:
             raise OverloadedError(f"{self._images} images are waiting, and {self._limit} may.", "Ask again.")
-        one = _Waiting(images, function, asyncio.get_running_loop().create_future())
+        one = _Waiting(images, function, version, asyncio.get_running_loop().create_future())
         self._queue.append(one)
         self._images += len(images)
         if self._running is None:
@@ -85,6 +88,7 @@ class Batcher:
                 finally:
                     size = sum(len(one.images) for one in batch)
                     self._images -= size
+                    self.calls[batch[0].version] += 1
                     self._metrics.batch.observe(size)
         finally:
             self._running = self._since = None

@@ -21,18 +21,28 @@ def champion(service: Service) -> Served:
     return served[0]
 
 
-def number(request: Request) -> int | None:
-    """Return the version in the path, None where the path names none.
+def number(service: Service, request: Request) -> int | None:
+    """Return the version in the path, or the one that its label stands for; None where it names neither.
 
     Raises:
-        RejectedError: 404, it is no number.
+        RejectedError: 404, it is no number, or no label that is followed.
     """
+    if "label" in request.path_params:
+        return _labelled(service, request.path_params["label"])
     word = request.path_params.get("version")
     if word is None:
         return None
     if not (word.isascii() and word.isdigit() and len(word) <= _DIGITS):
         raise RejectedError(404, f"the version {word[:80]!r} is no number")
     return int(word)
+
+
+def _labelled(service: Service, label: str) -> int:
+    aliases = service.aliases()
+    if label not in aliases:
+        known = ", ".join(aliases) or "none"
+        raise RejectedError(404, f"there is no label {label[:80]!r}; the labels are {known}")
+    return aliases[label]
 
 
 def choose(service: Service, request: Request, version: int | None) -> Served:

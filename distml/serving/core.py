@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -10,19 +11,26 @@ from dataclasses import dataclass
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.errors import ModelError, NotReadyError, TimedOutError, UnknownVersionError
+from distml.errors import ModelError, NotReadyError, OverloadedError, TimedOutError, UnknownVersionError
 from distml.serving.batching import Batcher, Function
 from distml.serving.metrics import Metrics
-from distml.serving.service import Probabilities, Refusal, RegistryState, Served
+from distml.serving.service import Probabilities, Refusal, RegistryState, Served, Usage
 from distml.serving.shadow import Shadow
 
-Hear = Callable[[Served, Images, Probabilities, float], None]
+Hear = Callable[[str | None, Served, Images, Probabilities, float], None]
 """Takes an answer without keeping anybody waiting."""
 
 
 def age_s(state: RegistryState) -> float:
     """Return the seconds since the registry answered; not a number where it never did."""
     return time.time() - state.answered_at if state.answered_at else float("nan")
+
+
+def _count(usage: Usage, images: int, seconds: float) -> None:
+    usage.requests += 1
+    usage.images += images
+    usage.seconds += seconds
+    usage.last_at = time.time()
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Core:
     Args:
         serve: The section of the configuration.
         metrics: Where batches and comparisons are counted; none makes new ones.
-        hear: Is told every answer: the version, its images and probabilities, and the seconds it took.
+        hear: Is told every answer: the request's identity, the version, its images and probabilities, and the
+            seconds it took.
     """
 
     def __init__(self, serve: ServeConfig, metrics: Metrics | None = None, hear: Hear | None = None) -> None:
@@ -52,6 +61,7 @@ class Core:
         self._refused: tuple[Refusal, ...] = ()
         self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images, self.metrics)
         self._shadow = Shadow(self._batcher, self.metrics)
+        self._usage: dict[int, Usage] = collections.defaultdict(Usage)
         self.draining = False
         self.state = RegistryState()
         self._gauge()
@@ -86,6 +96,18 @@ class Core:
         """Return what aliases point at and was refused."""
         return list(self._refused)
 
+    def aliases(self) -> Mapping[str, int]:
+        """Return the loaded version of each alias, the champion first."""
+        return {
+            alias: self._aliases[alias] for alias in sorted(self._aliases, key=lambda one: one != "champion")
+        }
+
+    def usage(self, version: int) -> Usage:
+        """Return what a version has been asked."""
+        usage = self._usage[version]
+        usage.calls = self._batcher.calls[version]
+        return usage
+
     def registry(self) -> RegistryState:
         """Return what the watcher last said of the registry."""
         return self.state
@@ -104,20 +126,29 @@ class Core:
             raise UnknownVersionError(f"version {version} is not loaded; loaded: {loaded}.")
         return found
 
-    async def classify(self, images: Images, version: int | None = None) -> tuple[Probabilities, Served]:
+    async def classify(
+        self, images: Images, version: int | None = None, request: str | None = None
+    ) -> tuple[Probabilities, Served]:
         """See `Service.classify`."""
         chosen = self._choose(version)
         if images.ndim != 4 or images.shape[1:] != chosen.served.shape or not len(images):
             expected, found = ["N", *chosen.served.shape], list(images.shape)
             raise ModelError(f"the model takes images {expected}, not {found}.".replace("'", ""))
         began, limit_s = time.perf_counter(), self._serve.request_timeout_s
+        usage = self._usage[chosen.served.version]
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self._batcher.submit(images, chosen.function)
+                answer = await self._batcher.submit(images, chosen.function, chosen.served.version)
         except TimeoutError:
+            usage.failed += 1
             raise TimedOutError(f"no answer within {limit_s:g} s.", "Ask again, with fewer images.") from None
+        except OverloadedError:
+            usage.failed += 1
+            raise
+        seconds = time.perf_counter() - began
+        _count(usage, len(images), seconds)
         if self._hear:
-            self._hear(chosen.served, images, answer, time.perf_counter() - began)
+            self._hear(request, chosen.served, images, answer, seconds)
         if version is None and self._serve.shadow:
             self._compare(images, answer, chosen)
         return answer, chosen.served

@@ -26,6 +26,7 @@ MAX_TOTAL_PIXELS = 16 * MAX_IMAGE_PIXELS
 _INLINE_BYTES = 16_384
 """Up to this size decoding takes less time than handing it to a thread and back takes on a busy loop."""
 _TEXT_BYTES = 65_536
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def bound() -> None:
@@ -54,13 +55,26 @@ def unwrap(value: Any, where: str) -> bytes:
 
 
 def plain(text: str, where: str) -> bytes:
-    """Decode base64, without line breaks and with its padding.
+    """Decode base64 as its writers have it: with line breaks, URL-safe, without padding, as a `data:` URI.
 
     Raises:
         RejectedError: 400, it is none.
     """
     try:
         return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (ValueError, binascii.Error):
+        return _lenient(text, where)
+
+
+def _lenient(text: str, where: str) -> bytes:
+    """Decode what is not in base64's first form (RFC 4648, 4): Ruby, Java MIME, the shell and browsers."""
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise RejectedError(400, f"{where} is a data: URI without ';base64,'")
+    text = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return binascii.a2b_base64((text + "=" * (-len(text) % 4)).encode("ascii"), strict_mode=True)
     except (ValueError, binascii.Error) as error:
         cause = "it holds other characters" if isinstance(error, UnicodeError) else str(error).lower()
         raise RejectedError(400, f"{where} is not base64: {cause}") from None

@@ -18,6 +18,7 @@ JSON = b"application/json"
 OCTETS = b"application/octet-stream"
 _LENGTH, _KIND = b"content-length", b"content-type"
 _NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
+_IDENTITY = 200
 _WORTH_COMPRESSING_BYTES = 2048
 """One packet or two are not worth the time."""
 
@@ -114,6 +115,11 @@ def header(request: Request, name: bytes) -> bytes:
         if key == name:
             return bytes(value)
     return b""
+
+
+def identity(request: Request) -> str | None:
+    """Return the request's identity, which Ray gives to those whose client gave none and sends back."""
+    return header(request, b"x-request-id").decode("latin-1")[:_IDENTITY] or None
 
 
 def kind(request: Request) -> str:

@@ -43,6 +43,9 @@ _DEFAULTS = """defaults
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*\n)", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
+    acl own_id req.hdr_cnt(x-request-id) eq 1
+    acl plain_id req.hdr(x-request-id) -m reg ^[!-~]{{1,200}}$
+    http-request del-header x-request-id if !own_id or !plain_id
     acl websocket req.hdr(upgrade) -i -m sub websocket
     http-request return status 400 content-type application/json string {websocket} if websocket
 """

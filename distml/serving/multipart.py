@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -10,6 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from distml.serving.exchange import RejectedError
 
 MAX_PARTS = 1024
+_EXTENDED = re.compile(rb"filename\*\s*=\s*[\w-]*'[^';]*'([^;\s]+)", re.I)
 
 
 @dataclass(slots=True)
@@ -21,23 +24,27 @@ class _Part:
 
 
 def files(body: bytes, kind: bytes) -> tuple[list[bytes], list[str]]:
-    """Return the content and the name of every file in a form; parts that are no files are refused.
+    """Return the content and the name of every picture in a form; text fields mean nothing here.
+
+    A part is a picture when it has a file name, or says that it is one by its content type.
 
     Args:
         body: Of type multipart/form-data.
         kind: Its content type, with the boundary.
 
     Raises:
-        RejectedError: 400, not a form, or without a file.
+        RejectedError: 400, not a form, or without a picture.
     """
     boundary = parse_options_header(kind)[1].get(b"boundary")
     if not boundary:
         raise RejectedError(400, "the content type multipart/form-data names no boundary")
-    parts = _parts(body, boundary)
-    named = [_filename(part) for part in parts]
-    if not parts:
-        raise RejectedError(400, "the form holds no file")
-    return [bytes(part.content) for part in parts], named
+    parts = _parts(body[max(body.find(b"--" + boundary), 0) :], boundary)  # a preamble is no part (RFC 2046)
+    described = [(part, _described(part)) for part in parts]
+    pictures = [(part, name) for part, (name, picture) in described if picture]
+    if not pictures:
+        fields = ", ".join(name for _, (name, _) in described[:5])
+        raise RejectedError(400, "the form holds no file" + (f"; its fields are {fields}" if fields else ""))
+    return [bytes(part.content) for part, _ in pictures], [name for _, name in pictures]
 
 
 def _parts(body: bytes, boundary: bytes) -> list[_Part]:
@@ -80,9 +87,18 @@ def _parts(body: bytes, boundary: bytes) -> list[_Part]:
     return parts
 
 
-def _filename(part: _Part) -> str:
-    options = parse_options_header(part.headers.get("content-disposition", b""))[1]
-    field_name = options.get(b"name", b"").decode("utf-8", "replace")[:80]
-    if b"filename" not in options:
-        raise RejectedError(400, f"the field {field_name!r} of the form is no file")
-    return repr(options[b"filename"].decode("utf-8", "replace")[:80])
+def _described(part: _Part) -> tuple[str, bool]:
+    """What to call a part, and whether it is a picture; a field without a chosen file is none."""
+    header = part.headers.get("content-disposition", b"")
+    options = parse_options_header(header)[1]
+    kind = part.headers.get("content-type", b"").strip().lower()
+    named = options.get(b"filename") or _extended(header)
+    called = named or options.get(b"name", b"")
+    chosen = b"filename" in options or named or kind.startswith((b"image/", b"application/octet-stream"))
+    return repr(called.decode("utf-8", "replace")[:80]), bool(chosen and (named or part.content))
+
+
+def _extended(header: bytes) -> bytes:
+    """The file name in RFC 5987's form alone: `filename*=utf-8''gr%C3%B6%C3%9Fe.png`."""
+    given = _EXTENDED.search(header)
+    return unquote_to_bytes(given[1]) if given else b""

@@ -98,7 +98,7 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
     kind = exchange.kind(request)
     if kind == "multipart/form-data":
         return multipart.files(content, exchange.header(request, b"content-type"))
-    if kind not in _PICTURES:
+    if kind not in _PICTURES and not kind.startswith("image/"):
         raise RejectedError(
             415, f"the content type {kind!r} is no picture; send {', '.join(_PICTURES[:3])} or a form"
         )
@@ -118,8 +118,8 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     routes = APIRouter(route_class=Route, tags=["native"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
-    async def classify(given: Images) -> Answer:
-        probabilities, served = await service.classify(given)
+    async def classify(request: Request, given: Images) -> Answer:
+        probabilities, served = await service.classify(given, None, exchange.identity(request))
         return answer(predictions(probabilities, served), served.version, images=len(given))
 
     @routes.post(
@@ -135,7 +135,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 415, f"the content type {kind[:80]!r} is not taken here; send application/json"
             )
         document = strict.parse(await exchange.body(request, limits))
-        return await classify(await images(document, champion(service)))
+        return await classify(request, await images(document, champion(service)))
 
     @routes.post(
         "/predict/image",
@@ -148,7 +148,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def predict_image(request: Request) -> Answer:
         """Classify a picture, or every picture of a form."""
         files, names = _files(await exchange.body(request, limits), request)
-        return await classify(await encoded.images(files, champion(service).pictures, names))
+        return await classify(request, await encoded.images(files, champion(service).pictures, names))
 
     _add_model(routes, service, config)
     _add_health(routes, service)

@@ -54,8 +54,9 @@ def accepts(contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_path(*names: str) -> list[dict[str, Any]]:
-    """Describe the parameters of a path: `name` of the model, `version` of it."""
-    schemas = {"name": {"type": "string"}, "version": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
+    """Describe the parameters of a path: `name` of the model, `version` of it or the `label` of one."""
+    number = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+    schemas = {"name": {"type": "string"}, "version": number, "label": {"type": "string"}}
     return [{"name": name, "in": "path", "required": True, "schema": schemas[name]} for name in names]
 
 
@@ -63,19 +64,23 @@ Examples = Mapping[str, Mapping[str, Any]]
 """Bodies by name, by the end of the path that takes them."""
 
 
-def specialise(plain: dict[str, Any], served: Sequence[Served], examples: Examples) -> dict[str, Any]:
+def specialise(
+    plain: dict[str, Any], served: Sequence[Served], labels: Sequence[str], examples: Examples
+) -> dict[str, Any]:
     """Say of the loaded models what holds for them alone: names, versions, the shape of an image, examples.
 
     Args:
         plain: As FastAPI describes the routes.
         served: The champion first; empty leaves the description general.
+        labels: Aliases of loaded versions.
         examples: JSON bodies that fit the champion.
     """
     document = copy.deepcopy(plain)
     _lift(document)
     if not served:
         return document
-    values = {"name": [served[0].name], "version": [str(one.version) for one in served]}
+    versions = [str(one.version) for one in served]
+    values = {"name": [served[0].name], "version": versions, "label": list(labels)}
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):

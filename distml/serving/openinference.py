@@ -24,7 +24,13 @@ from distml.serving.service import Served, Service
 from distml.serving.strict import kind
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
-_EXTENSIONS = ["binary_tensor_data", "classification"]
+_EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+]
 
 
 def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
@@ -105,25 +111,37 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
     async def infer(request: Request) -> Answer:
         """Classify images given as a tensor, in JSON or as bytes after it."""
-        version = number(request)
+        version = number(service, request)
         served = choose(service, request, version)
         text, rest = split(await exchange.body(request, limits), exchange.header(request, outputs.HEADER))
         document = strict.parse(text)
         identity, wanted = _identity(document), outputs.wanted(document)
         given = await images(document, rest, served)
-        probabilities, served = await service.classify(given, version)
+        probabilities, served = await service.classify(given, version, exchange.identity(request))
         return exchange.compress(request, outputs.render(identity, wanted, probabilities, served))
 
     async def metadata(request: Request) -> Answer:
         """Describe the tensors of a model."""
-        served = choose(service, request, number(request))
+        served = choose(service, request, number(service, request))
         return answer(_metadata(service, served), served.version)
 
     async def ready(request: Request) -> Answer:
         """Say that a model answers."""
-        served = choose(service, request, number(request))
+        served = choose(service, request, number(service, request))
         return answer({"name": served.name, "ready": True}, served.version)
 
+    async def configuration(request: Request) -> Answer:
+        """Describe a model as Triton's model configuration does."""
+        served = choose(service, request, number(service, request))
+        return answer(_configuration(_metadata(service, served), config.max_queued_images), served.version)
+
+    async def statistics(request: Request) -> Answer:
+        """Say what the versions of a model have been asked of this replica, as Triton's statistics do."""
+        wanted = number(service, request)
+        choose(service, request, wanted)
+        return answer(_statistics(service, wanted))
+
+    _add_repository(routes, service)
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
         body = openapi.accepts({"application/json": schemas.Request})
@@ -136,8 +154,74 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         asking: dict[str, Any] = {"responses": openapi.ASKING, "openapi_extra": parameters}
         routes.get(path, response_model=schemas.Metadata, **asking)(metadata)
         routes.get(f"{path}/ready", response_model=schemas.ModelReady, **asking)(ready)
+        routes.get(f"{path}/config", response_model=schemas.Config, **asking)(configuration)
+        routes.get(f"{path}/stats", response_model=schemas.Statistics, **asking)(statistics)
     _add_server(routes, service)
     return routes
+
+
+def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
+    def tensors_of(described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": tensor["name"],
+                "data_type": "TYPE_STRING" if tensor["datatype"] == "BYTES" else f"TYPE_{tensor['datatype']}",
+                "dims": tensor["shape"][1:] or [1],
+            }
+            for tensor in described
+        ]
+
+    return {
+        "name": metadata["name"],
+        "platform": metadata["platform"],
+        "max_batch_size": batch,
+        "input": tensors_of(metadata["inputs"]),
+        "output": tensors_of(metadata["outputs"]),
+    }
+
+
+def _statistics(service: Service, wanted: int | None) -> dict[str, Any]:
+    def of(served: Served) -> dict[str, Any]:
+        usage = service.usage(served.version)
+        return {
+            "name": served.name,
+            "version": str(served.version),
+            "last_inference": int(usage.last_at * 1000),
+            "inference_count": usage.images,
+            "execution_count": usage.calls,
+            "inference_stats": {
+                "success": {"count": usage.requests, "ns": int(usage.seconds * 1e9)},
+                "fail": {"count": usage.failed, "ns": 0},
+            },
+        }
+
+    return {"model_stats": [of(one) for one in service.served() if wanted in (None, one.version)]}
+
+
+def _add_repository(routes: APIRouter, service: Service) -> None:
+    @routes.get("/v2/models", response_model=schemas.Models)
+    async def models(request: Request) -> Answer:
+        """List the models."""
+        return answer({"models": [served.name for served in service.served()[:1]]})
+
+    @routes.get("/v2/models/stats", response_model=schemas.Statistics)
+    async def all_statistics(request: Request) -> Answer:
+        """Say what every version has been asked of this replica."""
+        return answer(_statistics(service, None))
+
+    @routes.post("/v2/repository/index", response_model=list[schemas.Indexed])
+    async def index(request: Request) -> Answer:
+        """List loaded versions, and those that are rejected with the reason."""
+        named = [
+            {"name": one.name, "version": str(one.version), "state": "READY", "reason": ""}
+            for one in service.served()
+        ]
+        name = named[0]["name"] if named else ""
+        named += [
+            {"name": name, "version": str(one.version), "state": "UNAVAILABLE", "reason": one.reason}
+            for one in service.refused()
+        ]
+        return answer(named)
 
 
 def _add_server(routes: APIRouter, service: Service) -> None:

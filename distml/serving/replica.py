@@ -47,7 +47,7 @@ class Replica:
         self._loaded: dict[int, Loaded] = {}
         self._name = ray.get_runtime_context().get_actor_id()[:8]
         self._journal = Journal(self._config.log, Storage(self._config.storage.root))
-        self._core = Core(self._config.serve, Metrics(self._name), partial(self._journal.record, None))
+        self._core = Core(self._config.serve, Metrics(self._name), self._journal.record)
         for outcome in self._journal.counts():
             self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
         self._tasks: list[asyncio.Task[None]] = []

@@ -123,7 +123,8 @@ class Application(FastAPI):
         HEAD is answered as GET is (RFC 9110, 9.1), without the body; OPTIONS says what a path takes.
         """
         wanted = "GET" if method == "HEAD" else method
-        scope = {"type": "http", "method": wanted, "path": path, "root_path": ""}
+        plain = path.rstrip("/") or "/"  # clients that join paths leave a slash at the end
+        scope = {"type": "http", "method": wanted, "path": plain, "root_path": ""}
         taken: set[str] = set()
         for route in self.router.routes:
             if isinstance(route, Route):

@@ -73,6 +73,27 @@ class Refusal:
     at: float
 
 
+@dataclass
+class Usage:
+    """What a version has been asked of this replica.
+
+    Args:
+        requests: Answered.
+        failed: Not answered: too late, too many.
+        images: Classified.
+        calls: Of the model; one takes many requests.
+        seconds: From the request to its answer, summed.
+        last_at: Seconds since 1970 of the last answer, 0 for none.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    images: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    last_at: float = 0.0
+
+
 @dataclass(frozen=True)
 class RegistryState:
     """What is known of the registry.
@@ -89,12 +110,15 @@ class RegistryState:
 class Service(Protocol):
     """The loaded models of one replica."""
 
-    async def classify(self, images: Images, version: int | None = None) -> tuple[Probabilities, Served]:
+    async def classify(
+        self, images: Images, version: int | None = None, request: str | None = None
+    ) -> tuple[Probabilities, Served]:
         """Classify images, together with whatever else is waiting.
 
         Args:
             images: uint8 [N, H, W, C] with N of at least 1 and the shape of the version asked.
             version: A loaded version; None takes the champion, or its canary for some of the requests.
+            request: Identity of the request in the log; None lets the log give it one.
 
         Returns:
             float32 [N, classes], and the version that computed it.
@@ -114,6 +138,14 @@ class Service(Protocol):
 
     def refused(self) -> list[Refusal]:
         """Return the versions that an alias points at now and that were refused."""
+        ...
+
+    def aliases(self) -> Mapping[str, int]:
+        """Return the version of each alias that is followed and loaded, the champion first."""
+        ...
+
+    def usage(self, version: int) -> Usage:
+        """Return what a version has been asked since this replica started."""
         ...
 
     def registry(self) -> RegistryState:

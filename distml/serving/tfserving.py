@@ -24,7 +24,11 @@ from distml.serving.service import Served, Service
 RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
 """Names of the tensors, as `distml.artifacts.export` wrote them into the SavedModel."""
 _SIGNATURES = {"": RAW, "serving_default": RAW, "image_bytes": ENCODED}
-_PATHS = {"/v1/models/{name}": ("name",), "/v1/models/{name}/versions/{version}": ("name", "version")}
+_PATHS = {
+    "/v1/models/{name}": ("name",),
+    "/v1/models/{name}/versions/{version}": ("name", "version"),
+    "/v1/models/{name}/labels/{label}": ("name", "label"),
+}
 
 
 async def images(document: strict.Document, served: Served) -> tuple[str, Images]:
@@ -47,33 +51,43 @@ async def images(document: strict.Document, served: Served) -> tuple[str, Images
     if ("instances" in members) == ("inputs" in members):
         raise RejectedError(400, "the body must hold either 'instances' or 'inputs'")
     if "instances" in members:
-        found = _rows(members["instances"], tensor)
-        return "predictions", await _tensor(found, tensor, "instances", document, served)
-    found = _columns(members["inputs"], tensor)
-    return "outputs", await _tensor(found, tensor, "inputs", document, served)
+        tensor, values = _rows(members["instances"], tensor)
+        return "predictions", await _tensor(values, tensor, "instances", document, served)
+    tensor, values = _columns(members["inputs"], tensor)
+    return "outputs", await _tensor(values, tensor, "inputs", document, served)
 
 
-def _rows(values: Any, tensor: str) -> Any:
-    """Take every instance out of its object, where it stands in one."""
-    if not isinstance(values, list) or not values or not _named(values[0], tensor):
-        return values
+def _rows(values: Any, tensor: str) -> tuple[str, Any]:
+    """Take every instance out of its object, where it stands in one; say which tensor they are of.
+
+    Encoded pictures can be meant for `image_bytes` alone, so it need not be named.
+    """
+    first = values[0] if isinstance(values, list) and values else None
+    if not isinstance(first, dict):
+        return tensor, values
+    if first.keys() == {"b64"}:
+        return ENCODED, values
+    tensor = ENCODED if first.keys() == {ENCODED} else tensor
     for index, value in enumerate(values):
         if not isinstance(value, dict) or value.keys() != {tensor}:
-            raise RejectedError(400, f"instances[{index}] must be an object with the one key {tensor!r}")
-    return [value[tensor] for value in values]
+            sentence = f"instances[{index}] must be an object with the one key {tensor!r}"
+            raise RejectedError(400, sentence + ' or, of encoded pictures, "b64"' * (tensor == RAW))
+    inner = [value[tensor] for value in values]
+    return _encoded(inner[0], tensor), inner
 
 
-def _columns(value: Any, tensor: str) -> Any:
-    """Take the tensor out of its object, where it stands in one."""
-    if not _named(value, tensor):
-        return value
-    if value.keys() != {tensor}:
-        raise RejectedError(400, f"inputs must hold the one key {tensor!r}")
-    return value[tensor]
+def _columns(value: Any, tensor: str) -> tuple[str, Any]:
+    """Take the tensor out of its object, where it stands in one; say which it is."""
+    if isinstance(value, dict) and value.keys() != {"b64"}:
+        tensor = ENCODED if value.keys() == {ENCODED} else tensor
+        if value.keys() != {tensor}:
+            raise RejectedError(400, f"inputs must hold the one key {tensor!r}")
+        value = value[tensor]
+    return _encoded(value[0] if isinstance(value, list) and value else value, tensor), value
 
 
-def _named(value: Any, tensor: str) -> bool:
-    return isinstance(value, dict) and (tensor == RAW or value.keys() != {"b64"})
+def _encoded(first: Any, tensor: str) -> str:
+    return ENCODED if isinstance(first, dict) and first.keys() == {"b64"} else tensor
 
 
 async def _tensor(values: Any, tensor: str, where: str, document: strict.Document, served: Served) -> Images:
@@ -123,10 +137,10 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
     async def predict(request: Request) -> Answer:
         """Classify images, in row or columnar format."""
-        wanted = number(request)
+        wanted = number(service, request)
         served = choose(service, request, wanted)
         under, given = await images(strict.parse(await exchange.body(request, limits)), served)
-        probabilities, served = await service.classify(given, wanted)
+        probabilities, served = await service.classify(given, wanted, exchange.identity(request))
         return answer({under: probabilities}, served.version, images=len(given))
 
     for path, names in _PATHS.items():
@@ -144,7 +158,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 def _add_description(routes: APIRouter, service: Service) -> None:
     async def status(request: Request) -> Answer:
         """Say which versions are loaded."""
-        wanted = number(request)
+        wanted = number(service, request)
         choose(service, request, wanted)
         fine = {"error_code": "OK", "error_message": ""}
         versions = [one.version for one in service.served() if wanted in (None, one.version)]
@@ -152,11 +166,16 @@ def _add_description(routes: APIRouter, service: Service) -> None:
             {"version": str(version), "state": "AVAILABLE", "status": fine}
             for version in sorted(versions, reverse=True)
         ]
-        return answer({"model_version_status": states})
+        return answer({"name": service.served()[0].name, "ready": True, "model_version_status": states})
+
+    @routes.get("/v1/models", response_model=schemas.Models)
+    async def models(request: Request) -> Answer:
+        """List the models."""
+        return answer({"models": [served.name for served in service.served()[:1]]})
 
     async def metadata(request: Request) -> Answer:
         """Describe the signatures."""
-        served = choose(service, request, number(request))
+        served = choose(service, request, number(service, request))
         spec = {"name": served.name, "signature_name": "", "version": str(served.version)}
         definition = {"signature_def": {"signature_def": _definition(served)}}
         return answer({"model_spec": spec, "metadata": definition}, served.version)

@@ -44,6 +44,59 @@ class ModelReady(Ready):
     """Of the model."""
 
 
+class Models(Schema):
+    """The models."""
+
+    models: list[str]
+    """Their names."""
+
+
+class Indexed(Schema):
+    """A version in the index of the repository."""
+
+    name: str
+    """Of the model."""
+    version: str
+    """Its number."""
+    state: Literal["READY", "UNAVAILABLE"]
+    """Whether it answers."""
+    reason: str
+    """Why not, empty where it does."""
+
+
+class TensorConfig(Schema):
+    """An input or output, without the dimension of the batch."""
+
+    name: str
+    """Of the tensor."""
+    data_type: str
+    """Triton's, as `TYPE_UINT8`."""
+    dims: list[int]
+    """Its sizes."""
+
+
+class Config(Schema):
+    """A model as Triton's model configuration describes it."""
+
+    name: str
+    """Of the model."""
+    platform: str
+    """Of its export."""
+    max_batch_size: int
+    """Images of one request that are taken."""
+    input: list[TensorConfig]
+    """What it takes."""
+    output: list[TensorConfig]
+    """What it gives."""
+
+
+class Statistics(Schema):
+    """What this replica has been asked."""
+
+    model_stats: list[dict[str, Any]]
+    """An entry a version: `inference_count` images, `execution_count` calls of the model, times."""
+
+
 class TensorMetadata(Schema):
     """An input or output."""
 

@@ -92,10 +92,21 @@ class State(Schema):
 
 
 class Status(Schema):
-    """The loaded versions of a model."""
+    """The loaded versions of a model; KServe asks here whether it is ready."""
 
+    name: str
+    """Of the model."""
+    ready: Literal[True]
+    """It answers."""
     model_version_status: list[State]
     """One entry for each, newest first."""
+
+
+class Models(Schema):
+    """The models."""
+
+    models: list[str]
+    """Their names."""
 
 
 class Specified(Schema):

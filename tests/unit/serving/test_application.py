@@ -225,10 +225,14 @@ def test_whoever_hears_the_answers_hears_each_once() -> None:
     core = Core(ServeConfig(), hear=lambda *answer: heard.append(answer))
     core.swap(serving.core()._loaded, {"champion": 7})
     with serving.running(core) as url:
-        for _ in range(3):
-            assert requests.post(f"{url}/predict", GOOD).status_code == 200
+        for path in ("/predict", "/v1/models/pets:predict"):
+            asked = requests.post(url + path, GOOD, headers={"x-request-id": f"order{path}"})
+            assert asked.status_code == 200
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *serving.SHAPE], "data": [0] * 20}
+        assert requests.post(f"{url}/v2/models/pets/infer", json={"inputs": [tensor]}).status_code == 200
         assert requests.post(f"{url}/predict", b"{}").status_code == 400
-    assert [(served.version, images.shape, answer.shape) for served, images, answer, _ in heard] == [
+    assert [request for request, *_ in heard] == ["order/predict", "order/v1/models/pets:predict", None]
+    assert [(served.version, images.shape, answer.shape) for _, served, images, answer, _ in heard] == [
         (7, (1, *serving.SHAPE), (1, 3))
     ] * 3
     assert all(seconds > 0 for *_, seconds in heard)

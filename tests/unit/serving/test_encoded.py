@@ -77,8 +77,33 @@ def test_the_loop_goes_on_while_a_large_picture_is_decoded() -> None:
     assert pause < whole / 2
 
 
-def test_base64_is_strict() -> None:
-    assert encoded.plain(base64.b64encode(b"abcd").decode(), "x") == b"abcd"
-    for text in ("YWJjZA", "YWJj ZA==", "YWJj\nZA==", "YWJjZA==YQ==", "YWJj-_==", "\N{BULLET}"):
-        with pytest.raises(RejectedError, match="x is not base64: "):
-            encoded.plain(text, "x")
+CONTENT = bytes(range(256)) + b"\xfb\xff"
+STANDARD = base64.b64encode(CONTENT).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STANDARD,
+        base64.encodebytes(CONTENT).decode(),
+        STANDARD.replace("=", "") + "\r\n",
+        base64.urlsafe_b64encode(CONTENT).decode(),
+        base64.urlsafe_b64encode(CONTENT).decode().rstrip("="),
+        f"data:image/png;base64,{STANDARD}",
+        f"DATA:image/png;charset=utf-8;BASE64,{STANDARD}",
+    ],
+    ids=["plain", "line breaks", "no padding", "URL-safe", "URL-safe bare", "data URI", "data URI loud"],
+)
+def test_base64_is_read_as_its_writers_have_it(text: str) -> None:
+    assert encoded.plain(text, "x") == CONTENT
+
+
+@pytest.mark.parametrize("text", ["@@@@", "YWJjZ", "YWJjZA==YQ==", "YW=Jj", "\N{BULLET}", "abc%3D"])
+def test_what_is_no_base64_is_rejected(text: str) -> None:
+    with pytest.raises(RejectedError, match="x is not base64: "):
+        encoded.plain(text, "x")
+
+
+def test_a_data_uri_without_base64_is_named_as_the_cause() -> None:
+    with pytest.raises(RejectedError, match="x is a data: URI without"):
+        encoded.plain("data:image/svg+xml,<svg/>", "x")

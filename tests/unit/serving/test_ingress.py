@@ -68,9 +68,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.send_response(200)
-        self.send_header("content-length", "2")
+        answer = self.headers.get("x-request-id", "none").encode()
+        self.send_header("content-length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(b"ok")
+        self.wfile.write(answer)
     do_POST = do_GET
     def log_message(self, *args):
         pass
@@ -193,6 +194,13 @@ def test_many_headers_are_no_fault(single: Ingress) -> None:
 def test_an_upgrade_to_http_2_is_ignored_as_it_may_be(single: Ingress) -> None:
     raw = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     assert single.talk(raw + b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")[0] == 200
+
+
+def test_a_request_keeps_its_identity_unless_it_is_none(single: Ingress) -> None:
+    for given, kept in (("order-7/a:b", "order-7/a:b"), ("x" * 201, "none"), ("a b", "none")):
+        assert requests.get(single.url, headers={"x-request-id": given}, timeout=5).text == kept
+    for raw in (b"X-Request-ID: \xff\xfe\r\n", b"X-Request-ID: a\r\nX-Request-ID: b\r\n"):
+        assert single.talk(b"GET / HTTP/1.1\r\nHost: x\r\n" + raw + b"\r\n")[2] == b"none"
 
 
 def test_a_client_that_closes_its_half_is_answered(single: Ingress) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
+from distml.serving.service import Refusal
 from tests import serving
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, *serving.SHAPE), np.uint8)
@@ -156,3 +157,56 @@ def test_data_may_be_flat_or_nested(url: str, shape: list[int]) -> None:
         got = requests.post(url + INFER, json={"inputs": [plain], **wanted}).json()
         expected = {"name": "label", "datatype": "INT32", "shape": [3], "data": LABELS.tolist()}
         assert got == {"model_name": "pets", "model_version": "7", "outputs": [expected]}
+
+
+def test_the_client_reads_index_configuration_and_statistics(
+    url: str, client: triton.InferenceServerClient
+) -> None:
+    index = client.get_model_repository_index()
+    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+        (serving.NAME, "7", "READY"),
+        (serving.NAME, "5", "READY"),
+    ]
+    config = client.get_model_config(serving.NAME, "5")
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [4, 5, 1]}]
+    assert config["output"][0] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [3]}
+    assert config["max_batch_size"] > 1
+
+    def counted(version: str) -> dict[str, Any]:
+        (one,) = client.get_inference_statistics(serving.NAME, version)["model_stats"]
+        return dict(one)
+
+    before = counted("5")
+    body = {
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [*IMAGES.shape], "data": IMAGES.tolist()}]
+    }
+    path = f"{url}/v2/models/{serving.NAME}/versions/5/infer"
+    assert requests.post(path, json=body).status_code == 200
+    after = counted("5")
+    assert after["inference_count"] - before["inference_count"] == len(IMAGES)
+    assert after["execution_count"] - before["execution_count"] == 1
+    success = (after["inference_stats"]["success"], before["inference_stats"]["success"])
+    assert success[0]["count"] - success[1]["count"] == 1
+    assert success[0]["ns"] > success[1]["ns"]
+    assert len(client.get_inference_statistics()["model_stats"]) == 2
+
+
+def test_a_rejected_version_is_in_the_index_with_the_reason() -> None:
+    core = serving.core()
+    core.swap(core._loaded, {"champion": 7}, (Refusal(9, "champion", "its files are gone.", 1.0),))
+    with serving.running(core) as url:
+        index = requests.post(f"{url}/v2/repository/index").json()
+    unavailable = {
+        "name": serving.NAME,
+        "version": "9",
+        "state": "UNAVAILABLE",
+        "reason": "its files are gone.",
+    }
+    assert index[-1] == unavailable
+
+
+def test_models_are_listed_with_and_without_a_slash(url: str) -> None:
+    for path in ("/v2/models", "/v2/models/"):
+        assert requests.get(url + path).json() == {"models": [serving.NAME]}
+    for path in ("/v2/", f"/v2/models/{serving.NAME}/"):
+        assert requests.get(url + path).status_code == 200

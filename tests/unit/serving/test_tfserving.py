@@ -47,6 +47,14 @@ BYTES = {"signature_name": "image_bytes"}
         ({"inputs": {"image": BARE}}, "outputs"),
         ({"inputs": ENCODED, **BYTES}, "outputs"),
         ({"inputs": {"image_bytes": ENCODED}, **BYTES}, "outputs"),
+        ({"instances": ENCODED}, "predictions"),
+        ({"instances": [{"image_bytes": one} for one in ENCODED]}, "predictions"),
+        (
+            {"instances": [{"image": one} for one in ENCODED], "signature_name": "serving_default"},
+            "predictions",
+        ),
+        ({"inputs": ENCODED}, "outputs"),
+        ({"inputs": {"image_bytes": ENCODED}}, "outputs"),
     ],
 )
 def test_every_form_of_a_request_gets_the_same_answer(url: str, body: dict[str, Any], under: str) -> None:
@@ -67,8 +75,9 @@ def test_a_version_answers_for_itself_and_the_content_type_does_not_matter(url: 
 def test_the_status_lists_versions(url: str) -> None:
     fine = {"state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     both = [{"version": version, **fine} for version in ("7", "5")]
-    assert requests.get(url + MODEL).json() == {"model_version_status": both}
-    assert requests.get(f"{url}{MODEL}/versions/5").json() == {"model_version_status": both[1:]}
+    ready = {"name": serving.NAME, "ready": True}  # what KServe's client looks for
+    assert requests.get(url + MODEL).json() == ready | {"model_version_status": both}
+    assert requests.get(f"{url}{MODEL}/versions/5").json() == ready | {"model_version_status": both[1:]}
     assert requests.get(f"{url}{MODEL}/versions/6").status_code == 404
 
 
@@ -83,3 +92,22 @@ def test_the_metadata_describe_both_signatures(url: str) -> None:
     for signature in signatures.values():
         sizes = [one["size"] for one in signature["outputs"]["probabilities"]["tensor_shape"]["dim"]]
         assert sizes == ["-1", "3"]
+
+
+def test_labels_stand_for_the_aliases_that_are_followed(url: str) -> None:
+    for label, version in (("champion", 7), ("previous", 5)):
+        got = requests.post(f"{url}{MODEL}/labels/{label}:predict", json={"instances": BARE})
+        np.testing.assert_allclose(got.json()["predictions"], serving.function(version)(IMAGES), atol=1e-7)
+        (state,) = requests.get(f"{url}{MODEL}/labels/{label}").json()["model_version_status"]
+        assert state["version"] == str(version)
+        metadata = requests.get(f"{url}{MODEL}/labels/{label}/metadata").json()
+        assert metadata["model_spec"]["version"] == str(version)
+    unknown = requests.get(f"{url}{MODEL}/labels/stable")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"] == "there is no label 'stable'; the labels are champion, previous"
+
+
+def test_models_are_listed_with_and_without_a_slash(url: str) -> None:
+    for path in ("/v1/models", "/v1/models/"):
+        assert requests.get(url + path).json() == {"models": [serving.NAME]}
+    assert requests.get(f"{url}{MODEL}/").status_code == 200
