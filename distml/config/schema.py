@@ -393,6 +393,11 @@ class ServeConfig(Section):
     """Traffic split."""
     shadow: Name | None = None
     """Alias of a version that is asked too, compared and never used; none asks no other."""
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """Names the endpoint answers to, as `api.example.com` or `*.example.com`, besides addresses and loopback
+    names; none takes every name where `serve.host` is not loopback."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Origins of pages that may ask and read, as `https://shop.example.com`; `*` is all."""
 
 
 class LogConfig(Section):

@@ -18,6 +18,7 @@ from distml.serving import encoded, native, openapi, openinference, tfserving
 from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
 from distml.serving.route import Application, Route, unfound
+from distml.serving.security import Guard
 from distml.serving.service import Served, Service
 
 PAGE = Path(__file__).parent / "page"
@@ -81,6 +82,7 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
     encoded.bound()
     app = Application(
         Metrics() if metrics is None else metrics,
+        Guard(config),
         title="distml",
         version=distml.__version__,
         description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
@@ -98,7 +100,7 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
     async def description(request: Request) -> Answer:
         """Describe all routes."""
         served = service.served()
-        return answer(openapi.specialise(app.openapi(), served, list(service.aliases()), _examples(served)))
+        return answer(openapi.specialise(app.openapi(), served, _examples(served), list(service.aliases())))
 
     app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
     if PAGE.is_dir():

@@ -13,10 +13,12 @@ from distml.serving.service import Served
 
 _REASONS = {
     400: "The request is not what it should be; `error` names the first fault and where it is.",
+    403: "The request comes from a page of another origin; `serve.cors_origins` lists those that may ask.",
     404: "No model or version of that name is loaded.",
     408: "The body did not arrive in time.",
     413: "The body is larger than `serve.max_body_bytes`.",
     415: "The content type or encoding is not taken here.",
+    421: "The endpoint does not answer to the name in `Host`; `serve.allowed_hosts` lists its names.",
     429: "More images are waiting than the endpoint keeps; `Retry-After` says when to ask again.",
     500: "The endpoint failed; its log says why.",
     503: "No model has been loaded yet.",
@@ -33,9 +35,9 @@ def failures(*statuses: int) -> Responses:
     return {status: {"model": Failure, "description": _REASONS[status]} for status in statuses}
 
 
-CLASSIFYING = failures(400, 404, 408, 413, 415, 429, 500, 503, 504)
+CLASSIFYING = failures(400, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
 """What can go wrong where images are classified."""
-ASKING = failures(404, 503)
+ASKING = failures(404, 421, 503)
 """What can go wrong where a model is asked about."""
 
 
@@ -65,15 +67,15 @@ Examples = Mapping[str, Mapping[str, Any]]
 
 
 def specialise(
-    plain: dict[str, Any], served: Sequence[Served], labels: Sequence[str], examples: Examples
+    plain: dict[str, Any], served: Sequence[Served], examples: Examples, labels: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Say of the loaded models what holds for them alone: names, versions, the shape of an image, examples.
 
     Args:
         plain: As FastAPI describes the routes.
         served: The champion first; empty leaves the description general.
-        labels: Aliases of loaded versions.
         examples: JSON bodies that fit the champion.
+        labels: Aliases of loaded versions.
     """
     document = copy.deepcopy(plain)
     _lift(document)

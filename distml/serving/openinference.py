@@ -120,6 +120,22 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         probabilities, served = await service.classify(given, version, exchange.identity(request))
         return exchange.compress(request, outputs.render(identity, wanted, probabilities, served))
 
+    _add_repository(routes, service)
+    for path, names in _PATHS.items():
+        parameters = {"parameters": openapi.in_path(*names)}
+        body = openapi.accepts({"application/json": schemas.Request})
+        routes.post(
+            f"{path}/infer",
+            response_model=schemas.Answer,
+            responses=openapi.CLASSIFYING,
+            openapi_extra=parameters | body,
+        )(infer)
+    _add_models(routes, service, config)
+    _add_server(routes, service)
+    return routes
+
+
+def _add_models(routes: APIRouter, service: Service, config: ServeConfig) -> None:
     async def metadata(request: Request) -> Answer:
         """Describe the tensors of a model."""
         served = choose(service, request, number(service, request))
@@ -141,23 +157,13 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         choose(service, request, wanted)
         return answer(_statistics(service, wanted))
 
-    _add_repository(routes, service)
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
-        body = openapi.accepts({"application/json": schemas.Request})
-        routes.post(
-            f"{path}/infer",
-            response_model=schemas.Answer,
-            responses=openapi.CLASSIFYING,
-            openapi_extra=parameters | body,
-        )(infer)
         asking: dict[str, Any] = {"responses": openapi.ASKING, "openapi_extra": parameters}
         routes.get(path, response_model=schemas.Metadata, **asking)(metadata)
         routes.get(f"{path}/ready", response_model=schemas.ModelReady, **asking)(ready)
         routes.get(f"{path}/config", response_model=schemas.Config, **asking)(configuration)
         routes.get(f"{path}/stats", response_model=schemas.Statistics, **asking)(statistics)
-    _add_server(routes, service)
-    return routes
 
 
 def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -209,7 +215,9 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
         """Say what every version has been asked of this replica."""
         return answer(_statistics(service, None))
 
-    @routes.post("/v2/repository/index", response_model=list[schemas.Indexed])
+    @routes.post(
+        "/v2/repository/index", response_model=list[schemas.Indexed], responses=openapi.failures(403, 421)
+    )
     async def index(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""
         named = [

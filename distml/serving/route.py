@@ -31,6 +31,7 @@ from distml.errors import (
 )
 from distml.serving.exchange import Answer, Header, RejectedError, options, reject
 from distml.serving.metrics import Metrics
+from distml.serving.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -101,20 +102,31 @@ class Application(FastAPI):
     request do nothing for them but cost as much as parsing an image.
     """
 
-    def __init__(self, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, guard: Guard, **options: Any) -> None:
         super().__init__(**options)
         self.metrics = metrics
+        self._guard = guard
         self._find = lru_cache(_KNOWN_PATHS)(self._match)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it to FastAPI."""
-        if scope["type"] == "http":
-            found = self._find(scope["method"], scope["path"])
-            if isinstance(found, Answer):
-                return await found(scope, receive, send)
-            if found is not None:
-                scope["app"], scope["path_params"] = self, found[1]
-                return await found[0].app(scope, receive, send)
+        """Answer a request, reject it by its headers, or hand it to FastAPI."""
+        if scope["type"] != "http":
+            return await super().__call__(scope, receive, send)
+        if rejection := self._guard.reject(scope):
+            answer = reject(rejection)
+            self.metrics.answered("rejected by headers", scope["method"], answer, 0.0)
+            return await answer(scope, receive, send)
+        if self._guard.shares and await self._guard.shared(self._answer, scope, receive, send):
+            return None
+        return await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._find(scope["method"], scope["path"])
+        if isinstance(found, Answer):
+            return await found(scope, receive, send)
+        if found is not None:
+            scope["app"], scope["path_params"] = self, found[1]
+            return await found[0].app(scope, receive, send)
         return await super().__call__(scope, receive, send)
 
     def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any]] | Answer | None:

@@ -64,7 +64,7 @@ def answer(live: Endpoint, head: bytes, pieces: Iterator[bytes]) -> tuple[bytes,
     """Send a request of any size, as far as the endpoint lets it; the answer and the seconds until it."""
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head)
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" + head)
         reading = selectors.DefaultSelector()
         reading.register(connection, selectors.EVENT_READ)
         for piece in pieces:
@@ -126,7 +126,7 @@ def test_image_bombs_are_refused_before_they_unfold(live: Endpoint) -> None:
 def half_open(live: Endpoint, index: int) -> socket.socket:
     """A connection that stops in its headers or in its body."""
     connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     connection.sendall(head + (b"content-length: 5000\r\n\r\n{" if index % 2 else b"x-slow: "))
     return connection
 

@@ -14,15 +14,21 @@ from distml.serving import openapi
 from distml.serving.application import application
 from tests import malformed, serving
 
-APP = application(serving.core(), ServeConfig())
+APP = application(serving.core(), ServeConfig(allowed_hosts=["testserver"]))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 DOCUMENT: dict[str, Any] = SCHEMA.raw_schema
+INDEX = "/v2/repository/index"
 _VERSIONS = ("", "/versions/{version}")
+_LABELS = (*_VERSIONS, "/labels/{label}")
 PATHS = {
     *("/predict", "/predict/image", "/model", "/healthz", "/readyz", "/metrics"),
-    *("/v2", "/v2/health/live", "/v2/health/ready"),
-    *(f"/v1/models/{{name}}{one}{end}" for one in _VERSIONS for end in ("", "/metadata", ":predict")),
-    *(f"/v2/models/{{name}}{one}{end}" for one in _VERSIONS for end in ("", "/ready", "/infer")),
+    *("/v2", "/v2/health/live", "/v2/health/ready", "/v1/models", "/v2/models", "/v2/models/stats", INDEX),
+    *(f"/v1/models/{{name}}{one}{end}" for one in _LABELS for end in ("", "/metadata", ":predict")),
+    *(
+        f"/v2/models/{{name}}{one}{end}"
+        for one in _VERSIONS
+        for end in ("", "/ready", "/infer", "/config", "/stats")
+    ),
 }
 
 
@@ -39,7 +45,7 @@ def test_everything_is_described() -> None:
             assert operation["summary"], path
             assert operation["description"], path
             assert operation["tags"], path
-            assert ("requestBody" in operation) == (method == "post")
+            assert ("requestBody" in operation) == (method == "post" and path != INDEX)
 
 
 def test_examples_are_accepted_and_shown() -> None:
@@ -47,11 +53,11 @@ def test_examples_are_accepted_and_shown() -> None:
     for path, operations in DOCUMENT["paths"].items():
         for kind, content in operations.get("post", {}).get("requestBody", {}).get("content", {}).items():
             for example in content.get("examples", {}).values():
-                url = path.format(name=serving.NAME, version=5)
+                url = path.format(name=serving.NAME, version=5, label="champion")
                 got = (
                     SCHEMA[url if url in DOCUMENT["paths"] else path]["POST"]
                     .Case(
-                        path_parameters={"name": serving.NAME, "version": "5"},
+                        path_parameters={"name": serving.NAME, "version": "5", "label": "champion"},
                         body=example["value"],
                         media_type=kind,
                     )
