@@ -365,8 +365,10 @@ class ServeConfig(Section):
     """Autoscaling range."""
     proxy: Literal["auto", "ray", "haproxy"] = "auto"
     """HTTP ingress; auto takes haproxy where its program is present."""
-    max_body_bytes: PositiveInt = 1_048_576
-    """Largest accepted request body."""
+    max_body_bytes: PositiveInt = 16_777_216
+    """Largest accepted request body; a photograph of 12 megapixels takes 3 to 8 million bytes."""
+    max_pixels: PositiveInt = 50_000_000
+    """Pixels of all pictures of a request, before they are fitted to the model."""
     max_batch_size: PositiveInt = 64
     """Images computed in one call; larger requests are split."""
     max_queued_images: PositiveInt = 4096

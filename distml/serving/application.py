@@ -93,9 +93,10 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
         redirect_slashes=False,
         exception_handlers={HTTPException: unfound},
     )
+    decoder = encoded.Decoder(config)
     for protocol in _PROTOCOLS:
         # `include_router` would wrap the routes in its own, slower ones.
-        app.router.routes.extend(protocol.router(service, config).routes)
+        app.router.routes.extend(protocol.router(service, config, decoder.images).routes)
 
     async def description(request: Request) -> Answer:
         """Describe all routes."""

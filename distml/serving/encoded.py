@@ -7,24 +7,27 @@ import binascii
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from distml.config import ServeConfig
 from distml.data import image
 from distml.data.image import Images, Policy
 from distml.errors import DataError
+from distml.serving import budget
 from distml.serving.exchange import RejectedError
 from distml.serving.strict import kind
 
-MAX_IMAGE_PIXELS = 1_000_000
-"""A larger picture is refused before it is decoded."""
-MAX_TOTAL_PIXELS = 16 * MAX_IMAGE_PIXELS
-"""Over all pictures of a request: some hundred kilobytes of blank ones could keep a core busy for seconds."""
+Decode = Callable[[Sequence[bytes], Policy, Sequence[str]], Awaitable[Images]]
+"""`Decoder.images`."""
 _INLINE_BYTES = 16_384
 """Up to this size decoding takes less time than handing it to a thread and back takes on a busy loop."""
+_ANY_SIZE = 1 << 62
+_INLINE_PIXELS = 250_000
 _TEXT_BYTES = 65_536
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -87,36 +90,68 @@ def example(pixels: Any) -> dict[str, str]:
     return {"b64": binascii.b2a_base64(stream.getvalue(), newline=False).decode()}
 
 
-async def images(files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
-    """Decode pictures and fit them to the model.
+class Decoder:
+    """Decodes pictures in threads of its own, within a time limit. Final.
 
     Args:
-        files: Pictures of any format that `distml.data.image` reads.
-        policy: How the model had its pictures fitted.
-        names: What each is called, said in rejections.
-
-    Returns:
-        uint8 [N, H, W, C].
-
-    Raises:
-        RejectedError: 400, the first that is damaged, too large or no picture.
+        serve: The section of the configuration.
     """
-    try:
-        if sum(map(len, files)) <= _INLINE_BYTES and len(files) <= 1:
-            return _decode(files, policy, names)
-        return await asyncio.to_thread(_decode, files, policy, names)
-    except DataError as error:
-        raise RejectedError(400, str(error)) from None
 
+    def __init__(self, serve: ServeConfig) -> None:
+        self._max_pixels, self._limit_s = serve.max_pixels, serve.request_timeout_s
+        self._threads = ThreadPoolExecutor(max(1, round(serve.cpus_per_replica)), "decoding")
 
-def _decode(files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
-    decoded = np.empty((len(files), *policy.shape), np.uint8)
-    left = MAX_TOTAL_PIXELS
-    for index, (data, called) in enumerate(zip(files, names, strict=True)):
-        opened = image.open_picture(data, called, MAX_IMAGE_PIXELS)
-        left -= opened.width * opened.height
-        if left < 0:
-            limit = f"{MAX_TOTAL_PIXELS:,} pixels"
-            raise DataError(f"the pictures together hold more than {limit}.", "Send fewer at a time.")
-        decoded[index] = image.fit(opened, policy, called)
-    return decoded
+    async def images(self, files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
+        """Decode pictures and fit them to the model.
+
+        Args:
+            files: Pictures of any format that `distml.data.image` reads.
+            policy: How the model had its pictures fitted.
+            names: What each is called, said in rejections.
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            RejectedError: 400, the first that is damaged, too large or no picture; 504, others take the
+                threads for too long.
+        """
+        try:
+            if len(files) == 1 and len(files[0]) <= _INLINE_BYTES:
+                opened = self._open(files[0], names[0], self._max_pixels)
+                if opened.width * opened.height <= _INLINE_PIXELS:
+                    return image.fit(opened, policy, names[0])[None]
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(self._limit_s):
+                return await loop.run_in_executor(self._threads, self._decode, files, policy, names)
+        except DataError as error:
+            raise RejectedError(400, str(error)) from None
+        except TimeoutError:
+            sentence = f"the pictures were not decoded within {self._limit_s:g} s; send fewer, or ask again"
+            raise RejectedError(504, sentence, (b"retry-after", b"1")) from None
+
+    def _decode(self, files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
+        decoded = np.empty((len(files), *policy.shape), np.uint8)
+        left = self._max_pixels
+        for index, (data, called) in enumerate(zip(files, names, strict=True)):
+            opened = self._open(data, called, left)
+            left -= opened.width * opened.height
+            decoded[index] = image.fit(opened, policy, called)
+        return decoded
+
+    def _open(self, data: bytes, called: str, left: int) -> Image.Image:
+        """Read a picture's header; reject what costs too much or has more pixels than are `left`."""
+        opened = image.open_picture(data, called, _ANY_SIZE)  # the sentence below names the key to raise
+        pixels, limit = opened.width * opened.height, f"{self._max_pixels:,}"
+        if pixels > self._max_pixels:
+            raise DataError(
+                f"{called} has {pixels:,} pixels, more than {limit}.",
+                "Scale it down, or raise serve.max_pixels.",
+            )
+        if pixels > left:
+            raise DataError(
+                f"the pictures together have more than {limit} pixels.",
+                "Send fewer at a time, or raise serve.max_pixels.",
+            )
+        budget.require_cheap(data, opened, called)
+        return opened

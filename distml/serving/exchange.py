@@ -19,6 +19,7 @@ OCTETS = b"application/octet-stream"
 _LENGTH, _KIND = b"content-length", b"content-type"
 _NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 _IDENTITY = 200
+_ARRIVING_BYTES = 512 << 20
 _WORTH_COMPRESSING_BYTES = 2048
 """One packet or two are not worth the time."""
 
@@ -151,23 +152,43 @@ async def body(request: Request, limits: Limits) -> bytes:
 async def _collect(request: Request, limits: Limits) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limits.body_bytes:
-            raise _too_large(limits)
-        if not message.get("more_body", False):
-            return b"".join([*parts, part]) if parts else bytes(part)
-        parts.append(part)
+    try:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limits.body_bytes:
+                raise _too_large(limits)
+            if not message.get("more_body", False):
+                return b"".join([*parts, part]) if parts else bytes(part)
+            parts.append(part)
+            _arriving.add(len(part))
+    finally:
+        _arriving.add(-sum(map(len, parts)))
+
+
+class _Arriving:
+    """Bytes of bodies that have arrived in part: many slow large ones must not fill the memory. Final."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        self._bytes += count
+        if count > 0 and self._bytes > _ARRIVING_BYTES:
+            sentence = "too many large requests are arriving at once; ask again"
+            raise RejectedError(429, sentence, (b"retry-after", b"1"), (b"connection", b"close"))
+
+
+_arriving = _Arriving()
 
 
 def _too_large(limits: Limits) -> RejectedError:
-    return RejectedError(
-        413, f"the body is larger than {limits.body_bytes:,} bytes; send fewer images at a time"
-    )
+    limit = f"{limits.body_bytes:,} bytes"
+    remedy = "scale the picture down, send fewer at a time, or raise serve.max_body_bytes"
+    return RejectedError(413, f"the body is larger than {limit}; {remedy}")
 
 
 def _decompress(sent: bytes, encoding: bytes, limits: Limits) -> bytes:

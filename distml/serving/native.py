@@ -69,7 +69,7 @@ def identity(served: Served) -> dict[str, Any]:
     }
 
 
-async def images(document: strict.Document, served: Served) -> Images:
+async def images(document: strict.Document, served: Served, decode: encoded.Decode) -> Images:
     """Read `{"instances": […]}`, uint8 [N, H, W, C].
 
     Raises:
@@ -84,7 +84,7 @@ async def images(document: strict.Document, served: Served) -> Images:
     if isinstance(values, list) and values and isinstance(values[0], dict):
         names = [f"instances[{index}]" for index in range(len(values))]
         files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
-        return await encoded.images(files, served.pictures, names)
+        return await decode(files, served.pictures, names)
     return pixels.images(values, served.shape, "instances", document.booleans)
 
 
@@ -113,7 +113,7 @@ _FORM = {
 }
 
 
-def router(service: Service, config: ServeConfig) -> APIRouter:
+def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["native"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
@@ -135,7 +135,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 415, f"the content type {kind[:80]!r} is not taken here; send application/json"
             )
         document = strict.parse(await exchange.body(request, limits))
-        return await classify(request, await images(document, champion(service)))
+        return await classify(request, await images(document, champion(service), decode))
 
     @routes.post(
         "/predict/image",
@@ -148,7 +148,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def predict_image(request: Request) -> Answer:
         """Classify a picture, or every picture of a form."""
         files, names = _files(await exchange.body(request, limits), request)
-        return await classify(request, await encoded.images(files, champion(service).pictures, names))
+        return await classify(request, await decode(files, champion(service).pictures, names))
 
     _add_model(routes, service, config)
     _add_health(routes, service)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 import distml
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import exchange, openapi, outputs, strict, tensors
+from distml.serving import encoded, exchange, openapi, outputs, strict, tensors
 from distml.serving.choice import choose, number
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
@@ -54,7 +54,9 @@ def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
     return whole[: int(declared)], whole[int(declared) :]
 
 
-async def images(document: strict.Document, rest: memoryview, served: Served) -> Images:
+async def images(
+    document: strict.Document, rest: memoryview, served: Served, decode: encoded.Decode
+) -> Images:
     """Read the input tensor, uint8 [N, H, W, C].
 
     Raises:
@@ -65,7 +67,7 @@ async def images(document: strict.Document, rest: memoryview, served: Served) ->
         raise RejectedError(400, "inputs must be a list of one tensor")
     tensor = tensors.given(inputs[0], rest)
     if tensor.name == tensors.ENCODED:
-        return await tensors.pictures(tensor, served.pictures)
+        return await tensors.pictures(tensor, served.pictures, decode)
     return tensors.pixel_values(tensor, served.shape, document.booleans)
 
 
@@ -104,7 +106,7 @@ def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
     }
 
 
-def router(service: Service, config: ServeConfig) -> APIRouter:
+def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["Open Inference Protocol"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
@@ -116,7 +118,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         text, rest = split(await exchange.body(request, limits), exchange.header(request, outputs.HEADER))
         document = strict.parse(text)
         identity, wanted = _identity(document), outputs.wanted(document)
-        given = await images(document, rest, served)
+        given = await images(document, rest, served, decode)
         probabilities, served = await service.classify(given, version, exchange.identity(request))
         return exchange.compress(request, outputs.render(identity, wanted, probabilities, served))
 

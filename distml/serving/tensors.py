@@ -129,7 +129,7 @@ def _from_bytes(tensor: Given, data: memoryview) -> Images:
     return values.astype(np.uint8)
 
 
-async def pictures(tensor: Given, policy: Policy) -> Images:
+async def pictures(tensor: Given, policy: Policy, decode: encoded.Decode) -> Images:
     """Decode pictures, uint8 [N, H, W, C].
 
     Raises:
@@ -147,7 +147,7 @@ async def pictures(tensor: Given, policy: Policy) -> Images:
             files.append(encoded.plain(word, f"{ENCODED}.data[{index}]"))
     if tensor.shape not in ([len(files)], [len(files), 1]) or not files:
         raise RejectedError(400, f"{ENCODED} holds {len(files)} pictures; its shape is {tensor.shape}")
-    return await encoded.images(files, policy, [f"{ENCODED}[{index}]" for index in range(len(files))])
+    return await decode(files, policy, [f"{ENCODED}[{index}]" for index in range(len(files))])
 
 
 def _strings(data: memoryview) -> list[bytes]:

@@ -31,7 +31,7 @@ _PATHS = {
 }
 
 
-async def images(document: strict.Document, served: Served) -> tuple[str, Images]:
+async def images(document: strict.Document, served: Served, decode: encoded.Decode) -> tuple[str, Images]:
     """Read a request in row or columnar format.
 
     Returns:
@@ -52,9 +52,9 @@ async def images(document: strict.Document, served: Served) -> tuple[str, Images
         raise RejectedError(400, "the body must hold either 'instances' or 'inputs'")
     if "instances" in members:
         tensor, values = _rows(members["instances"], tensor)
-        return "predictions", await _tensor(values, tensor, "instances", document, served)
+        return "predictions", await _tensor(values, tensor, "instances", document, served, decode)
     tensor, values = _columns(members["inputs"], tensor)
-    return "outputs", await _tensor(values, tensor, "inputs", document, served)
+    return "outputs", await _tensor(values, tensor, "inputs", document, served, decode)
 
 
 def _rows(values: Any, tensor: str) -> tuple[str, Any]:
@@ -90,14 +90,16 @@ def _encoded(first: Any, tensor: str) -> str:
     return ENCODED if isinstance(first, dict) and first.keys() == {"b64"} else tensor
 
 
-async def _tensor(values: Any, tensor: str, where: str, document: strict.Document, served: Served) -> Images:
+async def _tensor(
+    values: Any, tensor: str, where: str, document: strict.Document, served: Served, decode: encoded.Decode
+) -> Images:
     if tensor == RAW:
         return pixels.images(values, served.shape, where, document.booleans)
     if not isinstance(values, list) or not values:
         raise RejectedError(400, f'{where} must be a list of at least one {{"b64": "…"}}')
     names = [f"{where}[{index}]" for index in range(len(values))]
     files = [encoded.unwrap(value, name) for value, name in zip(values, names, strict=True)]
-    return await encoded.images(files, served.pictures, names)
+    return await decode(files, served.pictures, names)
 
 
 def _definition(served: Served) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
     }
 
 
-def router(service: Service, config: ServeConfig) -> APIRouter:
+def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["TensorFlow Serving"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
@@ -139,7 +141,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         """Classify images, in row or columnar format."""
         wanted = number(service, request)
         served = choose(service, request, wanted)
-        under, given = await images(strict.parse(await exchange.body(request, limits)), served)
+        under, given = await images(strict.parse(await exchange.body(request, limits)), served, decode)
         probabilities, served = await service.classify(given, wanted, exchange.identity(request))
         return answer({under: probabilities}, served.version, images=len(given))
 

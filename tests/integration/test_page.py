@@ -198,7 +198,7 @@ def test_inverting_asks_for_the_negative(page: Any, tmp_path: Path) -> None:
 
 
 def test_a_photograph_is_scaled_down_before_it_is_sent(page: Any, tmp_path: Path) -> None:
-    path = picture(tmp_path / "photo.jpg", (3000, 2000), "RGB")
+    path = picture(tmp_path / "photo.png", (3000, 2000), "RGB")
     assert path.stat().st_size > ServeConfig().max_body_bytes  # the endpoint would refuse it as it is
     page.find_element("id", "file").send_keys(str(path))
     assert said(page, r"%")

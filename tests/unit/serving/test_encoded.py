@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import struct
 import time
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from distml.config import ServeConfig
 from distml.data import image
 from distml.data.image import Policy
 from distml.serving import encoded
@@ -19,11 +22,14 @@ from distml.serving.exchange import RejectedError
 from tests import malformed
 
 SHAPE = (28, 28, 1)
+CONFIG = ServeConfig(max_pixels=16_000_000)
 
 
 def decode(files: list[bytes], shape: tuple[int, int, int] = SHAPE) -> Any:
     """The images of some files."""
-    return asyncio.run(encoded.images(files, Policy(shape), [f"file {index}" for index in range(len(files))]))
+    return asyncio.run(
+        encoded.Decoder(CONFIG).images(files, Policy(shape), [f"file {index}" for index in range(len(files))])
+    )
 
 
 def test_pictures_are_fitted_as_everywhere() -> None:
@@ -46,8 +52,71 @@ def test_the_first_bad_file_is_named() -> None:
 def test_many_large_pictures_are_too_much_together() -> None:
     large = malformed.picture("PNG", (1000, 1000))
     assert len(decode([large] * 16)) == 16
-    with pytest.raises(RejectedError, match="the pictures together hold more than 16,000,000 pixels"):
+    with pytest.raises(RejectedError, match="the pictures together have more than 16,000,000 pixels"):
         decode([large] * 17)
+
+
+def test_a_picture_too_large_names_the_key_to_raise() -> None:
+    with pytest.raises(RejectedError, match=r"file 0 has 16,008,000 pixels.*raise serve.max_pixels"):
+        decode([encode(Image.new("L", (4002, 4000)), "JPEG")])
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is sent again and again."""
+    data = encode(Image.new("L", (3000, 2000), 90), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
+def chunks(count: int) -> bytes:
+    """A PNG with empty chunks of text."""
+    data = encode(Image.new("L", (28, 28), 90), "PNG")
+    empty = struct.pack(">I", 0) + b"tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+    return data[:33] + empty * count + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (scans(500), "3000x2000 pixels in 50. scans"),
+        (chunks(20_000), "is a PNG of too many chunks"),
+        (encode(Image.new("RGB", (4000, 3990)), "AVIF", speed=10), "4000x3990 pixels in"),
+    ],
+    ids=["scans", "chunks", "AVIF"],
+)
+def test_a_small_file_that_would_cost_much_is_rejected_at_once(data: bytes, said: str) -> None:
+    began = time.process_time()
+    with pytest.raises(RejectedError, match=said):
+        decode([data])
+    assert time.process_time() - began < 0.3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(Image.new("RGB", (4032, 3024), (90, 90, 90)), "JPEG"),
+        encode(Image.new("RGB", (4032, 3024), (90, 90, 90)), "PNG"),
+        encode(Image.effect_noise((3000, 2000), 60), "JPEG", progressive=True, quality=90),
+        chunks(900),
+    ],
+    ids=["empty photograph", "empty screenshot", "progressive", "chunks"],
+)
+def test_what_cameras_and_screens_make_is_decoded(data: bytes) -> None:
+    assert decode([data]).shape == (1, *SHAPE)
+
+
+def test_pictures_that_wait_for_too_long_are_told_so() -> None:
+    slow = encoded.Decoder(ServeConfig(request_timeout_s=0.05))
+    data = encode(Image.new("RGB", (4032, 3024), (90, 90, 90)), "PNG")
+    with pytest.raises(RejectedError) as caught:
+        asyncio.run(slow.images([data], Policy(SHAPE), ["x"]))
+    assert caught.value.status == 504
 
 
 def test_an_example_is_a_picture_of_itself() -> None:
@@ -66,7 +135,7 @@ def test_the_loop_goes_on_while_a_large_picture_is_decoded() -> None:
     async def watch() -> tuple[float, float]:
         started = last = time.perf_counter()
         pause = 0.0
-        task = asyncio.create_task(encoded.images([data] * 16, Policy(SHAPE), ["x"] * 16))
+        task = asyncio.create_task(encoded.Decoder(CONFIG).images([data] * 16, Policy(SHAPE), ["x"] * 16))
         while not task.done():
             await asyncio.sleep(0.001)
             pause = max(pause, time.perf_counter() - last)
