@@ -395,6 +395,8 @@ class ServeConfig(Section):
     """Traffic split."""
     shadow: Name | None = None
     """Alias of a version that is asked too, compared and never used; none asks no other."""
+    accept_changed_classes: bool = False
+    """Take over versions with more, fewer or other classes than the champion; clients must cope with that."""
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names the endpoint answers to, as `api.example.com` or `*.example.com`, besides addresses and loopback
     names; none takes every name where `serve.host` is not loopback."""

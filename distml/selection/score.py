@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from distml import log
-from distml.artifacts import digests
 from distml.artifacts.layout import CLASSES, EXAMPLE, LITE
 from distml.config import Config
 from distml.data import shards
@@ -126,13 +125,8 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
         TrackingError: Its files are gone, or lie where no model of ours lies.
         ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
     """
-    if version.sha256 is None:
-        raise ModelError(
-            f"{version.name} version {version.version} was registered without a SHA-256.",
-            "Register models by `distml train`, which records it.",
-        )
-    folder = locate.fetch(config, version, into)
-    export = digests.verify(folder, version.sha256)
+    export = locate.verified(config, version, into)
+    folder = export.folder
     from distml.artifacts.predictor import Predictor
 
     # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.

@@ -70,6 +70,7 @@ class Core:
         metrics = self.metrics
         metrics.champion.set_function(lambda: self._aliases.get("champion", 0))
         metrics.refused.set_function(lambda: len(self._refused))
+        metrics.missing.set_function(lambda: len(self.state.missing))
         metrics.registry_age.set_function(lambda: age_s(self.state))
 
     def swap(

@@ -41,6 +41,7 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
     champion = room.require_champion(config)
+    room.require_followed(config)
     room.require_room(config.serve)
     stood = room.stands()
     _deploy(config)

@@ -62,6 +62,8 @@ class Metrics:
         self.champion = Gauge("distml_champion_version", sentence, **kept)
         sentence = "Versions that an alias points at and that were refused."
         self.refused = Gauge("distml_refused_versions", sentence, **kept)
+        sentence = "Aliases and versions that are followed and that the registry does not have."
+        self.missing = Gauge("distml_missing_versions", sentence, **kept)
         sentence = "Time since the registry answered the watcher."
         self.registry_age = Gauge("distml_registry_age_seconds", sentence, **kept)
         # Finding a labelled child takes longer than counting.

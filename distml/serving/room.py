@@ -8,6 +8,7 @@ import logging
 from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError, TrackingError
 from distml.serving import ports
+from distml.serving.models import aliases
 from distml.serving.record import Record
 from distml.tracking import registry
 
@@ -37,6 +38,33 @@ def require_champion(config: Config) -> int:
             f"no version of {name} is {registry.CHAMPION}.", "Train one and run `distml promote`."
         )
     return champion.version
+
+
+def require_followed(config: Config) -> None:
+    """Refuse to start with a canary, a shadow or a version that was never there.
+
+    One that this endpoint has served before is missed aloud, not refused.
+
+    Raises:
+        ServingError: The registry does not have it.
+    """
+    name, last = config.tracking.registered_model, Record(config).recall()
+    followed = {alias: alias in last.aliases for alias in aliases(config.serve)[1:]}
+    try:
+        for alias, known in followed.items():
+            if not known and registry.by_alias(config, alias) is None:
+                raise ServingError(
+                    f"no version of {name} has the alias {alias!r}, which "
+                    f"{'serve.shadow' if alias == config.serve.shadow else 'serve.canary.alias'} names.",
+                    "Set it in the registry, or leave it out.",
+                )
+        for number in config.serve.versions:
+            if number not in last.versions and registry.by_number(config, number) is None:
+                raise ServingError(
+                    f"there is no version {number} of {name}, which serve.versions names.", "Leave it out."
+                )
+    except TrackingError as error:
+        logger.warning("%s What serve.canary, serve.shadow and serve.versions name is not looked for.", error)
 
 
 def require_room(serve: ServeConfig) -> None:

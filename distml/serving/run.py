@@ -36,6 +36,7 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
     room.require_champion(config)
+    room.require_followed(config)
     # Ray sets handlers of its own when it starts.
     with cluster.connect(config, variables=deploy.prepare(config)), _signals() as ended:
         endpoint = deploy.start(config)

@@ -52,7 +52,7 @@ def changes(before: Described, now: Described) -> list[str]:
     for refusal in now["refused"]:
         if (refusal["version"], refusal["alias"]) not in known:
             what = f"version {refusal['version']} ({refusal['alias']})"
-            lines.append(f"{what} is rejected: {refusal['reason']} {answers}")
+            lines.append(f"{what} is refused: {refusal['reason']} {answers}")
     was, registry = before["registry"], now["registry"]
     if not registry["answers"] and (start or was["answers"]):
         age = (
@@ -63,7 +63,7 @@ def changes(before: Described, now: Described) -> list[str]:
         lines.append(f"the registry {age}; {answers}")
     if registry["answers"] and not was["answers"]:
         lines.append("the registry answers again")
-    for alias in registry["missing"]:
-        if start or alias not in was["missing"]:
-            lines.append(f"the alias {alias} is not set in the registry; {answers}")
+    for missing in registry["missing"]:
+        if start or missing not in was["missing"]:
+            lines.append(f"the registry has no {missing} any more; {answers}")
     return lines

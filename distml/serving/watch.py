@@ -63,6 +63,7 @@ class Watch:
         self._verified: dict[ModelVersion, digests.Export] = {}
         self._bad: dict[ModelVersion, _Bad] = {}
         self._former: dict[str, ModelVersion] = {}
+        self._gone: tuple[str, ...] = ()
         self._silent = self._heard = False
 
     def vacant(self) -> bool:
@@ -86,10 +87,10 @@ class Watch:
 
     def _note(self, pointed: Mapping[str, ModelVersion]) -> None:
         """Keep what the registry said about the aliases; the log hears of a missing alias once."""
-        missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed)
+        missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed) + self._gone
         if missing and missing != self.registry.missing:
             name = self._config.tracking.registered_model
-            logger.warning("the registry sets no %s for %s", ", ".join(missing), name)
+            logger.warning("the registry has no %s of %s", ", ".join(missing), name)
         self.registry, self._heard = RegistryState(time.time(), missing), True
 
     def _recall(self) -> bool:
@@ -131,7 +132,9 @@ class Watch:
         named = {alias: registry.by_alias(self._config, alias) for alias in aliases(self._config.serve)}
         known = self.models.versions
         numbers = [(number, known.get(number)) for number in self._config.serve.versions]
-        pinned = [version or registry.by_number(self._config, number) for number, version in numbers]
+        asked = {number: registry.by_number(self._config, number) for number, _ in numbers}
+        self._gone = tuple(f"version {number}" for number, version in asked.items() if version is None)
+        pinned = [asked[number] or version for number, version in numbers]
         return {alias: one for alias, one in named.items() if one}, [one for one in pinned if one]
 
     def _settle(self, pointed: Mapping[str, ModelVersion], pinned: list[ModelVersion]) -> bool:
@@ -210,14 +213,11 @@ class Watch:
         return None
 
     def _verify(self, version: ModelVersion) -> digests.Export:
+        locate.require_signed(version)
         export = self._fetched(version)
         champion = self._verified.get(self.models.champion) if self.models.champion else None
-        expected = champion.shape if champion else export.shape
-        if export.shape != expected:
-            raise ModelError(
-                f"it takes images {list(export.shape)}, but clients of this endpoint send {list(expected)}.",
-                "Serve it at an endpoint of its own.",
-            )
+        if champion:
+            _require_alike(export, champion, self._config.serve.accept_changed_classes)
         return export
 
     def _fetched(self, version: ModelVersion) -> digests.Export:
@@ -228,7 +228,7 @@ class Watch:
                 return digests.verify(copy, version.sha256)
             except ModelError as error:  # half a copy; the registry has the whole
                 logger.warning("the copy of version %d is passed over: %s", version.version, error)
-        return digests.verify(locate.fetch(self._config, version, into), version.sha256)
+        return locate.verified(self._config, version, into)
 
     def _refuse(self, version: ModelVersion, alias: str, reason: str) -> _Bad:
         last, now = self._bad.get(version), time.time()
@@ -268,3 +268,41 @@ class Watch:
             return {name: (export.folder / name).read_bytes() for name in [DIGESTS, *listed]}
         except (OSError, ValueError) as error:
             raise ModelError(f"the files of version {number} cannot be read: {error}.") from None
+
+
+def _require_alike(export: digests.Export, champion: digests.Export, changed: bool) -> None:
+    """Reject a model that clients of this endpoint would misread or could not ask.
+
+    Args:
+        export: Of the version that is to be loaded.
+        champion: Of the one that answers.
+        changed: Whether other classes are accepted.
+
+    Raises:
+        ModelError: Another shape, the same classes in another order, or other classes.
+    """
+    if export.shape != champion.shape:
+        raise ModelError(
+            f"it takes images {list(export.shape)}, but clients of this endpoint send "
+            f"{list(champion.shape)}.",
+            "Serve it at an endpoint of its own.",
+        )
+    if export.classes == champion.classes:
+        return
+    if sorted(export.classes) == sorted(champion.classes):
+        raise ModelError(
+            f"it has the classes of the champion in another order ({', '.join(export.classes[:5])}), so that "
+            "labels would mean something else.",
+            "Train it on the data of the champion.",
+        )
+    if not changed:
+        new = [name for name in export.classes if name not in champion.classes][:5]
+        old = [name for name in champion.classes if name not in export.classes][:5]
+        difference = "; ".join(
+            f"{what} {', '.join(names)}" for what, names in (("new:", new), ("gone:", old)) if names
+        )
+        raise ModelError(
+            f"it tells {len(export.classes)} classes apart, the champion {len(champion.classes)} "
+            f"({difference}).",
+            "Set serve.accept_changed_classes if clients can do with that.",
+        )

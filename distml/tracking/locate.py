@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from distml.artifacts import digests
 from distml.config import Config
-from distml.errors import ConfigError, TrackingError
+from distml.errors import ConfigError, ModelError, TrackingError
 from distml.storage import Storage
 from distml.tracking import registry, runs
 from distml.tracking.registry import ModelVersion
@@ -54,6 +55,7 @@ def choose(config: Config, run: str | None, version: int | None, into: Path) -> 
     Raises:
         ConfigError: Both are given, or there is no such run.
         TrackingError: There is no such version, or the registry does not answer.
+        ModelError: It was registered without a SHA-256.
     """
     if run is not None and version is not None:
         raise ConfigError("--run and --version both name a model.", "Give one of them.")
@@ -76,6 +78,7 @@ def _registered(config: Config, version: ModelVersion | None, what: str, into: P
             f"{uri(config)} does not have {what} {name}.",
             "Train a model first, give --run with a run's name, or correct storage.root or tracking.uri.",
         )
+    require_signed(version)
     return Chosen(version.name, version.version, fetch(config, version, into), version.sha256, why)
 
 
@@ -99,6 +102,36 @@ def _of_run(config: Config, name: str, into: Path) -> Chosen:
         guess = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known) or 'none'}."
         raise ConfigError(f"there is no run {name} in {storage.root} and none of that id.", guess)
     return _registered(config, version, "", into)
+
+
+def require_signed(version: ModelVersion) -> str:
+    """Return what a version's files must hash to; without it nothing that is fetched can be trusted.
+
+    Raises:
+        ModelError: It was registered without.
+    """
+    if version.sha256 is None:
+        raise ModelError(
+            f"{version.name} version {version.version} was registered without a SHA-256.",
+            "Register models by `distml train`, which records it.",
+        )
+    return version.sha256
+
+
+def verified(config: Config, version: ModelVersion, into: Path) -> digests.Export:
+    """Fetch a version and verify its files: the only way to what `promote` measures and `serve` loads.
+
+    Args:
+        config: Names the registry and the places that models may come from.
+        version: As the registry describes it.
+        into: Folder for files that are elsewhere.
+
+    Raises:
+        TrackingError: The files are gone, cannot be fetched, or lie where no model of ours lies.
+        ModelError: They are not what was registered, or nothing says what was.
+    """
+    sha256 = require_signed(version)
+    return digests.verify(fetch(config, version, into), sha256)
 
 
 def fetch(config: Config, version: ModelVersion, into: Path) -> Path:

@@ -37,7 +37,8 @@ HUGE_BYTES, MEBIBYTE = 64 << 20, 1 << 20
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     registry = registered.make(tmp_path_factory.mktemp("registry"))
     registry.client.set_registered_model_alias(registered.NAME, "champion", str(registry.add(100)))
-    with endpoint.serving(registry, "--serve.replicas.min=2", "--serve.cpus_per_replica=0.4") as found:
+    flags = ["--serve.replicas.min=2", "--serve.cpus_per_replica=0.4", f"--serve.max_body_bytes={MEBIBYTE}"]
+    with endpoint.serving(registry, *flags) as found:
         yield found
 
 
@@ -64,7 +65,8 @@ def answer(live: Endpoint, head: bytes, pieces: Iterator[bytes]) -> tuple[bytes,
     """Send a request of any size, as far as the endpoint lets it; the answer and the seconds until it."""
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" + head)
+        first = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(first + head)
         reading = selectors.DefaultSelector()
         reading.register(connection, selectors.EVENT_READ)
         for piece in pieces:

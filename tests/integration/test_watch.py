@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from distml.errors import ModelError, TrackingError
+from distml.config import Config, ServeConfig
+from distml.errors import ModelError, ServingError, TrackingError
+from distml.serving import room
 from distml.serving.models import ModelSet
 from distml.serving.watch import Watch
 from distml.tracking import registry as champions
@@ -163,3 +165,79 @@ def test_nothing_to_serve_is_what_the_registry_says_of_a_model_that_was_never_se
     again = Watch(made.config)
     again.look()
     assert not again.vacant(), "one was served before, and its replicas may hold it"
+
+
+def test_a_version_without_its_digest_is_rejected_in_promotes_words(registry: Registry) -> None:
+    unsigned = registry.register(registry.folders[2], None)
+    crown(registry, unsigned)
+    watch = Watch(registry.config)
+    watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    (refusal,) = watch.models.refused
+    assert "was registered without a SHA-256" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["dog", "cat", "bird"], "in another order"),
+        (["cat", "dog", "fish"], "new: fish; gone: bird"),
+    ],
+)
+def test_other_classes_are_not_taken_over_silently(registry: Registry, classes: list[str], said: str) -> None:
+    watch = Watch(registry.config)
+    watch.look()
+    version = registry.add(100, classes=classes)
+    crown(registry, version)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    assert said in watch.models.refused[0].reason
+
+
+def test_changed_classes_are_taken_over_where_that_is_accepted(registry: Registry) -> None:
+    serve = registry.config.serve.model_copy(update={"accept_changed_classes": True})
+    watch = Watch(registry.config.model_copy(update={"serve": serve}))
+    watch.look()
+    crown(registry, registry.add(100, classes=["cat", "dog", "fish"]))
+    assert watch.look()
+    assert watch.models.refused == ()
+    reordered = registry.add(100, classes=["fish", "dog", "cat"])
+    crown(registry, reordered)
+    assert watch.look()
+    assert [one.version for one in watch.models.refused] == [reordered]
+
+
+def following(registry: Registry, **serve: Any) -> Config:
+    section = ServeConfig.model_validate(registry.config.serve.model_dump() | serve)
+    return registry.config.model_copy(update={"serve": section})
+
+
+def test_what_was_never_there_ends_the_start_and_what_goes_is_missed_aloud(registry: Registry) -> None:
+    canary = {"alias": "challenger", "percent": 5.0}
+    for serve, said in (
+        ({"canary": canary}, "the alias 'challenger', which serve.canary.alias names"),
+        ({"shadow": "next"}, "the alias 'next', which serve.shadow names"),
+        ({"versions": [77]}, "no version 77 of pets, which serve.versions names"),
+    ):
+        with pytest.raises(ServingError, match=said):
+            room.require_followed(following(registry, **serve))
+    registry.client.set_registered_model_alias(registered.NAME, "challenger", "2")
+    config = following(registry, canary=canary)
+    room.require_followed(config)
+    watch = Watch(config)
+    watch.look()
+    watch.keep()
+    registry.client.delete_registered_model_alias(registered.NAME, "challenger")
+    watch.look()
+    assert watch.registry.missing == ("challenger",)
+    room.require_followed(config)  # it was there
+
+
+def test_a_pinned_version_that_goes_is_missed_aloud_and_goes_on_answering(registry: Registry) -> None:
+    pinned = registry.add(110)
+    watch = Watch(following(registry, versions=[pinned]))
+    watch.look()
+    registry.client.delete_model_version(registered.NAME, str(pinned))
+    watch.look()
+    assert pinned in watch.models.versions
+    assert watch.registry.missing == (f"version {pinned}",)

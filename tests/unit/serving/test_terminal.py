@@ -28,7 +28,7 @@ def test_a_take_over_a_refusal_an_outage_and_a_missing_alias_are_said_once() -> 
     bad = {"version": 5, "alias": "champion", "reason": "its files are gone."}
     refused = described(refused=[bad])
     assert terminal.changes(described(), refused) == [
-        "version 5 (champion) is rejected: its files are gone. version 3 goes on answering"
+        "version 5 (champion) is refused: its files are gone. version 3 goes on answering"
     ]
     assert terminal.changes(refused, described(refused=[bad])) == []
     away = described(answers=False)
@@ -37,7 +37,7 @@ def test_a_take_over_a_refusal_an_outage_and_a_missing_alias_are_said_once() -> 
     assert terminal.changes(away, described(answers=False)) == []
     assert terminal.changes(away, described()) == ["the registry answers again"]
     assert terminal.changes(described(), described(missing=("champion",))) == [
-        "the alias champion is not set in the registry; version 3 goes on answering"
+        "the registry has no champion any more; version 3 goes on answering"
     ]
 
 
