@@ -58,6 +58,8 @@ class Metrics:
         self.apart = Histogram("distml_shadow_difference", sentence, buckets=_DIFFERENCES, **kept)
         sentence = "Rows of the request log by what became of them."
         self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)
+        sentence = "Images that are probably not what their sender means, by what is odd about them."
+        self.doubted = Counter("distml_implausible_images", sentence, ["code"], **kept)
         sentence = "Version of the champion that is loaded, 0 for none."
         self.champion = Gauge("distml_champion_version", sentence, **kept)
         sentence = "Versions that an alias points at and that were refused."

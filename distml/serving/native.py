@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, multipart, openapi, pixels, strict
+from distml.serving import encoded, exchange, multipart, openapi, pixels, plausible, strict
 from distml.serving.choice import champion
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
@@ -107,6 +107,12 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
     return [content], ["the picture"]
 
 
+def _answered(request: Request, given: Images, probabilities: Probabilities, served: Served) -> Answer:
+    found = plausible.doubts(given)
+    document = predictions(probabilities, served) | plausible.described(found)
+    return plausible.tell(request, answer(document, served.version, images=len(given)), found)
+
+
 _FORM = {
     "type": "object",
     "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
@@ -120,7 +126,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
 
     async def classify(request: Request, given: Images) -> Answer:
         probabilities, served = await service.classify(given, None, exchange.identity(request))
-        return answer(predictions(probabilities, served), served.version, images=len(given))
+        return _answered(request, given, probabilities, served)
 
     @routes.post(
         "/predict",

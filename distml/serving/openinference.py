@@ -15,7 +15,7 @@ from starlette.requests import Request
 import distml
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, outputs, strict, tensors
+from distml.serving import encoded, exchange, openapi, outputs, plausible, strict, tensors
 from distml.serving.choice import choose, number
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
@@ -120,7 +120,10 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         identity, wanted = _identity(document), outputs.wanted(document)
         given = await images(document, rest, served, decode)
         probabilities, served = await service.classify(given, version, exchange.identity(request))
-        return exchange.compress(request, outputs.render(identity, wanted, probabilities, served))
+        answered = plausible.tell(
+            request, outputs.render(identity, wanted, probabilities, served), plausible.doubts(given)
+        )
+        return exchange.compress(request, answered)
 
     _add_repository(routes, service)
     for path, names in _PATHS.items():

@@ -34,7 +34,7 @@ _ALLOWED: list[Header] = [
 ]
 _EXPOSED: Header = (
     b"access-control-expose-headers",
-    b"x-model-version, x-request-id, inference-header-content-length, retry-after",
+    b"x-model-version, x-request-id, x-input-warnings, inference-header-content-length, retry-after",
 )
 
 

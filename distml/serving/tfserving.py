@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, pixels, strict
+from distml.serving import encoded, exchange, openapi, pixels, plausible, strict
 from distml.serving.choice import choose, number
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
@@ -143,7 +143,8 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         served = choose(service, request, wanted)
         under, given = await images(strict.parse(await exchange.body(request, limits)), served, decode)
         probabilities, served = await service.classify(given, wanted, exchange.identity(request))
-        return answer({under: probabilities}, served.version, images=len(given))
+        answered = answer({under: probabilities}, served.version, images=len(given))
+        return plausible.tell(request, answered, plausible.doubts(given))
 
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}

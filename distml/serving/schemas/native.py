@@ -42,6 +42,15 @@ class Identity(Schema):
     """Stands for every byte of the model."""
 
 
+class Doubt(Schema):
+    """What is odd about some images, and answered all the same."""
+
+    code: str
+    """`constant`, `values_0_to_1` or `very_dark`."""
+    sentence: str
+    """Which images, and why."""
+
+
 class Predictions(Schema):
     """Answers in the order of the images."""
 
@@ -49,6 +58,8 @@ class Predictions(Schema):
     """Which model answered."""
     predictions: list[Prediction]
     """One for each image."""
+    warnings: list[Doubt] = Field(default_factory=list)
+    """Only where images are probably not what their sender means."""
 
 
 class Policy(Schema):
