@@ -200,7 +200,7 @@ def test_changed_classes_are_taken_over_where_that_is_accepted(registry: Registr
     watch.look()
     crown(registry, registry.add(100, classes=["cat", "dog", "fish"]))
     assert watch.look()
-    assert watch.models.refused == ()
+    assert not watch.models.refused
     reordered = registry.add(100, classes=["fish", "dog", "cat"])
     crown(registry, reordered)
     assert watch.look()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,14 @@ def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
         waiting.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
     assert "serve.start_timeout_s" in caught.value.remedy
     assert stopped == []
+
+
+def test_only_what_an_endpoint_depends_on_replaces_it() -> None:
+    def version(**sections: Any) -> str:
+        return deploy._version(deploy._relevant(Config.resolve(sections)))
+
+    standing = version(run={"name": "first"})
+    assert version(run={"name": "second"}, train={"epochs": 9}, data={"name": "other"}) == standing
+    assert version(serve={"replicas": {"max": 3}, "start_timeout_s": 5}) == standing  # changed in place
+    assert version(serve={"max_batch_size": 32}) != standing
+    assert version(tracking={"registered_model": "shoes"}) != standing
