@@ -1,27 +1,94 @@
-"""Following one RayJob to its end, whatever is lost on the way (driver)."""
+"""Following one RayJob to its end through the API server and Ray's Jobs API (driver)."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
+
+import requests
 
 from distml.errors import ClusterError
 from distml.kube import rayjob
-from distml.kube.jobs import Job
 from distml.kube.server import Server
 
 logger = logging.getLogger(__name__)
 
 _STOP_WAIT_S = 30.0
 _TAIL_LINES = 200
-"""How much of a log is shown again to whoever comes back to a job that an earlier pod has followed."""
+"""How much of a log is shown again when a pod takes over a job that an earlier pod has followed."""
 _ENDED = ("succeeded", "failed", "stopped")
+
+Outcome = Literal["succeeded", "failed", "stopped", "deadline", "cancelled", "left"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was submitted to a Ray cluster.
+
+    Args:
+        url: Address of the dashboard, with or without `http://`.
+        id: Submission id.
+        timeout_s: For one request.
+    """
+
+    url: str
+    id: str
+    timeout_s: float = 15.0
+
+    def log(self) -> str:
+        """Return everything the driver has printed so far.
+
+        Raises:
+            ClusterError: It cannot be had now.
+        """
+        return str(self._ask("GET", f"{self.id}/logs").json().get("logs") or "")
+
+    def exit_code(self) -> int | None:
+        """Return the driver's exit code, None while it runs or when Ray lost it.
+
+        Raises:
+            ClusterError: It cannot be had now.
+        """
+        code = self._ask("GET", self.id).json().get("driver_exit_code")
+        return None if code is None else int(code)
+
+    def stop(self) -> None:
+        """Ask Ray to end the driver; one that has ended stays as it is.
+
+        Raises:
+            ClusterError: The request did not get through.
+        """
+        self._ask("POST", f"{self.id}/stop")
+
+    def _ask(self, method: str, path: str) -> requests.Response:
+        base = self.url if "://" in self.url else f"http://{self.url}"
+        token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            response = requests.request(
+                method, f"{base.rstrip('/')}/api/jobs/{path}", headers=headers, timeout=self.timeout_s
+            )
+        except requests.RequestException as error:
+            raise ClusterError(
+                f"Ray's dashboard {base} does not response ({type(error).__name__})."
+            ) from None
+        if response.status_code in (401, 403):
+            raise ClusterError(
+                f"Ray's dashboard {base} responseed {response.status_code}.",
+                "RAY_AUTH_TOKEN must hold the cluster's token, from the Secret ray-token.",
+            )
+        if response.status_code >= 400:
+            raise ClusterError(
+                f"Ray's dashboard {base} responseed {response.status_code} to {method} {path}."
+            )
+        return response
 
 
 @dataclass(frozen=True)
@@ -29,14 +96,14 @@ class Ended:
     """How a job ended.
 
     Args:
-        verdict: succeeded, failed or stopped; deadline or cancelled when it was stopped by us; left when it
-            goes on without us.
+        outcome: succeeded, failed or stopped; deadline or cancelled when this process stopped it; left when
+            it runs on without this process.
         exit_code: Of the driver, None where Ray did not say.
         summary: The result line of the pipeline, empty when there was none.
         status: The RayJob's last status, in words.
     """
 
-    verdict: str
+    outcome: Outcome
     exit_code: int | None
     summary: dict[str, Any]
     status: str
@@ -80,49 +147,49 @@ class Follower:
             ClusterError: The API server is away for too long, or somebody deleted the RayJob.
         """
         while True:
-            found = self._look()
-            self._show(found)
-            verdict = rayjob.verdict(found)
-            if verdict in _ENDED:
-                return self._end(found, verdict)
+            state = self._look()
+            self._show(state)
+            verdict = rayjob.verdict(state)
+            if verdict in ("succeeded", "failed", "stopped"):
+                return self._end(state, verdict)
             if self.told_to_end.is_set():
-                return self._leave(found)
+                return self._leave(state)
             if time.time() > self.deadline:
-                return self.stop(found, "deadline")
+                return self.stop(state, "deadline")
             self.told_to_end.wait(min(self.poll_s, max(0.0, self.deadline - time.time())))
 
-    def _leave(self, found: dict[str, Any]) -> Ended:
+    def _leave(self, state: dict[str, Any]) -> Ended:
         if self.replaced():
-            return Ended("left", None, {}, rayjob.describe(found))
-        return self.stop(found, "cancelled")
+            return Ended("left", None, {}, rayjob.describe(state))
+        return self.stop(state, "cancelled")
 
     def _look(self) -> dict[str, Any]:
         """The RayJob; as it was last seen when there is no time to wait for the API server."""
         try:
-            found = self.server.read(f"{rayjob.PATH}/{self.name}")
+            state = self.server.read(f"{rayjob.PATH}/{self.name}")
         except ClusterError:
             if not self.told_to_end.is_set() or self._last is None:
                 raise
             return self._last
-        if found is None:
+        if state is None:
             raise ClusterError(f"the RayJob {self.name} was deleted before it ended.")
-        self._last = found
-        words = rayjob.describe(found)
+        self._last = state
+        words = rayjob.describe(state)
         if words != self._status:
             self._status = words
             logger.info("RayJob %s: %s", self.name, words)
-        return found
+        return state
 
-    def _job(self, found: dict[str, Any]) -> Job | None:
-        status = found.get("status") or {}
+    def _job(self, state: dict[str, Any]) -> Job | None:
+        status = state.get("status") or {}
         url = self.dashboard or status.get("dashboardURL")
         return Job(url, status["jobId"]) if url and status.get("jobId") else None
 
-    def _show(self, found: dict[str, Any]) -> bool:
+    def _show(self, state: dict[str, Any]) -> bool:
         """Print what the log has more than last time; False when it could not be read."""
-        job = self._job(found)
+        job = self._job(state)
         # A submitter's pod may still be on its way: only then is there a job, and with it a status and a log.
-        if job is None or rayjob.verdict(found) == "waiting" or not found["status"].get("jobStatus"):
+        if job is None or rayjob.verdict(state) == "waiting" or not state["status"].get("jobStatus"):
             return False
         try:
             self._log = job.log()
@@ -152,11 +219,11 @@ class Follower:
                 *(self.name, self._log.count("\n", 0, self._shown), _TAIL_LINES),
             )
 
-    def _end(self, found: dict[str, Any], verdict: str) -> Ended:
+    def _end(self, state: dict[str, Any], verdict: Outcome) -> Ended:
         """Read the last lines and the exit code, which can lag behind the status."""
-        job, code = self._job(found), None
+        job, code = self._job(state), None
         for _ in range(5):
-            if job is None or (self._show(found) and (verdict != "succeeded" or summary(self._log))):
+            if job is None or (self._show(state) and (verdict != "succeeded" or summary(self._log))):
                 break
             time.sleep(min(self.poll_s, 2.0))
         if job is not None:
@@ -164,19 +231,19 @@ class Follower:
                 code = job.exit_code()
             except ClusterError as error:
                 logger.warning("%s The exit code is not known.", error)
-        return Ended(verdict, code, summary(self._log), rayjob.describe(found))
+        return Ended(verdict, code, summary(self._log), rayjob.describe(state))
 
-    def stop(self, found: dict[str, Any], why: str) -> Ended:
+    def stop(self, state: dict[str, Any], why: Literal["deadline", "cancelled"]) -> Ended:
         """End the Ray job: KubeRay's own deadline would leave it running on a cluster that stays.
 
         Args:
-            found: The RayJob as it was last seen.
-            why: The verdict.
+            state: The RayJob as it was last seen.
+            why: The reason, which becomes the outcome.
 
         Raises:
             ClusterError: Neither Ray nor the API server can be asked to.
         """
-        job, ended = self._job(found), Ended(why, None, {}, rayjob.describe(found))
+        job, ended = self._job(state), Ended(why, None, {}, rayjob.describe(state))
         logger.warning("%s: stopping the Ray job of %s", why, self.name)
         if job is not None and _attempted(job.stop) and self._stopped():
             return ended
@@ -187,11 +254,11 @@ class Follower:
 
     def _stopped(self) -> bool:
         """Wait until KubeRay has seen the job end; False when it has not, or cannot be asked."""
-        server, until = replace(self.server, patience_s=0.0), time.monotonic() + _STOP_WAIT_S
-        while time.monotonic() < until:
+        server, deadline = replace(self.server, patience_s=0.0), time.monotonic() + _STOP_WAIT_S
+        while time.monotonic() < deadline:
             try:
-                found = server.read(f"{rayjob.PATH}/{self.name}")
-                if found is None or rayjob.verdict(found) in _ENDED:
+                state = server.read(f"{rayjob.PATH}/{self.name}")
+                if state is None or rayjob.verdict(state) in _ENDED:
                     return True
             except ClusterError as error:  # for a moment, or for good
                 if str(error) != self._complaint:
@@ -225,9 +292,9 @@ def summary(log: str) -> dict[str, Any]:
     for line in reversed(log.splitlines()):
         if line.startswith("{") and '"verb"' in line:
             try:
-                found = json.loads(line)
+                result = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(found, dict) and "verb" in found:
-                return found
+            if isinstance(result, dict) and "verb" in result:
+                return result
     return {}

@@ -97,13 +97,13 @@ def owner(text: str) -> dict[str, Any]:
     return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": parts[1], "uid": parts[2]}
 
 
-def verdict(found: dict[str, Any]) -> Verdict:
+def verdict(state: dict[str, Any]) -> Verdict:
     """What a RayJob's status means.
 
     `jobStatus` alone will not do: while KubeRay tries again it says FAILED, and a job that somebody stopped
     ends as Complete (KubeRay 1.7.0).
     """
-    status = found.get("status") or {}
+    status = state.get("status") or {}
     deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
     if deployment == "Complete":
         return "succeeded" if job == "SUCCEEDED" else "stopped" if job == "STOPPED" else "failed"
@@ -112,9 +112,9 @@ def verdict(found: dict[str, Any]) -> Verdict:
     return "running" if deployment == "Running" else "waiting"
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(state: dict[str, Any]) -> str:
     """State, reason and message of a RayJob in a few words, without the log behind KubeRay's message."""
-    status = found.get("status") or {}
+    status = state.get("status") or {}
     parts = [status.get(key) for key in ("jobDeploymentStatus", "jobStatus", "reason")]
     parts.append(str(status.get("message") or "").partition(", last available logs")[0].partition("\n")[0])
     return ", ".join(str(part).rstrip(".\n") for part in parts if part) or "no status yet"

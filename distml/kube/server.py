@@ -65,9 +65,9 @@ class Server:
         Raises:
             ClusterError: The server refuses, or does not answer for `patience_s`.
         """
-        answer = self._ask("GET", path)
-        found: Object | None = None if answer.status_code == 404 else answer.json()
-        return found
+        response = self._ask("GET", path)
+        document: Object | None = None if response.status_code == 404 else response.json()
+        return document
 
     def create(self, path: str, body: Object) -> Object:
         """Create an object and return it as the server keeps it.
@@ -76,12 +76,12 @@ class Server:
             ConflictError: One of that name exists.
             ClusterError: As `read`, and for an object that the server finds invalid.
         """
-        answer = self._ask("POST", path, body)
-        if answer.status_code == 404:
+        response = self._ask("POST", path, body)
+        if response.status_code == 404:
             raise ClusterError(
                 f"the API server does not know {path}.", "Install the operator with its definitions first."
             )
-        made: Object = answer.json()
+        made: Object = response.json()
         return made
 
     def delete(self, path: str) -> None:
@@ -97,7 +97,7 @@ class Server:
         group = 2 if parts[0] == "api" else 3  # api/v1/KIND, or apis/GROUP/VERSION/KIND
         version, rest = "/".join(parts[:group]), "/".join(parts[group:])
         url = f"{self.url.rstrip('/')}/{version}/namespaces/{self.namespace}/{rest}"
-        answer = patiently(
+        response = patiently(
             lambda: requests.request(
                 method, url, json=body, headers=self._headers(), verify=self._verify(), timeout=15
             ),
@@ -105,20 +105,20 @@ class Server:
             self.patience_s,
             hurried=self.hurried,
         )
-        if answer.status_code >= 400 and answer.status_code != 404:
-            self._refuse(answer, method, rest)
-        return answer
+        if response.status_code >= 400 and response.status_code != 404:
+            self._refuse(response, method, rest)
+        return response
 
-    def _refuse(self, answer: requests.Response, method: str, what: str) -> None:
+    def _refuse(self, response: requests.Response, method: str, what: str) -> None:
         """Raise what an answer of the server means."""
         try:
-            said = str(answer.json().get("message", ""))
+            said = str(response.json().get("message", ""))
         except (ValueError, AttributeError):
-            said = answer.text.strip()[:300]
-        message = f"the API server answered {answer.status_code} to {method} {what}: {said.rstrip('.')}."
-        if answer.status_code == 409:
+            said = response.text.strip()[:300]
+        message = f"the API server answered {response.status_code} to {method} {what}: {said.rstrip('.')}."
+        if response.status_code == 409:
             raise ConflictError(message)
-        raise ClusterError(message, _REMEDIES.get(answer.status_code, ""))
+        raise ClusterError(message, _REMEDIES.get(response.status_code, ""))
 
     def _headers(self) -> dict[str, str]:
         try:  # every time: the kubelet writes a new token before the old one expires
@@ -165,17 +165,17 @@ def patiently(
         ClusterError: No answer within `patience_s`, or none when `hurried` was set.
     """
     began, pause_s, told = time.monotonic(), first_pause_s, False
-    until = began + patience_s
+    deadline = began + patience_s
     hurried = hurried or threading.Event()
     while True:
         try:
-            answer = ask()
-            if answer.status_code not in (429, 500, 502, 503, 504):
-                return answer
-            cause = f"status {answer.status_code}"
+            response = ask()
+            if response.status_code not in (429, 500, 502, 503, 504):
+                return response
+            cause = f"status {response.status_code}"
         except requests.RequestException as error:
             cause = type(error).__name__
-        if hurried.is_set() or time.monotonic() + pause_s > until:
+        if hurried.is_set() or time.monotonic() + pause_s > deadline:
             away = ClusterError(
                 f"{whom} has not answered for {time.monotonic() - began:.0f} s ({cause}).",
                 "Whatever was started goes on; the same command finds it again.",

@@ -1,16 +1,33 @@
-"""Bringing up a cluster step by step: commands, what each is for, what to do when it fails (driver)."""
+"""The commands that bring up a cluster, in order, and running them one after the other (driver)."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from distml.errors import ClusterError
+import yaml
+
+from distml import __version__
+from distml.errors import ClusterError, ConfigError
+
+KUBERAY, ARGO = "1.7.0", "4.1.2"
+"""Versions of the operators."""
+_KUBERAY = f"https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v{KUBERAY}"
+_ARGO = f"https://github.com/argoproj/argo-workflows/releases/download/v{ARGO}/install.yaml"
+K3D_CONFIG = "kuberay/overlays/k3d/k3d.yaml"
+"""What k3d makes the cluster from."""
+IMAGES = {"distml": ".", "distml-postgres": "kuberay/postgres"}
+"""Images built here, and the folder each is built from."""
+_CONDITIONS = {"RayCluster": "RayClusterProvisioned", "RayService": "Ready"}
+_FIRST = ("StatefulSet", "Deployment", "RayCluster", "RayService")
+"""Kinds that are waited for, what others need first."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +38,11 @@ class Step:
         name: What it does, for the person waiting.
         command: Words.
         remedy: What to do when it fails.
-        unless: Whether there is nothing to do; asked right before.
+        unless: Whether there is nothing to do; called right before.
         needed: Whether its failure ends everything.
         environment: Variables set for it.
         limit_s: Seconds it may take.
-        refusal: Text in what it says that means failure whatever its exit code.
+        refusal: Text in its output that means failure whatever the exit code.
     """
 
     name: str
@@ -38,7 +55,7 @@ class Step:
     refusal: str = ""
 
 
-def quiet(command: Sequence[str], limit_s: float = 60.0) -> str | None:
+def output(command: Sequence[str], limit_s: float = 60.0) -> str | None:
     """Output of a command, None when it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
@@ -64,11 +81,11 @@ def require(tools: Mapping[str, str]) -> None:
 
 
 def perform(steps: Sequence[Step], say: Callable[[str], None], environment: Mapping[str, str]) -> None:
-    """Run steps one after the other; what is done already is passed over.
+    """Run steps one after the other; what is done already is skipped.
 
     Args:
         steps: In order.
-        say: Told of every step, and every few seconds that one is still at it.
+        say: Called with a line for every step, and every 15 seconds while one runs.
         environment: Of the commands.
 
     Raises:
@@ -81,14 +98,14 @@ def perform(steps: Sequence[Step], say: Callable[[str], None], environment: Mapp
             continue
         say(mark)
         began = time.monotonic()
-        failed = _execute(step, say, environment)
-        if failed and step.needed:
-            raise ClusterError(f"`{' '.join(step.command)}` failed: {failed.rstrip('.')}.", step.remedy)
-        say(f"{mark}: {'skipped, ' + failed if failed else f'{time.monotonic() - began:.0f} s'}")
+        error = _execute(step, say, environment)
+        if error and step.needed:
+            raise ClusterError(f"`{' '.join(step.command)}` failed: {error.rstrip('.')}.", step.remedy)
+        say(f"{mark}: {'skipped, ' + error if error else f'{time.monotonic() - began:.0f} s'}")
 
 
 def _execute(step: Step, say: Callable[[str], None], environment: Mapping[str, str]) -> str:
-    """Run one command; returns the last line it said when it failed, else nothing."""
+    """Run one command; returns the last line of its output when it failed, else nothing."""
     try:
         process = subprocess.Popen(
             step.command,
@@ -99,47 +116,217 @@ def _execute(step: Step, say: Callable[[str], None], environment: Mapping[str, s
         )
     except OSError as error:
         return f"it cannot be started ({error.strerror})"
-    until, said = time.monotonic() + step.limit_s, ""
+    deadline = time.monotonic() + step.limit_s
     while True:
         try:
             out, _ = process.communicate(timeout=15)
             break
         except subprocess.TimeoutExpired:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 process.kill()
                 process.communicate()
                 return f"it took more than {step.limit_s:.0f} s"
             say("    ...")
     lines = [line for line in out.splitlines() if line.strip()]
     refused = [line for line in lines if step.refusal and step.refusal in line]
-    said = (refused or lines or ["it said nothing"])[-1].strip()
-    return said[:300] if process.returncode or refused else ""
+    last = (refused or lines or ["it said nothing"])[-1].strip()
+    return last[:300] if process.returncode or refused else ""
 
 
-def pods(kubectl: Sequence[str], namespace: str = "distml") -> list[dict[str, Any]]:
-    """Every pod of a namespace as name, phase, ready, restarts and the reason it waits for.
+def k3d(folder: Path, base_image: str | None) -> list[Step]:
+    """Build the images, create the cluster and import them.
+
+    Args:
+        folder: Of this machine, shared by the nodes.
+        base_image: What the images are built on, None for the Dockerfile's own.
+    """
+    base = ["--build-arg", f"BASE_IMAGE={base_image}"] if base_image else []
+    target = {"distml": ["--target", "cpu"]}
+    build = [
+        Step(
+            f"build the image {name}:{__version__} (minutes the first time)",
+            ["docker", "build", *target.get(name, []), *base, "-t", f"{name}:{__version__}", source],
+            "Is Docker running (`docker info`)? `docker build` by hand shows the whole output.",
+            limit_s=3600,
+        )
+        for name, source in IMAGES.items()
+    ]
+    create = Step(
+        "create the k3d cluster distml",
+        ["k3d", "cluster", "create", "--config", K3D_CONFIG],
+        "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
+        unless=lambda: output(["k3d", "cluster", "get", "distml"]) is not None,
+        environment={"DISTML_FOLDER": str(folder)},
+    )
+    load = Step(
+        "import the images into its nodes (about two minutes)",
+        ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
+        "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+        unless=_imported,
+        refusal="failed to import",  # k3d 5.9 tells of a node that took none and ends with 0
+    )
+    return [*build, create, load]
+
+
+def _imported() -> bool:
+    """Whether every node has the very images that Docker has."""
+    listed = ["docker", "ps", "-q", "--filter", "label=k3d.cluster=distml"]
+    nodes = [output([*listed, "--filter", f"label=k3d.role={role}"]) or "" for role in ("server", "agent")]
+    in_docker = ["docker", "image", "inspect", "-f", "{{.Id}}"]
+    on_node = ["crictl", "inspecti", "-o", "go-template", "--template", "{{.status.id}}"]
+    wanted = {image: _line([*in_docker, image]) for image in (f"{name}:{__version__}" for name in IMAGES)}
+    return all((*nodes, *wanted.values())) and all(
+        _line(["docker", "exec", node, *on_node, image]) == digest
+        for node in "".join(nodes).split()
+        for image, digest in wanted.items()
+    )
+
+
+def _line(command: list[str]) -> str:
+    return (output(command) or "").strip()
+
+
+def operators(kubectl: list[str]) -> list[Step]:
+    """Install KubeRay and Argo where their definitions are missing."""
+
+    def installed(definition: str) -> bool:
+        return output([*kubectl, "get", "crd", definition]) is not None
+
+    def install(name: str, source: list[str], namespace: str, definition: str) -> list[Step]:
+        return [
+            Step(
+                f"namespace {namespace}",
+                [*kubectl, "create", "namespace", namespace],
+                "",
+                unless=lambda: output([*kubectl, "get", "namespace", namespace]) is not None,
+            ),
+            Step(
+                f"install {name}",
+                [*kubectl, "apply", "--server-side", "-n", namespace, *source],
+                "It comes from the internet; without it, install it by hand and give --operators false.",
+                unless=lambda: installed(definition),
+            ),
+        ]
+
+    return [
+        *install(f"KubeRay {KUBERAY}", ["-k", _KUBERAY], "default", "rayjobs.ray.io"),
+        *install(f"Argo Workflows {ARGO}", ["-f", _ARGO], "argo", "workflows.argoproj.io"),
+    ]
+
+
+def subnet(config: str = K3D_CONFIG) -> str:
+    """Network of k3d's nodes and its load balancer, which alone may reach the dashboards.
 
     Raises:
-        ClusterError: The cluster does not answer.
+        ConfigError: The configuration of k3d cannot be read or names none.
     """
-    text = quiet([*kubectl, "get", "pods", "-n", namespace, "-o", "json"])
+    try:
+        return str(ipaddress.ip_network(yaml.safe_load(Path(config).read_text())["subnet"]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{config} names no subnet ({type(error).__name__}: {error}).", "Give one such as 172.28.0.0/24."
+        ) from None
+
+
+def argo(kubectl: list[str]) -> list[Step]:
+    """Open Argo's page on the port that k3d has for it.
+
+    Raises:
+        ConfigError: The configuration of k3d names no subnet.
+    """
+    opened = {"type": "LoadBalancer", "loadBalancerSourceRanges": [subnet()]}
+    return [
+        Step(
+            "open Argo's page",
+            [*kubectl, "-n", "argo", "patch", "service", "argo-server", "-p", json.dumps({"spec": opened})],
+            "",
+            needed=False,
+        )
+    ]
+
+
+def apply(kubectl: list[str], overlay: str) -> list[Step]:
+    """Apply an overlay and wait for what it holds.
+
+    Raises:
+        ClusterError: The overlay cannot be rendered.
+    """
+    return [
+        Step(
+            "clear finished set-up jobs",
+            [
+                *kubectl,
+                "delete",
+                "job",
+                "-A",
+                "-l",
+                "app.kubernetes.io/component=setup",
+                "--ignore-not-found",
+            ],
+            "",
+            needed=False,
+        ),
+        Step(
+            f"apply {overlay}",
+            [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
+            "The last words name what was refused; with --operators false KubeRay and Argo must be there.",
+        ),
+        *[
+            Step(
+                f"wait for {name}",
+                [*kubectl, "-n", namespace, *words, "--timeout=600s"],
+                f"`{' '.join(kubectl)} -n {namespace} get pods,events` says why; causes: kuberay/README.md.",
+            )
+            for name, namespace, words in standing(rendered(overlay))
+        ],
+    ]
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """Return the objects of an overlay.
+
+    Raises:
+        ClusterError: kustomize refuses it.
+    """
+    command = ["kubectl", "kustomize", overlay]
+    text = output(command)
     if text is None:
-        raise ClusterError(
-            f"`{' '.join(kubectl)} get pods` failed.", "Is the cluster up, and the context right?"
-        )
-    found = []
-    for pod in json.loads(text)["items"]:
-        states = pod.get("status", {}).get("containerStatuses") or []
-        waiting = [
-            one["state"]["waiting"].get("reason", "") for one in states if "waiting" in one.get("state", {})
-        ]
-        found.append(
-            {
-                "pod": pod["metadata"]["name"],
-                "phase": pod.get("status", {}).get("phase", "Unknown"),
-                "ready": bool(states) and all(one.get("ready") for one in states),
-                "restarts": sum(one.get("restartCount", 0) for one in states),
-                "waiting": ", ".join(filter(None, waiting)),
-            }
-        )
-    return found
+        raise ClusterError(f"`{' '.join(command)}` failed.", "Run it by hand: its last words name the cause.")
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def standing(manifests: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Return what is to be waited for: name, namespace and the words for kubectl."""
+    waits = []
+    for manifest in sorted(
+        (manifest for manifest in manifests if manifest["kind"] in _FIRST),
+        key=lambda manifest: _FIRST.index(manifest["kind"]),
+    ):
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        name = f"{kind.lower()}/{metadata['name']}"
+        words = ["rollout", "status", name]
+        if kind in _CONDITIONS:
+            words = ["wait", name, f"--for=condition={_CONDITIONS[kind]}"]
+        waits.append((name, metadata.get("namespace", "distml"), words))
+    return waits
+
+
+def remove(kubectl: list[str], overlay: str) -> list[Step]:
+    """Delete what an overlay holds.
+
+    Ray's own objects go first: where the GCS is fault-tolerant, KubeRay starts a Job that clears its Redis,
+    and in a namespace that is being deleted nothing can be started, so that both would wait for ever.
+    """
+    return [
+        Step(
+            "end Ray's jobs, services and clusters",
+            [*kubectl, "-n", "distml", "delete", "rayjobs,rayservices,rayclusters", "--all"],
+            "",
+            needed=False,
+        ),
+        Step(
+            "take it down",
+            [*kubectl, "delete", "--ignore-not-found", "-k", overlay],
+            "Run the command by hand.",
+        ),
+    ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from distml import cli, submit
+from distml import cli
+from distml.cli import arguments
 from tests.manifests import render
 from tests.manifests.render import KUBERAY
 
@@ -73,7 +74,7 @@ def test_pods_of_the_step_are_replaced_after_pauses_and_the_step_knows_the_last(
     assert "--retry={{retries}}" in words
     assert {"duration", "factor", "cap"} <= set(retries["backoff"])
     flags = cli.Parser("submit")
-    submit._arguments(flags)
+    arguments.submit(flags)
     known = {name.rstrip("=") for action in flags.actions() for name in action.option_strings}
     assert {word.partition("=")[0] for word in words} - known == {"--config"}
 

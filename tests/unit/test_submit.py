@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from distml import submit
+from distml import cli, submit
+from distml.cli import arguments
+from distml.kube.submit import Submission
 from tests import apiserver
 from tests.apiserver import Cluster, Course, endless, failure, success
 
@@ -438,6 +441,15 @@ def test_a_flag_that_cannot_be_used_is_a_configuration_error(
     code, result, _ = ran(serve(), flag)
     assert code == 2
     assert said in result["error"]
+
+
+def test_every_field_of_a_submission_comes_from_the_command_line() -> None:
+    parser = cli.Parser("submit")
+    parser.add_argument("--config")
+    arguments.submit(parser)
+    given = arguments.submission(parser.parse_args(["--job=a.yaml", "--job-name=a"]))
+    assert set(given) == {field.name for field in dataclasses.fields(Submission)}
+    assert Submission(**given) == Submission("python -m distml.pipeline", "a.yaml", "a"), "the same defaults"
 
 
 def test_outside_a_pod_an_address_is_needed(ran: Callable[..., Outcome]) -> None:

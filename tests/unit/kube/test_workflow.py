@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from distml.kube import workflow
+from distml.kube import submit
 from tests import apiserver
 
 STARTED = {"phase": "Running", "startedAt": "2026-11-28T13:00:00Z"}
-NOW = workflow.seconds("2026-11-28T14:00:00Z")
+NOW = submit.seconds("2026-11-28T14:00:00Z")
 
 
 def changed(**parts: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_workflow_goes_on(found: dict[str, Any]) -> None:
-    assert workflow.ending(found, "uid-1", NOW) == ""
+    assert submit.ending(found, "uid-1", NOW) == ""
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_a_workflow_goes_on(found: dict[str, Any]) -> None:
     ],
 )
 def test_a_workflow_ends(found: dict[str, Any] | None, why: str) -> None:
-    assert why in workflow.ending(found, "uid-1", NOW)
+    assert why in submit.ending(found, "uid-1", NOW)
