@@ -38,6 +38,7 @@ _PLAIN = re.compile(
 _CHECKS = re.compile(r"^( *default-server )(?!.*on-marked-down)", re.M)
 _DEFAULTS = """defaults
     timeout http-request {patience}s
+    timeout check 2500ms
     option http-buffer-request
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*\n)", re.M)

@@ -54,19 +54,23 @@ SERVERS = """backend http-distml
     http-reuse always
     option httpchk GET /-/healthz
     http-check expect status 200
-    default-server fastinter 250ms downinter 250ms fall 2 rise 2 inter 1s check
+    default-server fastinter 250ms downinter 250ms fall 1 rise 2 inter 1s check
 """
 REPLICA = """
 import http.client
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 http.client._MAXHEADERS = 1000
+pauses = [float(sys.argv[2])]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path == "/-/healthz" and pauses:
+            time.sleep(pauses.pop())
         self.send_response(200)
         answer = self.headers.get("x-request-id", "none").encode()
         self.send_header("content-length", str(len(answer)))
@@ -80,13 +84,28 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-class Ingress:
-    """HAProxy before so many replicas."""
+def _listening(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
-    def __init__(self, folder: Path, replicas: int) -> None:
+
+class Ingress:
+    """HAProxy before so many replicas, whose first health check takes so long."""
+
+    def __init__(self, folder: Path, replicas: int, first_check_s: float = 0.0) -> None:
         self.port, *back = ports.free(1 + replicas)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.replicas = [subprocess.Popen([sys.executable, "-c", REPLICA, str(one)]) for one in back]
+        words = [sys.executable, "-c", REPLICA]
+        self.replicas = [subprocess.Popen([*words, str(one), str(first_check_s)]) for one in back]
+        if first_check_s:
+            for one in back:
+                _listening(one)
         text = FRONT.format(port=self.port, server_s=20, healthy=HEALTHY if replicas else "") + (
             BACK if replicas else "    default_backend default_backend\n"
         )
@@ -228,3 +247,14 @@ def test_when_the_only_replica_hangs_clients_are_told_within_the_time_limit(sing
     os.kill(single.replicas[0].pid, signal.SIGCONT)
     single._await(200)
     assert requests.get(f"{single.url}/-/healthz", timeout=5).status_code == 200
+
+
+def test_a_new_replica_whose_first_check_is_slow_costs_no_request(tmp_path: Path) -> None:
+    ingress = Ingress(tmp_path, 1, first_check_s=2)
+    try:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            assert requests.post(ingress.url, data=b"[]", timeout=5).status_code == 200
+            time.sleep(0.05)
+    finally:
+        ingress.end()
