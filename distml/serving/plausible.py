@@ -39,10 +39,12 @@ class Doubt:
 
 def doubts(images: Images) -> list[Doubt]:
     """Say what is odd about images, uint8 [N, H, W, C]; mostly nothing."""
+    if len(images) == 1:  # the usual request; over one axis of one row, NumPy takes three times as long
+        values = images.ravel()
+        if np.minimum.reduce(values) < (high := np.maximum.reduce(values)) and high > _DARK:
+            return []
     flat = images.reshape(len(images), -1)
     low, high = flat.min(1), flat.max(1)
-    if int(high.min()) > _DARK and bool((low < high).all()):
-        return []
     constant = low == high
     binary = ~constant & (high <= 1)
     dark = ~constant & ~binary & (high <= _DARK)
