@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distml.config import Config
-from distml.data import source
+from distml.data.formats import fashion_mnist
 from distml.storage import Storage
 
 ROOT = Path(__file__).parents[1]
@@ -103,15 +103,20 @@ def data_folder() -> str:
     """
     storage = Storage(Config().storage.root)
     named = os.environ.get("FMNIST")
-    folders = [named] if named else [*(cache.root for cache in source.caches(storage)), str(source.INSTALLED)]
+    folders = (
+        [named]
+        if named
+        else [*(cache.root for cache in fashion_mnist.caches(storage)), str(fashion_mnist.INSTALLED)]
+    )
 
     def found() -> str | None:
         return next(
-            (one for one in folders if all(Path(one, f"{name}.gz").exists() for name in source.FILES)), None
+            (one for one in folders if all(Path(one, f"{name}.gz").exists() for name in fashion_mnist.FILES)),
+            None,
         )
 
     if not named and not found():
-        source.open_source(Config(), storage)
+        fashion_mnist.open_source(Config(), storage)
     folder = found()
     if folder is None:
         raise BenchmarkError(f"Fashion-MNIST is in none of {', '.join(folders)}; set FMNIST")

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from distml import log
 from distml.artifacts.predictor import Predictor
 from distml.batch.parts import Part
-from distml.data import columns
 from distml.data import image as decoding
-from distml.data.folder import Folder
+from distml.data.formats import parquet as columns
 from distml.data.image import Policy
+from distml.data.listing import Folder
 from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
 from distml.storage import Storage

@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml.data.folder import Folder
 from distml.data.image import SUFFIXES
+from distml.data.listing import Folder
 from distml.data.schema import IMAGE
 from distml.errors import DataError
 

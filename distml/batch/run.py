@@ -20,7 +20,7 @@ from distml.artifacts.layout import DIGESTS
 from distml.batch.classify import SOURCE, SOURCE_ROW
 from distml.batch.parts import Part, plan
 from distml.config import Config
-from distml.data.folder import Folder
+from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
 from distml.runtime import cluster
 from distml.storage import Storage

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from distml.checks.check import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data import source
-from distml.data.folder import Folder
+from distml.data.formats import fashion_mnist
+from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.errors import DistmlError, StorageError
 from distml.storage import Storage
@@ -70,21 +70,21 @@ def folder(path: str, form: str) -> Check:
 
 def builtin(config: Config, storage: Storage) -> Check:
     """The embedded data set: the first place that has it, asked in the order a run asks."""
-    names = [f"{name}.gz" for name in source.FILES]
-    for cache in source.caches(storage):
+    names = [f"{name}.gz" for name in fashion_mnist.FILES]
+    for cache in fashion_mnist.caches(storage):
         with contextlib.suppress(StorageError):
             if all(cache.exists(name) for name in names):
                 return ok(_NAME, f"not prepared yet; the files are in the cache {cache.root}")
-    if all((source.INSTALLED / name).exists() for name in names):
-        return ok(_NAME, f"not prepared yet; the package {source.PACKAGE} is installed")
-    mirrors = source.MIRRORS if config.data.mirrors is None else config.data.mirrors
+    if all((fashion_mnist.INSTALLED / name).exists() for name in names):
+        return ok(_NAME, f"not prepared yet; the package {fashion_mnist.PACKAGE} is installed")
+    mirrors = fashion_mnist.MIRRORS if config.data.mirrors is None else config.data.mirrors
     answering = reachable([f"{base.rstrip('/')}/{names[0]}" for base in mirrors])
     if answering:
         return ok(_NAME, f"not prepared yet; {answering[0]} answers")
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        detail = f"not prepared yet; no mirror answers, so apt-get will be asked for {source.PACKAGE}"
+        detail = f"not prepared yet; no mirror answers, so apt-get will be asked for {fashion_mnist.PACKAGE}"
         return warning(_NAME, detail, "Run `python -m distml.ingest` to see whether it works.")
-    remedy = f"Install the package {source.PACKAGE}, set data.mirrors, or give data.path a folder."
+    remedy = f"Install the package {fashion_mnist.PACKAGE}, set data.mirrors, or give data.path a folder."
     return problem(_NAME, "not prepared, not in a cache, and no mirror answers", remedy)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from distml.data.image import Policy
-from distml.data.rows import Origin
+from distml.data.source import Origin
 from distml.errors import DataError
 
 _PLACES = ("digest", "folder", "path", "uri")

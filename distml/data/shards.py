@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig
 from distml.data import schema
+from distml.data.formats.fashion_mnist import open_source
 from distml.data.manifest import Manifest, Shard
 from distml.data.schema import Images, Labels
-from distml.data.source import open_source
 from distml.data.writer import write
 from distml.errors import DataError, StorageError
 from distml.storage import Storage

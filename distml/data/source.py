@@ -1,183 +1,157 @@
-"""Where bytes come from: the built-in Fashion-MNIST, or the user's data (driver).
-
-The only module that knows what Fashion-MNIST is. Its files are looked for in the cache, in the installed
-system package, on HTTP mirrors and in the package archive, in this order; whatever place they come from,
-they are checked before anything is written.
-"""
+"""Rows as a source offers them, before they are shards, and the rules that bring arrays to them (driver)."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from distml.config import Config
-from distml.data import fetch, package, users
-from distml.data.idx import gunzip, parse
-from distml.data.pictures import refitted
-from distml.data.rows import Origin, Source, of_arrays
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.image import Policy
 from distml.data.schema import Images, Labels
-from distml.errors import DataError, StorageError
-from distml.storage import Storage
+from distml.errors import DataError
 
-_LOG = logging.getLogger(__name__)
-
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-FILES = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-"""SHA-256 of the *decompressed* content: Debian wraps the same content in other gzip files than upstream."""
-MIRRORS = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
-    "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-)
-PACKAGE = "dataset-fashion-mnist"
-INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-_LIMIT_BYTES = 64 << 20
-"""More than any file of the set, compressed or not: 47 MB is the largest."""
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Somewhere the files may be.
+class Origin:
+    """Where bytes came from.
 
     Args:
-        name: Said in errors and recorded in the manifest.
-        get: Returns a file's bytes, compressed.
-        keep: Worth copying into the cache.
-        final: Chosen by the user, so damaged bytes from it end the search instead of being passed over.
+        name: File or folder.
+        uri: Its place.
+        sha256: Of the file's content (decompressed, where it was compressed), or, for a folder, of the
+            sorted names and sizes in it: hashing every byte twice would double the reading.
     """
 
     name: str
-    get: Callable[[str], bytes]
-    keep: bool = False
-    final: bool = False
+    uri: str
+    sha256: str
 
 
-def open_source(config: Config, storage: Storage) -> Source:
-    """Find the configured data and check what can be checked before anything is written.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split.
 
     Args:
-        config: `data` says which.
-        storage: The storage root, whose `cache` folder serves where the user's cache cannot be written.
+        labels: int32 [N], indices into the classes.
+        gather: Takes int64 [M] of row numbers, gives uint8 [M, H, W, C] in that order; called with as many
+            rows as may be in memory.
+    """
+
+    labels: Labels
+    gather: Callable[[Indices], Images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be prepared.
+
+    Args:
+        shape: (H, W, C) of every image.
+        classes: Names by label.
+        splits: `train`, and `validation` and `test` where the data come divided.
+        origins: Where the bytes came from.
+        policy: How pictures become images of that shape, None for data that are arrays.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    splits: dict[str, Rows]
+    origins: tuple[Origin, ...]
+    policy: Policy | None = None
+
+
+def of_arrays(images: Images, labels: Labels) -> Rows:
+    """Offer arrays in memory: uint8 [N, H, W, C] and int32 [N]."""
+    return Rows(labels, lambda indices: images[indices])
+
+
+def to_uint8(values: npt.NDArray[Any], where: str) -> Images:
+    """Bring pixel values to uint8.
+
+    Integers must lie in 0 to 255 and are taken as they are. Floats must all lie in [0, 1] and are multiplied
+    by 255 and rounded. Nothing is guessed: other ranges have more than one meaning.
+
+    Args:
+        values: Numbers of any shape.
+        where: Named in the error.
+
+    Returns:
+        uint8 of the same shape.
 
     Raises:
-        DataError: Not found, damaged, or not what its format says.
-        ConfigError: A format that needs `data.path`.
+        DataError: Another type, or values outside the range of theirs.
     """
-    if config.data.path is None and config.data.format in ("auto", "idx"):
-        return refitted(_builtin(config, storage), config.data)
-    return refitted(users.open_source(config), config.data)
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images of {values.dtype} are not numbers.", "Give uint8 0 to 255.")
+    top = 255 if values.dtype.kind in "iu" else 1
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if not (low >= 0 and high <= top):  # written so that NaN is refused, too
+        raise DataError(
+            f"{where}: {values.dtype} images span {low} to {high}, expected 0 to {top}.",
+            "Give uint8 0 to 255, or floats in [0, 1].",
+        )
+    return np.rint(values * 255.0).astype(np.uint8) if top == 1 else values.astype(np.uint8)
 
 
-def caches(storage: Storage) -> list[Storage]:
-    """Return the folders that keep fetched files, the preferred one first."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return [Storage(os.path.join(home, "distml", PACKAGE)), Storage(storage.uri("cache", PACKAGE))]
+def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
+    """Bring image arrays [N, H, W] or [N, H, W, C] to uint8 [N, H, W, C].
+
+    Raises:
+        DataError: Another rank, an empty axis, channels first, or values that `to_uint8` refuses.
+    """
+    shape = values.shape[1:]
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise DataError(f"{where}: images of shape {shape} are not H x W or H x W x C.")
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] > 4:
+        raise DataError(f"{where}: images of shape {shape} have their channels first.", "Move them last.")
+    pixels = to_uint8(values, where)
+    return pixels[..., None] if len(shape) == 2 else pixels
 
 
-def _places(config: Config, storage: Storage) -> Iterator[_Place]:
-    for cache in caches(storage):
-        yield _Place(f"the cache {cache.root}", functools.partial(_cached, cache))
-    named = config.data.mirrors
-    patience = fetch.Patience()
-    mirrors = [fetch.Mirror(base, patience) for base in (MIRRORS if named is None else named)]
-    web = [_Place(m.base, functools.partial(_mirrored, m), True, bool(named)) for m in mirrors]
-    system = _Place(str(INSTALLED), functools.partial(package.installed, INSTALLED))
-    yield from [*web, system] if named else [system, *web]
-    # Last, because it may have to fetch the archive's lists; one download then serves all four files.
-    archive = functools.cache(lambda: package.download(PACKAGE, [f"{name}.gz" for name in FILES]))
-    yield _Place(f"the package {PACKAGE}", lambda name: archive()[name], keep=True)
+def encode(
+    given: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """Number the labels of all splits alike.
+
+    Integers 0 to K-1 keep their number where K `names` are given. Otherwise the sorted distinct labels of
+    the training rows, texts or integers, become the classes.
+
+    Args:
+        given: Labels [N] by split, with `train` among them.
+        names: Class names by label.
+
+    Returns:
+        The class names and int32 [N] by split.
+
+    Raises:
+        DataError: Labels of another type, fewer than two classes, or a label the classes do not have.
+    """
+    kinds = "U" if given["train"].dtype.kind == "U" else "iu"
+    for split, labels in given.items():
+        if labels.ndim != 1 or labels.dtype.kind not in kinds:
+            expected = "texts, as in train" if kinds == "U" else "integers"
+            raise DataError(f"the {split} labels are {labels.dtype} {labels.shape}, not {expected}.")
+    known = np.unique(given["train"])
+    if names is not None:
+        known = np.asarray(names) if kinds == "U" else np.arange(len(names))
+    classes = tuple(str(name) for name in (known if names is None else names))
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"the classes {classes} are not at least two different ones.")
+    return classes, {split: _number(labels, known, split) for split, labels in given.items()}
 
 
-def _cached(cache: Storage, name: str) -> bytes:
-    try:
-        return cache.read_bytes(name)
-    except StorageError:
-        raise fetch.UnavailableError("not there") from None
-
-
-def _mirrored(mirror: fetch.Mirror, name: str) -> bytes:
-    return mirror.get(name, _LIMIT_BYTES)
-
-
-def _builtin(config: Config, storage: Storage) -> Source:
-    reasons = []
-    for place in _places(config, storage):
-        try:
-            raw, arrays = _checked(place)
-        except DataError as error:
-            if place.final and not isinstance(error, fetch.UnavailableError):
-                raise
-            # That a place has no copy matters only when none has; a damaged copy is worth a word.
-            level = logging.DEBUG if isinstance(error, fetch.UnavailableError) else logging.WARNING
-            _LOG.log(level, "not from %s: %s", place.name, error.message)
-            reasons.append(f"\n- {place.name}: {error.message.rstrip('.')}")
-            continue
-        _LOG.info("the data come from %s", place.name)
-        if place.keep:
-            _keep(raw, caches(storage))
-        return _assembled(arrays, place.name)
-    raise DataError(
-        f"Fashion-MNIST cannot be obtained; tried{''.join(reasons)}\n",
-        f"Install the package {PACKAGE}, set data.mirrors, or give data.path a folder with the IDX files.",
-    )
-
-
-def _checked(place: _Place) -> tuple[dict[str, bytes], dict[str, Images]]:
-    """Return the compressed files and their arrays; every check is made file by file, before the next."""
-    raw, arrays = {}, {}
-    for name, expected in FILES.items():
-        where = f"{name}.gz from {place.name}"
-        raw[f"{name}.gz"] = data = place.get(f"{name}.gz")
-        content = gunzip(where, data, _LIMIT_BYTES)
-        # The header first: it says what is wrong, where a digest only says that something is.
-        arrays[name] = parse(where, content, (3,) if "images" in name else (1,))
-        actual = hashlib.sha256(content).hexdigest()
-        if actual != expected:
-            raise DataError(f"{where} has the SHA-256 {actual}, expected {expected}.", "Fetch it again.")
-    return raw, arrays
-
-
-def _assembled(arrays: dict[str, Images], place: str) -> Source:
-    def rows(prefix: str) -> tuple[Images, Labels]:
-        images = arrays[f"{prefix}-images-idx3-ubyte"][..., None]
-        return images, arrays[f"{prefix}-labels-idx1-ubyte"].astype("int32")
-
-    splits = {"train": of_arrays(*rows("train")), "test": of_arrays(*rows("t10k"))}
-    origins = tuple(Origin(f"{name}.gz", f"{place}/{name}.gz", digest) for name, digest in FILES.items())
-    return Source((28, 28, 1), CLASSES, splits, origins)
-
-
-def _keep(raw: dict[str, bytes], folders: list[Storage]) -> None:
-    """Copy fetched files into the first cache that takes them; data are not lost where none does."""
-    for cache in folders:
-        try:
-            for name, data in raw.items():
-                cache.write_bytes(data, name)
-            return
-        except StorageError as error:
-            _LOG.info("not cached: %s", error)
-            for name in raw:
-                with suppress(StorageError):
-                    cache.delete(name)
+def _number(labels: npt.NDArray[Any], known: npt.NDArray[Any], split: str) -> Labels:
+    order = np.argsort(known)
+    found = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
+    wrong = known[found] != labels
+    if wrong.any():
+        raise DataError(f"the {split} label {labels[wrong][0]!s} is not among the classes.")
+    numbers: Labels = found.astype(np.int32)
+    return numbers

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distml.data.rows import Indices
 from distml.data.schema import Labels
+from distml.data.source import Indices
 from distml.errors import DataError
 
 SPLITS = ("train", "validation", "test")

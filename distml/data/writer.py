@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from distml.config import Config
 from distml.data import schema
 from distml.data.manifest import Manifest, Shard
-from distml.data.rows import Rows, Source
 from distml.data.schema import Images, Labels
+from distml.data.source import Rows, Source
 from distml.data.split import Part, plan
 from distml.storage import Storage
 

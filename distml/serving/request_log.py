@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from distml.config import LogConfig
 from distml.data import schema, statistics
-from distml.data.folder import Folder
+from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.errors import DataError
 from distml.storage import Storage

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from distml.config import Config
-from distml.data import shards, source
+from distml.data import shards
+from distml.data.formats import fashion_mnist
 from distml.data.manifest import Manifest
 from distml.data.schema import Images, Labels
 from distml.errors import DataError
@@ -46,7 +47,7 @@ def _idx(values: Labels | Images) -> bytes:
 @pytest.fixture(scope="session")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The content of the four files by name, obtained as any user obtains it."""
-    found = source.open_source(Config(), Storage(str(tmp_path_factory.mktemp("storage"))))
+    found = fashion_mnist.open_source(Config(), Storage(str(tmp_path_factory.mktemp("storage"))))
     contents = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         rows = found.splits[split]
@@ -263,7 +264,7 @@ def test_5_four_at_once_publish_once_and_6_another_run_does_nothing(
 
 
 def test_a_damaged_cache_is_passed_over_and_healed(ingest: Ingest, tmp_path: Path) -> None:
-    folder = ingest.cache / "distml" / source.PACKAGE
+    folder = ingest.cache / "distml" / fashion_mnist.PACKAGE
     folder.mkdir(parents=True)
     for name, content in ingest.mirror.files.items():
         (folder / name).write_bytes(_flipped(content) if name == LABELS else content)

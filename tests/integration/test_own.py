@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config
-from distml.data.source import open_source
+from distml.data.formats.fashion_mnist import open_source
 from distml.storage import Storage
 from tests.runner import Training
 

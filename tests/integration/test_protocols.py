@@ -20,8 +20,8 @@ from distml import predict
 from distml.artifacts.layout import SAVED_MODEL
 from distml.artifacts.predictor import Predictor
 from distml.config import Config, ServeConfig
-from distml.data import source
-from distml.data.rows import Source
+from distml.data.formats import fashion_mnist
+from distml.data.source import Source
 from distml.errors import ServingError
 from distml.serving import client as endpoint
 from distml.serving.core import Core, Loaded
@@ -43,7 +43,7 @@ Answers = Any
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
     config = Config.resolve({})
-    return source.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
+    return fashion_mnist.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from distml.batch import classify, parts
 from distml.data import schema
-from distml.data.folder import Folder
 from distml.data.image import Policy
+from distml.data.listing import Folder
 from distml.errors import DataError
 
 SHAPE = (6, 5, 1)

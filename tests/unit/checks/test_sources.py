@@ -12,7 +12,7 @@ import pytest
 
 from distml.checks import sources
 from distml.config import Config
-from distml.data import source
+from distml.data.formats import fashion_mnist
 from distml.storage import Storage
 from tests.mirror import Mirror, serving
 
@@ -21,8 +21,8 @@ from tests.mirror import Mirror, serving
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A machine without a cache, a system package, apt and the outside."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(source, "INSTALLED", tmp_path / "installed")
-    monkeypatch.setattr(source, "MIRRORS", ())
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "installed")
+    monkeypatch.setattr(fashion_mnist, "MIRRORS", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     return Storage(str(tmp_path / "storage"))
 
@@ -33,32 +33,32 @@ def config(**data: Any) -> Config:
 
 def fill(folder: Path) -> None:
     folder.mkdir(parents=True)
-    for name in source.FILES:
+    for name in fashion_mnist.FILES:
         (folder / f"{name}.gz").touch()
 
 
 def test_nothing_anywhere_is_a_problem_with_every_way_out(nowhere: Storage) -> None:
     check = sources.check(config(), nowhere)
     assert check.status == "problem"
-    assert all(way in check.remedy for way in (source.PACKAGE, "data.mirrors", "data.path"))
+    assert all(way in check.remedy for way in (fashion_mnist.PACKAGE, "data.mirrors", "data.path"))
 
 
 def test_the_cache_is_named(nowhere: Storage) -> None:
-    fill(Path(source.caches(nowhere)[0].root))
+    fill(Path(fashion_mnist.caches(nowhere)[0].root))
     check = sources.check(config(), nowhere)
     assert (check.status, "in the cache" in check.detail) == ("ok", True)
 
 
 def test_half_a_cache_is_none(nowhere: Storage) -> None:
-    folder = Path(source.caches(nowhere)[0].root)
+    folder = Path(fashion_mnist.caches(nowhere)[0].root)
     fill(folder)
     next(folder.iterdir()).unlink()
     assert sources.check(config(), nowhere).status == "problem"
 
 
 def test_the_installed_package_is_named(nowhere: Storage) -> None:
-    fill(source.INSTALLED)
-    assert f"the package {source.PACKAGE} is installed" in sources.check(config(), nowhere).detail
+    fill(fashion_mnist.INSTALLED)
+    assert f"the package {fashion_mnist.PACKAGE} is installed" in sources.check(config(), nowhere).detail
 
 
 def test_a_mirror_is_asked_for_a_head_and_nothing_is_fetched(nowhere: Storage, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_mirror_is_asked_for_a_head_and_nothing_is_fetched(nowhere: Storage, t
 
 
 def test_a_mirror_that_knows_get_alone_is_there(nowhere: Storage) -> None:
-    with serving(Mirror({f"{name}.gz": b"x" for name in source.FILES})) as mirror:
+    with serving(Mirror({f"{name}.gz": b"x" for name in fashion_mnist.FILES})) as mirror:
         check = sources.check(config(mirrors=[mirror.url]), nowhere)
         assert (check.status, mirror.gets) == ("ok", [])
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from distml.data.manifest import Manifest, Shard
-from distml.data.rows import Origin
+from distml.data.source import Origin
 from distml.errors import DataError
 
 MANIFEST = Manifest(

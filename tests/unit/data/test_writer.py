@@ -7,8 +7,8 @@ import pytest
 
 from distml.config import Config, DataConfig
 from distml.data import shards
-from distml.data.rows import Indices, Rows, Source
 from distml.data.schema import Images
+from distml.data.source import Indices, Rows, Source
 from distml.data.writer import write
 from distml.storage import Storage
 

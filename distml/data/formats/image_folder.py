@@ -16,10 +16,10 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data import image
-from distml.data.folder import Folder, divide, split_of
 from distml.data.image import SUFFIXES, Policy
-from distml.data.rows import Indices, Rows, Source, encode
+from distml.data.listing import Folder, divide, split_of
 from distml.data.schema import Images, Labels
+from distml.data.source import Indices, Rows, Source, encode
 from distml.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)

@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distml.config import DataConfig
-from distml.data import image, pictures
-from distml.data.folder import Folder, divide
+from distml.data import image
+from distml.data.formats import image_folder
 from distml.data.image import Policy
-from distml.data.rows import Indices, Rows, Source, encode, to_nhwc
+from distml.data.listing import Folder, divide
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
+from distml.data.source import Indices, Rows, Source, encode, to_nhwc
 from distml.errors import DataError
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
@@ -105,7 +106,7 @@ def _shape(
     folder: Folder, divided: Mapping[str, Sequence[str]], data: DataConfig
 ) -> tuple[tuple[int, int, int], Policy | None]:
     """Return the shape of the images and, where the rows are encoded pictures, how they get it."""
-    headers: list[pictures.Header] = []
+    headers: list[image_folder.Header] = []
     for name in (name for names in divided.values() for name in names):
         with _opened(folder, name) as file:
             for group in range(file.num_row_groups):
@@ -120,10 +121,10 @@ def _shape(
                     return (height, width, depth), None
                 for at, one in enumerate(some):
                     where = f"row {at} of row group {group} ({name})"
-                    headers.append(pictures.header(one.as_py() or b"", where, data.max_pixels))
+                    headers.append(image_folder.header(one.as_py() or b"", where, data.max_pixels))
     if not headers:
         raise DataError("the files hold no rows.")
-    policy = pictures.policy(headers, data)
+    policy = image_folder.policy(headers, data)
     return policy.shape, policy
 
 

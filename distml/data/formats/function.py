@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from distml.config import Config
-from distml.data.columns import open_parquet
-from distml.data.folder import IDX, Folder, split_of
-from distml.data.idx import gunzip, parse
-from distml.data.pictures import open_pictures
-from distml.data.rows import Origin, Source, encode, of_arrays, to_nhwc
+from distml.data.formats.idx import gunzip, parse
+from distml.data.formats.image_folder import open_pictures
+from distml.data.formats.parquet import open_parquet
+from distml.data.listing import IDX, Folder, split_of
 from distml.data.schema import Images
+from distml.data.source import Origin, Source, encode, of_arrays, to_nhwc
 from distml.errors import ConfigError, DataError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distml.data import package
 from distml.data.fetch import UnavailableError
+from distml.data.formats import package
 
 needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")
 

@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from distml.data.image import SUFFIXES
-from distml.data.rows import Origin
+from distml.data.source import Origin
 from distml.errors import DataError
 from distml.storage import Storage
 

@@ -1,0 +1,1 @@
+"""How data lie where users have them, a module a format."""
