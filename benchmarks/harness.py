@@ -116,7 +116,7 @@ def data_folder() -> str:
         )
 
     if not named and not found():
-        fashion_mnist.open_source(Config(), storage)
+        fashion_mnist.open_builtin(Config(), storage)
     folder = found()
     if folder is None:
         raise BenchmarkError(f"Fashion-MNIST is in none of {', '.join(folders)}; set FMNIST")

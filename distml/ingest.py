@@ -17,8 +17,9 @@ def run(config: Config) -> dict[str, Any]:
     """Prepare the data, or find them prepared.
 
     Returns:
-        name, rows by split, classes (their number), shape, manifest (its URI), digest, and cached, whether
-        they had been prepared before.
+        name, rows by split, classes (their number), shape, manifest (its URI), digest, skipped (entries of
+        the folder that were left out, by reason), left_out (pictures that could not be used), warnings (their
+        number), and cached, whether the data had been prepared before.
 
     Raises:
         DistmlError: The data cannot be had, or not be written; nothing was published.
@@ -33,6 +34,9 @@ def run(config: Config) -> dict[str, Any]:
         "shape": list(manifest.shape),
         "manifest": storage.uri(manifest.folder, "manifest.json"),
         "digest": manifest.digest,
+        "skipped": manifest.skipped,
+        "left_out": len(manifest.left_out),
+        "warnings": len(manifest.warnings),
         "cached": cached,
     }
 

@@ -15,13 +15,17 @@ from collections.abc import Sequence
 
 from distml.checks.check import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data.formats import fashion_mnist
+from distml.data.fitting import policy
+from distml.data.formats import fashion_mnist, image_folder
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
+from distml.data.opening import format_of
 from distml.errors import DistmlError, StorageError
 from distml.storage import Storage
 
 TIMEOUT_S = 3.0
+SAMPLE = 500
+"""Pictures whose headers are read: under a second on a local disk."""
 _NAME = "data"
 
 
@@ -39,7 +43,7 @@ def check(config: Config, storage: Storage) -> Check:
         if ":" in config.data.format:
             return function(config.data.format)
         if config.data.path is not None:
-            return folder(config.data.path, config.data.format)
+            return folder(config)
         if config.data.format not in ("auto", "idx"):
             detail = f"data.format = {config.data.format} needs data.path"
             return problem(_NAME, detail, "Give the folder or URI of your data.")
@@ -60,12 +64,27 @@ def function(name: str) -> Check:
     return problem(_NAME, detail, "Run where the module can be imported, or set PYTHONPATH.")
 
 
-def folder(path: str, form: str) -> Check:
-    """A user's folder: it can be listed and has files of a known format."""
-    folder = Folder(path)
-    form = folder.format() if form == "auto" else form
-    total = size(sum(folder.sizes.values()))
-    return ok(_NAME, f"{folder.root}: {len(folder.sizes)} files, {total}, to be read as {form}")
+def folder(config: Config) -> Check:
+    """A user's folder: it can be listed, its format is known, and a sample of its pictures is sound."""
+    data = config.data
+    found = Folder(str(data.path))
+    form = format_of(found) if data.format == "auto" else data.format
+    total = size(sum(found.sizes.values()))
+    detail = f"{found.root}: {len(found.sizes)} files, {total}, to be read as {form}"
+    if form != "image_folder":
+        return ok(_NAME, detail)
+    names = [*image_folder.pictures(found), *found.dangling]
+    sample = names[:: max(1, len(names) // SAMPLE)]
+    headers, bad = image_folder.survey(found, sample, data.max_pixels)
+    if bad:
+        shown = "; ".join(fault.reason.rstrip(".") for fault in bad[:5])
+        told = f"{detail}; {len(bad)} of {len(sample)} that were looked at cannot be used: {shown}"
+        remedy = "Mend or remove them, or set data.on_error: skip."
+        return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy)
+    sizes = {(one.width, one.height) for one in headers.values()}
+    height, width, depth = policy(list(headers.values()), data).shape
+    shown = f"{len(sizes)} sizes among {len(sample)} that were looked at"
+    return ok(_NAME, f"{detail}; {shown}, to be fitted to {height}x{width}x{depth}")
 
 
 def builtin(config: Config, storage: Storage) -> Check:

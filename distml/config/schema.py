@@ -88,6 +88,14 @@ class DataConfig(Section):
     """Red, green and blue behind transparent parts and in the bars of a letterbox."""
     max_pixels: PositiveInt = 100_000_000
     """A larger picture is refused before it is decoded."""
+    image_column: str | None = None
+    """Column of the images in a table; none takes one that is called so, or the only one with images."""
+    label_column: str | None = None
+    """Column of the labels in a table; none takes one that is called so."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """fail names pictures that cannot be used and ends; skip leaves them out, listed in the manifest."""
+    max_error_fraction: Fraction = 0.01
+    """skip: a larger share of unusable pictures ends the ingest all the same."""
     val_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=0.9)] = 0.0833
     """Share of the training rows held out, stratified by class, to choose models on."""
     split_seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0

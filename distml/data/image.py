@@ -47,6 +47,7 @@ MAX_PIXELS = 100_000_000
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)
 """Registered with Pillow by their import; it does so itself only for the formats it calls common."""
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _TURNS = {
@@ -97,6 +98,16 @@ class Policy:
         return cls(shape, values["fit"], (int(red), int(green), int(blue)))
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a picture of a known format; 32 are enough."""
+    known = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+    return (
+        head.startswith(known)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *_HEIC))
+    )
+
+
 def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture's header; nothing is decoded yet.
 
@@ -109,7 +120,7 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
         DataError: No picture of a known format, damaged, or too large.
     """
     formats = FORMATS
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
         formats = _with_heif(name)
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = (

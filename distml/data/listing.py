@@ -1,90 +1,107 @@
-"""A folder of the user's data: what is in it, which format it has and how it is divided (driver)."""
+"""A folder of the user's data: every entry in it, and why some are not used (driver).
+
+A local folder is walked by Python, since names may be any bytes and links may lead anywhere; a store is
+listed by Arrow.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from pyarrow import fs
 
-from distml.data.image import SUFFIXES
-from distml.data.source import Origin
+from distml.data.source import Ledger, Origin
 from distml.errors import DataError
 from distml.storage import Storage
 
-IDX = re.compile(r"(?:.*-)?([A-Za-z0-9]+)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
-_SPLITS = {
-    "train": "train",
-    "test": "test",
-    "t10k": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-}
-_LEADING = re.compile(rf"({'|'.join(_SPLITS)})(?=[-_.\d])")
+_JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r")
+"""What file managers and archivers leave behind; names that begin with a dot are left out, too."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: str
+    size: int
+    modified_ns: int
 
 
 class Folder:
-    """The files below a path or URI; links in it are followed, since the user laid them.
+    """The files below a path or URI; links are followed, since the user laid them.
 
     Args:
-        path: Folder, or one file; names that begin with a dot are left out.
+        path: Folder, or one file.
+
+    Attributes:
+        sizes: Bytes by name; a name that is no UTF-8 is written with escapes.
+        dangling: Where links lead that lead nowhere, by name.
+        ledger: What was left out.
 
     Raises:
-        DataError: Nothing is there.
+        DataError: Nothing is there, or it cannot be listed.
     """
 
     def __init__(self, path: str) -> None:
         storage = Storage(path)
         self.root = storage.root
-        self._system, base = storage.arrow()
+        self.ledger = Ledger()
+        self.dangling: dict[str, str] = {}
         try:
-            infos = [self._system.get_file_info(base)]
-            self._base = os.path.dirname(base)
-            if infos[0].type == fs.FileType.Directory:
-                self._base = base
-                infos = self._system.get_file_info(fs.FileSelector(base, recursive=True))
+            self._system, base = storage.arrow()
+            found = _Walk(self).entries(base) if storage.local else self._listed(base)
+        except FileNotFoundError:
+            raise DataError(f"there are no data at {self.root}.", "Check data.path.") from None
         except OSError as error:
-            raise DataError(f"cannot list {self.root}: {error}.", "Check data.path.") from None
-        cut = len(self._base.rstrip("/")) + 1
-        found = sorted((str(info.path)[cut:], int(info.size or 0)) for info in infos if info.is_file)
-        self.sizes = {name: size for name, size in found if not re.search(r"(^|/)\.", name)}
-        if not self.sizes:
+            cause = error.strerror or error
+            raise DataError(f"cannot list {self.root}: {cause}.", "Check data.path.") from None
+        self._entries = dict(sorted(found.items()))
+        self.ledger.entries = len(self._entries) + len(self.dangling) + len(self.ledger.reasons)
+        self.sizes = {name: entry.size for name, entry in self._entries.items()}
+        if not self.sizes and not self.dangling:
             raise DataError(f"there are no data at {self.root}.", "Check data.path.")
+
+    def _listed(self, base: str) -> dict[str, _Entry]:
+        infos = [self._system.get_file_info(base)]
+        above = os.path.dirname(base)
+        if infos[0].type == fs.FileType.Directory:
+            above = base
+            infos = self._system.get_file_info(fs.FileSelector(base, recursive=True))
+        cut = len(above.rstrip("/")) + 1
+        found = {}
+        for info in infos:
+            name = str(info.path)[cut:]
+            if not info.is_file:
+                continue
+            if any(_is_junk(part) for part in name.split("/")):
+                self.ledger.skip(name, "hidden")
+            else:
+                found[name] = _Entry(str(info.path), int(info.size or 0), int(info.mtime_ns or 0))
+        return found
 
     def open(self, name: str) -> Any:
         """Open one file for reading at random."""
+        path = self._entries[name].path
         try:
-            return self._system.open_input_file(f"{self._base}/{name}")
+            if isinstance(self._system, fs.LocalFileSystem):
+                return open(path, "rb")
+            return self._system.open_input_file(path)
         except OSError as error:
-            raise DataError(f"cannot read {name} in {self.root}: {error}.") from None
+            cause = error.strerror or error
+            raise DataError(f"cannot read {name} in {self.root}: {cause}.") from None
 
-    def read(self, name: str) -> bytes:
-        """Return one file's bytes."""
+    def read(self, name: str, most: int = -1) -> bytes:
+        """Return one file's bytes, or the first `most` of them."""
         with self.open(name) as stream:
-            return bytes(stream.read())
-
-    def format(self) -> str:
-        """Say which format the files have.
-
-        Raises:
-            DataError: None that distml knows.
-        """
-        suffixes = {PurePosixPath(name).suffix.lower() for name in self.sizes}
-        if ".parquet" in suffixes:
-            return "parquet"
-        if any(IDX.fullmatch(PurePosixPath(name).name) for name in self.sizes):
-            return "idx"
-        if suffixes & set(SUFFIXES):
-            return "image_folder"
-        shown = ", ".join(sorted(suffixes)[:5])
-        raise DataError(
-            f"{self.root} holds no Parquet, IDX or picture files, but {shown}.", "Set data.format."
-        )
+            try:
+                return bytes(stream.read() if most < 0 else stream.read(most))
+            except OSError as error:
+                cause = error.strerror or error
+                raise DataError(f"cannot read {name} in {self.root}: {cause}.") from None
 
     def origin(self) -> Origin:
         """Describe the folder by its names and sizes."""
@@ -92,30 +109,58 @@ class Folder:
         name = PurePosixPath(self.root.partition("?")[0]).name
         return Origin(name, self.root, hashlib.sha256(text.encode()).hexdigest())
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all names, sizes and times of modification: another one means other data."""
+        told = hashlib.sha256()
+        for name, entry in self._entries.items():
+            told.update(f"{name}\0{entry.size}\0{entry.modified_ns}\n".encode())
+        for name, target in sorted(self.dangling.items()):
+            told.update(f"{name}\0->{target}\n".encode())
+        return told.hexdigest()
 
-def split_of(name: str, by_file: bool = False) -> str | None:
-    """Return the split that a path's first folder names, or (`by_file`) its file name's first word."""
-    path = PurePosixPath(name)
-    if len(path.parts) > 1 and path.parts[0].lower() in _SPLITS:
-        return _SPLITS[path.parts[0].lower()]
-    word = _LEADING.match(path.name.lower()) if by_file else None
-    return _SPLITS[word[1]] if word else None
+
+class _Walk:
+    """Walks through a local folder. Final."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def entries(self, base: str) -> dict[str, _Entry]:
+        info = os.stat(base)
+        if not stat.S_ISDIR(info.st_mode):
+            return {os.path.basename(base): _Entry(base, info.st_size, info.st_mtime_ns)}
+        return dict(self._below(base, "", frozenset([(info.st_dev, info.st_ino)])))
+
+    def _below(
+        self, path: str, prefix: str, above: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[str, _Entry]]:
+        with os.scandir(path) as listed:
+            for entry in sorted(listed, key=lambda one: one.name):
+                name = prefix + readable(entry.name)
+                if _is_junk(entry.name):
+                    self._folder.ledger.skip(name, "hidden")
+                    continue
+                try:
+                    info = entry.stat()
+                except OSError as error:  # a link to nowhere, or in a circle of links
+                    if not entry.is_symlink():
+                        raise
+                    self._folder.dangling[name] = readable(os.readlink(entry.path) or str(error))
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    yield name, _Entry(entry.path, info.st_size, info.st_mtime_ns)
+                elif not stat.S_ISDIR(info.st_mode):
+                    self._folder.ledger.skip(name, "no file")
+                elif (info.st_dev, info.st_ino) in above:
+                    self._folder.ledger.skip(name, "a link to a folder that it lies in")
+                else:
+                    yield from self._below(entry.path, f"{name}/", above | {(info.st_dev, info.st_ino)})
 
 
-def divide(names: Iterable[str], by_file: bool = False) -> dict[str, list[str]]:
-    """Sort paths by split; they are all `train` where fewer than two splits are named.
+def readable(name: str) -> str:
+    """Return a file name as text that can be printed and stored, bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
-    Raises:
-        DataError: Some paths name a split and others none, or there is no train.
-    """
-    divided: dict[str | None, list[str]] = {}
-    for name in names:
-        divided.setdefault(split_of(name, by_file), []).append(name)
-    splits = {split: found for split, found in divided.items() if split is not None}
-    if not splits or (len(splits) == 1 and None in divided):  # one folder called `train` may be a class
-        return {"train": [name for found in divided.values() for name in found]}
-    if None in divided:
-        raise DataError(f"{divided[None][0]} lies beside {', '.join(sorted(splits))} and in none of them.")
-    if "train" not in splits:
-        raise DataError(f"there is {', '.join(sorted(splits))}, but no train.")
-    return splits
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK

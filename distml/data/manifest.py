@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from distml.data.image import Policy
@@ -12,6 +12,8 @@ from distml.data.source import Origin
 from distml.errors import DataError
 
 _PLACES = ("digest", "folder", "path", "uri")
+_ABOUT = ("fingerprint", "entries", "skipped", "left_out", "warnings")
+"""What is told about the preparation; the rows do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Manifest:
         schema_version: Of the columns.
         folder: Relative to the storage root.
         policy: How pictures became images, None for data that were arrays.
+        fingerprint: Of the source's names, sizes and times; another one means other data. None where nobody
+            can tell.
+        entries: Files and links in the user's folder, None where there is no folder.
+        skipped: How many of them were left out, by reason.
+        left_out: Name and reason of every picture that could not be used.
+        warnings: What was noticed in the prepared rows.
     """
 
     name: str
@@ -60,6 +68,11 @@ class Manifest:
     schema_version: int
     folder: str
     policy: Policy | None = None
+    fingerprint: str | None = None
+    entries: int | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> Policy:
@@ -73,7 +86,7 @@ class Manifest:
         The same data prepared twice have the same digest, whichever mirror they came from and wherever
         their files lie.
         """
-        told = {key: value for key, value in asdict(self).items() if value is not None}
+        told = {key: value for key, value in asdict(self).items() if value is not None and key not in _ABOUT}
         text = json.dumps(_placeless(told), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -105,12 +118,15 @@ class Manifest:
             sources = tuple(Origin(**one) for one in found.pop("sources"))
             shape, classes = tuple(found.pop("shape")), tuple(found.pop("classes"))
             policy = found.pop("policy", None)
+            left_out = tuple((str(name), str(reason)) for name, reason in found.pop("left_out", ()))
             manifest = cls(
                 shape=shape,
                 classes=classes,
                 shards=shards,
                 sources=sources,
                 policy=None if policy is None else Policy.from_dict(policy),
+                left_out=left_out,
+                warnings=tuple(found.pop("warnings", ())),
                 **found,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

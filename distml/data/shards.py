@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig
 from distml.data import schema
-from distml.data.formats.fashion_mnist import open_source
+from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
+from distml.data.opening import open_source
 from distml.data.schema import Images, Labels
+from distml.data.source import Source
 from distml.data.writer import write
 from distml.errors import DataError, StorageError
 from distml.storage import Storage
@@ -32,7 +34,11 @@ __all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table", "t
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
-_FITTING = ("image_size", "fit", "channels", "background")
+_FITTING = (
+    *("image_size", "fit", "channels", "background", "max_pixels", "image_column", "label_column"),
+    *("on_error", "max_error_fraction"),
+)
+"""Keys, besides the oldest, on which the prepared rows depend."""
 _AGAIN = "Delete the data set's folder and run ingest again."
 
 
@@ -52,21 +58,58 @@ def folder(config: Config) -> str:
 def find(config: Config, storage: Storage) -> Manifest | None:
     """Return the manifest of the configured data, None when they are not prepared; changes nothing.
 
+    Data whose source has changed since are not prepared. Where the source cannot be looked at any more, what
+    was prepared from it counts.
+
     Raises:
         DataError: The manifest is damaged.
         StorageError: The storage cannot be read.
     """
+    manifest = _published(config, storage)
+    return None if manifest is None or changed(config, manifest) else manifest
+
+
+def changed(config: Config, manifest: Manifest) -> str | None:
+    """Say how the source differs from what was prepared, None where it does not or nobody can tell."""
+    if config.data.path is None or manifest.fingerprint is None:
+        return None
+    try:
+        folder = Folder(config.data.path)
+    except (DataError, StorageError):
+        return None
+    if folder.fingerprint() == manifest.fingerprint:
+        return None
+    now, then = len(folder.sizes), (manifest.entries or 0) - sum(manifest.skipped.values())
+    return f"{folder.root} changed since it was prepared ({then} files then, {now} now)"
+
+
+def _published(config: Config, storage: Storage) -> Manifest | None:
     where = folder(config)
     if not storage.exists(where, _MANIFEST):
         return None
     return Manifest.from_json(storage.read_text(where, _MANIFEST), storage.uri(where, _MANIFEST))
 
 
-def prepare(config: Config, storage: Storage) -> Manifest:
+def look(config: Config, storage: Storage) -> Source | None:
+    """Open the source of data that are not prepared: what is wrong with them is said before anything starts.
+
+    Raises:
+        DataError: The data are missing, damaged, or not what their format says.
+        StorageError: The storage cannot be read.
+    """
+    return open_source(config, storage) if find(config, storage) is None else None
+
+
+def prepare(config: Config, storage: Storage, source: Source | None = None) -> Manifest:
     """Return the manifest of the configured data and ingest them first where there is none.
 
     Any number of processes may call this at once. Where they can lock, one ingests and the others wait, and
     what killed writers left is removed; in an object store such files stay, unread, for an expiry rule.
+
+    Args:
+        config: `data` says which.
+        storage: Takes the shards.
+        source: What `look` opened, None to open it now.
 
     Raises:
         DataError: The data are missing, damaged, or not what their format says; nothing was published.
@@ -80,14 +123,20 @@ def prepare(config: Config, storage: Storage) -> Manifest:
         manifest = find(config, storage)
         if manifest is not None:
             return manifest
-        for name in storage.names(where, unfinished=True) if held else []:
-            _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
-            storage.delete(where, name)
-        return _ingest(config, storage, where)
+        before = _published(config, storage)
+        if before is not None:
+            _LOG.warning("%s; a new version is prepared", changed(config, before))
+        elif held:
+            for name in storage.names(where, unfinished=True):
+                _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
+                storage.delete(where, name)
+        return _ingest(config, storage, source or open_source(config, storage), where, before)
 
 
-def _ingest(config: Config, storage: Storage, where: str) -> Manifest:
-    source = open_source(config, storage)
+def _ingest(
+    config: Config, storage: Storage, source: Source, where: str, before: Manifest | None
+) -> Manifest:
+    """Write and publish; the shards of a version before stay for the runs that were trained on them."""
     mine = f"{where}/{uuid.uuid4().hex[:8]}"
     try:
         manifest = write(config, storage, source, where, mine)
@@ -95,10 +144,13 @@ def _ingest(config: Config, storage: Storage, where: str) -> Manifest:
         if other is not None:
             storage.delete(mine)
             return other
+        if before is not None:
+            kept = f"manifest-{before.digest[:8]}.json"
+            storage.write_bytes(before.to_json().encode(), where, kept)
         storage.write_bytes(manifest.to_json().encode(), where, _MANIFEST)
     except BaseException:
-        with suppress(StorageError):
-            if not storage.exists(where, _MANIFEST):
+        with suppress(StorageError, DataError):
+            if _published(config, storage) == before:
                 storage.delete(mine)
         raise
     _LOG.info("published %s: %s", storage.uri(where, _MANIFEST), manifest.rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,73 @@ class Origin:
     sha256: str
 
 
+@dataclass
+class Ledger:
+    """What became of every entry of a folder: it is used, or it is here.
+
+    Args:
+        entries: Files, links and folders that were not entered.
+        reasons: Why an entry was left out, by its name.
+    """
+
+    entries: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leave an entry out."""
+        self.reasons[name] = reason
+
+    def names(self, reason: str) -> list[str]:
+        """Entries that were left out for a reason."""
+        return [name for name, why in self.reasons.items() if why == reason]
+
+    def counts(self) -> dict[str, int]:
+        """How many entries were left out, by reason."""
+        return dict(sorted(Counter(self.reasons.values()).items()))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that cannot be used.
+
+    Args:
+        name: Of the picture.
+        reason: One sentence.
+        remedy: What to do about it.
+    """
+
+    name: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows that were asked for.
+
+    Args:
+        images: uint8 [M, H, W, C] in the order in which they were asked for.
+        faults: Why some of them cannot be used, by their place among the M; their pixels mean nothing.
+    """
+
+    images: Images
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one split.
 
     Args:
         labels: int32 [N], indices into the classes.
-        gather: Takes int64 [M] of row numbers, gives uint8 [M, H, W, C] in that order; called with as many
-            rows as may be in memory.
+        gather: Takes int64 [M] of row numbers, gives the rows in that order; called with as many rows as may
+            be in memory.
+        name: What a row is called in messages.
     """
 
     labels: Labels
-    gather: Callable[[Indices], Images]
+    gather: Callable[[Indices], Gathered]
+    name: Callable[[int], str] = "row {}".format
 
 
 @dataclass(frozen=True)
@@ -56,6 +112,9 @@ class Source:
         splits: `train`, and `validation` and `test` where the data come divided.
         origins: Where the bytes came from.
         policy: How pictures become images of that shape, None for data that are arrays.
+        ledger: What became of every entry of the user's folder, None where there is none.
+        faults: Pictures that were found to be unusable before anything was decoded.
+        fingerprint: Another one means that the data changed, None where nobody can tell.
     """
 
     shape: tuple[int, int, int]
@@ -63,11 +122,14 @@ class Source:
     splits: dict[str, Rows]
     origins: tuple[Origin, ...]
     policy: Policy | None = None
+    ledger: Ledger | None = None
+    faults: tuple[Fault, ...] = ()
+    fingerprint: str | None = None
 
 
 def of_arrays(images: Images, labels: Labels) -> Rows:
     """Offer arrays in memory: uint8 [N, H, W, C] and int32 [N]."""
-    return Rows(labels, lambda indices: images[indices])
+    return Rows(labels, lambda indices: Gathered(images[indices]))
 
 
 def to_uint8(values: npt.NDArray[Any], where: str) -> Images:
@@ -109,7 +171,12 @@ def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
     shape = values.shape[1:]
     if len(shape) not in (2, 3) or 0 in shape:
         raise DataError(f"{where}: images of shape {shape} are not H x W or H x W x C.")
-    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] > 4:
+    if (
+        len(shape) == 3
+        and shape[2] > 4
+        and shape[0] < shape[1]
+        and (shape[0] in (1, 3, 4) or shape[1] == shape[2])
+    ):
         raise DataError(f"{where}: images of shape {shape} have their channels first.", "Move them last.")
     pixels = to_uint8(values, where)
     return pixels[..., None] if len(shape) == 2 else pixels
@@ -120,7 +187,8 @@ def encode(
 ) -> tuple[tuple[str, ...], dict[str, Labels]]:
     """Number the labels of all splits alike.
 
-    Integers 0 to K-1 keep their number where K `names` are given. Otherwise the sorted distinct labels of
+    Whole floats count as integers, true and false as texts. Integers 0 to K-1 keep their number where K
+    `names` are given. Otherwise the sorted distinct labels of
     the training rows, texts or integers, become the classes.
 
     Args:
@@ -133,6 +201,7 @@ def encode(
     Raises:
         DataError: Labels of another type, fewer than two classes, or a label the classes do not have.
     """
+    given = {split: _plain(labels) for split, labels in given.items()}
     kinds = "U" if given["train"].dtype.kind == "U" else "iu"
     for split, labels in given.items():
         if labels.ndim != 1 or labels.dtype.kind not in kinds:
@@ -145,6 +214,17 @@ def encode(
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(f"the classes {classes} are not at least two different ones.")
     return classes, {split: _number(labels, known, split) for split, labels in given.items()}
+
+
+def _plain(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Turn whole floats into integers, truth values and other texts into texts."""
+    if labels.dtype.kind == "f" and labels.size and (labels == np.rint(labels)).all():
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "b":
+        return np.where(labels, "true", "false")
+    if labels.dtype.kind in "OT" and all(isinstance(one, str) for one in labels.ravel()):
+        return labels.astype(str)
+    return labels
 
 
 def _number(labels: npt.NDArray[Any], known: npt.NDArray[Any], split: str) -> Labels:

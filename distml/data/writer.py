@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import Config
-from distml.data import schema
+from distml.data import faults, quality, schema
 from distml.data.manifest import Manifest, Shard
 from distml.data.schema import Images, Labels
-from distml.data.source import Rows, Source
+from distml.data.source import Fault, Indices, Rows, Source
 from distml.data.split import Part, plan
+from distml.errors import DataError
 from distml.storage import Storage
 
 _LOG = logging.getLogger(__name__)
@@ -44,20 +47,24 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         mine: Folder of this writer.
 
     Raises:
-        DataError: An image that cannot be used, or too few rows.
+        DataError: Images that cannot be used, or too few rows.
         StorageError: The storage cannot be written or is full.
     """
     labels = {split: rows.labels for split, rows in source.splits.items()}
     parts = plan(labels, config.data.val_fraction, config.data.split_seed)
-    shards = {
-        split: tuple(_split(config, storage, source.splits[part.origin], part, f"{mine}/{split}"))
-        for split, part in parts.items()
-    }
+    writer = _Writer(config, storage, source)
+    shards = {split: tuple(writer.split(split, part, f"{mine}/{split}")) for split, part in parts.items()}
+    left_out = (*source.faults, *writer.faults)
+    faults.require(left_out, writer.looked_at, config.data)
+    warnings = (*writer.look.warnings(), *quality.of_labels(writer.counts, source.classes))
+    _require_all_classes(writer.counts["train"], labels["train"], source.classes)
+    for warning in warnings:
+        _LOG.warning("%s", warning)
     return Manifest(
         name=config.data.name,
         shape=source.shape,
         classes=source.classes,
-        rows={split: len(part.rows) for split, part in parts.items()},
+        rows={split: sum(shard.rows for shard in shards[split]) for split in parts},
         shards=shards,
         sources=source.origins,
         seed=config.data.split_seed,
@@ -65,30 +72,71 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         schema_version=schema.VERSION,
         folder=where,
         policy=source.policy,
+        fingerprint=source.fingerprint,
+        entries=None if source.ledger is None else source.ledger.entries,
+        skipped={} if source.ledger is None else source.ledger.counts(),
+        left_out=tuple((fault.name, fault.reason) for fault in left_out),
+        warnings=warnings,
     )
 
 
-def _split(config: Config, storage: Storage, rows: Rows, part: Part, prefix: str) -> list[Shard]:
-    """Write one split; each pass over the source gathers as many whole shards as the budget holds."""
-    count = max(1, min(config.data.shards, len(part.rows)))
-    bounds = [len(part.rows) * k // count for k in range(count + 1)]
-    shard_bytes = rows.gather(part.rows[:1]).nbytes * (bounds[-1] // count + 1)
-    at_once = max(1, config.data.memory_budget_bytes // max(1, shard_bytes))
-    shards = []
-    for begin in range(0, count, at_once):
-        first, last = bounds[begin], bounds[min(begin + at_once, count)]
-        images = rows.gather(part.rows[first:last])
-        for k in range(begin, min(begin + at_once, count)):
-            span = slice(bounds[k], bounds[k + 1])
-            mine = images[span.start - first : span.stop - first]
-            path = f"{prefix}-{k:05d}.parquet"
-            shards.append(_shard(storage, path, mine, rows.labels[part.rows[span]], span.start))
-        _LOG.info("wrote %s: %d of %d rows", prefix, last, len(part.rows))
-    return shards
+def _require_all_classes(written: list[int], given: Labels, classes: tuple[str, ...]) -> None:
+    """Refuse data of which a class has lost every training row."""
+    lost = [name for label, name in enumerate(classes) if not written[label] and (given == label).any()]
+    if lost:
+        raise DataError(
+            f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove the class."
+        )
 
 
-def _shard(storage: Storage, path: str, images: Images, labels: Labels, first: int) -> Shard:
-    table = schema.to_table(images, labels, np.arange(first, first + len(labels), dtype=np.int64))
+class _Writer:
+    """Writes splits and keeps count of what cannot be used. Final."""
+
+    def __init__(self, config: Config, storage: Storage, source: Source) -> None:
+        self._config, self._storage, self._source = config, storage, source
+        self.look = quality.SecondLook()
+        self.faults: list[Fault] = []
+        self.looked_at = len(source.faults)
+        self.counts: dict[str, list[int]] = {}
+
+    def split(self, split: str, part: Part, prefix: str) -> list[Shard]:
+        """Write one split; each pass over the source gathers as many whole shards as the budget holds."""
+        rows = self._source.splits[part.origin]
+        counts = self.counts[split] = [0] * len(self._source.classes)
+        count = max(1, min(self._config.data.shards, len(part.rows)))
+        bounds = [len(part.rows) * k // count for k in range(count + 1)]
+        shard_bytes = int(np.prod(self._source.shape)) * (bounds[-1] // count + 1)
+        at_once = max(1, self._config.data.memory_budget_bytes // max(1, shard_bytes))
+        shards = []
+        for begin in range(0, count, at_once):
+            ends = bounds[begin : min(begin + at_once, count) + 1]
+            images, kept = self._gather(rows, part.rows[ends[0] : ends[-1]])
+            for k, (first, last) in enumerate(pairwise(ends), begin):
+                mine = slice(first - ends[0], last - ends[0])
+                numbers = np.arange(first, last, dtype=np.int64)[kept[mine]]
+                some = images[mine] if kept[mine].all() else images[mine][kept[mine]]
+                labels = rows.labels[part.rows[numbers]]
+                self.look.see(split, some, labels, [rows.name(int(row)) for row in part.rows[numbers]])
+                for label, found in zip(*np.unique(labels, return_counts=True), strict=True):
+                    counts[label] += int(found)
+                shards.append(_shard(self._storage, f"{prefix}-{k:05d}.parquet", some, labels, numbers))
+            _LOG.info("wrote %s: %d of %d rows", prefix, ends[-1], len(part.rows))
+        return shards
+
+    def _gather(self, rows: Rows, wanted: Indices) -> tuple[Images, npt.NDArray[np.bool_]]:
+        """Return the rows and which of them can be used."""
+        gathered = rows.gather(wanted)
+        self.looked_at += len(wanted)
+        self.faults += [fault for _, fault in sorted(gathered.faults.items())]
+        if len(self.faults) >= faults.ENOUGH and self._config.data.on_error == "fail":
+            faults.require(self.faults, self.looked_at, self._config.data)
+        kept = np.ones(len(wanted), bool)
+        kept[list(gathered.faults)] = False
+        return gathered.images, kept
+
+
+def _shard(storage: Storage, path: str, images: Images, labels: Labels, numbers: Indices) -> Shard:
+    table = schema.to_table(images, labels, numbers)
     size = min(_GROUP_ROWS, max(1, _GROUP_BYTES // max(1, images[:1].nbytes)))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=size, **_WRITE)

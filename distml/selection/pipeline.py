@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -168,7 +169,7 @@ _WORDS = {
 
 def _next(config: Config, stages: Stages, url: str, stays: bool) -> None:
     """Say what to type now."""
-    again = f"--storage.root {config.storage.root}"
+    again = shlex.join(["--storage.root", config.storage.root])
     facts = {
         "ask": f"python -m distml.predict IMAGE {again}",
         "serve": f"python -m distml.serve --config FILE {again}",

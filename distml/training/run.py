@@ -130,16 +130,16 @@ def _train(
     observers: list[Observer] = [outcome, display, tracked, Gauges(record.name)]
     if config.train.tensorboard:
         observers.append(TensorBoard(storage, record.paths.folder))
-    if child and child.observer:
-        observers.append(child.observer)
+    observers += [child.observer] if child and child.observer else []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.launch")
+        source = None if child else shards.look(config, storage)
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = resources.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
-            manifest = shards.prepare(config, storage)
+            manifest = shards.prepare(config, storage, source)
             _check_sizes(config, manifest)
             tracked.begin(config, record, manifest, child.parent if child else None)
             where = (record.paths.folder, record.paths.attempt[-1])

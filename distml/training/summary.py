@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def show(
 
     finished = outcome.finished()
     name = config.tracking.registered_model
-    again = f"--run {config.run.name} --storage.root {config.storage.root}"
+    again = shlex.join(["--run", config.run.name, "--storage.root", config.storage.root])
     facts = {
         "model": f"{name} version {version}" if version else f"{name}, registered when the server is back",
         "files": Storage(config.storage.root).uri(*finished.export),
@@ -127,4 +128,4 @@ def show(
 
 def _viewed(uri: str) -> str:
     """Where to see the runs: the server's address, or the command that starts MLflow's page."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config
-from distml.data.formats.fashion_mnist import open_source
+from distml.data.opening import open_source
 from distml.storage import Storage
 from tests.runner import Training
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         folder = base / "images" / name
         folder.mkdir(parents=True)
         of_class = np.flatnonzero(rows.labels == source.classes.index(name))[: ROWS // len(CLASSES)]
-        for at, image in zip(of_class, rows.gather(of_class), strict=True):
+        for at, image in zip(of_class, rows.gather(of_class).images, strict=True):
             Image.fromarray(np.repeat(image, 3, axis=2)).save(folder / f"{at}.png")
     with Training(base / "storage", "own", f"--data.path={base / 'images'}", *FLAGS) as run:
         code, result = run.finish()

@@ -43,7 +43,7 @@ Answers = Any
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
     config = Config.resolve({})
-    return fashion_mnist.open_source(config, Storage(str(tmp_path_factory.mktemp("data"))))
+    return fashion_mnist.open_builtin(config, Storage(str(tmp_path_factory.mktemp("data"))))
 
 
 @pytest.fixture(scope="module")

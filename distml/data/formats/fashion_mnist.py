@@ -18,9 +18,8 @@ from pathlib import Path
 
 from distml.config import Config
 from distml.data import fetch
-from distml.data.formats import function, package
+from distml.data.formats import package
 from distml.data.formats.idx import gunzip, parse
-from distml.data.formats.image_folder import refitted
 from distml.data.schema import Images, Labels
 from distml.data.source import Origin, Source, of_arrays
 from distml.errors import DataError, StorageError
@@ -75,22 +74,6 @@ class _Place:
     final: bool = False
 
 
-def open_source(config: Config, storage: Storage) -> Source:
-    """Find the configured data and check what can be checked before anything is written.
-
-    Args:
-        config: `data` says which.
-        storage: The storage root, whose `cache` folder serves where the user's cache cannot be written.
-
-    Raises:
-        DataError: Not found, damaged, or not what its format says.
-        ConfigError: A format that needs `data.path`.
-    """
-    if config.data.path is None and config.data.format in ("auto", "idx"):
-        return refitted(_builtin(config, storage), config.data)
-    return refitted(function.open_source(config), config.data)
-
-
 def caches(storage: Storage) -> list[Storage]:
     """Return the folders that keep fetched files, the preferred one first."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -122,7 +105,16 @@ def _mirrored(mirror: fetch.Mirror, name: str) -> bytes:
     return mirror.get(name, _LIMIT_BYTES)
 
 
-def _builtin(config: Config, storage: Storage) -> Source:
+def open_builtin(config: Config, storage: Storage) -> Source:
+    """Return Fashion-MNIST from the first place that has it.
+
+    Args:
+        config: `data.mirrors` may name places.
+        storage: The storage root, whose `cache` folder serves where the user's cache cannot be written.
+
+    Raises:
+        DataError: Nowhere to be had, or damaged where the user says that it is.
+    """
     reasons = []
     for place in _places(config, storage):
         try:

@@ -7,176 +7,265 @@ the configuration leaves it open, and what is no picture is named at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from distml.config import DataConfig
-from distml.data import image
+from distml.data import faults, image, layout
+from distml.data.fitting import Header, header, policy
 from distml.data.image import SUFFIXES, Policy
-from distml.data.listing import Folder, divide, split_of
-from distml.data.schema import Images, Labels
-from distml.data.source import Indices, Rows, Source, encode
-from distml.errors import ConfigError, DataError
+from distml.data.listing import Folder
+from distml.data.schema import Labels
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 
-OWN_SIDE = 256
-"""Pictures that all have one size keep it up to this side."""
-SIDE = 224
-"""Side of the images where sizes differ or are larger: what most pretrained networks were trained on."""
 _HEAD_BYTES = 1 << 16
 _READERS = 8
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a picture says about itself.
-
-    Args:
-        width: As it is looked at.
-        height: As it is looked at.
-        channels: 1 or 3.
-    """
-
-    width: int
-    height: int
-    channels: int
-
-
-def header(data: bytes, name: str, max_pixels: int) -> Header:
-    """Read a picture's header.
-
-    Raises:
-        DataError: No picture, or too large.
-    """
-    opened = image.open_picture(data, name, max_pixels)
-    return Header(*image.upright_size(opened), image.channels(opened))
-
-
-def policy(headers: Sequence[Header], data: DataConfig) -> Policy:
-    """Decide the shape of the images from the configuration and, where it says auto, from the pictures."""
-    sizes = {(one.height, one.width) for one in headers}
-    if isinstance(data.image_size, tuple):
-        height, width = data.image_size
-    elif data.image_size != "auto":
-        height = width = data.image_size
-    elif len(sizes) == 1 and max(max(sizes)) <= OWN_SIDE:
-        height, width = sizes.pop()
-    else:
-        height = width = SIDE
-    depth = max(one.channels for one in headers) if data.channels == "auto" else data.channels
-    return Policy((height, width, depth), data.fit, data.background)
-
-
-def refitted(source: Source, data: DataConfig) -> Source:
-    """Bring arrays to the size and the channels that are asked for; pictures have them already.
-
-    Raises:
-        ConfigError: A size or channels for images of neither one nor three channels.
-    """
-    height, width, depth = source.shape
-    if data.image_size != "auto":
-        height, width = data.image_size if isinstance(data.image_size, tuple) else (data.image_size,) * 2
-    depth = depth if data.channels == "auto" else data.channels
-    plain = DataConfig()
-    asked = (height, width, depth) != source.shape
-    if source.policy is not None or not (
-        asked or (data.fit, data.background) != (plain.fit, plain.background)
-    ):
-        return source
-    if source.shape[2] not in (1, 3):
-        raise ConfigError(
-            f"the images have {source.shape[2]} channels and cannot be fitted.",
-            "Leave out data.image_size, data.channels, data.fit and data.background.",
-        )
-    wanted = Policy((height, width, depth), data.fit, data.background)
-    splits = {split: _refitted(rows, wanted) if asked else rows for split, rows in source.splits.items()}
-    return replace(source, shape=wanted.shape, splits=splits, policy=wanted)
-
-
-def _refitted(rows: Rows, wanted: Policy) -> Rows:
-    return Rows(rows.labels, lambda indices: image.refit(rows.gather(indices), wanted))
+_DECODED = 10_000
+"""Pictures that are decoded to complete the list of damaged ones: some tens of seconds."""
+_OTHERS = (
+    *(
+        ".txt",
+        ".md",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".html",
+        ".htm",
+        ".pdf",
+        ".log",
+    ),
+    *(
+        ".py",
+        ".ipynb",
+        ".npy",
+        ".npz",
+        ".mat",
+        ".pkl",
+        ".parquet",
+        ".zip",
+        ".gz",
+        ".tar",
+        ".db",
+        ".ini",
+        ".exe",
+    ),
+)
+"""Endings of files that lie beside pictures and are known to be none; the content of others decides."""
 
 
 def open_pictures(folder: Folder, data: DataConfig) -> Source:
     """List the pictures, number their classes and look at every header.
 
     Raises:
-        DataError: No pictures, one outside a class folder, or files that are none.
+        DataError: No pictures, one outside a class folder, a class without any, or too many unusable files.
     """
-    names = [name for name in folder.sizes if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    names = [*pictures(folder), *(name for name in folder.dangling if _suffix(name) in SUFFIXES)]
     if not names:
-        raise DataError(f"{folder.root} holds no pictures.", f"Known are {', '.join(SUFFIXES)}.")
-    if len(names) < len(folder.sizes):
-        left = sorted(set(folder.sizes) - set(names))
-        _LOG.warning("%d files are left out, like %s", len(left), left[0])
-    divided = divide(names)
-    depth = int(all(split_of(name) for name in names))  # of the class folders
-    labels = {s: np.array([_class_of(name, depth) for name in found]) for s, found in divided.items()}
-    classes, numbers = encode(labels)
-    fitted = policy(_survey(folder, names, data.max_pixels), data)
-    splits = {
-        split: _rows(folder, found, numbers[split], fitted, data.max_pixels)
-        for split, found in divided.items()
+        raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
+    divided = layout.divide_folders(names)
+    classes_of = {
+        split: {name: _class_of(name, path) for name, path in paths.items()}
+        for split, paths in divided.items()
     }
-    return Source(fitted.shape, classes, splits, (folder.origin(),), fitted)
+    _require_pictures_of_all_classes(folder, names)
+    headers, bad = survey(folder, names, data.max_pixels)
+    if bad and data.on_error == "fail":
+        bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
+    faults.require(bad, len(names), data)
+    return of_files(folder, classes_of, headers, data, bad)
 
 
-def _class_of(name: str, depth: int) -> str:
-    parts = PurePosixPath(name).parts[depth:]
-    if len(parts) < 2:
+def pictures(folder: Folder) -> list[str]:
+    """Return the names of files that are pictures, or are meant to be; the others go into the ledger."""
+    found = []
+    for name in folder.sizes:
+        suffix = _suffix(name)
+        if suffix in SUFFIXES or (suffix not in _OTHERS and image.is_picture(folder.read(name, 32))):
+            found.append(name)
+        else:
+            folder.ledger.skip(name, "no picture")
+    for name in folder.dangling:
+        if _suffix(name) not in SUFFIXES:
+            folder.ledger.skip(name, "a link to nowhere")
+    return found
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _class_of(name: str, path: str) -> str:
+    first, _, rest = path.partition("/")
+    if not rest:
         raise DataError(f"{name} lies outside a class folder.", "Lay the data out as CLASS/PICTURE.")
-    return parts[0]
+    return first
 
 
-def _survey(folder: Folder, names: Sequence[str], max_pixels: int) -> list[Header]:
-    """Look at every header; all files that have none are named together."""
+def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> None:
+    """Refuse a class folder of which no file is a picture, beside others that hold some."""
+    kept = {str(PurePosixPath(name).parent) for name in names}
+    above = {str(PurePosixPath(name).parent.parent) for name in names}
+    lost: dict[str, list[str]] = {}
+    for name in folder.ledger.names("no picture"):
+        parent = PurePosixPath(name).parent
+        if str(parent) not in kept and str(parent.parent) in above and parent.name:
+            lost.setdefault(str(parent), []).append(name)
+    for where, files in lost.items():
+        if not any(name.startswith(f"{where}/") for name in names):
+            raise DataError(
+                f"{where} holds {len(files)} files and no picture, like {files[0]}.",
+                "Convert them, or move the folder out.",
+            )
 
-    def look(name: str) -> Header | DataError:
+
+def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:
+    """Look at every header: those that can be read by name, and the faults of the others."""
+
+    def look(name: str) -> tuple[str, Header | Fault]:
+        if name in folder.dangling:
+            told = f"{name} is a link to {folder.dangling[name]}, where nothing is."
+            return name, Fault(name, told, "Fetch the content (git annex get, dvc pull) or mount the disk.")
         try:
             with folder.open(name) as stream:
                 head = bytes(stream.read(_HEAD_BYTES))
                 try:
-                    return header(head, name, max_pixels)
+                    return name, header(head, name, max_pixels)
                 except DataError:  # a header may stand behind a long profile
-                    return header(head + bytes(stream.read()), name, max_pixels)
-        except DataError as error:
-            return error
+                    return name, header(head + bytes(stream.read()), name, max_pixels)
+        except (DataError, OSError) as error:
+            return name, fault(name, error)
 
     with ThreadPoolExecutor(_READERS) as readers:
         looked = list(readers.map(look, names))
-    errors = [one for one in looked if isinstance(one, DataError)]
-    if errors:
-        raise together(errors, len(names))
-    return [one for one in looked if isinstance(one, Header)]
+    headers = {name: found for name, found in looked if isinstance(found, Header)}
+    return headers, [found for _, found in looked if isinstance(found, Fault)]
 
 
-def together(errors: Sequence[DataError], looked_at: int) -> DataError:
-    """Make one error of several: the first whole, the next ones by their sentence, the rest by number."""
-    if len(errors) == 1:
-        return errors[0]
-    shown = "".join(f"\n- {error.message}" for error in errors[:20])
-    more = f"\n- and {len(errors) - 20} more" if len(errors) > 20 else ""
-    return DataError(
-        f"{len(errors)} of {looked_at} pictures cannot be used:{shown}{more}\n", "Mend or remove them."
+def _damaged(folder: Folder, names: Sequence[str], max_pixels: int) -> list[Fault]:
+    """Decode pictures whose headers are well, so that one message names all that must be mended."""
+    small = Policy((8, 8, 3))
+
+    def look(name: str) -> Fault | None:
+        try:
+            image.read(folder.read(name), small, name, max_pixels)
+        except (DataError, OSError) as error:
+            return fault(name, error)
+        return None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return [found for found in readers.map(look, names) if found]
+
+
+def fault(name: str, error: Exception) -> Fault:
+    """Describe why a picture cannot be used."""
+    if isinstance(error, DataError):
+        return Fault(name, error.message, error.remedy)
+    return Fault(name, f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.")
+
+
+def of_files(
+    folder: Folder,
+    labelled: Mapping[str, Mapping[str, str]],
+    headers: Mapping[str, Header],
+    data: DataConfig,
+    bad: Sequence[Fault] = (),
+) -> Source:
+    """Make a source of picture files whose labels are known.
+
+    Args:
+        folder: Holds them.
+        labelled: By split, each file's label.
+        headers: Of those files that can be used.
+        data: How they are fitted.
+        bad: Files that were left out already.
+
+    Raises:
+        DataError: No pictures are left, or the labels are no classes.
+    """
+    given = set(labelled["train"].values())
+    usable = {
+        split: {n: label for n, label in some.items() if n in headers} for split, some in labelled.items()
+    }
+    labelled = {split: some for split, some in usable.items() if some}
+    lost = sorted(given - set(usable["train"].values()))
+    if lost:
+        raise DataError(
+            f"no picture of {', '.join(lost[:5])} can be used for training.", "Mend or remove them."
+        )
+    labels = {split: np.array(list(some.values())) for split, some in labelled.items()}
+    classes, numbers = encode(labels)
+    fitted = policy(list(headers.values()), data)
+    splits = {
+        split: _rows(folder, list(some), numbers[split], fitted, data.max_pixels)
+        for split, some in labelled.items()
+    }
+    _tell(folder, labelled, headers, fitted)
+    return Source(
+        *(fitted.shape, classes, splits, (folder.origin(),), fitted),
+        ledger=folder.ledger,
+        faults=tuple(bad),
+        fingerprint=folder.fingerprint(),
     )
 
 
-def _rows(folder: Folder, names: Sequence[str], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
-    def gather(indices: Indices) -> Images:
-        images = np.empty((len(indices), *fitted.shape), np.uint8)
-        errors = []
-        for into, index in zip(images, indices, strict=True):
-            try:
-                into[...] = image.read(folder.read(names[index]), fitted, names[index], max_pixels)
-            except DataError as error:
-                errors.append(error)
-        if errors:
-            raise together(errors, len(indices))
-        return images
+def _tell(
+    folder: Folder, labelled: Mapping[str, Mapping[str, str]], headers: Mapping[str, Header], fitted: Policy
+) -> None:
+    """Print the layout as it was understood, before anything is prepared."""
+    sizes = Counter((one.width, one.height) for one in headers.values())
+    smallest, largest = min(sizes), max(sizes)
+    height, width, depth = fitted.shape
+    span = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if len(sizes) > 1 else "")
+    how = "" if len(sizes) == 1 and (width, height) in sizes else f", fitted by {fitted.fit}"
+    _LOG.info(
+        "%d pictures in %d sizes, %s: images of %dx%dx%d%s",
+        len(headers),
+        len(sizes),
+        span,
+        height,
+        width,
+        depth,
+        how,
+    )
+    for split, some in labelled.items():
+        shares = Counter(some.values())
+        shown = ", ".join(f"{name} {count}" for name, count in sorted(shares.items())[:12])
+        _LOG.info(
+            "%s: %d pictures of %d classes: %s%s",
+            split,
+            len(some),
+            len(shares),
+            shown,
+            ", …" if len(shares) > 12 else "",
+        )
+    for reason, count in folder.ledger.counts().items():
+        level = logging.INFO if reason == "hidden" else logging.WARNING
+        _LOG.log(
+            level, "%d entries are left out (%s), like %s", count, reason, folder.ledger.names(reason)[0]
+        )
 
-    return Rows(labels, gather)
+
+def _rows(folder: Folder, names: list[str], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
+    def gather(indices: Indices) -> Gathered:
+        images = np.zeros((len(indices), *fitted.shape), np.uint8)
+        bad = {}
+        for at, index in enumerate(indices):
+            name = names[index]
+            try:
+                images[at] = image.read(folder.read(name), fitted, name, max_pixels)
+            except (DataError, OSError) as error:
+                bad[at] = fault(name, error)
+        return Gathered(images, bad)
+
+    return Rows(labels, gather, names.__getitem__)

@@ -21,161 +21,307 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distml.config import DataConfig
-from distml.data import image
-from distml.data.formats import image_folder
+from distml.data import faults, fitting, image
 from distml.data.image import Policy
-from distml.data.listing import Folder, divide
+from distml.data.layout import divide
+from distml.data.listing import Folder
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
-from distml.data.source import Indices, Rows, Source, encode, to_nhwc
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode, to_nhwc
 from distml.errors import DataError
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
 _BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
 
 
+_IMAGE_NAMES = (
+    IMAGE,
+    "img",
+    "picture",
+    "photo",
+    "pixel_values",
+    "pixels",
+    "jpg",
+    "png",
+    "bytes",
+    "image_bytes",
+)
+_LABEL_NAMES = (LABEL, "labels", "class", "target", "category", "y", "cls", "digit", "character")
+
+
 def open_parquet(folder: Folder, data: DataConfig) -> Source:
-    """Read the labels and one image; the other images are read when they are gathered.
+    """Read the labels and look at some images; all others are read when they are gathered.
 
     Raises:
-        DataError: No Parquet, no columns `image` and `label`, or values in them that cannot be used.
+        DataError: No Parquet, no column of images or labels, or values in them that cannot be used.
     """
-    names = [name for name in folder.sizes if name.endswith(".parquet")]
+    names = []
+    for name in folder.sizes:
+        if name.endswith(".parquet"):
+            names.append(name)
+        else:
+            folder.ledger.skip(name, "no Parquet")
     if not names:
         raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
-    divided = divide(names, by_file=True)
-    labels = {s: np.concatenate([_labels(folder, name) for name in found]) for s, found in divided.items()}
+    divided = divide(names)
+    columns = _columns(folder, names[0], data)
+    labels = {
+        s: np.concatenate([_labels(folder, name, columns) for name in some]) for s, some in divided.items()
+    }
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
-    classes, numbers = encode(labels, _class_names(folder, names[0]))
-    shape, policy = _shape(folder, divided, data)
-    how = _How(shape, policy, data.max_pixels)
+    classes, numbers = encode(labels, _class_names(folder, names[0], columns.label))
+    shape, policy = _shape(folder, divided, columns, data)
+    how = _How(columns, shape, policy, data.max_pixels)
     splits = {
-        split: Rows(numbers[split], functools.partial(_gather, folder, found, how))
-        for split, found in divided.items()
+        split: Rows(numbers[split], functools.partial(_gather, folder, some, how))
+        for split, some in divided.items()
     }
-    return Source(shape, classes, splits, (folder.origin(),), policy)
+    return Source(
+        *(shape, classes, splits, (folder.origin(),), policy),
+        ledger=folder.ledger,
+        fingerprint=folder.fingerprint(),
+    )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the images and the labels."""
+
+    image: str
+    label: str
 
 
 @dataclass(frozen=True)
 class _How:
     """What rows become: images of this shape, encoded pictures by the policy."""
 
+    columns: Columns
     shape: tuple[int, int, int]
     policy: Policy | None
     max_pixels: int
 
 
 @contextmanager
-def _opened(folder: Folder, name: str) -> Iterator[Any]:
+def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterator[Any]:
     try:
         # Neither pre-buffered nor memory-mapped: both would hold whole row groups.
-        with pq.ParquetFile(folder.open(name), pre_buffer=False, buffer_size=1 << 20) as file:
-            missing = {IMAGE, LABEL} - set(file.schema_arrow.names)
+        with (
+            folder.open(name) as stream,
+            pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as file,
+        ):
+            has = file.schema_arrow.names
+            missing = [] if columns is None else sorted({columns.image, columns.label} - set(has))
             if missing:
-                has = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{name} has no column {' and '.join(sorted(missing))}, but {has}.")
+                raise DataError(f"{name} has no column {' and '.join(missing)}, but {', '.join(has)}.")
             yield file
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
 
 
-def _labels(folder: Folder, name: str) -> npt.NDArray[Any]:
+def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
+    """Take the columns that are configured, or called as such columns are, or the only one of their kind."""
     with _opened(folder, name) as file:
-        column = file.read([LABEL], use_threads=False).column(0).combine_chunks()
+        fields = list(file.schema_arrow)
+    has = [field.name for field in fields]
+
+    def choose(key: str, asked: str | None, known: Sequence[str], fitting_type: list[str]) -> str:
+        if asked is not None:
+            if asked not in has:
+                raise DataError(
+                    f"{name} has no column {asked}, but {', '.join(has)}.", f"Correct data.{key}."
+                )
+            return asked
+        if known[0] in has:
+            return known[0]
+        called = [one for one in has if one.lower() in known] or fitting_type
+        if len(called) == 1:
+            return called[0]
+        what = "several columns" if called else "no column"
+        raise DataError(
+            f"{name} has {what} that may be the {known[0]}: {', '.join(called or has)}.", f"Set data.{key}."
+        )
+
+    pixels = [field.name for field in fields if _holds_images(field.type)]
+    picture = choose("image_column", data.image_column, _IMAGE_NAMES, pixels)
+    plain = [field.name for field in fields if field.name != picture and _holds_labels(field.type)]
+    return Columns(
+        picture, choose("label_column", data.label_column, _LABEL_NAMES, plain if len(has) == 2 else [])
+    )
+
+
+def _holds_images(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return _is_binary(kind) or pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
+
+
+def _holds_labels(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind))
+
+
+def _is_binary(kind: Any) -> bool:
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(check(kind) for check in checks)
+
+
+def _is_text(kind: Any) -> bool:
+    return any(
+        check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _labels(folder: Folder, name: str, columns: Columns) -> npt.NDArray[Any]:
+    with _opened(folder, name, columns) as file:
+        column = file.read([columns.label], use_threads=False).column(0).combine_chunks()
     if column.null_count:
         raise DataError(f"{name} has {column.null_count} rows without a label.", "Remove them.")
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if _is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
+    if pa.types.is_boolean(column.type):
+        return np.array(["true" if one else "false" for one in column.to_pylist()])
     return _numbers(column, f"the label column of {name}")
 
 
-def _class_names(folder: Folder, name: str) -> list[str] | None:
+def _class_names(folder: Folder, name: str, label: str) -> list[str] | None:
     """Return the names that Hugging Face's writer stores beside integer labels, if it wrote the file."""
     with _opened(folder, name) as file:
         stored = (file.schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        names = json.loads(stored)["info"]["features"][LABEL]["names"] if stored else None
+        names = json.loads(stored)["info"]["features"][label]["names"] if stored else None
     except (ValueError, KeyError, TypeError):
         return None
     return [str(one) for one in names] if isinstance(names, list) else None
 
 
 def _shape(
-    folder: Folder, divided: Mapping[str, Sequence[str]], data: DataConfig
+    folder: Folder, divided: Mapping[str, Sequence[str]], columns: Columns, data: DataConfig
 ) -> tuple[tuple[int, int, int], Policy | None]:
     """Return the shape of the images and, where the rows are encoded pictures, how they get it."""
-    headers: list[image_folder.Header] = []
+    headers: list[fitting.Header] = []
+    bad: list[Fault] = []
+    looked_at = 0
     for name in (name for names in divided.values() for name in names):
-        with _opened(folder, name) as file:
+        with _opened(folder, name, columns) as file:
             for group in range(file.num_row_groups):
                 # Looking at every row would read the whole set twice; more sizes later on are fitted.
-                rows = file.iter_batches(_LOOKED_AT, row_groups=[group], columns=[IMAGE], use_threads=False)
-                column = next(iter(rows), None)
+                rows = file.iter_batches(
+                    _LOOKED_AT, row_groups=[group], columns=[columns.image], use_threads=False
+                )
+                column = next((batch.column(0) for batch in rows), None)
                 if column is None:
                     continue
-                some = encoded(column.column(0))
+                some = encoded(column)
                 if some is None:
-                    height, width, depth = arrays(column.column(0).slice(0, 1), name).shape[1:]
+                    height, width, depth = arrays(plain(column.slice(0, 1), file, columns), name).shape[1:]
                     return (height, width, depth), None
                 for at, one in enumerate(some):
+                    looked_at += 1
                     where = f"row {at} of row group {group} ({name})"
-                    headers.append(image_folder.header(one.as_py() or b"", where, data.max_pixels))
-    if not headers:
+                    try:
+                        headers.append(fitting.header(one.as_py() or b"", where, data.max_pixels))
+                    except DataError as error:
+                        bad.append(Fault(where, error.message, error.remedy))
+    if not looked_at:
         raise DataError("the files hold no rows.")
-    policy = image_folder.policy(headers, data)
+    faults.require(bad, looked_at, data)
+    policy = fitting.policy(headers, data)
     return policy.shape, policy
 
 
-def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Images:
+def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Gathered:
     """Scan the files once and put each wanted row where it is wanted."""
-    images = np.empty((len(indices), *how.shape), np.uint8)
+    images = np.zeros((len(indices), *how.shape), np.uint8)
+    bad: dict[int, Fault] = {}
     order = np.argsort(indices)
     wanted = indices[order]
     first = 0
     for name in names:
-        with _opened(folder, name) as file:
+        with _opened(folder, name, how.columns) as file:
             groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             for group, rows in enumerate(groups):
                 if np.searchsorted(wanted, first) < np.searchsorted(wanted, first + rows):
-                    _scan(file, name, group, first, wanted, order, images, how)
+                    for places, numbers, column in _scan(file, group, first, wanted, order, how):
+                        _fill(images, bad, places, numbers, column, name, how)
                 first += rows
-    return images
+    return Gathered(images, bad)
 
 
 def _scan(
-    file: Any, name: str, group: int, first: int, wanted: Indices, order: Indices, images: Images, how: _How
-) -> None:
-    size = max(1, _BATCH_BYTES // images[:1].nbytes)
-    for batch in file.iter_batches(size, row_groups=[group], columns=[IMAGE], use_threads=False):
+    file: Any, group: int, first: int, wanted: Indices, order: Indices, how: _How
+) -> Iterator[tuple[Indices, Indices, Any]]:
+    """Yield rows that are wanted: their places in the result, their numbers, and their column."""
+    size = max(1, _BATCH_BYTES // int(np.prod(how.shape)))
+    for batch in file.iter_batches(size, row_groups=[group], columns=[how.columns.image], use_threads=False):
         low, high = np.searchsorted(wanted, [first, first + len(batch)])
         if low < high:
-            rows = batch.column(0).take(to_array(wanted[low:high] - first, pa.int64()))
-            images[order[low:high]] = _images(rows, name, wanted[low:high], how)
+            column = plain(batch.column(0), file, how.columns)
+            rows = to_array(wanted[low:high] - first, pa.int64())
+            yield order[low:high], wanted[low:high], column.take(rows)
         first += len(batch)
 
 
-def _images(column: Any, name: str, numbers: Indices, how: _How) -> Images:
+def _fill(
+    images: Images,
+    bad: dict[int, Fault],
+    places: Indices,
+    numbers: Indices,
+    column: Any,
+    name: str,
+    how: _How,
+) -> None:
     some = encoded(column)
     if some is None:
-        found = arrays(column, name)
-        if found.shape[1:] != how.shape:
-            raise DataError(f"{name} has images of {found.shape[1:]}, the first image is {how.shape}.")
-        return found
+        given = arrays(column, name)
+        if given.shape[1:] != how.shape:
+            raise DataError(f"{name} has images of {given.shape[1:]}, the first image is {how.shape}.")
+        images[places] = given
+        return
     if how.policy is None:
         raise DataError(f"{name} has encoded pictures, the first file has arrays.")
-    numbered = zip(some, numbers, strict=True)
-    return np.stack(
-        [image.read(b.as_py() or b"", how.policy, f"row {n} ({name})", how.max_pixels) for b, n in numbered]
-    )
+    for place, number, one in zip(places.tolist(), numbers.tolist(), some, strict=True):
+        where = f"row {number} ({name})"
+        try:
+            images[place] = image.read(one.as_py() or b"", how.policy, where, how.max_pixels)
+        except DataError as error:
+            bad[place] = Fault(where, error.message, error.remedy)
+
+
+def plain(column: Any, file: Any, columns: Columns) -> Any:
+    """Give tensors that Ray Data wrote, flat lists to other readers, the type of a fixed-shape tensor."""
+    field = file.schema_arrow.field(columns.image)
+    kind, shape = column.type, None
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name not in _RAY_TENSORS:
+            return column
+        shape, column = kind.shape, column.storage
+    elif field.metadata and field.metadata.get(b"ARROW:extension:name", b"").decode() in _RAY_TENSORS:
+        try:
+            shape = json.loads(field.metadata[b"ARROW:extension:metadata"])
+        except (ValueError, KeyError):
+            raise DataError(
+                f"the shape of Ray's tensors in column {columns.image} cannot be read.",
+                "Write them with ray.data as fixed-shape tensors again.",
+            ) from None
+    if shape is None:
+        return column
+    values = column.flatten()
+    flat = pa.FixedSizeListArray.from_arrays(values, int(np.prod(shape)))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(values.type, list(shape)), flat)
+
+
+_RAY_TENSORS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
 
 
 def encoded(column: Any) -> Any | None:
     """Return the encoded pictures of a binary or struct{bytes} column, None for one of arrays."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = column.field("bytes")
-    return column if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) else None
+    if pa.types.is_binary_view(column.type):
+        column = column.cast(pa.large_binary())
+    return column if _is_binary(column.type) else None
 
 
 def arrays(column: Any, name: str) -> Images:

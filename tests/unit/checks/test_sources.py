@@ -14,6 +14,7 @@ from distml.checks import sources
 from distml.config import Config
 from distml.data.formats import fashion_mnist
 from distml.storage import Storage
+from tests import zoo
 from tests.mirror import Mirror, serving
 
 
@@ -105,7 +106,8 @@ def test_a_users_folder_is_listed(
 ) -> None:
     for name in names:
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / name).write_bytes(b"x" * (1 << 20))
+        content = zoo.encoded(zoo.drawn(), "PNG") if name.endswith("png") else b""
+        (tmp_path / "mine" / name).write_bytes(content + b"x" * ((1 << 20) - len(content)))
     check = sources.check(config(path=str(tmp_path / "mine")), nowhere)
     if form is None:
         assert check.status == "problem"
@@ -126,3 +128,13 @@ def test_what_cannot_be_found_is_a_problem(nowhere: Storage, data: dict[str, str
 def test_a_users_function_is_found_and_not_run(nowhere: Storage, workdir: Path) -> None:
     (workdir / "own_data.py").write_text("raise RuntimeError('must not run')")
     assert sources.check(config(format="own_data:load"), nowhere).status == "ok"
+
+
+def test_damaged_pictures_are_told_of_before_anything_starts(nowhere: Storage, tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True)
+        (tmp_path / "mine" / name).write_bytes(b"<html>404</html>")
+    mine = str(tmp_path / "mine")
+    check = sources.check(config(path=mine), nowhere)
+    assert (check.status, "2 of 2 that were looked at cannot be used" in check.detail) == ("problem", True)
+    assert sources.check(config(path=mine, on_error="skip"), nowhere).status == "warning"

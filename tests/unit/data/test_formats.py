@@ -162,7 +162,7 @@ def test_files_that_are_no_pictures_are_left_out_aloud(
     (tmp_path / "notes.txt").write_text("x")
     with caplog.at_level(logging.WARNING):
         ingest(storage_root, tmp_path)
-    assert "1 files are left out, like notes.txt" in caplog.text
+    assert "1 entries are left out (no picture), like notes.txt" in caplog.text
 
 
 def test_a_stray_folder_beside_train_and_test_is_not_a_class(tmp_path: Path, storage_root: Path) -> None:
@@ -260,7 +260,7 @@ def test_parquet_with_text_labels_below_split_folders(tmp_path: Path, storage_ro
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"image": tensor(GRAY)}, "has no column label, but image"),
+        ({"image": tensor(GRAY)}, "no column that may be the label: image"),
         ({"image": tensor(GRAY), "label": pa.array([None] + [1] * 59)}, "1 rows without a label"),
         ({"image": pa.array([[1] * 30] * 60), "label": LABELS}, r"images of shape \(30,\)"),
         ({"image": pa.array([[[1]]] * 59 + [[[1, 2]]]), "label": LABELS}, "several sizes|images of"),
@@ -426,7 +426,10 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, storage_root: Pa
     whole = png(noise(40, 40))
     (tmp_path / "cat" / "000.png").write_bytes(b"<html>404</html>")
     (tmp_path / "dog" / "001.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"(?s)2 of 60 pictures cannot be used:.*cat/000.png .*dog/001.png "):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)2 pictures cannot be used, of 60 that were looked at:.*cat/000.png .*dog/001.png ",
+    ):
         ingest(storage_root, tmp_path)
     for name in ("cat/000.png", "dog/001.png"):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -438,3 +441,210 @@ def test_larger_pictures_than_the_limit_are_refused(tmp_path: Path, storage_root
     pictures(tmp_path, GRAY)
     with pytest.raises(DataError, match="is larger than 29 pixels"):
         ingest(storage_root, tmp_path, max_pixels=29)
+
+
+# What cannot be used, and what changes ----------------------------------------------------------------------
+
+
+def damage(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(png(noise(40, 40))[:900])
+
+
+def test_skip_leaves_damaged_pictures_out_and_lists_them(tmp_path: Path, storage_root: Path) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    damage(given, "cat/000.png")
+    (given / "dog" / "001.png").write_bytes(b"")
+    (given / "eel" / "x.png").symlink_to("nowhere.png")
+    (given / "eel" / "notes.txt").write_text("x")
+    asked: dict[str, Any] = {"on_error": "skip", "image_size": 6}
+    with pytest.raises(DataError, match=r"more than data.max_error_fraction = 0.01 of 61"):
+        ingest(storage_root, given, **asked)
+    manifest, splits = ingest(storage_root, given, max_error_fraction=0.1, **asked)
+    assert sum(manifest.rows.values()) == 58
+    assert {name for name, _ in manifest.left_out} == {"cat/000.png", "dog/001.png", "eel/x.png"}
+    assert manifest.skipped == {"no picture": 1}
+    assert manifest.entries == 62
+    assert sum(len(labels) for _, labels in splits.values()) == 58
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_class_that_loses_everything_ends_it(tmp_path: Path, storage_root: Path) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    asked: dict[str, Any] = {"on_error": "skip", "max_error_fraction": 0.9, "image_size": 6}
+    for path in (given / "cat").iterdir():
+        path.write_bytes(png(noise(40, 40))[:900])
+    with pytest.raises(DataError, match="no picture of cat can be used for training"):
+        ingest(storage_root, given, **asked)
+    for path in (given / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no picture of cat can be used for training"):
+        ingest(storage_root, given, **asked)
+    for path in (given / "cat").iterdir():
+        path.rename(path.with_suffix(".psd"))
+    with pytest.raises(DataError, match=r"cat holds 20 files and no picture, like cat/000.psd"):
+        ingest(storage_root, given, **asked)
+
+
+def test_links_to_nowhere_are_named(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path / "given", GRAY)
+    (tmp_path / "given" / "cat" / "x.png").symlink_to("../annex/x.png")
+    with pytest.raises(DataError, match=r"cat/x.png is a link to ../annex/x.png, where nothing is \(1 of 61"):
+        ingest(storage_root, tmp_path / "given")
+
+
+def test_the_content_decides_not_the_ending(tmp_path: Path, storage_root: Path) -> None:
+    for at, name in enumerate(("cat/a.jfif", "cat/b", "cat/c.dat", "dog/a.PNG", "dog/b.jpg", "dog/c.tif")):
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "given" / name).write_bytes(png(noise(6, 5 + at)))
+    manifest, _ = ingest(storage_root, tmp_path / "given", image_size=4)
+    assert (sum(manifest.rows.values()), manifest.skipped) == (6, {})
+
+
+def test_a_changed_source_makes_a_new_version(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    first, _ = ingest(storage_root, given)
+    assert ingest(storage_root, given)[0] == first
+    pictures(given, GRAY[:9], ("fox", "gnu", "hen"))
+    with caplog.at_level(logging.WARNING):
+        second, splits = ingest(storage_root, given)
+    assert "changed since it was prepared (60 files then, 69 now)" in caplog.text
+    assert len(second.classes) == 6
+    assert sum(len(labels) for _, labels in splits.values()) == 69
+    storage = Storage(str(storage_root))
+    assert len(shards.read(storage, first, "train")[0]) == first.rows["train"]  # of runs trained on it
+    assert storage.exists(first.folder, f"manifest-{first.digest[:8]}.json")
+    (given / "cat" / "000.png").write_bytes(png(GRAY[1]))  # the same size, other content
+    third, _ = ingest(storage_root, given)
+    assert third.digest != second.digest
+    for path in sorted(given.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    given.rmdir()
+    assert ingest(storage_root, given)[0] == third
+
+
+def test_a_failed_new_version_leaves_the_old_one(tmp_path: Path, storage_root: Path) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    first, _ = ingest(storage_root, given)
+    before = sorted(storage_root.rglob("*"))
+    damage(given, "cat/000.png")
+    with pytest.raises(DataError, match=r"cat/000.png"):
+        ingest(storage_root, given)
+    assert sorted(storage_root.rglob("*")) == before
+    assert len(shards.read(Storage(str(storage_root)), first, "train")[0]) == first.rows["train"]
+
+
+def test_what_a_person_would_notice_is_said(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    (given / "cat" / "blank.png").write_bytes(png(np.full((6, 5), 9, np.uint8)))
+    (given / "dog" / "again.png").write_bytes(png(GRAY[0]))
+    with caplog.at_level(logging.INFO):
+        manifest, _ = ingest(storage_root, given)
+    assert "62 pictures in 1 sizes, 5x6: images of 6x5x1" in caplog.text
+    assert "train: 62 pictures of 3 classes: cat 21, dog 21, eel 20" in caplog.text
+    said = "\n".join(manifest.warnings)
+    assert "1 of 62 images are of one colour and show nothing, like cat/blank.png" in said
+    assert "1 image is the same as an earlier one" in said
+    assert "1 with another label" in said
+    dark = tmp_path / "dark"
+    pictures(dark, GRAY // 16)
+    assert "all pixel values lie in 0 to 15" in "\n".join(ingest(storage_root, dark)[0].warnings)
+
+
+def test_classes_without_rows_are_said(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path / "given" / "train", GRAY[:30])
+    pictures(tmp_path / "given" / "test", GRAY[30:32])
+    assert "test has no row of eel." in ingest(storage_root, tmp_path / "given")[0].warnings
+
+
+# More of Parquet --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "classes"),
+    [
+        (pa.array(LABELS.astype(float)), ("0", "1", "2")),
+        (pa.array(LABELS > 1), ("false", "true")),
+        (pa.array([f"c{one}" for one in LABELS], pa.string_view()), ("c0", "c1", "c2")),
+        (pa.array(LABELS + 1, pa.uint64()), ("1", "2", "3")),
+    ],
+)
+def test_labels_of_any_type(tmp_path: Path, storage_root: Path, label: Any, classes: tuple[str, ...]) -> None:
+    pq.write_table(pa.table({"image": tensor(GRAY), "label": label}), tmp_path / "x.parquet")
+    assert ingest(storage_root, tmp_path / "x.parquet")[0].classes == classes
+
+
+@pytest.mark.parametrize("names", [("img", "labels"), ("pixel_values", "target"), ("photograph", "kind")])
+def test_columns_are_found_where_they_are_unambiguous(
+    tmp_path: Path, storage_root: Path, names: tuple[str, str]
+) -> None:
+    picture, label = names
+    pq.write_table(pa.table({picture: tensor(GRAY), label: LABELS}), tmp_path / "x.parquet")
+    assert sum(ingest(storage_root, tmp_path / "x.parquet")[0].rows.values()) == 60
+
+
+def test_ambiguous_columns_are_asked_about_and_can_be_named(tmp_path: Path, storage_root: Path) -> None:
+    table = pa.table({"img": tensor(GRAY), "fine": LABELS, "coarse": LABELS // 2, "id": np.arange(60)})
+    given = tmp_path / "x.parquet"
+    pq.write_table(table, given)
+    with pytest.raises(DataError, match=r"no column that may be the label: img, fine, coarse, id. Set"):
+        ingest(storage_root, given)
+    assert len(ingest(storage_root, given, label_column="coarse")[0].classes) == 2
+    assert len(ingest(storage_root, given, label_column="fine")[0].classes) == 3
+    with pytest.raises(DataError, match=r"has no column colour, but .* Correct data.image_column"):
+        ingest(storage_root, given, label_column="fine", image_column="colour")
+    pq.write_table(table.append_column("class", pa.array(LABELS)).append_column("y", pa.array(LABELS)), given)
+    with pytest.raises(DataError, match="several columns that may be the label: class, y"):
+        ingest(storage_root, given)
+
+
+@pytest.mark.parametrize("name", ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2"])
+def test_tensors_that_ray_data_wrote(tmp_path: Path, storage_root: Path, name: str) -> None:
+    about = {"ARROW:extension:name": name, "ARROW:extension:metadata": "[4, 4, 3]"}
+    rows = pa.array(COLOUR.reshape(60, -1).tolist(), pa.large_list(pa.uint8()))
+    schema = pa.schema([pa.field("image", rows.type, metadata=about), pa.field("label", pa.int64())])
+    pq.write_table(pa.Table.from_arrays([rows, pa.array(LABELS)], schema=schema), tmp_path / "x.parquet")
+    manifest, splits = ingest(storage_root, tmp_path / "x.parquet")
+    assert manifest.shape == (4, 4, 3)
+    same_rows(COLOUR, LABELS, splits)
+
+
+def test_damaged_rows_can_be_skipped(tmp_path: Path, storage_root: Path) -> None:
+    files = [png(one) for one in GRAY]
+    files[7], files[9] = b"", png(noise(40, 40))[:900]
+    pq.write_table(pa.table({"image": files, "label": LABELS}), tmp_path / "x.parquet")
+    asked: dict[str, Any] = {"on_error": "skip", "max_error_fraction": 0.05, "image_size": 6}
+    manifest, _ = ingest(storage_root, tmp_path / "x.parquet", **asked)
+    assert sum(manifest.rows.values()) == 58
+    assert sorted(name for name, _ in manifest.left_out) == ["row 7 (x.parquet)", "row 9 (x.parquet)"]
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4, 13])
+def test_channels_first_are_refused(tmp_path: Path, storage_root: Path, bands: int) -> None:
+    pq.write_table(
+        pa.table({"image": tensor(noise(60, bands, 16, 16)), "label": LABELS}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(DataError, match="have their channels first"):
+        ingest(storage_root, tmp_path / "x.parquet")
+
+
+def test_idx_sets_in_one_folder_are_named(tmp_path: Path, storage_root: Path) -> None:
+    for which in ("balanced", "letters"):
+        for split in ("train", "test"):
+            for kind, values in (("images-idx3", GRAY), ("labels-idx1", LABELS)):
+                (tmp_path / "in").mkdir(exist_ok=True)
+                (tmp_path / "in" / f"emnist-{which}-{split}-{kind}-ubyte").write_bytes(idx(values))
+    with pytest.raises(DataError, match="holds several data sets: emnist-balanced, emnist-letters"):
+        ingest(storage_root, tmp_path / "in")
+    for path in (tmp_path / "in").glob("*letters*"):
+        path.unlink()
+    assert ingest(storage_root, tmp_path / "in")[0].rows["test"] == 60

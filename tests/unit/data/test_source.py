@@ -86,4 +86,4 @@ def test_labels_that_do_not_fit_are_refused(
 def test_arrays_are_gathered_in_the_asked_order() -> None:
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     rows = of_arrays(images, np.zeros(10, np.int32))
-    assert rows.gather(np.array([7, 2, 7])).ravel().tolist() == [7, 2, 7]
+    assert rows.gather(np.array([7, 2, 7])).images.ravel().tolist() == [7, 2, 7]

@@ -7,8 +7,7 @@ import pytest
 
 from distml.config import Config, DataConfig
 from distml.data import shards
-from distml.data.schema import Images
-from distml.data.source import Indices, Rows, Source
+from distml.data.source import Gathered, Indices, Rows, Source
 from distml.data.writer import write
 from distml.storage import Storage
 
@@ -25,9 +24,9 @@ def test_no_more_rows_are_asked_for_than_the_budget_holds(
 ) -> None:
     asked: list[int] = []
 
-    def gather(indices: Indices) -> Images:
+    def gather(indices: Indices) -> Gathered:
         asked.append(len(indices))
-        return IMAGES[indices]
+        return Gathered(IMAGES[indices])
 
     source = Source(SHAPE, tuple("abcde"), {"train": Rows(LABELS, gather)}, ())
     config = Config(data=DataConfig(shards=10, memory_budget_bytes=budget_bytes))

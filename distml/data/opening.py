@@ -1,0 +1,63 @@
+"""Which format data have, and opening them (driver)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from distml.config import Config, DataConfig
+from distml.data.fitting import refitted
+from distml.data.formats import fashion_mnist, function, idx, image_folder, parquet
+from distml.data.image import SUFFIXES
+from distml.data.listing import Folder
+from distml.data.source import Source
+from distml.errors import ConfigError, DataError
+from distml.storage import Storage
+
+_OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
+    "idx": idx.open_idx,
+    "image_folder": image_folder.open_pictures,
+    "parquet": parquet.open_parquet,
+}
+
+
+def open_source(config: Config, storage: Storage) -> Source:
+    """Find the configured data and check what can be checked before anything is written.
+
+    Args:
+        config: `data` says which.
+        storage: The storage root, whose `cache` folder serves where the user's cache cannot be written.
+
+    Raises:
+        DataError: Missing, damaged, of unknown format, or with labels or sizes that do not fit together.
+        ConfigError: A format that needs `data.path`.
+    """
+    data = config.data
+    if ":" in data.format:
+        return refitted(function.open_function(data.format, data.path), data)
+    if data.path is None and data.format in ("auto", "idx"):
+        return refitted(fashion_mnist.open_builtin(config, storage), data)
+    if data.path is None:
+        raise ConfigError(
+            f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
+        )
+    folder = Folder(data.path)
+    form = format_of(folder) if data.format == "auto" else data.format
+    return refitted(_OPENERS[form](folder, data), data)
+
+
+def format_of(folder: Folder) -> str:
+    """Say which format the files of a folder have.
+
+    Raises:
+        DataError: None that distml knows.
+    """
+    suffixes = {PurePosixPath(name).suffix.lower() for name in [*folder.sizes, *folder.dangling]}
+    if ".parquet" in suffixes:
+        return "parquet"
+    if any(idx.is_idx(name) for name in folder.sizes):
+        return "idx"
+    if suffixes & set(SUFFIXES) or image_folder.pictures(folder):
+        return "image_folder"
+    shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
+    raise DataError(f"{folder.root} holds no Parquet, IDX or picture files, but {shown}.", "Set data.format.")

@@ -1,0 +1,77 @@
+"""Every entry of a folder is used, or left out for a reason that is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distml.data.listing import Folder
+from distml.errors import DataError
+
+
+def test_hidden_files_and_what_archivers_leave_are_left_out(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "cat/._a.png", ".DS_Store", "cat/Thumbs.db", "__MACOSX/cat/a.png", ".git/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    folder = Folder(str(tmp_path))
+    assert list(folder.sizes) == ["cat/a.png"]
+    assert folder.ledger.counts() == {"hidden": 5}
+    assert folder.ledger.entries == 6
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(b"x")
+    (tmp_path / "file.png").symlink_to("real/a.png")
+    (tmp_path / "again").symlink_to("real")
+    (tmp_path / "real" / "up").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to("annex/gone.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    folder = Folder(str(tmp_path))
+    assert {"again/a.png", "file.png", "real/a.png"} <= set(folder.sizes)
+    assert folder.dangling == {"gone.png": "annex/gone.png", "self.png": "self.png"}
+    assert set(folder.ledger.counts()) == {"a link to a folder that it lies in"}
+    assert folder.ledger.entries == len(folder.sizes) + 2 + len(folder.ledger.reasons)
+
+
+def test_names_may_be_any_bytes(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as stream:
+        stream.write(b"abc")
+    folder = Folder(str(tmp_path))
+    assert folder.sizes == {"caf\\xe9.png": 3}
+    assert folder.read("caf\\xe9.png") == b"abc"
+    assert len(folder.origin().sha256) == 64
+
+
+def test_every_change_changes_the_fingerprint(tmp_path: Path) -> None:
+    def told() -> str:
+        return Folder(str(tmp_path)).fingerprint()
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    seen = [told()]
+    assert told() == seen[0]
+    (tmp_path / "b.png").write_bytes(b"x")
+    seen.append(told())
+    (tmp_path / "b.png").write_bytes(b"xy")
+    seen.append(told())
+    os.utime(tmp_path / "b.png", ns=(1, 1))
+    seen.append(told())
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    seen.append(told())
+    (tmp_path / "d.png").symlink_to("nowhere")
+    seen.append(told())
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_is_not_there_or_closed_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are no data at"):
+        Folder(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="there are no data at"):
+        Folder(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"x")
+    folder = Folder(str(tmp_path))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"cannot read a.png in .*: No such file"):
+        folder.read("a.png")
