@@ -69,6 +69,9 @@ class StorageConfig(Section):
     """A local path, s3:// or gs:// URI that every worker can reach."""
 
 
+_FORMATS = ("auto", "image_folder", "table", "parquet", "idx", "npz", "csv_pixels")
+
+
 class DataConfig(Section):
     """What is learnt from."""
 
@@ -77,7 +80,7 @@ class DataConfig(Section):
     path: str | None = None
     """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
     format: str = "auto"
-    """auto, idx, parquet, image_folder or module:function."""
+    """auto, image_folder, table, parquet, idx, npz, csv_pixels or module:function."""
     image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
     """Side or [height, width]; auto is the pictures' own size where all have one of at most 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
@@ -109,10 +112,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _known_format(self) -> Self:
-        if self.format not in ("auto", "idx", "parquet", "image_folder") and not re.fullmatch(
-            r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.format
-        ):
-            raise ValueError("format must be auto, idx, parquet, image_folder or module:function")
+        if self.format not in _FORMATS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.format):
+            raise ValueError(f"format must be {', '.join(_FORMATS)} or module:function")
         return self
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from distml.config import Config, DataConfig
 from distml.data.fitting import refitted
-from distml.data.formats import fashion_mnist, function, idx, image_folder, parquet
+from distml.data.formats import fashion_mnist, function, idx, image_folder, numbers, parquet, table
 from distml.data.image import SUFFIXES
 from distml.data.listing import Folder
 from distml.data.source import Source
@@ -18,6 +18,9 @@ _OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
     "idx": idx.open_idx,
     "image_folder": image_folder.open_pictures,
     "parquet": parquet.open_parquet,
+    "table": table.open_table,
+    "npz": numbers.open_npz,
+    "csv_pixels": numbers.open_csv_pixels,
 }
 
 
@@ -53,11 +56,20 @@ def format_of(folder: Folder) -> str:
         DataError: None that distml knows.
     """
     suffixes = {PurePosixPath(name).suffix.lower() for name in [*folder.sizes, *folder.dangling]}
+    if table.tables(folder):
+        return "table"
     if ".parquet" in suffixes:
         return "parquet"
     if any(idx.is_idx(name) for name in folder.sizes):
         return "idx"
+    if ".npz" in suffixes and not suffixes & set(SUFFIXES):
+        return "npz"
+    if any(name.lower().endswith(".csv") and numbers.is_csv_pixels(folder, name) for name in folder.sizes):
+        return "csv_pixels"
     if suffixes & set(SUFFIXES) or image_folder.pictures(folder):
         return "image_folder"
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
-    raise DataError(f"{folder.root} holds no Parquet, IDX or picture files, but {shown}.", "Set data.format.")
+    raise DataError(
+        f"{folder.root} holds no pictures, Parquet, IDX, npz or CSV of pixels, but {shown}.",
+        "Set data.format.",
+    )

@@ -347,7 +347,7 @@ def test_a_path_with_nothing_known(tmp_path: Path, storage_root: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         ingest(storage_root, tmp_path / "absent")
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(DataError, match=r"no Parquet, IDX or picture files, but \.csv"):
+    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz or CSV of pixels, but \.csv"):
         ingest(storage_root, tmp_path / "data.csv")
 
 

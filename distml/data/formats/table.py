@@ -1,0 +1,134 @@
+"""A table beside the pictures that says their labels: `metadata.csv` and its relatives (driver).
+
+The convention is Hugging Face's: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, one beside
+all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read, too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distml.config import DataConfig
+from distml.data import faults, layout
+from distml.data.formats import image_folder
+from distml.data.image import SUFFIXES
+from distml.data.listing import Folder
+from distml.data.source import Source
+from distml.errors import DataError
+
+_STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
+_LABELS = ("label", "labels", "class", "target", "category", "y", "breed", "diagnosis", "dx")
+_SPLITS = ("split", "subset", "partition")
+
+Row = Mapping[str, Any]
+
+
+def tables(folder: Folder) -> list[str]:
+    """Return the tables beside pictures that may say their labels."""
+    paths = [PurePosixPath(name) for name in folder.sizes]
+    if not any(path.suffix.lower() in SUFFIXES for path in paths):
+        return []
+    named = [path for path in paths if path.suffix.lower() in _ENDINGS]
+    return [str(path) for path in named if path.stem.lower() in _STEMS]
+
+
+def open_table(folder: Folder, data: DataConfig) -> Source:
+    """Read the file, the label and, where there is such a column, the split of every row.
+
+    Raises:
+        DataError: No table, columns that are not clear, a file that is not there, or an empty field.
+    """
+    names = tables(folder)
+    if not names:
+        raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
+    labelled: dict[str, dict[str, str]] = {}
+    for name in names:
+        _read(folder, name, data, labelled)
+    chosen = dict.fromkeys(picture for some in labelled.values() for picture in some)
+    for picture in image_folder.pictures(folder):
+        if picture not in chosen:
+            folder.ledger.skip(picture, "in no table")
+    for name in names:
+        folder.ledger.reasons.pop(name, None)
+    headers, bad = image_folder.survey(folder, chosen, data.max_pixels)
+    faults.require(bad, len(chosen), data)
+    return image_folder.of_files(folder, labelled, headers, data, bad)
+
+
+def _read(folder: Folder, name: str, data: DataConfig, into: dict[str, dict[str, str]]) -> None:
+    rows = _rows(folder, name)
+    has = list(rows[0]) if rows else []
+    file_column = _column(name, has, _FILES, data.image_column, "image_column")
+    label_column = _column(name, has, _LABELS, data.label_column, "label_column")
+    split_column = next((key for key in has if key.lower() in _SPLITS), None)
+    for number, row in enumerate(rows, 1):
+        where = f"row {number} of {name}"
+        given, label = row.get(file_column), row.get(label_column)
+        for value, what in ((given, file_column), (label, label_column)):
+            if value is None or value == "":
+                raise DataError(f"{where} has no {what}.", "Fill it in, or remove the row.")
+        picture = _file(folder, str(PurePosixPath(name).parent), str(given))
+        if picture is None:
+            raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
+        split = _split(row[split_column], where) if split_column else layout.split_of_file(name) or "train"
+        into.setdefault("test" if split == "eval" else split, {})[picture] = _text(label)
+
+
+def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | None, key: str) -> str:
+    called = [one for one in has if one == asked] if asked else [one for one in has if one.lower() in known]
+    called.sort(key=lambda one: known.index(one.lower()) if one.lower() in known else 0)
+    if not called or (len(called) > 1 and called[0].lower() != known[0]):
+        what = "has several columns" if called else "has no column"
+        shown = ", ".join(called or has) or "nothing"
+        raise DataError(f"{name} {what} that may be the {known[0]}: {shown}.", f"Set data.{key}.")
+    return called[0]
+
+
+def _file(folder: Folder, above: str, given: str) -> str | None:
+    """Find a named file: below the table's folder or the root, with or without its ending."""
+    start = [given, f"images/{given}", f"train/{given}"]
+    places = [*(start if above == "." else [f"{above}/{one}" for one in start]), *start]
+    endings = ("", ".jpg", ".jpeg", ".png")
+    found = (f"{place}{ending}" for place in places for ending in endings)
+    return next((one for one in found if one in folder.sizes or one in folder.dangling), None)
+
+
+def _split(value: Any, where: str) -> str:
+    word = layout.split_word(str(value))
+    if word is None:
+        raise DataError(f"{where} has the split {value}.", "Use train, validation and test.")
+    return word[0]
+
+
+def _text(label: Any) -> str:
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def _rows(folder: Folder, name: str) -> list[Row]:
+    data = folder.read(name)
+    try:
+        if name.lower().endswith(".parquet"):
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                rows: list[Row] = file.read(use_threads=False).to_pylist()
+                return rows
+        text = data.decode("utf-8-sig")
+        if name.lower().endswith(".jsonl"):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        delimiter = (
+            "\t" if name.lower().endswith(".tsv") else csv.Sniffer().sniff(text[:4096], ",;\t").delimiter
+        )
+        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise DataError(f"{name} cannot be read as a table: {error}.") from None

@@ -1,0 +1,182 @@
+"""Tables beside pictures, arrays in files: as public sets come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distml.config import Config, DataConfig
+from distml.data import shards
+from distml.data.manifest import Manifest
+from distml.errors import DataError
+from distml.storage import Storage
+from tests import zoo
+
+RANDOM = np.random.default_rng(0)
+LABELS = np.arange(60) % 3
+NAMES = np.array(["ant", "bee", "cow"])[LABELS]
+
+
+def ingest(root: Path, path: Path, **data: Any) -> Manifest:
+    config = Config(data=DataConfig(shards=2, path=str(path), **data))
+    return shards.prepare(config, Storage(str(root)))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """Sixty pictures in one folder, without a label."""
+    folder = tmp_path / "given"
+    (folder / "images").mkdir(parents=True)
+    for k in range(60):
+        picture = zoo.drawn(8 + k % 3, 8)
+        picture.putpixel((0, 0), (k, k, k))
+        (folder / "images" / f"{k}.png").write_bytes(zoo.encoded(picture, "PNG"))
+    return folder
+
+
+def rows(**columns: Any) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def as_csv(table: list[dict[str, Any]], mark: str = ",") -> bytes:
+    lines = [mark.join(table[0]), *(mark.join(map(str, row.values())) for row in table)]
+    return "\ufeff".encode() + "\r\n".join(lines).encode()
+
+
+WRITERS: dict[str, Any] = {
+    "metadata.csv": as_csv,
+    "labels.csv": lambda table: as_csv(table, ";"),
+    "metadata.tsv": lambda table: as_csv(table, "\t"),
+    "metadata.jsonl": lambda table: "\n".join(map(json.dumps, table)).encode(),
+}
+FILES = [f"images/{k}.png" for k in range(60)]
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "metadata.parquet"])
+def test_a_table_says_the_labels(given: Path, storage_root: Path, name: str) -> None:
+    table = rows(file_name=FILES, label=NAMES.tolist())
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(table), given / name)
+    else:
+        (given / name).write_bytes(WRITERS[name](table))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert manifest.classes == ("ant", "bee", "cow")
+    assert sum(manifest.rows.values()) == 60
+    assert manifest.skipped == {}
+
+
+def test_other_names_of_columns_and_files_without_an_ending(given: Path, storage_root: Path) -> None:
+    table = rows(id=[str(k) for k in range(60)], breed=NAMES.tolist(), age=[1] * 60)
+    (given / "labels.csv").write_bytes(as_csv(table[:57]))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert sum(manifest.rows.values()) == 57
+    assert manifest.skipped == {"in no table": 3}
+
+
+def test_a_column_says_the_split(given: Path, storage_root: Path) -> None:
+    splits = ["training"] * 40 + ["val"] * 10 + ["test"] * 10
+    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, label=LABELS.tolist(), split=splits)))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert manifest.rows == {"train": 40, "validation": 10, "test": 10}
+
+
+def test_a_table_in_the_folder_of_each_split(given: Path, storage_root: Path) -> None:
+    for split, some in (("train", range(40)), ("test", range(40, 60))):
+        (given / split).mkdir()
+        for k in some:
+            (given / "images" / f"{k}.png").rename(given / split / f"{k}.png")
+        table = rows(file_name=[f"{k}.png" for k in some], label=[int(LABELS[k]) for k in some])
+        (given / split / "metadata.jsonl").write_bytes(WRITERS["metadata.jsonl"](table))
+    assert ingest(storage_root, given, image_size=8).rows["test"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"file_name": ["images/gone.png", *FILES[1:]]}, "row 1 of metadata.csv names images/gone.png"),
+        ({"label": ["", *NAMES[1:]]}, "row 1 of metadata.csv has no label"),
+        ({"split": ["later"] * 60}, "row 1 of metadata.csv has the split later"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named(
+    given: Path, storage_root: Path, change: dict[str, Any], said: str
+) -> None:
+    columns = {"file_name": FILES, "label": NAMES.tolist(), **change}
+    (given / "metadata.csv").write_bytes(as_csv(rows(**columns)))
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, given)
+
+
+def test_columns_that_are_not_clear_are_asked_about(given: Path, storage_root: Path) -> None:
+    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, kind=NAMES.tolist())))
+    with pytest.raises(
+        DataError, match=r"has no column that may be the label: file_name, kind. Set data.label"
+    ):
+        ingest(storage_root, given)
+    assert ingest(storage_root, given, label_column="kind", image_size=8).num_classes == 3
+
+
+IMAGES = RANDOM.integers(0, 256, (60, 6, 6), np.uint8)
+
+
+def test_npz_of_one_or_several_archives(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    np.savez(tmp_path / "a" / "x.npz", x_train=IMAGES[:40], y_train=LABELS[:40], x_test=IMAGES, y_test=LABELS)
+    assert ingest(storage_root, tmp_path / "a").rows["test"] == 60
+    np.savez(tmp_path / "b" / "train.npz", images=IMAGES[:40], labels=LABELS[:40, None])
+    np.savez(tmp_path / "b" / "test.npz", images=IMAGES[40:], labels=LABELS[40:, None])
+    manifest = ingest(storage_root, tmp_path / "b")
+    assert (manifest.rows["test"], manifest.shape) == (20, (6, 6, 1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x_train": IMAGES}, "has no train labels"),
+        ({"weights": IMAGES, "y": LABELS}, "what is weights"),
+        ({"x": np.array([{}]), "y": LABELS}, "cannot be read as NumPy arrays"),
+    ],
+)
+def test_npz_that_cannot_be_used(
+    tmp_path: Path, storage_root: Path, arrays: dict[str, Any], said: str
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, tmp_path / "x.npz")
+
+
+def pixels(depth: int = 1, label: str = "label") -> bytes:
+    values = RANDOM.integers(0, 256, (60, 36 * depth))
+    header = ",".join([label, *(f"pixel{k}" for k in range(36 * depth))])
+    return "\n".join(
+        [header, *(",".join(map(str, [y, *x])) for x, y in zip(values, LABELS, strict=True))]
+    ).encode()
+
+
+def test_csv_of_pixels(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "in" / f"{split}.csv").write_bytes(pixels(3))
+    manifest = ingest(storage_root, tmp_path / "in")
+    assert (manifest.shape, manifest.rows["test"]) == ((6, 6, 3), 60)
+    (tmp_path / "x.csv").write_bytes(pixels(1, "sort"))
+    assert ingest(storage_root, tmp_path / "x.csv", format="csv_pixels", label_column="sort").shape == (
+        6,
+        6,
+        1,
+    )
+    for wrong, said in (
+        (pixels(1, "sort"), "no column of labels"),
+        (pixels(2), "72 pixels a row, which is no square"),
+        (pixels().replace(b"\n0,", b"\n0,x", 1), "pixels of string"),
+    ):
+        (tmp_path / "x.csv").write_bytes(wrong)
+        with pytest.raises(DataError, match=said):
+            ingest(storage_root, tmp_path / "x.csv", format="csv_pixels")
