@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distml.config import Config
-from distml.data import source
+from distml.data import opening
 from distml.models import registry
 from distml.storage import Storage
 from tests.documents import ROOT, blocks
@@ -45,6 +45,6 @@ def test_the_loader_of_the_guide_loads(tmp_path: Path) -> None:
     images = random.integers(0, 256, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "digits.npz", x=images, y=np.arange(40) % 10)
     config = Config.load(None, data={"name": "digits", "path": "digits.npz", "format": "digits:load"})
-    opened = source.open_source(config, Storage(str(tmp_path / "storage")))
+    opened = opening.open_source(config, Storage(str(tmp_path / "storage")))
     assert opened.classes == tuple(f"digit {number}" for number in range(10))
-    assert opened.splits["train"].gather(np.arange(40)).shape == (40, 8, 8, 1)
+    assert opened.splits["train"].gather(np.arange(40)).images.shape == (40, 8, 8, 1)
