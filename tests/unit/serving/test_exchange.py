@@ -118,3 +118,13 @@ def test_a_body_that_stops_arriving_is_answered_and_closed(url: str) -> None:
         assert time.monotonic() - started < 5
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not arrive within 0.5 seconds" in answer
+
+
+def test_many_large_bodies_that_arrive_at_once_are_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_ARRIVING_BYTES", 8)
+    with pytest.raises(RejectedError, match="too many large requests are arriving") as caught:
+        read(part(b"abcde"), part(b"fghi"), part(b"", False))
+    assert caught.value.status == 429
+    assert dict(caught.value.headers)[b"retry-after"] == b"1"
+    for _ in range(3):  # what was rejected or has arrived is not counted any more
+        assert read(part(b"abcd"), part(b"efgh", False)) == b"abcdefgh"

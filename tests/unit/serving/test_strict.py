@@ -52,3 +52,11 @@ def test_kinds_have_names() -> None:
     values: list[object] = [True, 1, 1.5, "", [], {}, None]
     named = [strict.kind(value) for value in values]
     assert named == ["a boolean", "a number", "a number", "a string", "an array", "an object", "null"]
+
+
+def test_more_numbers_than_can_be_parsed_in_time_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict, "MAX_VALUES", 3)
+    assert strict.parse(b'{"a": [1, 2, 3, 4]}').members == {"a": [1, 2, 3, 4]}
+    with pytest.raises(RejectedError, match="more than 3 numbers; send fewer images") as caught:
+        strict.parse(b'{"a": [1, 2, 3, 4, 5]}')
+    assert caught.value.status == 413
