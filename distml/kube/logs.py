@@ -48,8 +48,8 @@ def main() -> int:
     """Entry point of the sidecar."""
     log.configure("driver")
     ended = threading.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, lambda *_: ended.set())
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, lambda *_: ended.set())
     keep(os.environ["LOGS_ROOT"], os.environ["POD_NAME"], ended)
     return 0
 
