@@ -217,7 +217,7 @@ def promote(
     Raises:
         DistmlError: The registry does not answer or no candidate may win; the champion has not changed.
     """
-    from distml.selection import promote as promotion
+    from distml.selection import promotion
 
     result = promotion.promote(config, run, version, dry_run, replace)
     return Decision(**{field.name: result[field.name] for field in dataclasses.fields(Decision)})
@@ -229,7 +229,7 @@ def rollback(config: Config, *, version: int | None = None, dry_run: bool = Fals
     Raises:
         DistmlError: There is no such version; the champion has not changed.
     """
-    from distml.selection import promote as promotion
+    from distml.selection import promotion
 
     result = promotion.rollback(config, version, dry_run)
     return Rollback(**{field.name: result[field.name] for field in dataclasses.fields(Rollback)})

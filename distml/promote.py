@@ -15,15 +15,15 @@ from typing import Any
 from distml import cli
 from distml.cli import arguments
 from distml.config import Config
-from distml.selection import promote
+from distml.selection import promotion
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Promote, keep or roll back."""
     arguments.require_rollback_alone(own)
     if own.rollback:
-        return promote.rollback(config, own.version, own.dry_run)
-    return promote.promote(config, own.run, own.version, own.dry_run, own.replace)
+        return promotion.rollback(config, own.version, own.dry_run)
+    return promotion.promote(config, own.run, own.version, own.dry_run, own.replace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,14 +6,16 @@ has to be measured on the same rows.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from distml.config import Config, load
+from distml.config import Config, TrainConfig, load
 from distml.errors import ConfigError
 from distml.models import registry
+from distml.runtime.cluster import SPARE_CPUS
 
 _NAME_LENGTH = 63
 _OWN = ("model", "train", "run.seed")
@@ -41,19 +43,20 @@ def candidates(config: Config) -> list[Candidate]:
     Raises:
         ConfigError: An override is not accepted, or two candidates have the same name; with its path.
     """
-    found: dict[str, Candidate] = {}
+    known: dict[str, Candidate] = {}
     for at, given in enumerate(config.sweep.candidates):
         where = f"sweep.candidates.{at}"
         try:
-            one = candidate(config, given)
+            chosen = candidate(config, given)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error.message}", error.remedy) from None
-        if one.name in found:
+        if chosen.name in known:
             raise ConfigError(
-                f"{where}: the name {one.name} is taken by another candidate.", "Give it a `name` of its own."
+                f"{where}: the name {chosen.name} is taken by another candidate.",
+                "Give it a `name` of its own.",
             )
-        found[one.name] = one
-    return list(found.values())
+        known[chosen.name] = chosen
+    return list(known.values())
 
 
 def candidate(config: Config, given: Mapping[str, Any], name: str | None = None) -> Candidate:
@@ -110,3 +113,32 @@ def _run_name(sweep: str, name: str) -> str:
             "Give the candidate a short `name`.",
         )
     return full
+
+
+def concurrent(
+    wanted: Literal["auto"] | int, trains: Sequence[TrainConfig], cpus: float, gpus: int = 0
+) -> int:
+    """Decide how many candidates train side by side.
+
+    Ray's CPUs are tickets, and a local Ray is given as many as the workers need, so it would start any
+    number of TensorFlow processes on two cores. Side by side pays only where each candidate has cores, or
+    GPUs, of its own.
+
+    Args:
+        wanted: `sweep.concurrent`.
+        trains: Training section of each candidate.
+        cpus: Cores of this machine for a local Ray, else the CPUs of the cluster.
+        gpus: Of the cluster.
+
+    Returns:
+        A number from 1 to that of the candidates.
+    """
+    if wanted != "auto":
+        return max(1, min(wanted, len(trains)))
+    share = max(train.max_workers * train.cpus_per_worker for train in trains)
+    limit = math.floor((cpus - SPARE_CPUS) / share + 1e-9)
+    if any(
+        train.device == "gpu" or (train.device == "auto" and gpus >= train.min_workers) for train in trains
+    ):
+        limit = min(limit, gpus // max(train.max_workers for train in trains))
+    return max(1, min(limit, len(trains)))

@@ -1,26 +1,33 @@
 """The whole in one process: data, training, promotion, endpoint, smoke test (driver).
 
-Every stage remembers what it was done for, so the same call goes on where the last one ended.
+`pipelines/<run.name>.json` holds, for every stage, the digest of its inputs and its result. A stage whose
+inputs are those of the last time, and whose result still holds, is skipped; so a pipeline that was
+interrupted, or is simply started again, goes on where something is left to do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from distml import tracking
 from distml.config import Config, binding
 from distml.data import shards
 from distml.errors import TrainingError
 from distml.runtime import cluster
-from distml.selection import promote
-from distml.selection.stages import Stages
+from distml.selection import promotion
 from distml.serving import client, deploy, smoke, waiting
 from distml.storage import Storage
 from distml.tracking import registry, runs
@@ -29,11 +36,17 @@ from distml.training import run as training
 
 logger = logging.getLogger(__name__)
 
+FOLDER = "pipelines"
+
 Result = dict[str, Any]
 
 
 def run(config: Config, stay: bool = False) -> Result:
     """Do every stage that is not done yet.
+
+    Args:
+        config: Of the whole.
+        stay: Answer until Ctrl-C on a Ray of this command's own.
 
     Returns:
         `stages` (status and seconds of each), `run_id` and accuracies of the best candidate, `decision`,
@@ -90,7 +103,7 @@ def _model(config: Config, stages: Stages) -> Result:
     data = stages.do(
         "ingest",
         shards.folder(config),
-        lambda: _prepare(config, storage),
+        lambda: _ingest(config, storage),
         lambda _: shards.find(config, storage) is not None,
     )
     recipe = [data["digest"], binding.of(config), config.sweep.model_dump(mode="json")]
@@ -99,12 +112,12 @@ def _model(config: Config, stages: Stages) -> Result:
     return stages.do(
         "promote",
         rules,
-        lambda: promote.promote(config),
+        lambda: promotion.promote(config),
         lambda before: registry.aliases(config).get(CHAMPION) == before[CHAMPION],
     )
 
 
-def _prepare(config: Config, storage: Storage) -> Result:
+def _ingest(config: Config, storage: Storage) -> Result:
     manifest = shards.prepare(config, storage)
     return {"name": manifest.name, "rows": manifest.rows, "digest": manifest.digest}
 
@@ -152,18 +165,18 @@ def _registered(config: Config, result: Result) -> bool:
     """Whether the registry has what was trained; the storage may have outlived it, or met another."""
     if result.get("version") is None:  # nothing was registered: the server was away
         return False
-    found = registry.by_number(config, int(result["version"]))
-    return found is not None and found.run_id == result["run_id"]
+    version = registry.by_number(config, int(result["version"]))
+    return version is not None and version.run_id == result["run_id"]
 
 
 _WORDS = {
-    "ingest": lambda found: f"{sum(found['rows'].values()):,} rows of {found['name']}",
-    "train": lambda found: (
-        f"{found.get('best') or 'one model'}: validation accuracy {found['val_accuracy']:.4f}"
+    "ingest": lambda result: f"{sum(result['rows'].values()):,} rows of {result['name']}",
+    "train": lambda result: (
+        f"{result.get('best') or 'one model'}: validation accuracy {result['val_accuracy']:.4f}"
     ),
-    "promote": lambda found: f"{found['decision']}: {found['why']}",
-    "serve": lambda found: f"{found['model']} version {found['version']} at {found['url']}",
-    "smoke": lambda found: f"{found['accuracy']:.1%} of {found['rows']} validation pictures right",
+    "promote": lambda result: f"{result['decision']}: {result['why']}",
+    "serve": lambda result: f"{result['model']} version {result['version']} at {result['url']}",
+    "smoke": lambda result: f"{result['accuracy']:.1%} of {result['rows']} validation pictures right",
 }
 
 
@@ -180,3 +193,91 @@ def _next(config: Config, stages: Stages, url: str, stays: bool) -> None:
         del facts["serve"]
     for name, value in facts.items():
         stages.console.print(f"[bold]{name:<7}[/bold] {value}")
+
+
+class Stages:
+    """The stages of one pipeline. Final.
+
+    Args:
+        name: Of the pipeline.
+        storage: Where it is remembered.
+        again: Do everything again.
+    """
+
+    def __init__(self, name: str, storage: Storage, again: bool = False) -> None:
+        self._storage, self._parts = storage, (FOLDER, f"{name}.json")
+        self._known: dict[str, Any] = {}
+        if not again and storage.exists(*self._parts):
+            try:
+                self._known = dict(json.loads(storage.read_text(*self._parts)))
+            except ValueError:
+                self._known = {}  # a lost memory costs time and nothing else
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.done: dict[str, Result] = {}
+
+    def do(
+        self,
+        name: str,
+        inputs: Any,
+        work: Callable[[], Result],
+        holds: Callable[[Result], bool] | None = None,
+    ) -> Result:
+        """Do a stage, or take its result from the last time.
+
+        Args:
+            name: Of the stage.
+            inputs: What its result depends on, as JSON.
+            work: Does it.
+            holds: Whether an earlier result is still true; without it the stage is done every time.
+
+        Returns:
+            Its result.
+        """
+        began = time.monotonic()
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+        known = self._known.get(name, {})
+        if holds is not None and known.get("key") == key and holds(known["result"]):
+            self._end(name, "skipped", began, known["result"])
+            return dict(known["result"])
+        self.console.print(f"\n[bold]{name}[/bold]")
+        try:
+            result = work()
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            self._end(name, "interrupted" if stopped else "failed", began, {})
+            raise
+        self._known[name] = {"key": key, "result": result}
+        self._storage.write_bytes(json.dumps(self._known, indent=1, default=str).encode(), *self._parts)
+        self._end(name, "finished", began, result)
+        return result
+
+    def _end(self, name: str, status: str, began: float, result: Result) -> None:
+        seconds = round(time.monotonic() - began, 2)
+        self.done[name] = {"status": status, "seconds": seconds, "result": result}
+
+    def summary(self) -> dict[str, Any]:
+        """Status and seconds of every stage that was reached."""
+        return {
+            name: {"status": stage["status"], "seconds": stage["seconds"]}
+            for name, stage in self.done.items()
+        }
+
+    def show(self, words: dict[str, Callable[[Result], str]]) -> None:
+        """Print a table of the stages that were reached.
+
+        Args:
+            words: What to say about the result of a stage.
+        """
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("stage")
+        table.add_column("status")
+        table.add_column("time", justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for name, stage in self.done.items():
+            colour = {"finished": "green", "skipped": "cyan"}.get(stage["status"], "red")
+            said = words[name](stage["result"]) if stage["result"] and name in words else ""
+            status = f"[{colour}]{stage['status']}[/{colour}]"
+            table.add_row(name, status, f"{stage['seconds']:.1f} s", escape(said))
+        self.console.print()
+        self.console.print(table)
+        self.console.print()

@@ -1,21 +1,32 @@
-"""The record of a sweep: which runs belong to it and how it ended (driver).
+"""The record of a sweep: below the storage root, and as the parent run on the tracking server (driver).
 
-`sweeps/<run.name>/<generation>/sweep.json`. Each candidate is an ordinary run with a record of its own
-below `runs/`; what is kept here is what makes them one.
+`sweeps/<run.name>/<generation>/sweep.json` names the runs of the candidates. Each is an ordinary run with a
+record of its own below `runs/`. Candidates whose runs ended while the tracking server was away get their
+versions when it is back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import tempfile
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from distml import tracking
 from distml.config import Config, binding
-from distml.errors import ConfigError, StorageError
+from distml.config.load import flatten
+from distml.errors import ConfigError, StorageError, TrackingError
+from distml.selection import leaderboard
+from distml.selection.leaderboard import Row
 from distml.storage import Storage
+from distml.tracking import runs
 from distml.tracking.runs import RunPaths, numbered
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "sweeps"
 RECORD = "sweep.json"
@@ -82,8 +93,8 @@ def finished(storage: Storage, config: Config, runs: dict[str, str]) -> Sweep | 
     Raises:
         StorageError: The record is damaged, or the storage cannot be read.
     """
-    found = None if config.run.restart else find(storage, config.run.name)
-    return found if found and (found.status, found.runs) == ("finished", runs) else None
+    sweep = None if config.run.restart else find(storage, config.run.name)
+    return sweep if sweep and (sweep.status, sweep.runs) == ("finished", runs) else None
 
 
 def begin(
@@ -102,16 +113,146 @@ def begin(
         StorageError: The record is damaged or cannot be written.
     """
     name, recipe = config.run.name, json.loads(json.dumps(recipe or {}))
-    found = None if config.run.restart else find(storage, name)
-    if found is None:
-        known = [int(one) for one in storage.names(FOLDER, name) if one.isdigit()]
-        found = Sweep(name, max(known, default=0) + 1, uuid.uuid4().hex, recipe=recipe)
-    if found.recipe != recipe:
-        changed = binding.changes(found.recipe, recipe)
+    sweep = None if config.run.restart else find(storage, name)
+    if sweep is None:
+        known = [int(folder) for folder in storage.names(FOLDER, name) if folder.isdigit()]
+        sweep = Sweep(name, max(known, default=0) + 1, uuid.uuid4().hex, recipe=recipe)
+    if sweep.recipe != recipe:
+        changed = binding.changes(sweep.recipe, recipe)
         raise ConfigError(
             f"sweep {name} cannot go on as another one: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
         )
-    found.runs, found.status = runs or found.runs, "running"
-    found.save(storage)
-    return found
+    sweep.runs, sweep.status = runs or sweep.runs, "running"
+    sweep.save(storage)
+    return sweep
+
+
+class Parent:
+    """A sweep on the tracking server. Final.
+
+    Args:
+        config: Of the sweep.
+        storage: Holds its record.
+        sweep: Its record.
+    """
+
+    def __init__(self, config: Config, storage: Storage, sweep: Sweep) -> None:
+        self._config, self._storage, self._sweep = config, storage, sweep
+        self._tracker = tracking.Tracker(config, f"{sweep.name}-sweep-{sweep.generation:03d}", sweep.run_id)
+        flat = flatten(config.model_dump(mode="json"))
+        params = {path: str(value)[:500] for path, value in flat.items()}
+        tags = {"distml.sweep": sweep.name, "distml.config_digest": config.digest()}
+        self._tracker.put("open", name=sweep.name, tags=tags, params=params, key=sweep.key)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Name and key by which the runs of the sweep find their parent."""
+        return self._sweep.name, self._sweep.key
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The sweep's folder below the storage root."""
+        return self._sweep.parts
+
+    def finish(self, rows: list[Row], search: bool = False) -> dict[str, Any]:
+        """Draw the figure, record how the sweep ended and close it.
+
+        Args:
+            rows: Of the candidates.
+            search: Whether they are points of a search space.
+
+        Returns:
+            The result line.
+        """
+        result = leaderboard.result(rows, search)
+        self._sweep.runs = {row.candidate: row.run for row in rows}
+        parts = (*self._sweep.parts, "figures")
+        with tempfile.TemporaryDirectory() as folder:
+            name = leaderboard.draw(Path(folder), leaderboard.order(rows), search)
+            self._storage.upload(folder, *parts)
+        self._tracker.put("artifacts", parts=list(parts), path="figures")
+        self._tracker.put("text", file="leaderboard.json", text=json.dumps(result["leaderboard"], indent=1))
+        best = {key: result[key] for key in ("val_accuracy", "test_accuracy") if result[key] is not None}
+        self._tracker.metrics("best", 0, best)
+        self._send("FINISHED" if result["status"] == "finished" else "FAILED")
+        self._sweep.result = result | {
+            "sweep": self._sweep.name,
+            "parent_run_id": self._sweep.run_id,
+            "model": self._config.tracking.registered_model,
+            "tracking_uri": tracking.uri(self._config),
+            "figure": self._storage.uri(*parts, name),
+        }
+        self._sweep.save(self._storage)
+        return self._sweep.result
+
+    def close(self, status: str) -> None:
+        """Close a sweep that did not come to its end.
+
+        Args:
+            status: FAILED or KILLED, as MLflow says.
+        """
+        self._send(status)
+        self._sweep.save(self._storage)
+
+    def _send(self, status: str) -> None:
+        self._tracker.put("close", status=status, tags={})
+        self._tracker.close()
+        self._sweep.run_id = self._tracker.sender.run_id or self._sweep.run_id
+        self._sweep.status = {"FINISHED": "finished", "FAILED": "failed"}.get(status, "running")
+
+
+def complete(config: Config, storage: Storage, rows: dict[str, Row], wait_s: float) -> dict[str, Row]:
+    """Return the rows with the versions of runs that are registered only now.
+
+    Args:
+        config: Of the sweep.
+        storage: Holds the records of the runs and the spool.
+        rows: By candidate.
+        wait_s: Seconds to wait for a server that is away.
+
+    Raises:
+        TrackingError: It is away for longer, or refuses a run.
+    """
+    known = dict(rows)
+    for name, row in rows.items():
+        trained = runs.finished(storage, row.run) if _is_unregistered(row) else None
+        if trained is not None:
+            result = tracking.register(config, storage, trained, wait_s).result
+            known[name] = dataclasses.replace(row, version=result["version"], run_id=result["run_id"])
+    return known
+
+
+def try_complete(config: Config, storage: Storage, rows: dict[str, Row]) -> dict[str, Row]:
+    """Return the same at the end of a sweep, which does not fail because the server is away."""
+    try:
+        return complete(config, storage, rows, 0.0)
+    except TrackingError as error:
+        logger.warning("%s", error)
+        return rows
+
+
+def complete_finished(config: Config, storage: Storage, sweep: Sweep, rows: dict[str, Row]) -> dict[str, Row]:
+    """Return the rows of a finished sweep; registers what is not, and updates the record of the sweep.
+
+    Args:
+        config: Of the sweep; `tracking.wait_s` says how long to wait for the server.
+        storage: Holds the records and the spool.
+        sweep: Its record.
+        rows: By candidate.
+
+    Raises:
+        TrackingError: The server is away for longer, or refuses a run.
+    """
+    if not any(_is_unregistered(row) for row in rows.values()):
+        return rows
+    rows = complete(config, storage, rows, config.tracking.wait_s)
+    best = leaderboard.result(list(rows.values()), config.sweep.search is not None)
+    sweep.run_id = tracking.find(config, sweep.key) or sweep.run_id
+    sweep.result |= best | {"parent_run_id": sweep.run_id}
+    sweep.save(storage)
+    return rows
+
+
+def _is_unregistered(row: Row) -> bool:
+    return row.status == "finished" and not row.version

@@ -65,7 +65,7 @@ class Trusted:
     data_digest: str
 
 
-class Judge:
+class Evaluator:
     """Scores versions on one prepared data set, each once. Final.
 
     Args:
@@ -91,11 +91,11 @@ class Judge:
         key = (version.version, split)
         if key not in self._scores:
             with tempfile.TemporaryDirectory(prefix="distml-promote-") as folder, log.quietly():
-                found = trusted(self._config, version, Path(folder))
-                self._require_comparable(version, found.predictor)
+                loaded = trusted(self._config, version, Path(folder))
+                self._require_comparable(version, loaded.predictor)
                 images, labels = self._read(split)
-                self.trained_on[version.version] = found.data_digest
-                self._scores[key] = measure(found.predictor.predict(images), labels, version.version)
+                self.trained_on[version.version] = loaded.data_digest
+                self._scores[key] = measure(loaded.predictor.predict(images), labels, version.version)
         return self._scores[key]
 
     def _read(self, split: str) -> tuple[Images, Labels]:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from distml import log
+from distml import log, tracking
 from distml.config import Config, RangeConfig
 from distml.data import shards
 from distml.errors import ConfigError
 from distml.runtime import cluster, resources
 from distml.runtime.cluster import Cluster
-from distml.selection import concurrency, outcome, trial
-from distml.selection.candidates import candidate
+from distml.selection import candidates, leaderboard, trial
+from distml.selection.candidates import Candidate, candidate
 from distml.selection.leaderboard import Row
-from distml.selection.parent import Parent
-from distml.selection.trial import Train
+from distml.selection.record import Parent
+from distml.selection.trial import Train, name
 from distml.storage import Storage
+from distml.tracking import runs
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -72,17 +74,18 @@ def run(config: Config, storage: Storage, parent: Parent, train: Train, console:
     search, wanted = config.sweep.search, config.sweep.concurrent
     assert search is not None
     trains = [config.train] * search.trials
-    with cluster.connect(config, runs=concurrency.concurrent(wanted, trains, cores)) as found:
-        cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
-        at_once = concurrency.concurrent(wanted, trains, cpus, int(gpus))
-        resources.require_plan(config, found)
+    with cluster.connect(config, runs=candidates.concurrent(wanted, trains, cores)) as ray_cluster:
+        gpus = ray_cluster.resources.get("GPU", 0)
+        cpus = cores if ray_cluster.local else ray_cluster.resources.get("CPU", 0)
+        at_once = candidates.concurrent(wanted, trains, cpus, int(gpus))
+        resources.require_plan(config, ray_cluster)
         shards.prepare(config, storage)
         console.print(
             f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "
-            f"(sweep.concurrent {wanted}), {found.shown}"
+            f"(sweep.concurrent {wanted}), {ray_cluster.shown}"
         )
-        results = _tune(config, storage, parent, train, (found, at_once), console)
-        return {row.candidate: row for row in outcome.rows(config, storage, results)}
+        results = _tune(config, storage, parent, train, ray_cluster, at_once, console)
+        return {row.candidate: row for row in rows(config, storage, results)}
 
 
 def _tune(
@@ -90,7 +93,8 @@ def _tune(
     storage: Storage,
     parent: Parent,
     train: Train,
-    room_here: tuple[Cluster, int],
+    ray_cluster: Cluster,
+    at_once: int,
     console: Console,
 ) -> ResultGrid:
     # Tune's loggers would write three files a trial, and its reporter to standard output.
@@ -102,9 +106,10 @@ def _tune(
 
     from distml.selection.reporter import Reporter
 
-    found, at_once = room_here
     values = config.model_dump(mode="json")
-    function = tune.with_parameters(trial.trial, values=values, found=found, parent=parent.key, train=train)
+    function = tune.with_parameters(
+        trial.trial, values=values, ray_cluster=ray_cluster, parent=parent.key, train=train
+    )
     # A trial waits for its workers and needs no core; Ray wants every actor of Tune's to ask for something.
     trainable = tune.with_resources(function, {"cpu": 0, "memory": 1 << 20})
     where = storage.uri(*parent.parts)
@@ -163,3 +168,47 @@ def _how(config: Config, at_once: int) -> Any:
         num_samples=1 if search.method == "grid" else search.trials,
         search_alg=BasicVariantGenerator(random_state=config.run.seed, max_concurrent=at_once),
     )
+
+
+def rows(config: Config, storage: Storage, results: ResultGrid) -> list[Row]:
+    """Return a row for every trial, from the record of its run; what did not finish was stopped or failed.
+
+    Args:
+        config: Of the sweep.
+        storage: Holds the records.
+        results: Of Ray Tune.
+    """
+    known = []
+    for result in results:
+        trial_name = name(result.path.rstrip("/").rpartition("/")[2])
+        chosen = candidate(config, result.config or {}, trial_name)
+        known.append(_trial_row(chosen, storage, result))
+    return sorted(known, key=lambda row: row.candidate)
+
+
+def _trial_row(chosen: Candidate, storage: Storage, result: Any) -> Row:
+    run = chosen.config.run.name
+    plain = chosen.config.model_copy(update={"run": chosen.config.run.model_copy(update={"restart": False})})
+    if done := runs.taken(plain, storage):
+        return leaderboard.of_result(chosen.name, run, chosen.overrides, done.result)
+    metrics = result.metrics or {}
+    reached: dict[str, Any] = {"val_accuracy": metrics.get("val_accuracy"), "epochs": metrics.get("epoch")}
+    if result.error is not None:
+        cause = str(result.error).strip().splitlines()[-1][:300]
+        return Row(chosen.name, run, chosen.overrides, "failed", **reached, error=cause)
+    _close(chosen, storage)
+    return Row(chosen.name, run, chosen.overrides, "stopped", **reached, wall_s=metrics.get("time_total_s"))
+
+
+def _close(chosen: Candidate, storage: Storage) -> None:
+    """End the run of a trial that was stopped: its own process had no time to."""
+    record = runs.newest(storage, chosen.config.run.name)
+    if record is None:
+        return
+    tracker = tracking.Tracker(chosen.config, f"{record.name}-{record.generation:03d}-stopped")
+    tags = {"distml.stopped": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    tracker.put("open", name=record.name, tags=tags, params={}, key=record.key)
+    tracker.put("close", status="KILLED", tags={})
+    tracker.close()
+    record.status, record.run_id = "stopped", tracker.sender.run_id
+    record.save(storage)

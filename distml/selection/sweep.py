@@ -21,11 +21,11 @@ from distml.config.load import flatten
 from distml.data import shards
 from distml.errors import DistmlError
 from distml.runtime import cluster, resources
-from distml.selection import candidates, concurrency, leaderboard, record, registration
+from distml.selection import candidates, leaderboard, record
 from distml.selection.candidates import Candidate
 from distml.selection.child import Child
 from distml.selection.leaderboard import Row
-from distml.selection.parent import Parent
+from distml.selection.record import Parent
 from distml.selection.trial import Train
 from distml.storage import Storage
 from distml.tracking import runs
@@ -51,22 +51,22 @@ def run(config: Config, train: Train) -> dict[str, Any]:
     if config.sweep.search:
         return _search(config, storage, train, console, began)
     chosen = candidates.candidates(config)
-    names = {one.name: one.config.run.name for one in chosen}
+    names = {candidate.name: candidate.config.run.name for candidate in chosen}
     with runs.alone(config, storage, record.FOLDER):
         rows = _finished(chosen, storage)
         if rows:
             console.print(f"finished before: [bold]{escape(', '.join(rows))}[/bold]")
         if len(rows) == len(chosen) and (known := record.finished(storage, config, names)):
-            rows = registration.again(config, storage, known, rows)
+            rows = record.complete_finished(config, storage, known, rows)
             return _shown(console, config, rows, known.result, began)
         parent = Parent(config, storage, record.begin(config, storage, names))
         try:
-            waiting = [one for one in chosen if one.name not in rows]
+            waiting = [candidate for candidate in chosen if candidate.name not in rows]
             rows |= _train(config, storage, waiting, parent, train, console)
         except BaseException:
             parent.close("KILLED")
             raise
-        rows = registration.try_complete(config, storage, rows)
+        rows = record.try_complete(config, storage, rows)
         return _shown(console, config, rows, parent.finish([rows[name] for name in names]), began)
 
 
@@ -83,7 +83,7 @@ def _search(config: Config, storage: Storage, train: Train, console: Console, be
         if before is not None and before.status == "finished":
             before.save(storage)
             console.print("finished before")
-            rows = registration.again(config, storage, before, leaderboard.of_line(before.result))
+            rows = record.complete_finished(config, storage, before, leaderboard.of_line(before.result))
             return _shown(console, config, rows, before.result, began)
         parent = Parent(config, storage, sweep)
         try:
@@ -91,29 +91,29 @@ def _search(config: Config, storage: Storage, train: Train, console: Console, be
         except BaseException:
             parent.close("KILLED")
             raise
-        rows = registration.try_complete(config, storage, rows)
+        rows = record.try_complete(config, storage, rows)
         return _shown(console, config, rows, parent.finish(list(rows.values()), search=True), began)
 
 
 def _finished(chosen: list[Candidate], storage: Storage) -> dict[str, Row]:
     """The rows of candidates that were trained before."""
-    taken = {one.name: (one, runs.taken(one.config, storage)) for one in chosen}
+    taken = {candidate.name: (candidate, runs.taken(candidate.config, storage)) for candidate in chosen}
     return {
-        name: leaderboard.of_result(name, found.name, one.overrides, found.result)
-        for name, (one, found) in taken.items()
-        if found is not None
+        name: leaderboard.of_result(name, trained.name, candidate.overrides, trained.result)
+        for name, (candidate, trained) in taken.items()
+        if trained is not None
     }
 
 
 def _shown(
-    console: Console, config: Config, rows: dict[str, Row], found: dict[str, Any], began: float
+    console: Console, config: Config, rows: dict[str, Row], result: dict[str, Any], began: float
 ) -> dict[str, Any]:
     """Print the table and what to type next; returns the result line."""
     leaderboard.show(console, list(rows.values()))
     again = f"--run {config.run.name} --storage.root {config.storage.root}"
-    console.print(f"[bold]figure[/bold]     {found['figure']}")
+    console.print(f"[bold]figure[/bold]     {result['figure']}")
     console.print(f"[bold]next[/bold]       python -m distml.promote --config FILE {again}")
-    return found | {"wall_s": round(time.monotonic() - began, 2)}
+    return result | {"wall_s": round(time.monotonic() - began, 2)}
 
 
 def _train(
@@ -127,43 +127,47 @@ def _train(
     """Train what is not finished, side by side where each has cores of its own."""
     if not waiting:
         return {}
-    trains = [one.config.train for one in waiting]
+    trains = [candidate.config.train for candidate in waiting]
     largest = max(trains, key=lambda train: train.max_workers * train.cpus_per_worker)
     sized = config.model_copy(update={"train": largest})
     cores = os.cpu_count() or 1
-    with cluster.connect(sized, concurrency.concurrent(config.sweep.concurrent, trains, cores)) as found:
-        cpus, gpus = (cores if found.local else found.resources.get("CPU", 0)), found.resources.get("GPU", 0)
-        side_by_side = concurrency.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
-        for one in waiting:
-            resources.require_plan(one.config, found)
+    with cluster.connect(sized, candidates.concurrent(config.sweep.concurrent, trains, cores)) as ray_cluster:
+        gpus = ray_cluster.resources.get("GPU", 0)
+        cpus = cores if ray_cluster.local else ray_cluster.resources.get("CPU", 0)
+        side_by_side = candidates.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
+        for candidate in waiting:
+            resources.require_plan(candidate.config, ray_cluster)
         shards.prepare(config, storage)
         console.print(
             f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "
-            f"time (sweep.concurrent {config.sweep.concurrent}), {found.shown}"
+            f"time (sweep.concurrent {config.sweep.concurrent}), {ray_cluster.shown}"
         )
 
-        def go(one: Candidate) -> Row:
-            return _row(one, lambda: train(one.config, Child(one.name, found, parent.key)))
+        def go(candidate: Candidate) -> Row:
+            child = Child(candidate.name, ray_cluster, parent.key)
+            return _row(candidate, lambda: train(candidate.config, child))
 
         if side_by_side == 1:  # on the main thread, where Ray Train listens to Ctrl-C
-            return {one.name: go(one) for one in waiting}
+            return {candidate.name: go(candidate) for candidate in waiting}
         return _side_by_side(waiting, go, side_by_side)
 
 
 def _side_by_side(waiting: list[Candidate], go: Callable[[Candidate], Row], count: int) -> dict[str, Row]:
     pool = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="candidate")
     try:
-        futures = {one.name: pool.submit(go, one) for one in waiting}
+        futures = {candidate.name: pool.submit(go, candidate) for candidate in waiting}
         return {name: future.result() for name, future in futures.items()}
     finally:
         # Interrupted, the others end when the connection is closed behind them.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _row(one: Candidate, train: Callable[[], dict[str, Any]]) -> Row:
-    """Train one; that it fails is no reason to leave the others out."""
-    name = one.config.run.name
+def _row(candidate: Candidate, train: Callable[[], dict[str, Any]]) -> Row:
+    """Train a candidate; that it fails is no reason to leave the others out."""
+    name = candidate.config.run.name
     try:
-        return leaderboard.of_result(one.name, name, one.overrides, train())
+        return leaderboard.of_result(candidate.name, name, candidate.overrides, train())
     except DistmlError as error:
-        return dataclasses.replace(Row(one.name, name, one.overrides), status="failed", error=str(error))
+        return dataclasses.replace(
+            Row(candidate.name, name, candidate.overrides), status="failed", error=str(error)
+        )

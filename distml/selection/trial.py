@@ -29,14 +29,18 @@ def folder(of: Any) -> str:
 
 
 def trial(
-    params: dict[str, Any], values: dict[str, Any], found: Cluster, parent: tuple[str, str], train: Train
+    params: dict[str, Any],
+    values: dict[str, Any],
+    ray_cluster: Cluster,
+    parent: tuple[str, str],
+    train: Train,
 ) -> None:
     """One trial (trial process): train, and tell Tune of every epoch; Tune ends the process to stop it.
 
     Args:
         params: Overrides that Tune has drawn.
         values: The configuration of the sweep.
-        found: The connection of the driver.
+        ray_cluster: The connection of the driver.
         parent: Name and key of the parent run.
         train: Trains one run.
     """
@@ -57,5 +61,5 @@ def trial(
                 tune.report({"val_accuracy": epoch.metrics["val_accuracy"], "epoch": told})
 
     known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
-    result = known.result if known else train(chosen.config, Child(mine, found, parent, report))
+    result = known.result if known else train(chosen.config, Child(mine, ray_cluster, parent, report))
     tune.report({"val_accuracy": result["val_accuracy"], "epoch": result["epochs"]})

@@ -47,8 +47,8 @@ def publish(client: MlflowClient, config: Config, run_id: str, described: dict[s
 def _logged(client: MlflowClient, run_id: str) -> str | None:
     """The model of a run that was logged whole already."""
     experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
-    ready = [str(model.model_id) for model in found if str(model.status).endswith("READY")]
+    logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    ready = [str(model.model_id) for model in logged if str(model.status).endswith("READY")]
     return ready[0] if ready else None
 
 

@@ -2,7 +2,7 @@
 
 Questions are asked again while the server is away, for up to `tracking.wait_s`; `briefly` is for those who
 ask again anyway, and for those whom a person waits for. The server keeps the alias that is written last;
-`selection.move` makes that safe.
+`selection.alias` makes that safe.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def newest(config: Config) -> ModelVersion | None:
 
 def _newest(config: Config, condition: str) -> ModelVersion | None:
     def ask(client: Any) -> Any:
-        found = client.search_model_versions(condition)
-        return max(found, key=lambda version: int(version.version), default=None)
+        versions = client.search_model_versions(condition)
+        return max(versions, key=lambda version: int(version.version), default=None)
 
     return _version(config, ask)
 

@@ -147,29 +147,29 @@ def taken(config: Config, storage: Storage) -> Run | None:
         ConfigError: A run of that name was started with another configuration.
         StorageError: A record is damaged, or leads out of the storage root.
     """
-    found = None if config.run.restart else newest(storage, config.run.name)
-    if found is not None:
-        _refuse_other(config, found)
-    return found if found is not None and found.status == "finished" else None
+    run = None if config.run.restart else newest(storage, config.run.name)
+    if run is not None:
+        _refuse_other(config, run)
+    return run if run is not None and run.status == "finished" else None
 
 
-def _refuse(config: Config, found: Run) -> None:
+def _refuse(config: Config, run: Run) -> None:
     """Refuse what cannot go on, with the difference and the remedy."""
-    if found.status == "finished":
-        version, accuracy = found.version, found.result.get("val_accuracy")
+    if run.status == "finished":
+        version, accuracy = run.version, run.result.get("val_accuracy")
         raise ConfigError(
-            f"run {found.name} is finished already (model version {version or 'not registered'}, "
+            f"run {run.name} is finished already (model version {version or 'not registered'}, "
             f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",
             "Choose another --run.name, or pass --run.restart true to train it again.",
         )
-    _refuse_other(config, found)
+    _refuse_other(config, run)
 
 
-def _refuse_other(config: Config, found: Run) -> None:
+def _refuse_other(config: Config, run: Run) -> None:
     """Refuse to go on with another configuration than the run began with."""
-    if changed := binding.changes(found.binding, binding.of(config)):
+    if changed := binding.changes(run.binding, binding.of(config)):
         raise ConfigError(
-            f"run {found.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
+            f"run {run.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
         )
 
@@ -205,10 +205,10 @@ def examine(config: Config, storage: Storage) -> Run | None:
         ConfigError: A run of that name is finished, or was started with another configuration.
         StorageError: The record is damaged, or leads out of the storage root.
     """
-    found = None if config.run.restart else newest(storage, config.run.name)
-    if found is not None:
-        _refuse(config, found)
-    return found
+    run = None if config.run.restart else newest(storage, config.run.name)
+    if run is not None:
+        _refuse(config, run)
+    return run
 
 
 def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
@@ -222,14 +222,14 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
         StorageError: The record is damaged or cannot be written, or leads out of the storage root.
     """
     name = config.run.name
-    found = examine(config, storage)
-    resumed = found is not None
-    if found is None:
+    run = examine(config, storage)
+    resumed = run is not None
+    if run is None:
         generation = (
             max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
         )
-        found = Run(name, generation, uuid.uuid4().hex, binding=binding.of(config), started_at=time.time())
-    found.status = "running"
-    found.attempts += 1
-    found.save(storage)
-    return found, resumed
+        run = Run(name, generation, uuid.uuid4().hex, binding=binding.of(config), started_at=time.time())
+    run.status = "running"
+    run.attempts += 1
+    run.save(storage)
+    return run, resumed

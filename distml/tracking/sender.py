@@ -76,9 +76,9 @@ class Sender:
         """The run of a key, begun where there is none."""
         experiment = self._experiment()
         with _OPENING:  # the runs of a sweep, each on a thread of its own, have one parent
-            found = self.client.search_runs([experiment], f"tags.`distml.key` = '{key}'", max_results=1)
-            if found:
-                return str(found[0].info.run_id)
+            runs = self.client.search_runs([experiment], f"tags.`distml.key` = '{key}'", max_results=1)
+            if runs:
+                return str(runs[0].info.run_id)
             created = self.client.create_run(experiment, run_name=name, tags={"distml.key": key})
             return str(created.info.run_id)
 
@@ -86,9 +86,9 @@ class Sender:
         from mlflow.exceptions import MlflowException
 
         name = self.config.tracking.experiment
-        found = self.client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment:
+            return str(experiment.experiment_id)
         try:
             return str(
                 self.client.create_experiment(
@@ -99,10 +99,10 @@ class Sender:
                 )
             )
         except MlflowException:  # another run made it meanwhile
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)
 
     def resume_metrics(self) -> None:
         """Learn which steps are on record, so that a resumed run logs each step once."""

@@ -1,4 +1,4 @@
-"""Sends what was spooled while the tracking server was away; registers what it never heard of (driver).
+"""Sends what was spooled while the tracking server was away, and registers runs it does not know (driver).
 
 A spool file holds the operations of one run in order. It is sent by the next command that meets the server.
 """
@@ -145,13 +145,13 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
     wait_s = config.tracking.wait_s if wait_s is None else wait_s
     delivery = deliver(config, wait_s)
     try:
-        found = None if delivery.away else patiently(config, lambda: _registered(config, run), wait_s)
+        known = None if delivery.away else patiently(config, lambda: _registered(config, run), wait_s)
     except Exception as error:  # the clients of MLflow's stores raise kinds of their own
         delivery.left[run.name], delivery.away = cause(error), is_outage(error)
-        found = None
-    if found is not None:
-        run.run_id = found[0]
-        run.result |= {"run_id": found[0], "version": found[1], "tracking_complete": True}
+        known = None
+    if known is not None:
+        run.run_id, version = known
+        run.result |= {"run_id": run.run_id, "version": version, "tracking_complete": True}
         run.save(storage)
     elif delivery.away or any(name.startswith(f"{run.name}-{run.generation:03d}-") for name in delivery.left):
         why = f"has been away for {wait_s:.0f} s" if delivery.away else "refuses what was recorded"
@@ -165,7 +165,7 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
 
 
 def _registered(config: Config, run: Run) -> tuple[str, int] | None:
-    """MLflow run and version of a run, found by its key."""
+    """MLflow run and version of a run, looked up by its key."""
     run_id = find(config, run.key)
     mine = f"name = '{config.tracking.registered_model}' and run_id = '{run_id}'"
     versions = client(config).search_model_versions(mine) if run_id else []

@@ -75,7 +75,7 @@ def _values(monitors: Iterable[Any]) -> dict[str, float]:
     values: dict[str, float] = {}
     for monitor in monitors:
         monitor.collect_metrics()
-        found = monitor.aggregate_metrics()
-        values |= {f"system/{name}": float(value) for name, value in found.items()}
+        metrics = monitor.aggregate_metrics()
+        values |= {f"system/{name}": float(value) for name, value in metrics.items()}
         monitor.clear_metrics()
     return values

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from distml.config import Config
 from distml.data import shards
-from distml.selection import contest, score
-from distml.selection.field import Entrant
+from distml.selection import promotion, score
+from distml.selection.promotion import Candidate
 from distml.storage import Storage
 from distml.tracking.registry import by_number
 
@@ -21,10 +21,10 @@ def _no_lock(_self: Storage, *_parts: str, **_options: object) -> Iterator[bool]
     yield False
 
 
-def _remembering(config: Config) -> score.Judge:
+def _remembering(config: Config) -> score.Evaluator:
     """Scores are facts about files that do not change, so each is measured once for all rounds."""
     storage = Storage(config.storage.root)
-    return score.Judge(config, storage, shards.prepare(config, storage))
+    return score.Evaluator(config, storage, shards.prepare(config, storage))
 
 
 def main() -> None:
@@ -32,17 +32,17 @@ def main() -> None:
     config = Config.resolve(json.loads(sys.argv[1]))
     if sys.argv[2] == "unlocked":
         Storage.lock = _no_lock  # type: ignore[method-assign, assignment]
-    judge = _remembering(config)
-    vars(contest)["Judge"] = lambda *_: judge
+    evaluator = _remembering(config)
+    vars(promotion)["Evaluator"] = lambda *_: evaluator
     print("ready", flush=True)
     for line in sys.stdin:
-        entrants = []
+        candidates = []
         for number in json.loads(line):
             version = by_number(config, number)
             assert version is not None
-            entrants.append(Entrant(str(number), version))
+            candidates.append(Candidate(str(number), version))
         try:
-            print(contest.hold(config, entrants).decision.why, flush=True)
+            print(promotion.challenge(config, candidates).decision.why, flush=True)
         except Exception as error:
             print(f"failed: {error!r}", flush=True)
 

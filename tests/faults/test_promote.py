@@ -17,7 +17,7 @@ import pytest
 
 from distml import promote
 from distml.artifacts.layout import MODEL, write_digests
-from distml.selection import records
+from distml.selection import alias
 from distml.tracking import registry as aliases
 from tests import registered
 from tests.registered import Registry
@@ -93,7 +93,7 @@ def test_eight_promoters_leave_the_best_champion_every_time(registry: Registry, 
             assert not [line for line in said if line.startswith("failed")]
             best = max(version for field in fields for version in field)
             assert registry.aliases()["champion"] == best, (number, fields, said)
-            written = records.read(aliases.versions(registry.config))
+            written = alias.read(aliases.versions(registry.config))
             assert {one.decision for one in written} <= {"promoted", "kept", "overtaken"}
             won = [one for one in written if one.version == best and one.decision == "promoted"]
             if locked == "locked":

@@ -12,7 +12,7 @@ import pytest
 
 from distml import promote
 from distml.artifacts.layout import EXAMPLE, MODEL, write_digests
-from distml.selection import records
+from distml.selection import alias
 from distml.selection.record import Sweep
 from distml.tracking import registry as aliases
 from tests import registered
@@ -61,8 +61,8 @@ def command(made: Registry, capsys: pytest.CaptureFixture[str]) -> Promote:
     return run
 
 
-def said(registry: Registry, version: int) -> list[records.Record]:
-    return [one for one in records.read(aliases.versions(registry.config)) if one.version == version]
+def said(registry: Registry, version: int) -> list[alias.Record]:
+    return [one for one in alias.read(aliases.versions(registry.config)) if one.version == version]
 
 
 def test_the_best_of_a_sweep_on_validation_rows_wins(registry: Registry, command: Promote) -> None:
@@ -117,7 +117,7 @@ def test_a_dry_run_changes_nothing(registry: Registry, command: Promote) -> None
     assert (code, result["decision"], result["dry_run"], result["champion"]) == (0, "promoted", True, None)
     assert "would be: version 2 is the champion" in err
     assert registry.aliases() == {}
-    assert not records.read(aliases.versions(registry.config))
+    assert not alias.read(aliases.versions(registry.config))
 
 
 def test_rolling_back_returns_to_the_previous_and_keeps_the_withdrawn_one_out(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distml.selection import figure, leaderboard
+from distml.selection import leaderboard
 from distml.selection.leaderboard import Row
 
 ROWS = [
@@ -52,12 +52,12 @@ def test_the_table_names_the_best_first_and_the_cause_of_a_failure() -> None:
 
 
 def test_the_figures_can_be_drawn(tmp_path: Path) -> None:
-    assert (tmp_path / figure.draw(tmp_path, leaderboard.order(ROWS))).stat().st_size > 5000
+    assert (tmp_path / leaderboard.draw(tmp_path, leaderboard.order(ROWS))).stat().st_size > 5000
     points = [
         Row("t1", "t1", {"train.learning_rate": 1e-4, "model.name": "cnn"}, val_accuracy=0.8),
         Row("t2", "t2", {"train.learning_rate": 1e-1, "model.name": "resnet"}, "stopped", val_accuracy=0.9),
     ]
-    drawn = figure.draw(tmp_path, points, search=True)
+    drawn = leaderboard.draw(tmp_path, points, search=True)
     assert drawn == "parallel_coordinates.png"
     assert (tmp_path / drawn).stat().st_size > 5000
-    figure.draw(tmp_path, ROWS[2:])  # nothing to show is no crash
+    leaderboard.draw(tmp_path, ROWS[2:])  # nothing to show is no crash

@@ -10,16 +10,24 @@ Champions only ever get better on the same rows, so all records since the last r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import getpass
+import json
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.selection import gate, records
+from distml.selection import gate
 from distml.selection.gate import Decision, Score
-from distml.selection.records import Record
 from distml.storage import Storage
 from distml.tracking import registry
-from distml.tracking.registry import CHAMPION, PREVIOUS
+from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
 _LOOKS = 20
 _TURNS = "promotions"
@@ -58,14 +66,14 @@ def promote(
         ModelError: The champion cannot be measured.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
-        rolled = _rollback(records.read(registry.versions(config)))
+        rolled = _rollback(read(registry.versions(config)))
         champion = registry.aliases(config).get(CHAMPION)
         incumbent = None if champion is None else rate(champion)
         decision = gate.decide(config.promote, candidate, incumbent)
         if dry or candidate.version == champion:
             return decision, champion
         metric = config.promote.metric
-        record = records.write(
+        record = write(
             config,
             Record(
                 candidate.version,
@@ -80,11 +88,9 @@ def promote(
         if not decision.promote:
             return decision, champion
         if champion is not None and incumbent is None:
-            registry.tag(
-                config, champion, records.WITHDRAWN, f"was replaced unseen by version {record.version}"
-            )
+            registry.tag(config, champion, WITHDRAWN, f"was replaced unseen by version {record.version}")
         won = _settle(config, candidate, record, rolled, rate)
-        records.write(config, record, decision="promoted" if won == record.version else "overtaken")
+        write(config, record, decision="promoted" if won == record.version else "overtaken")
         if won != record.version:
             decision = Decision(False, f"{decision.why[:-1]}, but version {won} is better and came between.")
         return decision, champion
@@ -92,7 +98,7 @@ def promote(
 
 def _rollback(known: list[Record]) -> str:
     """Key of the last rollback, "" where there was none."""
-    return max((one.key for one in known if one.decision == "rolled back"), default="")
+    return max((record.key for record in known if record.decision == "rolled back"), default="")
 
 
 def _settle(
@@ -102,12 +108,13 @@ def _settle(
     for _ in range(_LOOKS):
         now = registry.aliases(config).get(CHAMPION)
         entries = registry.versions(config)
-        known = records.read(entries)
+        known = read(entries)
         if _rollback(known) != rolled and now is not None:
             return now  # a person has just said which one
-        withdrawn = {entry.version for entry in entries if records.WITHDRAWN in entry.tags}
-        rivals = {one.version for one in known if one.key > rolled and _rivals(one, record)}
-        scores = [found for one in rivals - withdrawn - {mine.version} if (found := rate(one)) is not None]
+        withdrawn = {entry.version for entry in entries if WITHDRAWN in entry.tags}
+        rivals = {other.version for other in known if other.key > rolled and _rivals(other, record)}
+        rated = [rate(version) for version in rivals - withdrawn - {mine.version}]
+        scores = [score for score in rated if score is not None]
         best = gate.best(config.promote.metric, [mine, *scores])
         if now == best.version:
             return best.version
@@ -128,7 +135,7 @@ def _rivals(other: Record, mine: Record) -> bool:
 
 
 def back(config: Config, storage: Storage, version: int, dry: bool = False) -> tuple[Decision, int | None]:
-    """Make a version champion again whatever it scores, and keep the present one out of later competitions.
+    """Make a version champion again whatever it scores, and keep the present one out of later promotions.
 
     Args:
         config: The registry.
@@ -149,9 +156,74 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
         instead = "" if now is None else f" instead of version {now}"
         decision = Decision(True, f"version {version} was made champion{instead} by hand.")
         if not dry:
-            records.write(config, Record(version, "rolled back", decision.why, now))
+            write(config, Record(version, "rolled back", decision.why, now))
             _point(config, version)
-            registry.untag(config, version, records.WITHDRAWN)
+            registry.untag(config, version, WITHDRAWN)
             if now is not None:
-                registry.tag(config, now, records.WITHDRAWN, f"was rolled back to version {version}")
+                registry.tag(config, now, WITHDRAWN, f"was rolled back to version {version}")
         return decision, now
+
+
+PREFIX = "distml.promotion."
+WITHDRAWN = "distml.withdrawn"
+"""Tag of a version that was rolled back from: it does not compete again unless it is named."""
+
+Status = Literal["moving", "promoted", "kept", "overtaken", "rolled back"]
+
+
+def _who() -> str:
+    with contextlib.suppress(KeyError, OSError):  # a container may run under a number without a name
+        return f"{getpass.getuser()}@{platform.node()}"
+    return platform.node()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One decision.
+
+    Args:
+        version: The version it is about.
+        decision: moving until the alias is seen to have moved; overtaken when a better one came between.
+        why: One sentence with the numbers.
+        champion: The version that was champion before.
+        metric: What was compared.
+        value: What the version reached.
+        data_digest: Of the data whose validation rows were used.
+        key: Unique; sorts by time.
+        at: UTC.
+        by: User and machine.
+    """
+
+    version: int
+    decision: Status
+    why: str
+    champion: int | None = None
+    metric: str | None = None
+    value: float | None = None
+    data_digest: str | None = None
+    key: str = field(default_factory=lambda: f"{time.time_ns() // 1_000_000:013d}-{uuid.uuid4().hex[:8]}")
+    at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    by: str = field(default_factory=_who)
+
+
+def write(config: Config, record: Record, **changed: object) -> Record:
+    """Write a record, or write it again with something changed.
+
+    Raises:
+        TrackingError: The registry does not answer.
+    """
+    record = dataclasses.replace(record, **changed)  # type: ignore[arg-type]
+    text = json.dumps({key: value for key, value in dataclasses.asdict(record).items() if key != "key"})
+    registry.tag(config, record.version, PREFIX + record.key, text)
+    return record
+
+
+def read(versions: Iterable[ModelVersion]) -> list[Record]:
+    """Return the records beside some versions, oldest first; what is no record is passed over."""
+    known = []
+    for version in versions:
+        for key, text in version.tags.items():
+            if key.startswith(PREFIX):
+                with contextlib.suppress(ValueError, TypeError):
+                    known.append(Record(**json.loads(text), key=key.removeprefix(PREFIX)))
+    return sorted(known, key=lambda record: record.key)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distml.config import TrainConfig
-from distml.selection.concurrency import concurrent
+from distml.selection.candidates import concurrent
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.selection.stages import Stages
+from distml.selection.pipeline import Stages
 from distml.storage import Storage
 
 
