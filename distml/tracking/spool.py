@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +27,8 @@ FOLDER = "tracking-spool"
 
 
 def new_name(run: str) -> str:
-    """A name for a spool file of a run that no other has."""
-    return f"{run}-{uuid.uuid4().hex[:8]}.jsonl"
+    """A name for a spool file that no other has; those of a run sort by age."""
+    return f"{run}-{time.time_ns() // 1_000_000:013d}-{uuid.uuid4().hex[:8]}.jsonl"
 
 
 @dataclass
@@ -46,9 +47,10 @@ class Delivery:
 
 
 def deliver(config: Config, wait_s: float = 0.0, everywhere: bool = False) -> Delivery:
-    """Send what earlier runs spooled, oldest first; sending something twice records it once.
+    """Send what earlier runs spooled, the oldest of a run first; sending something twice records it once.
 
-    What a server refuses stays, and does not keep the others back.
+    What a server refuses stays, and does not keep the others back. Who does not wait leaves it to another
+    process that is sending already.
 
     Args:
         config: Names the storage root and the server.
@@ -58,36 +60,43 @@ def deliver(config: Config, wait_s: float = 0.0, everywhere: bool = False) -> De
     Raises:
         StorageError: The spool cannot be read.
     """
-    storage, delivery = Storage(config.storage.root), Delivery()
+    storage = Storage(config.storage.root)
     if not _names(storage):
-        return delivery
+        return Delivery()
+    try:
+        with storage.lock(FOLDER, wait=wait_s > 0):
+            return _deliver(config, storage, wait_s, everywhere)
+    except BlockingIOError:
+        return Delivery()
+
+
+def _deliver(config: Config, storage: Storage, wait_s: float, everywhere: bool) -> Delivery:
+    delivery, server = Delivery(), ""
     absent: dict[str, str] = {}
-    server = ""
-    with storage.lock(FOLDER):
-        for name in _names(storage):
-            try:
-                sender, operations = _open(config, storage, name)
-                server = uri(sender.config)
-                if server != uri(config) and not everywhere:
-                    continue
-                if server in absent:
-                    delivery.left[name] = absent[server]
-                    continue
-                patiently(sender.config, partial(_send, sender, operations), wait_s)
-            except Exception as error:  # a spool file that cannot be sent, whatever is wrong with it
-                delivery.left[name] = cause(error)
-                logger.warning("%s stays spooled: %s", name, cause(error))
-                if is_outage(error):
-                    absent[server], delivery.away = cause(error), True
-            else:
-                storage.delete(FOLDER, name)
-                delivery.sent += 1
-                logger.info("sent to %s what %s holds", server, name)
+    for name in _names(storage):
+        try:
+            sender, operations = _open(config, storage, name)
+            server = uri(sender.config)
+            if server != uri(config) and not everywhere:
+                continue
+            if server in absent:
+                delivery.left[name] = absent[server]
+                continue
+            patiently(sender.config, partial(_send, sender, operations), wait_s)
+        except Exception as error:  # a spool file that cannot be sent, whatever is wrong with it
+            delivery.left[name] = cause(error)
+            logger.warning("%s stays spooled: %s", name, cause(error))
+            if is_outage(error):
+                absent[server], delivery.away = cause(error), True
+        else:
+            storage.delete(FOLDER, name)
+            delivery.sent += 1
+            logger.info("sent to %s what %s holds", server, name)
     return delivery
 
 
 def _names(storage: Storage) -> list[str]:
-    """Names of spool files, oldest first."""
+    """Names of spool files, those of a run by age."""
     return [name for name in storage.names(FOLDER) if name.endswith(".jsonl")]
 
 

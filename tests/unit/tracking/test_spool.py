@@ -159,3 +159,18 @@ def test_a_server_that_stays_away_is_given_up(config: Config) -> None:
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 has been away for 1 s") as caught:
         tracking.register(gone, Storage(config.storage.root), finished(gone))
     assert "the same command registers it" in caught.value.remedy
+
+
+def test_who_does_not_wait_leaves_it_to_another_who_is_sending(config: Config) -> None:
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    with Storage(config.storage.root).lock(spool.FOLDER):
+        assert spool.deliver(config) == spool.Delivery()
+    assert spool.deliver(config).sent == 1
+
+
+def test_spool_files_of_a_run_sort_by_age() -> None:
+    names = []
+    for _ in range(4):
+        names.append(spool.new_name("a-001"))
+        time.sleep(0.002)
+    assert names == sorted(names)
