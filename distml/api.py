@@ -205,12 +205,12 @@ def promote(
     dry_run: bool = False,
     replace: bool = False,
 ) -> Decision:
-    """Let candidates compete on validation rows; the best becomes champion if it beats the present one.
+    """Evaluate candidates on validation rows; the best becomes champion if it beats the present one.
 
     Args:
         config: The rules, the data and the registry.
-        run: Sweep, run or MLflow run id whose models compete; `*` for every version.
-        version: This version competes alone.
+        run: Sweep, run or MLflow run id whose models are candidates; `*` for every version.
+        version: This version is the only candidate.
         dry_run: Decide and change nothing.
         replace: Promote even where the champion cannot be measured.
 

@@ -1,6 +1,6 @@
 """Make the best model the champion, if it is better than the one there is (driver).
 
-python -m distml.promote --config configs/sweep.yaml           the candidates of that sweep compete
+python -m distml.promote --config configs/sweep.yaml           the best candidate of that sweep
 python -m distml.promote --run fashion-mnist                   a sweep or run by name; '*': every version
 python -m distml.promote --version 7 --dry-run                 what would happen to this one
 python -m distml.promote --rollback                            the champion before this one again

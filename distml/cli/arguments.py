@@ -57,8 +57,12 @@ def serve(parser: Parser) -> None:
 def promote(parser: Parser) -> None:
     """Add the arguments of `promote`."""
     add = parser.add_argument
-    add("--run", metavar="NAME", help="sweep, run or MLflow run id that competes; '*': every version")
-    add("--version", type=int, metavar="N", help="this version competes alone")
+    add(
+        "--run",
+        metavar="NAME",
+        help="sweep, run or MLflow run id to choose from; '*': every version",
+    )
+    add("--version", type=int, metavar="N", help="this version is the only candidate")
     add("--dry-run", action="store_true", help="say what would happen and change nothing")
     add("--replace", action="store_true", help="promote even where the champion cannot be measured")
     add("--rollback", action="store_true", help="return to the previous champion, or to --version")

@@ -5,7 +5,8 @@ store, the registry alone decides, and it serves whoever writes last. Therefore 
 its record, then the alias, and then looks again until the alias names the best of all recorded versions.
 Why that suffices: the last write of all was followed by a look that found nothing better; whoever wrote a
 record after that look has itself looked later, and would have written again had its version been better.
-Champions only ever get better on the same rows, so all records since the last rollback may compete.
+Champions only ever get better on the same rows, so all versions recorded since the last
+rollback are candidates.
 """
 
 from __future__ import annotations
@@ -107,11 +108,11 @@ def _settle(
     """Point the alias at the best version recorded since the last rollback, until that is what it names."""
     for _ in range(_LOOKS):
         now = registry.aliases(config).get(CHAMPION)
-        entries = registry.versions(config)
-        known = read(entries)
+        versions = registry.versions(config)
+        known = read(versions)
         if _rollback(known) != rolled and now is not None:
             return now  # a person has just said which one
-        withdrawn = {entry.version for entry in entries if WITHDRAWN in entry.tags}
+        withdrawn = {version.version for version in versions if WITHDRAWN in version.tags}
         rivals = {other.version for other in known if other.key > rolled and _rivals(other, record)}
         rated = [rate(version) for version in rivals - withdrawn - {mine.version}]
         scores = [score for score in rated if score is not None]
@@ -166,7 +167,7 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
 
 PREFIX = "distml.promotion."
 WITHDRAWN = "distml.withdrawn"
-"""Tag of a version that was rolled back from: it does not compete again unless it is named."""
+"""Tag of a version that was rolled back from: it is no candidate again unless it is named."""
 
 Status = Literal["moving", "promoted", "kept", "overtaken", "rolled back"]
 

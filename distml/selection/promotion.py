@@ -26,7 +26,7 @@ from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered version that competes.
+    """A registered version that may be promoted.
 
     Args:
         label: What a person calls it: a candidate, a run, or a version.
@@ -161,7 +161,7 @@ def _result(
 
 
 def gather(config: Config, storage: Storage, run: str | None, version: int | None) -> list[Candidate]:
-    """Find the versions that compete.
+    """Return the candidates for promotion.
 
     Args:
         config: Names the registry and, by `run.name`, the sweep or run that is meant by default.
@@ -252,7 +252,7 @@ def require(config: Config, version: int) -> ModelVersion:
 def challenge(
     config: Config, candidates: list[Candidate], dry: bool = False, replace: bool = False
 ) -> Outcome:
-    """Let candidates compete, and the best of them challenge the champion.
+    """Evaluate the candidates and let the best of them challenge the champion.
 
     Args:
         config: The rules, the data and the registry.
