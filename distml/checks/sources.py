@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from distml.checks.check import Check, failed, ok, problem, size, warning
 from distml.config import Config
+from distml.data.archive import is_archive
 from distml.data.fitting import policy
 from distml.data.formats import fashion_mnist, image_folder
 from distml.data.listing import Folder
@@ -33,7 +34,8 @@ def prepared(manifest: Manifest) -> Check:
     """Data that a run would find ready."""
     rows = ", ".join(f"{count:,} {split}" for split, count in manifest.rows.items())
     height, width, depth = manifest.shape
-    detail = f"{manifest.name}: {rows} rows of {height}x{width}x{depth}, {manifest.num_classes} classes"
+    shape, classes = f"{height}x{width}x{depth}", manifest.num_classes
+    detail = f"{manifest.name}, version {manifest.digest[:8]}: {rows} rows of {shape}, {classes} classes"
     return ok(_NAME, detail)
 
 
@@ -68,6 +70,8 @@ def folder(config: Config) -> Check:
     """A user's folder: it can be listed, its format is known, and a sample of its pictures is sound."""
     data = config.data
     found = Folder(str(data.path))
+    if is_archive(str(data.path)):
+        return ok(_NAME, f"{found.root}: {size(sum(found.sizes.values()))}, to be unpacked once")
     form = format_of(found) if data.format == "auto" else data.format
     total = size(sum(found.sizes.values()))
     detail = f"{found.root}: {len(found.sizes)} files, {total}, to be read as {form}"

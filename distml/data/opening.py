@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from distml.config import Config, DataConfig
+from distml.data import archive
 from distml.data.fitting import refitted
 from distml.data.formats import fashion_mnist, function, idx, image_folder, numbers, parquet, table
 from distml.data.image import SUFFIXES
@@ -45,8 +47,13 @@ def open_source(config: Config, storage: Storage) -> Source:
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
     folder = Folder(data.path)
+    packed = archive.is_archive(data.path)
+    told = folder.fingerprint()
+    if packed:
+        folder = Folder(archive.unpacked(data.path, storage))
     form = format_of(folder) if data.format == "auto" else data.format
-    return refitted(_OPENERS[form](folder, data), data)
+    source = refitted(_OPENERS[form](folder, data), data)
+    return replace(source, fingerprint=told) if packed else source
 
 
 def format_of(folder: Folder) -> str:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig
 from distml.data import schema
+from distml.data.archive import is_archive
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
@@ -79,6 +80,8 @@ def changed(config: Config, manifest: Manifest) -> str | None:
         return None
     if folder.fingerprint() == manifest.fingerprint:
         return None
+    if is_archive(config.data.path):
+        return f"{folder.root} changed since it was prepared"
     now, then = len(folder.sizes), (manifest.entries or 0) - sum(manifest.skipped.values())
     return f"{folder.root} changed since it was prepared ({then} files then, {now} now)"
 
@@ -117,6 +120,7 @@ def prepare(config: Config, storage: Storage, source: Source | None = None) -> M
     """
     manifest = find(config, storage)
     if manifest is not None:
+        _LOG.info("%s: version %s of the data, prepared before", manifest.name, manifest.digest[:8])
         return manifest
     where = folder(config)
     with storage.lock(where) as held:
@@ -153,7 +157,9 @@ def _ingest(
             if _published(config, storage) == before:
                 storage.delete(mine)
         raise
-    _LOG.info("published %s: %s", storage.uri(where, _MANIFEST), manifest.rows)
+    _LOG.info(
+        "published %s: version %s, %s", storage.uri(where, _MANIFEST), manifest.digest[:8], manifest.rows
+    )
     return manifest
 
 
