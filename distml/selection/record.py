@@ -24,6 +24,7 @@ from distml.selection import leaderboard
 from distml.selection.leaderboard import Row
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.tracking.operations import CloseRun, LogArtifacts, LogText, OpenRun
 from distml.tracking.runs import RunPaths, numbered
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class Parent:
         flat = flatten(config.model_dump(mode="json"))
         params = {path: str(value)[:500] for path, value in flat.items()}
         tags = {"distml.sweep": sweep.name, "distml.config_digest": config.digest()}
-        self._tracker.put("open", name=sweep.name, tags=tags, params=params, key=sweep.key)
+        self._tracker.put(OpenRun(sweep.name, tags, params, sweep.key))
 
     @property
     def key(self) -> tuple[str, str]:
@@ -171,8 +172,8 @@ class Parent:
         with tempfile.TemporaryDirectory() as folder:
             name = leaderboard.draw(Path(folder), leaderboard.order(rows), search)
             self._storage.upload(folder, *parts)
-        self._tracker.put("artifacts", parts=list(parts), path="figures")
-        self._tracker.put("text", file="leaderboard.json", text=json.dumps(result["leaderboard"], indent=1))
+        self._tracker.put(LogArtifacts(list(parts), "figures"))
+        self._tracker.put(LogText("leaderboard.json", json.dumps(result["leaderboard"], indent=1)))
         best = {key: result[key] for key in ("val_accuracy", "test_accuracy") if result[key] is not None}
         self._tracker.metrics("best", 0, best)
         self._send("FINISHED" if result["status"] == "finished" else "FAILED")
@@ -196,7 +197,7 @@ class Parent:
         self._sweep.save(self._storage)
 
     def _send(self, status: str) -> None:
-        self._tracker.put("close", status=status, tags={})
+        self._tracker.put(CloseRun(status))
         self._tracker.close()
         self._sweep.run_id = self._tracker.sender.run_id or self._sweep.run_id
         self._sweep.status = {"FINISHED": "finished", "FAILED": "failed"}.get(status, "running")

@@ -28,6 +28,7 @@ from distml.selection.record import Parent
 from distml.selection.trial import Train, name
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.tracking.operations import CloseRun, OpenRun
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -207,8 +208,8 @@ def _close(chosen: Candidate, storage: Storage) -> None:
         return
     tracker = tracking.Tracker(chosen.config, f"{record.name}-{record.generation:03d}-stopped")
     tags = {"distml.stopped": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    tracker.put("open", name=record.name, tags=tags, params={}, key=record.key)
-    tracker.put("close", status="KILLED", tags={})
+    tracker.put(OpenRun(record.name, tags, {}, record.key))
+    tracker.put(CloseRun("KILLED"))
     tracker.close()
     record.status, record.run_id = "stopped", tracker.sender.run_id
     record.save(storage)

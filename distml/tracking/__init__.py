@@ -1,6 +1,6 @@
 """The only MLflow: one run per training run, its registry entry, and outages of the server (driver).
 
-Everything that is to be recorded becomes an operation, a plain dictionary, in an outbox. One thread
+Everything that is to be recorded becomes a typed operation in an outbox. One thread
 sends them in order, so an outage delays the record and never the training. What could not be sent when
 the run ends stays in a spool file under the storage root and is sent by the next command that meets the
 server, or by `distml sync`. Operations carry their own time stamps and steps, so sending one twice

@@ -12,13 +12,14 @@ import math
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distml.config import Config
 from distml.errors import DistmlError
 from distml.storage import Storage
+from distml.tracking.operations import LogMetrics, Operation
 from distml.tracking.retry import failure, retrying
-from distml.tracking.sender import Operation, Sender
+from distml.tracking.sender import Sender
 from distml.tracking.server import cause, is_outage
 from distml.tracking.spool import FOLDER, deliver, new_name
 from distml.tracking.system_metrics import Watch
@@ -56,15 +57,15 @@ class Tracker:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
-    def put(self, do: str, **values: Any) -> None:
+    def put(self, operation: Operation) -> None:
         """Add an operation; returns at once."""
-        self._box.put({"do": do, "at": int(time.time() * 1000), **values})
+        self._box.put(operation)
 
     def metrics(self, guard: str, step: int, values: dict[str, float], time_s: float | None = None) -> None:
         """Add metrics of one step, logged once even when a restarted worker sends them again."""
         time_ms = int((time_s or time.time()) * 1000)
         finite = {key: float(value) for key, value in values.items()}
-        self.put("metrics", guard=guard, step=step, time_ms=time_ms, values=finite)
+        self.put(LogMetrics(guard, step, time_ms, finite))
 
     def watch(self, since: float) -> None:
         """Add what this machine does from now on, until the run is closed."""
@@ -85,7 +86,7 @@ class Tracker:
             tries(self.sender.send, operation)
         except Exception as error:  # the one broad catch: tracking must not end a training run
             if not is_outage(error):
-                logger.warning("tracking failed (%s): %s", operation["do"], cause(error))
+                logger.warning("tracking failed (%s): %s", operation.kind, cause(error))
             self.failure = error
             return False
         if self._outage_since is not None:
@@ -127,6 +128,6 @@ class Tracker:
 
     def _spool(self) -> None:
         header = {"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id}
-        lines = [json.dumps(line) for line in (header, *self._unsent)]
+        lines = [json.dumps(line) for line in (header, *(left.to_json() for left in self._unsent))]
         self._storage.write_bytes("\n".join(lines).encode(), FOLDER, new_name(self._name))
         logger.warning("tracking is incomplete; the next command that meets the server sends the rest")

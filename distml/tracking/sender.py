@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from distml.config import Config
 from distml.storage import Storage
+from distml.tracking.operations import (
+    CloseRun,
+    LogArtifacts,
+    LogDataset,
+    LogMetrics,
+    LogText,
+    OpenRun,
+    Operation,
+    RegisterModel,
+)
 from distml.tracking.publish import local, publish
 from distml.tracking.server import artifact_location, client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Operation = dict[str, Any]
 _OPENING = threading.Lock()
 
 
@@ -43,31 +53,41 @@ class Sender:
 
     def send(self, operation: Operation) -> None:
         """Carry out one operation; raises what MLflow raises."""
-        self._at = operation.get("at")
-        values = {key: value for key, value in operation.items() if key not in ("do", "at")}
-        getattr(self, f"_do_{operation['do']}")(**values)
+        self._at = operation.at
+        match operation:
+            case OpenRun():
+                self._open(operation)
+            case LogMetrics():
+                self._metrics(operation)
+            case LogDataset():
+                self._dataset(operation)
+            case LogText():
+                self.client.log_text(self.run_id, operation.text, operation.file)
+            case LogArtifacts():
+                with local(self._storage, operation.parts) as folder:
+                    self.client.log_artifacts(self.run_id, str(folder), operation.path)
+            case RegisterModel():
+                self.version = publish(self.client, self.config, str(self.run_id), asdict(operation))
+            case CloseRun():
+                self._close(operation)
+            case _:
+                raise NotImplementedError(f"no way to carry out {type(operation).__name__}")
 
-    def _do_open(
-        self,
-        name: str,
-        tags: dict[str, str],
-        params: dict[str, str],
-        key: str,
-        parent: tuple[str, str] | None = None,
-    ) -> None:
+    def _open(self, run: OpenRun) -> None:
         """Open a run, found by its key where there is one; a parent is named in the same way."""
         from mlflow.entities import Param, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         if self.run_id is None:
-            self.run_id = self._run(name, key)
-        if parent is not None:
-            tags = tags | {MLFLOW_PARENT_RUN_ID: self._run(*parent)}
+            self.run_id = self._run(run.name, run.key)
+        tags = dict(run.tags)
+        if run.parent is not None:
+            tags[MLFLOW_PARENT_RUN_ID] = self._run(*run.parent)
         self.resume_metrics()
         if not self._ended_later():
             self.client.update_run(self.run_id, status="RUNNING")
         known = self.client.get_run(self.run_id).data.params
-        fresh = [Param(key, value) for key, value in params.items() if key not in known]
+        fresh = [Param(key, value) for key, value in run.params.items() if key not in known]
         self.client.log_batch(
             self.run_id, params=fresh, tags=[RunTag(key, text) for key, text in tags.items()]
         )
@@ -110,46 +130,31 @@ class Sender:
             history = self.client.get_metric_history(self.run_id, key)
             self._logged[key] = max((metric.step for metric in history), default=-1)
 
-    def _do_metrics(self, guard: str, step: int, time_ms: int, values: dict[str, float]) -> None:
-        """Log values of one step unless that step of the `guard` metric is on record already."""
+    def _metrics(self, logged: LogMetrics) -> None:
         from mlflow.entities import Metric
 
-        if step <= self._logged.get(guard, -1):
+        if logged.step <= self._logged.get(logged.guard, -1):
             return
-        self.client.log_batch(
-            self.run_id, [Metric(key, value, time_ms, step) for key, value in values.items()]
-        )
-        self._logged[guard] = step
+        values = [Metric(key, value, logged.time_ms, logged.step) for key, value in logged.values.items()]
+        self.client.log_batch(self.run_id, values)
+        self._logged[logged.guard] = logged.step
 
-    def _do_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
+    def _dataset(self, described: LogDataset) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(
-            name, digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
-        )
-        self.client.log_inputs(
-            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        )
+        source, profile = json.dumps({"uri": described.source}), json.dumps(described.profile)
+        dataset = Dataset(described.name, described.digest[:36], "local", source, profile=profile)
+        tag = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
 
-    def _do_text(self, file: str, text: str) -> None:
-        self.client.log_text(self.run_id, text, file)
-
-    def _do_artifacts(self, parts: list[str], path: str) -> None:
-        with local(self._storage, parts) as folder:
-            self.client.log_artifacts(self.run_id, str(folder), path)
-
-    def _do_model(self, **described: Any) -> None:
-        """Log the exported model as MLflow's Keras flavour and register it as a new version."""
-        self.version = publish(self.client, self.config, str(self.run_id), described)
-
-    def _do_close(self, status: str, tags: dict[str, str]) -> None:
+    def _close(self, run: CloseRun) -> None:
         from mlflow.entities import RunTag
 
         if self.run_id is None:  # it ended before it was opened
             return
-        self.client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in tags.items()])
+        self.client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in run.tags.items()])
         if not self._ended_later():
-            self.client.set_terminated(self.run_id, status, self._at)
+            self.client.set_terminated(self.run_id, run.status, self._at)
 
     def _ended_later(self) -> bool:
         """Whether the run ended after this was recorded, as where an earlier attempt was spooled."""

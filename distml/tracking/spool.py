@@ -16,9 +16,10 @@ from typing import Any
 from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
+from distml.tracking.operations import Operation
 from distml.tracking.retry import patiently
 from distml.tracking.runs import Run
-from distml.tracking.sender import Operation, Sender
+from distml.tracking.sender import Sender
 from distml.tracking.server import cause, client, is_outage, uri
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,9 @@ def _names(storage: Storage) -> list[str]:
 
 def _open(config: Config, storage: Storage, name: str) -> tuple[Sender, list[Operation]]:
     """The sender and the operations of a spool file; its storage is where it lies now."""
-    header, *operations = (json.loads(line) for line in storage.read_text(FOLDER, name).splitlines())
+    header, *lines = (json.loads(line) for line in storage.read_text(FOLDER, name).splitlines())
     of = Config.model_validate(header["config"]).model_copy(update={"storage": config.storage})
-    return Sender(of, header["run_id"]), operations
+    return Sender(of, header["run_id"]), [Operation.from_json(line) for line in lines]
 
 
 def _send(sender: Sender, operations: list[Operation]) -> None:

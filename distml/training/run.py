@@ -17,6 +17,7 @@ from distml.runtime import cluster, resources
 from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.tracking.operations import CloseRun
 from distml.training import summary, weight_sources
 from distml.training.events import Observer, Outcome
 from distml.training.observers.display import Display
@@ -107,7 +108,7 @@ def _recorded(config: Config, storage: Storage, began: float, child: Child | Non
     finally:
         display.close()
         if status != "FINISHED":
-            tracker.put("close", status=status, tags={})
+            tracker.put(CloseRun(status))
             tracker.close()
             record.run_id = tracker.sender.run_id or record.run_id
             record.save(storage)

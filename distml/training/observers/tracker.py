@@ -16,6 +16,7 @@ from distml.config.load import flatten
 from distml.data import shards
 from distml.storage import Storage
 from distml.tracking import runs
+from distml.tracking.operations import CloseRun, LogArtifacts, LogDataset, LogText, OpenRun, RegisterModel
 from distml.training import metrics as catalogue
 from distml.training.events import (
     EpochFinished,
@@ -92,10 +93,10 @@ class RunTracker:
         put = self._tracker.put
         params = {path: str(value)[:500] for path, value in flatten(config.model_dump(mode="json")).items()}
         tags = _tags(config, manifest)
-        put("open", name=run.name, tags=tags, params=params, key=run.key, parent=parent)
+        put(OpenRun(run.name, tags, params, run.key, parent))
         profile = {"rows": manifest.rows, "classes": len(manifest.classes), "shape": list(manifest.shape)}
-        put("dataset", name=manifest.name, digest=manifest.digest, source=manifest.folder, profile=profile)
-        put("text", file="config.json", text=config.model_dump_json(indent=1))
+        put(LogDataset(manifest.name, manifest.digest, manifest.folder, profile))
+        put(LogText("config.json", config.model_dump_json(indent=1)))
         if config.tracking.system_metrics:
             self._tracker.watch(run.started_at)
 
@@ -109,7 +110,7 @@ class RunTracker:
                 self._epoch(event)
             case WeightsLoaded():
                 text = f"{event.source} (SHA-256 {event.sha256}): {event.summary}\n"
-                self._tracker.put("text", file="weights.txt", text=text)
+                self._tracker.put(LogText("weights.txt", text))
             case Resumed():
                 # An epoch that was checkpointed just before the driver died may not have been recorded.
                 for epoch in event.history:
@@ -135,16 +136,17 @@ class RunTracker:
         values = {name: value for name, value in finished.metrics.items() if name not in last.metrics}
         self._tracker.metrics("result", last.epoch, values | class_accuracies(finished.evaluation))
         for folder in ("figures", "report"):
-            put("artifacts", parts=[*finished.export, folder], path=folder)
+            put(LogArtifacts([*finished.export, folder], folder))
         put(
-            "model",
-            parts=list(finished.export),
-            shape=list(manifest.shape),
-            classes=len(manifest.classes),
-            metrics=finished.quality,
-            digest=hashlib.sha256(storage.read_bytes(*finished.export, DIGESTS)).hexdigest(),
+            RegisterModel(
+                parts=list(finished.export),
+                shape=list(manifest.shape),
+                classes=len(manifest.classes),
+                metrics=finished.quality,
+                digest=hashlib.sha256(storage.read_bytes(*finished.export, DIGESTS)).hexdigest(),
+            )
         )
-        put("close", status="FINISHED", tags={})
+        put(CloseRun("FINISHED"))
         return self._tracker.close()
 
 

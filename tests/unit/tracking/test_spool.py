@@ -15,6 +15,7 @@ from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
 from distml.tracking import runs, spool
+from distml.tracking.operations import CloseRun, OpenRun
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,8 @@ def test_an_attempt_that_failed_does_not_undo_the_end_of_the_next(config: Config
     then = int(time.time() * 1000) - 60_000
     put(config, "a-001-0", opened("a", at=then), ended("FAILED", at=then + 1000))
     tracker = tracking.Tracker(config, "a-001")
-    tracker.put("open", name="a", tags={}, params={}, key="a")
-    tracker.put("close", status="FINISHED", tags={})
+    tracker.put(OpenRun("a", {}, {}, "a"))
+    tracker.put(CloseRun("FINISHED"))
     assert tracker.close()
     assert left(config) == []  # the run that ended has sent it
     found = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
