@@ -95,6 +95,23 @@ class Manifest:
         """Number of classes."""
         return len(self.classes)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the result line of `ingest`.
+
+        It has name, rows by split, classes (their number), shape, digest, skipped (entries of the folder that
+        were left out, by reason), left_out (pictures that could not be used) and warnings (their numbers).
+        """
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "classes": self.num_classes,
+            "shape": list(self.shape),
+            "digest": self.digest,
+            "skipped": self.skipped,
+            "left_out": len(self.left_out),
+            "warnings": len(self.warnings),
+        }
+
     def nbytes(self, split: str) -> int:
         """Return the bytes of a split's images in memory, as uint8."""
         height, width, depth = self.shape
