@@ -69,7 +69,7 @@ class StorageConfig(Section):
     """A local path, s3:// or gs:// URI that every worker can reach."""
 
 
-_FORMATS = ("auto", "image_folder", "table", "parquet", "idx", "npz", "csv_pixels")
+_FORMATS = ("auto", "image_folder", "table", "parquet", "idx", "npz", "csv_pixels", "webdataset")
 
 
 class DataConfig(Section):
@@ -80,7 +80,7 @@ class DataConfig(Section):
     path: str | None = None
     """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
     format: str = "auto"
-    """auto, image_folder, table, parquet, idx, npz, csv_pixels or module:function."""
+    """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""
     image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
     """Side or [height, width]; auto is the pictures' own size where all have one of at most 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"

@@ -9,7 +9,16 @@ from pathlib import PurePosixPath
 from distml.config import Config, DataConfig
 from distml.data import archive
 from distml.data.fitting import refitted
-from distml.data.formats import fashion_mnist, function, idx, image_folder, numbers, parquet, table
+from distml.data.formats import (
+    fashion_mnist,
+    function,
+    idx,
+    image_folder,
+    numbers,
+    parquet,
+    table,
+    webdataset,
+)
 from distml.data.image import SUFFIXES
 from distml.data.listing import Folder
 from distml.data.source import Source
@@ -23,6 +32,7 @@ _OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
     "table": table.open_table,
     "npz": numbers.open_npz,
     "csv_pixels": numbers.open_csv_pixels,
+    "webdataset": webdataset.open_webdataset,
 }
 
 
@@ -47,7 +57,8 @@ def open_source(config: Config, storage: Storage) -> Source:
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
     folder = Folder(data.path)
-    packed = archive.is_archive(data.path)
+    packed = archive.is_archive(data.path) and data.format != "webdataset"
+    packed = packed and not webdataset.is_webdataset(folder)
     told = folder.fingerprint()
     if packed:
         folder = Folder(archive.unpacked(data.path, storage))
@@ -63,6 +74,8 @@ def format_of(folder: Folder) -> str:
         DataError: None that distml knows.
     """
     suffixes = {PurePosixPath(name).suffix.lower() for name in [*folder.sizes, *folder.dangling]}
+    if webdataset.is_webdataset(folder):
+        return "webdataset"
     if table.tables(folder):
         return "table"
     if ".parquet" in suffixes:

@@ -1,0 +1,162 @@
+"""WebDataset: tar files in which `KEY.jpg` stands beside `KEY.cls` or `KEY.json` (driver).
+
+The tar files are read where they lie: an index of places is made once, then pictures are read at random.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distml.config import DataConfig
+from distml.data import faults, fitting, image, layout
+from distml.data.image import SUFFIXES, Policy
+from distml.data.listing import Folder
+from distml.data.schema import Labels
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.errors import DataError
+
+_LABELS = ("cls", "cls.txt", "label", "txt", "json")
+"""Endings of what says the label, the first that is there."""
+_KEYS = ("label", "cls", "class", "target")
+_SMALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture stands: the tar file, the member's name, its first byte and its size."""
+
+    tar: str
+    name: str
+    first: int
+    size: int
+
+
+def is_webdataset(folder: Folder) -> bool:
+    """Whether the files are tar files, the first of which holds a label beside a picture."""
+    tars = [name for name in folder.sizes if name.endswith(".tar")]
+    if not tars:
+        return False
+    try:
+        with folder.open(tars[0]) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
+            endings = {
+                member.name.rpartition(".")[2].lower() for member, _ in zip(packed, range(50), strict=False)
+            }
+    except (tarfile.TarError, EOFError):
+        return False
+    return bool(endings & {"cls", "json", "label"}) and any(f".{ending}" in SUFFIXES for ending in endings)
+
+
+def open_webdataset(folder: Folder, data: DataConfig) -> Source:
+    """Index the tar files and look at every picture's header.
+
+    Raises:
+        DataError: No tar files, a picture without a label, or too many that cannot be used.
+    """
+    tars = [name for name in folder.sizes if name.endswith(".tar")]
+    if not tars:
+        raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
+    places: dict[str, list[_Place]] = {}
+    labels: dict[str, list[str]] = {}
+    headers: list[fitting.Header] = []
+    bad: list[Fault] = []
+    damaged: set[str] = set()
+    for split, names in layout.divide(tars).items():
+        for name in names:
+            for place, label, header in _indexed(folder, name, data.max_pixels):
+                if isinstance(header, Fault):
+                    bad.append(header)
+                    damaged.add(label)
+                    continue
+                headers.append(header)
+                places.setdefault(split, []).append(place)
+                labels.setdefault(split, []).append(label)
+    faults.require(bad, len(headers) + len(bad), data)
+    if not labels.get("train"):
+        raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
+    if lost := sorted(damaged - set(labels["train"])):
+        raise DataError(f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove them.")
+    classes, numbers = encode({split: np.array(some) for split, some in labels.items()})
+    fitted = fitting.policy(headers, data)
+    splits = {
+        split: _rows(folder, places[split], numbers[split], fitted, data.max_pixels) for split in places
+    }
+    return Source(
+        *(fitted.shape, classes, splits, (folder.origin(),), fitted),
+        ledger=folder.ledger,
+        faults=tuple(bad),
+        fingerprint=folder.fingerprint(),
+    )
+
+
+def _indexed(folder: Folder, tar: str, max_pixels: int) -> Any:
+    """Yield place, label and header (or fault) of every picture of a tar file, in its order."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
+            for member in packed:
+                above, _, last = member.name.rpartition("/")
+                key, _, ending = last.partition(".")
+                if member.isreg() and not last.startswith("."):
+                    samples.setdefault(f"{above}/{key}", {})[ending.lower()] = member
+            for sample in samples.values():
+                picture = next((m for e, m in sample.items() if f".{e.rpartition('.')[2]}" in SUFFIXES), None)
+                if picture is None:
+                    continue
+                place = _Place(tar, f"{tar}/{picture.name}", picture.offset_data, picture.size)
+                label = _label(packed, sample, place.name)
+                content = packed.extractfile(picture)
+                try:
+                    yield (
+                        place,
+                        label,
+                        fitting.header(content.read() if content else b"", place.name, max_pixels),
+                    )
+                except DataError as error:
+                    yield place, label, Fault(place.name, error.message, error.remedy)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
+
+
+def _label(packed: tarfile.TarFile, sample: Mapping[str, tarfile.TarInfo], name: str) -> str:
+    for ending in _LABELS:
+        member = sample.get(ending)
+        content = packed.extractfile(member) if member is not None and member.size <= _SMALL_BYTES else None
+        if content is None:
+            continue
+        text = content.read().decode("utf-8", "replace").strip()
+        if ending != "json":
+            return text
+        try:
+            values = json.loads(text)
+            return str(next(values[key] for key in _KEYS if key in values))
+        except (ValueError, TypeError, StopIteration):
+            continue
+    raise DataError(f"{name} has no label beside it.", f"Add a member that ends in {', '.join(_LABELS[:3])}.")
+
+
+def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
+    def gather(indices: Indices) -> Gathered:
+        images = np.zeros((len(indices), *fitted.shape), np.uint8)
+        bad = {}
+        with ExitStack() as until:
+            streams: dict[str, Any] = {}
+            for at, index in enumerate(indices):
+                place = places[index]
+                if place.tar not in streams:
+                    streams[place.tar] = until.enter_context(folder.open(place.tar))
+                streams[place.tar].seek(place.first)
+                try:
+                    content = bytes(streams[place.tar].read(place.size))
+                    images[at] = image.read(content, fitted, place.name, max_pixels)
+                except DataError as error:
+                    bad[at] = Fault(place.name, error.message, error.remedy)
+        return Gathered(images, bad)
+
+    return Rows(labels, gather, lambda index: places[index].name)

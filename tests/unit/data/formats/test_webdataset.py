@@ -1,0 +1,91 @@
+"""WebDataset tars are read where they lie."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.config import Config, DataConfig
+from distml.data import image, shards
+from distml.data.manifest import Manifest
+from distml.errors import DataError
+from distml.storage import Storage
+from tests import zoo
+
+
+def picture(k: int) -> bytes:
+    drawn = zoo.drawn(9, 7)
+    drawn.putpixel((0, 0), (k, k, k))
+    return zoo.encoded(drawn, "PNG")
+
+
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as packed:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            packed.addfile(member, io.BytesIO(data))
+
+
+def samples(numbers: range, ending: str = "cls") -> dict[str, bytes]:
+    made: dict[str, bytes] = {}
+    for k in numbers:
+        name = ("cat", "dog")[k % 2]
+        made[f"{k:05d}.png"] = picture(k)
+        made[f"{k:05d}.{ending}"] = (
+            json.dumps({"label": name}).encode() if ending == "json" else name.encode()
+        )
+    return made
+
+
+def ingest(root: Path, path: Path, **data: Any) -> Manifest:
+    return shards.prepare(Config(data=DataConfig(shards=2, path=str(path), **data)), Storage(str(root)))
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_tars_of_several_splits(tmp_path: Path, storage_root: Path, ending: str) -> None:
+    given = tmp_path / "given"
+    tar(given / "train-000.tar", samples(range(20), ending))
+    tar(given / "train-001.tar", samples(range(20, 40), ending))
+    tar(given / "test-000.tar", samples(range(40, 50), ending))
+    manifest = ingest(storage_root, given)
+    assert manifest.classes == ("cat", "dog")
+    assert (manifest.rows["test"], sum(manifest.rows.values())) == (10, 50)
+    images, labels = shards.read(Storage(str(storage_root)), manifest, "test")
+    np.testing.assert_array_equal(labels, np.arange(40, 50) % 2)
+    np.testing.assert_array_equal(images[3], image.read(picture(43), manifest.pictures))
+
+
+def test_one_tar_and_damaged_pictures(tmp_path: Path, storage_root: Path) -> None:
+    members = samples(range(30))
+    members["00003.png"] = b"<html>"
+    members["00004.png"] = zoo.encoded(zoo.drawn(60, 60), "PNG")[:900]
+    tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=r"x.tar/00003.png is not a readable picture"):
+        ingest(storage_root, tmp_path / "x.tar", image_size=6)
+    manifest = ingest(storage_root, tmp_path / "x.tar", image_size=6, on_error="skip", max_error_fraction=0.1)
+    assert sum(manifest.rows.values()) == 28
+    assert {name for name, _ in manifest.left_out} == {"x.tar/00003.png", "x.tar/00004.png"}
+    for k in range(1, 30, 2):
+        members[f"{k:05d}.png"] = b""
+    tar(tmp_path / "y.tar", members)
+    with pytest.raises(DataError, match="no picture of dog can be used for training"):
+        ingest(storage_root, tmp_path / "y.tar", image_size=6, on_error="skip", max_error_fraction=0.9)
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path, storage_root: Path) -> None:
+    members = samples(range(6))
+    del members["00002.cls"]
+    tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=r"x.tar/00002.png has no label beside it"):
+        ingest(storage_root, tmp_path / "x.tar")
+    (tmp_path / "y.tar").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"y.tar cannot be read as a tar file"):
+        ingest(storage_root, tmp_path / "y.tar", format="webdataset")
