@@ -103,7 +103,7 @@ def _model(config: Config, stages: Stages) -> Result:
     data = stages.do(
         "ingest",
         shards.folder(config),
-        lambda: _ingest(config, storage),
+        lambda: shards.prepare(config, storage).summary(),
         lambda _: shards.find(config, storage) is not None,
     )
     recipe = [data["digest"], binding.of(config), config.sweep.model_dump(mode="json")]
@@ -115,11 +115,6 @@ def _model(config: Config, stages: Stages) -> Result:
         lambda: promotion.promote(config),
         lambda before: registry.aliases(config).get(CHAMPION) == before[CHAMPION],
     )
-
-
-def _ingest(config: Config, storage: Storage) -> Result:
-    manifest = shards.prepare(config, storage)
-    return {"name": manifest.name, "rows": manifest.rows, "digest": manifest.digest}
 
 
 def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tuple[Result, Result]:

@@ -193,6 +193,14 @@ def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (function.end_lineno or 0) - function.lineno + 1 - docstring
 
 
+def test_the_root_holds_what_people_type_and_verbs_are_thin() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= 30
+    verbs = [PACKAGE / f"{verb}.py" for verb in cli.VERBS if verb not in cli.MODULES]
+    assert len(verbs) == 8
+    assert {path.name for path in verbs if len(path.read_text().splitlines()) > 40} == set()
+
+
 def test_functions_are_short() -> None:
     long = {
         f"{name}.{node.name}": own_lines(node)
