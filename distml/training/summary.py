@@ -113,19 +113,23 @@ def show(
 
     finished = outcome.finished()
     name = config.tracking.registered_model
-    again = shlex.join(["--run", config.run.name, "--storage.root", config.storage.root])
     facts = {
         "model": f"{name} version {version}" if version else f"{name}, registered when the server is back",
         "files": Storage(config.storage.root).uri(*finished.export),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),
-        "runs": _viewed(tracking.uri(config)),
-        "next": f"python -m distml.predict IMAGE {again}",
+        "runs": viewed_by(tracking.uri(config)),
+        "next": asked_by(config.run.name, config.storage.root),
     }
     times = _times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
     display.summary(finished.shown, finished.evaluation[finished.shown], times, facts)
 
 
-def _viewed(uri: str) -> str:
+def asked_by(run: str, root: str) -> str:
+    """Return the command that asks a run's model, quoted for the shell it will be pasted into."""
+    return f"python -m distml.predict IMAGE {shlex.join(['--run', run, '--storage.root', root])}"
+
+
+def viewed_by(uri: str) -> str:
     """Where to see the runs: the server's address, or the command that starts MLflow's page."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
