@@ -17,8 +17,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 6) -> list[dict[str, Any]]:
     """Train `steps` steps on random images with that many processes; returns what each rank printed."""
+    return _launch({"model": model, "train": train, "steps": steps}, world_size)
+
+
+def _launch(given: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
     addresses = [f"127.0.0.1:{port}" for port in ports.free(world_size)]
-    work = json.dumps({"model": model, "train": train, "steps": steps})
+    work = json.dumps(given)
     processes = []
     for rank in range(world_size):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
@@ -30,7 +34,29 @@ def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 
         )
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world_size, said
-    return [json.loads(text.splitlines()[-1]) for text in said]
+    results: list[dict[str, Any]] = [json.loads(text.splitlines()[-1]) for text in said]
+    return results
+
+
+def launch_frozen(train: dict[str, Any], world_size: int = 2) -> list[dict[str, Any]]:
+    """Train the head of a small backbone, then all of it; returns what each rank printed.
+
+    It is done three times: on images (`head`), on features in the first half (`features`), and with another
+    model and optimizer in the second half that take up the variables of the first (`resumed`).
+    """
+    return _launch({"frozen": True, "train": train}, world_size)
+
+
+def tiny(shape: tuple[int, int, int], classes: int) -> Any:
+    """A backbone with normalisation and dropout in it, and a head."""
+    import keras
+    from keras import layers
+
+    image = keras.Input(shape)
+    body = [layers.Conv2D(8, 3, strides=2), layers.BatchNormalization(), layers.Dropout(0.5)]
+    features = keras.Sequential([keras.Input(shape), *body], name="backbone")(image)
+    pooled = layers.GlobalAveragePooling2D(name="pool")(features)
+    return keras.Model(image, layers.Dense(classes, dtype="float32")(pooled))
 
 
 def _main(work: dict[str, Any]) -> None:
@@ -82,5 +108,73 @@ def _main(work: dict[str, Any]) -> None:
     )
 
 
+def _frozen(work: dict[str, Any]) -> None:
+    from distml.training import devices
+
+    cluster = json.loads(os.environ["TF_CONFIG"])
+    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
+    tf = devices.import_tensorflow(use_gpu=False, local_world_size=world_size)
+    strategy = devices.strategy(tf, use_gpu=False)
+    import keras
+    import numpy as np
+
+    from distml.config import TrainConfig
+    from distml.data import feed
+    from distml.models import fused, parts, registry
+    from distml.training import optimizer as optimizers
+    from distml.training.step import Step, StepSpec
+
+    train, steps = TrainConfig.model_validate(work["train"]), 4
+    size = train.global_batch_size
+
+    def build() -> Any:
+        keras.config.set_dtype_policy(train.precision)
+        with strategy.scope():
+            model = registry.build("tests.ranks:tiny", (16, 16, 3), 4, {}, 0)
+            fused.fuse(model)
+            cut = parts.split(model)
+            assert cut is not None
+            slow = optimizers.Backbone(cut.features.trainable_variables, 0.1, steps)
+            optimizer = optimizers.make(train, [1e-3] * 2 * steps, slow)
+            optimizer.build(model.trainable_variables)
+        return Step(strategy, model, optimizer, StepSpec(size, rank, 0, 0, train.ema, train.augment))
+
+    def variables(step: Any) -> list[Any]:
+        both = (*step.model.variables, *step.optimizer.variables)
+        return [*(variable.value for variable in both), *step.ema]
+
+    def digest(values: list[Any]) -> str:
+        return hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+
+    numbers = np.random.default_rng(0)
+    images = numbers.integers(0, 256, (256, 16, 16, 3), np.uint8)
+    labels = numbers.integers(0, 4, 256).astype(np.int32)
+    batches = np.arange(256 // size * size, dtype=np.int32).reshape(-1, size)[:steps]
+    first = sum(feed.replica_batch_size(size, before, world_size) for before in range(rank))
+    mine = batches[:, first : first + feed.replica_batch_size(size, rank, world_size)]
+
+    said: dict[str, Any] = {}
+    for way in ("head", "features", "resumed"):
+        step = build()
+        backbone = [variable.value for variable in step.parts.features.weights]
+        before = digest(backbone)
+        rows = images if way == "head" else step.features(images)
+        curves = [step.train(rows, labels, mine, "head" if way == "head" else "features")[0].numpy()]
+        step.synchronise(frozen=True)
+        kept = digest(backbone) == before
+        if way == "resumed":
+            values = [variable.numpy() for variable in variables(step)]
+            step = build()
+            for variable, value in zip(variables(step), values, strict=True):
+                variable.assign(value)
+        curves.append(step.train(images, labels, mine, "all")[0].numpy())
+        step.synchronise()
+        moved = digest([variable.value for variable in step.parts.features.weights]) != before
+        losses = np.concatenate(curves)[:, 0].tolist()
+        said[way] = {"kept": kept, "moved": moved, "weights": digest(variables(step)), "losses": losses}
+    print(json.dumps(said), flush=True)
+
+
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    _frozen(given) if "frozen" in given else _main(given)

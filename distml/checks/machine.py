@@ -270,7 +270,7 @@ def keras(versions: Mapping[str, str]) -> Check:
 def model(config: Config) -> Check:
     """The configured model and its options."""
     try:
-        registry.check(config.model.name, config.model.options)
+        registry.check_config(config.model)
     except DistmlError as error:
         return failed("model", error)
     options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())

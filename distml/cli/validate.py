@@ -25,7 +25,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: A key, the model, its options, a candidate or a place cannot be used.
     """
-    registry.check(config.model.name, config.model.options)
+    registry.check_config(config.model)
     weight_sources.check(config)
     candidates = len(sweep.candidates(config))
     if config.sweep.search:

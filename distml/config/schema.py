@@ -126,8 +126,25 @@ class ModelConfig(Section):
     """Keyword options handed to the builder."""
     weights: Annotated[str | None, BeforeValidator(_none)] = None
     """none, imagenet, a .keras, .weights.h5 or .npz file or URI, models:/NAME@ALIAS or /VERSION, runs:/ID."""
+    freeze_epochs: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
+    """First epochs that train the head alone: the backbone neither learns nor moves its statistics."""
+    backbone_learning_rate: PositiveFloat = 1.0
+    """Factor on the learning rate for the backbone, once it is trained."""
+    dropout: Fraction | None = None
+    """Share of the features in front of the head dropped while training; none is the network's default."""
     mirror: bool = False
     """Predict from the average over an image and its mirror image: more accurate, twice the work."""
+
+    @model_validator(mode="after")
+    def _one_dropout(self) -> Self:
+        if self.dropout is not None and "dropout" in self.options:
+            raise ValueError("give dropout or options.dropout, not both")
+        return self
+
+    @property
+    def builder_options(self) -> dict[str, Any]:
+        """Options for the builder, `dropout` among them where it is given."""
+        return self.options if self.dropout is None else self.options | {"dropout": self.dropout}
 
 
 class ScheduleConfig(Section):
@@ -193,6 +210,10 @@ class TrainConfig(Section):
     """Learning-rate schedule, a function of the step alone."""
     schedule_options: ScheduleConfig = ScheduleConfig()
     """Knobs of the schedule."""
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, PositiveFloat] | None, BeforeValidator(_none)
+    ] = None
+    """How much a row counts in the loss: none all alike, balanced all classes alike, or weights by class."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread evenly over all classes."""
     clip_norm: PositiveFloat | None = None
@@ -201,8 +222,12 @@ class TrainConfig(Section):
     """Decay of the moving average of weights that is evaluated and exported; 0 is off."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
+    monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    """Chooses the best epoch, for early stopping and `restore_best`; measured on validation rows."""
+    restore_best: bool = False
+    """Evaluate and export the weights of the best epoch instead of the last one's."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after this many epochs without a better validation accuracy; none never stops early."""
+    """Stop after this many epochs without a better `monitor`; none never stops early."""
     checkpoint_every_epochs: PositiveInt = 1
     """Epochs between checkpoints; the last epoch always has one."""
     checkpoints_kept: PositiveInt = 3

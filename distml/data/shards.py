@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,7 +32,7 @@ from distml.data.writer import write
 from distml.errors import DataError, StorageError
 from distml.storage import Storage
 
-__all__ = ["Manifest", "Shard", "find", "folder", "prepare", "read", "table", "tables"]
+__all__ = ["Manifest", "Shard", "class_counts", "find", "folder", "prepare", "read", "table", "tables"]
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
@@ -214,6 +215,24 @@ def read(
         filled += len(some)
         first += shard.rows
     return images, labels
+
+
+def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
+    """Return the rows of each class in a split, int64 [classes]; reads the labels alone.
+
+    Raises:
+        StorageError: A shard cannot be read.
+    """
+    filesystem, base = storage.arrow()
+    counts = np.zeros(manifest.num_classes, np.int64)
+    for shard in manifest.shards[split]:
+        try:
+            with pq.ParquetFile(f"{base.rstrip('/')}/{shard.path}", filesystem=filesystem) as file:
+                labels = file.read(columns=[schema.LABEL], use_threads=False)[schema.LABEL]
+        except OSError as error:
+            raise StorageError(f"cannot read {storage.uri(shard.path)}: {error}.") from None
+        counts += np.bincount(schema.to_numbers(labels, np.int32), minlength=len(counts))
+    return counts
 
 
 def _verified(storage: Storage, shard: Shard) -> Any:

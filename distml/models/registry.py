@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from distml.config import ModelConfig
 from distml.data import schema
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.models import backbones
@@ -58,6 +59,39 @@ def check(name: str, options: Mapping[str, Any]) -> None:
         return
     module, function = _split(name)
     check_options(name, module, function, options)
+
+
+def check_config(model: ModelConfig) -> None:
+    """Check a model's section, without TensorFlow and without running the builder's module.
+
+    Args:
+        model: The section.
+
+    Raises:
+        ConfigError: As `check`, or a backbone is to be frozen where there is none, or none worth freezing.
+    """
+    check(model.name, model.options)
+    if model.dropout is not None:
+        try:
+            check(model.name, model.builder_options)
+        except ConfigError as error:
+            raise ConfigError(
+                f"model.dropout = {model.dropout}, but {model.name} has no option dropout.", error.remedy
+            ) from None
+    if not model.freeze_epochs and model.backbone_learning_rate == 1:
+        return
+    key = "freeze_epochs" if model.freeze_epochs else "backbone_learning_rate"
+    value = getattr(model, key)
+    if model.name in BUILDERS:
+        raise ConfigError(
+            f"model.{key} = {value}, but {model.name} has no backbone.",
+            "Choose a backbone that `distml models` lists.",
+        )
+    if model.freeze_epochs and model.weights is None and model.name in backbones.BACKBONES:
+        raise ConfigError(
+            f"model.freeze_epochs = {value} would freeze a backbone that nobody has trained.",
+            "Set model.weights, as to imagenet.",
+        )
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:

@@ -63,13 +63,16 @@ class Loaded:
         return said
 
 
-def load(network: keras.Model, path: Path, source: str, options: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    network: keras.Model, path: Path, source: str, name: str = "", options: Mapping[str, Any] | None = None
+) -> Loaded:
     """Load weights into a network that has just been built.
 
     Args:
         network: As `registry.build` returns it.
         path: The file; its name ends in one of `SUFFIXES`.
         source: What the user wrote, for messages.
+        name: Of the network, for messages; its own where none is given.
         options: Of the network's builder.
 
     Returns:
@@ -88,14 +91,14 @@ def load(network: keras.Model, path: Path, source: str, options: Mapping[str, An
     taken: dict[str, np.ndarray] = {}
     used: set[str] = set()
     wrong: list[str] = []
-    for layer, name in _pairs(network, layers):
-        used.add(name)
-        for variable, array in _fitting(_variables(layer), layers[name]):
+    for layer, like in _pairs(network, layers):
+        used.add(like)
+        for variable, array in _fitting(_variables(layer), layers[like]):
             if array.shape == tuple(variable.shape):
                 taken[variable.path] = array
             else:
                 wrong.append(f"{variable.path} is {list(variable.shape)} here, {list(array.shape)} there")
-    _require_enough(network, taken, wrong, source)
+    _require_enough(network, taken, wrong, source, name or network.name)
     for variable in network.variables:
         if variable.path in taken:
             variable.assign(taken[variable.path])
@@ -113,7 +116,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _require_enough(
-    network: keras.Model, taken: dict[str, np.ndarray], wrong: list[str], source: str
+    network: keras.Model, taken: dict[str, np.ndarray], wrong: list[str], source: str, name: str
 ) -> None:
     """Refuse a file that would leave a backbone half trained, or everything at its initial values."""
     needed = [weight.path for weight in _backbone_weights(network)]
@@ -121,13 +124,13 @@ def _require_enough(
     if absent:
         why = next((text for text in wrong if text.split()[0] in absent), f"it has no {absent[0]}")
         raise ModelError(
-            f"weights {source} are not of {network.name}: {len(needed) - len(absent)} of the "
+            f"weights {source} are not of {name}: {len(needed) - len(absent)} of the "
             f"{len(needed)} arrays of its backbone fit; {why}.",
             _REMEDY,
         )
     if not taken:
         why = f" ({wrong[0]})" if wrong else ""
-        raise ModelError(f"weights {source} fit no layer of {network.name}{why}.", _REMEDY)
+        raise ModelError(f"weights {source} fit no layer of {name}{why}.", _REMEDY)
 
 
 def _backbone_weights(network: keras.Model) -> list[Any]:

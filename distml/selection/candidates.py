@@ -88,7 +88,7 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
     base["sweep"] = {}
     base["run"]["name"] = _run_name(config.run.name, name)
     resolved = Config.resolve(load.merge(base, load.nest(overrides)))
-    registry.check(resolved.model.name, resolved.model.options)
+    registry.check_config(resolved.model)
     return Candidate(name, resolved, overrides)
 
 

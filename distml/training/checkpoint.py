@@ -127,11 +127,12 @@ def weights(rank: Rank) -> list[np.ndarray]:
 
 def arrays(rank: Rank) -> dict[str, np.ndarray]:
     """Weights, optimizer state and moving averages by name: with them a run continues bit for bit."""
-    return {
+    values = {
         f"{group}/{position:04d}": variable.numpy()
         for group, variables in _variables(rank).items()
         for position, variable in enumerate(variables)
     }
+    return values | {f"best/{position:04d}": value for position, value in enumerate(rank.best or [])}
 
 
 def resume(rank: Rank) -> None:
@@ -154,5 +155,7 @@ def resume(rank: Rank) -> None:
                     "Pass --run.restart true or choose another run.name.",
                 )
             variable.assign(value)
+    best = sorted(name for name in restored.arrays if name.startswith("best/"))
+    rank.best = [restored.arrays[name] for name in best] or None
     rank.history = [EpochFinished.from_json(epoch) for epoch in restored.state["history"]]
     rank.send(Resumed(restored.epoch, "/".join(restored.parts[-2:]), list(rank.history)))

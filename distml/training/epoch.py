@@ -14,11 +14,14 @@ import numpy as np
 import ray.train
 import tensorflow as tf
 
+from distml.config import AugmentConfig
 from distml.data import feed
-from distml.errors import DataError, NotFiniteError
+from distml.errors import DataError, ModelError, NotFiniteError
 from distml.training import checkpoint
+from distml.training import metrics as catalogue
 from distml.training.events import EpochFinished, StepsDone
 from distml.training.rank import Rank
+from distml.training.step import Scope
 
 Metrics = dict[str, float]
 """Values by their names in `training.metrics`."""
@@ -34,6 +37,7 @@ class Epochs:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
+        self._features: dict[str, Any] = {}
         self._rows_read = 0
 
     def run(self) -> None:
@@ -47,14 +51,15 @@ class Epochs:
             return True
         if train.early_stopping_patience is None or not history:
             return False
-        best = int(np.argmax([epoch.metrics["val_accuracy"] for epoch in history]))
-        return len(history) - 1 - best >= train.early_stopping_patience
+        values = [epoch.metrics[train.monitor] for epoch in history]
+        return len(values) - 1 - catalogue.best(train.monitor, values) >= train.early_stopping_patience
 
     def _epoch(self, epoch: int) -> None:
         rank = self._rank
-        metrics = self._train(epoch)
-        rank.step.synchronise()
-        metrics |= self._validate()
+        scope = self._scope(epoch)
+        metrics = self._train(epoch, scope)
+        rank.step.synchronise(frozen=scope != "all")
+        metrics |= self._validate(scope)
         metrics["world_size"] = rank.world_size
         finished = EpochFinished(epoch + 1, rank.step.iterations, metrics)
         rank.history.append(finished)
@@ -72,11 +77,38 @@ class Epochs:
         rank.history[-1] = dataclasses.replace(finished, metrics=timed)
         rank.send(rank.history[-1])
 
-    def _train(self, epoch: int) -> Metrics:
+    def _scope(self, epoch: int) -> Scope:
+        """What an epoch trains; features are kept where they are the same each time and the budget allows."""
+        rank = self._rank
+        if epoch >= rank.config.model.freeze_epochs:
+            self._features.clear()
+            return "all"
+        if rank.step.parts is None:
+            raise ModelError(
+                f"model.freeze_epochs = {rank.config.model.freeze_epochs}, but no layers of "
+                f"{rank.config.model.name} are named backbone and pool.",
+                "Name them so in its builder, or set model.freeze_epochs to 0.",
+            )
+        rows = len(rank.shard.rows[1]) if isinstance(rank.shard, feed.Memory) else 0
+        fits = rank.step.feature_bytes(rows) <= rank.config.data.memory_budget_bytes
+        return "features" if rows and fits and rank.config.train.augment == AugmentConfig() else "head"
+
+    def _features_of(self, split: str, images: Any) -> tuple[Any, float]:
+        """Features of a split's rows on this rank, computed once, and the seconds that took."""
+        began = time.perf_counter()
+        if split not in self._features:
+            self._features[split] = self._rank.step.features(images)
+        return self._features[split], time.perf_counter() - began
+
+    def _train(self, epoch: int, scope: Scope) -> Metrics:
         rank, done, curves, self._rows_read = self._rank, 0, [], 0
+        features_s = 0.0
         waited, began = rank.shard.wait_s, time.perf_counter()
         for number, (window, fresh) in enumerate(self._windows(epoch)):
             images, labels = self._tensors(window)
+            if scope == "features":
+                images, seconds = self._features_of("train", images)
+                features_s += seconds
             seed = (rank.config.run.seed, epoch, rank.world_size, rank.rank, number)
             # Every rank cuts its steps into the same calls: a step's collective is known to TensorFlow
             # by its place in its call, and a rank at another place would be waited for, for ever.
@@ -84,12 +116,12 @@ class Epochs:
             order = feed.order(len(window[1]), rank.batch, steps, seed)
             for at in range(0, len(order), rank.config.train.log_every_steps):
                 block = order[at : at + rank.config.train.log_every_steps]
-                curves.append(self._block(epoch, done, images, labels, block))
+                curves.append(self._block(epoch, done, (images, labels), block, scope))
                 done += len(block)
             self._rows_read += min(order.size, len(window[1])) if fresh else 0
             if done >= rank.steps_per_epoch:
                 break
-        train_s = time.perf_counter() - began
+        train_s = time.perf_counter() - began - features_s
         curve = np.concatenate(curves)
         return {
             "loss": float(curve[:, 0].mean()),
@@ -98,7 +130,7 @@ class Epochs:
             "samples_per_s": done * rank.config.train.global_batch_size / train_s,
             "train_s": train_s,
             "data_wait_s": rank.shard.wait_s - waited,
-        }
+        } | ({"features_s": features_s} if scope == "features" else {})
 
     def _windows(self, epoch: int) -> Iterator[tuple[feed.Rows, bool]]:
         """The epoch's windows, and whether their rows are read for the first time in it.
@@ -130,10 +162,12 @@ class Epochs:
             self._rank.shard.rows = (rows[0][:0], rows[1])  # the tensor holds the images from now on
         return self._kept
 
-    def _block(self, epoch: int, done: int, images: Any, labels: Any, block: np.ndarray) -> np.ndarray:
+    def _block(
+        self, epoch: int, done: int, data: tuple[Any, Any], block: np.ndarray, scope: Scope
+    ) -> np.ndarray:
         """Run some steps in one graph call, tell the driver, stop at a loss that is no number."""
         rank, began = self._rank, time.perf_counter()
-        curve, count = rank.step.train(images, labels, block)
+        curve, count = rank.step.train(*data, block, scope)
         values: np.ndarray = curve.numpy()[: int(count)]
         step = epoch * rank.steps_per_epoch + done + len(values)
         if not np.isfinite(values[-1, 0]):
@@ -151,25 +185,36 @@ class Epochs:
         rank.send(StepsDone(epoch + 1, step, metrics))
         return values
 
-    def _validate(self) -> Metrics:
+    def _validate(self, scope: Scope) -> Metrics:
         """Validation over all workers on the averaged weights, and the epoch's account of training rows.
 
         Every rank gets the same numbers; `rows_read` and `rows_dropped` are together the training split.
         """
         step, (images, labels), began = self._rank.step, self._rank.validation, time.perf_counter()
+        scores = step.scores
+        if scope == "features":
+            images, _ = self._features_of("validation", images)
+            scores = step.head_scores
         step.swap()
-        losses, predicted = step.scores(images, labels)
-        step.swap()
+        losses, predicted = scores(images, labels)
         hits = (predicted == labels).sum()
         mine = np.array([losses.sum(), hits, len(labels), self._rows_read], np.float64)
         loss, hits, count, read = step.total(mine)
-        return {
-            "val_loss": float(loss / count),
-            "val_accuracy": float(hits / count),
+        metrics = {"val_loss": float(loss / count), "val_accuracy": float(hits / count)}
+        self._keep_best(metrics)
+        step.swap()
+        return metrics | {
             "evaluate_s": time.perf_counter() - began,
             "rows_read": int(read),
             "rows_dropped": self._rank.manifest.rows["train"] - int(read),
         }
+
+    def _keep_best(self, metrics: Metrics) -> None:
+        """Keep the weights that were just validated where no earlier epoch was as good."""
+        rank, monitor = self._rank, self._rank.config.train.monitor
+        values = [*(epoch.metrics[monitor] for epoch in rank.history), metrics[monitor]]
+        if rank.config.train.restore_best and catalogue.best(monitor, values) == len(values) - 1:
+            rank.best = checkpoint.weights(rank)
 
     def _save(self, epoch: int) -> ray.train.Checkpoint | None:
         """Write the checkpoint on rank 0 when one is due; Ray uploads it while training goes on."""

@@ -15,7 +15,7 @@ import numpy as np
 from distml.artifacts import export
 from distml.data import feed, shards
 from distml.models import mirror
-from distml.training import checkpoint, score
+from distml.training import checkpoint, metrics, score
 from distml.training.events import Evaluation, RunFinished, worst_mistakes
 from distml.training.rank import Rank
 
@@ -47,14 +47,22 @@ def evaluate_and_export(rank: Rank) -> None:
             mistakes=worst_mistakes(*(splits.get("test") or splits["validation"])),
             evaluate_s=evaluated - began,
             export_s=time.perf_counter() - evaluated,
+            best_epoch=_best_epoch(rank),
         )
     )
+
+
+def _best_epoch(rank: Rank) -> int | None:
+    if rank.best is None:
+        return None
+    monitor = rank.config.train.monitor
+    return rank.history[metrics.best(monitor, [epoch.metrics[monitor] for epoch in rank.history])].epoch
 
 
 def _network(rank: Rank) -> Any:
     """The network to evaluate and export: Keras's own layers in float32, built outside the strategy."""
     network = rank.network()
-    network.set_weights(checkpoint.weights(rank))
+    network.set_weights(rank.best or checkpoint.weights(rank))
     return mirror.mirrored(network) if rank.config.model.mirror else network
 
 

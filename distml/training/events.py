@@ -260,6 +260,7 @@ class RunFinished(Event):
         mistakes: The most confident mistakes on the test split, or on the validation split without one.
         evaluate_s: Seconds of evaluating.
         export_s: Seconds of exporting.
+        best_epoch: The epoch whose weights were exported where that need not be the last one.
     """
 
     export: tuple[str, ...]
@@ -268,6 +269,7 @@ class RunFinished(Event):
     mistakes: Sequence[Mistake]
     evaluate_s: float
     export_s: float
+    best_epoch: int | None = None
 
     @property
     def quality(self) -> dict[str, float]:

@@ -8,7 +8,8 @@ with a name that is not here is rejected when it is created.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ CATALOGUE = (
     Metric("rows_read", "Training rows read in the epoch.", "rows"),
     Metric("rows_dropped", "Training rows left out of the epoch.", "rows"),
     Metric("train_s", "Training steps, waiting for data included.", "s"),
+    Metric("features_s", "Computing the features that frozen epochs learn from.", "s"),
     Metric("data_wait_s", "Waiting for data.", "s"),
     Metric("evaluate_s", "Validation.", "s"),
     Metric("checkpoint_s", "Writing the checkpoint.", "s"),
@@ -86,6 +88,19 @@ CATALOGUE = (
 _BY_NAME = {metric.name: metric for metric in CATALOGUE}
 DURATIONS = tuple(metric.name for metric in CATALOGUE if metric.duration)
 """Names of the parts of an epoch that are timed."""
+
+
+def best(name: str, values: Sequence[float]) -> int:
+    """Position of the best value of a metric, the first of equal ones; NaN is worse than any number.
+
+    Args:
+        name: Of a metric with a direction.
+        values: At least one.
+    """
+    sign = 1 if get(name).better == "higher" else -1
+    return max(
+        range(len(values)), key=lambda at: sign * values[at] if values[at] == values[at] else -math.inf
+    )
 
 
 def names() -> list[str]:

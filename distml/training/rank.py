@@ -14,15 +14,20 @@ from distml.config import Config
 from distml.data import feed, shards
 from distml.errors import ModelError
 from distml.storage import Storage
-from distml.training import devices, pretrained, schedule
+from distml.training import devices, pretrained, schedule, weighting
 from distml.training.events import EpochFinished, Event, Started, WeightsLoaded
 
 if TYPE_CHECKING:
+    from distml.training.optimizer import Backbone
     from distml.training.step import Step
 
 
 class Rank:
     """The state of one rank. Final.
+
+    Attributes:
+        history: Epochs completed.
+        best: Weights of the best epoch so far, in the order of `Model.get_weights`, where they are kept.
 
     Args:
         spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `events`, `use_gpu`, and
@@ -50,6 +55,7 @@ class Rank:
         self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
         self.rate = schedule.make(train, self.steps_per_epoch)
         self.history: list[EpochFinished] = []
+        self.best: list[np.ndarray] | None = None
 
     def send(self, event: Event) -> None:
         """Send an event to the driver, from rank 0 only."""
@@ -113,7 +119,25 @@ class Rank:
         keras.config.set_dtype_policy(precision)
 
         model, classes = self.config.model, len(self.manifest.classes)
-        return registry.build(model.name, self.manifest.shape, classes, model.options, self.config.run.seed)
+        options, seed = model.builder_options, self.config.run.seed
+        return registry.build(model.name, self.manifest.shape, classes, options, seed)
+
+    def _backbone(self, model: Any) -> Backbone | None:
+        """What the optimizer does otherwise for the backbone's variables."""
+        from distml.models import parts
+        from distml.training.optimizer import Backbone
+
+        wanted, cut = self.config.model, parts.split(model)
+        if cut is None:
+            return None
+        first_step = wanted.freeze_epochs * self.steps_per_epoch
+        return Backbone(cut.features.trainable_variables, wanted.backbone_learning_rate, first_step)
+
+    def _class_weights(self) -> tuple[float, ...]:
+        wanted, manifest = self.config.train.class_weights, self.manifest
+        balanced = wanted == "balanced"
+        counts = shards.class_counts(self.storage, manifest, "train") if balanced else np.zeros(0, np.int64)
+        return weighting.weights(wanted, manifest.classes, counts)
 
     def _load_weights(self, model: Any) -> None:
         """Start from the configured weights, which the driver put under the storage root."""
@@ -128,7 +152,7 @@ class Rank:
                 f"the weights {wanted.weights} are gone from {self.storage.root}.", "Start again."
             )
         with pretrained.opened(self.storage, copy) as path:
-            loaded = weights.load(model, path, str(wanted.weights), wanted.options)
+            loaded = weights.load(model, path, str(wanted.weights), wanted.name, wanted.builder_options)
         self.send(WeightsLoaded(str(wanted.weights), copy.sha256, str(loaded)))
 
     def _build(self, strategy: Any) -> Step:
@@ -142,9 +166,16 @@ class Rank:
             model = self.network(self.precision)
             self._load_weights(model)
             fused.fuse(model)
-            optimizer = optimizers.make(train, schedule.table(train, self.steps_per_epoch))
+            rates = schedule.table(train, self.steps_per_epoch)
+            optimizer = optimizers.make(train, rates, self._backbone(model))
             optimizer.build(model.trainable_variables)
         spec = StepSpec(
-            train.global_batch_size, self.rank, seed, train.label_smoothing, train.ema, train.augment
+            train.global_batch_size,
+            self.rank,
+            seed,
+            train.label_smoothing,
+            train.ema,
+            train.augment,
+            self._class_weights(),
         )
         return Step(strategy, model, optimizer, spec)

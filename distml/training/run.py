@@ -18,7 +18,7 @@ from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun
-from distml.training import summary, weight_sources
+from distml.training import summary, weight_sources, weighting
 from distml.training.events import Observer, Outcome
 from distml.training.observers.display import Display
 from distml.training.observers.gauges import Gauges
@@ -34,6 +34,7 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
             f"Set it to {rows} or less.",
         )
     registry.check_shape(config.model.name, manifest.shape)
+    weighting.check(config.train.class_weights, manifest.classes)
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
         DistmlError: The run failed.
     """
     began = time.monotonic()
-    registry.check(config.model.name, config.model.options)
+    registry.check_config(config.model)
     storage = Storage(config.storage.root)
     storage.probe()
     weight_sources.resolve(config, storage)

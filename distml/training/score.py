@@ -13,8 +13,14 @@ Tensor = Any
 Scores = tuple[np.ndarray, np.ndarray]
 """Loss, float32 (N,), and predicted class, int32 (N,)."""
 
-BATCH = 500
-"""Rows scored at a time; bounds activation memory and divides the built-in splits evenly."""
+_MOST_ROWS, _MOST_PIXELS = 500, 64 * 224 * 224
+"""Limits of rows scored at a time, for the memory of activations; 500 divides the built-in splits evenly."""
+
+
+def batch_rows(network: keras.Model) -> int:
+    """Rows that a network is given at a time where it does not learn from them."""
+    shape = network.input_shape[1:-1]
+    return max(1, min(_MOST_ROWS, _MOST_PIXELS // int(np.prod(shape)))) if shape else _MOST_ROWS
 
 
 def cross_entropy(labels: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -50,10 +56,10 @@ def scorer(network: keras.Model) -> Callable[[np.ndarray, np.ndarray], Scores]:
         logits = network(tf.cast(images, tf.float32), training=False)
         return cross_entropy(labels, logits), tf.argmax(logits, -1, tf.int32)
 
+    size = batch_rows(network)
+
     def scores(images: np.ndarray, labels: np.ndarray) -> Scores:
-        parts = [
-            batch(images[at : at + BATCH], labels[at : at + BATCH]) for at in range(0, len(labels), BATCH)
-        ]
+        parts = [batch(images[at : at + size], labels[at : at + size]) for at in range(0, len(labels), size)]
         losses = [loss.numpy() for loss, _ in parts]
         predicted = [label.numpy() for _, label in parts]
         return np.concatenate(losses or [np.zeros(0, np.float32)]), np.concatenate(

@@ -8,8 +8,10 @@ all-reduce and where clipping sees the summed gradient instead of a worker's sha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -17,10 +19,14 @@ import tensorflow as tf
 
 from distml.config import AugmentConfig
 from distml.data import feed
+from distml.models import parts
 from distml.training import augment
-from distml.training.score import cross_entropy, scorer
+from distml.training.score import batch_rows, cross_entropy, scorer
 
 Tensor = Any
+Scope = Literal["all", "head", "features"]
+"""What a step trains: the whole network; its head behind a frozen backbone; its head on features that were
+computed before."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class StepSpec:
         label_smoothing: Share of the target spread over all classes.
         ema: Decay of the moving average of weights; 0 keeps none.
         augment: Augmentation of training images.
+        class_weights: Factor on the loss of a row by its label; () counts all alike.
     """
 
     global_batch_size: int
@@ -42,6 +49,30 @@ class StepSpec:
     label_smoothing: float
     ema: float
     augment: AugmentConfig
+    class_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """How a step of one scope computes.
+
+    Attributes:
+        prepare: Of a replica's batch, what nothing is learnt from.
+        forward: What was prepared to logits.
+        variables: Those that learn.
+        regularised: The model whose penalties belong to the loss.
+        augmented: Whether the batch is augmented first.
+        shape: Of a row.
+        dtype: Of a row.
+    """
+
+    prepare: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
+    variables: list[Any]
+    regularised: keras.Model
+    augmented: bool
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Step:
@@ -55,6 +86,7 @@ class Step:
 
     Attributes:
         scores: Loss and predicted class of each of this worker's rows, as `score.scorer` describes.
+        parts: The network cut at its pooled features, None where it has no backbone.
     """
 
     def __init__(
@@ -63,100 +95,172 @@ class Step:
         self.strategy, self.model, self.optimizer, self.spec = strategy, model, optimizer, spec
         self._trainable = [variable.value for variable in model.trainable_variables]
         self.ema = [tf.Variable(value) for value in self._trainable] if spec.ema else []
-        self._statistics = [
-            variable.value for variable in model.non_trainable_variables if variable.dtype.startswith("float")
-        ]
         self.scores = scorer(model)
-        batch = feed.replica_batch_size(spec.global_batch_size, spec.rank, strategy.num_replicas_in_sync)
+        self.parts = parts.split(model)
+        graphs = {"all": self._whole()} | (self._frozen(self.parts) if self.parts else {})
+        self._compiled = {scope: self._compile(graph) for scope, graph in graphs.items()}
+        if self.parts:
+            self.head_scores = scorer(self.parts.head)
+            self._features = tf.function(self._extracted, reduce_retracing=True)
+
+    def _whole(self) -> _Graph:
+        def forward(images: Tensor) -> Tensor:
+            return self.model(tf.cast(images, tf.float32), training=True)
+
+        shape = self.model.input_shape[1:]
+        return _Graph(
+            lambda images: images, forward, self.model.trainable_variables, self.model, True, shape, "uint8"
+        )
+
+    def _frozen(self, cut: parts.Parts) -> dict[str, _Graph]:
+        """Steps of the head: a frozen backbone neither learns, drops features nor moves its statistics."""
+        learning = cut.head.trainable_variables
+        vector = cut.features.output
+
+        def head(features: Tensor) -> Tensor:
+            return cut.head(features, training=True)
+
+        shape = self.model.input_shape[1:]
+        return {
+            "head": _Graph(self._extracted, head, learning, cut.head, True, shape, "uint8"),
+            "features": _Graph(
+                lambda rows: rows, head, learning, cut.head, False, tuple(vector.shape[1:]), vector.dtype
+            ),
+        }
+
+    def _extracted(self, images: Tensor) -> Tensor:
+        assert self.parts is not None
+        return self.parts.features(tf.cast(images, tf.float32), training=False)
+
+    def _compile(self, graph: _Graph) -> Any:
+        replicas = self.strategy.num_replicas_in_sync
+        batch = feed.replica_batch_size(self.spec.global_batch_size, self.spec.rank, replicas)
         # One trace for whatever is passed: each trace numbers its collectives anew, and a rank that traced
         # once more than the others would be waited for, for ever.
         signature = [
-            tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8),
+            tf.TensorSpec([None, *graph.shape], graph.dtype),
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([None, batch], tf.int32),
         ]
-        self._compiled = tf.function(self._steps, input_signature=signature)
+        return tf.function(partial(self._steps, graph), input_signature=signature)
 
     @property
     def iterations(self) -> int:
         """Optimizer steps done."""
         return int(self.optimizer.iterations.numpy())
 
-    def train(self, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """Compute what the frozen part of the network makes of images, without augmentation.
+
+        Args:
+            images: uint8 (rows, H, W, C).
+
+        Returns:
+            Features (rows, F) in the type that the network computes in.
+        """
+        assert self.parts is not None
+        if not len(images):
+            return tf.zeros([0, *self.parts.features.output_shape[1:]], self.parts.features.output.dtype)
+        size = batch_rows(self.parts.features)
+        return tf.concat([self._features(images[at : at + size]) for at in range(0, len(images), size)], 0)
+
+    def feature_bytes(self, rows: int) -> int:
+        """Memory that the features of so many rows take."""
+        assert self.parts is not None
+        vector = self.parts.features.output
+        return rows * int(np.prod(vector.shape[1:])) * int(tf.as_dtype(vector.dtype).size)
+
+    def train(
+        self, images: Tensor, labels: Tensor, order: Tensor, scope: Scope = "all"
+    ) -> tuple[Tensor, Tensor]:
         """Run as many optimizer steps as `order` has rows, or up to the first loss that is not finite.
 
         Every rank must make the same calls: with as many steps, in the same order.
 
         Args:
-            images: uint8 (rows, H, W, C), this worker's rows.
+            images: uint8 (rows, H, W, C), this worker's rows; their features in that scope.
             labels: int32 (rows,).
             order: int32 (steps, replica batch), positions in `images`.
+            scope: What is trained.
 
         Returns:
             (float32 (steps, 2), int32 steps done): per step the loss over the global batch and the
             share of rows classified correctly; entries after a stop are NaN.
         """
-        curve, done = self._compiled(images, labels, order)
+        curve, done = self._compiled[scope](images, labels, order)
         return curve, done
 
-    def _steps(self, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def _steps(self, graph: _Graph, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         steps = tf.shape(order)[0]
         curve = tf.TensorArray(tf.float32, steps, element_shape=[2])
         done, going = 0, True
         while going and done < steps:
             rows = order[done]
-            report = self._one(tf.gather(images, rows), tf.gather(labels, rows))
+            report = self._one(graph, tf.gather(images, rows), tf.gather(labels, rows))
             curve = curve.write(done, report)
             done += 1
             going = tf.math.is_finite(report[0])
         return curve.stack(), done
 
-    def _one(self, images: Tensor, labels: Tensor) -> Tensor:
-        counter = tf.cast(self.optimizer.iterations.value, tf.int32)
-        seed = tf.stack([self.spec.seed * 1009 + self.spec.rank, counter * 16])
-        images = augment.apply(images, self.spec.augment, seed)
-        reduced = self.strategy.run(self._replica, args=(images, labels))
+    def _one(self, graph: _Graph, images: Tensor, labels: Tensor) -> Tensor:
+        if graph.augmented:
+            counter = tf.cast(self.optimizer.iterations.value, tf.int32)
+            seed = tf.stack([self.spec.seed * 1009 + self.spec.rank, counter * 16])
+            images = augment.apply(images, self.spec.augment, seed)
+        reduced = self.strategy.run(partial(self._replica, graph), args=(images, labels))
         *gradients, report = [self.strategy.experimental_local_results(value)[0] for value in reduced]
-        self.optimizer.apply(gradients, self.model.trainable_variables)
+        self.optimizer.apply(gradients, graph.variables)
+        learnt = {id(variable.value) for variable in graph.variables}
         for average, value in zip(self.ema, self._trainable, strict=True) if self.ema else ():
-            average.assign_add((1 - self.spec.ema) * (value - average))
+            if id(value) in learnt:
+                average.assign_add((1 - self.spec.ema) * (value - average))
         return report
 
-    def _replica(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+    def _replica(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
         context = tf.distribute.get_replica_context()
+        variables = [variable.value for variable in graph.variables]
+        batch = graph.prepare(images)
         with tf.GradientTape() as tape:
-            logits = self.model(tf.cast(images, tf.float32), training=True)
+            logits = graph.forward(batch)
             rows = cross_entropy(labels, logits, self.spec.label_smoothing)
+            if self.spec.class_weights:
+                rows *= tf.gather(tf.constant(self.spec.class_weights, tf.float32), labels)
             loss = tf.reduce_sum(rows) / self.spec.global_batch_size
-            penalty = tf.add_n(self.model.losses) if self.model.losses else 0.0
+            penalties = graph.regularised.losses
+            penalty = tf.add_n(penalties) if penalties else 0.0
             loss += penalty / context.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self._trainable)
+        gradients = tape.gradient(scaled, variables)
         dense = [
             tf.zeros_like(value) if gradient is None else tf.convert_to_tensor(gradient)
-            for gradient, value in zip(gradients, self._trainable, strict=True)
+            for gradient, value in zip(gradients, variables, strict=True)
         ]
         hits = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
         report = tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])
         summed: list[Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, [*dense, report])
         return summed
 
-    def synchronise(self) -> None:
+    def synchronise(self, frozen: bool = False) -> None:
         """Average the moving statistics of normalisation layers over all workers.
 
         Each worker keeps them from its own rows; afterwards all evaluate and save the same model.
+
+        Args:
+            frozen: Those of the backbone have not moved, and stay what they are to the last bit.
         """
-        if self._statistics:
-            self._average_statistics()
+        model = self.parts.head if frozen and self.parts else self.model
+        moving = [one.value for one in model.non_trainable_variables if one.dtype.startswith("float")]
+        if moving:
+            self._average(moving)
 
     @tf.function
-    def _average_statistics(self) -> None:
+    def _average(self, statistics: list[Any]) -> None:
         def replica() -> Any:
-            mine = [value + 0.0 for value in self._statistics]
+            mine = [value + 0.0 for value in statistics]
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, mine)
 
         averaged = self.strategy.run(replica)
-        for variable, value in zip(self._statistics, averaged, strict=True):
+        for variable, value in zip(statistics, averaged, strict=True):
             variable.assign(self.strategy.experimental_local_results(value)[0])
 
     def swap(self) -> None:

@@ -76,6 +76,7 @@ def _times(finished: RunFinished, started: Started | None, wall_s: float) -> dic
         "import TensorFlow": started.import_s if started else 0.0,
         "build and resume": started.build_s + started.wait_data_s if started else 0.0,
         "training steps": total["train_s"] - total["data_wait_s"],
+        **({"features": total["features_s"]} if total["features_s"] else {}),
         "waiting for data": total["data_wait_s"],
         "validation": total["evaluate_s"],
         "checkpoints": total["checkpoint_s"] + total["report_s"],
@@ -98,6 +99,7 @@ def result(
         "test_accuracy": metrics.get("test_accuracy"),
         "steady_samples_per_s": round(finished.steady_samples_per_s, 1),
         "epochs": len(finished.history),
+        "best_epoch": finished.best_epoch,
         "steps": finished.history[-1].step,
         "tracking_uri": tracking.uri(config),
         "artifacts": storage.uri(*finished.export),
@@ -111,10 +113,15 @@ def show(
     """Print the closing table and the next command."""
     from distml.reports import page
 
-    finished = outcome.finished()
+    finished, monitor = outcome.finished(), config.train.monitor
     name = config.tracking.registered_model
     facts = {
         "model": f"{name} version {version}" if version else f"{name}, registered when the server is back",
+        **(
+            {"epoch": f"{finished.best_epoch}, the best of {len(finished.history)} by {monitor}"}
+            if finished.best_epoch
+            else {}
+        ),
         "files": Storage(config.storage.root).uri(*finished.export),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ranks import launch
+from tests.ranks import launch, launch_frozen
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(400)]
 
@@ -42,3 +42,34 @@ def test_two_ranks_follow_the_loss_of_one_on_the_same_rows() -> None:
     one, two = launch("convnet", plain, world_size=1)[0], launch("convnet", plain, world_size=2)[0]
     np.testing.assert_allclose(one["losses"], two["losses"], rtol=2e-4)
     assert one["losses"][-1] < one["losses"][0]
+
+
+FROZEN: dict[str, Any] = {
+    "global_batch_size": 33,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+    "ema": 0.9,
+}
+
+
+def test_a_frozen_backbone_stays_to_the_last_bit_and_is_then_trained_alike_on_all_ranks() -> None:
+    first, second = launch_frozen(FROZEN)
+    assert first == second
+    for way in first.values():
+        assert way["kept"]
+        assert way["moved"]
+        assert len(way["losses"]) == 8
+    # Features that were computed once are learnt from as images are.
+    np.testing.assert_allclose(first["features"]["losses"], first["head"]["losses"], rtol=1e-4)
+    # Where the backbone is unfrozen, a run that is taken up goes on exactly.
+    assert first["resumed"] == first["features"]
+    alone = launch_frozen(FROZEN, 1)[0]
+    np.testing.assert_allclose(alone["features"]["losses"][:4], first["features"]["losses"][:4], rtol=1e-4)
+
+
+def test_a_backbone_is_frozen_in_16_bits_with_a_loss_scale_too() -> None:
+    first, second = launch_frozen(FROZEN | {"precision": "mixed_float16"})
+    assert first == second
+    assert all(way["kept"] and way["moved"] for way in first.values())
+    assert first["resumed"] == first["features"]

@@ -165,6 +165,7 @@ def test_a_damaged_file_is_one_sentence(keras: Any, tmp_path: Path, file: str) -
 
 
 def test_pickled_arrays_are_refused(keras: Any, tmp_path: Path) -> None:
-    np.savez(tmp_path / "evil.npz", **{"stem/conv/kernel": np.array([{"a": 1}], object)})  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"stem/conv/kernel": np.array([{"a": 1}], object)}
+    np.savez(tmp_path / "evil.npz", **arrays)
     with pytest.raises(ModelError, match="cannot be read: Object arrays cannot be loaded"):
         weights.load(registry.build(LITE, SHAPE, 5, {}, 1), tmp_path / "evil.npz", "evil.npz")

@@ -61,6 +61,14 @@ def test_the_table_is_the_split_in_order(prepared: tuple[Storage, Manifest]) -> 
     )
 
 
+def test_the_rows_of_each_class_are_counted(prepared: tuple[Storage, Manifest]) -> None:
+    storage, manifest = prepared
+    for split in ("train", "validation", "test"):
+        _, labels = shards.read(storage, manifest, split)
+        counts = shards.class_counts(storage, manifest, split)
+        assert counts.tolist() == np.bincount(labels, minlength=manifest.num_classes).tolist()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 120])
 def test_ranks_share_the_rows_without_overlap(prepared: tuple[Storage, Manifest], world_size: int) -> None:
     storage, manifest = prepared

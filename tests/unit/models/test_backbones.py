@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from distml.cli import models
+from distml.config import ModelConfig
 from distml.errors import ConfigError, ModelError
 from distml.models import backbones, registry
 
@@ -84,3 +86,28 @@ def test_listing_imports_neither_tensorflow_nor_keras() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"freeze_epochs": 2}, "model.freeze_epochs = 2, but convnet has no backbone"),
+        ({"backbone_learning_rate": 0.1}, "model.backbone_learning_rate = 0.1, but convnet has no backbone"),
+        ({"name": "vgg16", "freeze_epochs": 2}, "would freeze a backbone that nobody has trained"),
+        ({"name": "cnn", "dropout": 0.5}, "model.dropout = 0.5, but cnn has no option dropout"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.check_config(ModelConfig.model_validate(section))
+    assert said in caught.value.message
+
+
+def test_a_backbone_may_be_frozen_and_dropout_reaches_the_builder() -> None:
+    section = {"name": "vgg16", "weights": "imagenet", "freeze_epochs": 2, "dropout": 0.5}
+    model = ModelConfig.model_validate(section)
+    registry.check_config(model)
+    assert model.builder_options == {"dropout": 0.5}
+    assert ModelConfig.model_validate({"options": {"dropout": 0.1}}).builder_options == {"dropout": 0.1}
+    with pytest.raises(ValueError, match=r"dropout or options\.dropout, not both"):
+        ModelConfig.model_validate({"dropout": 0.1, "options": {"dropout": 0.1}})

@@ -97,3 +97,18 @@ def test_a_resumed_run_records_the_epochs_before(tmp_path: Path) -> None:
     event: Event = Resumed(2, "attempt-001/epoch-00002", epochs)
     RunTracker(tracker)(event)
     assert [(guard, step) for guard, step, _ in tracker.recorded] == [("loss", 1), ("loss", 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "position"),
+    [
+        ("val_accuracy", [0.5, 0.7, 0.7, 0.6], 1),
+        ("val_loss", [0.5, 0.7, 0.3], 2),
+        ("val_loss", [float("nan"), 0.7], 1),
+        ("val_accuracy", [0.5], 0),
+    ],
+)
+def test_the_best_value_is_the_first_of_equal_ones_and_never_nan(
+    name: str, values: list[float], position: int
+) -> None:
+    assert metrics.best(name, values) == position

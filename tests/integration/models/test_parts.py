@@ -1,0 +1,69 @@
+"""A network cut at its features: both parts together are the whole, wherever the backbone lies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.models import parts, registry
+
+pytestmark = pytest.mark.tensorflow
+
+SHAPE = (32, 32, 3)
+OWN = """
+import keras
+
+def network(shape, classes):
+    inputs = keras.Input(shape)
+    layers = [keras.Input(shape), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+    body = keras.Sequential(layers, name="backbone")
+    pooled = keras.layers.GlobalMaxPooling2D(name="pool")(body(inputs))
+    hidden = keras.layers.Dense(5, activation="relu", name="hidden")(pooled)
+    return keras.Model(inputs, keras.layers.Dense(classes)(hidden))
+
+def raw(shape, classes):
+    return network(shape, classes)
+
+raw.raw_pixels = True
+"""
+
+
+@pytest.fixture
+def own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module of the user's in the current directory."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (workdir / "own_parts.py").write_text(OWN)
+    yield "own_parts"
+    sys.modules.pop("own_parts", None)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "own_parts:network", "own_parts:raw"])
+def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, policy: str) -> None:
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = registry.build(name, SHAPE, 3, {}, 0)
+        cut = parts.split(network)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert cut is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.float32)
+    features = cut.features(pixels, training=False)
+    assert len(features.shape) == 2
+    logits = cut.head(features, training=False)
+    assert logits.dtype == "float32"
+    np.testing.assert_allclose(logits, network(pixels, training=False), rtol=1e-5, atol=1e-5)
+    trained = [variable.path for variable in cut.head.trainable_variables]
+    assert len(trained) == (2 if name == "efficientnet_lite0" else 4)
+    both = {id(one) for one in (*cut.features.trainable_variables, *cut.head.trainable_variables)}
+    assert both == {id(one) for one in network.trainable_variables}
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])
+def test_a_network_without_a_backbone_is_not_cut(keras: Any, name: str) -> None:
+    assert parts.split(registry.build(name, SHAPE, 3, {}, 0)) is None
