@@ -198,6 +198,8 @@ class TrainConfig(Section):
     """Passes over the training rows."""
     global_batch_size: PositiveInt = 256
     """Rows per optimizer step over all workers together, whatever their number."""
+    accumulate_steps: PositiveInt = 1
+    """Parts in which a worker takes its rows of a step, for less memory; the update is that of the whole."""
     optimizer: Literal["adam", "adamw", "sgd", "lamb"] = "adam"
     """Keras optimizer; sgd uses Nesterov momentum."""
     learning_rate: PositiveFloat = 1.0e-3
@@ -250,6 +252,8 @@ class TrainConfig(Section):
                 raise ValueError("workers must be a number or [least, most]")
         if self.global_batch_size < self.max_workers:
             raise ValueError("global_batch_size must be at least the number of workers")
+        if self.global_batch_size < self.max_workers * self.accumulate_steps:
+            raise ValueError("global_batch_size must be at least accumulate_steps rows for each worker")
         return self
 
     @property

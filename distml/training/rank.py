@@ -177,5 +177,6 @@ class Rank:
             train.ema,
             train.augment,
             self._class_weights(),
+            train.accumulate_steps,
         )
         return Step(strategy, model, optimizer, spec)

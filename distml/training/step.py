@@ -41,6 +41,7 @@ class StepSpec:
         ema: Decay of the moving average of weights; 0 keeps none.
         augment: Augmentation of training images.
         class_weights: Factor on the loss of a row by its label; () counts all alike.
+        accumulate_steps: Parts in which a worker takes its share of the batch; the update stays the same.
     """
 
     global_batch_size: int
@@ -50,6 +51,7 @@ class StepSpec:
     ema: float
     augment: AugmentConfig
     class_weights: tuple[float, ...] = ()
+    accumulate_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,33 @@ class Step:
         return report
 
     def _replica(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
+        mine = self._accumulated(graph, images, labels)
+        context = tf.distribute.get_replica_context()
+        summed: list[Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+        return summed
+
+    def _accumulated(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """This worker's part of the sum over the global batch, in `accumulate_steps` parts of its rows."""
+        parts = self.spec.accumulate_steps
+        if parts == 1:
+            return self._gradients(graph, images, labels)
+        rows, more = tf.shape(labels)[0] // parts, tf.shape(labels)[0] % parts
+
+        def add(part: Tensor, *sums: Tensor) -> list[Tensor]:
+            begin = part * rows + tf.minimum(part, more)
+            mine = slice(begin, begin + rows + tf.cast(part < more, tf.int32))
+            found = self._gradients(graph, images[mine], labels[mine])
+            return [part + 1, *(total + one for total, one in zip(sums, found, strict=True))]
+
+        start = [tf.zeros(variable.shape, variable.dtype) for variable in graph.variables]
+        # A loop of the graph, one part after the other: unrolled, all parts would be in memory at once.
+        _, *sums = tf.while_loop(
+            lambda part, *_: part < parts, add, [0, *start, tf.zeros([2])], parallel_iterations=1
+        )
+        return list(sums)
+
+    def _gradients(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """Gradients and report of rows, each as its share of the global batch's."""
         context = tf.distribute.get_replica_context()
         variables = [variable.value for variable in graph.variables]
         batch = graph.prepare(images)
@@ -228,7 +257,7 @@ class Step:
             loss = tf.reduce_sum(rows) / self.spec.global_batch_size
             penalties = graph.regularised.losses
             penalty = tf.add_n(penalties) if penalties else 0.0
-            loss += penalty / context.num_replicas_in_sync
+            loss += penalty / (context.num_replicas_in_sync * self.spec.accumulate_steps)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, variables)
         dense = [
@@ -236,9 +265,7 @@ class Step:
             for gradient, value in zip(gradients, variables, strict=True)
         ]
         hits = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
-        report = tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])
-        summed: list[Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, [*dense, report])
-        return summed
+        return [*dense, tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])]
 
     def synchronise(self, frozen: bool = False) -> None:
         """Average the moving statistics of normalisation layers over all workers.
