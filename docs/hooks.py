@@ -173,6 +173,8 @@ def commands() -> str:
 
 
 _COMMON = ("help", "config", "print_config")
+_EVERYWHERE = re.compile(r"\[(?:-h|--config FILE|--print-config|--version)\]")
+_EXAMPLE = re.compile(r"(?:[A-Z_]+=\S* )?(?:python -m )?distml[. ]")
 
 
 def _command(verb: str) -> str:
@@ -182,15 +184,21 @@ def _command(verb: str) -> str:
         for action in made.actions()
         if action.dest not in _COMMON and "." not in action.dest and not _prints_version(action)
     ]
-    usage = " ".join(made.format_usage().removeprefix("usage: ").split())
+    usage = " ".join(_EVERYWHERE.sub("", made.format_usage().removeprefix("usage: ")).split())
     does = cli.VERBS[verb]
     text = f"## {verb}\n\n{does[0].upper()}{does[1:]}.\n\n```text\n{usage}\n```\n"
     if own:
         text += "\n" + table(["argument", "meaning"], [_argument(action) for action in own])
-    examples = [line for line in doc.splitlines() if re.match(r"[A-Z_]*=?\S* ?python -m distml", line)]
-    if examples:
-        text += "\n```text\n" + "\n".join(examples) + "\n```\n"
+    if shown := examples(doc):
+        text += "\n" + table(["example", ""], [[code(command), does] for command, does in shown])
     return text
+
+
+def examples(doc: str) -> list[tuple[str, str]]:
+    """Commands that the docstring of a verb's module shows, and what each does."""
+    lines = [line for line in doc.splitlines() if _EXAMPLE.match(line) and "[" not in line]
+    parts = [[*re.split(r" {2,}", line, maxsplit=1), ""] for line in lines]
+    return [(part[0], part[1]) for part in parts]
 
 
 def _prints_version(action: argparse.Action) -> bool:
@@ -332,7 +340,7 @@ def run_metrics() -> str:
     return table(["metric", "unit", "measured", "meaning"], rows)
 
 
-_WHEN = {"steps": "every `train.log_every_steps` steps", "epoch": "every epoch", "result": "at the end"}
+_WHEN = {"steps": "log step, epoch", "epoch": "epoch", "result": "end of the run"}
 
 
 def training_metrics() -> str:

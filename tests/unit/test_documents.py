@@ -212,6 +212,14 @@ def test_inline_commands_are_accepted(
             assert match[1] in TARGETS, span
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_examples_of_a_verb_are_accepted(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, _ in hooks.examples(hooks.parser(verb)[1]):
+        check([PLACEHOLDERS.get(word, word) for word in next(commands(command))], monkeypatch, capsys)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_file_names_exist(path: Path) -> None:
     text = path.read_text()
@@ -259,3 +267,20 @@ def test_the_architecture_names_every_package_and_only_what_exists() -> None:
     modules = re.findall(r"`([\w/]+\.py)`", text)
     assert modules
     assert not [name for name in modules if not ((ROOT / "distml" / name).exists() or (ROOT / name).exists())]
+
+
+def said() -> str:
+    """Every text constant of the package, parts of f-strings too."""
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "distml").rglob("*.py"))]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "\n".join(node.value for node in nodes if isinstance(node.value, str))
+
+
+def test_the_messages_of_the_troubleshooting_page_are_messages_of_ours() -> None:
+    page = ROOT / "docs" / "guides" / "troubleshooting.md"
+    cells = re.findall(r"^\| (?:400 with )?`([^|]+)` \|", page.read_text(), re.MULTILINE)
+    parts = [part.strip() for cell in cells for part in cell.split("…")]
+    messages = [part for part in parts if len(part) > 10 and " " in part]
+    assert len(messages) >= 15
+    text = said()
+    assert not [message for message in messages if message not in text]
