@@ -365,11 +365,29 @@ def models() -> str:
     return table(["`model.name`", "million parameters", "GFLOPs an image", "image size", "least size"], rows)
 
 
+def environment_variables() -> str:
+    """List the environment variables that distml sets, group by group."""
+    from distml.runtime import environment
+
+    text = ""
+    for group in environment.GROUPS.values():
+        rows = [[code(one.name), _value(one), one.why] for one in group.variables]
+        text += f"**Process:** {group.process}. **Put back:** {group.put_back}.\n\n"
+        text += table(["variable", "value", "why"], rows) + "\n"
+    return text
+
+
+def _value(variable: Any) -> str:
+    value = variable.value.strip("<>") if variable.computed else code(variable.value)
+    return f"{value}, unless it is set" if variable.default else value
+
+
 GENERATORS: Mapping[str, Callable[[], str]] = {
     "configuration": configuration,
     "commands": commands,
     "http": http,
     "endpoint-metrics": endpoint_metrics,
+    "environment": environment_variables,
     "models": models,
     "run-metrics": run_metrics,
     "training-metrics": training_metrics,

@@ -24,7 +24,7 @@ import requests
 import yaml
 
 from distml.config import ServeConfig
-from distml.serving import environment
+from distml.serving import ingress
 from tests.manifests.render import KUBERAY, ROOT
 
 HERE, NETWORK = "10.77.0.1", "10.77.0"
@@ -90,7 +90,7 @@ class Pod:
         mounts = " && ".join(f"mkdir -p {path} && mount -t tmpfs tmpfs {path}" for path in PRIVATE)
         started = ["ray", "start", "--block", f"--node-ip-address={self.address}", *words]
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        serve = environment.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
+        serve = ingress.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._inside(), *isolated, "bash", "-c", f"{mounts} && exec {' '.join(started)}"],

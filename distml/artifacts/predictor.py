@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +14,7 @@ from distml.artifacts.layout import LITE, MODEL
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ModelError
-from distml.runtime import compat
+from distml.runtime import compat, environment
 
 _SIZES = (16, 1)
 """Images per call. A batch of any size is cut into these: another size would allocate the tensors anew, and
@@ -168,9 +167,7 @@ def _keras_function(export: digests.Export) -> Any:
 
 def _keras() -> Any:
     """Import Keras on TensorFlow, independent of the user's Keras settings."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    environment.PREDICTOR.apply()
     with compat.imports():
         import keras
     return keras

@@ -16,6 +16,7 @@ import yaml
 
 from distml import __version__
 from distml.errors import ClusterError, ConfigError
+from distml.runtime import environment
 
 KUBERAY, ARGO = "1.7.0", "4.1.2"
 """Versions of the operators."""
@@ -156,7 +157,7 @@ def k3d(folder: Path, base_image: str | None) -> list[Step]:
         ["k3d", "cluster", "create", "--config", K3D_CONFIG],
         "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
         unless=lambda: output(["k3d", "cluster", "get", "distml"]) is not None,
-        environment={"DISTML_FOLDER": str(folder)},
+        environment=environment.K3D.values({"DISTML_FOLDER": str(folder)}),
     )
     load = Step(
         "import the images into its nodes (about two minutes)",

@@ -15,7 +15,7 @@ from typing import Any
 from distml import log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
-from distml.runtime import priority, processes
+from distml.runtime import environment, priority, processes
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
     if address():
         travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
         return {"address": address(), **travelling}
-    os.environ.update(variables)  # Ray's processes inherit this one's
+    environment.override(variables)  # Ray's processes inherit this one's
     processes.authenticate()
     return {
         "address": "local",
@@ -139,16 +139,14 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     Args:
         config: Sizes a local Ray.
         runs: That are to train at the same time.
-        variables: Environment variables for Ray's processes, such as `serving.environment.variables`.
+        variables: Environment variables for Ray's processes, such as `serving.ingress.variables`.
 
     Raises:
         ResourceError: The cluster cannot be reached or a local one cannot start.
     """
-    # Ray's usage report is a request to the outside that nobody asked this product to make.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers have environments of their own
+    environment.RAY.apply()
     if address() is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: any other program comes first
+        environment.LOCAL_RAY.apply()
     arguments = _init_arguments(config, runs, variables or {})
     import ray
 
@@ -156,7 +154,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
         try:
-            with processes.inherited_variables(temporary):
+            with environment.inherited(temporary):
                 context = ray.init(
                     namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
                 )

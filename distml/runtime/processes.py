@@ -11,10 +11,12 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from distml.runtime import environment
 
 _END_S = 3.0
 """Seconds that a killed process may take to be gone."""
@@ -30,22 +32,7 @@ def temporary_folder() -> Iterator[dict[str, str]]:
     usual = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray 2.60 reads it
     sessions = os.environ.get("RAY_TMPDIR") or usual or "/tmp"  # noqa: S108 (Ray's own default)
     with tempfile.TemporaryDirectory(prefix="distml-", ignore_cleanup_errors=True) as folder:
-        yield {"TMPDIR": folder, "RAY_TMPDIR": sessions}
-
-
-@contextlib.contextmanager
-def inherited_variables(given: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that start within the body have these variables, and this one not after it."""
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        yield environment.SESSION.values({"TMPDIR": folder, "RAY_TMPDIR": sessions})
 
 
 @contextlib.contextmanager
@@ -94,7 +81,7 @@ def authenticate() -> None:
     if not token_is_generated():
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _token_file())  # "" would mean this very folder
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    environment.TOKEN.apply({"RAY_AUTH_TOKEN_PATH": str(path)})
     if path.exists():
         path.chmod(0o600)
         return

@@ -19,7 +19,7 @@ from distml import log, tracking
 from distml.config import Config, RangeConfig
 from distml.data import shards
 from distml.errors import ConfigError
-from distml.runtime import cluster, resources
+from distml.runtime import cluster, environment, resources
 from distml.runtime.cluster import Cluster
 from distml.selection import candidates, leaderboard, trial
 from distml.selection.candidates import Candidate, candidate
@@ -98,11 +98,7 @@ def _tune(
     at_once: int,
     console: Console,
 ) -> ResultGrid:
-    # Tune's loggers would write three files a trial, and its reporter to standard output.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one cannot be silenced
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the search as if it were done
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    environment.SEARCH.apply()
     from ray import tune
 
     from distml.selection.reporter import Reporter

@@ -14,7 +14,7 @@ import distml
 from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
-from distml.serving import environment, ports, room, waiting
+from distml.serving import ingress, ports, room, waiting
 from distml.serving.waiting import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """Deploy the endpoint, or replace the one that is there; returns when the champion answers.
 
     What goes wrong ends an endpoint that is new; one that stood before goes on with what it has.
-    `environment.variables` must have reached Ray before.
+    `ingress.variables` must have reached Ray before.
 
     Args:
         config: The configuration.
@@ -138,7 +138,7 @@ def _version(values: dict[str, Any]) -> str:
 def declared(args: dict[str, Any]) -> Any:
     """Return the application for Ray's own tools, `serve deploy FILE` or a RayService on Kubernetes.
 
-    Their file names this function as `import_path`. What `environment.variables` says must stand in the
+    Their file names this function as `import_path`. What `ingress.variables` says must stand in the
     environment of Ray's processes.
 
     Args:
@@ -199,7 +199,7 @@ def _status() -> str:
 
 
 def prepare(config: Config) -> dict[str, str]:
-    """Return the variables Ray needs to start this endpoint; see `environment.variables`."""
+    """Return the variables Ray needs to start this endpoint; see `ingress.variables`."""
     from distml.runtime import cluster
 
-    return environment.variables(config.serve, cluster.address() is None)
+    return ingress.variables(config.serve, cluster.address() is None)

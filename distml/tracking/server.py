@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distml.config import Config
 from distml.errors import TrackingError
+from distml.runtime import environment
 from distml.storage import Storage
 
 if TYPE_CHECKING:
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
 _LOCAL = FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError
 """Errors of files of ours, which no server brings back."""
-
-_QUIET = {
-    # The defaults (7 retries, 120 s each) make every call to a server that is away hang for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run, under the server's own name
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 def uri(config: Config) -> str:
@@ -58,8 +48,7 @@ def artifact_location(config: Config) -> str | None:
 
 def client(config: Config) -> MlflowClient:
     """A client of the configured server; imports MLflow, which takes seconds."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    environment.TRACKING.apply()
     address = uri(config)
     if address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

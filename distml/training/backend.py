@@ -7,7 +7,6 @@ controller, and its backend switches the workers to legacy Keras.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,7 @@ import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
-WORKER_ENVIRONMENT = {
-    "TF_USE_LEGACY_KERAS": "0",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    # A collective fails when a peer is lost instead of waiting for it; Ray restarts the group.
-    "GRPC_FAIL_FAST": "use_caller",
-}
-"""Environment of every worker, set before TensorFlow is imported."""
+from distml.runtime import environment
 
 
 def _own_address() -> str:
@@ -31,9 +23,8 @@ def _own_address() -> str:
 
 
 def _join(addresses: list[str], index: int) -> None:
-    os.environ["TF_CONFIG"] = json.dumps(
-        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    )
+    place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    environment.RANK.apply({"TF_CONFIG": json.dumps(place)})
 
 
 class _TensorFlowBackend(Backend):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distml.errors import TrainingError
-from distml.runtime import compat
+from distml.runtime import compat, environment
 
 
 def usable_cpus() -> int:
@@ -21,10 +21,9 @@ def usable_cpus() -> int:
 
 def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
     """Import TensorFlow and Keras 3 and give this rank its share of the machine's threads."""
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    environment.KERAS.apply()
     if not use_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        environment.CPU_WORKER.apply()
     with compat.imports():
         import keras
         import tensorflow as tf

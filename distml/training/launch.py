@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from distml.config import Config
 from distml.data import shards
 from distml.errors import TrainingError
-from distml.runtime import priority
+from distml.runtime import environment, priority
 from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
 from distml.training import backend, events, worker
@@ -30,16 +29,15 @@ logger = logging.getLogger(__name__)
 
 def _environment(config: Config) -> None:
     """Set Ray Train's environment variables: health checks within `train.stall_timeout_s`, start limits."""
-    settings = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{config.train.stall_timeout_s:g}",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * config.train.stall_timeout_s:g}",
-    }
+    stall_timeout_s = config.train.stall_timeout_s
+    environment.TRAIN.apply(
+        {
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{stall_timeout_s:g}",
+            "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * stall_timeout_s:g}",
+        }
+    )
     if address() is None:
-        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a local machine is not preempted
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        environment.LOCAL_TRAIN.apply()
 
 
 def _blocks(storage: Storage, manifest: shards.Manifest, workers: int) -> list[Any]:
@@ -219,7 +217,7 @@ def _trainer(
                 controller_failure_limit=2,
                 max_preemption_failures=train.max_preemptions,
             ),
-            worker_runtime_env={"env_vars": backend.WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": environment.WORKER.values()},
             callbacks=[Failures(spec["events"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},

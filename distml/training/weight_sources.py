@@ -20,6 +20,7 @@ from distml.config import Config
 from distml.errors import ConfigError, DistmlError, ModelError, StorageError
 from distml.models.backbones import BACKBONES
 from distml.models.weights import SUFFIXES
+from distml.runtime import environment
 from distml.storage import Storage
 from distml.tracking import locate, registry
 from distml.training.pretrained import IMAGENET, Weights, cached, put, source
@@ -177,17 +178,11 @@ def _published(name: str) -> tuple[str, bytes]:
             f"Put a file there once: distml fetch-weights {name} --file FILE.",
         )
     with tempfile.TemporaryDirectory(prefix="distml-keras-") as home:
-        environment = os.environ | {
-            "KERAS_HOME": home,
-            "KERAS_BACKEND": "tensorflow",
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
         command = [sys.executable, "-m", "distml.models.published", function]
         try:
             ran = subprocess.run(
                 command,
-                env=environment,
+                env=os.environ | environment.PUBLISHED.values({"KERAS_HOME": home}),
                 capture_output=True,
                 text=True,
                 timeout=DOWNLOAD_TIMEOUT_S,

@@ -16,7 +16,7 @@ import yaml
 
 from distml.cli import flags
 from distml.config import Config, ServeConfig
-from distml.serving import deploy, environment, haproxy
+from distml.serving import deploy, haproxy, ingress
 from tests.manifests import render, rules
 from tests.manifests.render import KUBERAY, ROOT, Manifest
 
@@ -139,7 +139,7 @@ def test_serve_runs_there_as_distml_serve_would_run_it(overlay: str, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", "linux")  # as in the image, wherever this test runs
     monkeypatch.setattr(haproxy, "program", lambda: IMAGE["PROGRAM"])
-    wanted = environment.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
+    wanted = ingress.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
     wanted |= {"RAY_SERVE_HAPROXY_BINARY_PATH": IMAGE["BINARY_PATH"]}
     there = next(
         one for one in RENDERED[overlay] if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "serve")

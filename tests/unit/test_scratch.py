@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distml.runtime import processes
+from distml.runtime import environment, processes
 
 
 def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     program = "import tempfile; print(tempfile.mkdtemp())"
     with processes.temporary_folder() as given:
-        with processes.inherited_variables(given):
+        with environment.inherited(given):
             ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert os.environ["TMPDIR"] == str(tmp_path)
         assert "RAY_TMPDIR" not in os.environ

@@ -15,6 +15,7 @@ import yaml
 
 from distml import cli
 from distml.config import Config
+from distml.runtime import environment
 from docs import hooks
 
 PAGES = sorted((hooks.ROOT / "docs").rglob("*.md"))
@@ -45,6 +46,12 @@ def test_every_key_of_the_configuration_is_described_with_its_default() -> None:
     assert '`auto`, `cpu`, `gpu` | `"auto"`' in rows["train.device"]
     assert "required" in rows["sweep.search.space"]
     assert all(row.strip().rpartition("|")[2].strip() for row in rows.values()), "a key without a meaning"
+
+
+def test_every_variable_that_is_set_is_described() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", hooks.environment_variables(), re.MULTILINE)
+    assert {name for name, _, _ in rows} == environment.NAMES
+    assert ("RAY_USAGE_STATS_ENABLED", "`0`, unless it is set") in {row[:2] for row in rows}
 
 
 def test_every_verb_is_described_with_its_own_arguments() -> None:

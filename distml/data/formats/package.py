@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distml.data.fetch import UnavailableError
+from distml.runtime import environment
 
 UPDATE_TIMEOUT_S = 90.0
 DOWNLOAD_TIMEOUT_S = 300.0
@@ -75,9 +76,9 @@ def _archive(package: str, folder: Path) -> Path:
 
 
 def _run(command: list[str], folder: str, timeout: float) -> None:
-    environment = {**os.environ, "LC_ALL": "C"}
+    inherited = os.environ | environment.APT.values()
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout)
+        done = subprocess.run(command, cwd=folder, env=inherited, capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"{command[0]} did not finish within {timeout:.0f} s") from None
     if done.returncode:

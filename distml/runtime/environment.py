@@ -1,0 +1,404 @@
+"""The environment variables that distml sets for Ray, TensorFlow, Keras, MLflow and HAProxy: one table.
+
+Every other module takes its variables from here; `tests/unit/runtime/test_environment.py` fails where one
+does not, and the reference page of the documentation is generated from `GROUPS`. Only the standard library
+is imported, since the variables must stand before the packages that read them are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+SERVE_DRAIN_S = 1
+"""Seconds in which a proxy notices that a replica is about to end. Ray's 30 s are for cloud balancers."""
+
+_PROCESS = "stays until the process ends; a later command in the same process sets it again"
+_CHILD = "the child's environment only; this process never has it"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a group.
+
+    Attributes:
+        name: Its name.
+        value: Its value, or, in angle brackets, how it is computed.
+        why: What for, and what would be without it.
+        default: A value that the user has set is kept; otherwise it is overridden.
+    """
+
+    name: str
+    value: str
+    why: str
+    default: bool = False
+
+    @property
+    def computed(self) -> bool:
+        """Whether the value is known only at run time."""
+        return self.value.startswith("<")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variables that are set together. Final.
+
+    Attributes:
+        process: Which process reads them, and when they are set.
+        put_back: Where the environment is as before.
+        variables: The variables.
+    """
+
+    process: str
+    put_back: str
+    variables: tuple[Variable, ...]
+
+    def values(self, computed: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return names and values, for a child process or for Ray's `env_vars`.
+
+        Args:
+            computed: The values that the table does not know; exactly those.
+        """
+        given = dict(computed or {})
+        fixed = {one.name: one.value for one in self.variables if not one.computed}
+        missing = {one.name for one in self.variables if one.computed} ^ given.keys()
+        assert not missing, f"missing in the call or in the table of variables: {sorted(missing)}"
+        return fixed | given
+
+    def apply(self, computed: Mapping[str, str] | None = None) -> None:
+        """Set them in this process; a default gives way to what the user has set.
+
+        A value that this function set before is not the user's: a second command in one process (a notebook)
+        gets its own.
+        """
+        values = self.values(computed)
+        for one in self.variables:
+            users = one.name in os.environ and os.environ[one.name] != _APPLIED.get(one.name)
+            if not (one.default and users):
+                os.environ[one.name] = _APPLIED[one.name] = values[one.name]
+
+
+_APPLIED: dict[str, str] = {}
+"""What `Group.apply` has set in this process."""
+
+
+def override(values: Mapping[str, str]) -> None:
+    """Set variables of the table in this process, whatever they were."""
+    unknown = values.keys() - NAMES
+    assert not unknown, f"not in the table of variables: {sorted(unknown)}"
+    os.environ.update(values)
+
+
+@contextlib.contextmanager
+def inherited(values: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that start within the body have these variables, and this one not after it."""
+    before = {name: os.environ.get(name) for name in values}
+    override(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+RAY = Group(
+    "driver, before `import ray`; Ray's processes inherit it",
+    _PROCESS,
+    (
+        Variable("RAY_USAGE_STATS_ENABLED", "0", "Ray's usage report is a request to an outside host", True),
+        Variable(
+            "RAY_prestart_worker_first_driver",
+            "0",
+            "prestarted workers lack the workers' environment and are never used: 5 CPU-seconds",
+            True,
+        ),
+    ),
+)
+LOCAL_RAY = Group(
+    "driver that starts a local Ray, before `import ray`; Ray's processes inherit it",
+    _PROCESS,
+    (Variable("RAY_worker_niceness", "0", "with Ray's 15, every other program comes before training", True),),
+)
+TOKEN = Group(
+    "driver that starts a local Ray; Ray's processes inherit it",
+    _PROCESS,
+    (
+        Variable(
+            "RAY_AUTH_TOKEN_PATH",
+            "<the user's, else ~/.ray/auth_token>",
+            "the token's file, readable by its owner alone; Ray's own would have the umask's mode",
+        ),
+    ),
+)
+SESSION = Group(
+    "Ray's local processes",
+    "right after `ray.init`, by `environment.inherited`",
+    (
+        Variable("TMPDIR", "<a new folder>", "what killed processes leave there is removed with it"),
+        Variable(
+            "RAY_TMPDIR",
+            "<where Ray would have its sessions>",
+            "otherwise below the new TMPDIR, where sockets' paths may get too long",
+        ),
+    ),
+)
+TRAIN = Group(
+    "driver, before `trainer.fit`; Ray Train's controller",
+    _PROCESS,
+    (
+        Variable(
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5", "a lost worker is noticed within half a second", True
+        ),
+        Variable(
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
+            "<train.stall_timeout_s>",
+            "a worker that hangs is restarted after the configured time",
+            True,
+        ),
+        Variable(
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+            "300",
+            "with Ray's 60 s, workers on a busy machine time out importing TensorFlow",
+            True,
+        ),
+        Variable(
+            "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",
+            "<3 times train.stall_timeout_s>",
+            "a rank that hangs in a report or barrier of Ray Train ends the wait of the others",
+            True,
+        ),
+    ),
+)
+LOCAL_TRAIN = Group(
+    "driver that started a local Ray, before `trainer.fit`; Ray Train's controller",
+    _PROCESS,
+    (
+        Variable(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+            "0",
+            "one's own machine is not preempted; the watcher costs an actor of 5 to 7 CPU-seconds",
+            True,
+        ),
+    ),
+)
+_KERAS = (
+    Variable("TF_USE_LEGACY_KERAS", "0", "Keras 3; Ray Train's own backend would set 1"),
+    Variable("KERAS_BACKEND", "tensorflow", "Keras's own file may name another backend"),
+)
+WORKER = Group(
+    "worker, by the group's runtime environment",
+    "ends with the worker",
+    (
+        *_KERAS,
+        Variable("TF_CPP_MIN_LOG_LEVEL", "2", "warnings about the processor's features fill the log"),
+        Variable(
+            "GRPC_FAIL_FAST",
+            "use_caller",
+            "a collective fails when a peer is lost instead of waiting for it; Ray restarts the group",
+        ),
+    ),
+)
+KERAS = Group(
+    "worker, before `import tensorflow`",
+    "ends with the worker",
+    tuple(replace(variable, default=True) for variable in _KERAS),
+)
+CPU_WORKER = Group(
+    "worker without a GPU, before `import tensorflow`",
+    "ends with the worker",
+    (Variable("CUDA_VISIBLE_DEVICES", "-1", "TensorFlow would take memory of every GPU it sees"),),
+)
+RANK = Group(
+    "worker, before the strategy is made",
+    "ends with the worker",
+    (
+        Variable(
+            "TF_CONFIG",
+            "<addresses of all ranks, and this rank's index>",
+            "how MultiWorkerMirroredStrategy finds its peers",
+        ),
+    ),
+)
+PREDICTOR = Group(
+    "driver, replica or batch process, before `import keras`",
+    _PROCESS,
+    (
+        Variable("KERAS_BACKEND", "tensorflow", "exports are TensorFlow's, whatever the user's Keras uses"),
+        Variable("TF_CPP_MIN_LOG_LEVEL", "3", "only TensorFlow's fatal messages", True),
+        Variable(
+            "TF_FORCE_GPU_ALLOW_GROWTH", "true", "several replicas share a GPU's memory as they need it", True
+        ),
+    ),
+)
+PUBLISHED = Group(
+    "the process that lets Keras download weights",
+    _CHILD,
+    (
+        Variable("KERAS_HOME", "<a temporary folder>", "the file is moved into the storage, not kept twice"),
+        Variable("KERAS_BACKEND", "tensorflow", "the only backend that is installed"),
+        Variable("CUDA_VISIBLE_DEVICES", "-1", "a download needs no GPU"),
+        Variable("TF_CPP_MIN_LOG_LEVEL", "3", "the last line on standard error is the cause"),
+    ),
+)
+APT = Group(
+    "`apt-get` and `dpkg-deb`",
+    _CHILD,
+    (Variable("LC_ALL", "C", "messages that are shown are in English"),),
+)
+SEARCH = Group(
+    "driver of a search, before `import ray.tune`",
+    _PROCESS,
+    (
+        Variable("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1", "Tune's loggers write three files a trial", True),
+        Variable("RAY_AIR_NEW_OUTPUT", "0", "Tune's new output cannot be silenced", True),
+        Variable("TUNE_DISABLE_SIGINT_HANDLER", "1", "Tune's would end the search as if it were done", True),
+        Variable(
+            "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S",
+            "0",
+            "a warning about short trials that nothing follows from",
+            True,
+        ),
+    ),
+)
+TRACKING = Group(
+    "driver, before `import mlflow`",
+    _PROCESS,
+    (
+        Variable(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+            "2",
+            "with MLflow's 7, a call to a server that is away hangs for minutes",
+            True,
+        ),
+        Variable("MLFLOW_HTTP_REQUEST_TIMEOUT", "5", "MLflow's 120 s, for the same reason", True),
+        Variable("MLFLOW_DISABLE_TELEMETRY", "true", "telemetry is a request to an outside host", True),
+        Variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false", "bars among our own lines", True),
+        Variable(
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+            "true",
+            "two lines for each run, under the server's own name, on standard output",
+            True,
+        ),
+        Variable("GIT_PYTHON_REFRESH", "quiet", "a warning where git is not installed", True),
+    ),
+)
+SERVE = Group(
+    "driver before a local Ray starts; Ray Serve's controller, proxies and replicas",
+    _PROCESS,
+    (
+        Variable(
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+            "0",
+            "one event loop in a replica instead of two: no thread is crossed between socket and our code",
+        ),
+        Variable("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1000", "one write for many lines of the log"),
+        Variable("RAY_SERVE_LOG_TO_STDERR", "0", "Serve's lines go to its log files alone"),
+        Variable(
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+            str(SERVE_DRAIN_S),
+            "Ray's 30 s are for cloud load balancers",
+        ),
+        Variable(
+            "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S",
+            str(SERVE_DRAIN_S),
+            "Ray's 30 s are for cloud load balancers",
+        ),
+        Variable(
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S",
+            "60",
+            "after Ray's 5 s, too few for a busy machine, a proxy that starts would be killed",
+        ),
+        Variable(
+            "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
+            "1",
+            "a replica that hangs does not end by being asked to, and would hold its CPU from its successor",
+        ),
+    ),
+)
+HAPROXY = Group(
+    "the same, where HAProxy is the ingress",
+    _PROCESS,
+    (
+        Variable("RAY_SERVE_ENABLE_HA_PROXY", "1", "4 to 5 times the requests per second of Ray's proxy"),
+        Variable(
+            "RAY_SERVE_HAPROXY_BINARY_PATH",
+            "<serving/haproxy.py>",
+            "corrects the configuration that Ray writes, then becomes HAProxy",
+        ),
+        Variable("DISTML_HAPROXY", "<path of HAProxy>", "for serving/haproxy.py"),
+        Variable("DISTML_HAPROXY_HOST", "<serve.host>", "for serving/haproxy.py: the address to bind"),
+        Variable(
+            "DISTML_HAPROXY_PATIENCE_S",
+            "<serve.read_timeout_s>",
+            "for serving/haproxy.py: seconds in which a request must arrive",
+        ),
+        Variable(
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE",
+            "65536",
+            "a request is repeated on another replica only while all of it is in one buffer",
+        ),
+        Variable(
+            "RAY_SERVE_HAPROXY_RETRY_ON",
+            "conn-failure empty-response response-timeout",
+            "predicting twice does no harm: a request whose replica was killed is sent to another",
+        ),
+        Variable("RAY_SERVE_HAPROXY_NBTHREAD", "<cores, at most 4>", "the rest is for replicas"),
+        Variable(
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",
+            "<serve.drain_timeout_s + 1>",
+            "an old HAProxy ends when its replicas have",
+        ),
+        Variable(
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S",
+            "<serve.request_timeout_s + serve.read_timeout_s + 5>",
+            "later than the replica's own limit, whose answer says why",
+        ),
+        Variable("RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER", "1s", "a replica that hangs is bypassed soon"),
+        Variable(
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL",
+            "1",
+            "one check of at most 2.5 s: a new replica is down at its first failure anyway, and with two checks "
+            "of 1 s a redeploy on a busy machine lost 4 of 820 requests",
+        ),
+        Variable(
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED",
+            "0",
+            "a line per request to a Python process costs as much as the prediction",
+        ),
+    ),
+)
+_APART = "two endpoints of one machine need their own"
+LOCAL_HAPROXY = Group(
+    "the same, on a local Ray",
+    f"{_PROCESS}; the folder is removed at its exit",
+    (
+        Variable("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "<in a new folder>", _APART),
+        Variable("RAY_SERVE_HAPROXY_SOCKET_PATH", "<in a new folder>", _APART),
+        Variable("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "<in a new folder>", _APART),
+        Variable("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", "<a new folder>", _APART),
+        Variable("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", "<in a new folder>", _APART),
+        Variable("RAY_SERVE_HAPROXY_STATS_PORT", "<a free port>", _APART),
+        Variable("RAY_SERVE_HAPROXY_METRICS_PORT", "<a free port>", _APART),
+        Variable("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "<a free port>", _APART),
+        Variable("RAY_SERVE_FALLBACK_PROXY_GRPC_PORT", "<a free port>", _APART),
+    ),
+)
+K3D = Group(
+    "`k3d cluster create`",
+    _CHILD,
+    (
+        Variable(
+            "DISTML_FOLDER", "<the shared folder>", "kuberay/overlays/k3d/k3d.yaml mounts it on every node"
+        ),
+    ),
+)
+
+GROUPS: Mapping[str, Group] = {name: one for name, one in list(vars().items()) if isinstance(one, Group)}
+"""The table: every group by its name."""
+NAMES = frozenset(variable.name for group in GROUPS.values() for variable in group.variables)
+"""The names of all variables of the table."""
