@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,10 @@ _IDENTITY = 200
 _ARRIVING_BYTES = 512 << 20
 _WORTH_COMPRESSING_BYTES = 2048
 """One packet or two are not worth the time."""
+_WINDOWS = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
+"""Encodings of answers, the preferred one first, and zlib's parameter for each."""
+_VARY: Final[Header] = (b"vary", b"accept-encoding")
+_QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,16 +214,40 @@ def _decompress(sent: bytes, encoding: bytes, limits: Limits) -> bytes:
 
 
 def compress(request: Request, given: Answer) -> Answer:
-    """Compress a large answer in the way a client asks for."""
-    wanted = header(request, b"accept-encoding")
-    if not wanted or len(given.body) < _WORTH_COMPRESSING_BYTES:
+    """Compress a large answer in the encoding that the client prefers; gzip before deflate where it has none.
+
+    A large answer says that it depends on `Accept-Encoding`, compressed or not: a cache would otherwise give
+    the form of one client to another.
+    """
+    if len(given.body) < _WORTH_COMPRESSING_BYTES:
         return given
-    names = {part.partition(b";")[0].strip().lower() for part in wanted.split(b",")}
-    for name, window in ((b"gzip", zlib.MAX_WBITS | 16), (b"deflate", zlib.MAX_WBITS)):
-        if name in names:
-            packer = zlib.compressobj(1, zlib.DEFLATED, window)
-            given.body = packer.compress(bytes(given.body)) + packer.flush()
-            given.raw_headers[0] = (_LENGTH, b"%d" % len(given.body))
-            given.raw_headers += [(b"content-encoding", name), (b"vary", b"accept-encoding")]
-            break
+    given.raw_headers.append(_VARY)
+    name = _preferred(header(request, b"accept-encoding"))
+    if name:
+        packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOWS[name])
+        given.body = packer.compress(bytes(given.body)) + packer.flush()
+        given.raw_headers[0] = (_LENGTH, b"%d" % len(given.body))
+        given.raw_headers.append((b"content-encoding", name))
     return given
+
+
+def _preferred(accepted: bytes) -> bytes | None:
+    """Return the encoding with the highest weight in `Accept-Encoding`, None for none (RFC 9110, 12.5.3)."""
+    weights: dict[bytes, float] = {}
+    for part in accepted.lower().split(b","):
+        name, *parameters = (word.strip() for word in part.split(b";"))
+        weights[name] = _weight(parameters)
+    rest = weights.get(b"*", 0.0)
+    best = max(_WINDOWS, key=lambda name: weights.get(name, rest))
+    weight = weights.get(best, rest)
+    return best if weight > 0 and weight >= weights.get(b"identity", 0.0) else None
+
+
+def _weight(parameters: list[bytes]) -> float:
+    """Return the weight among an encoding's parameters: 1 where there is none, 0 where it is no number."""
+    for parameter in parameters:
+        key, _, value = parameter.partition(b"=")
+        if key.strip() == b"q":
+            match = _QUALITY.fullmatch(value.strip())
+            return float(match[0]) if match else 0.0
+    return 1.0

@@ -99,6 +99,43 @@ def test_answers_are_compressed_where_it_is_worth_it() -> None:
         assert b"content-encoding" not in dict(plain.raw_headers)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip;q=0", None),
+        ("gzip; Q=0.000, deflate", b"deflate"),
+        ("gzip;q=0.2, deflate;q=0.8", b"deflate"),
+        ("gzip;q=0.5, deflate;q=0.5", b"gzip"),
+        ("GZIP", b"gzip"),
+        ("*", b"gzip"),
+        ("gzip;q=0, *", b"deflate"),
+        ("*;q=0, gzip", b"gzip"),
+        ("*;q=0", None),
+        ("identity, gzip;q=0.5", None),
+        ("identity;q=0, gzip;q=0.5", b"gzip"),
+        ("gzip;q=high", None),
+        ("gzip;q=-1", None),
+        ("gzip;q=nan", None),
+        ("br, zstd", None),
+        ("", None),
+        (";,;q=1", None),
+    ],
+)
+def test_the_weights_of_encodings_are_respected(accepted: str, encoding: bytes | None) -> None:
+    long = b"0123456789" * 1000
+    headers = dict(exchange.compress(request(accept_encoding=accepted), Answer(long)).raw_headers)
+    assert headers.get(b"content-encoding") == encoding
+    assert (headers[b"content-length"] == b"%d" % len(long)) is (encoding is None)
+
+
+@pytest.mark.parametrize("headers", [{}, {"accept_encoding": "br"}, {"accept_encoding": "gzip"}])
+def test_a_cache_is_told_that_a_large_answer_depends_on_the_encoding(headers: dict[str, str]) -> None:
+    sent = exchange.compress(request(**headers), Answer(b"0123456789" * 1000)).raw_headers
+    assert sent.count((b"vary", b"accept-encoding")) == 1
+    short = exchange.compress(request(**headers), Answer(b"short")).raw_headers
+    assert b"vary" not in dict(short)
+
+
 def test_the_connection_survives_a_refused_body(url: str) -> None:
     with requests.Session() as session:
         for _ in range(2):
