@@ -1,4 +1,10 @@
-"""Files over HTTP: few tries, resumed where they broke off, and a quick no from a dead network (driver)."""
+"""Files over HTTP: bounded retries with resume; fails fast when the host is unreachable (driver).
+
+pooch would do less: read in 1.9.0, its downloaders know no `Range` (a transfer that breaks off begins anew),
+no limit on the bytes of an answer, and no time limit on silence that all mirrors share; each is tested here.
+What it has besides, a cache and pinned digests, `data.source` has too. Importing it takes 0.11 to 0.14 s,
+this module 0.05.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +18,12 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distml.errors import DataError
+
+if TYPE_CHECKING:
+    import tenacity
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,16 +81,12 @@ class Mirror:
             raise UnavailableError(f"{self.base} is not an http or https URL")
         url = f"{self.base.rstrip('/')}/{name}"
         got = bytearray()
-        for attempt in range(1, TRIES + 1):
-            try:
-                self._more(url, got, limit)
-                return bytes(got)
-            except _BrokenError as broken:
-                _LOG.warning("%s: try %d of %d: %s after %d bytes", url, attempt, TRIES, broken, len(got))
-                reason = str(broken)
-            if attempt < TRIES:
-                time.sleep(0.2 * attempt)
-        raise UnavailableError(f"{name}: {reason}, {TRIES} tries")
+        attempts = _retrying(url, got)
+        try:
+            attempts(self._more, url, got, limit)
+        except _BrokenError as broken:
+            raise UnavailableError(f"{name}: {broken}, {TRIES} tries") from None
+        return bytes(got)
 
     def _more(self, url: str, got: bytearray, limit: int) -> None:
         """Append what is missing, asking only for the rest when there is a beginning."""
@@ -127,6 +132,25 @@ class Mirror:
         ):
             raise UnavailableError(_cause(answer))  # asking again would only wait again
         raise _BrokenError(_cause(answer))
+
+
+def _retrying(url: str, got: bytearray) -> tenacity.Retrying:
+    """Policy of transfers that broke off: `TRIES` in all, each failure logged."""
+    import tenacity  # 80 to 300 ms, spent by who downloads
+
+    def log_failure(state: tenacity.RetryCallState) -> None:
+        broken = state.outcome.exception() if state.outcome else None
+        _LOG.warning(
+            "%s: try %d of %d: %s after %d bytes", url, state.attempt_number, TRIES, broken, len(got)
+        )
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(TRIES),
+        wait=tenacity.wait_incrementing(0.2, 0.2),
+        retry=tenacity.retry_if_exception_type(_BrokenError),
+        after=log_failure,
+        reraise=True,
+    )
 
 
 def _ask(request: urllib.request.Request, wait_s: float) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distml.errors import ModelError
+from distml.runtime import compat
 
 if TYPE_CHECKING:
     import keras
@@ -181,7 +182,7 @@ def classifier(
     check_shape(name, shape)
     image = keras.layers.Input(shape, dtype="float32", name="image")
     backbone = _backbone(name, (shape[0], shape[1], 3), {"alpha": alpha} if BACKBONES[name].alpha else {})
-    for layer in backbone._flatten_layers():
+    for layer in compat.layers(backbone):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = momentum
     features = backbone(_scaled(image, BACKBONES[name].scaling))

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distml.runtime import compat
+
 Tensor = Any
 
 
@@ -27,11 +29,9 @@ def fuse(network: keras.Model) -> int:
     Returns:
         The number of layers changed.
     """
-    layers = [layer for layer in network._flatten_layers() if _fusible(layer)]
+    layers = [layer for layer in compat.layers(network) if _fusible(layer)]
     for layer in layers:
-        # A clone would draw other initial weights and part layers that share theirs. Keras tracks what is
-        # assigned to a layer; this assignment is Python's own.
-        object.__setattr__(layer, "__class__", _FusedNormalization)
+        compat.swap_class(layer, _FusedNormalization)
     return len(layers)
 
 

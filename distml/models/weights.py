@@ -20,6 +20,7 @@ import numpy as np
 
 from distml.errors import ModelError
 from distml.models.backbones import BACKBONE, BACKBONES, built_by_keras
+from distml.runtime import compat
 
 if TYPE_CHECKING:
     import keras
@@ -93,7 +94,7 @@ def load(
     wrong: list[str] = []
     for layer, like in _pairs(network, layers):
         used.add(like)
-        for variable, array in _fitting(_variables(layer), layers[like]):
+        for variable, array in _fitting(compat.own_variables(layer), layers[like]):
             if array.shape == tuple(variable.shape):
                 taken[variable.path] = array
             else:
@@ -163,7 +164,7 @@ def _read_npz(path: Path) -> dict[str, Arrays]:
 
 def _of_network(network: keras.Model) -> dict[str, Arrays]:
     return {
-        layer.name: [(variable.name, variable.numpy()) for variable in _variables(layer)]
+        layer.name: [(variable.name, variable.numpy()) for variable in compat.own_variables(layer)]
         for layer in _leaves(network)
     }
 
@@ -215,15 +216,10 @@ def _natural(name: str) -> list[Any]:
 def _leaves(network: keras.Model) -> list[Any]:
     """Layers with weights of their own, at any depth, each once."""
     layers: dict[int, Any] = {}
-    for layer in network._flatten_layers(include_self=False):
-        if _variables(layer):
+    for layer in compat.layers(network, include_self=False):
+        if compat.own_variables(layer):
             layers.setdefault(id(layer), layer)
     return list(layers.values())
-
-
-def _variables(layer: Any) -> list[Any]:
-    """Weights of a layer itself, in the order in which Keras saves them."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def _fitting(variables: list[Any], arrays: Arrays) -> Iterator[tuple[Any, np.ndarray]]:

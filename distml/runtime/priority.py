@@ -7,15 +7,11 @@ import os
 
 import psutil
 
-_SHOWING = (
-    "/dashboard/dashboard.py",
-    "/log_monitor.py",
-    "/_private/monitor.py",
-    "ray-dashboard-",
-    "ray::DashboardAgent",
-)
+from distml.runtime import compat
+
+_SHOWING = compat.MONITORS
 """What the first words of a command line hold where nothing but a person's view waits for a process."""
-_ATTENDING = ("ray::EventQueue", "ray::TrainController", "ray::Synchronization")
+_ATTENDING = ("ray::EventQueue", *compat.CONTROLLERS)
 """The same where a run waits for it now and then, and its wait must end on a machine without an idle core."""
 _NICENESS = 15
 

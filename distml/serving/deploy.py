@@ -14,6 +14,7 @@ import distml
 from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
+from distml.runtime import compat
 from distml.serving import ingress, ports, room, waiting
 from distml.serving.waiting import Endpoint
 
@@ -83,11 +84,10 @@ def application(config: Config) -> Any:
     from distml.serving.watcher import Watcher
 
     section, values = config.serve, _relevant(config)
-    version = _version(values)
+    version = compat.serve_version(_version(values))
     watcher = serve.deployment(Watcher).options(
         name=_WATCHER,
-        version=version,
-        _internal=True,  # without a version, Ray 2.60 draws a random one and replaces every replica
+        **version,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
@@ -98,8 +98,7 @@ def application(config: Config) -> Any:
     )
     replica = serve.deployment(serve.ingress()(Replica)).options(
         name=_REPLICA,
-        version=version,
-        _internal=True,
+        **version,
         max_ongoing_requests=section.max_queued_images,
         ray_actor_options={"num_cpus": section.cpus_per_replica, "num_gpus": section.gpus_per_replica},
         graceful_shutdown_timeout_s=section.drain_timeout_s,

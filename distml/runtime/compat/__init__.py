@@ -1,0 +1,179 @@
+"""What distml uses of other packages beyond their public interfaces, and why: the only place where it may.
+
+Private names, class swaps and hidden imports stand here, each with the version in which it was read and what
+it gains. `tests/unit/runtime/test_compat.py` fails when a name moves, when another version is installed
+(read it again, then change the entry) and when a module elsewhere reaches for a private name.
+This module imports nothing heavy, for it is loaded before TensorFlow; `compat.ray_train` has what needs Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+OPTIONAL = ("sklearn", "matplotlib", "scipy")
+"""Packages that Keras imports where they are installed, for wrappers and plots. MLflow requires them all."""
+MONITORS = (
+    "/dashboard/dashboard.py",
+    "/log_monitor.py",
+    "/_private/monitor.py",
+    "ray-dashboard-",
+    "ray::DashboardAgent",
+)
+"""What the command lines of Ray's processes hold that only show or collect; see `runtime.priority`."""
+CONTROLLERS = ("ray::TrainController", "ray::Synchronization")
+"""The same for Ray Train's own actors, for which a run waits now and then."""
+
+
+@dataclass(frozen=True)
+class Private:
+    """Something that is not another package's public interface.
+
+    Attributes:
+        package: The distribution.
+        version: The version in which it was read.
+        names: `module:name.name`, or `path: text` where a file of the package holds a text.
+        use: What distml does with it.
+        gain: What it gains, measured, or what does not work without it.
+    """
+
+    package: str
+    version: str
+    names: tuple[str, ...]
+    use: str
+    gain: str
+
+
+PRIVATE = (
+    Private(
+        "keras",
+        "3.15.1",
+        (
+            "keras/src/wrappers/sklearn_wrapper.py: import sklearn",
+            "keras/src/visualization/plot_image_gallery.py: import matplotlib",
+            "keras/src/backend/numpy/linalg.py: import scipy",
+        ),
+        "`imports`: packages that Keras imports where they are installed are hidden meanwhile",
+        "`import keras, tensorflow`, compiled: 2.5 to 2.8 CPU-seconds for 3.5 to 4.0 and 561 MiB for 650 "
+        "(four pairs, interleaved); uncompiled 9 for 15 to 17 (benchmarks/README.md)",
+    ),
+    Private(
+        "keras",
+        "3.15.1",
+        ("keras:Layer._flatten_layers",),
+        "`layers`: the layers of a model at any depth",
+        "no time; Keras has no public function for nested layers (`Model.layers` is one level)",
+    ),
+    Private(
+        "keras",
+        "3.15.1",
+        (
+            "keras/src/layers/layer.py: self._trainable_variables",
+            "keras/src/layers/layer.py: self._non_trainable_variables",
+        ),
+        "`own_variables`: a layer's weights in the order in which Keras saves them",
+        "no time; `Layer.weights` holds those of nested layers, too",
+    ),
+    Private(
+        "keras",
+        "3.15.1",
+        (
+            "keras/src/layers/normalization/batch_normalization.py: self.renorm",
+            "keras/src/layers/normalization/batch_normalization.py: self.synchronized",
+        ),
+        "`swap_class`: stock batch normalisation layers compute by TensorFlow's fused operation",
+        "CPU-seconds an epoch: 48.2 to 44.7 in float32, to 30.7 in bfloat16 (benchmarks/README.md)",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._create_default_callbacks",
+            "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._initialize_and_run_controller",
+            "ray.train.v2._internal.callbacks.datasets:DatasetsCallback",
+            "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
+            "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._send_resource_request",
+            "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._maybe_send_resource_request",
+            "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._cancel_resource_request",
+        ),
+        "`ray_train.LocalTrainer`: three actors that have nothing to do on one machine are not started",
+        "18 CPU-seconds to 0 with the preemption watcher's, before the first step (benchmarks/README.md)",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray/_private/ray_constants.py: ray::DashboardAgent",
+            "ray/dashboard/subprocesses/module.py: ray-dashboard-",
+            "ray/dashboard/dashboard.py: ",
+            "ray/_private/log_monitor.py: ",
+            "ray/autoscaler/_private/monitor.py: ",
+            "ray.train.v2._internal.execution.controller.controller:TrainController",
+            "ray.train.v2._internal.execution.checkpoint.sync_actor:SynchronizationActor",
+        ),
+        "`MONITORS`, `CONTROLLERS`: the priority of Ray's own processes is lowered by their command lines",
+        "7,617 against 7,200 samples/s of two ranks on two cores (benchmarks/README.md)",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        ("ray/serve/deployment.py: if not _internal and version is not DEFAULT.VALUE",),
+        "`serve_version`: the version of a deployment",
+        "no time; Ray would draw a random version and replace every replica at each deployment",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray/serve/_private/haproxy_templates.py: frontend http_frontend",
+            "ray/serve/_private/haproxy_templates.py: option httplog",
+            "ray/serve/_private/haproxy_templates.py: option abortonclose",
+            "ray/serve/_private/haproxy_templates.py: errorfile 502",
+            "ray/serve/_private/haproxy_templates.py: nbsrv({{ backend.name or 'unknown' }}) ge 1",
+            "ray/serve/_private/haproxy_templates.py: content-type text/plain lf-string",
+            "ray/serve/_private/haproxy.py: default-server",
+        ),
+        "`serving/haproxy.py`: corrects the configuration that Ray writes, then becomes HAProxy",
+        "HAProxy serves 4 to 5 times the requests of Ray's proxy; what the corrections prevent stands there",
+    ),
+)
+"""Everything that is used, and what it gains."""
+
+
+@contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """Hide `OPTIONAL` while the body imports; afterwards they can be imported as usual."""
+    hidden = [name for name in OPTIONAL if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None means "cannot be imported"
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+
+
+def layers(network: Any, include_self: bool = True) -> list[Any]:
+    """Return the layers of a Keras model at any depth, parents before their children."""
+    return list(network._flatten_layers(include_self=include_self))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """Return the weights of a Keras layer itself, in the order in which Keras saves them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def swap_class(layer: Any, kind: type[Any]) -> None:
+    """Make a layer one of a subclass, in place.
+
+    A clone would draw other initial weights and part layers that share theirs. Keras tracks what is assigned
+    to a layer; this assignment is Python's own.
+    """
+    object.__setattr__(layer, "__class__", kind)
+
+
+def serve_version(version: str) -> dict[str, Any]:
+    """Return the options of a Ray Serve deployment that give it a version."""
+    return {"version": version, "_internal": True}

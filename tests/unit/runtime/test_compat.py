@@ -1,0 +1,172 @@
+"""What is used of other packages beyond their public interfaces is where, and as, the table says."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml.runtime import compat
+from distml.runtime.compat import Private
+
+ROOT = Path(__file__).parents[3]
+ROOM = ROOT / "distml" / "runtime" / "compat"
+NAMES = [(entry, name) for entry in compat.PRIVATE for name in entry.names]
+IMPORTED = [name for _, name in NAMES if ": " not in name and not name.startswith("keras")]
+
+
+def test_each_entry_was_read_in_the_installed_version() -> None:
+    for entry in compat.PRIVATE:
+        assert metadata.version(entry.package) == entry.version, f"read again: {entry.use}"
+        assert entry.gain
+        assert entry.names
+
+
+@pytest.mark.parametrize(("entry", "name"), [pair for pair in NAMES if ": " in pair[1]])
+def test_a_file_of_the_package_still_holds_the_text(entry: Private, name: str) -> None:
+    path, _, text = name.partition(": ")
+    files = metadata.files(entry.package) or []
+    [file] = [file for file in files if str(file) == path]
+    assert text in Path(str(file.locate())).read_text()
+
+
+def resolve(name: str) -> Any:
+    module, _, path = name.partition(":")
+    value = importlib.import_module(module)
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_a_private_name_is_still_there(name: str) -> None:
+    assert resolve(name)
+
+
+@pytest.mark.tensorflow
+def test_what_is_used_of_keras_is_still_there() -> None:
+    import keras
+
+    for _, name in NAMES:
+        if ": " not in name and name.startswith("keras"):
+            assert resolve(name)
+    inner = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(3)])
+    model = keras.Sequential([keras.layers.Input((2,)), inner, keras.layers.Dense(4)])
+    shapes = [
+        [tuple(variable.shape) for variable in compat.own_variables(layer)] for layer in compat.layers(model)
+    ]
+    assert [one for one in shapes if one] == [[(2, 2), (2,)], [(2, 3), (3,)], [(3, 4), (4,)]]
+    dense = compat.layers(model)[-1]
+    kind = type("Kind", (keras.layers.Dense,), {})
+    compat.swap_class(dense, kind)
+    assert type(dense) is kind
+    assert [tuple(variable.shape) for variable in dense.variables] == [(3, 4), (4,)]
+
+
+def test_keras_imports_without_its_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in compat.OPTIONAL:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with compat.imports():
+        for name in compat.OPTIONAL:
+            with pytest.raises(ImportError):
+                importlib.import_module(name)
+    assert not set(compat.OPTIONAL) & sys.modules.keys()
+
+
+def test_a_package_that_is_imported_already_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", sys)
+    with compat.imports():
+        assert sys.modules["scipy"] is sys
+    assert sys.modules["scipy"] is sys
+
+
+def test_ray_calls_what_the_local_trainer_overrides() -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    fit = inspect.getsource(DataParallelTrainer.fit)
+    assert "self._create_default_callbacks()" in fit
+    assert "self._initialize_and_run_controller(" in fit
+    assert "scaling_policy=" in fit
+
+
+def test_the_local_trainer_leaves_out_what_it_says_and_nothing_else() -> None:
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from distml.runtime.compat.ray_train import LocalTrainer
+
+    def kinds(trainer: DataParallelTrainer) -> list[type]:
+        return [type(callback) for callback in trainer._create_default_callbacks()]
+
+    everything, mine = kinds(DataParallelTrainer(lambda: None)), kinds(LocalTrainer(lambda: None))
+    assert set(everything) - set(mine) == {PlacementGroupCleanerCallback, DatasetsCallback}
+    assert set(mine) < set(everything)
+
+
+def test_a_deployment_keeps_the_version_it_is_given() -> None:
+    from ray import serve
+
+    made = serve.deployment(type("Replica", (), {})).options(**compat.serve_version("a" * 8))
+    assert made.version == "a" * 8
+
+
+def reaching(source: str) -> Iterator[int]:
+    """Lines that reach for a private name of another package, swap a class or hide a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names]
+            parts = {part for name in names for part in name.split(".")}
+            if any(part.startswith("_") and not part.startswith("__") for part in parts):
+                yield node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute | ast.Call):
+            hidden = node.attr.startswith("_") and not node.attr.startswith("__")
+            own = ast.unparse(node.value) in ("self", "cls", "super()", "other")
+            if (hidden and not own and node.attr != "_replace") or node.attr == "__class__":
+                yield node.lineno
+            if ast.unparse(node) == "sys.modules" and not isinstance(node.ctx, ast.Load):
+                yield node.lineno
+        elif isinstance(node, ast.Call):
+            text = ast.unparse(node.func)
+            swaps = "setattr" in text and "'__class__'" in map(ast.unparse, node.args)
+            hides = text.startswith("sys.modules.") and text != "sys.modules.get"
+            keywords = any((keyword.arg or "").startswith("_") for keyword in node.keywords)
+            if swaps or hides or keywords:
+                yield node.lineno
+
+
+def test_no_other_module_reaches_for_a_private_name() -> None:
+    files = [path for path in sorted((ROOT / "distml").rglob("*.py")) if ROOM not in path.parents]
+    assert len(files) > 100
+    elsewhere = {f"{path.relative_to(ROOT)}:{line}" for path in files for line in reaching(path.read_text())}
+    assert not elsewhere, "put it into distml/runtime/compat, with its version, its gain and a test"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import state",
+        "from ray.train.v2._internal.callbacks import datasets",
+        "import ray._private.worker",
+        "model._flatten_layers()",
+        "layer.__class__ = Other",
+        "object.__setattr__(layer, '__class__', Other)",
+        "sys.modules.update(hidden)",
+        "deployment.options(_internal=True)",
+    ],
+)
+def test_each_way_to_reach_for_one_is_seen(line: str) -> None:
+    assert set(reaching(line)) == {1}
+
+
+@pytest.mark.parametrize("line", ["self._own()", "super()._own()", "row._replace(a=1)", "sys.modules[name]"])
+def test_what_is_ones_own_is_allowed(line: str) -> None:
+    assert not list(reaching(line))
