@@ -1,6 +1,10 @@
 """Learning rate as a pure function of the step (worker).
 
 No schedule knows the number of workers: a run that shrinks, grows or resumes keeps its rate.
+
+Keras's schedules are not used. Of 3.15.1's, `PiecewiseConstantDecay` gives the same numbers; `CosineDecay`
+computes in float32 and differs in 588 of 1,070 steps, by up to 0.3 %; there is no one-cycle schedule. A rate
+takes 1.6 ms there, 0.5 µs here.
 """
 
 from __future__ import annotations
