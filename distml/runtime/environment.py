@@ -362,8 +362,8 @@ HAPROXY = Group(
         Variable(
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL",
             "1",
-            "one check of at most 2.5 s: a new replica is down at its first failure anyway, and with two checks "
-            "of 1 s a redeploy on a busy machine lost 4 of 820 requests",
+            "one check of at most 2.5 s: a new replica is down at its first failure anyway, and with two "
+            "checks of 1 s a redeploy on a busy machine lost 4 of 820 requests",
         ),
         Variable(
             "RAY_SERVE_HAPROXY_METRICS_ENABLED",
