@@ -12,17 +12,20 @@ imports neither Ray nor TensorFlow nor MLflow: each function does when it is cal
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from distml.config import Config
 
 if TYPE_CHECKING:
     from distml.data.manifest import Manifest
     from distml.serving.waiting import Endpoint
+
+Result = TypeVar("Result")
 
 __all__ = [
     "Config",
@@ -311,8 +314,14 @@ def serve(config: Config) -> Iterator[Endpoint]:
 
     room.require_champion(config)
     with cluster.connect(config, variables=deploy.prepare(config)):
-        endpoint = deploy.start(config)
+        endpoint = _in_thread(lambda: deploy.start(config))
         try:
             yield endpoint
         finally:
-            deploy.stop()
+            _in_thread(deploy.stop)
+
+
+def _in_thread(call: Callable[[], Result]) -> Result:
+    """Call on a thread of its own: Ray Serve's handles refuse one with an event loop, as a notebook's is."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
