@@ -17,8 +17,8 @@ HEADER = re.compile(r"\A# Purpose:  \S.*\n(?:#  .*\n)*# Hardware: \S.*\n# Measur
 
 
 def test_there_are_configurations_and_not_too_many() -> None:
-    assert {"fashion_mnist", "sweep", "smoke", "accuracy", "gpu"} <= {path.stem for path in FILES}
-    assert len(FILES) <= 6
+    assert {"fashion_mnist", "sweep", "smoke", "accuracy", "gpu", "photos"} <= {path.stem for path in FILES}
+    assert len(FILES) <= 10
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
