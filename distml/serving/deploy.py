@@ -15,8 +15,8 @@ from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ServingError
 from distml.runtime import compat
-from distml.serving import ingress, ports, room, waiting
-from distml.serving.waiting import Endpoint
+from distml.serving import ingress, ports, readiness
+from distml.serving.readiness import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,15 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not answer.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    champion = room.require_champion(config)
-    room.require_followed(config)
-    room.require_room(config.serve)
-    stood = room.stands()
+    champion = readiness.require_champion(config)
+    readiness.require_followed(config)
+    readiness.require_room(config.serve)
+    stood = readiness.stands()
     _deploy(config)
     try:
-        return waiting.champion(config, room.url(config.serve), champion, deadline, _require_hope, _status)
+        return readiness.champion(
+            config, readiness.url(config.serve), champion, deadline, _require_hope, _status
+        )
     except BaseException:
         if not stood:
             stop()

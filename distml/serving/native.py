@@ -14,12 +14,11 @@ from starlette.responses import PlainTextResponse
 from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving import encoded, exchange, multipart, openapi, pixels, plausible, strict
-from distml.serving.choice import champion
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.route import Route
 from distml.serving.schemas import native as schemas
-from distml.serving.service import Probabilities, Served, Service
+from distml.serving.service import Probabilities, Served, Service, champion
 
 _JSON = ("", "application/json", "text/json")
 _PICTURES = (

@@ -15,12 +15,11 @@ from starlette.requests import Request
 import distml
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, outputs, plausible, strict, tensors
-from distml.serving.choice import choose, number
+from distml.serving import encoded, exchange, openapi, plausible, strict, tensors
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
 from distml.serving.schemas import openinference as schemas
-from distml.serving.service import Served, Service
+from distml.serving.service import Served, Service, choose, number
 from distml.serving.strict import kind
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
@@ -88,7 +87,7 @@ def _metadata(service: Service, served: Served) -> dict[str, Any]:
         "inputs": [{"name": tensors.RAW, "datatype": "UINT8", "shape": [-1, *served.shape]}],
         "outputs": [
             {"name": called, "datatype": datatype, "shape": shapes.get(called, [-1])}
-            for called, datatype in outputs.OUTPUTS.items()
+            for called, datatype in tensors.OUTPUTS.items()
         ],
     }
 
@@ -115,13 +114,13 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         """Classify images given as a tensor, in JSON or as bytes after it."""
         version = number(service, request)
         served = choose(service, request, version)
-        text, rest = split(await exchange.body(request, limits), exchange.header(request, outputs.HEADER))
+        text, rest = split(await exchange.body(request, limits), exchange.header(request, tensors.HEADER))
         document = strict.parse(text)
-        identity, wanted = _identity(document), outputs.wanted(document)
+        identity, wanted = _identity(document), tensors.wanted(document)
         given = await images(document, rest, served, decode)
         probabilities, served = await service.classify(given, version, exchange.identity(request))
         answered = plausible.tell(
-            request, outputs.render(identity, wanted, probabilities, served), plausible.doubts(given)
+            request, tensors.render(identity, wanted, probabilities, served), plausible.doubts(given)
         )
         return exchange.compress(request, answered)
 

@@ -15,11 +15,10 @@ from starlette.requests import Request
 from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving import encoded, exchange, openapi, pixels, plausible, strict
-from distml.serving.choice import choose, number
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.route import Route
 from distml.serving.schemas import tfserving as schemas
-from distml.serving.service import Served, Service
+from distml.serving.service import Served, Service, choose, number
 
 RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
 """Names of the tensors, as `distml.artifacts.export` wrote them into the SavedModel."""

@@ -23,8 +23,7 @@ from distml.artifacts import digests
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
-from distml.serving.models import ModelSet, aliases
-from distml.serving.record import Record
+from distml.serving.models import ModelSet, Record, aliases
 from distml.serving.service import Refusal, RegistryState
 from distml.tracking import locate, registry
 from distml.tracking.registry import ModelVersion

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
@@ -49,8 +50,9 @@ def doctor(address: str, root: Path, *words: str) -> tuple[int, dict[str, dict[s
 @pytest.fixture
 def root(storage_root: Path) -> Path:
     """A storage root with something that passes for data."""
-    (storage_root / "a").mkdir()
-    (storage_root / "a" / "1.png").touch()
+    for name in ("a", "b"):
+        (storage_root / name).mkdir()
+        Image.new("L", (4, 4)).save(storage_root / name / "1.png")
     return storage_root
 
 
@@ -63,7 +65,7 @@ def test_the_cluster_is_asked_and_its_node_answers_from_the_storage(address: str
     assert checks["storage from a worker"]["detail"].startswith("node ")
     assert "ports" not in checks
     assert seconds < 10
-    assert [path.name for path in root.iterdir()] == ["a"]
+    assert [path.name for path in sorted(root.iterdir())] == ["a", "b"]
 
 
 def test_a_run_that_is_too_large_for_the_cluster_is_told_so(address: str, root: Path) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,7 +34,7 @@ def test_the_command_looks_at_everything_imports_nothing_heavy_and_leaves_nothin
     (workdir / "own").mkdir()
     for name in ("a", "b"):
         (workdir / "own" / name).mkdir()
-        (workdir / "own" / name / "1.png").touch()
+        Image.new("L", (4, 4)).save(workdir / "own" / name / "1.png")
     code, result, err = run(workdir, "--data.path", "own", "--train.workers", "1")
     checks = {check["name"]: check for check in result["checks"]}
     assert checks.keys() == {

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distml.serving.schemas.base import Encoded, Image, Probability, Request, Schema
+from distml.serving.openapi import Encoded, Image, Probability, Request, Schema
 
 
 class Instances(Request):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distml.serving.schemas.base import Schema
+from distml.serving.openapi import Schema
 
 Number = float | str
 Tensor = list[Number] | list[list[Number]] | list[list[list[Number]]] | list[list[list[list[Number]]]]

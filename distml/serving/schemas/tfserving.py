@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distml.serving.schemas.base import Encoded, Image, Probability, Schema
+from distml.serving.openapi import Encoded, Image, Probability, Schema
 
 Signature = Literal["", "serving_default", "image_bytes"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import ServingError
-from distml.serving import deploy, room, waiting
+from distml.serving import deploy, readiness
 
 
 class Standing(ThreadingHTTPServer):
@@ -58,7 +58,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(deploy, "_deploy", lambda config: None)
     monkeypatch.setattr(deploy, "_require_hope", lambda config, champion: None)
     monkeypatch.setattr(deploy, "_status", lambda: "")
-    monkeypatch.setattr(room, "require_room", lambda serve: None)
+    monkeypatch.setattr(readiness, "require_room", lambda serve: None)
     return calls
 
 
@@ -71,8 +71,8 @@ def test_the_predecessors_answer_is_not_the_champions(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
-    monkeypatch.setattr(room, "stands", lambda: True)
-    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    monkeypatch.setattr(readiness, "stands", lambda: True)
+    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
     found = deploy.start(configured(standing), 30)
     assert (found.model, found.version) == ("shoes", 2)
 
@@ -83,8 +83,8 @@ def test_a_champion_that_changes_meanwhile_is_the_one_waited_for(
 ) -> None:
     standing.versions = [1, 3]
     champions = iter([2, 3, 3])
-    monkeypatch.setattr(room, "stands", lambda: True)
-    monkeypatch.setattr(room, "require_champion", lambda config: next(champions))
+    monkeypatch.setattr(readiness, "stands", lambda: True)
+    monkeypatch.setattr(readiness, "require_champion", lambda config: next(champions))
     assert deploy.start(configured(standing), 30).version == 3
 
 
@@ -93,8 +93,8 @@ def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
     standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch, stood: bool
 ) -> None:
     standing.versions = [1]
-    monkeypatch.setattr(room, "stands", lambda: stood)
-    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    monkeypatch.setattr(readiness, "stands", lambda: stood)
+    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
     began = time.monotonic()
     with pytest.raises(ServingError, match="answers with version 1, not with the champion, 2"):
         deploy.start(configured(standing), 0.3)
@@ -106,13 +106,13 @@ def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
     standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
-    monkeypatch.setattr(room, "require_champion", lambda config: 2)
+    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
     url = f"http://127.0.0.1:{standing.server_port}"
     config = Config.resolve({"serve": {"url": f"{url}/", "start_timeout_s": 30}})
-    assert (waiting.elsewhere(config).url, waiting.elsewhere(config).version) == (url, 2)
+    assert (readiness.elsewhere(config).url, readiness.elsewhere(config).version) == (url, 2)
     standing.versions = [1]
     with pytest.raises(ServingError, match="version 1, not with the champion, 2") as caught:
-        waiting.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
+        readiness.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
     assert "serve.start_timeout_s" in caught.value.remedy
     assert stopped == []
 

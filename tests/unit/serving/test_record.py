@@ -11,8 +11,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import StorageError
-from distml.serving.models import ModelSet, from_json
-from distml.serving.record import Record
+from distml.serving.models import ModelSet, Record, from_json
 from distml.serving.replica import _orders
 from distml.tracking.registry import ModelVersion
 

@@ -1,15 +1,17 @@
-"""Whether an endpoint can start at all, said before anything is started (driver)."""
+"""Whether an endpoint can start here, where it answers, and waiting until the champion does (driver)."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError, TrackingError
-from distml.serving import ports
-from distml.serving.models import aliases
-from distml.serving.record import Record
+from distml.serving import client, ports
+from distml.serving.models import Record, aliases
 from distml.tracking import registry
 
 logger = logging.getLogger(__name__)
@@ -106,3 +108,72 @@ def url(serve: ServeConfig) -> str:
     """Return the address to type on the machine that serves."""
     host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host  # noqa: S104 (compared, not bound)
     return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
+
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that answers.
+
+    Args:
+        url: Where.
+        model: Name of the registered model.
+        version: The champion's number when it was asked.
+    """
+
+    url: str
+    model: str
+    version: int
+
+
+def _nothing(_: Config, __: int) -> None:
+    pass
+
+
+def champion(
+    config: Config,
+    url: str,
+    wanted: int,
+    deadline: float,
+    require_hope: Callable[[Config, int], None] = _nothing,
+    state: Callable[[], str] = str,
+) -> Endpoint:
+    """Wait for the champion's first answer; what stood before may answer with its predecessor first.
+
+    Args:
+        config: Names the model and its registry.
+        url: Of the endpoint.
+        wanted: The champion's number; another champion meanwhile takes its place.
+        deadline: When to give up, as `time.monotonic` counts.
+        require_hope: Raises where waiting for that champion would change nothing.
+        state: Says what the endpoint is doing, for the error.
+
+    Raises:
+        ServingError: No champion, or no answer of its in time.
+        TrackingError: The registry does not answer.
+    """
+    said = f"{url} does not answer yet."
+    while True:
+        answering = client.version(url)
+        if answering == wanted:
+            return Endpoint(url, config.tracking.registered_model, wanted)
+        if answering is not None:
+            said = f"{url} answers with version {answering}, not with the champion, {wanted}."
+            wanted = require_champion(config)  # it may have changed meanwhile
+        require_hope(config, wanted)
+        if time.monotonic() > deadline:
+            raise ServingError(said, state() or "Raise serve.start_timeout_s.")
+        time.sleep(_POLL_S)
+
+
+def elsewhere(config: Config) -> Endpoint:
+    """Wait for the endpoint at `serve.url`, which somebody else keeps up.
+
+    Raises:
+        ServingError: No champion, or no answer of its within `serve.start_timeout_s`.
+        TrackingError: The registry does not answer.
+    """
+    url, deadline = (config.serve.url or "").rstrip("/"), time.monotonic() + config.serve.start_timeout_s
+    return champion(config, url, require_champion(config), deadline)
