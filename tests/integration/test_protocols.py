@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
 @pytest.fixture(scope="module")
 def images(data: Source) -> Any:
     """uint8 [N, 28, 28, 1] of the test split."""
-    return data.splits["test"].gather(np.arange(COUNT))
+    return data.splits["test"].gather(np.arange(COUNT)).images
 
 
 @pytest.fixture(scope="module")
