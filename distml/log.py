@@ -16,6 +16,14 @@ _RAYLET = re.compile(r" Last \d+ lines of the Raylet logs:.*", re.S)
 _FORMAT = "%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"
 
 
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what `sys.stderr` is when a record comes: whoever calls us in a process may replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure(process: str, rank: int | None = None, level: int = logging.INFO) -> None:
     """Send this process's records to stderr, marked with what the process is.
 
@@ -25,7 +33,7 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
         level: Least severe level shown for distml's own loggers; others start at WARNING.
     """
     mark = process if rank is None else f"{process}{rank}"
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter(_FORMAT.format(process=mark), datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -61,3 +62,13 @@ def test_the_raylets_log_is_left_out_of_what_libraries_print(capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "(raylet) It is terminated. (1) SIGKILL.\n\nsomebody else's\nlines\n"
+
+
+def test_records_go_to_the_standard_error_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    log.configure("driver")
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    logging.getLogger("distml.some").info("said")
+    assert second.getvalue().endswith("distml.some: said\n")
