@@ -56,7 +56,7 @@ def command(folder: Path, verb: str, *words: str) -> Ended:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"distml.{verb}", *words],
+            [sys.executable, "-m", "distml", verb, *words],
             cwd=folder,
             env=environment,
             stdout=stdout,
