@@ -81,13 +81,18 @@ class Pod:
         ):
             _do(*self._inside(), "ip", *words)
         self.process: subprocess.Popen[bytes] | None = None
+        self._folder, self._starts = folder, 0
 
     def _inside(self) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._pause.pid}/ns/net"]
 
     def start(self, *words: str, **variables: str) -> None:
-        """Start Ray as KubeRay does."""
-        mounts = " && ".join(f"mkdir -p {path} && mount -t tmpfs tmpfs {path}" for path in PRIVATE)
+        """Start Ray as KubeRay does, with new private folders, whose logs outlive it."""
+        self._starts += 1
+        own = self._folder / f"{self._log.stem}-{self._starts}"
+        mounts = " && ".join(
+            f"mkdir -p {path} {own}{path} && mount --bind {own}{path} {path}" for path in PRIVATE
+        )
         started = ["ray", "start", "--block", f"--node-ip-address={self.address}", *words]
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         serve = ingress.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)

@@ -362,8 +362,17 @@ HAPROXY = Group(
         Variable(
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL",
             "1",
-            "one check of at most 2.5 s: a new replica is down at its first failure anyway, and with two "
-            "checks of 1 s a redeploy on a busy machine lost 4 of 820 requests",
+            "one check of at most 2.5 s, which a thread of its own answers: serving/health.py",
+        ),
+        Variable(
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT",
+            "30000",
+            "Ray's own value, stated: serving/health.py looks for a replica's port from here",
+        ),
+        Variable(
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT",
+            "31000",
+            "Ray's own value, stated: up to here; the ports of health are 1001 above",
         ),
         Variable(
             "RAY_SERVE_HAPROXY_METRICS_ENABLED",

@@ -24,9 +24,12 @@ GUARD = Path(__file__).resolve()
 """What Ray is to start instead of HAProxy."""
 PROGRAM, HOST, PATIENCE = "DISTML_HAPROXY", "DISTML_HAPROXY_HOST", "DISTML_HAPROXY_PATIENCE_S"
 """Environment variables: path of HAProxy, the address to bind, the seconds in which a request must arrive."""
+HEALTH_PORT_OFFSET = 1001
+"""From the port of a replica's requests to that of its health: beyond the range in which Ray allocates."""
 
 _LISTEN = re.compile(r"^( *bind )(?:\*|):(\d+)", re.M)
 _HERE = re.compile(r"^( *server \S+ )127\.0\.0\.1:(\d+)", re.M)
+_CHECKED = re.compile(r"^( *server \S+ \S+:(\d+) check)(?!.* backup)", re.M)
 _DROPPED = re.compile(
     r"^ *(?:log (?!global).*|option (?:httplog|log-health-checks|abortonclose)|errorfile .*)\n", re.M
 )
@@ -91,13 +94,14 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str) -> st
     within `patience_s`, so that slow clients hold a connection here and no more. The time limit is ours.
     What HAProxy answers by itself is JSON, with the status that it means: Ray would make 500 of 502 to 504,
     and 404 of a time in which no replica is there. A client that closes its half of the connection after
-    its request is answered. A replica that is there and does nothing is known by its health check; what
-    waits for it is then asked of another.
+    its request is answered. A replica that is there and does nothing is known by its health check, which
+    a thread of its own answers at a port of its own (health.py); what waits for it is then asked of another.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
     """
     text = _LISTEN.sub(rf"\g<1>{host}:\g<2>", configuration)
     if host not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
         text = _HERE.sub(rf"\g<1>{host}:\g<2>", text)
+    text = _CHECKED.sub(lambda server: f"{server[1]} port {int(server[2]) + HEALTH_PORT_OFFSET}", text)
     text = _DROPPED.sub("", text)
     text = text.replace("global\n", f"global\n    tune.http.maxhdr {_HEADERS_AT_MOST}\n", 1)
     text = text.replace("defaults\n", _DEFAULTS.format(patience=patience_s) + _errors(), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from distml import log
 from distml.artifacts import digests
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
+from distml.serving import haproxy
 from distml.serving.core import Core, Loaded
+from distml.serving.health import Health
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet
 from distml.serving.request_log import Journal
@@ -51,6 +54,7 @@ class Replica:
         for outcome in self._journal.counts():
             self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
         self._tasks: list[asyncio.Task[None]] = []
+        self._health = Health(self._config.serve.host, self._config.serve.request_timeout_s)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champion, then make the application; Ray Serve calls this by its name.
@@ -64,6 +68,8 @@ class Replica:
             await self._follow_once()
         await self._share_once()
         self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]
+        if haproxy.HOST in os.environ:  # HAProxy is the ingress
+            self._health.start()
         return application(self._core, self._config.serve, self._core.metrics)
 
     def _rows(self, outcome: str) -> float:
@@ -130,8 +136,11 @@ class Replica:
         """Tell Ray Serve whether this replica still computes; one that does not is replaced.
 
         Raises:
-            ServingError: The model has been computing one batch for far longer than any request may take.
+            ServingError: The model has been computing one batch for far longer than any request may take, or
+                HAProxy cannot ask for this replica's health.
         """
+        if self._health.error:
+            raise ServingError(self._health.error)
         busy_s, limit_s = self._core.busy_s(), 10 * self._config.serve.request_timeout_s
         if busy_s > limit_s:
             raise ServingError(f"one batch has been computed for {busy_s:.0f} s.")

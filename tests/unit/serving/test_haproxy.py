@@ -35,8 +35,8 @@ def test_ports_and_replicas_of_this_machine_are_at_the_host(host: str, here: str
     ]
     assert [line for line in lines if line.startswith("server")] == [
         "server nobody abns@x backup",
-        f"server one {here}:30000 check",
-        "server two 10.0.0.7:30000 check",
+        f"server one {here}:30000 check port 31001",
+        "server two 10.0.0.7:30000 check port 31001",
     ]
 
 
