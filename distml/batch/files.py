@@ -18,8 +18,9 @@ from distml import log
 from distml.artifacts import digests
 from distml.batch import run as batch
 from distml.config import Config
-from distml.data import photos, schema
-from distml.errors import ConfigError
+from distml.data import image, schema
+from distml.data.image import Images, Policy
+from distml.errors import ConfigError, DataError
 from distml.serving import client
 from distml.serving.client import Model
 from distml.tracking.locate import Chosen, choose
@@ -149,7 +150,7 @@ def _classify(
     ask: Callable[[schema.Images], npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Read the files, ask about those that can be read, and tell of all."""
-    images, failed = photos.read_all(files, model.pictures)
+    images, failed = read_all(files, model.pictures)
     predictions = []
     if images:
         answers = ask(np.stack(list(images.values())))
@@ -175,3 +176,46 @@ def _ask(export: digests.Export, images: schema.Images) -> npt.NDArray[np.float3
 
     with log.quietly():
         return Predictor.of(export).predict(images)
+
+
+MAX_FILE_BYTES = 64 << 20
+
+
+def read_picture(path: str, policy: Policy) -> Images:
+    """Read one picture of any size and mode as the model wants it.
+
+    Args:
+        path: A picture file.
+        policy: How the model had its pictures fitted.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: Unreadable, not a picture, or far too large.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {cause}.", "Give existing picture files.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes.", "Scale it down.")
+    return image.read(data, policy, path)
+
+
+def read_all(files: Sequence[str], policy: Policy) -> tuple[dict[str, Images], list[dict[str, str]]]:
+    """Read what can be read.
+
+    Returns:
+        The images by file, and `file` and `error` of each that could not be read.
+    """
+    images: dict[str, Images] = {}
+    failed = []
+    for file in dict.fromkeys(files):
+        try:
+            images[file] = read_picture(file, policy)
+        except DataError as error:
+            failed.append({"file": file, "error": str(error)})
+    return images, failed

@@ -17,8 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml.checks import machine, places, remote, server, sources
-from distml.checks.check import Check, failed, ok, problem, warning
+from distml.checks import Check, failed, machine, ok, places, problem, server, sources, warning
 from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError, DistmlError
@@ -144,7 +143,10 @@ def run(config: Config) -> dict[str, Any]:
         "run": lambda: _run(config),
     }
     if cluster.address():
-        questions |= {"cluster": lambda: remote.checks(config), "tracking": lambda: [server.check(config)]}
+        questions |= {
+            "cluster": lambda: places.cluster_checks(config),
+            "tracking": lambda: [server.check(config)],
+        }
     else:
         questions |= {"machine": lambda: _local(config), "storage": lambda: _places(config)}
     checks = gather(questions)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from distml.checks.check import GIB, Check, failed, ok, problem, size, warning
+from distml.checks import GIB, Check, failed, ok, problem, size, warning
 from distml.config import Config
 from distml.errors import DistmlError, ResourceError
 from distml.models import registry

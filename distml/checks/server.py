@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from distml import tracking
-from distml.checks.check import Check, failed, ok, problem, warning
+from distml.checks import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.errors import DistmlError
 

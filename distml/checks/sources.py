@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-from distml.checks.check import Check, failed, ok, problem, size, warning
+from distml.checks import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data.archive import is_archive
-from distml.data.fitting import policy
+from distml.data.fetch import is_archive
 from distml.data.formats import fashion_mnist, image_folder
+from distml.data.image import policy
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.data.opening import format_of

@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, ImageChops, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from distml.config import DataConfig
 from distml.errors import DataError
 
 Images = npt.NDArray[np.uint8]
@@ -318,3 +320,49 @@ def _placed(image: Image.Image, policy: Policy) -> Image.Image:
     canvas = Image.new("RGB", (columns, rows), policy.background).convert(image.mode)
     canvas.paste(image, ((columns - width) // 2, (rows - height) // 2))
     return canvas
+
+
+OWN_SIDE = 256
+"""Pictures that all have one size keep it up to this side."""
+SIDE = 224
+"""Side of the images where sizes differ or are larger: what most pretrained networks were trained on."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says about itself.
+
+    Args:
+        width: As it is looked at.
+        height: As it is looked at.
+        channels: 1 or 3.
+    """
+
+    width: int
+    height: int
+    channels: int
+
+
+def header(data: bytes, name: str, max_pixels: int) -> Header:
+    """Read a picture's header.
+
+    Raises:
+        DataError: No picture, or too large.
+    """
+    opened = open_picture(data, name, max_pixels)
+    return Header(*upright_size(opened), channels(opened))
+
+
+def policy(headers: Collection[Header], data: DataConfig) -> Policy:
+    """Decide the shape of the images from the configuration and, where it says auto, from the pictures."""
+    sizes = {(header.height, header.width) for header in headers}
+    if isinstance(data.image_size, tuple):
+        height, width = data.image_size
+    elif data.image_size != "auto":
+        height = width = data.image_size
+    elif len(sizes) == 1 and max(max(sizes)) <= OWN_SIDE:
+        height, width = sizes.pop()
+    else:
+        height = width = SIDE
+    depth = max(header.channels for header in headers) if data.channels == "auto" else data.channels
+    return Policy((height, width, depth), data.fit, data.background)

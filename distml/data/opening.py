@@ -1,4 +1,4 @@
-"""Which format data have, and opening them (driver)."""
+"""Which format data have, opening them, and bringing arrays to the size that is asked for (driver)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from distml.config import Config, DataConfig
-from distml.data import archive
-from distml.data.fitting import refitted
-from distml.data.formats import (
-    fashion_mnist,
-    function,
-    idx,
-    image_folder,
-    numbers,
-    parquet,
-    table,
-    webdataset,
-)
-from distml.data.image import SUFFIXES
+from distml.data import fetch
+from distml.data.formats import arrays, fashion_mnist, idx, image_folder, parquet, table, webdataset
+from distml.data.image import SUFFIXES, Policy, refit
 from distml.data.listing import Folder
-from distml.data.source import Source
+from distml.data.source import Gathered, Indices, Rows, Source
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 
@@ -30,8 +20,8 @@ _OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
     "image_folder": image_folder.open_pictures,
     "parquet": parquet.open_parquet,
     "table": table.open_table,
-    "npz": numbers.open_npz,
-    "csv_pixels": numbers.open_csv_pixels,
+    "npz": arrays.open_npz,
+    "csv_pixels": arrays.open_csv_pixels,
     "webdataset": webdataset.open_webdataset,
 }
 
@@ -49,7 +39,7 @@ def open_source(config: Config, storage: Storage) -> Source:
     """
     data = config.data
     if ":" in data.format:
-        return refitted(function.open_function(data.format, data.path), data)
+        return refitted(arrays.open_function(data.format, data.path), data)
     if data.path is None and data.format in ("auto", "idx"):
         return refitted(fashion_mnist.open_builtin(config, storage), data)
     if data.path is None:
@@ -57,11 +47,11 @@ def open_source(config: Config, storage: Storage) -> Source:
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
     folder = Folder(data.path)
-    packed = archive.is_archive(data.path) and data.format != "webdataset"
+    packed = fetch.is_archive(data.path) and data.format != "webdataset"
     packed = packed and not webdataset.is_webdataset(folder)
     told = folder.fingerprint()
     if packed:
-        folder = Folder(archive.unpacked(data.path, storage))
+        folder = Folder(fetch.unpacked(data.path, storage))
     form = format_of(folder) if data.format == "auto" else data.format
     source = refitted(_OPENERS[form](folder, data), data)
     return replace(source, fingerprint=told) if packed else source
@@ -84,7 +74,7 @@ def format_of(folder: Folder) -> str:
         return "idx"
     if ".npz" in suffixes and not suffixes & set(SUFFIXES):
         return "npz"
-    if any(name.lower().endswith(".csv") and numbers.is_csv_pixels(folder, name) for name in folder.sizes):
+    if any(name.lower().endswith(".csv") and arrays.is_csv_pixels(folder, name) for name in folder.sizes):
         return "csv_pixels"
     if suffixes & set(SUFFIXES) or image_folder.pictures(folder):
         return "image_folder"
@@ -93,3 +83,37 @@ def format_of(folder: Folder) -> str:
         f"{folder.root} holds no pictures, Parquet, IDX, npz or CSV of pixels, but {shown}.",
         "Set data.format.",
     )
+
+
+def refitted(source: Source, data: DataConfig) -> Source:
+    """Bring arrays to the size and the channels that are asked for; pictures have them already.
+
+    Raises:
+        ConfigError: A size or channels for images of neither one nor three channels.
+    """
+    height, width, depth = source.shape
+    if data.image_size != "auto":
+        height, width = data.image_size if isinstance(data.image_size, tuple) else (data.image_size,) * 2
+    depth = depth if data.channels == "auto" else data.channels
+    plain = DataConfig()
+    asked = (height, width, depth) != source.shape
+    if source.policy is not None or not (
+        asked or (data.fit, data.background) != (plain.fit, plain.background)
+    ):
+        return source
+    if source.shape[2] not in (1, 3):
+        raise ConfigError(
+            f"the images have {source.shape[2]} channels and cannot be fitted.",
+            "Leave out data.image_size, data.channels, data.fit and data.background.",
+        )
+    wanted = Policy((height, width, depth), data.fit, data.background)
+    splits = {split: _refitted(rows, wanted) if asked else rows for split, rows in source.splits.items()}
+    return replace(source, shape=wanted.shape, splits=splits, policy=wanted)
+
+
+def _refitted(rows: Rows, wanted: Policy) -> Rows:
+    def gather(indices: Indices) -> Gathered:
+        given = rows.gather(indices)
+        return Gathered(refit(given.images, wanted), given.faults)
+
+    return Rows(rows.labels, gather, rows.name)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig
 from distml.data import schema
-from distml.data.archive import is_archive
+from distml.data.fetch import is_archive
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source

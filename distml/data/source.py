@@ -1,4 +1,4 @@
-"""Rows as a source offers them, before they are shards, and the rules that bring arrays to them (driver)."""
+"""Rows as a source offers them: arrays in one form, numbered labels, unusable rows counted (driver)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distml.config import DataConfig
 from distml.data.image import Policy
 from distml.data.schema import Images, Labels
 from distml.errors import DataError
@@ -235,3 +236,37 @@ def _number(labels: npt.NDArray[Any], known: npt.NDArray[Any], split: str) -> La
         raise DataError(f"the {split} label {labels[wrong][0]!s} is not among the classes.")
     numbers: Labels = found.astype(np.int32)
     return numbers
+
+
+FAULTS_SHOWN = 20
+"""Named in a message; the manifest lists all."""
+ENOUGH_FAULTS = 100
+"""Where `data.on_error` is fail, so many damaged rows are looked for before the run ends."""
+
+
+def require_usable(faults: Sequence[Fault], looked_at: int, data: DataConfig) -> None:
+    """Let a bounded share of unusable rows pass where the configuration says so.
+
+    Raises:
+        DataError: It says no, or there are too many.
+    """
+    if not faults:
+        return
+    if data.on_error == "fail":
+        if len(faults) == 1 and looked_at == 1:
+            raise DataError(faults[0].reason, faults[0].remedy)
+        raise DataError(
+            _listed(faults, f"of {looked_at} that were looked at"),
+            "Mend or remove them, or set data.on_error: skip.",
+        )
+    if len(faults) > data.max_error_fraction * looked_at:
+        limit = f"more than data.max_error_fraction = {data.max_error_fraction:g} of {looked_at}"
+        raise DataError(_listed(faults, limit), "Mend or remove them, or allow more.")
+
+
+def _listed(faults: Sequence[Fault], of: str) -> str:
+    if len(faults) == 1:
+        return f"{faults[0].reason.rstrip('.')} (1 {of})."
+    shown = "".join(f"\n- {fault.reason}" for fault in faults[:FAULTS_SHOWN])
+    more = f"\n- and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+    return f"{len(faults)} pictures cannot be used, {of}:{shown}{more}\n"

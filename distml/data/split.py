@@ -1,15 +1,138 @@
-"""Which rows are learnt from, which choose and which judge: a pure function of labels and seed (driver)."""
+"""Train, validation and test: read from the names of folders and files, or cut by label and seed (driver)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
 from distml.data.schema import Labels
 from distml.data.source import Indices
 from distml.errors import DataError
+
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),
+    **dict.fromkeys(("test", "testing", "testset", "testdata", "tst", "t10k", "holdout"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "validate", "valset", "dev", "development"), "validation"),
+    **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
+}
+"""Words that name a split in public sets; `eval` is the test split unless there is another one."""
+_SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "submission")
+"""Words that name a part of a set that is no split and no class."""
+Files = TypeVar("Files", list[str], dict[str, str])
+_REMEDY = "Call the splits train, validation and test, and move out what belongs to none."
+
+
+def split_word(name: str) -> tuple[str, str] | None:
+    """Return the split that a name means and the rest of the name, or None: `seg_train` is (train, seg)."""
+    words = _words(name)
+    named = [word for word in words if word in _SPLIT_WORDS]
+    if len(named) != 1:
+        return None
+    return _SPLIT_WORDS[named[0]], " ".join(word for word in words if word and word not in _SPLIT_WORDS)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case, without numbers behind them: `Train 2` is train."""
+    parts = re.split(r"[-_ .]+", name.lower())
+    return [part if part in _SPLIT_WORDS else part.rstrip("0123456789") for part in parts]
+
+
+def split_of_file(name: str) -> str | None:
+    """Return the split that a file's first folder names, or the first word of its own name."""
+    path = PurePosixPath(name)
+    for part in path.parts[:1] if len(path.parts) > 1 else ():
+        if found := split_word(part):
+            return found[0]
+    word = re.match(r"[a-z]+\d*[a-z]*", path.name.lower())
+    if word is None or path.name[word.end() : word.end() + 1] not in ("-", "_", "."):
+        return None
+    return _SPLIT_WORDS.get(word[0])
+
+
+def divide(names: Sequence[str]) -> dict[str, list[str]]:
+    """Sort tables and other files that hold rows by split; all are `train` where no two splits are named.
+
+    Raises:
+        DataError: Some name a split and others none, or there is no train.
+    """
+    divided: dict[str | None, list[str]] = {}
+    for name in names:
+        divided.setdefault(split_of_file(name), []).append(name)
+    splits = {split: some for split, some in divided.items() if split is not None}
+    if not splits or (len(splits) == 1 and None in divided):
+        return {"train": [name for some in divided.values() for name in some]}
+    if None in divided:
+        raise DataError(
+            f"{divided[None][0]} lies beside {', '.join(sorted(splits))} and in none of them.", _REMEDY
+        )
+    return _settled(splits)
+
+
+def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Divide the files of a folder of class folders.
+
+    A folder that alone holds everything else is passed through. Folders are splits where their names have a
+    word for one and agree in the rest, as `seg_train` and `seg_test`; one called `train` among others that
+    holds files alone is a class.
+
+    Args:
+        names: Files, with `/` between folders.
+
+    Returns:
+        By split, each file's path from the class folder on, by its name.
+
+    Raises:
+        DataError: Some folders are splits and others are not, or there is no train.
+    """
+    paths = _through({name: name for name in names})
+    tops = Counter(path.partition("/")[0] for path in paths.values() if "/" in path)
+    named = {top: found for top in tops if (found := split_word(top))}
+    if len({rest for _, rest in named.values()}) > 1:
+        named = {top: found for top, found in named.items() if top.lower() in _SPLIT_WORDS}
+    others = sorted(set(tops) - set(named))
+    deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
+    if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
+        smelling = [top for top in others if set(_words(top)) & set(_SMELLS)]
+        if smelling:
+            raise DataError(f"{smelling[0]} looks like a part of the data that is no class.", _REMEDY)
+        return {"train": paths}
+    loose = [path for path in paths.values() if "/" not in path]
+    if others or loose:
+        odd = next((path for path in paths.values() if path.partition("/")[0] in others), (loose or [""])[0])
+        raise DataError(f"{odd} lies beside {', '.join(sorted(named))} and in none of them.", _REMEDY)
+    splits: dict[str, dict[str, str]] = {}
+    for name, path in paths.items():
+        top, _, rest = path.partition("/")
+        splits.setdefault(named[top][0], {})[name] = rest
+    return {split: _through(files, split) for split, files in _settled(splits).items()}
+
+
+def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:
+    """Drop a first folder that all files share and that still has folders; of splits only the one meant."""
+    while True:
+        tops = {path.partition("/")[0] for path in paths.values()}
+        if len(tops) != 1 or not all(path.count("/") > 1 for path in paths.values()):
+            return paths
+        word = split_word(next(iter(tops)))
+        if word and word[0] != split:
+            return paths
+        paths = {name: path.partition("/")[2] for name, path in paths.items()}
+
+
+def _settled(splits: dict[str, Files]) -> dict[str, Files]:
+    """Let `eval` be the test split, or the validation split where there is another test split."""
+    if "eval" in splits:
+        splits["validation" if "test" in splits else "test"] = splits.pop("eval")
+    if "train" not in splits:
+        raise DataError(f"there is {', '.join(sorted(splits))}, but no train.", _REMEDY)
+    return splits
+
 
 SPLITS = ("train", "validation", "test")
 TEST_FRACTION = 1 / 6

@@ -1,11 +1,25 @@
-"""Arrays in memory become a source (driver)."""
+"""Arrays: NumPy's `.npz`, CSV tables of pixels, and what a function of the user's returns (driver)."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import io
+import math
+import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from distml.config import DataConfig
+from distml.data.listing import Folder
 from distml.data.source import Origin, Source, encode, of_arrays, to_nhwc
+from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
 
 
@@ -36,3 +50,140 @@ def of_splits(
     height, width, depth = shapes.pop()
     rows = {split: of_arrays(images[split], labels[split]) for split in parts}
     return Source((height, width, depth), classes, rows, origins)
+
+
+def open_function(form: str, path: str | None) -> Source:
+    """Call the user's function, with `data.path` where that is set.
+
+    Raises:
+        DataError: It cannot be imported, or what it returns is no data set.
+    """
+    module, _, name = form.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"data.format = {form}: {error}.", "Run where the module can be imported, or set PYTHONPATH."
+        ) from None
+    given = function() if path is None else function(path)
+    if not isinstance(given, Mapping) or "train" not in given:
+        raise DataError(f"{form} returned {type(given).__name__}, not a dict with 'train'.")
+    unknown = set(given) - {"train", "validation", "test", "classes"}
+    if unknown:
+        raise DataError(f"{form} returned unknown entries {sorted(map(str, unknown))}.")
+    parts = {split: _pair(given[split], form, split) for split in given if split != "classes"}
+    digest = hashlib.sha256()
+    for images, labels in parts.values():
+        digest.update(images.tobytes())
+        digest.update(labels.tobytes())
+    names = given.get("classes")
+    return of_splits(parts, names, (Origin(name, form, digest.hexdigest()),), form)
+
+
+def _pair(given: Any, form: str, split: str) -> tuple[Any, Any]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise DataError(f"{form} returned no (images, labels) for {split}.")
+    return np.asarray(given[0]), np.asarray(given[1])
+
+
+_IMAGES = ("x", "images", "image", "data", "pixels")
+_LABELS = ("y", "labels", "label", "targets", "target")
+_LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
+
+Parts = dict[str, tuple[Any, Any]]
+
+
+def open_npz(folder: Folder, data: DataConfig) -> Source:
+    """Read `x_train`, `y_train`, `x_test` and `y_test` (or `images`, `labels`) of one or several archives.
+
+    Raises:
+        DataError: Not an archive of arrays, pickled objects, or names that say nothing.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for name in _files(folder, ".npz"):
+        try:
+            with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{name} cannot be read as NumPy arrays: {error}.", "Save plain arrays."
+            ) from None
+        for key, values in arrays.items():
+            words = key.lower().replace("-", "_").split("_")
+            kind = "images" if set(words) & set(_IMAGES) else "labels" if set(words) & set(_LABELS) else None
+            if kind is None:
+                shown = ", ".join(arrays)
+                raise DataError(
+                    f"{name} holds {shown}; what is {key}?", "Call them x_train, y_train and so on."
+                )
+            word = split_word(key) or split_word(PurePosixPath(name).stem) or ("train", "")
+            parts.setdefault("test" if word[0] == "eval" else word[0], {})[kind] = values
+    for split, pair in parts.items():
+        if set(pair) != {"images", "labels"}:
+            raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
+    return _source(
+        folder, {split: (pair["images"], np.ravel(pair["labels"])) for split, pair in parts.items()}
+    )
+
+
+def open_csv_pixels(folder: Folder, data: DataConfig) -> Source:
+    """Read tables with a label and one column a pixel; the images are square, gray or in three colours.
+
+    Raises:
+        DataError: No column of labels, other values than numbers, or a number of pixels that is no square.
+    """
+    parts: Parts = {}
+    for name in _files(folder, ".csv"):
+        try:
+            table = csv.read_csv(pa.BufferReader(folder.read(name)))
+        except pa.ArrowException as error:
+            raise DataError(f"{name} cannot be read as CSV: {error}.") from None
+        named = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
+        label = data.label_column or (named[0] if len(named) == 1 else "")
+        if label not in table.column_names:
+            shown = ", ".join(table.column_names[:5])
+            raise DataError(f"{name} has no column of labels, but {shown}….", "Set data.label_column.")
+        pixels = [table.column(key) for key in table.column_names if key != label]
+        wrong = [column.type for column in pixels if not pa.types.is_integer(column.type)]
+        if wrong:
+            raise DataError(f"{name} has pixels of {wrong[0]}, not whole numbers.", "Remove other columns.")
+        values = np.stack([np.asarray(column.to_pylist(), np.int64) for column in pixels], 1)
+        split = split_of_file(name) or "train"
+        parts["test" if split == "eval" else split] = (
+            _square(values, name),
+            np.array(table.column(label).to_pylist()),
+        )
+    return _source(folder, parts)
+
+
+def is_csv_pixels(folder: Folder, name: str) -> bool:
+    """Whether the first line of a CSV table names a label and at least sixteen other columns."""
+    words = folder.read(name, 1 << 16).partition(b"\n")[0].decode("utf-8", "replace").lower().split(",")
+    return len(words) > 16 and any(word.strip('"\r ') in _LABEL_COLUMNS for word in words)
+
+
+def _square(values: Any, name: str) -> Any:
+    for depth in (1, 3):
+        side = math.isqrt(values.shape[1] // depth)
+        if side * side * depth == values.shape[1]:
+            return values.reshape(len(values), side, side, depth)
+    raise DataError(f"{name} has {values.shape[1]} pixels a row, which is no square.", "Use Parquet or npz.")
+
+
+def _files(folder: Folder, ending: str) -> list[str]:
+    found = [name for name in folder.sizes if name.lower().endswith(ending)]
+    for name in set(folder.sizes) - set(found):
+        folder.ledger.skip(name, f"no {ending} file")
+    if not found:
+        raise DataError(f"{folder.root} holds no {ending} files.", "Check data.path and data.format.")
+    return found
+
+
+def _source(folder: Folder, parts: Parts) -> Source:
+    digest = hashlib.sha256()
+    for images, labels in parts.values():
+        digest.update(np.ascontiguousarray(images).tobytes())
+        digest.update(np.asarray(labels).tobytes())
+    origin = Origin(PurePosixPath(folder.root).name, folder.root, digest.hexdigest())
+    source = of_splits(parts, None, (origin,), folder.root)
+    return replace(source, ledger=folder.ledger, fingerprint=folder.fingerprint())

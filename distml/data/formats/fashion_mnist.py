@@ -1,4 +1,4 @@
-"""Where bytes come from: the built-in Fashion-MNIST, or the user's data (driver).
+"""The built-in Fashion-MNIST: its files from the cache, a system package, a mirror or an archive (driver).
 
 The only module that knows what Fashion-MNIST is. Its files are looked for in the cache, in the installed
 system package, on HTTP mirrors and in the package archive, in this order; whatever place they come from,
@@ -11,19 +11,103 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from distml.config import Config
 from distml.data import fetch
-from distml.data.formats import package
+from distml.data.fetch import UnavailableError
 from distml.data.formats.idx import gunzip, parse
 from distml.data.schema import Images, Labels
 from distml.data.source import Origin, Source, of_arrays
 from distml.errors import DataError, StorageError
+from distml.runtime import environment
 from distml.storage import Storage
+
+UPDATE_TIMEOUT_S = 90.0
+DOWNLOAD_TIMEOUT_S = 300.0
+# A dead network gives up after seconds; and as root, apt would hand the private folder to another user.
+_OPTIONS = (
+    "-qq",
+    "-o", "Acquire::http::Timeout=5",
+    "-o", "Acquire::https::Timeout=5",
+    "-o", "Acquire::Retries=1",
+    "-o", "APT::Sandbox::User=root",
+)  # fmt: skip
+
+
+def installed(folder: Path, name: str) -> bytes:
+    """Return a file that an installed package put there.
+
+    Raises:
+        UnavailableError: There is none, or it cannot be read.
+    """
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise UnavailableError(f"not installed ({name}: {error.strerror})") from None
+
+
+def download(package: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Fetch a Debian package and return files out of it; nothing is installed and nothing is left behind.
+
+    Where the machine's package lists are missing (as in most container images) or do not know the package,
+    lists are fetched into a temporary folder, which needs no root.
+
+    Raises:
+        UnavailableError: No apt here, no such package, no network, or a package without these files.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise UnavailableError("there is no apt-get here")
+    try:
+        with tempfile.TemporaryDirectory(prefix="distml-apt-") as folder:
+            archive = _archive(package, Path(folder))
+            _run(["dpkg-deb", "-x", str(archive), f"{folder}/root"], folder, DOWNLOAD_TIMEOUT_S)
+            return {name: _find(Path(folder, "root"), name).read_bytes() for name in names}
+    except OSError as error:
+        raise UnavailableError(f"no temporary folder: {error.strerror}") from None
+
+
+def _archive(package: str, folder: Path) -> Path:
+    """Return the downloaded package, asking the machine's own lists before fetching fresh ones."""
+    own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+    try:
+        _run(["apt-get", *_OPTIONS, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
+    except UnavailableError as first:
+        for below in ("lists/partial", "cache/archives/partial"):
+            (folder / below).mkdir(parents=True)
+        try:
+            _run(["apt-get", *_OPTIONS, *own, "update"], str(folder), UPDATE_TIMEOUT_S)
+            _run(["apt-get", *_OPTIONS, *own, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
+        except UnavailableError as second:
+            raise UnavailableError(f"{first.message}; with fresh lists: {second.message}") from None
+    archives = sorted(folder.glob(f"{package}_*.deb"))
+    if not archives:
+        raise UnavailableError(f"apt-get fetched no {package}")
+    return archives[-1]
+
+
+def _run(command: list[str], folder: str, timeout: float) -> None:
+    inherited = os.environ | environment.APT.values()
+    try:
+        done = subprocess.run(command, cwd=folder, env=inherited, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{command[0]} did not finish within {timeout:.0f} s") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
+        raise UnavailableError(f"{command[0]}: {lines[-1].removeprefix('E: ')}")
+
+
+def _find(root: Path, name: str) -> Path:
+    for path in root.rglob(name):
+        return path
+    raise UnavailableError(f"the package holds no {name}")
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,10 +171,10 @@ def _places(config: Config, storage: Storage) -> Iterator[_Place]:
     patience = fetch.Patience()
     mirrors = [fetch.Mirror(base, patience) for base in (MIRRORS if named is None else named)]
     web = [_Place(m.base, functools.partial(_mirrored, m), True, bool(named)) for m in mirrors]
-    system = _Place(str(INSTALLED), functools.partial(package.installed, INSTALLED))
+    system = _Place(str(INSTALLED), functools.partial(installed, INSTALLED))
     yield from [*web, system] if named else [system, *web]
     # Last, because it may have to fetch the archive's lists; one download then serves all four files.
-    archive = functools.cache(lambda: package.download(PACKAGE, [f"{name}.gz" for name in FILES]))
+    archive = functools.cache(lambda: download(PACKAGE, [f"{name}.gz" for name in FILES]))
     yield _Place(f"the package {PACKAGE}", lambda name: archive()[name], keep=True)
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data.formats.arrays import of_splits
-from distml.data.layout import split_word
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source
+from distml.data.split import split_word
 from distml.errors import DataError
 
 _UNSIGNED_BYTES = 0x0800  # third byte: element type; fourth: number of dimensions

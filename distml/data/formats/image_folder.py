@@ -15,12 +15,12 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from distml.config import DataConfig
-from distml.data import faults, image, layout
-from distml.data.fitting import Header, header, policy
-from distml.data.image import SUFFIXES, Policy
+from distml.data import image, source
+from distml.data.image import SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import Folder
 from distml.data.schema import Labels
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.data.split import divide_folders
 from distml.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def open_pictures(folder: Folder, data: DataConfig) -> Source:
     names = [*pictures(folder), *(name for name in folder.dangling if _suffix(name) in SUFFIXES)]
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
-    divided = layout.divide_folders(names)
+    divided = divide_folders(names)
     classes_of = {
         split: {name: _class_of(name, path) for name, path in paths.items()}
         for split, paths in divided.items()
@@ -82,7 +82,7 @@ def open_pictures(folder: Folder, data: DataConfig) -> Source:
     headers, bad = survey(folder, names, data.max_pixels)
     if bad and data.on_error == "fail":
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
-    faults.require(bad, len(names), data)
+    source.require_usable(bad, len(names), data)
     return of_files(folder, classes_of, headers, data, bad)
 
 

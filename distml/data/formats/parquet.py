@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distml.config import DataConfig
-from distml.data import faults, fitting, image
+from distml.data import image, source
 from distml.data.image import Policy
-from distml.data.layout import divide
 from distml.data.listing import Folder
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode, to_nhwc
+from distml.data.split import divide
 from distml.errors import DataError
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
@@ -200,7 +200,7 @@ def _shape(
     folder: Folder, divided: Mapping[str, Sequence[str]], columns: Columns, data: DataConfig
 ) -> tuple[tuple[int, int, int], Policy | None]:
     """Return the shape of the images and, where the rows are encoded pictures, how they get it."""
-    headers: list[fitting.Header] = []
+    headers: list[image.Header] = []
     bad: list[Fault] = []
     looked_at = 0
     for name in (name for names in divided.values() for name in names):
@@ -221,13 +221,13 @@ def _shape(
                     looked_at += 1
                     where = f"row {at} of row group {group} ({name})"
                     try:
-                        headers.append(fitting.header(one.as_py() or b"", where, data.max_pixels))
+                        headers.append(image.header(one.as_py() or b"", where, data.max_pixels))
                     except DataError as error:
                         bad.append(Fault(where, error.message, error.remedy))
     if not looked_at:
         raise DataError("the files hold no rows.")
-    faults.require(bad, looked_at, data)
-    policy = fitting.policy(headers, data)
+    source.require_usable(bad, looked_at, data)
+    policy = image.policy(headers, data)
     return policy.shape, policy
 
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import DataConfig
-from distml.data import faults, layout
+from distml.data import source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES
 from distml.data.listing import Folder
 from distml.data.source import Source
+from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
@@ -61,7 +62,7 @@ def open_table(folder: Folder, data: DataConfig) -> Source:
     for name in names:
         folder.ledger.reasons.pop(name, None)
     headers, bad = image_folder.survey(folder, chosen, data.max_pixels)
-    faults.require(bad, len(chosen), data)
+    source.require_usable(bad, len(chosen), data)
     return image_folder.of_files(folder, labelled, headers, data, bad)
 
 
@@ -80,7 +81,7 @@ def _read(folder: Folder, name: str, data: DataConfig, into: dict[str, dict[str,
         picture = _file(folder, str(PurePosixPath(name).parent), str(given))
         if picture is None:
             raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
-        split = _split(row[split_column], where) if split_column else layout.split_of_file(name) or "train"
+        split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
         into.setdefault("test" if split == "eval" else split, {})[picture] = _text(label)
 
 
@@ -104,7 +105,7 @@ def _file(folder: Folder, above: str, given: str) -> str | None:
 
 
 def _split(value: Any, where: str) -> str:
-    word = layout.split_word(str(value))
+    word = split_word(str(value))
     if word is None:
         raise DataError(f"{where} has the split {value}.", "Use train, validation and test.")
     return word[0]

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from distml.config import DataConfig
-from distml.data import faults, fitting, image, layout
+from distml.data import image, source
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder
 from distml.data.schema import Labels
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.data.split import divide
 from distml.errors import DataError
 
 _LABELS = ("cls", "cls.txt", "label", "txt", "json")
@@ -64,10 +65,10 @@ def open_webdataset(folder: Folder, data: DataConfig) -> Source:
         raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
     places: dict[str, list[_Place]] = {}
     labels: dict[str, list[str]] = {}
-    headers: list[fitting.Header] = []
+    headers: list[image.Header] = []
     bad: list[Fault] = []
     damaged: set[str] = set()
-    for split, names in layout.divide(tars).items():
+    for split, names in divide(tars).items():
         for name in names:
             for place, label, header in _indexed(folder, name, data.max_pixels):
                 if isinstance(header, Fault):
@@ -77,13 +78,13 @@ def open_webdataset(folder: Folder, data: DataConfig) -> Source:
                 headers.append(header)
                 places.setdefault(split, []).append(place)
                 labels.setdefault(split, []).append(label)
-    faults.require(bad, len(headers) + len(bad), data)
+    source.require_usable(bad, len(headers) + len(bad), data)
     if not labels.get("train"):
         raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
     if lost := sorted(damaged - set(labels["train"])):
         raise DataError(f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove them.")
     classes, numbers = encode({split: np.array(some) for split, some in labels.items()})
-    fitted = fitting.policy(headers, data)
+    fitted = image.policy(headers, data)
     splits = {
         split: _rows(folder, places[split], numbers[split], fitted, data.max_pixels) for split in places
     }
@@ -116,7 +117,7 @@ def _indexed(folder: Folder, tar: str, max_pixels: int) -> Any:
                     yield (
                         place,
                         label,
-                        fitting.header(content.read() if content else b"", place.name, max_pixels),
+                        image.header(content.read() if content else b"", place.name, max_pixels),
                     )
                 except DataError as error:
                     yield place, label, Fault(place.name, error.message, error.remedy)

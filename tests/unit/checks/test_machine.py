@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distml.checks import machine
+from distml.checks import GIB, machine
 from distml.config import Config
 
 
@@ -97,3 +97,115 @@ def test_taken_ports_are_named(dashboard: bool, serve: bool, status: str, said: 
     assert check.status == status
     assert said in check.detail
     assert ("--serve.port" in check.remedy) == (not serve)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("free", "data", "status"),
+    [
+        (16 * GIB, 0, "ok"),
+        (4 * GIB, 0, "warning"),
+        (1 * GIB, 0, "problem"),
+        (5 * GIB, 43 * MIB, "ok"),
+        (5 * GIB, 900 * MIB, "warning"),
+        (9 * GIB, 900 * GIB, "ok"),  # what is over the budget is streamed
+    ],
+)
+def test_memory(free: int, data: int, status: str) -> None:
+    check = machine.memory(Config(), free, data)
+    assert check.status == status
+    assert "for 2 workers" in check.detail
+    assert bool(check.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("free", "data", "status"),
+    [(None, 0, "ok"), (64 * MIB, 0, "warning"), (GIB, 0, "ok"), (GIB, GIB, "warning")],
+)
+def test_shared_memory(free: int | None, data: int, status: str) -> None:
+    check = machine.shared_memory(free, data)
+    assert check.status == status
+    assert ("--shm-size" in check.remedy) == (status == "warning")
+
+
+@pytest.mark.parametrize(("free", "status"), [(50 * MIB, "problem"), (GIB, "warning"), (9 * GIB, "ok")])
+def test_disk(free: int, status: str) -> None:
+    check = machine.disk(Path("/somewhere"), free)
+    assert check.status == status
+    assert "/somewhere" in check.detail
+
+
+@pytest.mark.parametrize(("used", "status"), [(0.5, "ok"), (0.95, "ok"), (0.96, "warning")])
+def test_scratch(used: float, status: str) -> None:
+    assert machine.scratch(Path("/tmp"), used).status == status
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    free = machine.free_memory()
+    assert free > 3 * MIB
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{MIB}\n")
+    assert machine.free_memory() > 3 * MIB
+    (tmp_path / "memory.max").write_text(f"{3 * MIB}\n")
+    assert machine.free_memory() == 2 * MIB
+
+
+def test_a_path_that_is_not_there_yet_lies_on_the_disk_of_its_nearest_folder(tmp_path: Path) -> None:
+    assert machine.free_on(tmp_path / "a" / "b") == pytest.approx(machine.free_on(tmp_path), rel=0.05)
+    assert 0 < machine.used_on(tmp_path / "a") < 1
+    assert machine.free_on(Path("relative")) > 0
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "device", "status", "said"),
+    [
+        ({"tensorflow-cpu": "2.21.0"}, 0, "auto", "ok", "tensorflow-cpu 2.21.0"),
+        ({"tensorflow-cpu": "2.21.0"}, 2, "cpu", "ok", ""),
+        ({"tensorflow": "2.21.3"}, 2, "gpu", "ok", "tensorflow 2.21.3"),
+        ({"tensorflow": "2.20.0"}, 0, "auto", "warning", "is not the 2.21"),
+        ({"tensorflow-cpu": "2.21.0"}, 2, "auto", "warning", "computes on CPUs alone"),
+        ({"tensorflow-cpu": "2.21.0"}, 0, "gpu", "problem", "computes on CPUs alone"),
+        ({}, 0, "auto", "problem", "no TensorFlow is installed"),
+        (
+            {"tensorflow": "2.21.0", "tensorflow-cpu": "2.21.0"},
+            0,
+            "auto",
+            "problem",
+            "2 TensorFlows are installed",
+        ),
+    ],
+)
+def test_one_tensorflow_for_the_device(found: Any, gpus: int, device: str, status: str, said: str) -> None:
+    check = machine.tensorflow(found, gpus, device)
+    assert check.status == status
+    assert said in check.detail
+    assert bool(check.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("found", "status"), [({"keras": "3.15.1"}, "ok"), ({"keras": "2.15.0"}, "problem"), ({}, "problem")]
+)
+def test_keras_3(found: dict[str, str], status: str) -> None:
+    assert machine.keras(found).status == status
+
+
+def test_this_environment_has_one_tensorflow_and_keras_3() -> None:
+    assert len(machine.tensorflows()) == 1
+    assert machine.keras(machine.installed(("keras", "no-such-distribution"))).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "said"),
+    [
+        ({"name": "convnet", "options": {"dense": 8}}, "ok", "convnet(dense=8)"),
+        ({"name": "convnte"}, "problem", "'convnte'"),
+        ({"name": "resnet", "options": {"widht": 8}}, "problem", "model.options.widht"),
+    ],
+)
+def test_the_model(model: dict[str, Any], status: str, said: str) -> None:
+    check = machine.model(Config.model_validate({"model": model}))
+    assert check.status == status
+    assert said in check.detail

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from distml.checks import places
+from distml.config import Config
 
 
 def test_a_root_is_written_here_and_answered_from_another_process(storage_root: Path) -> None:
@@ -72,3 +74,28 @@ def test_a_worker_that_does_not_answer_is_a_problem(storage_root: Path, answer: 
     checks = places.storage(str(storage_root), lambda root, name: answer)
     assert checks[1].status == "problem"
     assert not list(storage_root.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("127.0.0.1:6379", ("127.0.0.1", 6379)),
+        ("ray://head:10001", ("head", 10001)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("auto", None),
+        ("local", None),
+        ("host:port", None),
+    ],
+)
+def test_where_an_address_points(address: str, place: tuple[str, int] | None) -> None:
+    assert places.endpoint(address) == place
+
+
+def test_an_address_where_nothing_answers_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    (check,) = places.cluster_checks(Config())
+    assert check.status == "problem"
+    assert check.detail == f"no Ray answers at RAY_ADDRESS = 127.0.0.1:{port}: Connection refused"
+    assert "unset it" in check.remedy

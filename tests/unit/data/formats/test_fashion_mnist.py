@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from distml.config import Config, DataConfig
 from distml.data import shards
+from distml.data.fetch import UnavailableError
 from distml.data.formats import fashion_mnist
 from distml.errors import DataError
 from distml.storage import Storage
@@ -53,3 +56,63 @@ def test_the_built_in_data_are_what_they_should_be(caplog: pytest.LogCaptureFixt
     assert images.dtype == np.uint8
     assert images.shape == (2, 28, 28, 1)
     assert [origin.name for origin in found.origins] == [f"{name}.gz" for name in fashion_mnist.FILES]
+
+
+needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")
+
+
+def test_an_installed_file_is_read_and_an_absent_one_is_no_surprise(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert fashion_mnist.installed(tmp_path, "file") == b"x"
+    with pytest.raises(UnavailableError, match=r"not installed \(other: No such file"):
+        fashion_mnist.installed(tmp_path, "other")
+
+
+def test_a_machine_without_apt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="no apt-get here"):
+        fashion_mnist.download("anything", ["file"])
+
+
+@pytest.fixture
+def apt_archive(tmp_path: Path) -> Path:
+    """A package archive of our own on the local disk, with no lists fetched from it yet."""
+    tree = tmp_path / "tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "usr/share/rows").mkdir(parents=True)
+    (tree / "usr/share/rows/rows.gz").write_bytes(b"rows")
+    fields = ["Package: distml-rows", "Version: 1", "Architecture: all", "Maintainer: x <x@example.org>"]
+    (tree / "DEBIAN/control").write_text("\n".join([*fields, "Description: rows", ""]))
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    name = "distml-rows_1_all.deb"
+    subprocess.run(["dpkg-deb", "-b", str(tree), str(repo / name)], check=True, capture_output=True)
+    size = (repo / name).stat().st_size
+    digest = subprocess.run(
+        ["sha256sum", repo / name], check=True, capture_output=True, text=True
+    ).stdout.split()[0]
+    entry = [*fields, f"Filename: ./{name}", f"Size: {size}", f"SHA256: {digest}", "Description: rows", ""]
+    (repo / "Packages").write_text("\n".join(entry))
+    (tmp_path / "sources.list").write_text(f"deb [trusted=yes] copy:{repo} ./\n")
+    (tmp_path / "lists/partial").mkdir(parents=True)
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::SourceList "{tmp_path}/sources.list"; Dir::Etc::SourceParts "/dev/null";\n'
+        f'Dir::State::Lists "{tmp_path}/lists"; Dir::Cache "{tmp_path}/cache";\n'
+    )
+    return tmp_path / "apt.conf"
+
+
+@needs_apt
+def test_a_package_is_fetched_without_lists_and_without_installing(
+    apt_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APT_CONFIG", str(apt_archive))
+    monkeypatch.setenv("TMPDIR", str(apt_archive.parent))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert fashion_mnist.download("distml-rows", ["rows.gz"]) == {"rows.gz": b"rows"}
+    assert not Path("/usr/share/rows").exists()
+    assert list(apt_archive.parent.glob("distml-apt-*")) == []
+    with pytest.raises(UnavailableError, match=r"holds no other.gz"):
+        fashion_mnist.download("distml-rows", ["other.gz"])
+    with pytest.raises(UnavailableError, match=r"apt-get: .*distml-nothing; with fresh lists: apt-get: .*"):
+        fashion_mnist.download("distml-nothing", ["rows.gz"])

@@ -9,8 +9,7 @@ import time
 import pytest
 
 from distml import doctor as verb
-from distml.checks import doctor
-from distml.checks.check import Check, ok, problem, warning
+from distml.checks import Check, doctor, ok, problem, warning
 from distml.errors import DataError
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from distml import predict
 from distml.batch import files
 from distml.config import Config, load
-from distml.data import photos
 from distml.data.image import Policy
 from distml.errors import ConfigError, DataError, TrackingError
 from distml.storage import Storage
@@ -33,20 +32,20 @@ def test_a_file_of_any_size_and_mode_fits(
     image = Image.fromarray(np.asarray(image, np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.save(path)
-    found = photos.read(str(path), Policy(shape))
+    found = files.read_picture(str(path), Policy(shape))
     assert found.dtype == np.uint8
     assert found.shape == shape
 
 
 def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
     GRAY.save(tmp_path / "image.png")
-    found = photos.read(str(tmp_path / "image.png"), Policy((28, 28, 1)))
+    found = files.read_picture(str(tmp_path / "image.png"), Policy((28, 28, 1)))
     np.testing.assert_array_equal(found[..., 0], np.asarray(GRAY))
 
 
 def test_a_photograph_is_no_bomb(tmp_path: Path) -> None:
     Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.png")
-    assert set(photos.read(str(tmp_path / "photo.png"), Policy((28, 28, 1))).flat) == {77}
+    assert set(files.read_picture(str(tmp_path / "photo.png"), Policy((28, 28, 1))).flat) == {77}
 
 
 @pytest.mark.parametrize(
@@ -64,18 +63,18 @@ def test_a_file_that_is_no_picture_is_named(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        photos.read(str(tmp_path / name), Policy((28, 28, 1)))
+        files.read_picture(str(tmp_path / name), Policy((28, 28, 1)))
     assert said in str(caught.value)
     assert "0x" not in str(caught.value)
 
 
 def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        photos.read(str(tmp_path), Policy((28, 28, 1)))
+        files.read_picture(str(tmp_path), Policy((28, 28, 1)))
     with (tmp_path / "huge.png").open("wb") as stream:
-        stream.truncate(photos.MAX_FILE_BYTES + 1)
+        stream.truncate(files.MAX_FILE_BYTES + 1)
     with pytest.raises(DataError, match=r"huge\.png is larger than 67,108,864 bytes"):
-        photos.read(str(tmp_path / "huge.png"), Policy((28, 28, 1)))
+        files.read_picture(str(tmp_path / "huge.png"), Policy((28, 28, 1)))
 
 
 def test_an_answer_lists_the_most_probable_first() -> None:
