@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import harness, ours, report
 from benchmarks.load import Load
-from distml.serving import ports
+from distml.serving import ingress
 
 REPEATS = int(os.environ.get("REPEATS", "2"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "6"))
@@ -110,7 +110,7 @@ def measure() -> Sequence[report.Figure]:
 
     def call(name: str, command: Any) -> Any:
         def measured() -> dict[str, float]:
-            port = ports.free()[0]
+            port = ingress.free_ports()[0]
             with _running(name, command(port), environment):
                 return _measured(f"http://127.0.0.1:{port}/predict", one, many)
 

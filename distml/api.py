@@ -23,7 +23,7 @@ from distml.config import Config
 
 if TYPE_CHECKING:
     from distml.data.manifest import Manifest
-    from distml.serving.readiness import Endpoint
+    from distml.serving.deploy import Endpoint
 
 Result = TypeVar("Result")
 
@@ -310,9 +310,9 @@ def serve(config: Config) -> Iterator[Endpoint]:
         DistmlError: It cannot be started.
     """
     from distml.runtime import cluster
-    from distml.serving import deploy, readiness
+    from distml.serving import deploy
 
-    readiness.require_champion(config)
+    deploy.require(config, before_ray=True)
     with cluster.connect(config, variables=deploy.prepare(config)):
         endpoint = _in_thread(lambda: deploy.start(config))
         try:

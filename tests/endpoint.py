@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests import registered
 from tests.runner import REPOSITORY
 
@@ -68,7 +68,7 @@ class Endpoint:
 @contextlib.contextmanager
 def serving(registry: registered.Registry, *flags: str, host: str = "127.0.0.1") -> Iterator[Endpoint]:
     """Run `distml.serve` on a registry that has a champion."""
-    port = ports.free()[0]
+    port = ingress.free_ports()[0]
     own = [*registry.flags(), f"--serve.host={host}", f"--serve.port={port}"]
     command = [sys.executable, "-m", "distml.serve", *own, *flags]
     log = Path(registry.config.storage.root, "serve.log")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests.manifests.render import KUBERAY, ROOT
 
 PASSWORD = "database-canary"
@@ -50,7 +50,7 @@ class Postgres:
     """The StatefulSet's one container, started by its own script on a folder that outlives it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, ports.free()[0]
+        self.folder, self.port = folder, ingress.free_ports()[0]
         self.manifest = container("postgres.yaml", "StatefulSet")
         self.volume = folder / "volume"
         self.volume.mkdir()
@@ -146,7 +146,7 @@ class Mlflow:
     """The pod of the Deployment: its init container, then its server; or the server alone."""
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self.folder, self.port = folder, ports.free()[0]
+        self.folder, self.port = folder, ingress.free_ports()[0]
         folder.mkdir()
         self.url = f"http://127.0.0.1:{self.port}"
         self._manifest = container("mlflow.yaml", "Deployment")

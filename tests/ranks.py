@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distml.serving import ports
+from distml.serving import ingress
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,7 @@ def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 
 
 
 def _launch(given: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
-    addresses = [f"127.0.0.1:{port}" for port in ports.free(world_size)]
+    addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(world_size)]
     work = json.dumps(given)
     processes = []
     for rank in range(world_size):

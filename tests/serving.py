@@ -13,8 +13,7 @@ import uvicorn
 from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving.application import application
-from distml.serving.batching import Function
-from distml.serving.core import Core, Loaded
+from distml.serving.core import Core, Function, Loaded
 from distml.serving.service import Probabilities, Served, Service
 
 NAME, CLASSES, SHAPE = "pets", ("cat", "dog", "bird"), (4, 5, 1)

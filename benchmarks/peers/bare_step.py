@@ -19,12 +19,12 @@ import numpy as np
 from distml.config import AugmentConfig, TrainConfig
 from distml.data import feed
 from distml.runtime import compat
-from distml.serving import ports
+from distml.serving import ingress
 from distml.training import devices, schedule
 
 
 def _launch(arguments: dict[str, str]) -> int:
-    addresses = [f"127.0.0.1:{port}" for port in ports.free(int(arguments["workers"]))]
+    addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(int(arguments["workers"]))]
     processes = []
     for rank in range(len(addresses)):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}

@@ -22,7 +22,7 @@ from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError, DistmlError
 from distml.runtime import cluster
-from distml.serving import ports
+from distml.serving import ingress
 from distml.storage import Storage
 from distml.tracking import runs
 
@@ -114,8 +114,8 @@ def _run(config: Config) -> list[Check]:
 
 def _local(config: Config) -> list[Check]:
     resources = {"CPU": float(cluster.local_cpus(config.train)), "GPU": float(machine.gpus())}
-    serve = ports.refusal(config.serve.host, config.serve.port) is None
-    dashboard = ports.refusal("127.0.0.1", machine.DASHBOARD_PORT) is None
+    serve = ingress.port_refusal(config.serve.host, config.serve.port) is None
+    dashboard = ingress.port_refusal("127.0.0.1", machine.DASHBOARD_PORT) is None
     return [machine.workers(config, resources, "this machine"), machine.ports(config, dashboard, serve)]
 
 

@@ -28,7 +28,7 @@ from distml.data import shards
 from distml.errors import TrainingError
 from distml.runtime import cluster
 from distml.selection import promotion
-from distml.serving import client, deploy, readiness, smoke
+from distml.serving import client, deploy
 from distml.storage import Storage
 from distml.tracking import registry, runs
 from distml.tracking.registry import CHAMPION
@@ -122,13 +122,13 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tup
     served = stages.do(
         "serve",
         [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
-        lambda: vars((readiness.elsewhere if config.serve.url else deploy.start)(config)),
+        lambda: vars((deploy.elsewhere if config.serve.url else deploy.start)(config)),
         lambda before: not ends and client.version(before["url"]) == chosen[CHAMPION],
     )
     won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
     reached = chosen["val_accuracy" if won else "champion_val_accuracy"]
     return served, stages.do(
-        "smoke", None, lambda: smoke.check(config, served["url"], chosen[CHAMPION], reached)
+        "smoke", None, lambda: client.check_answers(config, served["url"], chosen[CHAMPION], reached)
     )
 
 

@@ -5,20 +5,147 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, multipart, openapi, pixels, plausible, strict
+from distml.serving import encoded, exchange, openapi, pixels, plausible
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
+from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
 from distml.serving.route import Route
-from distml.serving.schemas import native as schemas
 from distml.serving.service import Probabilities, Served, Service, champion
+
+
+class Instances(RequestBody):
+    """Images to classify: all as numbers, or all encoded."""
+
+    instances: Annotated[list[Image] | list[Encoded], Field(min_length=1)]
+    """Raw pixel values, H rows of W pixels (of C channels each); or `{"b64": …}`."""
+
+
+class Prediction(Schema):
+    """The answer for one image."""
+
+    class_: Annotated[str, Field(alias="class")]
+    """Name of the most probable class."""
+    label: Annotated[int, Field(ge=0)]
+    """Its number."""
+    probability: Probability
+    """Its probability."""
+    probabilities: list[Probability]
+    """Of every class, by label."""
+
+
+class ModelIdentity(Schema):
+    """Which model answered."""
+
+    name: str
+    """Of the registered model."""
+    version: int
+    """Its version."""
+    run_id: str | None
+    """MLflow run that trained it."""
+    sha256: str
+    """Stands for every byte of the model."""
+
+
+class Doubt(Schema):
+    """What is odd about some images, and answered all the same."""
+
+    code: str
+    """`constant`, `values_0_to_1` or `very_dark`."""
+    sentence: str
+    """Which images, and why."""
+
+
+class Predictions(Schema):
+    """Answers in the order of the images."""
+
+    model: ModelIdentity
+    """Which model answered."""
+    predictions: list[Prediction]
+    """One for each image."""
+    warnings: list[Doubt] = Field(default_factory=list)
+    """Only where images are probably not what their sender means."""
+
+
+class PicturePolicy(Schema):
+    """How a picture of any size and mode becomes an image."""
+
+    shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Height, width and channels of the image."""
+    fit: Literal["crop", "letterbox", "stretch"]
+    """What happens to a picture of another shape."""
+    background: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Red, green and blue behind transparent parts and in the bars of a letterbox."""
+
+
+class VersionDescription(ModelIdentity):
+    """A loaded version of the model."""
+
+    classes: list[str]
+    """Name of each class, by label."""
+    shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    """Height, width and channels of an image."""
+    metrics: dict[str, float]
+    """Of the run that trained it."""
+    data_digest: str | None
+    """Of the data set's manifest."""
+    loaded_at: float
+    """Seconds since 1970 when this replica had it ready."""
+    confusion: list[list[int]] | None = None
+    """Counts on held-out rows by true class (outer) and predicted class (inner)."""
+    policy: PicturePolicy | None = None
+    """How pictures become images; none stretches them, over black."""
+
+
+class RefusedVersion(Schema):
+    """A version that an alias points at and that was refused."""
+
+    version: int
+    """Its version."""
+    alias: str
+    """What points at it."""
+    reason: str
+    """Why it does not answer."""
+    at: float
+    """Seconds since 1970 when it was refused."""
+
+
+class RegistryStatus(Schema):
+    """Whether what is served is what the registry says now."""
+
+    answers: bool
+    """False while it is away: what was served last goes on answering."""
+    age_s: float | None
+    """Seconds since it answered; none where it never did."""
+    missing: list[str]
+    """Aliases that are followed and not set there."""
+
+
+class ModelDescription(VersionDescription):
+    """The champion, and what else is there."""
+
+    versions: list[VersionDescription]
+    """Every loaded version, the champion first."""
+    refused: list[RefusedVersion]
+    """Versions that should be loaded and are not."""
+    registry: RegistryStatus
+    """The registry that names the champion."""
+
+
+class Health(Schema):
+    """A sign of life."""
+
+    status: str
+    """`ok`, or why not."""
+
 
 _JSON = ("", "application/json", "text/json")
 _PICTURES = (
@@ -68,7 +195,7 @@ def identity(served: Served) -> dict[str, Any]:
     }
 
 
-async def images(document: strict.Document, served: Served, decode: encoded.Decode) -> Images:
+async def images(document: exchange.Document, served: Served, decode: encoded.Decode) -> Images:
     """Read `{"instances": […]}`, uint8 [N, H, W, C].
 
     Raises:
@@ -96,7 +223,7 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
     """Return the pictures of a body and what to call them."""
     kind = exchange.kind(request)
     if kind == "multipart/form-data":
-        return multipart.files(content, exchange.header(request, b"content-type"))
+        return encoded.form_files(content, exchange.header(request, b"content-type"))
     if kind not in _PICTURES and not kind.startswith("image/"):
         raise RejectedError(
             415, f"the content type {kind!r} is no picture; send {', '.join(_PICTURES[:3])} or a form"
@@ -129,9 +256,9 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
 
     @routes.post(
         "/predict",
-        response_model=schemas.Predictions,
+        response_model=Predictions,
         responses=openapi.CLASSIFYING,
-        openapi_extra=openapi.accepts({"application/json": schemas.Instances}),
+        openapi_extra=openapi.accepts({"application/json": Instances}),
     )
     async def predict(request: Request) -> Answer:
         """Classify images given as numbers or in base64."""
@@ -139,12 +266,12 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
             raise RejectedError(
                 415, f"the content type {kind[:80]!r} is not taken here; send application/json"
             )
-        document = strict.parse(await exchange.body(request, limits))
+        document = exchange.parse_json(await exchange.body(request, limits))
         return await classify(request, await images(document, champion(service), decode))
 
     @routes.post(
         "/predict/image",
-        response_model=schemas.Predictions,
+        response_model=Predictions,
         responses=openapi.CLASSIFYING,
         openapi_extra=openapi.accepts(
             dict.fromkeys(_PICTURES[:3], openapi.BINARY) | {"multipart/form-data": _FORM}
@@ -161,7 +288,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
 
 
 def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None:
-    @routes.get("/model", response_model=schemas.Model, responses=openapi.failures(503))
+    @routes.get("/model", response_model=ModelDescription, responses=openapi.failures(503))
     async def model(request: Request) -> Answer:
         """Describe the champion and every other loaded version."""
         first = champion(service)
@@ -183,12 +310,12 @@ def _registry(service: Service, config: ServeConfig) -> dict[str, Any]:
 
 
 def _add_health(routes: APIRouter, service: Service) -> None:
-    @routes.get("/healthz", response_model=schemas.Health)
+    @routes.get("/healthz", response_model=Health)
     async def healthz(request: Request) -> Answer:
         """Say that the process answers."""
         return answer({"status": "ok"})
 
-    @routes.get("/readyz", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
+    @routes.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def readyz(request: Request) -> Answer:
         """Say whether a champion is loaded."""
         ready = service.ready()

@@ -20,7 +20,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, protected_namespaces=())
 
 
-class Request(Schema):
+class RequestBody(Schema):
     """Base of bodies that clients send; unknown members are refused."""
 
     model_config = ConfigDict(extra="forbid")
@@ -37,7 +37,7 @@ class Failure(Schema):
     """One sentence: what is wrong, with the offending value."""
 
 
-class Encoded(Request):
+class Encoded(RequestBody):
     """An encoded picture."""
 
     b64: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]

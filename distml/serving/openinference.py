@@ -6,21 +6,201 @@ nothing are ignored, as the servers that share it do.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 
 import distml
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, plausible, strict, tensors
-from distml.serving.exchange import Answer, RejectedError, answer
+from distml.serving import encoded, exchange, openapi, plausible, tensors
+from distml.serving.exchange import Answer, RejectedError, answer, json_type
+from distml.serving.openapi import Schema
 from distml.serving.route import Route
-from distml.serving.schemas import openinference as schemas
 from distml.serving.service import Served, Service, choose, number
-from distml.serving.strict import kind
+
+Number = float | str
+Tensor = list[Number] | list[list[Number]] | list[list[list[Number]]] | list[list[list[list[Number]]]]
+
+
+class V2Server(Schema):
+    """The server."""
+
+    name: str
+    """Of the server."""
+    version: str
+    """Of the server."""
+    extensions: list[str]
+    """`binary_tensor_data`: tensors may follow the JSON as bytes; `classification`: outputs by rank."""
+
+
+class V2Live(Schema):
+    """A sign of life."""
+
+    live: bool
+    """Whether the server can answer."""
+
+
+class V2Ready(Schema):
+    """Whether requests are answered."""
+
+    ready: bool
+    """Whether a champion, or this model, is loaded."""
+
+
+class V2ModelReady(V2Ready):
+    """Whether a model answers."""
+
+    name: str
+    """Of the model."""
+
+
+class V2Models(Schema):
+    """The models."""
+
+    models: list[str]
+    """Their names."""
+
+
+class V2IndexEntry(Schema):
+    """A version in the index of the repository."""
+
+    name: str
+    """Of the model."""
+    version: str
+    """Its number."""
+    state: Literal["READY", "UNAVAILABLE"]
+    """Whether it answers."""
+    reason: str
+    """Why not, empty where it does."""
+
+
+class V2TensorConfig(Schema):
+    """An input or output, without the dimension of the batch."""
+
+    name: str
+    """Of the tensor."""
+    data_type: str
+    """Triton's, as `TYPE_UINT8`."""
+    dims: list[int]
+    """Its sizes."""
+
+
+class V2ModelConfig(Schema):
+    """A model as Triton's model configuration describes it."""
+
+    name: str
+    """Of the model."""
+    platform: str
+    """Of its export."""
+    max_batch_size: int
+    """Images of one request that are taken."""
+    input: list[V2TensorConfig]
+    """What it takes."""
+    output: list[V2TensorConfig]
+    """What it gives."""
+
+
+class V2Statistics(Schema):
+    """What this replica has been asked."""
+
+    model_stats: list[dict[str, Any]]
+    """An entry a version: `inference_count` images, `execution_count` calls of the model, times."""
+
+
+class V2TensorMetadata(Schema):
+    """An input or output."""
+
+    name: str
+    """Of the tensor."""
+    datatype: str
+    """UINT8, FP32, INT32 or BYTES."""
+    shape: list[int]
+    """-1 stands for the number of images."""
+
+
+class V2ModelMetadata(Schema):
+    """A model."""
+
+    name: str
+    """Of the model."""
+    versions: list[str]
+    """Those that are loaded, the champion first."""
+    platform: str
+    """What it was made with."""
+    inputs: list[V2TensorMetadata]
+    """What it takes."""
+    outputs: list[V2TensorMetadata]
+    """What it gives."""
+
+
+class V2Input(Schema):
+    """An input tensor: `image` with pixel values, or `image_bytes` (BYTES) with encoded pictures."""
+
+    name: Literal["image", "image_bytes"]
+    """Of the tensor."""
+    datatype: Literal["UINT8", "INT32", "INT64", "FP32", "FP64", "BYTES"]
+    """UINT8 is the model's own; in the other number types only whole values from 0 to 255 are taken."""
+    shape: Annotated[list[int], Field(min_length=1, max_length=4)]
+    """[N, H, W, C]; [N, H, W] where C is 1; [N] for `image_bytes`."""
+    parameters: dict[str, Any] | None = None
+    """`binary_data_size`: bytes of this tensor after the JSON, instead of `data`."""
+    data: Tensor | None = None
+    """Flat or nested, row by row; pictures in base64."""
+
+
+class V2RequestedOutput(Schema):
+    """An output to return."""
+
+    name: Literal["probabilities", "label", "class"]
+    """Of the tensor."""
+    parameters: dict[str, Any] | None = None
+    """`binary_data`: as bytes after the JSON; `classification`: only this many, as `value:label:class`."""
+
+
+class V2Request(Schema):
+    """Images to classify."""
+
+    id: str | None = None
+    """Comes back with the answer."""
+    parameters: dict[str, Any] | None = None
+    """`binary_data_output`: return all outputs as bytes."""
+    inputs: Annotated[list[V2Input], Field(min_length=1, max_length=1)]
+    """One tensor."""
+    outputs: list[V2RequestedOutput] | None = None
+    """What to return; nothing returns everything."""
+
+
+class V2OutputTensor(Schema):
+    """An output."""
+
+    name: str
+    """Of the tensor."""
+    datatype: str
+    """FP32, INT32 or BYTES."""
+    shape: list[int]
+    """[N, classes] or [N]."""
+    parameters: dict[str, Any] | None = None
+    """`binary_data_size`: bytes of this tensor after the JSON, instead of `data`."""
+    data: list[Number] | None = None
+    """Flat, row by row."""
+
+
+class V2Answer(Schema):
+    """The answer."""
+
+    model_name: str
+    """Which model answered."""
+    model_version: str
+    """Which version of it."""
+    id: str | None = None
+    """As in the request."""
+    outputs: list[V2OutputTensor]
+    """As asked for."""
+
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
 _EXTENSIONS = [
@@ -54,7 +234,7 @@ def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
 
 
 async def images(
-    document: strict.Document, rest: memoryview, served: Served, decode: encoded.Decode
+    document: exchange.Document, rest: memoryview, served: Served, decode: encoded.Decode
 ) -> Images:
     """Read the input tensor, uint8 [N, H, W, C].
 
@@ -70,11 +250,11 @@ async def images(
     return tensors.pixel_values(tensor, served.shape, document.booleans)
 
 
-def _identity(document: strict.Document) -> dict[str, str]:
+def _identity(document: exchange.Document) -> dict[str, str]:
     if "id" not in document.members or document.members["id"] is None:
         return {}
     if not isinstance(document.members["id"], str):
-        raise RejectedError(400, f"the id is {kind(document.members['id'])}, not a string")
+        raise RejectedError(400, f"the id is {json_type(document.members['id'])}, not a string")
     return {"id": document.members["id"]}
 
 
@@ -115,7 +295,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         version = number(service, request)
         served = choose(service, request, version)
         text, rest = split(await exchange.body(request, limits), exchange.header(request, tensors.HEADER))
-        document = strict.parse(text)
+        document = exchange.parse_json(text)
         identity, wanted = _identity(document), tensors.wanted(document)
         given = await images(document, rest, served, decode)
         probabilities, served = await service.classify(given, version, exchange.identity(request))
@@ -127,10 +307,10 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
     _add_repository(routes, service)
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
-        body = openapi.accepts({"application/json": schemas.Request})
+        body = openapi.accepts({"application/json": V2Request})
         routes.post(
             f"{path}/infer",
-            response_model=schemas.Answer,
+            response_model=V2Answer,
             responses=openapi.CLASSIFYING,
             openapi_extra=parameters | body,
         )(infer)
@@ -164,10 +344,10 @@ def _add_models(routes: APIRouter, service: Service, config: ServeConfig) -> Non
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
         asking: dict[str, Any] = {"responses": openapi.ASKING, "openapi_extra": parameters}
-        routes.get(path, response_model=schemas.Metadata, **asking)(metadata)
-        routes.get(f"{path}/ready", response_model=schemas.ModelReady, **asking)(ready)
-        routes.get(f"{path}/config", response_model=schemas.Config, **asking)(configuration)
-        routes.get(f"{path}/stats", response_model=schemas.Statistics, **asking)(statistics)
+        routes.get(path, response_model=V2ModelMetadata, **asking)(metadata)
+        routes.get(f"{path}/ready", response_model=V2ModelReady, **asking)(ready)
+        routes.get(f"{path}/config", response_model=V2ModelConfig, **asking)(configuration)
+        routes.get(f"{path}/stats", response_model=V2Statistics, **asking)(statistics)
 
 
 def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -209,18 +389,18 @@ def _statistics(service: Service, wanted: int | None) -> dict[str, Any]:
 
 
 def _add_repository(routes: APIRouter, service: Service) -> None:
-    @routes.get("/v2/models", response_model=schemas.Models)
+    @routes.get("/v2/models", response_model=V2Models)
     async def models(request: Request) -> Answer:
         """List the models."""
         return answer({"models": [served.name for served in service.served()[:1]]})
 
-    @routes.get("/v2/models/stats", response_model=schemas.Statistics)
+    @routes.get("/v2/models/stats", response_model=V2Statistics)
     async def all_statistics(request: Request) -> Answer:
         """Say what every version has been asked of this replica."""
         return answer(_statistics(service, None))
 
     @routes.post(
-        "/v2/repository/index", response_model=list[schemas.Indexed], responses=openapi.failures(403, 421)
+        "/v2/repository/index", response_model=list[V2IndexEntry], responses=openapi.failures(403, 421)
     )
     async def index(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""
@@ -237,17 +417,17 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
 
 
 def _add_server(routes: APIRouter, service: Service) -> None:
-    @routes.get("/v2", response_model=schemas.Server)
+    @routes.get("/v2", response_model=V2Server)
     async def server(request: Request) -> Answer:
         """Describe the server."""
         return answer({"name": "distml", "version": distml.__version__, "extensions": _EXTENSIONS})
 
-    @routes.get("/v2/health/live", response_model=schemas.Live)
+    @routes.get("/v2/health/live", response_model=V2Live)
     async def live(request: Request) -> Answer:
         """Say that the process answers."""
         return answer({"live": True})
 
-    @routes.get("/v2/health/ready", response_model=schemas.Ready, responses={503: {"model": schemas.Ready}})
+    @routes.get("/v2/health/ready", response_model=V2Ready, responses={503: {"model": V2Ready}})
     async def server_ready(request: Request) -> Answer:
         """Say whether a champion is loaded."""
         ready = service.ready()

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from distml.data.schema import Images
-from distml.serving.exchange import RejectedError
-from distml.serving.strict import kind
+from distml.serving.exchange import RejectedError, json_type
 
 _flatten = chain.from_iterable
 Shape = tuple[int, int, int]
@@ -115,7 +114,7 @@ def _require(value: Any, shape: tuple[int, ...], where: str) -> None:
         return _require_pixel(value, where)  # one channel may stand without its list
     unit = {3: "rows", 2: "pixels", 1: "channels"}[len(shape)]
     if not isinstance(value, list):
-        raise RejectedError(400, f"{where} is {kind(value)}, not a list of {shape[0]} {unit}")
+        raise RejectedError(400, f"{where} is {json_type(value)}, not a list of {shape[0]} {unit}")
     if len(value) != shape[0]:
         raise RejectedError(400, f"{where} has {len(value)} {unit}; the model takes {shape[0]}")
     for index, part in enumerate(value):
@@ -125,7 +124,7 @@ def _require(value: Any, shape: tuple[int, ...], where: str) -> None:
 
 def _require_pixel(value: Any, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RejectedError(400, f"{where} is {kind(value)}, not a whole number from 0 to 255")
+        raise RejectedError(400, f"{where} is {json_type(value)}, not a whole number from 0 to 255")
     if not 0 <= value <= 255 or value != int(value):
         hint = "; pixel values are not scaled to 0 to 1" if 0 < value < 1 else ""
         raise RejectedError(400, f"{where} is {value:.6g}, not a whole number from 0 to 255{hint}")

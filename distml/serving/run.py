@@ -16,8 +16,8 @@ from rich.markup import escape
 from distml.config import Config
 from distml.errors import ConfigError
 from distml.runtime import cluster
-from distml.serving import deploy, readiness
-from distml.serving.readiness import Endpoint
+from distml.serving import deploy
+from distml.serving.deploy import Endpoint
 
 _LOOK_S = 2.0
 
@@ -95,8 +95,7 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         _require_cluster()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
-    readiness.require_champion(config)
-    readiness.require_followed(config)
+    deploy.require(config, before_ray=True)
     # Ray sets handlers of its own when it starts.
     with cluster.connect(config, variables=deploy.prepare(config)), _signals() as ended:
         endpoint = deploy.start(config)
@@ -125,7 +124,7 @@ def stop(config: Config) -> dict[str, Any]:
     _require_cluster()
     with cluster.connect(config):
         deploy.stop()
-    return {"url": readiness.url(config.serve)}
+    return {"url": deploy.url(config.serve)}
 
 
 def _require_cluster() -> None:

@@ -15,9 +15,8 @@ import orjson
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.serving import encoded, pixels
-from distml.serving.exchange import JSON, OCTETS, Answer, RejectedError
+from distml.serving.exchange import JSON, OCTETS, Answer, Document, RejectedError, json_type
 from distml.serving.service import Probabilities, Served
-from distml.serving.strict import Document, kind
 
 RAW, ENCODED = "image", "image_bytes"
 _TYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
@@ -52,7 +51,7 @@ def given(member: Any, rest: memoryview) -> Given:
         RejectedError: 400, at the first fault.
     """
     if not isinstance(member, dict):
-        raise RejectedError(400, f"inputs[0] is {kind(member)}, not an object")
+        raise RejectedError(400, f"inputs[0] is {json_type(member)}, not an object")
     called, datatype, shape = (member.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(called, str) or called not in (RAW, ENCODED):
         raise RejectedError(
@@ -67,7 +66,7 @@ def given(member: Any, rest: memoryview) -> Given:
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, dict):
-        raise RejectedError(400, f"the parameters of {called!r} are {kind(parameters)}, not an object")
+        raise RejectedError(400, f"the parameters of {called!r} are {json_type(parameters)}, not an object")
     if "shared_memory_region" in parameters:
         raise RejectedError(400, "shared memory is not offered; send the tensor itself")
     size = parameters.get("binary_data_size")
@@ -75,7 +74,7 @@ def given(member: Any, rest: memoryview) -> Given:
         raise RejectedError(400, f"{called!r} must have either 'data' or the parameter 'binary_data_size'")
     if size is None:
         if not isinstance(member["data"], list):
-            raise RejectedError(400, f"the data of {called!r} is {kind(member['data'])}, not an array")
+            raise RejectedError(400, f"the data of {called!r} is {json_type(member['data'])}, not an array")
         if len(rest):
             raise RejectedError(
                 400, f"{len(rest)} bytes follow the JSON, but no input has a 'binary_data_size'"
@@ -143,7 +142,7 @@ async def pictures(tensor: Given, policy: Policy, decode: encoded.Decode) -> Ima
         files = []
         for index, word in enumerate(words):
             if not isinstance(word, str):
-                raise RejectedError(400, f"{ENCODED}.data[{index}] is {kind(word)}, not base64")
+                raise RejectedError(400, f"{ENCODED}.data[{index}] is {json_type(word)}, not base64")
             files.append(encoded.plain(word, f"{ENCODED}.data[{index}]"))
     if tensor.shape not in ([len(files)], [len(files), 1]) or not files:
         raise RejectedError(400, f"{ENCODED} holds {len(files)} pictures; its shape is {tensor.shape}")
@@ -197,7 +196,7 @@ def wanted(document: Document) -> list[Wanted]:
     if listed in (None, []):
         listed = [{"name": called} for called in OUTPUTS]
     if not isinstance(listed, list):
-        raise RejectedError(400, f"outputs is {kind(listed)}, not an array")
+        raise RejectedError(400, f"outputs is {json_type(listed)}, not an array")
     found: list[Wanted] = []
     for index, member in enumerate(listed):
         called = member.get("name") if isinstance(member, dict) else None
@@ -224,14 +223,14 @@ def _parameters(member: dict[str, Any], where: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise RejectedError(400, f"the parameters of {where} are {kind(found)}, not an object")
+        raise RejectedError(400, f"the parameters of {where} are {json_type(found)}, not an object")
     return found
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise RejectedError(400, f"the parameter {key} is {kind(value)}, not true or false")
+        raise RejectedError(400, f"the parameter {key} is {json_type(value)}, not true or false")
     return value
 
 

@@ -7,18 +7,142 @@ json_tensor.cc. As there, members that mean nothing are ignored, and so is the c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.requests import Request
 
 from distml.config import ServeConfig
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, pixels, plausible, strict
+from distml.serving import encoded, exchange, openapi, pixels, plausible
 from distml.serving.exchange import Answer, RejectedError, answer
+from distml.serving.openapi import Encoded, Image, Probability, Schema
 from distml.serving.route import Route
-from distml.serving.schemas import tfserving as schemas
 from distml.serving.service import Served, Service, choose, number
+
+Signature = Literal["", "serving_default", "image_bytes"]
+
+
+class NamedImage(Schema):
+    """An image under the name of the signature's input."""
+
+    image: Image
+    """For `serving_default`."""
+
+
+class NamedPicture(Schema):
+    """An encoded picture under the name of the signature's input."""
+
+    image_bytes: Encoded
+    """For `image_bytes`."""
+
+
+class TfRows(Schema):
+    """The row format."""
+
+    signature_name: Signature = "serving_default"
+    """`serving_default` takes raw pixel values, `image_bytes` encoded pictures."""
+    instances: Annotated[
+        list[Image] | list[NamedImage] | list[Encoded] | list[NamedPicture], Field(min_length=1)
+    ]
+    """One entry for each image."""
+
+
+class ImageColumn(Schema):
+    """The tensor of `serving_default` under its name."""
+
+    image: Annotated[list[Image], Field(min_length=1)]
+    """N images."""
+
+
+class PictureColumn(Schema):
+    """The tensor of `image_bytes` under its name."""
+
+    image_bytes: Annotated[list[Encoded], Field(min_length=1)]
+    """N pictures."""
+
+
+class TfColumns(Schema):
+    """The columnar format."""
+
+    signature_name: Signature = "serving_default"
+    """`serving_default` takes raw pixel values, `image_bytes` encoded pictures."""
+    inputs: Annotated[list[Image], Field(min_length=1)] | ImageColumn | list[Encoded] | PictureColumn
+    """The whole input tensor, bare or under its name."""
+
+
+class TfRowAnswers(Schema):
+    """The answer to the row format."""
+
+    predictions: list[list[Probability]]
+    """For each image the probability of every class, by label."""
+
+
+class TfColumnAnswers(Schema):
+    """The answer to the columnar format."""
+
+    outputs: list[list[Probability]]
+    """The whole output tensor: for each image the probability of every class, by label."""
+
+
+class TfStatusOk(Schema):
+    """How a version is."""
+
+    error_code: Literal["OK"]
+    """Always OK: what cannot be loaded is not listed."""
+    error_message: str
+    """Empty."""
+
+
+class TfVersionState(Schema):
+    """A loaded version."""
+
+    version: str
+    """Its number."""
+    state: Literal["AVAILABLE"]
+    """It answers."""
+    status: TfStatusOk
+    """How it is."""
+
+
+class TfModelStatus(Schema):
+    """The loaded versions of a model; KServe asks here whether it is ready."""
+
+    name: str
+    """Of the model."""
+    ready: Literal[True]
+    """It answers."""
+    model_version_status: list[TfVersionState]
+    """One entry for each, newest first."""
+
+
+class TfModels(Schema):
+    """The models."""
+
+    models: list[str]
+    """Their names."""
+
+
+class TfModelSpec(Schema):
+    """Which version is described."""
+
+    name: str
+    """Of the model."""
+    signature_name: str
+    """Empty: all signatures are described."""
+    version: str
+    """Its number."""
+
+
+class TfMetadata(Schema):
+    """The signatures of a version, as TensorFlow writes them."""
+
+    model_spec: TfModelSpec
+    """Which version is described."""
+    metadata: dict[str, Any]
+    """`signature_def`: name, type and shape of every input and output."""
+
 
 RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
 """Names of the tensors, as `distml.artifacts.export` wrote them into the SavedModel."""
@@ -30,7 +154,7 @@ _PATHS = {
 }
 
 
-async def images(document: strict.Document, served: Served, decode: encoded.Decode) -> tuple[str, Images]:
+async def images(document: exchange.Document, served: Served, decode: encoded.Decode) -> tuple[str, Images]:
     """Read a request in row or columnar format.
 
     Returns:
@@ -90,7 +214,7 @@ def _encoded(first: Any, tensor: str) -> str:
 
 
 async def _tensor(
-    values: Any, tensor: str, where: str, document: strict.Document, served: Served, decode: encoded.Decode
+    values: Any, tensor: str, where: str, document: exchange.Document, served: Served, decode: encoded.Decode
 ) -> Images:
     if tensor == RAW:
         return pixels.images(values, served.shape, where, document.booleans)
@@ -134,13 +258,13 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["TensorFlow Serving"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
-    body = openapi.accepts({"application/json": schemas.Rows | schemas.Columns})
+    body = openapi.accepts({"application/json": TfRows | TfColumns})
 
     async def predict(request: Request) -> Answer:
         """Classify images, in row or columnar format."""
         wanted = number(service, request)
         served = choose(service, request, wanted)
-        under, given = await images(strict.parse(await exchange.body(request, limits)), served, decode)
+        under, given = await images(exchange.parse_json(await exchange.body(request, limits)), served, decode)
         probabilities, served = await service.classify(given, wanted, exchange.identity(request))
         answered = answer({under: probabilities}, served.version, images=len(given))
         return plausible.tell(request, answered, plausible.doubts(given))
@@ -149,7 +273,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         parameters = {"parameters": openapi.in_path(*names)}
         routes.post(
             f"{path}:predict",
-            response_model=schemas.RowAnswers | schemas.ColumnAnswers,
+            response_model=TfRowAnswers | TfColumnAnswers,
             responses=openapi.CLASSIFYING,
             openapi_extra=parameters | body,
         )(predict)
@@ -170,7 +294,7 @@ def _add_description(routes: APIRouter, service: Service) -> None:
         ]
         return answer({"name": service.served()[0].name, "ready": True, "model_version_status": states})
 
-    @routes.get("/v1/models", response_model=schemas.Models)
+    @routes.get("/v1/models", response_model=TfModels)
     async def models(request: Request) -> Answer:
         """List the models."""
         return answer({"models": [served.name for served in service.served()[:1]]})
@@ -187,5 +311,5 @@ def _add_description(routes: APIRouter, service: Service) -> None:
             "responses": openapi.ASKING,
             "openapi_extra": {"parameters": openapi.in_path(*names)},
         }
-        routes.get(path, response_model=schemas.Status, **described)(status)
-        routes.get(f"{path}/metadata", response_model=schemas.Metadata, **described)(metadata)
+        routes.get(path, response_model=TfModelStatus, **described)(status)
+        routes.get(f"{path}/metadata", response_model=TfMetadata, **described)(metadata)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.endpoint import serving
@@ -89,7 +89,11 @@ def test_65_the_only_replica_hangs(registry: Registry) -> None:
 def test_69_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
     registry: Registry,
 ) -> None:
-    port, seen, over = ports.free()[0], Counter[tuple[int, str | None, str | None]](), threading.Event()
+    port, seen, over = (
+        ingress.free_ports()[0],
+        Counter[tuple[int, str | None, str | None]](),
+        threading.Event(),
+    )
     url = f"http://127.0.0.1:{port}/v2/models/{registered.NAME}/ready"
 
     def watch() -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests.runner import REPOSITORY, STEPS_PER_EPOCH, Training, assert_logged_once, recorded
 
 pytestmark = [
@@ -78,7 +78,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Root of a bucket on an S3 server of this machine."""
-    port = ports.free()[0]
+    port = ingress.free_ports()[0]
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test-canary"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once
 
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ class Server:
     """`mlflow server` on loopback over SQLite, which may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, ports.free()[0]
+        self.folder, self.port = folder, ingress.free_ports()[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -71,7 +71,7 @@ class Server:
 
 def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
     began = time.monotonic()
-    flags = [f"--tracking.uri=http://127.0.0.1:{ports.free()[0]}", "--tracking.required=true"]
+    flags = [f"--tracking.uri=http://127.0.0.1:{ingress.free_ports()[0]}", "--tracking.required=true"]
     with Training(tmp_path / "storage", "down", *flags) as run:
         code, result = run.finish(60)
     assert time.monotonic() - began <= 30
@@ -149,7 +149,7 @@ def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_
 
     server, root = Server(tmp_path), tmp_path / "storage"
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--tracking.wait_s=120"]
-    flags += [f"--serve.port={ports.free()[0]}", "--serve.replicas.max=1"]
+    flags += [f"--serve.port={ingress.free_ports()[0]}", "--serve.replicas.max=1"]
     try:
         with Training(root, "heals", *flags, verb="pipeline") as run:
             run.wait_for("epoch 2/3")

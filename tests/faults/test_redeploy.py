@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.registered import Registry
@@ -43,7 +43,7 @@ class Standing:
     """An endpoint on a cluster that outlives the commands that deploy it."""
 
     def __init__(self, registry: Registry, address: str, raylet: int) -> None:
-        self._port, self._flags, self._address = ports.free()[0], registry.flags(), address
+        self._port, self._flags, self._address = ingress.free_ports()[0], registry.flags(), address
         self._raylet = raylet
         self.url = f"http://127.0.0.1:{self._port}"
 

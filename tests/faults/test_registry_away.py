@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from distml import tracking
-from distml.serving import ports
+from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.endpoint import Endpoint, serving
@@ -37,7 +37,7 @@ class Server:
     """`mlflow server` over a test's registry: it hands out the files of its versions itself."""
 
     def __init__(self, registry: Registry) -> None:
-        self.registry, self.port = registry, ports.free()[0]
+        self.registry, self.port = registry, ingress.free_ports()[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = Path(registry.config.storage.root, "server.log")
         self.start()

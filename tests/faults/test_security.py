@@ -18,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests.runner import REPOSITORY, Training
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
@@ -89,7 +89,7 @@ def command() -> tuple[list[str], dict[str, str]]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """That server, on this machine and on SQLite."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), ports.free()[0]
+    folder, port = tmp_path_factory.mktemp("mlflow"), ingress.free_ports()[0]
     args, env = command()
     replaced = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": f"file://{folder}/a"}
     args = [arg for arg in args if not arg.startswith("--expose-prometheus")]  # needs what only the image has

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.endpoint import Endpoint, serving
@@ -163,7 +163,7 @@ def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registr
     flags = [flag for flag in registry.flags() if "registered_model" not in flag]
     command = [sys.executable, "-m", "distml.serve", *flags, "--tracking.registered_model=nobody"]
     done = subprocess.run(
-        [*command, f"--serve.port={ports.free()[0]}"],
+        [*command, f"--serve.port={ingress.free_ports()[0]}"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

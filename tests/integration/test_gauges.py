@@ -8,7 +8,7 @@ import time
 import pytest
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from distml.training.observers import gauges
 from tests.unit.training.test_gauges import EPOCH, STEPS
 
@@ -18,7 +18,9 @@ def test_ray_exports_them_with_the_run_as_label() -> None:
     import ray
 
     gauges._gauge.cache_clear()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ports.free()[0])
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ingress.free_ports()[0]
+    )
     try:
         observer = gauges.Gauges("night")
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"

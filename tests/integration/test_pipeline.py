@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from distml.config import Config
-from distml.serving import ports
+from distml.serving import ingress
 from tests.endpoint import serving
 from tests.registered import NAME, Registry
 from tests.runner import REPOSITORY
@@ -36,7 +36,7 @@ def words(root: Path, **flags: Any) -> list[str]:
         "train.global_batch_size": 32,
         "train.learning_rate": 0.01,
         "tracking.registered_model": NAME,
-        "serve.port": ports.free()[0],
+        "serve.port": ingress.free_ports()[0],
         "serve.replicas.max": 1,
     }
     given = fixed | {key.replace("__", "."): value for key, value in flags.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from distml.serving import ports
+from distml.serving import ingress
 from tests.documents import ROOT, blocks, commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(900)]
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_tutorial_works_as_it_is_written(folder: Path) -> None:
-    port = str(ports.free()[0])
+    port = str(ingress.free_ports()[0])
     results: list[dict[str, Any]] = []
     served: subprocess.Popen[bytes] | None = None
     asked = 0

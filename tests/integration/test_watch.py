@@ -10,7 +10,7 @@ import pytest
 
 from distml.config import Config, ServeConfig
 from distml.errors import ModelError, ServingError, TrackingError
-from distml.serving import readiness
+from distml.serving import deploy
 from distml.serving.models import ModelSet
 from distml.serving.watch import Watch
 from distml.tracking import registry as champions
@@ -220,17 +220,17 @@ def test_what_was_never_there_ends_the_start_and_what_goes_is_missed_aloud(regis
         ({"versions": [77]}, "no version 77 of pets, which serve.versions names"),
     ):
         with pytest.raises(ServingError, match=said):
-            readiness.require_followed(following(registry, **serve))
+            deploy.require_followed(following(registry, **serve))
     registry.client.set_registered_model_alias(registered.NAME, "challenger", "2")
     config = following(registry, canary=canary)
-    readiness.require_followed(config)
+    deploy.require_followed(config)
     watch = Watch(config)
     watch.look()
     watch.keep()
     registry.client.delete_registered_model_alias(registered.NAME, "challenger")
     watch.look()
     assert watch.registry.missing == ("challenger",)
-    readiness.require_followed(config)  # it was there
+    deploy.require_followed(config)  # it was there
 
 
 def test_a_pinned_version_that_goes_is_missed_aloud_and_goes_on_answering(registry: Registry) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from distml import api
 from distml.config import Config
-from distml.errors import ServingError
-from distml.serving import deploy, readiness
+from distml.errors import ResourceError, ServingError
+from distml.runtime import cluster
+from distml.serving import deploy, run
 
 
 class Standing(ThreadingHTTPServer):
@@ -58,7 +60,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(deploy, "_deploy", lambda config: None)
     monkeypatch.setattr(deploy, "_require_hope", lambda config, champion: None)
     monkeypatch.setattr(deploy, "_status", lambda: "")
-    monkeypatch.setattr(readiness, "require_room", lambda serve: None)
+    monkeypatch.setattr(deploy, "require_room", lambda serve: None)
     return calls
 
 
@@ -71,8 +73,8 @@ def test_the_predecessors_answer_is_not_the_champions(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
-    monkeypatch.setattr(readiness, "stands", lambda: True)
-    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
+    monkeypatch.setattr(deploy, "stands", lambda: True)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: 2)
     found = deploy.start(configured(standing), 30)
     assert (found.model, found.version) == ("shoes", 2)
 
@@ -83,8 +85,8 @@ def test_a_champion_that_changes_meanwhile_is_the_one_waited_for(
 ) -> None:
     standing.versions = [1, 3]
     champions = iter([2, 3, 3])
-    monkeypatch.setattr(readiness, "stands", lambda: True)
-    monkeypatch.setattr(readiness, "require_champion", lambda config: next(champions))
+    monkeypatch.setattr(deploy, "stands", lambda: True)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: next(champions))
     assert deploy.start(configured(standing), 30).version == 3
 
 
@@ -93,8 +95,8 @@ def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
     standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch, stood: bool
 ) -> None:
     standing.versions = [1]
-    monkeypatch.setattr(readiness, "stands", lambda: stood)
-    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
+    monkeypatch.setattr(deploy, "stands", lambda: stood)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: 2)
     began = time.monotonic()
     with pytest.raises(ServingError, match="answers with version 1, not with the champion, 2"):
         deploy.start(configured(standing), 0.3)
@@ -106,13 +108,13 @@ def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
     standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
-    monkeypatch.setattr(readiness, "require_champion", lambda config: 2)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: 2)
     url = f"http://127.0.0.1:{standing.server_port}"
     config = Config.resolve({"serve": {"url": f"{url}/", "start_timeout_s": 30}})
-    assert (readiness.elsewhere(config).url, readiness.elsewhere(config).version) == (url, 2)
+    assert (deploy.elsewhere(config).url, deploy.elsewhere(config).version) == (url, 2)
     standing.versions = [1]
     with pytest.raises(ServingError, match="version 1, not with the champion, 2") as caught:
-        readiness.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
+        deploy.elsewhere(Config.resolve({"serve": {"url": url, "start_timeout_s": 0.3}}))
     assert "serve.start_timeout_s" in caught.value.remedy
     assert stopped == []
 
@@ -126,3 +128,14 @@ def test_only_what_an_endpoint_depends_on_replaces_it() -> None:
     assert version(serve={"replicas": {"max": 3}, "start_timeout_s": 5}) == standing  # changed in place
     assert version(serve={"max_batch_size": 32}) != standing
     assert version(tracking={"registered_model": "shoes"}) != standing
+
+
+@pytest.mark.parametrize("start", [run.run, lambda config: api.serve(config).__enter__()])
+def test_a_port_that_is_taken_is_said_before_ray_starts(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch, start: Callable[[Config], Any]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: pytest.fail("asked the registry first"))
+    monkeypatch.setattr(cluster, "connect", lambda *_, **__: pytest.fail("started Ray first"))
+    with pytest.raises(ResourceError, match=f"{standing.server_port} of 127.0.0.1 cannot be used"):
+        start(configured(standing))

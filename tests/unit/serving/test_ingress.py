@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
-from distml.serving import haproxy, ports
+from distml.config import ServeConfig
+from distml.errors import ResourceError
+from distml.serving import haproxy, ingress
 
 PROGRAM = haproxy.program()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs HAProxy")
@@ -99,7 +103,7 @@ class Ingress:
     """HAProxy before so many replicas, whose first health check takes so long."""
 
     def __init__(self, folder: Path, replicas: int, first_check_s: float = 0.0) -> None:
-        self.port, *back = ports.free(1 + replicas)
+        self.port, *back = ingress.free_ports(1 + replicas)
         self.url = f"http://127.0.0.1:{self.port}"
         words = [sys.executable, "-c", REPLICA]
         self.replicas = [subprocess.Popen([*words, str(one), str(first_check_s)]) for one in back]
@@ -115,7 +119,7 @@ class Ingress:
                 f"    server r{one} 127.0.0.1:{one} check observe layer4 error-limit 3 on-error mark-down\n"
             )
         if replicas:  # Ray's Python proxy, which is not here
-            text += f"    server fallback 127.0.0.1:{ports.free()[0]} check backup\n"
+            text += f"    server fallback 127.0.0.1:{ingress.free_ports()[0]} check backup\n"
         path = folder / "haproxy.cfg"
         path.write_text(haproxy.corrected(text, "127.0.0.1", "2", f"abns@distml-test-{self.port}"))
         assert PROGRAM
@@ -258,3 +262,88 @@ def test_a_new_replica_whose_first_check_is_slow_costs_no_request(tmp_path: Path
             time.sleep(0.05)
     finally:
         ingress.end()
+
+
+def test_ports_differ_and_can_be_opened() -> None:
+    found = ingress.free_ports(6)
+    assert len(set(found)) == 6
+    for port in found:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+
+
+def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        taken = one.getsockname()[1]
+        monkeypatch.setattr(ingress, "_RANGE", range(taken, taken + 1))
+        monkeypatch.setattr(ingress, "_TRIES", 1)
+        with pytest.raises(OSError, match="not found"):
+            ingress.free_ports()
+    assert ingress.free_ports() == [taken]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_listened_on_is_refused(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        assert ingress.port_refusal(host, port) == os.strerror(errno.EADDRINUSE)
+    assert ingress.port_refusal(host, port) is None
+
+
+def test_a_host_that_is_not_ours_is_refused() -> None:
+    assert ingress.port_refusal("192.0.2.1", 8000) == os.strerror(errno.EADDRNOTAVAIL)
+
+
+BOUND = "Failed to bind to address '127.0.0.1:8000'."  # as Ray 2.60's proxy says it
+
+
+@pytest.fixture
+def shut(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What `serve.shutdown` was called for."""
+    from ray import serve
+
+    calls: list[bool] = []
+    monkeypatch.setattr(serve, "shutdown", lambda: calls.append(True))
+    return calls
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    from ray import serve
+
+    def start(**_: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(serve, "start", start)
+
+
+def test_a_port_taken_meanwhile_is_named_and_nothing_stays(
+    monkeypatch: pytest.MonkeyPatch, shut: list[bool]
+) -> None:
+    _failing(monkeypatch, BOUND)
+    with pytest.raises(ResourceError, match=r"'127\.0\.0\.1:8000': it was taken"):
+        ingress.listen(ServeConfig())
+    assert shut == [True]
+
+
+def test_a_proxy_lost_at_its_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch, shut: list[bool]) -> None:
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    def start(**_: Any) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(serve, "start", start)
+    with pytest.raises(ResourceError, match="was lost while it started"):
+        ingress.listen(ServeConfig())
+    assert shut == [True]
+
+
+def test_another_failure_of_ray_serve_is_not_called_a_port(
+    monkeypatch: pytest.MonkeyPatch, shut: list[bool]
+) -> None:
+    _failing(monkeypatch, "something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        ingress.listen(ServeConfig())
+    assert shut == []

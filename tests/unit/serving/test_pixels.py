@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.serving import pixels, strict
+from distml.serving import exchange, pixels
 from distml.serving.exchange import RejectedError
 
 RANDOM = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_refused_and_what_is_right_is_read(shape: tuple[int, in
     for _ in range(1000):
         images = RANDOM.integers(0, 256, (2, *shape), np.uint8)
         form = images[..., 0] if shape[2] == 1 and RANDOM.random() < 0.5 else images
-        document = strict.parse(json.dumps({"x": mutate(form.tolist())}).encode())
+        document = exchange.parse_json(json.dumps({"x": mutate(form.tolist())}).encode())
         values = document.members["x"]
         if all(is_image(one, form.shape[1:]) for one in values):
             read = pixels.images(values, shape, "x", document.booleans)

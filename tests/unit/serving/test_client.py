@@ -16,8 +16,7 @@ from PIL import Image
 
 from distml.config import Config
 from distml.errors import ServingError
-from distml.serving import client as asking
-from distml.serving import smoke
+from distml.serving import client
 from tests.registered import NAME
 
 Label = Callable[[np.ndarray], int]
@@ -93,15 +92,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
-    found = smoke.check(config, endpoint[1], 3, 0.95)
+    found = client.check_answers(config, endpoint[1], 3, 0.95)
     assert found == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
-    assert asking.version(endpoint[1]) == 3
+    assert client.version(endpoint[1]) == 3
 
 
 def test_other_pixels_than_training_saw_are_noticed(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].numbers = lambda image: right(image / 255)
     with pytest.raises(ServingError, match=r"right about 3\d\.\d% of 256 validation pictures"):
-        smoke.check(config, endpoint[1], 3, 0.95)
+        client.check_answers(config, endpoint[1], 3, 0.95)
 
 
 def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
@@ -109,7 +108,7 @@ def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
 ) -> None:
     endpoint[0].files = lambda image: right(image / 255)
     with pytest.raises(ServingError, match="about pictures as files"):
-        smoke.check(config, endpoint[1], 3, 0.95)
+        client.check_answers(config, endpoint[1], 3, 0.95)
 
 
 @pytest.mark.parametrize("model", [{"name": "other", "version": 3}, {"name": NAME, "version": 2}])
@@ -119,10 +118,10 @@ def test_another_model_than_the_champion_is_noticed(
     model: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(smoke, "_LATE_S", 0.0)
+    monkeypatch.setattr(client, "_LATE_S", 0.0)
     endpoint[0].model = model
     with pytest.raises(ServingError, match=rf"answers with {model['name']} version {model['version']}, not"):
-        smoke.check(config, endpoint[1], 3, 0.95)
+        client.check_answers(config, endpoint[1], 3, 0.95)
 
 
 def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
@@ -132,18 +131,18 @@ def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
     served.model = {"name": NAME, "version": 2}
     news = threading.Timer(0.7, lambda: served.model.update(version=3))
     news.start()
-    assert smoke.check(config, url, 3, 0.95)["version"] == 3
+    assert client.check_answers(config, url, 3, 0.95)["version"] == 3
     news.join()
 
 
 def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].status = 503
-    assert asking.version(endpoint[1]) is None
+    assert client.version(endpoint[1]) is None
     with pytest.raises(ServingError, match="answers 503"):
-        smoke.check(config, endpoint[1], 3, 0.95)
+        client.check_answers(config, endpoint[1], 3, 0.95)
     with pytest.raises(ServingError, match="does not answer"):
-        smoke.check(config, "http://127.0.0.1:9", 3, 0.95)
-    assert asking.version("http://127.0.0.1:9") is None
+        client.check_answers(config, "http://127.0.0.1:9", 3, 0.95)
+    assert client.version("http://127.0.0.1:9") is None
 
 
 def test_the_data_are_told_apart_by_what_right_looks_at(tmp_path: Path) -> None:
