@@ -1,10 +1,11 @@
-"""Verb: bring the configured data into the storage, once (driver).
+"""Bring the configured data into the storage, once (driver).
 
 python -m distml.ingest --config configs/fashion_mnist.yaml
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
@@ -26,9 +27,9 @@ def run(config: Config) -> dict[str, Any]:
     return manifest.summary() | {"manifest": place, "cached": cached}
 
 
-def main() -> int:
-    """Run from the command line and return the exit code."""
-    return cli.main("ingest", run)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return cli.main("ingest", run, argv)
 
 
 if __name__ == "__main__":

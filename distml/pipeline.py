@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
-from distml.cli import arguments
 from distml.config import Config
 from distml.selection import pipeline
 
@@ -26,7 +25,7 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return cli.main("pipeline", run, argv, arguments.pipeline)
+    return cli.main("pipeline", run, argv)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from typing import Any
 
 from distml import cli
 from distml.batch import files
-from distml.cli import arguments
+from distml.cli import flags
 from distml.config import Config
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Classify files, or a data set."""
-    arguments.require_images_or_data(own)
+    flags.require_images_or_data(own)
     model = {"run": own.run, "version": own.version}
     if own.data:
         return files.predict_data(config, own.data, own.output, **model)
@@ -30,7 +30,7 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return cli.main("predict", run, argv, arguments.predict)
+    return cli.main("predict", run, argv)
 
 
 if __name__ == "__main__":

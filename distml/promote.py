@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
-from distml.cli import arguments
+from distml.cli import flags
 from distml.config import Config
 from distml.selection import promotion
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Promote, keep or roll back."""
-    arguments.require_rollback_alone(own)
+    flags.require_rollback_alone(own)
     if own.rollback:
         return promotion.rollback(config, own.version, own.dry_run)
     return promotion.promote(config, own.run, own.version, own.dry_run, own.replace)
@@ -28,7 +28,7 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return cli.main("promote", run, argv, arguments.promote)
+    return cli.main("promote", run, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
-from distml.cli import arguments
 from distml.config import Config
 from distml.serving import run as serving
 
@@ -24,7 +23,7 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return cli.main("serve", run, argv, arguments.serve)
+    return cli.main("serve", run, argv)
 
 
 if __name__ == "__main__":

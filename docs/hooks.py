@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from distml import cli
-from distml.cli.flags import make_parser
 from distml.config import Config, ServeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -158,13 +157,11 @@ def _kind(field: Schema) -> str:
 # Command line.
 
 
-def parser(verb: str) -> tuple[cli.Parser, str]:
-    """Make the parser of a verb as its module does; returns it and the module's docstring."""
+def described(verb: str) -> str:
+    """Return the docstring that shows examples of a verb: that of its function or of its module."""
     module = importlib.import_module(f"distml.{cli.MODULES.get(verb, verb)}")
-    with mock.patch.object(cli, "main", return_value=0) as main, mock.patch("sys.argv", ["distml"]):
-        module.main()
-    given: Sequence[Any] = (*main.call_args.args[3:4], None)
-    return make_parser(verb, cli.VERBS[verb], given[0]), module.__doc__ or ""
+    shown = getattr(module, verb.replace("-", "_")) if verb in cli.MODULES else module
+    return inspect.getdoc(shown) or ""
 
 
 def commands() -> str:
@@ -178,7 +175,7 @@ _EXAMPLE = re.compile(r"(?:[A-Z_]+=\S* )?(?:python -m )?distml[. ]")
 
 
 def _command(verb: str) -> str:
-    made, doc = parser(verb)
+    made = cli.parser(verb)
     own = [
         action
         for action in made.actions()
@@ -189,7 +186,7 @@ def _command(verb: str) -> str:
     text = f"## {verb}\n\n{does[0].upper()}{does[1:]}.\n\n```text\n{usage}\n```\n"
     if own:
         text += "\n" + table(["argument", "meaning"], [_argument(action) for action in own])
-    if shown := examples(doc):
+    if shown := examples(described(verb)):
         text += "\n" + table(["example", ""], [[code(command), does] for command, does in shown])
     return text
 

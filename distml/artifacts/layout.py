@@ -1,10 +1,15 @@
-"""Layout of an export: the names of its files and the list of their digests (any process)."""
+"""Layout of an export, and its verification: digests are checked before a file is parsed (any process)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from distml.data.image import Policy
+from distml.errors import ModelError
 
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
@@ -24,3 +29,129 @@ def write_digests(folder: Path) -> str:
     text = json.dumps(digests, indent=1, sort_keys=True)
     (folder / DIGESTS).write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_CHUNK_BYTES = 1 << 20
+_LIST_BYTES = 1 << 20
+_PLAIN_BYTES = 16 << 20
+_EXPANSION = 2
+"""Keras stores the members of a `.keras` file uncompressed (keras/src/saving/saving_lib.py, 3.15)."""
+_DATA = {str(PurePosixPath(MODEL).with_name(name)) for name in ("keras_module.txt", "model.tflite")} | {MODEL}
+"""All files allowed in that folder; MLflow would unpickle custom objects beside a model."""
+_AGAIN = "Fetch the model again, or train it again."
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that has been verified.
+
+    Args:
+        folder: Where it is.
+        sha256: Of its list of digests, which stands for the whole export.
+        classes: Name of each class, by label.
+        shape: (H, W, C) of an image.
+        data_digest: Of the manifest of the training data, None where the export lacks it.
+        confusion: Counts on held-out rows by true and predicted class, None where the export lacks them.
+        policy: How pictures become images, None where the export lacks it.
+    """
+
+    folder: Path
+    sha256: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    data_digest: str | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    policy: Policy | None = None
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image that the model takes."""
+        return self.policy or Policy.of_arrays(self.shape)
+
+
+def verify(folder: Path, expected_sha256: str | None = None) -> Export:
+    """Check that an export is complete, unchanged and without extra files where a loader reads.
+
+    Args:
+        folder: An export, or its copy out of the registry with more files beside it.
+        expected_sha256: What the registry says about `digests.json`.
+
+    Raises:
+        ModelError: A file is missing, changed or too much, the list itself is another one, or the model is
+            not described.
+    """
+    digest, listed = _listed(folder)
+    if expected_sha256 is not None and digest != expected_sha256:
+        raise ModelError(f"{folder / DIGESTS} has the SHA-256 {digest}, expected {expected_sha256}.", _AGAIN)
+    for name, expected in listed.items():
+        actual = _sha256(folder / name)
+        if actual != expected:
+            raise ModelError(f"{folder / name} has the SHA-256 {actual}, expected {expected}.", _AGAIN)
+    for loaded, known in ((PurePosixPath(MODEL).parts[0], _DATA & listed.keys()), (SAVED_MODEL, listed)):
+        for path in sorted((folder / loaded).rglob("*")):
+            if not path.is_dir() and path.relative_to(folder).as_posix() not in known:
+                raise ModelError(f"{path} does not belong to the model.", _AGAIN)
+    _require_modest(folder / MODEL)
+    return _described(folder, digest)
+
+
+def _listed(folder: Path) -> tuple[str, dict[str, str]]:
+    """Read the list of digests: its own SHA-256 and the expected one of each file."""
+    path = folder / DIGESTS
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_LIST_BYTES)
+        listed = json.loads(raw)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not a list of digests.", _AGAIN) from None
+    if not isinstance(listed, dict) or not listed.keys() >= {MODEL, CLASSES}:
+        raise ModelError(f"{path} does not list {MODEL} and {CLASSES}.", _AGAIN)
+    for name in listed:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise ModelError(f"{path} lists {name!r}, which is not below the model.", _AGAIN)
+    return hashlib.sha256(raw).hexdigest(), listed
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from None
+    return digest.hexdigest()
+
+
+def _require_modest(path: Path) -> None:
+    """Reject a `.keras` archive that would unpack to much more than its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{path} is not a Keras model: {error}.", _AGAIN) from None
+    size = path.stat().st_size
+    if len({member.filename for member in members}) < len(members):
+        raise ModelError(f"{path} holds two files of one name.", _AGAIN)
+    if sum(member.file_size for member in members) > _PLAIN_BYTES + _EXPANSION * size:
+        raise ModelError(f"{path} would unpack to far more than its {size:,} bytes.", _AGAIN)
+
+
+def _described(folder: Path, sha256: str) -> Export:
+    path = folder / CLASSES
+    try:
+        content = json.loads(path.read_text())
+        classes = tuple(str(name) for name in content["classes"])
+        height, width, depth = (int(size) for size in content["shape"])
+        digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
+        confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
+        policy = None if pictures is None else Policy.from_dict(pictures)
+        if policy is not None and policy.shape != (height, width, depth):
+            raise ValueError(f"pictures become {policy.shape}, the model takes {(height, width, depth)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
+    shape, digest = (height, width, depth), None if digest is None else str(digest)
+    return Export(folder, sha256, classes, shape, digest, confusion, policy)

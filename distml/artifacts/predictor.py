@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.artifacts.layout import LITE, MODEL
 from distml.data.image import Policy
 from distml.data.schema import Images
@@ -111,10 +111,10 @@ class Predictor:
         Raises:
             ModelError: Changed, incomplete, unsafe to load, or not a classifier of images.
         """
-        return cls.of(digests.verify(folder, expected_sha256))
+        return cls.of(layout.verify(folder, expected_sha256))
 
     @classmethod
-    def of(cls, export: digests.Export, engine: Engine = "auto", threads: int = 1) -> Self:
+    def of(cls, export: layout.Export, engine: Engine = "auto", threads: int = 1) -> Self:
         """Load the model of a verified export.
 
         Args:
@@ -158,7 +158,7 @@ class Predictor:
         return probabilities
 
 
-def _keras_function(export: digests.Export) -> Any:
+def _keras_function(export: layout.Export) -> Any:
     path = export.folder / MODEL
     model = _load(path)
     _require_classifier(path, model, export)
@@ -186,7 +186,7 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _require_classifier(path: Path, model: Any, export: digests.Export) -> None:
+def _require_classifier(path: Path, model: Any, export: layout.Export) -> None:
     actual = (getattr(model, "input_shape", None), getattr(model, "output_shape", None))
     expected = ((None, *export.shape), (None, len(export.classes)))
     if actual != expected:

@@ -1,20 +1,29 @@
-"""The parts of a batch prediction: read together, written as one file, never done twice (driver)."""
+"""The parts of a batch prediction: rows read together, written as one file (driver, batch process)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml.data.image import SUFFIXES
+from distml import log
+from distml.artifacts.predictor import Predictor
+from distml.data import image as decoding
+from distml.data.formats import parquet as columns
+from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder
-from distml.data.schema import IMAGE
+from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
+from distml.storage import Storage
 
 ROWS = 4096
 """Rows of a part, as near as the row groups of a file allow; so many are lost when a process is killed."""
@@ -104,3 +113,194 @@ def _groups(folder: Folder, name: str) -> Iterator[tuple[tuple[int, int], int]]:
 def _key(folder: Folder, names: tuple[str, ...], groups: tuple[int, int] | None, sha256: str) -> str:
     text = json.dumps([[(name, folder.sizes[name]) for name in names], groups, sha256])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_BATCH = 256
+SOURCE, SOURCE_ROW = "source", "source_row"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a part.
+
+    Args:
+        identity: Their other columns, each [N].
+        images: uint8 [M, H, W, C] of those that can be read.
+        readable: bool [N], which those are.
+        errors: Why the others cannot, None for those that can; [N].
+    """
+
+    identity: dict[str, Any]
+    images: Images
+    readable: npt.NDArray[np.bool_]
+    errors: list[str | None]
+
+
+Found = list[Images | str]
+"""For each row its image, uint8 [H, W, C], or why there is none."""
+
+
+def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
+    """Read a part in batches.
+
+    Args:
+        folder: Where it is.
+        part: What is read.
+        policy: How the model had its pictures fitted.
+
+    Raises:
+        DataError: The file of the part cannot be read any more.
+    """
+    if part.groups is None:
+        for at in range(0, len(part.names), _BATCH):
+            names = part.names[at : at + _BATCH]
+            yield _rows(
+                {SOURCE: pa.array(names, pa.string())},
+                [_file(folder, name, policy) for name in names],
+                policy.shape,
+            )
+        return
+    name, at = part.names[0], part.first
+    try:
+        with folder.open(name) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH, row_groups=list(range(*part.groups)), use_threads=False):
+                yield _rows(_identity(batch, name, at), _column(batch.column(IMAGE), policy), policy.shape)
+                at += len(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
+
+
+def _rows(identity: dict[str, Any], images_or_errors: Found, shape: tuple[int, int, int]) -> Rows:
+    images = [item for item in images_or_errors if not isinstance(item, str)]
+    errors = [item if isinstance(item, str) else None for item in images_or_errors]
+    readable = np.array([error is None for error in errors], bool)
+    return Rows(identity, np.stack(images) if images else np.empty((0, *shape), np.uint8), readable, errors)
+
+
+def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
+    """Where rows come from, and every column of theirs but the image."""
+    count = len(batch)
+    places = {
+        SOURCE: pa.array([name] * count, pa.string()),
+        SOURCE_ROW: pa.array(range(first, first + count), pa.int64()),
+    }
+    return places | {name: batch.column(name) for name in batch.schema.names if name != IMAGE}
+
+
+def _file(folder: Folder, name: str, policy: Policy) -> Images | str:
+    try:
+        return decoding.read(folder.read(name), policy, name)
+    except DataError as error:
+        return str(error)
+
+
+def _column(column: Any, policy: Policy) -> Found:
+    shape = policy.shape
+    encoded = columns.encoded(column)
+    if encoded is not None:
+        return [_picture(value.as_py(), policy) for value in encoded]
+    results: Found = ["there is no image."] * len(column)
+    present = np.flatnonzero(np.asarray(column.is_valid().to_numpy(zero_copy_only=False)))
+    try:
+        arrays = columns.arrays(column.drop_null(), "the column") if len(present) else np.empty((0, *shape))
+        if arrays.shape[1:] != shape:
+            raise DataError(f"the image is {list(arrays.shape[1:])}, the model takes {list(shape)}.")
+    except DataError as error:  # a bad row must not take its neighbours with it
+        return (
+            [str(error)]
+            if len(column) == 1
+            else [_column(column.slice(at, 1), policy)[0] for at in range(len(column))]
+        )
+    for at, image in zip(present, arrays, strict=True):
+        results[at] = image
+    return results
+
+
+def _picture(data: bytes | None, policy: Policy) -> Images | str:
+    if data is None:
+        return "there is no image."
+    try:
+        return decoding.read(data, policy)
+    except DataError as error:
+        return str(error)
+
+
+COUNTS = b"distml"
+"""Key of a written part's own metadata: a JSON object with `rows` and `failed`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What crosses to the processes.
+
+    Args:
+        data: Folder or file that is read.
+        output: Folder that is written.
+        model: Folder of the model's files below `output`, where every process finds them.
+        sha256: Of the model.
+        version: Of the model, None where it is not registered.
+    """
+
+    data: str
+    output: str
+    model: str
+    sha256: str
+    version: int | None
+
+
+class Classifier:
+    """Holds the model and classifies parts; Ray Data makes one per process. Final."""
+
+    def __init__(self, task: Task) -> None:
+        log.configure("batch")
+        self._version = task.version
+        self._folder, self._output = Folder(task.data), Storage(task.output)
+        with tempfile.TemporaryDirectory(prefix="distml-batch-") as name:
+            self._output.download(name, task.model)
+            self._predictor = Predictor.load(Path(name), task.sha256)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Classify the parts of a batch; returns their rows and how many of them could not be read."""
+        counts = [self._classify(Part.from_json(str(text))) for text in batch["part"]]
+        return {
+            "rows": np.array([rows for rows, _ in counts]),
+            "failed": np.array([bad for _, bad in counts]),
+        }
+
+    def _classify(self, part: Part) -> tuple[int, int]:
+        tables = [self._answered(rows) for rows in read(self._folder, part, self._predictor.pictures)]
+        table = pa.concat_tables(tables, promote_options="permissive")
+        counts = len(table), table["label"].null_count
+        metadata = {COUNTS: json.dumps({"rows": counts[0], "failed": counts[1]})}
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+        self._output.write_bytes(sink.getvalue(), part.file)  # whole or not at all
+        return counts
+
+    def _answered(self, rows: Rows) -> Any:
+        """Answers beside the rows' identity; a column of theirs called like ours becomes `input_…`."""
+        probabilities = self._predictor.predict(rows.images)
+        labels = probabilities.argmax(1)
+        places = np.flatnonzero(rows.readable)
+        count = len(rows.readable)
+
+        def spread(values: list[Any], kind: Any) -> Any:
+            column: list[Any] = [None] * count
+            for place, value in zip(places, values, strict=True):
+                column[place] = value
+            return pa.array(column, kind)
+
+        answers = {
+            "label": spread(labels.tolist(), pa.int32()),
+            "class": spread([self._predictor.classes[label] for label in labels], pa.string()),
+            "probability": spread(probabilities.max(1).tolist(), pa.float32()),
+            "probabilities": spread(
+                probabilities.tolist(), pa.list_(pa.float32())
+            ),  # Arrow cannot read nulls of a fixed length back
+            "model_version": pa.array([self._version] * count, pa.int32()),
+            "error": pa.array(rows.errors, pa.string()),
+        }
+        named = {
+            f"input_{name}" if name in answers else name: column for name, column in rows.identity.items()
+        }
+        return pa.table(named | answers)

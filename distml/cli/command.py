@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from distml import __version__, log
-from distml.cli.flags import Parser, make_parser, parse
+from distml.cli.flags import OWN, Parser, make_parser, parse
 from distml.errors import ConfigError, DistmlError
 
-__all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "main"]
+__all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "main", "parser", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,18 @@ VERBS = {
     "fetch-weights": "put a backbone's ImageNet weights under the storage root",
     "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
 }
-"""The verbs of the console script, each the module of the same name, and what it does."""
+"""The verbs of the console script and what each does."""
 
-MODULES = {verb: f"cli.{verb}" for verb in ("cluster", "drift", "models", "report", "sync", "validate")} | {
-    "fetch-weights": "cli.fetch_weights"
+MODULES = {
+    "cluster": "cli.commands",
+    "drift": "cli.commands",
+    "fetch-weights": "cli.models",
+    "models": "cli.models",
+    "report": "cli.report",
+    "sync": "cli.commands",
+    "validate": "cli.commands",
 }
-"""Verbs that are no module of the package's root, and their module."""
+"""Verbs that are no module of the package's root: functions of these modules, `-` written as `_`."""
 
 Result = dict[str, Any]
 
@@ -87,16 +93,14 @@ def main(
     verb: str,
     run: Callable[..., Result],
     argv: Sequence[str] | None = None,
-    arguments: Callable[[Parser], None] | None = None,
 ) -> int:
     """Run one verb from the command line.
 
     Args:
         verb: Name shown in messages and in the result line.
-        run: Takes the `Config` (and the namespace when `arguments` is given); returns the result. A
-            `status` in it other than finished makes the exit code 1.
+        run: Takes the `Config`, and the namespace where the verb has arguments of its own (`flags.OWN`);
+            returns the result. A `status` in it other than finished makes the exit code 1.
         argv: Words after the program name; `sys.argv` by default.
-        arguments: Adds the verb's own arguments to the parser.
 
     Returns:
         The exit code.
@@ -106,9 +110,8 @@ def main(
     if threading.current_thread() is threading.main_thread():
         # A cluster ends a job with SIGTERM, which means what Ctrl-C means: close the record, then leave.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = make_parser(verb, (sys.modules[run.__module__].__doc__ or "").split("\n")[0], arguments)
     try:
-        return _attempt(verb, run, parser, words, arguments is not None)
+        return _attempt(verb, run, parser(verb), words)
     except DistmlError as error:
         return fail(verb, error)
     except KeyboardInterrupt:
@@ -124,13 +127,13 @@ def main(
         return 1
 
 
-def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[str], own: bool) -> int:
+def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[str]) -> int:
     config, namespace = parse(parser, words)
     if namespace.print_config:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return 0
     with contextlib.redirect_stdout(log.Aside()):  # Ray tells of lost nodes there, users' code of anything
-        result = run(config, namespace) if own else run(config)
+        result = run(config, namespace) if verb in OWN else run(config)
     finish({"verb": verb, "status": "finished"} | result)
     return 0 if result.get("status", "finished") == "finished" else 1
 
@@ -148,8 +151,30 @@ def entry() -> int:
         guess = difflib.get_close_matches(words[0], VERBS, 1)
         remedy = f"Did you mean {guess[0]}?" if guess else f"Choose one of {', '.join(VERBS)}."
         return fail(words[0], ConfigError(f"unknown verb {words[0]}.", remedy))
-    sys.argv = [f"distml {words[0]}", *words[1:]]
-    return int(importlib.import_module(f"distml.{MODULES.get(words[0], words[0])}").main())
+    return run(words[0], words[1:])
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run a verb by its name; returns its exit code.
+
+    Args:
+        verb: One of `VERBS`.
+        argv: Words after the verb.
+    """
+    module = importlib.import_module(f"distml.{MODULES.get(verb, verb)}")
+    if verb in MODULES:
+        return main(verb, getattr(module, verb.replace("-", "_")), argv)
+    return int(module.main(argv))
+
+
+def parser(verb: str) -> Parser:
+    """Make the parser of a verb.
+
+    Args:
+        verb: One of `VERBS`; another name has no arguments of its own.
+    """
+    does = VERBS.get(verb, "")
+    return make_parser(verb, f"{does[:1].upper()}{does[1:]}." if does else "", OWN.get(verb))
 
 
 def _overview() -> str:

@@ -1,31 +1,24 @@
-"""List the networks that can be trained, with what they cost (driver).
-
-distml models [WORD]
-"""
+"""The networks that can be trained: listing them, fetching their weights (driver)."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from distml import cli
 from distml.config import Config
 from distml.errors import ConfigError
 from distml.models import backbones, registry
+from distml.storage import Storage
+from distml.training import pretrained, weight_sources
 
 _BYTES = 4
 """Of a parameter; exports are float32."""
 
 
-def _arguments(parser: cli.Parser) -> None:
-    parser.add_argument("word", nargs="?", default="", help="list only names that contain it")
-
-
-def run(_config: Config, namespace: Namespace) -> dict[str, Any]:
+def models(_config: Config, namespace: Namespace) -> dict[str, Any]:
     """Print the table.
 
     Returns:
@@ -74,10 +67,35 @@ def _show(ours: list[str], rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return cli.main("models", run, argv, _arguments)
+def fetch_weights(config: Config, namespace: Namespace) -> dict[str, Any]:
+    """Fetch, or do nothing where they are already.
 
+    Returns:
+        `name`, `file`, `sha256`, `bytes` and `place`.
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+    Raises:
+        ConfigError: No backbone of that name, or no such file.
+        ModelError: Keras's file cannot be fetched.
+        StorageError: The storage cannot be written.
+    """
+    name = namespace.name or config.model.name
+    registry.check(name, {})
+    model = config.model.model_copy(update={"name": name, "weights": pretrained.IMAGENET})
+    wanted = config.model_copy(update={"model": model})
+    storage = Storage(config.storage.root)
+    if namespace.file:
+        weight_sources.check(wanted)
+        source = f"{pretrained.IMAGENET}:{name}"
+        resolved_file = pretrained.put(storage, source, *weight_sources.read(namespace.file))
+    else:
+        resolved = weight_sources.resolve(wanted, storage)
+        assert resolved is not None
+        resolved_file = resolved
+    place = storage.uri(*resolved_file.parts)
+    return {
+        "name": name,
+        "file": resolved_file.file,
+        "sha256": resolved_file.sha256,
+        "bytes": resolved_file.bytes,
+        "place": place,
+    }

@@ -11,11 +11,9 @@ import argparse
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distml import cli
 from distml.config import Config
 from distml.errors import ConfigError, StorageError
 from distml.reports import page
@@ -24,7 +22,7 @@ from distml.tracking import runs
 from distml.tracking.locate import choose
 
 
-def run(config: Config, own: argparse.Namespace) -> dict[str, Any]:
+def report(config: Config, own: argparse.Namespace) -> dict[str, Any]:
     """Find a run's report on this machine, or bring it here.
 
     Returns:
@@ -81,20 +79,3 @@ def _written(content: bytes, name: str, to: str | None) -> Path:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}.", "Give another --to.") from None
     return path
-
-
-def _arguments(parser: cli.Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="name of a run, or an MLflow run id")
-    parser.add_argument("--open", action="store_true", help="open it in a browser")
-    parser.add_argument(
-        "--to", metavar="FILE", help="copy it there; without it, only what is elsewhere is copied"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return cli.main("report", run, argv, _arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -3,19 +3,340 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import secrets
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from distml import __version__
 from distml.errors import ClusterError, ConfigError
-from distml.kube import steps
 from distml.kube.server import ConflictError, Server
-from distml.kube.steps import Step
+from distml.runtime import environment
+
+KUBERAY, ARGO = "1.7.0", "4.1.2"
+"""Versions of the operators."""
+_KUBERAY = f"https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v{KUBERAY}"
+_ARGO = f"https://github.com/argoproj/argo-workflows/releases/download/v{ARGO}/install.yaml"
+K3D_CONFIG = "kuberay/overlays/k3d/k3d.yaml"
+"""What k3d makes the cluster from."""
+IMAGES = {"distml": ".", "distml-postgres": "kuberay/postgres"}
+"""Images built here, and the folder each is built from."""
+_CONDITIONS = {"RayCluster": "RayClusterProvisioned", "RayService": "Ready"}
+_FIRST = ("StatefulSet", "Deployment", "RayCluster", "RayService")
+"""Kinds that are waited for, what others need first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Args:
+        name: What it does, for the person waiting.
+        command: Words.
+        remedy: What to do when it fails.
+        unless: Whether there is nothing to do; called right before.
+        needed: Whether its failure ends everything.
+        environment: Variables set for it.
+        limit_s: Seconds it may take.
+        refusal: Text in its output that means failure whatever the exit code.
+    """
+
+    name: str
+    command: Sequence[str]
+    remedy: str
+    unless: Callable[[], bool] = field(default=lambda: False)
+    needed: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limit_s: float = 900.0
+    refusal: str = ""
+
+
+def output(command: Sequence[str], limit_s: float = 60.0) -> str | None:
+    """Output of a command, None when it fails or does not exist."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def require(tools: Mapping[str, str]) -> None:
+    """Check that programs are installed.
+
+    Args:
+        tools: What each is for, by name.
+
+    Raises:
+        ClusterError: One is missing.
+    """
+    for tool, purpose in tools.items():
+        if shutil.which(tool) is None:
+            raise ClusterError(
+                f"{tool} is not installed; it {purpose}.", f"Install {tool}, or see `--context`."
+            )
+
+
+def perform(steps: Sequence[Step], say: Callable[[str], None], environment: Mapping[str, str]) -> None:
+    """Run steps one after the other; what is done already is skipped.
+
+    Args:
+        steps: In order.
+        say: Called with a line for every step, and every 15 seconds while one runs.
+        environment: Of the commands.
+
+    Raises:
+        ClusterError: A needed step failed; names the command, its last words and the remedy.
+    """
+    for number, step in enumerate(steps, 1):
+        mark = f"[{number}/{len(steps)}] {step.name}"
+        if step.unless():
+            say(f"{mark}: there already")
+            continue
+        say(mark)
+        began = time.monotonic()
+        error = _execute(step, say, environment)
+        if error and step.needed:
+            raise ClusterError(f"`{' '.join(step.command)}` failed: {error.rstrip('.')}.", step.remedy)
+        say(f"{mark}: {'skipped, ' + error if error else f'{time.monotonic() - began:.0f} s'}")
+
+
+def _execute(step: Step, say: Callable[[str], None], environment: Mapping[str, str]) -> str:
+    """Run one command; returns the last line of its output when it failed, else nothing."""
+    try:
+        process = subprocess.Popen(
+            step.command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environment, **step.environment},
+        )
+    except OSError as error:
+        return f"it cannot be started ({error.strerror})"
+    deadline = time.monotonic() + step.limit_s
+    while True:
+        try:
+            out, _ = process.communicate(timeout=15)
+            break
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                process.kill()
+                process.communicate()
+                return f"it took more than {step.limit_s:.0f} s"
+            say("    ...")
+    lines = [line for line in out.splitlines() if line.strip()]
+    refused = [line for line in lines if step.refusal and step.refusal in line]
+    last = (refused or lines or ["it said nothing"])[-1].strip()
+    return last[:300] if process.returncode or refused else ""
+
+
+def k3d_steps(folder: Path, base_image: str | None) -> list[Step]:
+    """Build the images, create the cluster and import them.
+
+    Args:
+        folder: Of this machine, shared by the nodes.
+        base_image: What the images are built on, None for the Dockerfile's own.
+    """
+    base = ["--build-arg", f"BASE_IMAGE={base_image}"] if base_image else []
+    target = {"distml": ["--target", "cpu"]}
+    build = [
+        Step(
+            f"build the image {name}:{__version__} (minutes the first time)",
+            ["docker", "build", *target.get(name, []), *base, "-t", f"{name}:{__version__}", source],
+            "Is Docker running (`docker info`)? `docker build` by hand shows the whole output.",
+            limit_s=3600,
+        )
+        for name, source in IMAGES.items()
+    ]
+    create = Step(
+        "create the k3d cluster distml",
+        ["k3d", "cluster", "create", "--config", K3D_CONFIG],
+        "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
+        unless=lambda: output(["k3d", "cluster", "get", "distml"]) is not None,
+        environment=environment.K3D.values({"DISTML_FOLDER": str(folder)}),
+    )
+    load = Step(
+        "import the images into its nodes (about two minutes)",
+        ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
+        "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+        unless=_imported,
+        refusal="failed to import",  # k3d 5.9 tells of a node that took none and ends with 0
+    )
+    return [*build, create, load]
+
+
+def _imported() -> bool:
+    """Whether every node has the very images that Docker has."""
+    listed = ["docker", "ps", "-q", "--filter", "label=k3d.cluster=distml"]
+    nodes = [output([*listed, "--filter", f"label=k3d.role={role}"]) or "" for role in ("server", "agent")]
+    in_docker = ["docker", "image", "inspect", "-f", "{{.Id}}"]
+    on_node = ["crictl", "inspecti", "-o", "go-template", "--template", "{{.status.id}}"]
+    wanted = {image: _line([*in_docker, image]) for image in (f"{name}:{__version__}" for name in IMAGES)}
+    return all((*nodes, *wanted.values())) and all(
+        _line(["docker", "exec", node, *on_node, image]) == digest
+        for node in "".join(nodes).split()
+        for image, digest in wanted.items()
+    )
+
+
+def _line(command: list[str]) -> str:
+    return (output(command) or "").strip()
+
+
+def operators_steps(kubectl: list[str]) -> list[Step]:
+    """Install KubeRay and Argo where their definitions are missing."""
+
+    def installed(definition: str) -> bool:
+        return output([*kubectl, "get", "crd", definition]) is not None
+
+    def install(name: str, source: list[str], namespace: str, definition: str) -> list[Step]:
+        return [
+            Step(
+                f"namespace {namespace}",
+                [*kubectl, "create", "namespace", namespace],
+                "",
+                unless=lambda: output([*kubectl, "get", "namespace", namespace]) is not None,
+            ),
+            Step(
+                f"install {name}",
+                [*kubectl, "apply", "--server-side", "-n", namespace, *source],
+                "It comes from the internet; without it, install it by hand and give --operators false.",
+                unless=lambda: installed(definition),
+            ),
+        ]
+
+    return [
+        *install(f"KubeRay {KUBERAY}", ["-k", _KUBERAY], "default", "rayjobs.ray.io"),
+        *install(f"Argo Workflows {ARGO}", ["-f", _ARGO], "argo", "workflows.argoproj.io"),
+    ]
+
+
+def subnet(config: str = K3D_CONFIG) -> str:
+    """Network of k3d's nodes and its load balancer, which alone may reach the dashboards.
+
+    Raises:
+        ConfigError: The configuration of k3d cannot be read or names none.
+    """
+    try:
+        return str(ipaddress.ip_network(yaml.safe_load(Path(config).read_text())["subnet"]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{config} names no subnet ({type(error).__name__}: {error}).", "Give one such as 172.28.0.0/24."
+        ) from None
+
+
+def argo_steps(kubectl: list[str]) -> list[Step]:
+    """Open Argo's page on the port that k3d has for it.
+
+    Raises:
+        ConfigError: The configuration of k3d names no subnet.
+    """
+    opened = {"type": "LoadBalancer", "loadBalancerSourceRanges": [subnet()]}
+    return [
+        Step(
+            "open Argo's page",
+            [*kubectl, "-n", "argo", "patch", "service", "argo-server", "-p", json.dumps({"spec": opened})],
+            "",
+            needed=False,
+        )
+    ]
+
+
+def apply_steps(kubectl: list[str], overlay: str) -> list[Step]:
+    """Apply an overlay and wait for what it holds.
+
+    Raises:
+        ClusterError: The overlay cannot be rendered.
+    """
+    return [
+        Step(
+            "clear finished set-up jobs",
+            [
+                *kubectl,
+                "delete",
+                "job",
+                "-A",
+                "-l",
+                "app.kubernetes.io/component=setup",
+                "--ignore-not-found",
+            ],
+            "",
+            needed=False,
+        ),
+        Step(
+            f"apply {overlay}",
+            [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
+            "The last words name what was refused; with --operators false KubeRay and Argo must be there.",
+        ),
+        *[
+            Step(
+                f"wait for {name}",
+                [*kubectl, "-n", namespace, *words, "--timeout=600s"],
+                f"`{' '.join(kubectl)} -n {namespace} get pods,events` says why; causes: kuberay/README.md.",
+            )
+            for name, namespace, words in standing(rendered(overlay))
+        ],
+    ]
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """Return the objects of an overlay.
+
+    Raises:
+        ClusterError: kustomize refuses it.
+    """
+    command = ["kubectl", "kustomize", overlay]
+    text = output(command)
+    if text is None:
+        raise ClusterError(f"`{' '.join(command)}` failed.", "Run it by hand: its last words name the cause.")
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def standing(manifests: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Return what is to be waited for: name, namespace and the words for kubectl."""
+    waits = []
+    for manifest in sorted(
+        (manifest for manifest in manifests if manifest["kind"] in _FIRST),
+        key=lambda manifest: _FIRST.index(manifest["kind"]),
+    ):
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        name = f"{kind.lower()}/{metadata['name']}"
+        words = ["rollout", "status", name]
+        if kind in _CONDITIONS:
+            words = ["wait", name, f"--for=condition={_CONDITIONS[kind]}"]
+        waits.append((name, metadata.get("namespace", "distml"), words))
+    return waits
+
+
+def remove_steps(kubectl: list[str], overlay: str) -> list[Step]:
+    """Delete what an overlay holds.
+
+    Ray's own objects go first: where the GCS is fault-tolerant, KubeRay starts a Job that clears its Redis,
+    and in a namespace that is being deleted nothing can be started, so that both would wait for ever.
+    """
+    return [
+        Step(
+            "end Ray's jobs, services and clusters",
+            [*kubectl, "-n", "distml", "delete", "rayjobs,rayservices,rayclusters", "--all"],
+            "",
+            needed=False,
+        ),
+        Step(
+            "take it down",
+            [*kubectl, "delete", "--ignore-not-found", "-k", overlay],
+            "Run the command by hand.",
+        ),
+    ]
+
 
 GENERATED = {"mlflow-database": "password", "ray-token": "auth_token"}
 """Secrets and their one key: PostgreSQL's password, and the token of every Ray cluster."""
@@ -78,13 +399,13 @@ def up(target: Target, operators: bool = True, base_image: str | None = None) ->
     ours = target.context is None
     if not Path(target.overlay).is_dir():
         raise ConfigError(f"there is no folder {target.overlay}.", "Run this in the repository.")
-    steps.require(_TOOLS | (_K3D_TOOLS if ours else {}))
+    require(_TOOLS | (_K3D_TOOLS if ours else {}))
     if ours:
         target.shared.mkdir(parents=True, exist_ok=True)
-    todo = steps.k3d(target.shared, base_image) if ours else []
-    todo += steps.operators(target.kubectl) if operators else []
-    todo += steps.argo(target.kubectl) if ours else []
-    steps.perform(todo + steps.apply(target.kubectl, target.overlay), _say, os.environ)
+    todo = k3d_steps(target.shared, base_image) if ours else []
+    todo += operators_steps(target.kubectl) if operators else []
+    todo += argo_steps(target.kubectl) if ours else []
+    perform(todo + apply_steps(target.kubectl, target.overlay), _say, os.environ)
     if ours:
         _say("\n".join(f"  {name:<7} {url}" for name, url in _URLS.items()))
     return {"context": target.kubectl[2], "urls": _URLS if ours else {}}
@@ -99,9 +420,9 @@ def down(target: Target) -> dict[str, Any]:
     if target.context is None:
         todo = [Step("take it down", ["k3d", "cluster", "delete", "distml"], "Run the command by hand.")]
     else:
-        todo = steps.remove(target.kubectl, target.overlay)
-    steps.require({todo[0].command[0]: "is what takes it down"})
-    steps.perform(todo, _say, os.environ)
+        todo = remove_steps(target.kubectl, target.overlay)
+    require({todo[0].command[0]: "is what takes it down"})
+    perform(todo, _say, os.environ)
     return {"kept": str(target.shared) if target.context is None else None}
 
 
@@ -130,7 +451,7 @@ def _pods(kubectl: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ClusterError: The cluster does not answer.
     """
-    text = steps.output([*kubectl, "get", "pods", "-n", "distml", "-o", "json"])
+    text = output([*kubectl, "get", "pods", "-n", "distml", "-o", "json"])
     if text is None:
         raise ClusterError(
             f"`{' '.join(kubectl)} get pods` failed.", "Is the cluster up, and the context right?"

@@ -25,7 +25,7 @@ import yaml
 from distml.errors import ClusterError, ConfigError, JobError
 from distml.kube import rayjob
 from distml.kube import server as api
-from distml.kube.follow import Ended, Follower
+from distml.kube.rayjob import Ended, Follower
 from distml.kube.server import ConflictError, Server
 
 logger = logging.getLogger(__name__)

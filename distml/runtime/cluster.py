@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from distml import log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
-from distml.runtime import environment, priority, processes
+from distml.runtime import environment, processes
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
             raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
-        priority.step_back()
+        processes.step_back()
         try:
             yield _found(context)
         finally:
@@ -188,3 +189,38 @@ def _remedy(cause: str) -> str:
     if "AF_UNIX" in cause:  # Ray's sockets lie below its temporary folder
         return "Set RAY_TMPDIR to a folder with a shorter path."
     return "Try again when the machine is less busy."
+
+
+JOIN_S = 90.0
+"""How long a run waits for nodes of its cluster: pods of Ray's workers are ready after the head's."""
+
+
+def require_plan(config: Config, connected: Cluster) -> Plan:
+    """`plan` for a live connection; the nodes of a cluster that has just come up are given time to join.
+
+    Raises:
+        ResourceError: A local Ray that was made too small is a configuration matter, told at once.
+    """
+    # KubeRay sets the variable on the head, where drivers run, when an autoscaler runs beside it.
+    autoscaled = not connected.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ
+    until, resources = time.monotonic() + JOIN_S, connected.resources
+    while True:
+        try:
+            return plan(config.train, resources, grows=not connected.local, autoscaled=autoscaled)
+        except ResourceError as error:
+            if connected.local and config.train.device != "gpu":
+                remedy = f"This machine has {os.cpu_count()} cores; take fewer train.workers."
+                raise ResourceError(error.message, remedy) from None
+            if connected.local or time.monotonic() > until:
+                raise
+            resources = _joined(resources, error.message)
+
+
+def _joined(before: dict[str, float], short: str) -> dict[str, float]:
+    """The cluster's totals a moment later; says once what is waited for."""
+    import ray
+
+    level = logging.DEBUG if before.get("waited") else logging.WARNING
+    logger.log(level, "%s Waiting up to %g s for nodes to join.", short, JOIN_S)
+    time.sleep(1)
+    return {**ray.cluster_resources(), "waited": 1.0}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distml.config import Config, TrainConfig, load
+from distml.config import Config, RangeConfig, TrainConfig, load
 from distml.errors import ConfigError
 from distml.models import registry
 from distml.runtime.cluster import SPARE_CPUS
@@ -142,3 +142,22 @@ def concurrent(
     ):
         limit = min(limit, gpus // max(train.max_workers for train in trains))
     return max(1, min(limit, len(trains)))
+
+
+def check_space(config: Config) -> None:
+    """Check a search space: every value of a choice and both ends of a range, each alone.
+
+    Raises:
+        ConfigError: A key is unknown or a value is not accepted.
+    """
+    assert config.sweep.search is not None
+    for path, values in config.sweep.search.space.items():
+        try:
+            for value in _ends(values):
+                candidate(config, {path: value}, "trial")
+        except ConfigError as error:
+            raise ConfigError(f"sweep.search.space.{path}: {error.message}", error.remedy) from None
+
+
+def _ends(values: RangeConfig) -> list[Any]:
+    return list(values.choice or values.uniform or values.log_uniform or values.integers or ())

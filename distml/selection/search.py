@@ -12,14 +12,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from ray.tune import Callback
 from rich.console import Console
 from rich.markup import escape
 
 from distml import log, tracking
 from distml.config import Config, RangeConfig
 from distml.data import shards
-from distml.errors import ConfigError
-from distml.runtime import cluster, environment, resources
+from distml.runtime import cluster, environment
 from distml.runtime.cluster import Cluster
 from distml.selection import candidates, leaderboard, trial
 from distml.selection.candidates import Candidate, candidate
@@ -34,25 +34,6 @@ if TYPE_CHECKING:
     from ray.tune import ResultGrid
 
 FOLDER = "tune"
-
-
-def check(config: Config) -> None:
-    """Check every value of a choice and both ends of a range, each alone.
-
-    Raises:
-        ConfigError: A key is unknown or a value is not accepted.
-    """
-    assert config.sweep.search is not None
-    for path, values in config.sweep.search.space.items():
-        try:
-            for value in _ends(values):
-                candidate(config, {path: value}, "trial")
-        except ConfigError as error:
-            raise ConfigError(f"sweep.search.space.{path}: {error.message}", error.remedy) from None
-
-
-def _ends(values: RangeConfig) -> list[Any]:
-    return list(values.choice or values.uniform or values.log_uniform or values.integers or ())
 
 
 def run(config: Config, storage: Storage, parent: Parent, train: Train, console: Console) -> dict[str, Row]:
@@ -79,7 +60,7 @@ def run(config: Config, storage: Storage, parent: Parent, train: Train, console:
         gpus = ray_cluster.resources.get("GPU", 0)
         cpus = cores if ray_cluster.local else ray_cluster.resources.get("CPU", 0)
         at_once = candidates.concurrent(wanted, trains, cpus, int(gpus))
-        resources.require_plan(config, ray_cluster)
+        cluster.require_plan(config, ray_cluster)
         shards.prepare(config, storage)
         console.print(
             f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "
@@ -100,8 +81,6 @@ def _tune(
 ) -> ResultGrid:
     environment.SEARCH.apply()
     from ray import tune
-
-    from distml.selection.reporter import Reporter
 
     values = config.model_dump(mode="json")
     function = tune.with_parameters(
@@ -209,3 +188,37 @@ def _close(chosen: Candidate, storage: Storage) -> None:
     tracker.close()
     record.status, record.run_id = "stopped", tracker.sender.run_id
     record.save(storage)
+
+
+class Reporter(Callback):
+    """One line for every epoch and the end of every trial. Final; used by Ray Tune."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._began = console, time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks; a console cannot be saved."""
+        return {}
+
+    def __setstate__(self, _: dict[str, Any]) -> None:
+        self.__init__(Console(stderr=True, highlight=False, soft_wrap=True))  # type: ignore[misc]
+
+    def _say(self, trial: Any, text: str) -> None:
+        number = int(str(trial.trial_id).rpartition("_")[2])
+        mark = f"[dim]{time.monotonic() - self._began:6.1f}s[/dim] [cyan]trial-{number:03d}[/cyan]"
+        self._console.print(f"{mark} {text}")
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say what was drawn."""
+        self._say(trial, escape(", ".join(f"{path} {value}" for path, value in trial.config.items())))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tell of an epoch."""
+        if "val_accuracy" in result:
+            self._say(trial, f"epoch {result['epoch']}  val_accuracy {result['val_accuracy']:.4f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that it failed."""
+        self._say(trial, "[red]failed[/red]")

@@ -20,13 +20,12 @@ from distml.config import Config, binding
 from distml.config.load import flatten
 from distml.data import shards
 from distml.errors import DistmlError
-from distml.runtime import cluster, resources
+from distml.runtime import cluster
 from distml.selection import candidates, leaderboard, record
 from distml.selection.candidates import Candidate
-from distml.selection.child import Child
 from distml.selection.leaderboard import Row
 from distml.selection.record import Parent
-from distml.selection.trial import Train
+from distml.selection.trial import Child, Train
 from distml.storage import Storage
 from distml.tracking import runs
 
@@ -72,10 +71,10 @@ def run(config: Config, train: Train) -> dict[str, Any]:
 
 def _search(config: Config, storage: Storage, train: Train, console: Console, began: float) -> dict[str, Any]:
     """The same, with candidates that Ray Tune draws."""
-    from distml.selection import search
+    from distml.selection import search  # imports Ray Tune
 
     assert config.sweep.search is not None
-    search.check(config)
+    candidates.check_space(config)
     recipe = binding.of(config) | flatten({"sweep.search": config.sweep.search.model_dump(mode="json")})
     with runs.alone(config, storage, record.FOLDER):
         before = None if config.run.restart else record.find(storage, config.run.name)
@@ -136,7 +135,7 @@ def _train(
         cpus = cores if ray_cluster.local else ray_cluster.resources.get("CPU", 0)
         side_by_side = candidates.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
         for candidate in waiting:
-            resources.require_plan(candidate.config, ray_cluster)
+            cluster.require_plan(candidate.config, ray_cluster)
         shards.prepare(config, storage)
         console.print(
             f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "

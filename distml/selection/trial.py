@@ -1,18 +1,36 @@
-"""One trial of a search: an ordinary run, in a process of Ray Tune's (trial)."""
+"""A run that belongs to a sweep, and a trial: such a run in a process of Ray Tune (driver, trial)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distml import log
 from distml.config import Config
 from distml.runtime.cluster import Cluster
 from distml.selection.candidates import candidate
-from distml.selection.child import Child
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training.events import EpochFinished, Event, Resumed
+from distml.training.events import EpochFinished, Event, Observer, Resumed
+
+
+@dataclass(frozen=True)
+class Child:
+    """The place of a run in a sweep.
+
+    Args:
+        name: Of the candidate; shown before each of its lines.
+        cluster: The connection that the sweep has opened and will close.
+        parent: Name and key of the parent run on the tracking server.
+        observer: Called with every event of the run.
+    """
+
+    name: str
+    cluster: Cluster
+    parent: tuple[str, str]
+    observer: Observer | None = None
+
 
 Train = Callable[[Config, Child], dict[str, Any]]
 """Trains one candidate to its end and returns its result line."""

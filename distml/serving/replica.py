@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from distml import log
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
 from distml.serving import haproxy
@@ -174,7 +174,7 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
                 raise ModelError(f"{path!r} is not below the model.")
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        export = digests.verify(folder, version.sha256)
+        export = layout.verify(folder, version.sha256)
         engine = "tensorflow" if serve.engine == "auto" and serve.gpus_per_replica else serve.engine
         predictor = Predictor.of(export, engine, threads=max(1, int(serve.cpus_per_replica)))
     predictor.warm()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from distml import log
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
@@ -64,7 +64,7 @@ class Watch:
         self._folder = Path(tempfile.mkdtemp(prefix="distml-watch-"))
         self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         """Deletes what was fetched."""
-        self._verified: dict[ModelVersion, digests.Export] = {}
+        self._verified: dict[ModelVersion, layout.Export] = {}
         self._bad: dict[ModelVersion, _Bad] = {}
         self._former: dict[str, ModelVersion] = {}
         self._gone: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ class Watch:
         self._bad.pop(version, None)
         return None
 
-    def _verify(self, version: ModelVersion) -> digests.Export:
+    def _verify(self, version: ModelVersion) -> layout.Export:
         locate.require_signed(version)
         export = self._fetched(version)
         champion = self._verified.get(self.models.champion) if self.models.champion else None
@@ -224,12 +224,12 @@ class Watch:
             _require_alike(export, champion, self._config.serve.accept_changed_classes)
         return export
 
-    def _fetched(self, version: ModelVersion) -> digests.Export:
+    def _fetched(self, version: ModelVersion) -> layout.Export:
         into = self._folder / f"{version.version}-{version.sha256}"
         into.mkdir(exist_ok=True)
         if copy := self._record.fetch(version, into):
             try:
-                return digests.verify(copy, version.sha256)
+                return layout.verify(copy, version.sha256)
             except ModelError as error:  # half a copy; the registry has the whole
                 logger.warning("the copy of version %d is passed over: %s", version.version, error)
         return locate.verified(self._config, version, into)
@@ -274,7 +274,7 @@ class Watch:
             raise ModelError(f"the files of version {number} cannot be read: {error}.") from None
 
 
-def _require_alike(export: digests.Export, champion: digests.Export, changed: bool) -> None:
+def _require_alike(export: layout.Export, champion: layout.Export, changed: bool) -> None:
     """Reject a model that clients of this endpoint would misread or could not ask.
 
     Args:

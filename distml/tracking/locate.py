@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.config import Config
 from distml.errors import ConfigError, ModelError, TrackingError
 from distml.storage import Storage
 from distml.tracking import registry, runs
 from distml.tracking.registry import ModelVersion
-from distml.tracking.retry import patiently
-from distml.tracking.server import ask, cause, client, uri
+from distml.tracking.server import ask, cause, client, patiently, uri
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def require_signed(version: ModelVersion) -> str:
     return version.sha256
 
 
-def verified(config: Config, version: ModelVersion, into: Path) -> digests.Export:
+def verified(config: Config, version: ModelVersion, into: Path) -> layout.Export:
     """Fetch a version and verify its files: the only way to what `promote` measures and `serve` loads.
 
     Args:
@@ -131,7 +130,7 @@ def verified(config: Config, version: ModelVersion, into: Path) -> digests.Expor
         ModelError: They are not what was registered, or nothing says what was.
     """
     sha256 = require_signed(version)
-    return digests.verify(fetch(config, version, into), sha256)
+    return layout.verify(fetch(config, version, into), sha256)
 
 
 def fetch(config: Config, version: ModelVersion, into: Path) -> Path:

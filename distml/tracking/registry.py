@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.tracking.retry import patiently
-from distml.tracking.server import cause, client, uri
+from distml.tracking.server import cause, client, patiently, uri
 
 _Value = TypeVar("_Value")
 

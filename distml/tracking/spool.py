@@ -17,10 +17,9 @@ from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
 from distml.tracking.operations import Operation
-from distml.tracking.retry import patiently
 from distml.tracking.runs import Run
 from distml.tracking.sender import Sender
-from distml.tracking.server import cause, client, is_outage, uri
+from distml.tracking.server import cause, client, is_outage, patiently, uri
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from distml.config import Config
 from distml.data import shards
 from distml.errors import TrainingError
-from distml.runtime import environment, priority
+from distml.runtime import environment, processes
 from distml.runtime.cluster import Plan, address
 from distml.runtime.compat.ray_train import LocalTrainer
 from distml.storage import Storage
@@ -231,7 +231,7 @@ def fit(
 
     def lower_priorities(event: Event) -> None:
         if isinstance(event, Started):
-            priority.step_back()  # every monitoring process has started by now
+            processes.step_back()  # every monitoring process has started by now
 
     with events.observed(queue, [lower_priorities, *observers]):
         try:

@@ -13,8 +13,8 @@ from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError
 from distml.models import registry
-from distml.runtime import cluster, resources
-from distml.selection.child import Child
+from distml.runtime import cluster
+from distml.selection.trial import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun
@@ -138,7 +138,7 @@ def _train(
         fitting = pool.submit(importlib.import_module, "distml.training.launch")
         source = None if child else shards.look(config, storage)
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
-            plan = resources.require_plan(config, ray)
+            plan = cluster.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
             manifest = shards.prepare(config, storage, source)

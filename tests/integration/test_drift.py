@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.cli import drift
+from distml import cli
 from distml.config import Config, LogConfig
 from distml.data import shards
 from distml.data.schema import Images, Labels
@@ -55,7 +55,7 @@ def serve(config: Config, pictures: Images, labels: Labels, **log: Any) -> None:
 
 
 def ask(config: Config, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
-    code = drift.main(["--storage.root", config.storage.root, *words])
+    code = cli.run("drift", ["--storage.root", config.storage.root, *words])
     out, err = capsys.readouterr()
     return code, json.loads(out.splitlines()[-1]), err
 

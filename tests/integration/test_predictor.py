@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.artifacts.layout import CLASSES, LITE, MODEL, write_digests
 from distml.artifacts.predictor import Engine, Predictor
 from distml.data import schema
@@ -56,7 +56,7 @@ def own(exported: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module", params=["litert", "tensorflow"])
 def predictor(exported: Path, request: pytest.FixtureRequest) -> Predictor:
     engine: Engine = request.param
-    return Predictor.of(digests.verify(exported), engine)
+    return Predictor.of(layout.verify(exported), engine)
 
 
 def test_it_answers_like_the_network(predictor: Predictor, network: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_description_that_does_not_fit_is_refused(
     (own / CLASSES).write_text(json.dumps(described))
     write_digests(own)
     with pytest.raises(ModelError, match=r"expected \(None|is not a model of images|does not map"):
-        Predictor.of(digests.verify(own), engine)
+        Predictor.of(layout.verify(own), engine)
 
 
 def test_a_damaged_conversion_with_a_matching_digest_is_one_sentence(own: Path) -> None:

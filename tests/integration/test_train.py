@@ -158,12 +158,12 @@ def test_the_record_and_a_checkpoint_of_each_epoch_stay(
 def test_the_report_is_found_by_name_and_by_mlflow_run(
     trained: tuple[Path, dict[str, Any], str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distml.cli import report
+    from distml import cli
 
     root, result, _, err = trained
     flags = ["--storage.root", str(root), "--tracking.registered_model", result["model"]]
     for name in ("first", result["run_id"]):
-        assert report.main([name, *flags]) == 0
+        assert cli.run("report", [name, *flags]) == 0
         out, _ = capsys.readouterr()
         path = Path(json.loads(out.splitlines()[-1])["report"])
         text = path.read_text()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distml import __version__
-from distml.kube import cluster, steps
+from distml.kube import cluster
 from distml.tracking import database
 from tests.manifests import render, rules, schema
 from tests.manifests.render import KUBERAY, ROOT, Manifest
@@ -213,7 +213,7 @@ def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay
 
 
 def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
-    waited = {folder.name: steps.standing(RENDERED[folder]) for folder in OVERLAYS}
+    waited = {folder.name: cluster.standing(RENDERED[folder]) for folder in OVERLAYS}
     assert [name for name, *_ in waited["k3d"]] == [
         "statefulset/postgres",
         "deployment/mlflow",
@@ -242,15 +242,15 @@ def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:
 def test_the_image_the_manifests_run_is_the_one_that_is_built() -> None:
     text = (KUBERAY / "overlays" / "k3d" / "kustomization.yaml").read_text()
     images = yaml.safe_load(text)["images"]
-    assert {one["name"]: one["newTag"] for one in images} == dict.fromkeys(steps.IMAGES, __version__)
-    for folder in steps.IMAGES.values():
+    assert {one["name"]: one["newTag"] for one in images} == dict.fromkeys(cluster.IMAGES, __version__)
+    for folder in cluster.IMAGES.values():
         dockerfile = (ROOT / folder / "Dockerfile").read_text()
         assert re.search(r"^ARG BASE_IMAGE=\S+@sha256:[0-9a-f]{64}$", dockerfile, re.MULTILINE)
         assert re.findall(r"^USER (\S+)$", dockerfile, re.MULTILINE)[-1] in ("1000:1000", "999:999")
 
 
 def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_services() -> None:
-    config = yaml.safe_load((ROOT / steps.K3D_CONFIG).read_text())
+    config = yaml.safe_load((ROOT / cluster.K3D_CONFIG).read_text())
     assert (config["apiVersion"], config["kind"]) == ("k3d.io/v1alpha5", "Simple")
     manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
     path = find(manifests, "PersistentVolume")["spec"]["hostPath"]["path"]

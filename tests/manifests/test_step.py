@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distml import cli
-from distml.cli import arguments
+from distml.cli import flags as arguments
 from tests.manifests import render
 from tests.manifests.render import KUBERAY
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distml.runtime import priority
+from distml.runtime import processes
 
 SLEEPER = (
     "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
@@ -38,7 +38,7 @@ def test_only_what_looks_on_steps_back() -> None:
     )
     try:
         assert places(queue) == places(agent) == {usual}
-        priority.step_back()
+        processes.step_back()
         assert places(queue) == {(os.SCHED_OTHER, 15)}
         assert places(agent) == {(os.SCHED_IDLE, 15)}
         assert places(worker) == {usual}
@@ -52,7 +52,7 @@ def test_a_child_without_a_command_line_is_left_alone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])  # as between two programs of one process
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as child:
         try:
-            priority.step_back()
+            processes.step_back()
             assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
         finally:
             child.kill()

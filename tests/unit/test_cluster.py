@@ -12,7 +12,7 @@ import pytest
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
 from distml.runtime import cluster
-from distml.runtime import resources as joining
+from distml.runtime import cluster as joining
 from distml.runtime.cluster import Cluster, Plan
 
 

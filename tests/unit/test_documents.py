@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from distml import api, cli
-from distml.cli import validate
+from distml.cli.commands import validate
 from distml.config import Config, load
 from docs import hooks
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, heredocs, spans
@@ -63,7 +63,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_logging: None)
 
 @functools.cache
 def flags() -> set[str]:
-    parsers = [hooks.parser(verb)[0] for verb in cli.VERBS]
+    parsers = [cli.parser(verb) for verb in cli.VERBS]
     return {flag for parser in parsers for action in parser.actions() for flag in action.option_strings}
 
 
@@ -97,7 +97,7 @@ def test_a_block_names_its_language(block: Block) -> None:
 def test_a_yaml_block_is_a_configuration(block: Block) -> None:
     save_titled(block.path)
     values = load.parse_yaml(block.text)
-    assert validate.run(Config.resolve(values))["digest"]
+    assert validate(Config.resolve(values))["digest"]
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
@@ -216,7 +216,7 @@ def test_inline_commands_are_accepted(
 def test_the_examples_of_a_verb_are_accepted(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command, _ in hooks.examples(hooks.parser(verb)[1]):
+    for command, _ in hooks.examples(hooks.described(verb)):
         check([PLACEHOLDERS.get(word, word) for word in next(commands(command))], monkeypatch, capsys)
 
 

@@ -24,7 +24,6 @@ PACKAGE = ROOT / "distml"
 VERBS = {f"distml.{cli.MODULES.get(verb, verb)}" for verb in cli.VERBS}
 COMMAND_LINE = {
     "distml.cli",
-    "distml.cli.arguments",
     "distml.cli.command",
     "distml.cli.flags",
     "distml.__main__",

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from distml import __version__
-from distml.cli import cluster as k3d
-from distml.kube import steps
+from distml import __version__, cli
+from distml.kube import cluster
 from tests.manifests.render import render
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +82,7 @@ Outcome = tuple[int, dict[str, Any], str]
 @pytest.fixture
 def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def execute(*words: str) -> Outcome:
-        code = k3d.main(words)
+        code = cli.run("cluster", words)
         said = capsys.readouterr()
         return code, json.loads(said.out.splitlines()[-1]), said.err
 
@@ -112,8 +111,8 @@ def test_up_builds_creates_installs_applies_and_waits(
     calls = programs.called()
     at = [next(place for place, call in enumerate(calls) if call.startswith(words)) for words in order]
     assert at == sorted(at)
-    assert any(f"v{steps.KUBERAY}" in call for call in calls)
-    assert any(f"v{steps.ARGO}" in call for call in calls)
+    assert any(f"v{cluster.KUBERAY}" in call for call in calls)
+    assert any(f"v{cluster.ARGO}" in call for call in calls)
     assert (tmp_path / "data" / "distml" / "k3d").is_dir()
     assert "http://127.0.0.1:8000" in said
 
@@ -178,7 +177,7 @@ def test_the_subnet_of_k3ds_configuration_is_the_one_that_everything_lets_in(
     programs: Programs, ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "kuberay", tmp_path / "kuberay", symlinks=True)
-    config = tmp_path / steps.K3D_CONFIG
+    config = tmp_path / cluster.K3D_CONFIG
     text = config.read_text()
     config.write_text(text.replace("subnet: 172.28.0.0/24", "subnet: 10.99.0.0/16"))
     objects = render(config.parent)
@@ -203,13 +202,13 @@ def test_a_subnet_that_is_none_is_a_sentence_before_anything_is_made(
     tmp_path: Path,
     given: str,
 ) -> None:
-    config = tmp_path / steps.K3D_CONFIG
+    config = tmp_path / cluster.K3D_CONFIG
     config.parent.mkdir(parents=True)
     config.write_text(f"kind: Simple\n{given}\n")
     monkeypatch.chdir(tmp_path)
     code, result, _ = ran("up")
     assert (code, result["kind"]) == (2, "ConfigError")
-    assert f"{steps.K3D_CONFIG} names no subnet" in result["error"]
+    assert f"{cluster.K3D_CONFIG} names no subnet" in result["error"]
     assert not programs.called()
 
 

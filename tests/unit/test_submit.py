@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from distml import cli, submit
-from distml.cli import arguments
+from distml.cli import flags as arguments
 from distml.kube.submit import Submission
 from tests import apiserver
 from tests.apiserver import Cluster, Course, endless, failure, success

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from distml.cli import validate
+from distml import cli
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
 
 
 def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = validate.main(list(words))
+    code = cli.run("validate", list(words))
     return code, json.loads(capsys.readouterr().out)
 
 

@@ -23,7 +23,7 @@ MONITORS = (
     "ray-dashboard-",
     "ray::DashboardAgent",
 )
-"""What the command lines of Ray's processes hold that only show or collect; see `runtime.priority`."""
+"""What the command lines of Ray's processes hold that only show or collect; see `runtime.processes`."""
 CONTROLLERS = ("ray::TrainController", "ray::Synchronization")
 """The same for Ray Train's own actors, for which a run waits now and then."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distml.artifacts import digests
+from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS, MODEL, write_digests
 from distml.errors import ModelError
 
@@ -41,21 +41,19 @@ def export(tmp_path: Path) -> Path:
 
 def refusal(folder: Path, expected: str | None = None) -> str:
     with pytest.raises(ModelError) as caught:
-        digests.verify(folder, expected)
+        layout.verify(folder, expected)
     return str(caught.value)
 
 
 def test_an_untouched_export_is_trusted_by_the_digest_of_its_digests(export: Path) -> None:
     own = hashlib.sha256((export / DIGESTS).read_bytes()).hexdigest()
     assert (
-        digests.verify(export)
-        == digests.verify(export, own)
-        == digests.Export(export, own, ("a",), (1, 1, 1))
+        layout.verify(export) == layout.verify(export, own) == layout.Export(export, own, ("a",), (1, 1, 1))
     )
     (export / "MLmodel").write_text("what the registry adds lies beside it")
     (export / "figures").mkdir()
     (export / "figures" / "curves.png").touch()
-    assert digests.verify(export, own).sha256 == own
+    assert layout.verify(export, own).sha256 == own
 
 
 @pytest.mark.parametrize("name", [MODEL, "saved_model/variables/v.index", "classes.json"])
@@ -69,10 +67,10 @@ def test_one_changed_byte_is_named(export: Path, name: str) -> None:
 
 
 def test_a_list_that_was_made_to_fit_is_another_list(export: Path) -> None:
-    registered = digests.verify(export).sha256
+    registered = layout.verify(export).sha256
     archive(export / MODEL, {"config.json": b"another"})
     write_digests(export)
-    assert digests.verify(export).sha256 != registered
+    assert layout.verify(export).sha256 != registered
     assert refusal(export, registered).startswith(f"{export / DIGESTS} has the SHA-256 ")
 
 
@@ -118,7 +116,7 @@ def test_a_modest_archive_is_let_through(export: Path, compression: int) -> None
     members = {"config.json": b"{}" * 1000, "model.weights.h5": bytes(range(256)) * 1000}
     archive(export / MODEL, members, compression)
     write_digests(export)
-    digests.verify(export)
+    layout.verify(export)
 
 
 def test_a_bomb_is_refused_without_being_unpacked(export: Path) -> None:
@@ -167,4 +165,4 @@ def test_a_second_model_is_trusted_when_it_is_listed_and_only_then(export: Path)
     (export / "data/model.tflite").write_bytes(b"lite")
     assert "model.tflite does not belong to the model" in refusal(export)
     write_digests(export)
-    digests.verify(export)
+    layout.verify(export)

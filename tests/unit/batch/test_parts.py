@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from distml.batch import classify, parts
+from distml.batch import parts
 from distml.data import schema
 from distml.data.image import Policy
 from distml.data.listing import Folder
@@ -54,7 +54,7 @@ def test_row_groups_are_gathered_into_parts_that_cover_every_row_once(
         (("b/c.parquet",), (0, 4), 0),
     ]
     assert [one.at for one in planned] == [0, 1, 2, 3]
-    read = [rows for one in planned for rows in classify.read(folder, one, Policy(SHAPE))]
+    read = [rows for one in planned for rows in parts.read(folder, one, Policy(SHAPE))]
     np.testing.assert_array_equal(
         np.concatenate([rows.images for rows in read]), np.concatenate(list(images.values()))
     )
@@ -82,7 +82,7 @@ def test_pictures_are_parts_of_a_thousand(tmp_path: Path, monkeypatch: pytest.Mo
     folder = Folder(str(tmp_path))
     planned = parts.plan(folder, "model")
     assert [len(one.names) for one in planned] == [4, 4, 2]
-    read = [rows for one in planned for rows in classify.read(folder, one, Policy(SHAPE))]
+    read = [rows for one in planned for rows in parts.read(folder, one, Policy(SHAPE))]
     sources = [name for rows in read for name in rows.identity["source"].to_pylist()]
     assert sorted(sources) == sorted(folder.sizes)
     values = np.concatenate([rows.images[:, 0, 0, 0] for rows in read])
@@ -108,13 +108,13 @@ def test_a_table_without_images_is_a_sentence(tmp_path: Path) -> None:
         parts.plan(Folder(str(tmp_path)), "model")
 
 
-def rows_of(folder: Path, column: Any) -> classify.Rows:
+def rows_of(folder: Path, column: Any) -> parts.Rows:
     pq.write_table(
         pa.table({"image": column, "id": [f"id {at}" for at in range(len(column))]}), folder / "a.parquet"
     )
     found = Folder(str(folder))
     (part,) = parts.plan(found, "model")
-    (rows,) = classify.read(found, part, Policy(SHAPE))
+    (rows,) = parts.read(found, part, Policy(SHAPE))
     assert rows.identity["id"].to_pylist() == [f"id {at}" for at in range(len(column))]
     return rows
 

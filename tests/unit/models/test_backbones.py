@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distml.cli import models
+from distml import cli
 from distml.config import ModelConfig
 from distml.errors import ConfigError, ModelError
 from distml.models import backbones, registry
@@ -56,7 +56,7 @@ def test_channels_that_are_no_colours_are_refused() -> None:
 
 
 def test_the_list_names_every_model_with_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.main([]) == 0
+    assert cli.run("models", []) == 0
     out, err = capsys.readouterr()
     listed = {row["name"]: row for row in json.loads(out)["models"]}
     assert listed.keys() == {*registry.names(), *backbones.BACKBONES}
@@ -73,15 +73,15 @@ def test_the_list_names_every_model_with_what_it_costs(capsys: pytest.CaptureFix
 
 
 def test_the_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.main(["lite"]) == 0
+    assert cli.run("models", ["lite"]) == 0
     assert len(json.loads(capsys.readouterr().out)["models"]) == 5
-    assert models.main(["transformer"]) == 2
+    assert cli.run("models", ["transformer"]) == 2
     assert "contains 'transformer'" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_listing_imports_neither_tensorflow_nor_keras() -> None:
     program = (
-        "import sys; from distml.cli import models; models.main([])\n"
+        "import sys; from distml import cli; cli.run('models', [])\n"
         "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

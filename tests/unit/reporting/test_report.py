@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distml.cli import report
+from distml import cli
 from distml.config import Config
 from distml.reports import page
 from distml.storage import Storage
@@ -134,7 +134,7 @@ def test_the_table_of_classes_counts_rows_and_columns() -> None:
 
 
 def ask(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    code = report.main([*words, "--storage.root", str(root)])
+    code = cli.run("report", [*words, "--storage.root", str(root)])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 

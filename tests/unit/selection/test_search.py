@@ -8,7 +8,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import ConfigError
-from distml.selection import search, trial
+from distml.selection import candidates, trial
 
 
 def resolve(space: dict[str, Any], **options: Any) -> Any:
@@ -16,7 +16,7 @@ def resolve(space: dict[str, Any], **options: Any) -> Any:
 
 
 def test_a_good_space_passes() -> None:
-    search.check(
+    candidates.check_space(
         resolve(
             {
                 "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
@@ -39,7 +39,7 @@ def test_a_good_space_passes() -> None:
 )
 def test_a_value_that_no_run_would_take_is_named(space: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        search.check(resolve(space))
+        candidates.check_space(resolve(space))
     assert said in str(caught.value)
 
 

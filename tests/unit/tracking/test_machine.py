@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from distml.tracking.system_metrics import Watch
+from distml.tracking.outbox import Watch
 
 
 def test_samples_are_taken_until_it_is_closed_and_steps_ascend() -> None:

@@ -11,7 +11,7 @@ import requests
 
 from distml.config import Config
 from distml.errors import TrackingError
-from distml.tracking import publish, registry
+from distml.tracking import registry, sender
 from distml.tracking.registry import ModelVersion
 
 RUN = "0" * 32
@@ -98,10 +98,10 @@ def test_who_asks_again_anyway_waits_briefly() -> None:
 
 
 def test_a_version_is_a_number_wherever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "_logged", lambda *_: "m-1")
+    monkeypatch.setattr(sender, "_logged", lambda *_: "m-1")
     server: Any = Server(away=0)
     described = {"metrics": {}, "digest": "ab"}
-    assert publish.publish(server, config(0), RUN, described) == 3
+    assert sender.publish(server, config(0), RUN, described) == 3
     server.answers |= {"search_model_versions": Page(), "create_model_version": ENTITY}
-    made = publish.publish(server, config(0), RUN, described)
+    made = sender.publish(server, config(0), RUN, described)
     assert (made, type(made)) == (3, int)

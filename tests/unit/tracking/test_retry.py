@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from distml.config import Config
-from distml.tracking import retry, server
+from distml.tracking import server
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +45,7 @@ AWAY = requests.ConnectionError("connection refused")
 def test_an_outage_is_waited_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     call, calls = failing(3, AWAY)
     with caplog.at_level(logging.INFO, "distml"):
-        assert retry.patiently(config(30), call) == "answer"
+        assert server.patiently(config(30), call) == "answer"
     assert len(calls) == 4
     assert all(later - earlier >= 0.25 for earlier, later in itertools.pairwise(calls))
     said = [record.getMessage() for record in caplog.records]
@@ -57,7 +57,7 @@ def test_an_outage_is_waited_out_and_told_once(caplog: pytest.LogCaptureFixture)
 def test_the_last_try_is_at_the_end_of_the_time() -> None:
     call, calls = failing(10**6, AWAY)
     with pytest.raises(requests.ConnectionError, match="refused"):
-        retry.patiently(config(1.5), call)
+        server.patiently(config(1.5), call)
     assert 1.5 <= calls[-1] - calls[0] < 10  # a busy machine takes its time between two tries
     assert len(calls) <= 7
 
@@ -65,7 +65,7 @@ def test_the_last_try_is_at_the_end_of_the_time() -> None:
 def test_without_time_it_is_tried_once() -> None:
     call, calls = failing(10**6, AWAY)
     with pytest.raises(requests.ConnectionError):
-        retry.patiently(config(300), call, wait_s=0)
+        server.patiently(config(300), call, wait_s=0)
     assert len(calls) == 1
 
 
@@ -73,17 +73,17 @@ def test_without_time_it_is_tried_once() -> None:
 def test_what_no_server_mends_is_not_waited_for(error: Exception) -> None:
     call, calls = failing(10**6, error)
     with pytest.raises(type(error)):
-        retry.patiently(config(300), call)
+        server.patiently(config(300), call)
     assert len(calls) == 1
 
 
 def test_a_conflict_of_two_writers_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     call, calls = failing(2, RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed"))
-    assert retry.patiently(config(0), call) == "answer"
+    assert server.patiently(config(0), call) == "answer"
     call, calls = failing(10**6, RuntimeError("(sqlite3.IntegrityError) FOREIGN KEY constraint failed"))
     with pytest.raises(RuntimeError):
-        retry.patiently(config(300), call)
+        server.patiently(config(300), call)
     assert len(calls) == 6
 
 
@@ -91,7 +91,7 @@ def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> Non
     paused: list[float] = []
     monkeypatch.setattr("time.sleep", paused.append)
     call, _ = failing(40, AWAY)
-    retry.retrying(10**6, longest_s=5.0)(call)
+    server.retrying(10**6, longest_s=5.0)(call)
     assert max(paused) <= 5.0
     assert min(paused) >= 0.25
     assert sum(paused[:4]) < 4.0 < sum(paused[-10:])
@@ -103,12 +103,12 @@ def test_whoever_gives_up_ends_the_pause() -> None:
     noted: list[Any] = []
 
     def note(state: Any) -> None:
-        noted.append(retry.failure(state))
+        noted.append(server.failure(state))
         given_up.set()
 
     began = time.monotonic()
     with pytest.raises(requests.ConnectionError):
-        retry.retrying(float("inf"), 60.0, note, given_up)(call)
+        server.retrying(float("inf"), 60.0, note, given_up)(call)
     assert time.monotonic() - began < 5
     assert noted == [AWAY]
     assert len(calls) <= 2

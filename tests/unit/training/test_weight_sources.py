@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml import cli
 from distml.artifacts.layout import MODEL, write_digests
-from distml.cli import fetch_weights
 from distml.config import Config, load
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.storage import Storage
@@ -141,7 +141,7 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
 ) -> None:
     path = npz(tmp_path / "lite0.npz")
     words = [LITE, "--file", str(path), "--storage.root", storage.root]
-    assert fetch_weights.main(words) == 0
+    assert cli.run("fetch-weights", words) == 0
     put = json.loads(capsys.readouterr().out)
     assert put["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Path(put["place"]).read_bytes() == path.read_bytes()
@@ -149,7 +149,7 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
     found = weight_sources.resolve(config(storage, "imagenet"), storage)
     assert found is not None
     assert found.sha256 == put["sha256"]
-    assert fetch_weights.main([LITE, "--storage.root", storage.root]) == 0
+    assert cli.run("fetch-weights", [LITE, "--storage.root", storage.root]) == 0
     assert json.loads(capsys.readouterr().out)["place"] == put["place"]
 
 
@@ -164,7 +164,7 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
 def test_what_cannot_be_fetched_is_answered_in_a_sentence(
     storage: Storage, workdir: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    assert fetch_weights.main([*words, "--storage.root", storage.root]) == 2
+    assert cli.run("fetch-weights", [*words, "--storage.root", storage.root]) == 2
     assert said in json.loads(capsys.readouterr().out)["error"]
 
 
@@ -258,7 +258,5 @@ def test_an_unknown_run_or_a_version_without_a_number_is_named(storage: Storage,
 
 
 def test_validate_refuses_wrong_weights(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
-    from distml.cli import validate
-
-    assert validate.main(["--model.weights", "imagenet"]) == 2
+    assert cli.run("validate", ["--model.weights", "imagenet"]) == 2
     assert "nobody has trained convnet" in json.loads(capsys.readouterr().out)["error"]

@@ -1,0 +1,98 @@
+"""The verbs that are one call each: drift, sync, validate, cluster (driver).
+
+Each imports what it needs when it runs, so that none pays for the others.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from distml.config import Config
+from distml.errors import ConfigError, DistmlError
+
+
+def drift(config: Config) -> dict[str, Any]:
+    """Compare logged requests with the training data.
+
+    distml drift --config configs/fashion_mnist.yaml
+
+    Returns:
+        The comparison; beyond the threshold its status is `drifted`, so that the exit code is 1.
+
+    Raises:
+        DataError: The training data are not prepared, or a file of the log is damaged.
+        StorageError: The storage cannot be read or written.
+    """
+    from distml.reports import drift as comparison
+
+    return comparison.check(config)
+
+
+def sync(config: Config) -> dict[str, Any]:
+    """Send to the tracking server what runs recorded while it was away.
+
+    Returns:
+        `sent` and `left`, numbers of runs.
+
+    Raises:
+        TrackingError: The server is away for longer than `tracking.wait_s`, or refuses a run.
+    """
+    from distml import tracking
+
+    return tracking.sync(config)
+
+
+def validate(config: Config) -> dict[str, Any]:
+    """Check what can be known without the data and the cluster; starts and writes nothing.
+
+    Returns:
+        `run`, `digest` of the resolved configuration and `candidates`, their number.
+
+    Raises:
+        ConfigError: A key, the model, its options, a candidate or a place cannot be used.
+    """
+    from distml.models import registry
+    from distml.selection import candidates
+    from distml.storage import Storage
+    from distml.tracking import runs
+    from distml.training import weight_sources
+
+    registry.check_config(config.model)
+    weight_sources.check(config)
+    count = len(candidates.candidates(config))
+    if config.sweep.search:
+        candidates.check_space(config)
+    try:
+        Storage(config.storage.root).uri(runs.FOLDER, config.run.name)
+    except DistmlError as error:
+        raise ConfigError(f"run.name = {config.run.name!r}: {error.message}", error.remedy) from None
+    return {"run": config.run.name, "digest": config.digest(), "candidates": count}
+
+
+def cluster(_config: Config, own: Namespace) -> dict[str, Any]:
+    """Bring the cluster of kuberay/ up or down, show it, or set up what a pod of it needs.
+
+    Raises:
+        ConfigError: There is no such overlay, or the database is no PostgreSQL.
+        ClusterError: A command failed, or not every pod is ready.
+        TrackingError: The database cannot be upgraded.
+    """
+    from distml.kube import cluster as kubernetes
+    from distml.kube import server
+    from distml.tracking import database
+
+    target = kubernetes.Target(own.context, own.overlay, own.folder)
+    match own.what:
+        case "up":
+            return kubernetes.up(target, operators=own.operators == "true", base_image=own.base_image)
+        case "down":
+            return kubernetes.down(target)
+        case "status":
+            return kubernetes.status(target)
+        case "secrets":
+            return {"created": kubernetes.create_secrets(server.here())}
+        case _:
+            database.upgrade(os.environ.get(database.URI, ""))
+            return {"ready": True}
