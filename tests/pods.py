@@ -171,15 +171,19 @@ def version(address: str) -> int | None:
 
 
 def replicas(head: Pod) -> dict[str, int]:
-    """Actor and process ids of the application's replicas, as the head lists them; empty unless all run."""
+    """Actor and process ids of what answers requests, as the head lists them; empty unless all run.
+
+    Not the watcher's: it needs no CPU, so that Ray may have placed it on the head, with which it dies.
+    """
     with contextlib.suppress(requests.RequestException, ValueError, KeyError):
         response = requests.get(
             f"http://{head.address}:8265/api/serve/applications/", headers=_authorization(), timeout=10
         )
         application = response.json()["applications"]["distml"]
-        listed = [one for each in application["deployments"].values() for one in each["replicas"]]
-        if application["status"] == "RUNNING" and all(one["state"] == "RUNNING" for one in listed):
-            return {one["actor_id"]: one["pid"] for one in listed}
+        listed = [each for group in application["deployments"].values() for each in group["replicas"]]
+        if application["status"] == "RUNNING" and all(each["state"] == "RUNNING" for each in listed):
+            answering = application["deployments"]["Replica"]["replicas"]
+            return {replica["actor_id"]: replica["pid"] for replica in answering}
     return {}
 
 
