@@ -87,6 +87,8 @@ class DataConfig(Section):
     """How a picture of another size is fitted, in training and wherever the model is asked."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 makes all gray, 3 all colour; auto is 3 as soon as one picture is in colour."""
+    margin: Literal["auto"] | Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = "auto"
+    """Share of a side that training images keep beyond image_size, to be cropped at random; auto is none."""
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """Red, green and blue behind transparent parts and in the bars of a letterbox."""
     max_pixels: PositiveInt = 100_000_000

@@ -28,12 +28,22 @@ WINDOWS_IN_MEMORY = 5
 one being filled, and the copies made while filling."""
 
 
-def to_rows(batch: pa.Table) -> Rows:
-    """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it."""
-    return schema.to_images(batch.column("image")), schema.to_numbers(batch.column("label"), np.int32)
+def to_rows(batch: pa.Table, size: tuple[int, int] | None = None) -> Rows:
+    """Arrow columns `image` and `label` as arrays, without a copy where Arrow allows it.
+
+    Args:
+        batch: The rows.
+        size: Height and width to which images that keep a margin are cut in the middle.
+    """
+    images = schema.to_images(batch.column("image"))
+    if size is not None and size != images.shape[1:3]:
+        images = schema.centred(images, size)
+    return images, schema.to_numbers(batch.column("label"), np.int32)
 
 
-def share(blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int) -> Rows:
+def share(
+    blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int, size: tuple[int, int] | None = None
+) -> Rows:
     """This worker's part of blocks that together are the training split in order.
 
     Args:
@@ -41,6 +51,7 @@ def share(blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int) -> 
         rows: Rows of all blocks.
         rank: World rank.
         world_size: Workers; each takes `rows // world_size` rows in one run, the rest is dropped.
+        size: As `to_rows` has it.
 
     Returns:
         Images and labels; which rows is a function of the arguments alone.
@@ -51,7 +62,7 @@ def share(blocks: Iterable[pa.Table], rows: int, rank: int, world_size: int) -> 
     for block in blocks:
         begin, end = max(first - at, 0), min(last - at, len(block))
         if begin < end:
-            parts.append(to_rows(block.slice(begin, end - begin)))
+            parts.append(to_rows(block.slice(begin, end - begin), size))
         at += len(block)
         if at >= last:
             break
@@ -98,6 +109,7 @@ class Stream:
         row_bytes: Bytes of one image.
         batch_size: Rows of this worker's batch; a window is a whole number of batches.
         largest_batch_size: Rows of the largest batch of any worker.
+        size: As `to_rows` has it.
 
     Attributes:
         window_steps: Steps to train on a window, the same number on every worker.
@@ -106,9 +118,15 @@ class Stream:
     streaming = True
 
     def __init__(
-        self, iterator: Any, budget_bytes: int, row_bytes: int, batch_size: int, largest_batch_size: int
+        self,
+        iterator: Any,
+        budget_bytes: int,
+        row_bytes: int,
+        batch_size: int,
+        largest_batch_size: int,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self._iterator = iterator
+        self._iterator, self._size = iterator, size
         self.window_steps = max(1, budget_bytes // (WINDOWS_IN_MEMORY * row_bytes * largest_batch_size))
         self.window_rows = self.window_steps * batch_size
         self.wait_s = 0.0
@@ -120,7 +138,7 @@ class Stream:
             for batch in self._iterator.iter_batches(
                 batch_size=chunk, batch_format="pyarrow", prefetch_batches=1
             ):
-                parts.append(to_rows(batch))
+                parts.append(to_rows(batch, self._size))
                 if sum(len(part[1]) for part in parts) >= self.window_rows:
                     images, labels = _join(parts)
                     put((images[: self.window_rows], labels[: self.window_rows]))

@@ -49,6 +49,8 @@ class Manifest:
         schema_version: Of the columns.
         folder: Relative to the storage root.
         policy: How pictures became images, None for data that were arrays.
+        train_size: Height and width of the training rows where they keep a margin, None where they are as
+            `shape` says.
         fingerprint: Of the source's names, sizes and times; another one means other data. None where nobody
             can tell.
         entries: Files and links in the user's folder, None where there is no folder.
@@ -68,11 +70,18 @@ class Manifest:
     schema_version: int
     folder: str
     policy: Policy | None = None
+    train_size: tuple[int, int] | None = None
     fingerprint: str | None = None
     entries: int | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def shape_of(self, split: str) -> tuple[int, int, int]:
+        """Return the shape (H, W, C) of the rows of a split: training rows may keep a margin."""
+        if split == "train" and self.train_size is not None:
+            return (*self.train_size, self.shape[2])
+        return self.shape
 
     @property
     def pictures(self) -> Policy:
@@ -114,7 +123,7 @@ class Manifest:
 
     def nbytes(self, split: str) -> int:
         """Return the bytes of a split's images in memory, as uint8."""
-        height, width, depth = self.shape
+        height, width, depth = self.shape_of(split)
         return self.rows[split] * height * width * depth
 
     def to_json(self) -> str:
@@ -134,7 +143,7 @@ class Manifest:
             shards = {s: tuple(Shard(**one) for one in many) for s, many in found.pop("shards").items()}
             sources = tuple(Origin(**one) for one in found.pop("sources"))
             shape, classes = tuple(found.pop("shape")), tuple(found.pop("classes"))
-            policy = found.pop("policy", None)
+            policy, train_size = found.pop("policy", None), found.pop("train_size", None)
             left_out = tuple((str(name), str(reason)) for name, reason in found.pop("left_out", ()))
             manifest = cls(
                 shape=shape,
@@ -143,6 +152,7 @@ class Manifest:
                 sources=sources,
                 policy=None if policy is None else Policy.from_dict(policy),
                 left_out=left_out,
+                train_size=None if train_size is None else (int(train_size[0]), int(train_size[1])),
                 warnings=tuple(found.pop("warnings", ())),
                 **found,
             )

@@ -11,7 +11,7 @@ from distml.data import fetch
 from distml.data.formats import arrays, fashion_mnist, idx, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
 from distml.data.listing import Folder
-from distml.data.source import Gathered, Indices, Rows, Source
+from distml.data.source import Gathered, Indices, Rows, Source, with_margin
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 
@@ -54,6 +54,7 @@ def open_source(config: Config, storage: Storage) -> Source:
         folder = Folder(fetch.unpacked(data.path, storage))
     form = format_of(folder) if data.format == "auto" else data.format
     source = refitted(_OPENERS[form](folder, data), data)
+    with_margin(source, data.margin)  # refused before anything is written
     return replace(source, fingerprint=told) if packed else source
 
 
@@ -116,4 +117,4 @@ def _refitted(rows: Rows, wanted: Policy) -> Rows:
         given = rows.gather(indices)
         return Gathered(refit(given.images, wanted), given.faults)
 
-    return Rows(rows.labels, gather, rows.name)
+    return Rows(rows.labels, gather, rows.name, lambda other: _refitted(rows, other))

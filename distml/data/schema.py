@@ -39,6 +39,12 @@ def normalise(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.asarray(images, np.float32) * np.float32(SCALE) + np.float32(OFFSET)
 
 
+def centred(images: Images, size: tuple[int, int]) -> Images:
+    """Return a view of the middle, uint8 [N, h, w, C], of larger images, uint8 [N, H, W, C]."""
+    top, left = (have - want for have, want in zip(images.shape[1:3], size, strict=True))
+    return images[:, top // 2 : top // 2 + size[0], left // 2 : left // 2 + size[1]]
+
+
 def tensor_type(shape: tuple[int, ...]) -> Any:
     """Return the Arrow type of the image column: a fixed-shape tensor of uint8 [H, W, C]."""
     return pa.fixed_shape_tensor(pa.uint8(), shape)

@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _FITTING = (
     *("image_size", "fit", "channels", "background", "max_pixels", "image_column", "label_column"),
+    "margin",
     *("on_error", "max_error_fraction"),
 )
 """Keys, besides the oldest, on which the prepared rows depend."""
@@ -204,7 +205,7 @@ def read(
         DataError: A shard is missing or differs from what was published.
     """
     count = len(range(rank, manifest.rows[split], world_size))
-    images, labels = np.empty((count, *manifest.shape), np.uint8), np.empty(count, np.int32)
+    images, labels = np.empty((count, *manifest.shape_of(split)), np.uint8), np.empty(count, np.int32)
     first = filled = 0
     for shard in manifest.shards[split]:
         found = _verified(storage, shard)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from distml.config import DataConfig
 from distml.data.image import Policy
 from distml.data.schema import Images, Labels
-from distml.errors import DataError
+from distml.errors import ConfigError, DataError
 
 Indices = npt.NDArray[np.int64]
 
@@ -96,11 +96,13 @@ class Rows:
         gather: Takes int64 [M] of row numbers, gives the rows in that order; called with as many rows as may
             be in memory.
         name: What a row is called in messages.
+        fitted: Gives the same rows fitted by another policy, None for arrays that are taken as they are.
     """
 
     labels: Labels
     gather: Callable[[Indices], Gathered]
     name: Callable[[int], str] = "row {}".format
+    fitted: Callable[[Policy], Rows] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,24 @@ class Source:
 def of_arrays(images: Images, labels: Labels) -> Rows:
     """Offer arrays in memory: uint8 [N, H, W, C] and int32 [N]."""
     return Rows(labels, lambda indices: Gathered(images[indices]))
+
+
+def with_margin(source: Source, margin: float | Literal["auto"]) -> Policy | None:
+    """Return the policy of training rows that keep a margin to crop from, None where they keep none.
+
+    Raises:
+        ConfigError: The images are arrays that are taken as they are.
+    """
+    if margin == "auto" or not margin:
+        return None
+    if source.policy is None or any(rows.fitted is None for rows in source.splits.values()):
+        raise ConfigError(
+            f"data.margin = {margin:g}, but the images are arrays of one size with nothing around them.",
+            "Leave it out, or set a smaller data.image_size.",
+        )
+    height, width, depth = source.shape
+    larger = (round(height * (1 + margin)), round(width * (1 + margin)), depth)
+    return replace(source.policy, shape=larger)
 
 
 def to_uint8(values: npt.NDArray[Any], where: str) -> Images:

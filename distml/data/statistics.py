@@ -156,7 +156,8 @@ def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[Features, sc
     """Measure the training rows shard by shard: a data set may be larger than memory, its statistics not."""
     measured, labels = [], []
     for table in shards.tables(storage, manifest, "train"):
-        measured.append(measure(schema.to_images(table[schema.IMAGE])))
+        images = schema.centred(schema.to_images(table[schema.IMAGE]), manifest.shape[:2])
+        measured.append(measure(images))
         labels.append(schema.to_numbers(table[schema.LABEL], np.int32))
     return np.concatenate(measured), np.concatenate(labels)
 

@@ -16,7 +16,7 @@ from distml.config import Config
 from distml.data import schema
 from distml.data.manifest import Manifest, Shard
 from distml.data.schema import Images, Labels
-from distml.data.source import ENOUGH_FAULTS, Fault, Indices, Rows, Source, require_usable
+from distml.data.source import ENOUGH_FAULTS, Fault, Indices, Rows, Source, require_usable, with_margin
 from distml.data.split import Part, plan
 from distml.errors import DataError
 from distml.storage import Storage
@@ -150,6 +150,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         schema_version=schema.VERSION,
         folder=where,
         policy=source.policy,
+        train_size=None if writer.wide is None else writer.wide.shape[:2],
         fingerprint=source.fingerprint,
         entries=None if source.ledger is None else source.ledger.entries,
         skipped={} if source.ledger is None else source.ledger.counts(),
@@ -175,15 +176,18 @@ class _Writer:
         self.look = SecondLook()
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
+        self.wide = with_margin(source, config.data.margin)
         self.counts: dict[str, list[int]] = {}
 
     def split(self, split: str, part: Part, prefix: str) -> list[Shard]:
         """Write one split; each pass over the source gathers as many whole shards as the budget holds."""
-        rows = self._source.splits[part.origin]
+        rows, shape = self._source.splits[part.origin], self._source.shape
+        if split == "train" and self.wide is not None and rows.fitted is not None:
+            rows, shape = rows.fitted(self.wide), self.wide.shape
         counts = self.counts[split] = [0] * len(self._source.classes)
         count = max(1, min(self._config.data.shards, len(part.rows)))
         bounds = [len(part.rows) * k // count for k in range(count + 1)]
-        shard_bytes = int(np.prod(self._source.shape)) * (bounds[-1] // count + 1)
+        shard_bytes = int(np.prod(shape)) * (bounds[-1] // count + 1)
         at_once = max(1, self._config.data.memory_budget_bytes // max(1, shard_bytes))
         shards = []
         for begin in range(0, count, at_once):

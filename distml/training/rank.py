@@ -63,13 +63,16 @@ class Rank:
             self._events.put.remote(event)
 
     def _open_feed(self) -> feed.Memory | feed.Stream:
+        size = self.manifest.shape[:2]
         if self._blocks is not None:
             blocks = (ray.get(block) for block in self._blocks)
-            return feed.Memory(feed.share(blocks, self.manifest.rows["train"], self.rank, self.world_size))
-        row_bytes = int(np.prod(self.manifest.shape))
+            rows = self.manifest.rows["train"]
+            return feed.Memory(feed.share(blocks, rows, self.rank, self.world_size, size))
+        row_bytes = int(np.prod(self.manifest.shape_of("train")))
         budget = self.config.data.memory_budget_bytes
         largest = feed.replica_batch_size(self.config.train.global_batch_size, 0, self.world_size)
-        return feed.Stream(ray.train.get_dataset_shard("train"), budget, row_bytes, self.batch, largest)
+        shard = ray.train.get_dataset_shard("train")
+        return feed.Stream(shard, budget, row_bytes, self.batch, largest, size)
 
     def _validation(self) -> feed.Rows:
         return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)

@@ -268,4 +268,7 @@ def _rows(folder: Folder, names: list[str], labels: Labels, fitted: Policy, max_
                 bad[at] = fault(name, error)
         return Gathered(images, bad)
 
-    return Rows(labels, gather, names.__getitem__)
+    def refit(other: Policy) -> Rows:
+        return _rows(folder, names, labels, other, max_pixels)
+
+    return Rows(labels, gather, names.__getitem__, refit)

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
 from distml.data.listing import Folder
-from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
+from distml.data.schema import IMAGE, LABEL, Images, Labels, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode, to_nhwc
 from distml.data.split import divide
 from distml.errors import DataError
@@ -72,10 +72,7 @@ def open_parquet(folder: Folder, data: DataConfig) -> Source:
     classes, numbers = encode(labels, _class_names(folder, names[0], columns.label))
     shape, policy = _shape(folder, divided, columns, data)
     how = _How(columns, shape, policy, data.max_pixels)
-    splits = {
-        split: Rows(numbers[split], functools.partial(_gather, folder, some, how))
-        for split, some in divided.items()
-    }
+    splits = {split: _rows(folder, some, numbers[split], how) for split, some in divided.items()}
     return Source(
         *(shape, classes, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
@@ -229,6 +226,14 @@ def _shape(
     source.require_usable(bad, looked_at, data)
     policy = image.policy(headers, data)
     return policy.shape, policy
+
+
+def _rows(folder: Folder, names: list[str], labels: Labels, how: _How) -> Rows:
+    def refit(other: Policy) -> Rows:
+        return _rows(folder, names, labels, replace(how, shape=other.shape, policy=other))
+
+    gather = functools.partial(_gather, folder, names, how)
+    return Rows(labels, gather, fitted=None if how.policy is None else refit)
 
 
 def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Gathered:

@@ -160,4 +160,7 @@ def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, 
                     bad[at] = Fault(place.name, error.message, error.remedy)
         return Gathered(images, bad)
 
-    return Rows(labels, gather, lambda index: places[index].name)
+    def refit(other: Policy) -> Rows:
+        return _rows(folder, places, labels, other, max_pixels)
+
+    return Rows(labels, gather, lambda index: places[index].name, refit)

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distml.config import Config, DataConfig
-from distml.data import shards
+from distml.data import feed, image, shards, statistics
+from distml.data.image import Policy
+from distml.data.manifest import Manifest
 from distml.data.source import Gathered, Indices, Rows, Source
 from distml.data.writer import write
+from distml.errors import ConfigError
 from distml.storage import Storage
+from tests import zoo
 
 SHAPE = (50, 50, 4)  # 10,000 bytes
 IMAGES = np.random.default_rng(0).integers(0, 256, (600, *SHAPE), np.uint8)
@@ -36,3 +46,73 @@ def test_no_more_rows_are_asked_for_than_the_budget_holds(
     assert max(asked) > most_rows // 2 - 50  # and whole shards at a time, not row by row
     found = np.concatenate([shards.read(storage, manifest, split)[0] for split in manifest.rows])
     assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in IMAGES)
+
+
+def drawn(folder: Path, count: int = 12) -> None:
+    for k in range(count):
+        (folder / ("cat" if k % 2 else "dog")).mkdir(parents=True, exist_ok=True)
+        picture = zoo.drawn(40 + k, 33 - k % 3)
+        picture.save(folder / ("cat" if k % 2 else "dog") / f"{k}.png")
+
+
+def in_folder(path: Path) -> None:
+    drawn(path)
+
+
+def in_parquet(path: Path) -> None:
+    drawn(path / "files")
+    files = sorted((path / "files").rglob("*.png"))
+    table = pa.table({"image": [f.read_bytes() for f in files], "label": [f.parent.name for f in files]})
+    pq.write_table(table, path / "all.parquet")
+    shutil.rmtree(path / "files")
+
+
+def in_tar(path: Path) -> None:
+    drawn(path / "files")
+    with tarfile.open(path / "all.tar", "w") as packed:
+        for k, file in enumerate(sorted((path / "files").rglob("*.png"))):
+            for ending, content in (("png", file.read_bytes()), ("cls", file.parent.name.encode())):
+                member = tarfile.TarInfo(f"{k}.{ending}")
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+    shutil.rmtree(path / "files")
+
+
+@pytest.mark.parametrize("lay", [in_folder, in_parquet, in_tar])
+def test_training_rows_keep_a_margin_and_the_others_none(
+    tmp_path: Path, storage_root: Path, lay: Callable[[Path], None]
+) -> None:
+    drawn(tmp_path / "pictures")
+    pictures = [file.read_bytes() for file in (tmp_path / "pictures").rglob("*.png")]
+    (tmp_path / "data").mkdir()
+    lay(tmp_path / "data")
+    data = DataConfig(path=str(tmp_path / "data"), image_size=(20, 30), margin=0.2, shards=2)
+    storage = Storage(str(storage_root))
+    manifest = shards.prepare(Config(data=data), storage)
+    assert manifest.shape == (20, 30, 3)
+    assert manifest.train_size == (24, 36)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.nbytes("train") == manifest.rows["train"] * 24 * 36 * 3
+    for split, shape in (("train", (24, 36, 3)), ("validation", (20, 30, 3)), ("test", (20, 30, 3))):
+        expected = {image.read(one, Policy(shape)).tobytes() for one in pictures}
+        rows, _ = shards.read(storage, manifest, split)
+        assert rows.shape[1:] == shape
+        assert {row.tobytes() for row in rows} <= expected
+    middle, _ = feed.to_rows(shards.table(storage, manifest, "train"), manifest.shape[:2])
+    np.testing.assert_array_equal(middle, shards.read(storage, manifest, "train")[0][:, 2:22, 3:33])
+    assert statistics.of(storage, manifest).names == statistics.names(manifest.shape)
+
+
+def test_a_margin_is_part_of_the_recipe_and_none_changes_nothing() -> None:
+    plain = shards.folder(Config())
+    assert shards.folder(Config(data=DataConfig(margin="auto"))) == plain
+    assert shards.folder(Config(data=DataConfig(margin=0.1))) != plain
+
+
+def test_arrays_have_no_margin(tmp_path: Path, storage_root: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((12, 4, 4), np.uint8), y=np.arange(12) % 2)
+    config = Config(data=DataConfig(path=str(tmp_path / "a.npz"), margin=0.5))
+    with pytest.raises(ConfigError, match=r"data\.margin = 0\.5, but the images are arrays"):
+        shards.prepare(config, Storage(str(storage_root)))
+    smaller = config.model_copy(update={"data": config.data.model_copy(update={"image_size": 2})})
+    assert shards.prepare(smaller, Storage(str(storage_root))).train_size == (3, 3)
