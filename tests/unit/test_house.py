@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,10 @@ UNSAFE_CALLS = {
 UNSAFE_FLAGS = {("safe_mode", False), ("allow_pickle", True)}
 
 FUNCTION_LINES = 40
+MODULES = 144
+"""Modules of the package at most, `__init__` not counted; the number may only sink."""
+SINGLE_IMPORTERS = 0.37
+"""Share of modules at most that a single module imports; the number may only sink."""
 
 
 def modules(*folders: str) -> dict[str, Path]:
@@ -198,6 +203,16 @@ def test_the_root_holds_what_people_type_and_verbs_are_thin() -> None:
     verbs = [PACKAGE / f"{verb}.py" for verb in cli.VERBS if verb not in cli.MODULES]
     assert len(verbs) == 8
     assert {path.name for path in verbs if len(path.read_text().splitlines()) > 40} == set()
+
+
+def test_modules_are_few_and_few_of_them_serve_a_single_importer() -> None:
+    counted = [name for name, path in OURS.items() if path.name != "__init__.py"]
+    importers: Counter[str] = Counter()
+    for name in OURS:
+        importers.update(known(imports(name)) - {name})
+    single = sorted(name for name in counted if importers[name] == 1)
+    assert len(counted) <= MODULES, "merge what is one subject"
+    assert len(single) <= SINGLE_IMPORTERS * len(counted), single
 
 
 def test_functions_are_short() -> None:

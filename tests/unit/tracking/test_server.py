@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
 
 from distml.config import Config
 from distml.tracking import server
@@ -18,3 +27,101 @@ def test_artifacts_lie_under_the_root_or_beside_the_database_or_where_the_server
     assert location(str(tmp_path), database) == f"file://{tmp_path}/mlflow-artifacts"
     assert location("s3://bucket/root", database) == f"file://{tmp_path}/mlflow-artifacts"
     assert location("s3://bucket/root", "http://mlflow:5000") is None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """What tells an outage imports MLflow, which takes seconds."""
+    server.is_outage(ValueError())
+
+
+def config(wait_s: float) -> Config:
+    return Config.resolve({"tracking": {"uri": "http://127.0.0.1:9", "wait_s": wait_s}})
+
+
+def failing(times: int, error: Exception) -> tuple[Callable[[], str], list[float]]:
+    """A call that fails so many times, and when it was made."""
+    calls: list[float] = []
+
+    def call() -> str:
+        calls.append(time.monotonic())
+        if len(calls) <= times:
+            raise error
+        return "answer"
+
+    return call, calls
+
+
+AWAY = requests.ConnectionError("connection refused")
+
+
+def test_an_outage_is_waited_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    call, calls = failing(3, AWAY)
+    with caplog.at_level(logging.INFO, "distml"):
+        assert server.patiently(config(30), call) == "answer"
+    assert len(calls) == 4
+    assert all(later - earlier >= 0.25 for earlier, later in itertools.pairwise(calls))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "tracking server http://127.0.0.1:9 away, waiting up to 30 s: connection refused"
+    assert said[1].startswith("tracking server back after ")
+    assert len(said) == 2
+
+
+def test_the_last_try_is_at_the_end_of_the_time() -> None:
+    call, calls = failing(10**6, AWAY)
+    with pytest.raises(requests.ConnectionError, match="refused"):
+        server.patiently(config(1.5), call)
+    assert 1.5 <= calls[-1] - calls[0] < 10  # a busy machine takes its time between two tries
+    assert len(calls) <= 7
+
+
+def test_without_time_it_is_tried_once() -> None:
+    call, calls = failing(10**6, AWAY)
+    with pytest.raises(requests.ConnectionError):
+        server.patiently(config(300), call, wait_s=0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("mistake"), FileNotFoundError("gone"), PermissionError("no")])
+def test_what_no_server_mends_is_not_waited_for(error: Exception) -> None:
+    call, calls = failing(10**6, error)
+    with pytest.raises(type(error)):
+        server.patiently(config(300), call)
+    assert len(calls) == 1
+
+
+def test_a_conflict_of_two_writers_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    call, calls = failing(2, RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed"))
+    assert server.patiently(config(0), call) == "answer"
+    call, calls = failing(10**6, RuntimeError("(sqlite3.IntegrityError) FOREIGN KEY constraint failed"))
+    with pytest.raises(RuntimeError):
+        server.patiently(config(300), call)
+    assert len(calls) == 6
+
+
+def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+    monkeypatch.setattr("time.sleep", paused.append)
+    call, _ = failing(40, AWAY)
+    server.retrying(10**6, longest_s=5.0)(call)
+    assert max(paused) <= 5.0
+    assert min(paused) >= 0.25
+    assert sum(paused[:4]) < 4.0 < sum(paused[-10:])
+
+
+def test_whoever_gives_up_ends_the_pause() -> None:
+    given_up = threading.Event()
+    call, calls = failing(10**6, AWAY)
+    noted: list[Any] = []
+
+    def note(state: Any) -> None:
+        noted.append(server.failure(state))
+        given_up.set()
+
+    began = time.monotonic()
+    with pytest.raises(requests.ConnectionError):
+        server.retrying(float("inf"), 60.0, note, given_up)(call)
+    assert time.monotonic() - began < 5
+    assert noted == [AWAY]
+    assert len(calls) <= 2

@@ -19,11 +19,12 @@ import pytest
 
 from distml import cli, submit
 from distml.cli import flags as arguments
+from distml.kube import submit as submission
 from distml.kube.submit import Submission
 from tests import apiserver
 from tests.apiserver import Cluster, Course, endless, failure, success
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOB = ROOT / "kuberay" / "overlays" / "k3d" / "rayjob.yaml"
 OWNER = "--owner=Workflow/nightly-1/uid-1"
 Outcome = tuple[int, dict[str, Any], str]
@@ -456,3 +457,49 @@ def test_outside_a_pod_an_address_is_needed(ran: Callable[..., Outcome]) -> None
     code, result, _ = ran(Cluster([]), "--api-server=")
     assert code == 1
     assert "kubectl proxy" in result["error"]
+
+
+STARTED = {"phase": "Running", "startedAt": "2026-11-28T13:00:00Z"}
+NOW = submission.seconds("2026-11-28T14:00:00Z")
+
+
+def changed(**parts: dict[str, Any]) -> dict[str, Any]:
+    made = apiserver.workflow()
+    for name, more in parts.items():
+        made[name] |= more
+    return made
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        changed(),
+        changed(spec={"shutdown": ""}),
+        changed(status={"phase": ""}),
+        changed(spec={"activeDeadlineSeconds": 3700}, status=STARTED),
+        changed(spec={"activeDeadlineSeconds": 60}),  # not started yet
+    ],
+)
+def test_a_workflow_goes_on(found: dict[str, Any]) -> None:
+    assert submission.ending(found, "uid-1", NOW) == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (None, "was deleted"),
+        (apiserver.workflow("uid-2"), "was deleted"),
+        (changed(metadata={"deletionTimestamp": "2026-11-28T13:59:00Z"}), "is being deleted"),
+        (apiserver.workflow(shutdown="Stop"), "shut down (Stop)"),
+        (apiserver.workflow(shutdown="Terminate"), "shut down (Terminate)"),
+        (changed(status={"phase": "Failed"}), "ended as Failed"),
+        (changed(status={"phase": "Error"}), "ended as Error"),
+        (changed(spec={"activeDeadlineSeconds": 3600}, status=STARTED), "deadline of 3600 s"),
+        (
+            changed(status={**STARTED, "storedWorkflowTemplateSpec": {"activeDeadlineSeconds": 3600}}),
+            "deadline of 3600 s",
+        ),
+    ],
+)
+def test_a_workflow_ends(found: dict[str, Any] | None, why: str) -> None:
+    assert why in submission.ending(found, "uid-1", NOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -12,10 +13,14 @@ from typing import Any
 import pytest
 
 from distml import __version__, cli
+from distml.errors import ClusterError
 from distml.kube import cluster
+from distml.kube import cluster as kube
+from distml.kube.server import Server
+from tests import apiserver
 from tests.manifests.render import render
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PODS = {
     "items": [
         {
@@ -292,3 +297,22 @@ def test_down_deletes_our_cluster_and_of_another_only_what_we_applied(
         "kubectl --context mine -n distml delete rayjobs,rayservices,rayclusters --all",
         "kubectl --context mine delete --ignore-not-found -k kuberay/overlays/k3d",
     ]
+
+
+def test_what_is_missing_is_drawn_and_what_exists_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-canary")
+    with apiserver.serving(apiserver.Cluster([])) as cluster:
+        where = Server(cluster.url, "distml", tmp_path, patience_s=2)
+        cluster.secrets["ray-token"] = {"auth_token": "old"}
+        assert kube.create_secrets(where) == ["mlflow-database"]
+        assert kube.create_secrets(where) == []
+    drawn = base64.b64decode(cluster.secrets["mlflow-database"]["password"]).decode()
+    assert len(drawn) == 64
+    assert int(drawn, 16) > 0
+    assert cluster.secrets["ray-token"] == {"auth_token": "old"}
+
+
+def test_a_refusal_is_a_sentence(tmp_path: Path) -> None:
+    with apiserver.serving(apiserver.Cluster([])) as cluster, pytest.raises(ClusterError, match="401"):
+        kube.create_secrets(Server(cluster.url, "distml", tmp_path, patience_s=2))
+    assert cluster.secrets == {}

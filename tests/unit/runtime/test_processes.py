@@ -1,0 +1,144 @@
+"""Those processes that look on step back; those that train stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from distml.runtime import environment, processes
+
+SLEEPER = (
+    "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+def test_only_what_looks_on_steps_back() -> None:
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline()
+        return process
+
+    def places(process: subprocess.Popen[bytes]) -> set[tuple[int, int]]:
+        threads = [int(folder.name) for folder in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(threads) > 1
+        return {
+            (os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)) for thread in threads
+        }
+
+    usual = os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0)
+    queue, worker, agent = (
+        start(f"ray::{name}") for name in ("EventQueue", "RayTrainWorker", "DashboardAgent")
+    )
+    try:
+        assert places(queue) == places(agent) == {usual}
+        processes.step_back()
+        assert places(queue) == {(os.SCHED_OTHER, 15)}
+        assert places(agent) == {(os.SCHED_IDLE, 15)}
+        assert places(worker) == {usual}
+    finally:
+        for process in (queue, worker, agent):
+            process.kill()
+            process.communicate()
+
+
+def test_a_child_without_a_command_line_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])  # as between two programs of one process
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as child:
+        try:
+            processes.step_back()
+            assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        finally:
+            child.kill()
+
+
+def test_the_token_of_a_local_ray_is_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    old = os.umask(0)
+    try:
+        processes.authenticate()
+    finally:
+        os.umask(old)
+    path = tmp_path / ".ray" / "auth_token"
+    token = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(token) == 64
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
+    path.chmod(0o644)
+    processes.authenticate()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == token
+    assert processes.token_is_generated()
+
+
+@pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
+def test_a_choice_already_made_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "disabled" if variable.endswith("MODE") else "a" * 64)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    processes.authenticate()
+    assert not processes.token_is_generated()
+    assert not list(tmp_path.iterdir())
+
+
+def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    program = "import tempfile; print(tempfile.mkdtemp())"
+    with processes.temporary_folder() as given:
+        with environment.inherited(given):
+            ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert os.environ["TMPDIR"] == str(tmp_path)
+        assert "RAY_TMPDIR" not in os.environ
+        made = Path(ran.stdout.strip())
+        assert made.is_dir()
+        assert str(made.parent) == given["TMPDIR"]
+        (made / "left").write_text("behind")
+    assert not made.parent.exists()
+
+
+@pytest.mark.parametrize(("chosen", "sessions"), [("/elsewhere", "/elsewhere"), (None, "/usual")])
+def test_rays_sessions_stay_where_they_would_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str | None, sessions: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("TMPDIR", "/usual")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("RAY_TMPDIR", chosen)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with processes.temporary_folder() as given:
+        assert given["RAY_TMPDIR"] == sessions
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a copied program does not start on macOS")
+def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
+    raylet = Path(shutil.copy("/bin/sh", tmp_path / "raylet"))
+    bystander = subprocess.Popen(["sleep", "60"])
+    command = [str(raylet), "-c", "trap '' TERM; sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ray:
+        assert ray.stdout
+        worker = psutil.Process(int(ray.stdout.readline()))
+        with processes.killed_at_exit():
+            ray.kill()
+            ray.wait()
+            assert worker.is_running()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
