@@ -63,6 +63,7 @@ SERVERS = """backend http-distml
 REPLICA = """
 import http.client
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -84,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+health = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) + int(sys.argv[3])), Handler)
+threading.Thread(target=health.serve_forever, daemon=True).start()
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
@@ -106,25 +109,29 @@ class Ingress:
         self.port, *back = ingress.free_ports(1 + replicas)
         self.url = f"http://127.0.0.1:{self.port}"
         words = [sys.executable, "-c", REPLICA]
-        self.replicas = [subprocess.Popen([*words, str(one), str(first_check_s)]) for one in back]
+        rest = [str(first_check_s), str(haproxy.HEALTH_PORT_OFFSET)]
+        self.replicas = [subprocess.Popen([*words, str(port), *rest]) for port in back]
         if first_check_s:
-            for one in back:
-                _listening(one)
+            for port in back:
+                _listening(port)
         text = FRONT.format(port=self.port, server_s=20, healthy=HEALTHY if replicas else "") + (
             BACK if replicas else "    default_backend default_backend\n"
         )
         text += UNKNOWN + (SERVERS if replicas else "")
-        for one in back:
-            text += (
-                f"    server r{one} 127.0.0.1:{one} check observe layer4 error-limit 3 on-error mark-down\n"
-            )
+        for port in back:
+            text += f"    server r{port} 127.0.0.1:{port} check observe layer4 error-limit 3"
+            text += " on-error mark-down\n"
         if replicas:  # Ray's Python proxy, which is not here
             text += f"    server fallback 127.0.0.1:{ingress.free_ports()[0]} check backup\n"
         path = folder / "haproxy.cfg"
         path.write_text(haproxy.corrected(text, "127.0.0.1", "2", f"abns@distml-test-{self.port}"))
         assert PROGRAM
         self.proxy = subprocess.Popen([PROGRAM, "-db", "-f", str(path)])
-        self._await(200 if replicas else 503)
+        try:
+            self._await(200 if replicas else 503)
+        except BaseException:
+            self.end()
+            raise
 
     def _await(self, status: int) -> None:
         deadline = time.monotonic() + 20
