@@ -47,7 +47,7 @@ __all__ = [
 class TrainResult:
     """What a training run, or a sweep of several, came to.
 
-    Args:
+    Attributes:
         run_id: MLflow run; of a sweep, that of the best candidate.
         model: Name in the registry.
         version: Registered version, None where the tracking server was away.
@@ -105,7 +105,7 @@ def _drawn(config: Config, artifacts: str | None) -> tuple[dict[str, str], str |
 class Decision:
     """How a promotion ended.
 
-    Args:
+    Attributes:
         decision: promoted or kept; with `dry_run` what it would be.
         why: In one sentence.
         champion: The version that is champion now.
@@ -141,7 +141,7 @@ class Decision:
 class Rollback:
     """How a return to an earlier champion ended.
 
-    Args:
+    Attributes:
         decision: rolled back or kept; with `dry_run` what it would be.
         why: In one sentence.
         champion: The version that is champion now.
@@ -160,7 +160,7 @@ class Rollback:
 class Prediction:
     """What a model says of one image file.
 
-    Args:
+    Attributes:
         file: As it was given.
         label: Name of the most probable class.
         probability: Of that class, 0 to 1.

@@ -56,10 +56,10 @@ def translated(markdown: str, uri: str) -> str:
     source = PAGES.get(uri, f"docs/{uri}")
     sites = {path: page for page, path in PAGES.items()}
 
-    def link(found: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
+    def link(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
         target = sites.get(path, path.removeprefix("docs/"))
-        return f"{found[1]}{posixpath.relpath(target, posixpath.dirname(uri) or '.')}{found[3]}"
+        return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(uri) or '.')}{match[3]}"
 
     return LINK.sub(link, markdown)
 
@@ -114,9 +114,9 @@ def _section(schema: Schema, sections: Schema, defaults: Any, path: str, level: 
 
 def _inner(field: Schema) -> tuple[str | None, str]:
     """Name of the section that a field holds, and what follows the field's path there."""
-    for one in (field, *field.get("anyOf", ())):
-        if "$ref" in one:
-            return one["$ref"].rpartition("/")[2], ""
+    for option in (field, *field.get("anyOf", ())):
+        if "$ref" in option:
+            return option["$ref"].rpartition("/")[2], ""
     values = field.get("additionalProperties")
     if isinstance(values, Mapping) and "$ref" in values:
         return values["$ref"].rpartition("/")[2], ".PATH"
@@ -139,7 +139,7 @@ _BOUNDS = {  # JSON schema's names, and those that pydantic leaves where a valid
 def _kind(field: Schema) -> str:
     """Say which values a field takes."""
     if "anyOf" in field:
-        return " or ".join(_kind(one) for one in field["anyOf"])
+        return " or ".join(_kind(option) for option in field["anyOf"])
     if "$ref" in field:
         return "a section"
     if "const" in field or "enum" in field:
@@ -235,7 +235,9 @@ def http() -> str:
             tags.setdefault(operation["tags"][0], []).append(_operation(path, method, operation))
     text = "\n".join(f"## {tag}\n\n" + "\n".join(parts) for tag, parts in tags.items())
     schemas = document["components"]["schemas"]
-    bodies = [_body(name, schema) for name, schema in sorted(schemas.items(), key=lambda one: _title(one[0]))]
+    bodies = [
+        _body(name, schema) for name, schema in sorted(schemas.items(), key=lambda pair: _title(pair[0]))
+    ]
     errors = f"The body of an error is [Failure](#{_anchor('Failure')}).\n\n{_errors(document)}"
     return f"{text}\n## Errors\n\n{errors}\n## Bodies\n\n" + "\n".join(bodies)
 
@@ -253,17 +255,17 @@ def _anchor(name: str) -> str:
 def _operation(path: str, method: str, operation: Schema) -> str:
     text = f"### `{method.upper()} {path}`\n\n{operation['description']}\n\n"
     if body := operation.get("requestBody"):
-        kinds = [f"- {code(kind)}: {_shape(one['schema'])}" for kind, one in body["content"].items()]
+        kinds = [f"- {code(kind)}: {_shape(media['schema'])}" for kind, media in body["content"].items()]
         text += "Body:\n\n" + "\n".join(kinds) + "\n\n"
     for status, response in operation["responses"].items():
         if status < "400":
-            shapes = [_answer(kind, one) for kind, one in response.get("content", {}).items()]
+            shapes = [_content(kind, media) for kind, media in response.get("content", {}).items()]
             text += f"Response {status}: {' or '.join(shapes) or response['description']}\n\n"
     errors = [f"[{status}](#error-{status})" for status in operation["responses"] if status >= "400"]
     return text + (f"Errors: {', '.join(errors)}\n" if errors else "")
 
 
-def _answer(kind: str, content: Schema) -> str:
+def _content(kind: str, content: Schema) -> str:
     return f"{code(kind)} {_shape(content.get('schema', {}))}"
 
 
@@ -272,8 +274,10 @@ def _errors(document: Schema) -> str:
     meanings: dict[str, str] = {}
     for operations in document["paths"].values():
         for operation in operations.values():
-            errors = {status: one for status, one in operation["responses"].items() if status >= "400"}
-            meanings = {status: one["description"] for status, one in errors.items()} | meanings
+            errors = {
+                status: response for status, response in operation["responses"].items() if status >= "400"
+            }
+            meanings = {status: response["description"] for status, response in errors.items()} | meanings
     rows = [[f'<span id="error-{status}">{status}</span>', meanings[status]] for status in sorted(meanings)]
     return table(["status", "when"], rows)
 
@@ -295,7 +299,7 @@ def _shape(schema: Schema) -> str:
         return f"[{_title(name)}](#{_anchor(name)})"
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            return " or ".join(dict.fromkeys(_shape(one) for one in schema[several]))
+            return " or ".join(dict.fromkeys(_shape(option) for option in schema[several]))
     if "const" in schema or "enum" in schema:
         return ", ".join(code(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type")
@@ -356,8 +360,14 @@ def models() -> str:
     from distml.models.backbones import BACKBONES
 
     rows = [
-        [code(name), f"{one.parameters / 1e6:.1f}", f"{one.gflops:g}", str(one.image_size), str(one.min_size)]
-        for name, one in sorted(BACKBONES.items(), key=lambda pair: pair[1].gflops)
+        [
+            code(name),
+            f"{backbone.parameters / 1e6:.1f}",
+            f"{backbone.gflops:g}",
+            str(backbone.image_size),
+            str(backbone.min_size),
+        ]
+        for name, backbone in sorted(BACKBONES.items(), key=lambda pair: pair[1].gflops)
     ]
     return table(["`model.name`", "million parameters", "GFLOPs an image", "image size", "least size"], rows)
 
@@ -368,7 +378,7 @@ def environment_variables() -> str:
 
     text = ""
     for group in environment.GROUPS.values():
-        rows = [[code(one.name), _value(one), one.why] for one in group.variables]
+        rows = [[code(variable.name), _value(variable), variable.why] for variable in group.variables]
         text += f"**Process:** {group.process}. **Put back:** {group.put_back}.\n\n"
         text += table(["variable", "value", "why"], rows) + "\n"
     return text

@@ -45,7 +45,7 @@ _AGAIN = "Fetch the model again, or train it again."
 class Export:
     """An export that has been verified.
 
-    Args:
+    Attributes:
         folder: Where it is.
         sha256: Of its list of digests, which stands for the whole export.
         classes: Name of each class, by label.

@@ -86,7 +86,7 @@ _BATCH = 256
 class Predictor:
     """A model that has been verified. Final.
 
-    Args:
+    Attributes:
         classes: Name of each class, by label.
         shape: (H, W, C) of an image.
         sha256: Stands for the whole export.

@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 def predict_parts(
     config: Config, export: layout.Export, model: str, version: int | None, data: str, output: str, say: Say
 ) -> dict[str, Any]:
-    """Classify every row of a data set and write the answers as Parquet, going on where an earlier try ended.
+    """Classify every row of a data set and write predictions as Parquet; resumes.
 
     Args:
         config: Says where Ray is.
@@ -59,7 +59,7 @@ def predict_parts(
         `rows`, `failed` (rows that could not be read), `parts`, `done_before` (parts) and `manifest`.
 
     Raises:
-        ConfigError: The output holds the answers of another model or for other data.
+        ConfigError: The output holds predictions of another model or for other data.
         DataError: The data cannot be read.
         DistmlError: The storage refused, or Ray cannot be reached.
     """
@@ -71,7 +71,7 @@ def predict_parts(
     foreign = sorted(name for name in names - {part.file for part in parts} if name.startswith("part-"))
     if foreign:
         raise ConfigError(
-            f"{target.root} holds answers of another model or for other data, like {foreign[0]}.",
+            f"{target.root} holds predictions of another model or for other data, like {foreign[0]}.",
             "Give another --output.",
         )
     left = [part for part in parts if part.file not in names]
@@ -121,7 +121,7 @@ def _classify_parts(
         most = max(1, int(connected.resources.get("CPU", 1) - cluster.SPARE_CPUS))
         task = Task(folder.root, target.root, model, export.sha256, version)
         rows = ray.data.from_items([{"part": part.to_json()} for part in left], override_num_blocks=len(left))
-        answers = rows.map_batches(
+        predictions = rows.map_batches(
             Classifier,
             fn_constructor_args=(task,),
             batch_size=1,
@@ -129,7 +129,7 @@ def _classify_parts(
             num_cpus=1,
         )
         try:
-            _follow(iter(answers.iter_rows()), len(left), say)
+            _follow(iter(predictions.iter_rows()), len(left), say)
         except ray.exceptions.RayError as error:
             raise _described(error) from error
 
@@ -145,13 +145,13 @@ def _described(error: BaseException) -> DistmlError:
     )
 
 
-def _follow(answers: Iterator[dict[str, Any]], parts: int, say: Say) -> None:
+def _follow(predictions: Iterator[dict[str, Any]], parts: int, say: Say) -> None:
     rows = failed = 0
     with (
         log.quietly()
     ):  # Ray writes a line about restarts of actors, below Python's reach, when it makes them
-        first = next(answers)
-    for done, done_part in enumerate(itertools.chain([first], answers), 1):
+        first = next(predictions)
+    for done, done_part in enumerate(itertools.chain([first], predictions), 1):
         rows, failed = rows + int(done_part["rows"]), failed + int(done_part["failed"])
         unreadable = f", {failed:,} unreadable" if failed else ""
         say(f"part {done}/{parts}  {rows:,} rows{unreadable}")
@@ -182,7 +182,7 @@ def _unreadable(file: Any) -> list[dict[str, Any]]:
     return [row for row in file.read(columns).to_pylist() if row["error"] is not None]
 
 
-def answer(
+def describe(
     file: str, probabilities: npt.NDArray[np.float32], classes: Sequence[str], top: int
 ) -> dict[str, Any]:
     """Describe one prediction.
@@ -282,8 +282,8 @@ def predict_data(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _model(config, run, version, console) as (chosen, export):
         named = (chosen.model, chosen.version)
-        answered = predict_parts(config, export, *named, data, output, console.print)
-        return {"model": chosen.model, "version": chosen.version} | answered
+        counts = predict_parts(config, export, *named, data, output, console.print)
+        return {"model": chosen.model, "version": chosen.version} | counts
 
 
 @contextlib.contextmanager
@@ -309,9 +309,9 @@ def _classify(
     images, failed = read_all(files, model.pictures)
     predictions = []
     if images:
-        answers = ask(np.stack(list(images.values())))
+        probabilities = ask(np.stack(list(images.values())))
         predictions = [
-            answer(file, row, model.classes, top) for file, row in zip(images, answers, strict=True)
+            describe(file, row, model.classes, top) for file, row in zip(images, probabilities, strict=True)
         ]
         _show(console, predictions)
     for failure in failed:

@@ -34,12 +34,12 @@ _PICTURES = 1024
 class Part:
     """Rows that are read and written together.
 
-    Args:
+    Attributes:
         at: Position among all parts.
         names: One Parquet file, or pictures.
         groups: Row groups of the file, first and last + 1; None for pictures.
         first: Number of the first row in its file.
-        key: Stands for input and model; the same twice means the same answers.
+        key: Stands for input and model; the same twice means the same predictions.
     """
 
     at: int
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def file(self) -> str:
-        """Name of the file the answers are written to."""
+        """Name of the file the predictions are written to."""
         return f"part-{self.at:05d}-{self.key}.parquet"
 
     def to_json(self) -> str:
@@ -123,7 +123,7 @@ SOURCE, SOURCE_ROW = "source", "source_row"
 class Rows:
     """Some rows of a part.
 
-    Args:
+    Attributes:
         identity: Their other columns, each [N].
         images: uint8 [M, H, W, C] of those that can be read.
         readable: bool [N], which those are.
@@ -233,7 +233,7 @@ COUNTS = b"distml"
 class Task:
     """What crosses to the processes.
 
-    Args:
+    Attributes:
         data: Folder or file that is read.
         output: Folder that is written.
         model: Folder of the model's files below `output`, where every process finds them.
@@ -268,7 +268,7 @@ class Classifier:
         }
 
     def _classify(self, part: Part) -> tuple[int, int]:
-        tables = [self._answered(rows) for rows in read(self._folder, part, self._predictor.pictures)]
+        tables = [self._table(rows) for rows in read(self._folder, part, self._predictor.pictures)]
         table = pa.concat_tables(tables, promote_options="permissive")
         counts = len(table), table["label"].null_count
         metadata = {COUNTS: json.dumps({"rows": counts[0], "failed": counts[1]})}
@@ -277,8 +277,8 @@ class Classifier:
         self._output.write_bytes(sink.getvalue(), part.file)  # whole or not at all
         return counts
 
-    def _answered(self, rows: Rows) -> Any:
-        """Answers beside the rows' identity; a column of theirs called like ours becomes `input_…`."""
+    def _table(self, rows: Rows) -> Any:
+        """Predictions beside the rows' identity; a column of theirs called like ours becomes `input_…`."""
         probabilities = self._predictor.predict(rows.images)
         labels = probabilities.argmax(1)
         places = np.flatnonzero(rows.readable)
@@ -290,7 +290,7 @@ class Classifier:
                 column[place] = value
             return pa.array(column, kind)
 
-        answers = {
+        predictions = {
             "label": spread(labels.tolist(), pa.int32()),
             "class": spread([self._predictor.classes[label] for label in labels], pa.string()),
             "probability": spread(probabilities.max(1).tolist(), pa.float32()),
@@ -301,6 +301,6 @@ class Classifier:
             "error": pa.array(rows.errors, pa.string()),
         }
         named = {
-            f"input_{name}" if name in answers else name: column for name, column in rows.identity.items()
+            f"input_{name}" if name in predictions else name: column for name, column in rows.identity.items()
         }
-        return pa.table(named | answers)
+        return pa.table(named | predictions)

@@ -18,7 +18,7 @@ from distml.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises, so that a misspelt flag gets the same answer as a misspelt key."""
+    """An argument parser that raises, so that a misspelt flag raises the same error as a misspelt key."""
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint as a `ConfigError`."""
@@ -168,10 +168,10 @@ def predict(parser: Parser) -> None:
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="picture files of any size and format")
     add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
-    add("--output", metavar="URI", help="folder for the answers to --data; the same again goes on with it")
-    add("--run", metavar="NAME", help="ask what this run trained; an MLflow run id does, too")
-    add("--version", type=_positive, metavar="N", help="ask this version of the registered model")
-    add("--url", metavar="URL", help="ask a running endpoint, as distml serve gives its address")
+    add("--output", metavar="URI", help="folder for the predictions for --data; the same command resumes")
+    add("--run", metavar="NAME", help="name of a run, or an MLflow run id, whose model is used")
+    add("--version", type=_positive, metavar="N", help="version of the registered model to use")
+    add("--url", metavar="URL", help="use a running endpoint; its address as `distml serve` prints it")
     add("--top", type=_positive, default=3, metavar="K", help="classes listed for a file (default: 3)")
 
 
@@ -222,7 +222,7 @@ def require_rollback_alone(given: argparse.Namespace) -> None:
 
 def pipeline(parser: Parser) -> None:
     """Add the arguments of `pipeline`."""
-    text = "on a Ray of this command's own: answer until Ctrl-C"
+    text = "keep serving until Ctrl-C where the command starts its own Ray"
     parser.add_argument("--stay", action="store_true", help=text)
 
 

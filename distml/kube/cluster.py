@@ -40,7 +40,7 @@ _FIRST = ("StatefulSet", "Deployment", "RayCluster", "RayService")
 class Step:
     """One command.
 
-    Args:
+    Attributes:
         name: What it does, for the person waiting.
         command: Words.
         remedy: What to do when it fails.
@@ -355,7 +355,7 @@ _K3D_TOOLS = {"docker": "builds the images and holds k3d's nodes", "k3d": "makes
 class Target:
     """A cluster and what is applied to it.
 
-    Args:
+    Attributes:
         context: Of kubectl, None for the cluster that k3d makes here.
         overlay: Folder of a kustomization.
         folder: Shared by k3d's nodes; None for `~/.local/share/distml/k3d`.

@@ -145,7 +145,7 @@ Outcome = Literal["succeeded", "failed", "stopped", "deadline", "cancelled", "le
 class Job:
     """A job that was submitted to a Ray cluster.
 
-    Args:
+    Attributes:
         url: Address of the dashboard, with or without `http://`.
         id: Submission id.
         timeout_s: For one request.
@@ -208,7 +208,7 @@ class Job:
 class Ended:
     """How a job ended.
 
-    Args:
+    Attributes:
         outcome: succeeded, failed or stopped; deadline or cancelled when this process stopped it; left when
             it runs on without this process.
         exit_code: Of the driver, None where Ray did not say.
@@ -226,7 +226,7 @@ class Ended:
 class Follower:
     """Watches one RayJob and prints its log.
 
-    Args:
+    Attributes:
         server: Of the RayJob.
         name: Of the RayJob.
         told_to_end: Set when this process is to end.

@@ -42,7 +42,7 @@ class ConflictError(ClusterError):
 class Server:
     """One namespace of an API server.
 
-    Args:
+    Attributes:
         url: Address of the API server.
         namespace: Where everything is looked up and created.
         account: Folder with `token` and `ca.crt`; neither is needed behind `kubectl proxy`.

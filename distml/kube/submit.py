@@ -50,7 +50,7 @@ by another machine's clock.
 class Submission:
     """What is to run as a RayJob, and how it is watched.
 
-    Args:
+    Attributes:
         command: Command line of the driver.
         job: Manifest of the RayJob, a file.
         job_name: Name of the RayJob, by which a later pod finds it again.
@@ -166,7 +166,7 @@ def _created(state: dict[str, Any]) -> float:
 class _Workflow:
     """The workflow of this pod, which says what becomes of the job when the pod ends.
 
-    Args:
+    Attributes:
         server: Of the workflow.
         reference: Owner reference of its RayJobs, None for a job that somebody started by hand.
         last_pod: Argo starts no other pod of this step whatever happens.

@@ -34,10 +34,10 @@ _DAY_S = 86_400.0
 class Logged:
     """What the log says about served requests.
 
-    Args:
+    Attributes:
         measured: float32 [N, K], the statistics of the pictures.
-        labels: int32 [N], the answers.
-        versions: Versions of the model that answered.
+        labels: int32 [N], the predictions.
+        versions: Versions of the model that predicted.
         since_s: Seconds since the epoch of the first row, None without rows.
         skipped: Files of other shapes, classes or statistics, which cannot be compared.
     """
@@ -53,7 +53,7 @@ class Logged:
 class Shift:
     """One comparison.
 
-    Args:
+    Attributes:
         name: Of the statistic, or `class mix`.
         psi: Population stability index.
         chance: The index that as many rows drawn from the training data would have on average.
@@ -69,7 +69,7 @@ class Shift:
 
 
 def read(storage: Storage, model: str, reference: Reference, days: float | None) -> Logged:
-    """Read the logged statistics and answers of a model.
+    """Read the logged statistics and predictions of a model.
 
     Args:
         storage: Where the log is.
@@ -128,8 +128,8 @@ def compare(reference: Reference, logged: Logged) -> list[Shift]:
     }
     served[CLASS_MIX] = np.bincount(logged.labels, minlength=len(reference.classes))
     trained = dict(zip(reference.names, reference.counts, strict=True)) | {CLASS_MIX: reference.labels}
-    found = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
-    return sorted(found, key=lambda shift: -shift.psi)
+    shifts = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
+    return sorted(shifts, key=lambda shift: -shift.psi)
 
 
 def _shift(name: str, trained: npt.NDArray[np.int64], served: npt.NDArray[np.int64]) -> Shift:
@@ -295,7 +295,7 @@ def _judged(
     threshold = config.drift.threshold
     rows, trained = len(logged.labels), sum(ground.labels)
     beyond = {shift.name: round(shift.psi, 4) for shift in shifts if shift.psi > threshold}
-    found = {
+    line = {
         "drifted": bool(beyond),
         "rows": rows,
         "versions": list(logged.versions),
@@ -306,8 +306,8 @@ def _judged(
     stream = io.BytesIO()
     draw(shifts, ground.classes, threshold, rows, trained).savefig(stream, format="png", dpi=110)
     where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
-    whole = found | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
+    whole = line | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
     storage.write_bytes(stream.getvalue(), where, "drift.png")
     storage.write_bytes(json.dumps(whole, indent=1).encode(), where, "drift.json")
     places = {"figure": storage.uri(where, "drift.png"), "report": storage.uri(where, "drift.json")}
-    return found | places | ({"status": "drifted"} if beyond else {})
+    return line | places | ({"status": "drifted"} if beyond else {})

@@ -121,7 +121,7 @@ def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool =
 class Class:
     """Metrics of a class.
 
-    Args:
+    Attributes:
         name: Of the class.
         rows: Held-out rows of it.
         recall: Share of them that were predicted as this class.
@@ -192,7 +192,7 @@ def versions() -> dict[str, str]:
 class Facts:
     """What the report shows beside the evaluation.
 
-    Args:
+    Attributes:
         run: Name of the run.
         run_id: MLflow run id, None where the tracking server could not be reached.
         commit: Of the checkout, None outside one.

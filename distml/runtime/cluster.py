@@ -167,14 +167,14 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
             signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
         processes.step_back()
         try:
-            yield _found(context)
+            yield _described(context)
         finally:
             # quietly, for Ray speaks of its own end
             with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
                 ray.shutdown()
 
 
-def _found(context: Any) -> Cluster:
+def _described(context: Any) -> Cluster:
     """Describe what `ray.init` connected to."""
     import ray
 

@@ -62,8 +62,8 @@ class Group:
             computed: The values that the table does not know; exactly those.
         """
         given = dict(computed or {})
-        fixed = {one.name: one.value for one in self.variables if not one.computed}
-        missing = {one.name for one in self.variables if one.computed} ^ given.keys()
+        fixed = {variable.name: variable.value for variable in self.variables if not variable.computed}
+        missing = {variable.name for variable in self.variables if variable.computed} ^ given.keys()
         assert not missing, f"missing in the call or in the table of variables: {sorted(missing)}"
         return fixed | given
 
@@ -74,10 +74,10 @@ class Group:
         gets its own.
         """
         values = self.values(computed)
-        for one in self.variables:
-            users = one.name in os.environ and os.environ[one.name] != _APPLIED.get(one.name)
-            if not (one.default and users):
-                os.environ[one.name] = _APPLIED[one.name] = values[one.name]
+        for variable in self.variables:
+            users = variable.name in os.environ and os.environ[variable.name] != _APPLIED.get(variable.name)
+            if not (variable.default and users):
+                os.environ[variable.name] = _APPLIED[variable.name] = values[variable.name]
 
 
 _APPLIED: dict[str, str] = {}
@@ -407,7 +407,9 @@ K3D = Group(
     ),
 )
 
-GROUPS: Mapping[str, Group] = {name: one for name, one in list(vars().items()) if isinstance(one, Group)}
+GROUPS: Mapping[str, Group] = {
+    name: value for name, value in list(vars().items()) if isinstance(value, Group)
+}
 """The table: every group by its name."""
 NAMES = frozenset(variable.name for group in GROUPS.values() for variable in group.variables)
 """The names of all variables of the table."""

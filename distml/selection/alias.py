@@ -182,7 +182,7 @@ def _who() -> str:
 class Record:
     """One decision.
 
-    Args:
+    Attributes:
         version: The version it is about.
         decision: moving until the alias is seen to have moved; overtaken when a better one came between.
         why: One sentence with the numbers.

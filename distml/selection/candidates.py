@@ -26,7 +26,7 @@ _OWN = ("model", "train", "run.seed")
 class Candidate:
     """One model to train.
 
-    Args:
+    Attributes:
         name: Within the sweep.
         config: Its whole configuration; `run.name` is the sweep's with the candidate's name behind.
         overrides: What it differs in, by dotted path.

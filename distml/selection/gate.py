@@ -15,7 +15,7 @@ _ROUNDING = 1e-9
 class Score:
     """What a version reached on the validation rows; test rows are no part of it.
 
-    Args:
+    Attributes:
         version: Number in the registry.
         val_accuracy: Share of rows classified right.
         val_loss: Mean cross-entropy.
@@ -32,7 +32,7 @@ class Score:
 class Decision:
     """What is to happen, and why.
 
-    Args:
+    Attributes:
         promote: Whether the candidate becomes champion.
         why: One sentence with the numbers.
     """

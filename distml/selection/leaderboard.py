@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Row:
     """One candidate at the end of a sweep.
 
-    Args:
+    Attributes:
         candidate: Its name.
         run: Name of its run.
         overrides: What it differs in.

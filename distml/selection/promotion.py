@@ -28,7 +28,7 @@ from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 class Candidate:
     """A registered version that may be promoted.
 
-    Args:
+    Attributes:
         label: What a person calls it: a candidate, a run, or a version.
         version: In the registry.
         excluded: Why it may not win; "" where it may.
@@ -43,7 +43,7 @@ class Candidate:
 class Outcome:
     """How a promotion ended.
 
-    Args:
+    Attributes:
         decision: Whether the winner became champion, and why.
         winner: The best of the candidates.
         before: The version that was champion before.

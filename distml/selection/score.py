@@ -36,12 +36,12 @@ _LEAST = 1e-7
 
 
 def measure(probabilities: npt.NDArray[np.float32], labels: Labels, version: int) -> Score:
-    """Score answers.
+    """Score probabilities.
 
     Args:
         probabilities: float32 [N, classes].
         labels: int32 [N].
-        version: That answered.
+        version: Of the model.
     """
     right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return Score(
@@ -56,8 +56,8 @@ def measure(probabilities: npt.NDArray[np.float32], labels: Labels, version: int
 class Trusted:
     """A version that has been verified and tried.
 
-    Args:
-        predictor: Answers.
+    Attributes:
+        predictor: Its model.
         data_digest: Of the data it was trained on, as its export says; "" where that says nothing.
     """
 
@@ -85,7 +85,7 @@ class Evaluator:
 
         Raises:
             TrackingError: Its files are gone, or lie where no model of ours lies.
-            ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
+            ModelError: They are not what was registered, do not load safely, or give no probabilities.
             OtherDataError: The model knows other classes or pictures than the data.
         """
         key = (version.version, split)
@@ -123,7 +123,7 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
 
     Raises:
         TrackingError: Its files are gone, or lie where no model of ours lies.
-        ModelError: They are not what was registered, do not load safely, or do not answer sensibly.
+        ModelError: They are not what was registered, do not load safely, or give no probabilities.
     """
     export = locate.verified(config, version, into)
     folder = export.folder
@@ -131,12 +131,12 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
 
     # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
     predictor = Predictor.of(export, "tensorflow")
-    images, answers = _try(version, predictor, folder / EXAMPLE)
+    images, probabilities = _try(version, predictor, folder / EXAMPLE)
     if (folder / LITE).exists():
         served = Predictor.of(export, "litert").predict(images)
-        if not np.allclose(served, answers, atol=_SAME):
+        if not np.allclose(served, probabilities, atol=_SAME):
             raise ModelError(
-                f"the LiteRT copy of {version.name} version {version.version} gives other answers.",
+                f"the LiteRT copy of {version.name} version {version.version} predicts differently.",
                 "Train it again.",
             )
     described = json.loads((folder / CLASSES).read_text())
@@ -152,7 +152,11 @@ def _try(
         images = np.asarray(json.loads(example.read_text())["inputs"], np.uint8)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the example of {what} cannot be read: {error!r}.", "Train it again.") from None
-    answers = predictor.predict(images)
-    if not np.isfinite(answers).all() or not np.allclose(answers.sum(1), 1, atol=1e-3) or (answers < 0).any():
-        raise ModelError(f"{what} answers its own example with no probabilities.", "Train it again.")
-    return images, answers
+    probabilities = predictor.predict(images)
+    if (
+        not np.isfinite(probabilities).all()
+        or not np.allclose(probabilities.sum(1), 1, atol=1e-3)
+        or (probabilities < 0).any()
+    ):
+        raise ModelError(f"{what} gives no probabilities for its own example.", "Train it again.")
+    return images, probabilities

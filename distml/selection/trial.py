@@ -19,7 +19,7 @@ from distml.training.events import EpochFinished, Event, Observer, Resumed
 class Child:
     """The place of a run in a sweep.
 
-    Args:
+    Attributes:
         name: Of the candidate; shown before each of its lines.
         cluster: The connection that the sweep has opened and will close.
         parent: Name and key of the parent run on the tracking server.

@@ -27,7 +27,7 @@ from distml.tracking.server import ask, cause, client, patiently, uri
 class Chosen:
     """A model to ask.
 
-    Args:
+    Attributes:
         model: Its name in the registry.
         version: Its version, None where it is not registered.
         folder: Its export on this machine.

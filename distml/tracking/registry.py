@@ -32,7 +32,7 @@ _BRIEF_S = 2.0
 class ModelVersion:
     """A registered version.
 
-    Args:
+    Attributes:
         name: Of the registered model.
         version: Number of the version.
         run_id: MLflow run that trained it.

@@ -27,7 +27,7 @@ RECORD = "run.json"
 class RunPaths:
     """Places of a run, or of a sweep, below the storage root, each as the parts of a path.
 
-    Args:
+    Attributes:
         name: `run.name`.
         generation: Counts restarts from the beginning.
         attempts: Times a driver has started or resumed it.

@@ -49,7 +49,7 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-def test_65_of_two_replicas_one_hangs(registry: Registry) -> None:
+def test_the_other_replica_takes_over_when_one_of_two_hangs(registry: Registry) -> None:
     with serving(registry, "--serve.replicas.min=2", "--serve.replicas.max=2") as live:
         replicas = live.replicas()
         clients = Clients(live.url, IMAGE, per_s=20)
@@ -65,7 +65,7 @@ def test_65_of_two_replicas_one_hangs(registry: Registry) -> None:
         assert clients.slowest_s < 5
 
 
-def test_65_the_only_replica_hangs(registry: Registry) -> None:
+def test_the_only_replica_is_replaced_when_it_hangs(registry: Registry) -> None:
     with serving(registry, "--serve.replicas.max=1") as live:
         (replica,) = live.replicas()
         clients = Clients(live.url, IMAGE, per_s=10)
@@ -86,7 +86,7 @@ def test_65_the_only_replica_hangs(registry: Registry) -> None:
         assert recovered < 22  # 20 answers at 10 a second are two seconds
 
 
-def test_69_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
+def test_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
     registry: Registry,
 ) -> None:
     port, seen, over = (

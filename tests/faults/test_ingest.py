@@ -124,7 +124,7 @@ def published(root: Path) -> Manifest:
     return manifest
 
 
-def test_1_a_truncated_file_is_named_and_nothing_is_written(ingest: Ingest, storage_root: Path) -> None:
+def test_a_truncated_file_is_named_and_nothing_is_written(ingest: Ingest, storage_root: Path) -> None:
     ingest.mirror.files[TRAIN] = ingest.mirror.files[TRAIN][:-10]
     code, result, _ = ingest.run(storage_root)
     assert code == 1
@@ -134,7 +134,7 @@ def test_1_a_truncated_file_is_named_and_nothing_is_written(ingest: Ingest, stor
     assert not ingest.cache.exists()
 
 
-def test_1_a_mirror_that_always_hangs_up_is_given_up_after_three_tries(
+def test_a_mirror_that_always_hangs_up_is_given_up_after_three_tries(
     ingest: Ingest, storage_root: Path
 ) -> None:
     ingest.mirror.drops[TRAIN] = 99
@@ -162,7 +162,7 @@ def _header(content: bytes, at: int, value: int) -> bytes:
         pytest.param(lambda c: _header(c, 4, 60_001), "says 60001 = 60,001", "60,000 follow", id="count"),
     ],
 )
-def test_2_damaged_content_is_refused_with_expected_and_actual(
+def test_damaged_content_is_refused_with_expected_and_actual(
     ingest: Ingest,
     storage_root: Path,
     fashion: dict[str, bytes],
@@ -179,7 +179,7 @@ def test_2_damaged_content_is_refused_with_expected_and_actual(
     assert files(storage_root) == {}
 
 
-def test_2_a_byte_flipped_on_the_way_is_refused(ingest: Ingest, storage_root: Path) -> None:
+def test_a_byte_flipped_on_the_way_is_refused(ingest: Ingest, storage_root: Path) -> None:
     ingest.mirror.files[LABELS] = _flipped(ingest.mirror.files[LABELS])
     code, result, _ = ingest.run(storage_root)
     assert code == 1
@@ -201,7 +201,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def test_3_a_full_disk_is_said_and_space_cures_it(ingest: Ingest, small_disk: Path) -> None:
+def test_a_full_disk_is_said_and_space_cures_it(ingest: Ingest, small_disk: Path) -> None:
     begun = time.monotonic()
     code, result, _ = ingest.run(small_disk)
     assert time.monotonic() - begun < 30  # measured: 3 to 8 s
@@ -215,7 +215,7 @@ def test_3_a_full_disk_is_said_and_space_cures_it(ingest: Ingest, small_disk: Pa
     published(small_disk)
 
 
-def test_4_interrupted_twice_and_killed_gives_the_same_data(ingest: Ingest, tmp_path: Path) -> None:
+def test_interrupted_twice_and_killed_gives_the_same_data(ingest: Ingest, tmp_path: Path) -> None:
     clean, root = tmp_path / "clean", tmp_path / "killed"
     code, result, _ = ingest.run(clean)
     assert code == 0
@@ -244,9 +244,7 @@ def _moving(root: Path) -> list[str]:
     return [name for _, _, names in os.walk(root) for name in names]
 
 
-def test_5_four_at_once_publish_once_and_6_another_run_does_nothing(
-    ingest: Ingest, storage_root: Path
-) -> None:
+def test_four_at_once_publish_once_and_another_run_does_nothing(ingest: Ingest, storage_root: Path) -> None:
     processes = [ingest.start(storage_root) for _ in range(4)]
     finished = [ingest.finish(process) for process in processes]
     assert [code for code, _, _ in finished] == [0, 0, 0, 0]

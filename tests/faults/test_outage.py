@@ -1,4 +1,4 @@
-"""The tracking server goes away (reliability 16): a real `mlflow server`, really killed."""
+"""The tracking server goes away: a real `mlflow server`, really killed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Server:
             self.process.wait(20)
 
 
-def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
+def test_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
     began = time.monotonic()
     flags = [f"--tracking.uri=http://127.0.0.1:{ingress.free_ports()[0]}", "--tracking.required=true"]
     with Training(tmp_path / "storage", "down", *flags) as run:
@@ -82,7 +82,7 @@ def test_16a_a_required_server_that_is_down_ends_the_command_before_any_worker(t
 
 
 @pytest.mark.slow
-def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
+def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     server = Server(tmp_path)
@@ -117,7 +117,7 @@ def test_16b_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_16c_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
+def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     server = Server(tmp_path)

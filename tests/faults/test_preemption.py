@@ -1,4 +1,4 @@
-"""A node is taken away with notice (reliability 15): a cluster of raylets, one of them really drained."""
+"""A node is taken away with notice: a cluster of raylets, one of them really drained."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _drain(address: str, node_id: str) -> None:
     assert accepted, why
 
 
-def test_15_a_preempted_node_costs_no_failure(cluster: Any, tmp_path: Path) -> None:
+def test_a_preempted_node_costs_no_failure(cluster: Any, tmp_path: Path) -> None:
     taken = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     flags = ["--train.max_failures=0", "--train.max_preemptions=1", f"--train.epochs={EPOCHS}"]

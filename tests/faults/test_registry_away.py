@@ -101,7 +101,7 @@ def model(live: Endpoint) -> dict[str, Any]:
     return described
 
 
-def test_66_watcher_and_replica_killed_while_the_registry_is_away(registry: Registry, server: Server) -> None:
+def test_watcher_and_replica_killed_while_the_registry_is_away(registry: Registry, server: Server) -> None:
     flags = ["--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5"]
     log = Path(registry.config.storage.root, "serve.log")
     with serving(registry, *flags, f"--tracking.uri={server.uri}") as live:
@@ -137,7 +137,7 @@ def loaded_by(live: Endpoint) -> int:
     return sum(line.startswith("distml_champion_version{") for line in text.splitlines())
 
 
-def test_66_the_registry_forgets_its_champion(registry: Registry) -> None:
+def test_the_registry_forgets_its_champion(registry: Registry) -> None:
     """A registry that was set up anew answers, and knows nothing: the last champion stays, said aloud."""
     registry.client.set_registered_model_alias(registered.NAME, "champion", "2")
     log = Path(registry.config.storage.root, "serve.log")

@@ -86,7 +86,7 @@ def await_version(live: Endpoint, version: int) -> None:
     time.sleep(2)  # the other replica has heard of it, too
 
 
-def test_32_champions_change_under_load_and_every_answer_is_its_versions(
+def test_champions_change_under_load_and_every_answer_is_its_versions(
     live: Endpoint, registry: Registry, clients: Clients
 ) -> None:
     for number, version in enumerate((2, 3, 1), 1):
@@ -114,7 +114,7 @@ def test_32_champions_change_under_load_and_every_answer_is_its_versions(
         np.testing.assert_allclose(answers, np.tile(offline(registry, version), (len(answers), 1)), atol=1e-5)
 
 
-def test_31_a_killed_replica_costs_no_request(live: Endpoint, clients: Clients) -> None:
+def test_a_killed_replica_costs_no_request(live: Endpoint, clients: Clients) -> None:
     before = live.replicas()
     assert len(before) == 2
     clients.wait(200)
@@ -134,7 +134,7 @@ def listening(pids: set[int]) -> set[tuple[str, int]]:
     return {(one.laddr.ip, one.laddr.port) for one in found if one.laddr}
 
 
-def test_39_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoint) -> None:
+def test_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoint) -> None:
     family = live.driver.children(recursive=True)
     proxies = {one.pid for one in family if "haproxy" in one.name()}
     assert {address for address, _ in listening(proxies)} == {"127.0.0.1"}
@@ -145,7 +145,7 @@ def test_39_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endp
     assert dashboards == {"127.0.0.1"}
 
 
-def test_39_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
+def test_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
     """Ray would have HAProxy look for replicas at 127.0.0.1, wherever they listen."""
     before = set(Path(tempfile.gettempdir()).iterdir())
     with serving(registry, "--serve.replicas.max=1", host="::1") as live:
@@ -158,7 +158,7 @@ def test_39_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None
     assert not [name for name in left if name.startswith(("distml-", "pymp-"))]
 
 
-def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:
+def test_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:
     began = time.monotonic()
     flags = [flag for flag in registry.flags() if "registered_model" not in flag]
     command = [sys.executable, "-m", "distml.serve", *flags, "--tracking.registered_model=nobody"]
@@ -176,7 +176,7 @@ def test_33_without_a_champion_it_says_so_and_never_gets_ready(registry: Registr
     assert "no version of nobody is champion" in done.stderr
 
 
-def test_34_what_is_under_way_is_answered_when_it_ends(registry: Registry) -> None:
+def test_what_is_under_way_is_answered_when_it_ends(registry: Registry) -> None:
     body = {"instances": [BIRD.tolist()] * 4096}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         live = stack.enter_context(serving(registry, "--serve.max_body_bytes=16000000"))

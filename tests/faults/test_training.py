@@ -1,4 +1,4 @@
-"""Faults while training (reliability 10-19 and 21): real processes, really killed."""
+"""Faults while training: real processes, really killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def versions(root: Path, run_id: str) -> int:
     return len(client.search_model_versions(f"run_id = '{run_id}'"))
 
 
-def test_10_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
+def test_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
     with Training(root, "worker-killed") as run:
         run.wait_for("epoch 2/4")
         run.workers()[-1].send_signal(signal.SIGKILL)
@@ -51,7 +51,7 @@ def test_10_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_11_killed_driver_and_head_resume_under_the_same_name(root: Path) -> None:
+def test_killed_driver_and_head_resume_under_the_same_name(root: Path) -> None:
     with Training(root, "driver-killed") as run:
         run.wait_for("epoch 2/4")
         run.kill_all()
@@ -65,7 +65,7 @@ def test_11_killed_driver_and_head_resume_under_the_same_name(root: Path) -> Non
 
 
 @pytest.mark.slow
-def test_11b_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
+def test_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
     with Training(root, "driver-alone") as run:
         run.wait_for("epoch 1/4")
         children = run.processes()
@@ -77,7 +77,7 @@ def test_11b_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
         assert left == []
 
 
-def test_12_always_failing_tries_exactly_three_times(root: Path) -> None:
+def test_always_failing_tries_exactly_three_times(root: Path) -> None:
     (root.parent / "dying.py").write_text(
         "import os, pathlib\n"
         "def build(shape, classes):\n"
@@ -94,7 +94,7 @@ def test_12_always_failing_tries_exactly_three_times(root: Path) -> None:
     assert versions(root, tracked.info.run_id) == 0
 
 
-def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None:
+def test_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None:
     flags = ["--train.optimizer=sgd", "--train.learning_rate=1e38", "--train.schedule=constant"]
     with Training(root, "nan", *flags) as run:
         code, result = run.finish()
@@ -109,7 +109,7 @@ def test_14_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None
 
 
 @pytest.mark.slow
-def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
+def test_half_written_checkpoint_is_passed_over(root: Path) -> None:
     big = ["--model.options={dense: 2048}"]  # 40 MB of state: its upload can be caught halfway
     with Training(root, "half-written", *big) as run:
         run.wait_for("epoch 2/4")
@@ -134,7 +134,7 @@ def test_17_half_written_checkpoint_is_passed_over(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_18_truncated_snapshot_and_checkpoint_fall_back_to_the_newest_valid(root: Path) -> None:
+def test_truncated_snapshot_and_checkpoint_fall_back_to_the_newest_valid(root: Path) -> None:
     with Training(root, "snapshot") as run:
         run.wait_for("epoch 3/4")
         time.sleep(1.0)
@@ -164,7 +164,7 @@ def undisturbed(root: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_19_world_size_may_change(root: Path, undisturbed: dict[str, Any], before: int, after: int) -> None:
+def test_world_size_may_change(root: Path, undisturbed: dict[str, Any], before: int, after: int) -> None:
     name = f"from-{before}-to-{after}"
     with Training(root, name, f"--train.workers={before}") as run:
         run.wait_for("epoch 2/4")
@@ -177,7 +177,7 @@ def test_19_world_size_may_change(root: Path, undisturbed: dict[str, Any], befor
     assert abs(result["test_accuracy"] - undisturbed["test_accuracy"]) <= 0.010
 
 
-def test_21a_frozen_worker_is_found_and_replaced(root: Path) -> None:
+def test_frozen_worker_is_found_and_replaced(root: Path) -> None:
     with Training(root, "frozen", "--train.stall_timeout_s=20") as run:
         run.wait_for("epoch 2/4")
         run.workers()[-1].send_signal(signal.SIGSTOP)
@@ -193,7 +193,7 @@ def test_21a_frozen_worker_is_found_and_replaced(root: Path) -> None:
     ("flags", "named"),
     [(["--train.device=gpu"], "GPU"), (["--train.workers=99"], "CPU")],
 )
-def test_21b_impossible_request_names_the_resource(root: Path, flags: list[str], named: str) -> None:
+def test_impossible_request_names_the_resource(root: Path, flags: list[str], named: str) -> None:
     began = time.monotonic()
     with Training(root, f"impossible-{named}", *flags) as run:
         code, result = run.finish(120)
@@ -212,7 +212,7 @@ def test_small_is_what_the_tests_say(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_13_out_of_memory_is_said_and_survived(root: Path) -> None:
+def test_out_of_memory_is_said_and_survived(root: Path) -> None:
     (root.parent / "hungry.py").write_text(
         "import os, pathlib, threading, time\n"
         "from distml.models.cnn import convnet\n"

@@ -168,7 +168,7 @@ def champion(registry: Registry, command: Promote) -> Registry:
     return registry
 
 
-def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> None:  # fault 23
+def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> None:
     folder, sha256 = champion.export(200)
     version = champion.register(folder, sha256)
     shutil.rmtree(folder)
@@ -178,7 +178,7 @@ def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> 
 
 
 def test_a_flipped_byte_is_refused_before_it_is_loaded(champion: Registry, command: Promote) -> None:
-    folder, sha256 = champion.export(200)  # fault 24
+    folder, sha256 = champion.export(200)
     content = bytearray((folder / MODEL).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / MODEL).write_bytes(content)
@@ -192,7 +192,7 @@ def test_a_flipped_byte_is_refused_before_it_is_loaded(champion: Registry, comma
 
 @pytest.mark.parametrize("source", ["/etc/passwd", "{root}/../outside", "http://127.0.0.1:9/canary"])
 def test_a_foreign_source_is_never_asked(champion: Registry, command: Promote, source: str) -> None:
-    folder, sha256 = champion.export(200)  # fault 41
+    folder, sha256 = champion.export(200)
     outside = Path(champion.config.storage.root).parent / "outside"
     shutil.copytree(folder, outside, dirs_exist_ok=True)
     source = source.format(root=champion.config.storage.root)

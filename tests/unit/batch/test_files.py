@@ -79,7 +79,7 @@ def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
 
 def test_an_answer_lists_the_most_probable_first() -> None:
     probabilities = np.array([0.1, 0.6, 0.3], np.float32)
-    assert files.answer("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
+    assert files.describe("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
         "file": "a.png",
         "class": "dog",
         "label": 1,
@@ -89,7 +89,7 @@ def test_an_answer_lists_the_most_probable_first() -> None:
             {"class": "bird", "label": 2, "probability": 0.3},
         ],
     }
-    assert len(files.answer("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
+    assert len(files.describe("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
 
 
 @pytest.fixture
