@@ -346,9 +346,9 @@ _WHEN = {"steps": "log step, epoch", "epoch": "epoch", "result": "end of the run
 
 def training_metrics() -> str:
     """List what training writes to Ray's metrics."""
-    from distml.training.observers import gauges
+    from distml.training.observers import exporters
 
-    rows = [[code(f"ray_distml_train_{name}"), meaning] for name, meaning in gauges.GAUGES.items()]
+    rows = [[code(f"ray_distml_train_{name}"), meaning] for name, meaning in exporters.GAUGES.items()]
     return table(["metric", "meaning"], rows)
 
 

@@ -60,24 +60,24 @@ def tiny(shape: tuple[int, int, int], classes: int) -> Any:
 
 
 def _main(work: dict[str, Any]) -> None:
-    from distml.training import devices
+    from distml.training import worker
 
     cluster = json.loads(os.environ["TF_CONFIG"])
     rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
-    tf = devices.import_tensorflow(use_gpu=False, local_world_size=world_size)
+    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
     import numpy as np
 
     from distml.config import TrainConfig
     from distml.data import feed
-    from distml.models import fused, registry
+    from distml.models import registry, transform
     from distml.training import optimizer as optimizers
     from distml.training.step import Step, StepSpec
 
     train = TrainConfig.model_validate(work["train"])
-    strategy = devices.strategy(tf, use_gpu=False)
+    strategy = worker.strategy(tf, use_gpu=False)
     with strategy.scope():
         model = registry.build(work["model"], (28, 28, 1), 10, {}, 0)
-        fused.fuse(model)
+        transform.fuse(model)
         optimizer = optimizers.make(train, [1e-3] * work["steps"])
         optimizer.build(model.trainable_variables)
     spec = StepSpec(train.global_batch_size, rank, 0, train.label_smoothing, train.ema, train.augment)
@@ -109,18 +109,18 @@ def _main(work: dict[str, Any]) -> None:
 
 
 def _frozen(work: dict[str, Any]) -> None:
-    from distml.training import devices
+    from distml.training import worker
 
     cluster = json.loads(os.environ["TF_CONFIG"])
     rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
-    tf = devices.import_tensorflow(use_gpu=False, local_world_size=world_size)
-    strategy = devices.strategy(tf, use_gpu=False)
+    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
+    strategy = worker.strategy(tf, use_gpu=False)
     import keras
     import numpy as np
 
     from distml.config import TrainConfig
     from distml.data import feed
-    from distml.models import fused, parts, registry
+    from distml.models import registry, transform
     from distml.training import optimizer as optimizers
     from distml.training.step import Step, StepSpec
 
@@ -131,8 +131,8 @@ def _frozen(work: dict[str, Any]) -> None:
         keras.config.set_dtype_policy(train.precision)
         with strategy.scope():
             model = registry.build("tests.ranks:tiny", (16, 16, 3), 4, {}, 0)
-            fused.fuse(model)
-            cut = parts.split(model)
+            transform.fuse(model)
+            cut = transform.split(model)
             assert cut is not None
             slow = optimizers.Backbone(cut.features.trainable_variables, 0.1, steps)
             optimizer = optimizers.make(train, [1e-3] * 2 * steps, slow)

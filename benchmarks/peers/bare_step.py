@@ -20,7 +20,8 @@ from distml.config import AugmentConfig, TrainConfig
 from distml.data import feed
 from distml.runtime import compat
 from distml.serving import ingress
-from distml.training import devices, schedule
+from distml.training import optimizer as optimizers
+from distml.training import worker
 
 
 def _launch(arguments: dict[str, str]) -> int:
@@ -56,16 +57,15 @@ def _train(arguments: dict[str, str]) -> dict[str, Any]:
     tf.config.threading.set_intra_op_parallelism_threads(max(1, (os.cpu_count() or 1) // world_size))
     tf.config.threading.set_inter_op_parallelism_threads(2)
     from distml.models import registry
-    from distml.training import optimizer as optimizers
     from distml.training.step import Step, StepSpec
 
     train = TrainConfig(epochs=epochs, global_batch_size=batch)
     images, labels = _rows(arguments["data"], rank, world_size)
     steps = 60_000 // batch
-    strategy = devices.strategy(tf, use_gpu=False)  # the same ring that distml asks for
+    strategy = worker.strategy(tf, use_gpu=False)  # the same ring that distml asks for
     with strategy.scope():
         model = registry.build("convnet", (28, 28, 1), 10, {}, 0)
-        optimizer = optimizers.make(train, schedule.table(train, steps))
+        optimizer = optimizers.make(train, optimizers.table(train, steps))
         optimizer.build(model.trainable_variables)
     step = Step(strategy, model, optimizer, StepSpec(batch, rank, 0, 0.0, 0.0, AugmentConfig()))
     pixels, classes = tf.constant(images), tf.constant(labels)

@@ -57,10 +57,10 @@ def validate(config: Config) -> dict[str, Any]:
     from distml.selection import candidates
     from distml.storage import Storage
     from distml.tracking import runs
-    from distml.training import weight_sources
+    from distml.training import pretrained
 
     registry.check_config(config.model)
-    weight_sources.check(config)
+    pretrained.check(config)
     count = len(candidates.candidates(config))
     if config.sweep.search:
         candidates.check_space(config)

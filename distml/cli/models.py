@@ -12,7 +12,7 @@ from distml.config import Config
 from distml.errors import ConfigError
 from distml.models import backbones, registry
 from distml.storage import Storage
-from distml.training import pretrained, weight_sources
+from distml.training import pretrained
 
 _BYTES = 4
 """Of a parameter; exports are float32."""
@@ -84,11 +84,11 @@ def fetch_weights(config: Config, namespace: Namespace) -> dict[str, Any]:
     wanted = config.model_copy(update={"model": model})
     storage = Storage(config.storage.root)
     if namespace.file:
-        weight_sources.check(wanted)
+        pretrained.check(wanted)
         source = f"{pretrained.IMAGENET}:{name}"
-        resolved_file = pretrained.put(storage, source, *weight_sources.read(namespace.file))
+        resolved_file = pretrained.put(storage, source, *pretrained.read(namespace.file))
     else:
-        resolved = weight_sources.resolve(wanted, storage)
+        resolved = pretrained.resolve(wanted, storage)
         assert resolved is not None
         resolved_file = resolved
     place = storage.uri(*resolved_file.parts)

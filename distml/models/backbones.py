@@ -197,11 +197,11 @@ def _backbone(name: str, shape: tuple[int, int, int], options: dict[str, Any]) -
     """The network from scaled pixels to its last feature map, as one layer."""
     import keras
 
-    from distml.models import lite
+    from distml.models import residual
 
     found = BACKBONES[name]
     if not found.function:
-        network = lite.features(name, shape)
+        network = residual.lite_features(name, shape)
     else:
         network = _keras_network(found, include_top=False, weights=None, input_shape=shape, **options)
     first = network.get_layer("stem_conv_pad") if name.startswith("efficientnet_b") else network

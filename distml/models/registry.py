@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distml.config import ModelConfig
+from distml.config.functions import check as check_options
+from distml.config.functions import require_accepted
 from distml.data import schema
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.models import backbones
-from distml.models.options import check as check_options
-from distml.models.options import require_accepted
 
 if TYPE_CHECKING:
     import keras
@@ -29,8 +29,8 @@ BUILDERS = {
     "cnn_batchnorm": "distml.models.cnn:cnn_batchnorm",
     "cnn_dropout": "distml.models.cnn:cnn_dropout",
     "convnet": "distml.models.cnn:convnet",
-    "poolnet": "distml.models.poolnet:poolnet",
-    "resnet": "distml.models.resnet:resnet",
+    "poolnet": "distml.models.residual:poolnet",
+    "resnet": "distml.models.residual:resnet",
 }
 """Where the builder of each network of ours is; `backbones.BACKBONES` has the others by name."""
 

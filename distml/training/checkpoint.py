@@ -21,7 +21,7 @@ from distml.storage import Storage
 from distml.training.events import CheckpointSkipped, EpochFinished, Resumed
 
 if TYPE_CHECKING:
-    from distml.training.rank import Rank
+    from distml.training.worker import Rank
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.train
@@ -20,8 +20,10 @@ from distml.errors import DataError, ModelError, NotFiniteError
 from distml.training import checkpoint
 from distml.training import metrics as catalogue
 from distml.training.events import EpochFinished, StepsDone
-from distml.training.rank import Rank
 from distml.training.step import Scope
+
+if TYPE_CHECKING:
+    from distml.training.worker import Rank
 
 Metrics = dict[str, float]
 """Values by their names in `training.metrics`."""

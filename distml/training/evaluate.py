@@ -8,16 +8,18 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distml.artifacts import export
 from distml.data import feed, shards
-from distml.models import mirror
+from distml.models import transform
 from distml.training import checkpoint, metrics, score
 from distml.training.events import Evaluation, RunFinished, worst_mistakes
-from distml.training.rank import Rank
+
+if TYPE_CHECKING:
+    from distml.training.worker import Rank
 
 _DESCRIBED_CLASSES = 200  # beyond it the confusion matrix would be larger than a small model
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -63,7 +65,7 @@ def _network(rank: Rank) -> Any:
     """The network to evaluate and export: Keras's own layers in float32, built outside the strategy."""
     network = rank.network()
     network.set_weights(rank.best or checkpoint.weights(rank))
-    return mirror.mirrored(network) if rank.config.model.mirror else network
+    return transform.mirrored(network) if rank.config.model.mirror else network
 
 
 def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Scored:

@@ -1,26 +1,70 @@
-"""Launches a Ray Train job: data, trainer, and messages for its failures (driver, controller)."""
+"""Launches a Ray Train job: data, trainer, TF_CONFIG, messages for its failures (driver, controller).
+
+Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
+controller, and its backend switches the workers to legacy Keras.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
 from distml.data import shards
 from distml.errors import TrainingError
-from distml.runtime import environment, processes
+from distml.runtime import compat, environment, processes
 from distml.runtime.cluster import Plan, address
-from distml.runtime.compat.ray_train import LocalTrainer
 from distml.storage import Storage
-from distml.training import backend, events, worker
+from distml.training import events, worker
 from distml.training.events import Event, Observer, Started, WorkerFailed
+
+
+def _own_address() -> str:
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _join(addresses: list[str], index: int) -> None:
+    place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    environment.RANK.apply({"TF_CONFIG": json.dumps(place)})
+
+
+class _TensorFlowBackend(Backend):
+    """Sets TF_CONFIG, the addresses of all workers, in each worker."""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        addresses = worker_group.execute(_own_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _join, addresses=addresses, index=rank)
+                for rank in range(len(worker_group))
+            ]
+        )
+
+
+@dataclass
+class TensorFlowGroup(BackendConfig):
+    """Backend configuration for `DataParallelTrainer`: sets TF_CONFIG and nothing else."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend."""
+        return _TensorFlowBackend
+
 
 logger = logging.getLogger(__name__)
 
@@ -164,11 +208,11 @@ def _trainer(
 ) -> DataParallelTrainer:
     least, most = plan.workers
     train = config.train
-    kind = LocalTrainer if address() is None and least == most else DataParallelTrainer
+    kind = compat.local_trainer() if address() is None and least == most else DataParallelTrainer
     return kind(
         worker.loop,
         train_loop_config=spec | {"blocks": data.get("blocks")},
-        backend_config=backend.TensorFlowGroup(),
+        backend_config=TensorFlowGroup(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=plan.use_gpu,

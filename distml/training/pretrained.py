@@ -1,21 +1,35 @@
-"""The copy of a run's initial weights under the storage root (driver, worker).
+"""Initial weights of a run: resolved and copied before anything starts, opened by each rank (driver, worker).
 
-`weights/<SHA-256>/<file>` holds the bytes, `weights/sources/<key>.json` says which file a source was.
+`weights/<SHA-256>/<file>` under the storage root holds the bytes, `weights/sources/<key>.json` says which
+file a source was. A source that can be read is copied to the storage each time, so that a changed file is
+noticed; where it cannot, as on a pod without that path or without a network, the copy is taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distml.config import Config
-from distml.errors import ModelError
+from distml.errors import ConfigError, DistmlError, ModelError, StorageError
+from distml.models.backbones import BACKBONES
+from distml.models.weights import SUFFIXES
+from distml.runtime import environment
 from distml.storage import Storage
+
+if TYPE_CHECKING:  # a worker imports no MLflow
+    from distml.tracking import locate
 
 FOLDER = "weights"
 IMAGENET = "imagenet"
@@ -104,3 +118,187 @@ def opened(storage: Storage, weights: Weights) -> Iterator[Path]:
         path = Path(folder) / weights.file
         path.write_bytes(data)
         yield path
+
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_TIMEOUT_S = 1800.0
+_DOWNLOAD = (
+    "import keras, sys; getattr(keras.applications, sys.argv[1])(include_top=False, weights='imagenet')"
+)
+"""Keras knows the address and the digest of each file and puts it below `KERAS_HOME`. It runs in a process of
+its own, so that no driver imports TensorFlow for a download."""
+_MODEL = "data/model.keras"
+_DIGESTS = "digests.json"
+_MAGIC = {".npz": b"PK", ".keras": b"PK", ".h5": b"\x89HDF\r\n\x1a\n"}
+_KINDS = "none, imagenet, a .keras, .weights.h5 or .npz file or its URI, models:/NAME@ALIAS or runs:/ID"
+
+
+def check(config: Config) -> None:
+    """Check what can be known of the configured weights without asking anybody.
+
+    Raises:
+        ConfigError: No kind of weights, an absent file or one of another kind, or a network that Keras
+            publishes no weights for.
+    """
+    wanted = config.model.weights
+    if wanted is None or re.match(r"(models|runs):/[^/]", wanted):
+        return
+    if wanted == IMAGENET:
+        if config.model.name not in BACKBONES:
+            raise ConfigError(
+                f"model.weights = 'imagenet', but nobody has trained {config.model.name} on ImageNet.",
+                "Choose a model.name that `distml models` lists as a backbone.",
+            )
+        return
+    if not wanted.endswith(SUFFIXES):
+        raise ConfigError(f"model.weights = {wanted!r} is not usable.", f"It may be {_KINDS}.")
+    if "://" not in wanted and Path(wanted).expanduser().is_file():
+        with Path(wanted).expanduser().open("rb") as stream:
+            _require_kind(wanted, stream.read(8))
+
+
+def _require_kind(name: str, begin: bytes) -> None:
+    """Refuse a file that does not begin as its name says."""
+    suffix = next(suffix for suffix in _MAGIC if name.endswith(suffix))
+    if not begin.startswith(_MAGIC[suffix]):
+        raise ConfigError(f"model.weights = {name!r} is not a {suffix} file.", f"It may be {_KINDS}.")
+
+
+def resolve(config: Config, storage: Storage) -> Weights | None:
+    """Bring the configured weights under the storage root.
+
+    Args:
+        config: Names the model and its weights.
+        storage: Gets the copy.
+
+    Returns:
+        The copy, None where training starts from noise.
+
+    Raises:
+        ConfigError: As `check`, or there is no such file, version or run.
+        ModelError: Keras's file cannot be fetched, or a version's files are not what its digest says.
+        TrackingError: The registry does not answer.
+    """
+    check(config)
+    name = source(config)
+    if name is None:
+        return None
+    known = cached(storage, name)
+    if known is not None and config.model.weights == IMAGENET:
+        return known
+    try:
+        return put(storage, name, *_bytes(config))
+    except DistmlError as error:
+        if known is None:
+            raise
+        logger.warning("%s The copy of %s under the storage root is used.", error.message, known.file)
+        return known
+
+
+def _bytes(config: Config) -> tuple[str, bytes]:
+    """Name and content of the file that the configured weights are."""
+    wanted = str(config.model.weights)
+    if wanted == IMAGENET:
+        return _published(config.model.name)
+    with tempfile.TemporaryDirectory(prefix="distml-weights-") as into:
+        if wanted.startswith("models:/"):
+            return "model.keras", _verified(_registered(config, wanted, Path(into)), wanted)
+        if wanted.startswith("runs:/"):
+            from distml.tracking import locate
+
+            chosen = locate.choose(config, wanted.removeprefix("runs:/"), None, Path(into))
+            return "model.keras", _verified(chosen, wanted)
+    return read(wanted)
+
+
+def read(place: str) -> tuple[str, bytes]:
+    """Read a file of weights.
+
+    Args:
+        place: A path of this machine, or an s3:// or gs:// URI.
+
+    Returns:
+        Its name and its content.
+
+    Raises:
+        ConfigError: There is no such file, or it is of another kind.
+    """
+    base, _, name = place.rpartition("/")
+    if not place.endswith(SUFFIXES) or name in SUFFIXES:
+        raise ConfigError(f"model.weights = {place!r} is not usable.", f"It may be {_KINDS}.")
+    try:
+        data = Storage(base or ("/" if place.startswith("/") else ".")).read_bytes(name)
+    except StorageError as error:
+        raise ConfigError(f"model.weights = {place!r}: {error.message}", error.remedy) from None
+    _require_kind(name, data[:8])
+    return name, data
+
+
+def _registered(config: Config, wanted: str, into: Path) -> locate.Chosen:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means."""
+    from distml.tracking import locate, registry
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))", wanted)
+    if match is None:
+        raise ConfigError(
+            f"model.weights = {wanted!r} names no version.",
+            "Write models:/NAME@ALIAS or models:/NAME/VERSION.",
+        )
+    tracking = config.tracking.model_copy(update={"registered_model": match[1]})
+    other = config.model_copy(update={"tracking": tracking})
+    version = registry.by_alias(other, match[2]) if match[2] else registry.by_number(other, int(match[3]))
+    if version is None:
+        raise ConfigError(
+            f"model.weights = {wanted!r}: the registry has no such version.",
+            "Correct it, storage.root or tracking.uri.",
+        )
+    folder = locate.fetch(other, version, into)
+    return locate.Chosen(version.name, version.version, folder, version.sha256)
+
+
+def _verified(chosen: locate.Chosen, wanted: str) -> bytes:
+    """The Keras model of an export, its bytes checked against the export's digests and the registry's."""
+    try:
+        listed = (chosen.folder / _DIGESTS).read_bytes()
+        data = (chosen.folder / _MODEL).read_bytes()
+        expected = json.loads(listed)[_MODEL]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"weights {wanted}: its export cannot be read: {error}.", "Train it again."
+        ) from None
+    whole = chosen.sha256 in (None, hashlib.sha256(listed).hexdigest())
+    if not whole or hashlib.sha256(data).hexdigest() != expected:
+        raise ModelError(f"weights {wanted}: its export is not what was registered.", "Train it again.")
+    return data
+
+
+def _published(name: str) -> tuple[str, bytes]:
+    """Keras's own file of a backbone, fetched and checked by Keras."""
+    function = BACKBONES[name].function
+    if not function:
+        raise ConfigError(
+            f"model.weights = 'imagenet': Keras publishes none for {name}, and the storage has none.",
+            f"Put a file there once: distml fetch-weights {name} --file FILE.",
+        )
+    with tempfile.TemporaryDirectory(prefix="distml-keras-") as home:
+        command = [sys.executable, "-c", _DOWNLOAD, function]
+        try:
+            ran = subprocess.run(
+                command,
+                env=os.environ | environment.PUBLISHED.values({"KERAS_HOME": home}),
+                capture_output=True,
+                text=True,
+                timeout=DOWNLOAD_TIMEOUT_S,
+                check=False,
+            )
+            cause = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            cause = f"it took more than {DOWNLOAD_TIMEOUT_S:.0f} s"
+        files = sorted(path for path in Path(home).glob("models/*") if path.name.endswith(SUFFIXES))
+        if len(files) != 1:
+            raise ModelError(
+                f"the ImageNet weights of {name} cannot be fetched: {cause[:200]}.",
+                f"On a machine with a network: distml fetch-weights {name}; or give it --file FILE.",
+            )
+        return files[0].name, files[0].read_bytes()

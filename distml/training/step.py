@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from distml.config import AugmentConfig
 from distml.data import feed
-from distml.models import parts
+from distml.models import transform as parts
 from distml.training import augment
 from distml.training.score import batch_rows, cross_entropy, scorer
 

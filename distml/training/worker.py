@@ -7,13 +7,254 @@ an export in storage.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
-from typing import Any
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray.train
 
 from distml import log
-from distml.errors import CheckpointError, DataError, ModelError, NotFiniteError
-from distml.training.events import RunFailed
-from distml.training.rank import Rank
+from distml.config import Config
+from distml.data import feed, shards
+from distml.errors import CheckpointError, DataError, ModelError, NotFiniteError, TrainingError
+from distml.runtime import compat, environment
+from distml.storage import Storage
+from distml.training import optimizer as optimizers
+from distml.training import pretrained, weighting
+from distml.training.events import EpochFinished, Event, RunFailed, Started, WeightsLoaded
+
+
+def usable_cpus() -> int:
+    """Number of cores this process may use: its affinity, limited by the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    words = quota.read_text().split() if quota.exists() else ["max"]
+    return cores if words[0] == "max" else max(1, min(cores, -(-int(words[0]) // int(words[1]))))
+
+
+def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
+    """Import TensorFlow and Keras 3 and give this rank its share of the machine's threads."""
+    environment.KERAS.apply()
+    if not use_gpu:
+        environment.CPU_WORKER.apply()
+    with compat.imports():
+        import keras
+        import tensorflow as tf
+    if not keras.__version__.startswith("3."):
+        raise TrainingError(f"Keras {keras.__version__} was imported.", "Unset TF_USE_LEGACY_KERAS.")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, usable_cpus() // local_world_size))
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    return tf
+
+
+def strategy(tf: Any, use_gpu: bool) -> Any:
+    """Create the strategy over all ranks in TF_CONFIG: NCCL between GPUs, a gRPC ring between CPUs."""
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if use_gpu else kinds.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def precision(wanted: str, use_gpu: bool) -> str:
+    """Return Keras's dtype policy: `auto` is bfloat16 where the processor or every GPU supports it natively.
+
+    Elsewhere TensorFlow emulates it at a fraction of the speed of float32.
+    """
+    if wanted != "auto":
+        return wanted
+    return "mixed_bfloat16" if (_gpus_have_bfloat16() if use_gpu else _cpu_has_bfloat16()) else "float32"
+
+
+def _gpus_have_bfloat16() -> bool:
+    """Whether every GPU has compute capability 8.0 (Ampere) or higher."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capabilities = [detail.get("compute_capability", (0, 0)) for detail in details]
+    return bool(capabilities) and min(capabilities) >= (8, 0)
+
+
+def _cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU flags of Linux on x86-64 list bfloat16; False where they cannot be read."""
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return bool(flags and {"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
+
+
+if TYPE_CHECKING:
+    from distml.training.optimizer import Backbone
+    from distml.training.step import Step
+
+
+class Rank:
+    """The state of one rank. Final.
+
+    Attributes:
+        history: Epochs completed.
+        best: Weights of the best epoch so far, in the order of `Model.get_weights`, where they are kept.
+
+    Args:
+        spec: What the driver sent: `config`, `manifest`, `storage`, `run`, `events`, `use_gpu`, and
+            `blocks`, references to the training split in order, or None where it is streamed.
+    """
+
+    step: Step
+    precision: str
+    shard: feed.Memory | feed.Stream
+    validation: feed.Rows
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.started_at = time.time()
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self._local_world_size = context.get_local_world_size()
+        self.config = Config.model_validate(spec["config"])
+        self.manifest = shards.Manifest.from_json(spec["manifest"])
+        self.storage = Storage(spec["storage"])
+        self.run: tuple[str, ...] = tuple(spec["run"])
+        self._use_gpu: bool = spec["use_gpu"]
+        self._events, self._blocks = spec["events"], spec["blocks"]
+        train = self.config.train
+        self.batch = feed.replica_batch_size(train.global_batch_size, self.rank, self.world_size)
+        self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
+        self.rate = optimizers.schedule(train, self.steps_per_epoch)
+        self.history: list[EpochFinished] = []
+        self.best: list[np.ndarray] | None = None
+
+    def send(self, event: Event) -> None:
+        """Send an event to the driver, from rank 0 only."""
+        if self.rank == 0:
+            self._events.put.remote(event)
+
+    def _open_feed(self) -> feed.Memory | feed.Stream:
+        size = self.manifest.shape[:2]
+        if self._blocks is not None:
+            blocks = (ray.get(block) for block in self._blocks)
+            rows = self.manifest.rows["train"]
+            return feed.Memory(feed.share(blocks, rows, self.rank, self.world_size, size))
+        row_bytes = int(np.prod(self.manifest.shape_of("train")))
+        budget = self.config.data.memory_budget_bytes
+        largest = feed.replica_batch_size(self.config.train.global_batch_size, 0, self.world_size)
+        shard = ray.train.get_dataset_shard("train")
+        return feed.Stream(shard, budget, row_bytes, self.batch, largest, size)
+
+    def _validation(self) -> feed.Rows:
+        return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)
+
+    def prepare(self) -> dict[str, float]:
+        """Read the shard while TensorFlow is imported, then build model and optimizer.
+
+        Returns:
+            Seconds spent: `import_s`, `build_s`, `wait_data_s`.
+        """
+        began = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reading, validation = pool.submit(self._open_feed), pool.submit(self._validation)
+            tf = import_tensorflow(self._use_gpu, self._local_world_size)
+            imported = time.perf_counter()
+            self.step = self._build(strategy(tf, self._use_gpu))
+            built = time.perf_counter()
+            self.shard, self.validation = reading.result(), validation.result()
+        waited = time.perf_counter() - built
+        return {"import_s": imported - began, "build_s": built - imported, "wait_data_s": waited}
+
+    def ready(self, times: dict[str, float]) -> None:
+        """Tell the driver what is about to be trained."""
+        event = Started(
+            world_size=self.world_size,
+            epoch=len(self.history),
+            steps_per_epoch=self.steps_per_epoch,
+            streaming=self.shard.streaming,
+            precision=self.precision,
+            parameters=int(self.step.model.count_params()),
+            started_at=self.started_at,
+            pid=os.getpid(),
+            **times,
+        )
+        self.send(event)
+
+    def network(self, precision: str = "float32") -> Any:
+        """Build the network of Keras's own layers, its initial weights a function of the seed alone.
+
+        Args:
+            precision: Keras's dtype policy; what is exported computes in float32 on any machine.
+        """
+        import keras
+
+        from distml.models import registry
+
+        keras.config.set_dtype_policy(precision)
+
+        model, classes = self.config.model, len(self.manifest.classes)
+        options, seed = model.builder_options, self.config.run.seed
+        return registry.build(model.name, self.manifest.shape, classes, options, seed)
+
+    def _backbone(self, model: Any) -> Backbone | None:
+        """What the optimizer does otherwise for the backbone's variables."""
+        from distml.models import transform
+        from distml.training.optimizer import Backbone
+
+        wanted, cut = self.config.model, transform.split(model)
+        if cut is None:
+            return None
+        first_step = wanted.freeze_epochs * self.steps_per_epoch
+        return Backbone(cut.features.trainable_variables, wanted.backbone_learning_rate, first_step)
+
+    def _class_weights(self) -> tuple[float, ...]:
+        wanted, manifest = self.config.train.class_weights, self.manifest
+        balanced = wanted == "balanced"
+        counts = shards.class_counts(self.storage, manifest, "train") if balanced else np.zeros(0, np.int64)
+        return weighting.weights(wanted, manifest.classes, counts)
+
+    def _load_weights(self, model: Any) -> None:
+        """Start from the configured weights, which the driver put under the storage root."""
+        from distml.models import weights
+
+        source, wanted = pretrained.source(self.config), self.config.model
+        if source is None:
+            return
+        copy = pretrained.cached(self.storage, source)
+        if copy is None:
+            raise ModelError(
+                f"the weights {wanted.weights} are gone from {self.storage.root}.", "Start again."
+            )
+        with pretrained.opened(self.storage, copy) as path:
+            loaded = weights.load(model, path, str(wanted.weights), wanted.name, wanted.builder_options)
+        self.send(WeightsLoaded(str(wanted.weights), copy.sha256, str(loaded)))
+
+    def _build(self, strategy: Any) -> Step:
+        from distml.models import transform
+        from distml.training.step import Step, StepSpec
+
+        train, seed = self.config.train, self.config.run.seed
+        self.precision = precision(train.precision, self._use_gpu)
+        with strategy.scope():
+            model = self.network(self.precision)
+            self._load_weights(model)
+            transform.fuse(model)
+            rates = optimizers.table(train, self.steps_per_epoch)
+            optimizer = optimizers.make(train, rates, self._backbone(model))
+            optimizer.build(model.trainable_variables)
+        spec = StepSpec(
+            train.global_batch_size,
+            self.rank,
+            seed,
+            train.label_smoothing,
+            train.ema,
+            train.augment,
+            self._class_weights(),
+            train.accumulate_steps,
+        )
+        return Step(strategy, model, optimizer, spec)
+
 
 logger = logging.getLogger(__name__)
 

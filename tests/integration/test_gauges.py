@@ -9,20 +9,20 @@ import pytest
 import requests
 
 from distml.serving import ingress
-from distml.training.observers import gauges
-from tests.unit.training.test_gauges import EPOCH, STEPS
+from distml.training.observers import exporters
+from tests.unit.training.observers.test_exporters import EPOCH, STEPS
 
 
 @pytest.mark.ray
 def test_ray_exports_them_with_the_run_as_label() -> None:
     import ray
 
-    gauges._gauge.cache_clear()
+    exporters._gauge.cache_clear()
     ray.init(
         address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=ingress.free_ports()[0]
     )
     try:
-        observer = gauges.Gauges("night")
+        observer = exporters.Gauges("night")
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
         until = time.monotonic() + 60
         while not re.search(r'ray_distml_train_part_seconds\{[^}]*part="train"', text := _get(url)):
@@ -33,7 +33,7 @@ def test_ray_exports_them_with_the_run_as_label() -> None:
         assert re.search(r'ray_distml_train_loss\{[^}]*run="night"[^}]*\} 0\.5', text)
     finally:
         ray.shutdown()
-        gauges._gauge.cache_clear()
+        exporters._gauge.cache_clear()
 
 
 def _get(url: str) -> str:

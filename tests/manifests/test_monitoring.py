@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from distml.serving.metrics import Metrics
-from distml.training.observers import gauges
+from distml.training.observers import exporters
 from tests.manifests.render import KUBERAY, ROOT
 
 HERE = KUBERAY / "monitoring"
@@ -30,7 +30,7 @@ def known() -> set[str]:
     """Names of all metrics that an expression may use."""
     of_serving = set(re.findall(r"^# TYPE (\S+)", Metrics().text().decode(), re.MULTILINE))
     series = of_serving | {f"{name}{end}" for name in of_serving for end in ("_bucket", "_sum", "_count")}
-    return series | {f"ray_distml_train_{name}" for name in gauges.GAUGES} | OF_RAY | {"up"}
+    return series | {f"ray_distml_train_{name}" for name in exporters.GAUGES} | OF_RAY | {"up"}
 
 
 def expressions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.models import backbones, fused, registry
+from distml.models import backbones, registry, transform
 from distml.models.backbones import BACKBONES
 
 pytestmark = [
@@ -203,7 +203,7 @@ def test_pixels_are_scaled_and_logits_given_in_float32(keras: Any, policy: None)
     assert network.get_layer("scaling").compute_dtype == "float32"
     assert network.get_layer(backbones.BACKBONE).get_layer("stem_conv").compute_dtype == "bfloat16"
     assert network.output.dtype == "float32"
-    assert fused.fuse(network) == 49
+    assert transform.fuse(network) == 49
 
 
 @pytest.mark.parametrize(

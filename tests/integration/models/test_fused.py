@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.models import fused, registry
+from distml.models import registry, transform
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -31,7 +31,7 @@ def pair(keras: Any, policy: str = "float32", **options: Any) -> tuple[Any, Any]
     weights = [numbers.uniform(0.5, 2.0, weight.shape) for weight in made[0].get_weights()]
     for model in made:
         model.set_weights(weights)
-    assert fused.fuse(made[1]) == 1
+    assert transform.fuse(made[1]) == 1
     return made[0], made[1]
 
 
@@ -70,8 +70,8 @@ def test_every_stock_layer_of_a_network_is_fused_and_its_weights_stay(keras: Any
     network = registry.build("resnet", (28, 28, 1), 10, {}, 0)
     before = network.get_weights()
     names = [weight.path for weight in network.weights]
-    assert fused.fuse(network) == 9
-    assert fused.fuse(network) == 0
+    assert transform.fuse(network) == 9
+    assert transform.fuse(network) == 0
     assert [weight.path for weight in network.weights] == names
     assert all(np.array_equal(*both) for both in zip(before, network.get_weights(), strict=True))
 
@@ -81,9 +81,9 @@ def test_every_stock_layer_of_a_network_is_fused_and_its_weights_stay(keras: Any
 )
 def test_what_the_operation_cannot_do_is_left_alone(keras: Any, options: dict[str, Any]) -> None:
     inputs = keras.Input(SHAPE)
-    assert fused.fuse(keras.Model(inputs, keras.layers.BatchNormalization(**options)(inputs))) == 0
+    assert transform.fuse(keras.Model(inputs, keras.layers.BatchNormalization(**options)(inputs))) == 0
     flat = keras.Input((7,))
-    assert fused.fuse(keras.Model(flat, keras.layers.BatchNormalization()(flat))) == 0
+    assert transform.fuse(keras.Model(flat, keras.layers.BatchNormalization()(flat))) == 0
 
 
 def test_a_subclass_of_the_users_is_left_alone(keras: Any) -> None:
@@ -91,7 +91,7 @@ def test_a_subclass_of_the_users_is_left_alone(keras: Any) -> None:
         pass
 
     inputs = keras.Input(SHAPE)
-    assert fused.fuse(keras.Model(inputs, Own()(inputs))) == 0
+    assert transform.fuse(keras.Model(inputs, Own()(inputs))) == 0
 
 
 def test_layers_of_a_subclassed_model_are_found(keras: Any) -> None:
@@ -105,13 +105,13 @@ def test_layers_of_a_subclassed_model_are_found(keras: Any) -> None:
 
     model = Own()
     model(np.zeros((1, *SHAPE), np.float32))
-    assert fused.fuse(model) == 1
+    assert transform.fuse(model) == 1
 
 
 def test_weights_move_to_a_stock_network_that_plain_keras_loads(keras: Any, tmp_path: Path) -> None:
     images = np.random.default_rng(4).uniform(0, 255, (8, 28, 28, 1)).astype(np.float32)
     trained = registry.build("resnet", (28, 28, 1), 10, {"widths": [4, 8]}, 0)
-    fused.fuse(trained)
+    transform.fuse(trained)
     for _ in range(3):
         trained(images, training=True)
     stock = registry.build("resnet", (28, 28, 1), 10, {"widths": [4, 8]}, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.models import mirror, registry
+from distml.models import registry, transform
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -22,7 +22,7 @@ def test_logits_are_the_average_of_both_and_the_saved_model_is_plain_keras(
 ) -> None:
     images = np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 1)).astype(np.float32)
     network = registry.build("resnet", (28, 28, 1), 10, {"widths": [4]}, 0)
-    both = mirror.mirrored(network)
+    both = transform.mirrored(network)
     expected = (np.asarray(network(images)) + np.asarray(network(images[:, :, ::-1]))) / 2
     assert not np.allclose(expected, network(images))
     np.testing.assert_allclose(both(images), expected, rtol=1e-5, atol=1e-6)

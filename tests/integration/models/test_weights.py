@@ -79,11 +79,11 @@ def test_what_keras_saved_is_loaded_and_the_head_where_it_fits(
 
 def test_the_export_of_a_run_is_loaded_into_another(keras: Any, tmp_path: Path) -> None:
     from distml.artifacts import export
-    from distml.models import mirror
+    from distml.models import transform
 
     for name, classes in (("poolnet", 4), ("resnet", 10)):
         source = registry.build(name, (28, 28, 1), 10, {}, 3)
-        export.served(mirror.mirrored(source)).save(tmp_path / "model.keras")
+        export.served(transform.mirrored(source)).save(tmp_path / "model.keras")
         network = registry.build(name, (28, 28, 1), classes, {}, 4)
         loaded = weights.load(network, tmp_path / "model.keras", "runs:/first")
         fits = {"poolnet": ("logits/kernel", "logits/bias"), "resnet": ()}[name]

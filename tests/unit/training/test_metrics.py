@@ -14,9 +14,9 @@ from distml.storage import Storage
 from distml.training import metrics
 from distml.training.events import EpochFinished, Evaluation, Event, Resumed, RunFinished, StepsDone
 from distml.training.metrics import CATALOGUE, Metric
-from distml.training.observers import gauges
+from distml.training.observers import exporters
 from distml.training.observers.display import Display
-from distml.training.observers.tensorboard import TensorBoard
+from distml.training.observers.exporters import TensorBoard
 from distml.training.observers.tracker import RunTracker
 from tests.reports import history, rendered
 
@@ -38,7 +38,7 @@ def with_f1(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue with an additional entry."""
     monkeypatch.setattr(metrics, "CATALOGUE", (*CATALOGUE, F1))
     monkeypatch.setattr(metrics, "_BY_NAME", {metric.name: metric for metric in metrics.CATALOGUE})
-    monkeypatch.setattr(gauges, "GAUGES", gauges._described())
+    monkeypatch.setattr(exporters, "GAUGES", exporters._described())
 
 
 def values(**more: float) -> dict[str, float]:
@@ -69,9 +69,9 @@ def test_a_new_metric_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert steps == ("step/loss", 5, {"step/loss": 0.7, "step/f1": 0.2, "step/samples_per_s": 9.0})
     assert epochs[2]["val_f1"] == written["val_f1"] == 0.25
     assert epochs[2]["time/train_s"] == written["time/train_s"] == 2.0
-    assert gauges.values(StepsDone(1, 5, {"f1": 0.2}))["f1"] == 0.2
-    assert gauges.values(epoch) == {"val_loss": 0.6, "val_f1": 0.25}
-    assert {"f1", "val_f1"} <= gauges.GAUGES.keys()
+    assert exporters.values(StepsDone(1, 5, {"f1": 0.2}))["f1"] == 0.2
+    assert exporters.values(epoch) == {"val_loss": 0.6, "val_f1": 0.25}
+    assert {"f1", "val_f1"} <= exporters.GAUGES.keys()
     evaluation = {"test": Evaluation({"f1": 0.2}, {}, [])}
     finished = RunFinished((), evaluation, [epoch], [], 0.0, 0.0)
     assert finished.metrics == {"test_f1": 0.2, "steady_samples_per_s": 100.0}

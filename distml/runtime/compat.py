@@ -3,7 +3,7 @@
 Private names, class swaps and hidden imports stand here, each with the version in which it was read and what
 it gains. `tests/unit/runtime/test_compat.py` fails when a name moves, when another version is installed
 (read it again, then change the entry) and when a module elsewhere reaches for a private name.
-This module imports nothing heavy, for it is loaded before TensorFlow; `compat.ray_train` has what needs Ray.
+This module imports nothing heavy, for it is loaded before TensorFlow.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ PRIVATE = (
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._maybe_send_resource_request",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._cancel_resource_request",
         ),
-        "`ray_train.LocalTrainer`: three actors that have nothing to do on one machine are not started",
+        "`local_trainer`: three actors that have nothing to do on one machine are not started",
         "18 CPU-seconds to 0 with the preemption watcher's, before the first step (benchmarks/README.md)",
     ),
     Private(
@@ -177,3 +177,40 @@ def swap_class(layer: Any, kind: type[Any]) -> None:
 def serve_version(version: str) -> dict[str, Any]:
     """Return the options of a Ray Serve deployment that give it a version."""
     return {"version": version, "_internal": True}
+
+
+def local_trainer() -> Any:
+    """Return a `DataParallelTrainer` for a fixed number of workers on a Ray that this process started.
+
+    Every actor of Ray Train and Ray Data imports both (5 to 7 CPU-seconds each, 2.60, 2 cores). Three of them
+    have nothing to do on one machine and are left out: the one that asks an autoscaler for nodes, the one
+    that frees placement groups when the driver's node is lost, and the one that splits data sets where there
+    is none to split.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class NoAutoscaler(FixedScalingPolicy):
+        """Scaling to a fixed number of workers without requests to an autoscaler. Final."""
+
+        def _maybe_send_resource_request(self) -> None: ...
+
+        def _send_resource_request(self) -> None: ...
+
+        def _cancel_resource_request(self) -> None: ...
+
+    class LocalTrainer(DataParallelTrainer):
+        """The trainer. Final."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()
+            unused = (PlacementGroupCleanerCallback, *(() if self.datasets else (DatasetsCallback,)))
+            return [callback for callback in callbacks if not isinstance(callback, unused)]
+
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            settings["scaling_policy"] = NoAutoscaler(self.scaling_config)
+            return super()._initialize_and_run_controller(**settings)
+
+    return LocalTrainer

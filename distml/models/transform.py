@@ -1,20 +1,88 @@
-"""Batch normalisation as one operation instead of a dozen, for the network that is trained (worker).
+"""Transformations of built networks: cut in two, averaged over views, normalisation fused (worker).
 
-Keras computes moments, scale and offset one after the other, always in float32. TensorFlow has a single
-operation for all of it, which also reads and writes 16-bit features: with it 16-bit arithmetic pays on
-processors that have it (figures in benchmarks/README.md).
+Batch normalisation: Keras computes moments, scale and offset one after the other, always in float32.
+TensorFlow has a single operation for all of it, which also reads and writes 16-bit features: with it 16-bit
+arithmetic pays on processors that have it (figures in benchmarks/README.md).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from distml.models.backbones import BACKBONE, POOL
 from distml.runtime import compat
 
 Tensor = Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Both parts share the layers of the whole.
+
+    Attributes:
+        features: Raw pixels, (N, H, W, C), to pooled features, (N, F).
+        head: Features to float32 logits, (N, classes).
+    """
+
+    features: keras.Model
+    head: keras.Model
+
+
+def split(network: keras.Model) -> Parts | None:
+    """Cut a network that `registry.build` returned.
+
+    Returns:
+        Its parts, None where it has no layers named `backbone` and `pool`.
+    """
+    inner = next((one for one in (network, *network.layers) if _has_backbone(one)), None)
+    if inner is None:
+        return None
+    pooled = inner.get_layer(POOL).output
+    features, head = keras.Model(inner.input, pooled), keras.Model(pooled, inner.output)
+    if inner is network:
+        return Parts(features, head)
+    before, after = [
+        [network.get_layer(name) for name in names if name in {layer.name for layer in network.layers}]
+        for names in (("normalise",), ("float32_logits",))
+    ]
+    image, vector = keras.Input(network.input_shape[1:]), keras.Input(pooled.shape[1:], dtype=pooled.dtype)
+    return Parts(
+        keras.Model(image, _through([*before, features], image)),
+        keras.Model(vector, _through([head, *after], vector)),
+    )
+
+
+def _has_backbone(network: Any) -> bool:
+    names = {layer.name for layer in network.layers} if isinstance(network, keras.Model) else set()
+    return {BACKBONE, POOL} <= names
+
+
+def _through(layers: list[Any], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def mirrored(network: keras.Model) -> keras.Model:
+    """Average a network's logits over an image and its mirror image.
+
+    Made of Keras's own operations, so that the saved model needs nothing of ours; it shares the weights of
+    `network`, in their order.
+
+    Args:
+        network: (N, H, W, C) to logits, (N, classes).
+
+    Returns:
+        A model of the same input and output, at twice the work.
+    """
+    image = keras.layers.Input(network.input_shape[1:], dtype="float32", name="image")
+    mirror = keras.ops.flip(image, axis=2)
+    logits = keras.layers.Average(dtype="float32", name="both")([network(image), network(mirror)])
+    return keras.Model(image, logits, name=network.name)
 
 
 def fuse(network: keras.Model) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from distml.training import events
 from distml.training.events import EpochFinished, Event, Started, StepsDone
-from distml.training.observers import gauges
+from distml.training.observers import exporters
 
 TRAINED = {"loss": 0.5, "accuracy": 0.8, "learning_rate": 1e-3, "samples_per_s": 1e4}
 STEPS = StepsDone(2, 9, TRAINED)
@@ -18,22 +18,22 @@ STARTED = Started(2, 0, 10, False, "float32", 1000)
 
 
 def test_every_gauge_is_set_by_some_event() -> None:
-    names = gauges.values(STEPS).keys() | gauges.values(EPOCH).keys() | {"part_seconds"}
-    assert names == gauges.GAUGES.keys()
-    assert gauges.values(STARTED) == gauges.parts(STEPS) == {}
-    assert gauges.parts(EPOCH) == {"train": 2.0, "data_wait": 0.1}
+    names = exporters.values(STEPS).keys() | exporters.values(EPOCH).keys() | {"part_seconds"}
+    assert names == exporters.GAUGES.keys()
+    assert exporters.values(STARTED) == exporters.parts(STEPS) == {}
+    assert exporters.parts(EPOCH) == {"train": 2.0, "data_wait": 0.1}
 
 
 def test_averages_of_an_epoch_do_not_replace_the_last_steps() -> None:
-    assert not gauges.values(EPOCH).keys() & TRAINED.keys()
-    assert gauges.values(EPOCH)["workers"] == 3
+    assert not exporters.values(EPOCH).keys() & TRAINED.keys()
+    assert exporters.values(EPOCH)["workers"] == 3
 
 
 def test_a_gauge_that_fails_does_not_stop_other_observers(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
         raise RuntimeError(name)
 
-    monkeypatch.setattr(gauges, "_gauge", broken)
+    monkeypatch.setattr(exporters, "_gauge", broken)
     received: list[Event] = []
-    events.deliver(STEPS, [gauges.Gauges("a"), received.append])
+    events.deliver(STEPS, [exporters.Gauges("a"), received.append])
     assert received == [STEPS]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.models import parts, registry
+from distml.models import registry, transform
 
 pytestmark = pytest.mark.tensorflow
 
@@ -48,7 +48,7 @@ def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, poli
     keras.config.set_dtype_policy(policy)
     try:
         network = registry.build(name, SHAPE, 3, {}, 0)
-        cut = parts.split(network)
+        cut = transform.split(network)
     finally:
         keras.config.set_dtype_policy("float32")
     assert cut is not None
@@ -66,4 +66,4 @@ def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, poli
 
 @pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])
 def test_a_network_without_a_backbone_is_not_cut(keras: Any, name: str) -> None:
-    assert parts.split(registry.build(name, SHAPE, 3, {}, 0)) is None
+    assert transform.split(registry.build(name, SHAPE, 3, {}, 0)) is None

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from distml.config import TrainConfig
-from distml.training import schedule
+from distml.training import optimizer
 
 STEPS = 200
 
 
 def table(**values: Any) -> list[float]:
-    return schedule.table(TrainConfig.model_validate({"learning_rate": 1e-3, **values}), STEPS)
+    return optimizer.table(TrainConfig.model_validate({"learning_rate": 1e-3, **values}), STEPS)
 
 
 def test_constant() -> None:
@@ -69,5 +69,5 @@ def test_the_rate_knows_nothing_of_the_workers(name: str) -> None:
 @pytest.mark.parametrize("name", ["constant", "piecewise", "cosine", "one_cycle"])
 def test_the_shortest_run_has_a_rate(name: str) -> None:
     train = TrainConfig.model_validate({"learning_rate": 1e-3, "schedule": name, "epochs": 1})
-    (rate,) = schedule.table(train, 1)
+    (rate,) = optimizer.table(train, 1)
     assert 0 < rate <= 1e-3

@@ -19,7 +19,7 @@ from distml.config import Config, load
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.storage import Storage
 from distml.tracking import runs
-from distml.training import pretrained, weight_sources
+from distml.training import pretrained
 
 LITE = "efficientnet_lite0"
 
@@ -41,19 +41,19 @@ def npz(path: Path, value: float = 1.0) -> Path:
 
 def refused(storage: Storage, weights: str, name: str = LITE) -> DistmlError:
     with pytest.raises((ConfigError, ModelError)) as caught:
-        weight_sources.resolve(config(storage, weights, name), storage)
+        pretrained.resolve(config(storage, weights, name), storage)
     return caught.value
 
 
 @pytest.mark.parametrize("none", [None, "none"])
 def test_without_weights_nothing_is_written(storage: Storage, none: str | None) -> None:
-    assert weight_sources.resolve(config(storage, none), storage) is None
+    assert pretrained.resolve(config(storage, none), storage) is None
     assert storage.names() == []
 
 
 def test_a_file_is_copied_under_its_digest_and_read_back(storage: Storage, tmp_path: Path) -> None:
     path = npz(tmp_path / "mine.npz")
-    found = weight_sources.resolve(config(storage, str(path)), storage)
+    found = pretrained.resolve(config(storage, str(path)), storage)
     assert found is not None
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found.file, found.bytes) == ("mine.npz", path.stat().st_size)
@@ -67,15 +67,15 @@ def test_a_relative_path_and_a_uri_are_read(
 ) -> None:
     npz(workdir / "mine.npz")
     for wanted in ("mine.npz", f"file://{workdir}/mine.npz"):
-        assert weight_sources.resolve(config(storage, wanted), storage)
+        assert pretrained.resolve(config(storage, wanted), storage)
     assert not caplog.messages
 
 
 def test_a_changed_file_is_noticed(storage: Storage, tmp_path: Path) -> None:
     path = npz(tmp_path / "mine.npz")
-    before = weight_sources.resolve(config(storage, str(path)), storage)
+    before = pretrained.resolve(config(storage, str(path)), storage)
     npz(path, 2.0)
-    after = weight_sources.resolve(config(storage, str(path)), storage)
+    after = pretrained.resolve(config(storage, str(path)), storage)
     assert before is not None
     assert after is not None
     assert before.sha256 != after.sha256
@@ -86,14 +86,14 @@ def test_where_the_file_is_gone_the_copy_is_taken_and_said(
     storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = npz(tmp_path / "mine.npz")
-    before = weight_sources.resolve(config(storage, str(path)), storage)
+    before = pretrained.resolve(config(storage, str(path)), storage)
     path.unlink()
-    assert weight_sources.resolve(config(storage, str(path)), storage) == before
+    assert pretrained.resolve(config(storage, str(path)), storage) == before
     assert "The copy of mine.npz under the storage root is used." in caplog.text
 
 
 def test_a_copy_that_was_changed_is_refused(storage: Storage, tmp_path: Path) -> None:
-    found = weight_sources.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
+    found = pretrained.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
     assert found is not None
     storage.write_bytes(b"PK other", *found.parts)
     with (
@@ -125,7 +125,7 @@ def test_a_file_of_another_kind_than_its_name_is_refused(
     path = tmp_path / f"wrong{suffix}"
     path.write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(ConfigError, match=rf"wrong{suffix}' is not a .* file"):
-        weight_sources.check(config(storage, str(path)))
+        pretrained.check(config(storage, str(path)))
     assert refused(storage, str(path)).exit_code == 2
 
 
@@ -146,7 +146,7 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
     assert put["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Path(put["place"]).read_bytes() == path.read_bytes()
     path.unlink()
-    found = weight_sources.resolve(config(storage, "imagenet"), storage)
+    found = pretrained.resolve(config(storage, "imagenet"), storage)
     assert found is not None
     assert found.sha256 == put["sha256"]
     assert cli.run("fetch-weights", [LITE, "--storage.root", storage.root]) == 0
@@ -180,7 +180,7 @@ class Downloader:
 
     def __call__(self, command: list[str], env: dict[str, str], **_: Any) -> Any:
         self.asked += 1
-        assert command == [sys.executable, "-m", "distml.models.published", "MobileNetV2"]
+        assert command == [sys.executable, "-c", pretrained._DOWNLOAD, "MobileNetV2"]
         if self.content is None:
             return subprocess.CompletedProcess(
                 command, 1, "", "Traceback\nException: URL fetch failure on http://x"
@@ -195,7 +195,7 @@ def test_keras_own_file_is_fetched_once(storage: Storage, monkeypatch: pytest.Mo
     download = Downloader(b"\x89HDF\r\n\x1a\n weights")
     monkeypatch.setattr(subprocess, "run", download)
     wanted = config(storage, "imagenet", "mobilenet_v2")
-    first, second = (weight_sources.resolve(wanted, storage) for _ in range(2))
+    first, second = (pretrained.resolve(wanted, storage) for _ in range(2))
     assert first == second
     assert first is not None
     assert (first.source, first.file) == ("imagenet:mobilenet_v2", "mobilenet_v2_no_top.h5")
@@ -230,7 +230,7 @@ def trained(storage: Storage) -> Path:
 
 
 def test_an_earlier_run_gives_its_verified_model(storage: Storage, trained: Path) -> None:
-    found = weight_sources.resolve(config(storage, "runs:/first"), storage)
+    found = pretrained.resolve(config(storage, "runs:/first"), storage)
     assert found is not None
     assert (found.file, found.sha256) == (
         "model.keras",
