@@ -184,9 +184,9 @@ def _grouped(base: Any, backbone: Backbone) -> Any:
         @property
         def iterations(self) -> Any:
             """Steps done, of the group that is being updated."""
-            done = self._iterations
             # A step skipped by the loss scale counts for neither group, so the difference may be negative.
-            return keras.ops.maximum(done - self._steps_before, 0) if self._steps_before else done
+            before = self._steps_before
+            return keras.ops.maximum(self._iterations - before, 0) if before else self._iterations
 
         def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
             """Update one variable."""
@@ -200,10 +200,9 @@ def _grouped(base: Any, backbone: Backbone) -> Any:
                 self._steps_before = 0
 
         def _apply_weight_decay(self, variables: list[Any]) -> None:
-            slow = [one for one in variables if self._var_key(one) in self._slow]
-            super()._apply_weight_decay([one for one in variables if self._var_key(one) not in self._slow])
-            decay = self.weight_decay
-            if slow and decay:
+            slow = [variable for variable in variables if self._var_key(variable) in self._slow]
+            super()._apply_weight_decay([each for each in variables if self._var_key(each) not in self._slow])
+            if slow and (decay := self.weight_decay):
                 self.weight_decay = decay * backbone.factor
                 super()._apply_weight_decay(slow)
                 self.weight_decay = decay
