@@ -1,5 +1,6 @@
 # Every target makes its own environment: a fresh machine needs make, git and Python 3.11-3.13 with pip.
 #   make train ARGS="--train.epochs 3"     make test ARGS="tests/unit -k config"
+#   make test JOBS=0                       in one process, as a debugger wants it
 #   make train EXTRA=gpu CONFIG=configs/gpu.yaml                 CUDA instead of CPU (Linux)
 #   make venv PYTHON=python3.12            a certain interpreter
 
@@ -7,6 +8,7 @@ EXTRA ?= cpu
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+JOBS ?= 2
 CONFIG ?= configs/fashion_mnist.yaml
 
 ifeq ($(filter $(EXTRA),cpu gpu),)
@@ -39,8 +41,8 @@ train: $(STAMP) ## Train Fashion-MNIST on this machine
 serve: $(STAMP) ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 	$(BIN)/python -m distml.serve --config $(CONFIG) $(ARGS)
 
-test: $(STAMP) ## Run the tests (minutes)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests (minutes), JOBS at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: $(STAMP) ## Format, lint, types and the documentation
 	$(BIN)/ruff format --check .
