@@ -381,7 +381,12 @@ def environment_variables() -> str:
         rows = [[code(variable.name), _value(variable), variable.why] for variable in group.variables]
         text += f"**Process:** {group.process}. **Put back:** {group.put_back}.\n\n"
         text += table(["variable", "value", "why"], rows) + "\n"
-    return text
+    text += "**Read besides**, where you set it; `distml doctor` prints what is set.\n\n"
+    settings = [
+        [", ".join(map(code, setting.names)), setting.reader, setting.effect, setting.why]
+        for setting in environment.USER_SETTINGS
+    ]
+    return text + table(["variables and files", "read by", "what you set is", "which means"], settings) + "\n"
 
 
 def _value(variable: Any) -> str:

@@ -170,6 +170,7 @@ def _keras() -> Any:
     environment.PREDICTOR.apply()
     with compat.imports():
         import keras
+    environment.plain(keras)
     return keras
 
 

@@ -5,6 +5,7 @@ Slow questions are asked side by side; none of them imports TensorFlow or MLflow
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
 import threading
@@ -78,6 +79,7 @@ def _software(config: Config) -> list[Check]:
         machine.tensorflow(machine.tensorflows(), gpus, device),
         machine.keras(machine.installed(("keras",))),
         machine.model(config),
+        machine.shell(config, os.environ),
     ]
 
 

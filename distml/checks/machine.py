@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -16,7 +18,7 @@ from distml.checks import GIB, Check, failed, ok, problem, size, warning
 from distml.config import Config
 from distml.errors import DistmlError, ResourceError
 from distml.models import registry
-from distml.runtime import cluster
+from distml.runtime import cluster, environment
 
 DASHBOARD_PORT = 8265
 
@@ -275,3 +277,59 @@ def model(config: Config) -> Check:
         return failed("model", error)
     options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
     return ok("model", f"{config.model.name}({options})")
+
+
+def shell(config: Config, environ: Mapping[str, str]) -> Check:
+    """What this shell and the user's files set for the packages below, and what becomes of it.
+
+    Args:
+        config: Its places say which credentials matter.
+        environ: Variables of this process.
+    """
+    known = environment.user_settings(environ)
+    parts = []
+    for effect in ("used", "replaced", "not used"):
+        said = [
+            name if effect == "used" or not setting.why else f"{name} ({setting.why})"
+            for name, setting in known
+            if setting.effect == effect
+        ]
+        if said:
+            parts.append(f"{effect}: {', '.join(said)}")
+    wrong = _credentials(config, environ)
+    detail = "; ".join(parts) or "sets nothing that distml or what it uses would read"
+    return ok("shell", detail) if wrong is None else problem("shell", f"{wrong[0]}; {detail}", wrong[1])
+
+
+def _credentials(config: Config, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """What is wrong with the credentials of stores that the configuration names, and its remedy."""
+    places = [place or "" for place in (config.storage.root, config.data.path, config.model.weights)]
+    key = environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if key and not Path(key).is_file() and any(place.startswith(("gs://", "gcs://")) for place in places):
+        return f"GOOGLE_APPLICATION_CREDENTIALS names {key}, which is not there", "Correct it, or unset it."
+    if not any(place.startswith("s3://") for place in places):
+        return None
+    profile = environ.get("AWS_PROFILE")
+    if profile and "AWS_ACCESS_KEY_ID" not in environ and profile not in _profiles(environ):
+        return (
+            f"AWS_PROFILE = {profile} is in neither of the AWS files",
+            "Run `aws configure --profile`, or unset it.",
+        )
+    ours = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & set(environ)
+    if "MLFLOW_S3_ENDPOINT_URL" in environ and not ours and not any("endpoint_override" in p for p in places):
+        return (
+            "MLFLOW_S3_ENDPOINT_URL is set, which MLflow alone reads, and AWS_ENDPOINT_URL is not",
+            "Set AWS_ENDPOINT_URL to the same, for the storage root.",
+        )
+    return None
+
+
+def _profiles(environ: Mapping[str, str]) -> set[str]:
+    files = (
+        environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
+        environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+    )
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):
+        parser.read([Path(file).expanduser() for file in files])
+    return {section.removeprefix("profile ").strip() for section in parser.sections()} | {"default"}

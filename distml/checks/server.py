@@ -16,6 +16,7 @@ from distml import tracking
 from distml.checks import Check, failed, ok, problem, warning
 from distml.config import Config
 from distml.errors import DistmlError
+from distml.tracking.server import login
 
 TIMEOUT_S = 4.0
 _NAME = "tracking"
@@ -28,16 +29,25 @@ def check(config: Config) -> Check:
     except DistmlError as error:
         return failed(_NAME, error)
     if where.startswith("sqlite:///"):
-        return sqlite(Path(where.removeprefix("sqlite:///").partition("?")[0]))
+        return _alive(config, sqlite(Path(where.removeprefix("sqlite:///").partition("?")[0])))
     if where.startswith(("http://", "https://")):
-        return server(where, config.tracking.required)
-    if "://" not in where or where.startswith("file:"):
-        remedy = "MLflow 3.17 refuses it: use sqlite:///PATH or a server, or leave tracking.uri out."
-        return problem(_NAME, f"tracking.uri = {where} is a folder", remedy)
+        return _alive(config, server(where, config.tracking.required))
     kind = where.partition("://")[0]  # the rest may hold a password
     return warning(
         _NAME, f"a store of kind {kind} is not looked at", "The run will say if it cannot be reached."
     )
+
+
+def _alive(config: Config, answer: Check) -> Check:
+    """Add what a store that answers cannot take: runs of an experiment that is deleted."""
+    if answer.status != "ok":
+        return answer
+    try:
+        tracking.require_experiment(config)
+    except DistmlError as error:
+        return problem(_NAME, f"{answer.detail}: {error.message}", error.remedy)
+    given = os.environ.get("MLFLOW_TRACKING_URI") == config.tracking.uri is not None
+    return ok(_NAME, answer.detail + " (from MLFLOW_TRACKING_URI)" * given)
 
 
 def sqlite(path: Path) -> Check:
@@ -94,9 +104,7 @@ def server(where: str, required: bool) -> Check:
     """
     url = f"{where.rstrip('/')}/api/2.0/mlflow/experiments/search"
     try:
-        answer = requests.post(
-            url, json={"max_results": 1}, timeout=TIMEOUT_S, headers=_token(), auth=_credentials()
-        )
+        answer = requests.post(url, json={"max_results": 1}, timeout=TIMEOUT_S, **login())
     except requests.RequestException as error:
         detail = f"{where} does not answer: {_cause(error)}"
         if required:
@@ -128,16 +136,6 @@ def answered(where: str, status: int, text: str) -> Check:
         return problem(_NAME, f"{where} refuses this user (HTTP {status})", remedy)
     first = text.strip().partition("\n")[0][:100]
     return problem(_NAME, f"{where} is no MLflow server: HTTP {status} {first}", "Correct tracking.uri.")
-
-
-def _token() -> dict[str, str]:
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _credentials() -> tuple[str, str] | None:
-    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
-    return (name, password) if name and password else None
 
 
 def _cause(error: requests.RequestException) -> str:

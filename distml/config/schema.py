@@ -338,11 +338,14 @@ class SweepConfig(Section):
         return bool(self.candidates or self.search)
 
 
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
+
+
 class TrackingConfig(Section):
     """Where runs are recorded."""
 
     uri: str | None = None
-    """MLflow tracking URI; none is SQLite under the storage root."""
+    """MLflow tracking URI; none is MLFLOW_TRACKING_URI where that is set, else SQLite in storage.root."""
     experiment: Annotated[str, Field(min_length=1)] = "fashion-mnist"
     """MLflow experiment."""
     registered_model: Name = "fashion-mnist"
@@ -516,7 +519,10 @@ class Config(Section):
         values = load_file(os.fspath(path)) if path is not None else {}
         sections = {key: value for key, value in overrides.items() if "." not in key}
         keys = {key: value for key, value in overrides.items() if "." in key}
-        return cls.resolve(merge(merge(values, sections), nest(keys)))
+        given = merge(merge(values, sections), nest(keys))
+        if _TRACKING_URI in os.environ:  # it is put on record, and reaches processes on other machines
+            given = merge({"tracking": {"uri": os.environ[_TRACKING_URI] or None}}, given)
+        return cls.resolve(given)
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any]) -> Self:

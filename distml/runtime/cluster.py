@@ -128,7 +128,7 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
     return {
         "address": "local",
         "num_cpus": local_cpus(config.train, runs),
-        "include_dashboard": True,
+        "include_dashboard": None,  # it is started, and where it cannot be, training goes on without
         "dashboard_host": "127.0.0.1",
     }
 
@@ -146,6 +146,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
         ResourceError: The cluster cannot be reached or a local one cannot start.
     """
     environment.RAY.apply()
+    processes.reach_this_machine()
     if address() is None:
         environment.LOCAL_RAY.apply()
     arguments = _init_arguments(config, runs, variables or {})

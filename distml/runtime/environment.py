@@ -8,9 +8,11 @@ is imported, since the variables must stand before the packages that read them a
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 SERVE_DRAIN_S = 1
 """Seconds in which a proxy notices that a replica is about to end. Ray's 30 s are for cloud balancers."""
@@ -92,6 +94,19 @@ def override(values: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
+def unchanged(name: str) -> Iterator[None]:
+    """Put a variable back that a package sets within the body, as MLflow does with its own address."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        else:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
 def inherited(values: Mapping[str, str]) -> Iterator[None]:
     """Let processes that start within the body have these variables, and this one not after it."""
     before = {name: os.environ.get(name) for name in values}
@@ -106,6 +121,14 @@ def inherited(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+LOOPBACK = Group(
+    "driver, where a proxy is set, at the start of a command",
+    _PROCESS,
+    (
+        Variable("no_proxy", "<the user's, and localhost>", "this machine's own endpoints need no proxy"),
+        Variable("NO_PROXY", "<the same>", "the same, for those who read this name"),
+    ),
+)
 RAY = Group(
     "driver, before `import ray`; Ray's processes inherit it",
     _PROCESS,
@@ -221,6 +244,11 @@ RANK = Group(
             "TF_CONFIG",
             "<addresses of all ranks, and this rank's index>",
             "how MultiWorkerMirroredStrategy finds its peers",
+        ),
+        Variable(
+            "no_grpc_proxy",
+            "<the user's, and the hosts of all ranks>",
+            "gRPC sends collectives to http_proxy unless no_proxy names the peers, and they never meet",
         ),
     ),
 )
@@ -406,6 +434,127 @@ K3D = Group(
         ),
     ),
 )
+
+
+@dataclass(frozen=True)
+class UserSetting:
+    """Variables and files of the user's that packages below distml read. Final.
+
+    Attributes:
+        names: Variables; `AWS_*` stands for all that begin so, a name with `~` is a file.
+        reader: Who reads them.
+        effect: Whether what the user set holds.
+        why: What is done instead, or where it holds.
+    """
+
+    names: tuple[str, ...]
+    reader: str
+    effect: Literal["used", "replaced", "not used"]
+    why: str
+
+    def present(self, environ: Mapping[str, str]) -> list[str]:
+        """Return those that are set and not empty, and files that exist."""
+        variables = [
+            name
+            for name in sorted(environ)
+            if environ[name] and any(fnmatch.fnmatchcase(name, known) for known in self.names)
+        ]
+        return variables + [name for name in self.names if name[0] == "~" and os.path.exists(_at(name))]
+
+
+def _at(name: str) -> str:
+    return os.path.expanduser(name)
+
+
+KERAS_FILE = "~/.keras/keras.json"
+USER_SETTINGS = (
+    UserSetting(
+        ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "grpc_proxy"),
+        "requests, urllib, curl in Arrow, gRPC",
+        "used",
+        "for other hosts; workers and this machine are reached directly",
+    ),
+    UserSetting(("no_proxy", "NO_PROXY", "no_grpc_proxy"), "the same", "used", "what we need is added"),
+    UserSetting(("~/.netrc",), "requests", "used", "names and passwords, for the tracking server too"),
+    UserSetting(
+        ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"), "requests, urllib, curl", "used", ""
+    ),
+    UserSetting(("MLFLOW_TRACKING_URI",), "MLflow", "used", "where tracking.uri is not set"),
+    UserSetting(("MLFLOW_TRACKING_*",), "MLflow", "used", "to come in at the tracking server"),
+    UserSetting(
+        ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),
+        "MLflow",
+        "not used",
+        "tracking.experiment says it",
+    ),
+    UserSetting(("MLFLOW_RUN_ID", "MLFLOW_RUN_NAME"), "MLflow", "not used", "run.name says it"),
+    UserSetting(("MLFLOW_REGISTRY_URI",), "MLflow", "not used", "the registry is the tracking server's"),
+    UserSetting(
+        ("MLFLOW_S3_ENDPOINT_URL",), "MLflow", "used", "for artifacts alone; Arrow reads AWS_ENDPOINT_URL"
+    ),
+    UserSetting(("RAY_ADDRESS",), "Ray", "used", "the cluster that everything runs on"),
+    UserSetting(("RAY_NAMESPACE",), "Ray", "not used", "the namespace is distml"),
+    UserSetting(("RAY_*", "TMPDIR"), "Ray", "used", "except where the table above overrides it"),
+    UserSetting(("TF_CONFIG",), "TensorFlow", "replaced", "workers get the addresses of their own group"),
+    UserSetting(
+        ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "GRPC_FAIL_FAST"),
+        "Keras, TensorFlow",
+        "replaced",
+        "in workers and wherever a model is loaded",
+    ),
+    UserSetting(
+        (KERAS_FILE,), "Keras", "replaced", "images are channels last, numbers float32, epsilon 1e-7"
+    ),
+    UserSetting(("KERAS_HOME",), "Keras", "used", "where downloaded weights are kept"),
+    UserSetting(("CUDA_VISIBLE_DEVICES",), "Ray, TensorFlow", "used", "which GPUs there are"),
+    UserSetting(("TF_*", "XLA_FLAGS", "OMP_NUM_THREADS"), "TensorFlow", "used", "at your own risk"),
+    UserSetting(
+        ("AWS_*", "~/.aws/config", "~/.aws/credentials"),
+        "Arrow, MLflow",
+        "used",
+        "for s3:// and its artifacts",
+    ),
+    UserSetting(
+        (
+            *("GOOGLE_APPLICATION_CREDENTIALS", "CLOUD_STORAGE_EMULATOR_ENDPOINT", "GOOGLE_CLOUD_*"),
+            "~/.config/gcloud/application_default_credentials.json",
+        ),
+        "Arrow, MLflow",
+        "used",
+        "for gs://",
+    ),
+    UserSetting(("ARROW_*",), "Arrow", "used", ""),
+)
+"""What the packages below read besides, the first entry that fits a name counting; `doctor` prints it."""
+
+
+def user_settings(environ: Mapping[str, str]) -> list[tuple[str, UserSetting]]:
+    """Return what of `USER_SETTINGS` is set here, each name once, in the table's order."""
+    known: dict[str, UserSetting] = {}
+    for setting in USER_SETTINGS:
+        for name in setting.present(environ):
+            known.setdefault(name, setting)
+    return list(known.items())
+
+
+def with_hosts(hosts: Iterable[str], *names: str) -> str:
+    """Return the value of the first of some variables that is set, with hosts added that it lacks."""
+    value = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    listed = [host.strip() for host in value.split(",") if host.strip()]
+    return ",".join(dict.fromkeys([*listed, *hosts]))
+
+
+def proxied() -> bool:
+    """Whether this shell sends requests through a proxy."""
+    return any(os.environ.get(name) for name in USER_SETTINGS[0].names)
+
+
+def plain(keras: Any) -> None:
+    """Undo what `~/.keras/keras.json` sets: what distml trains and loads does not depend on it."""
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+
 
 GROUPS: Mapping[str, Group] = {
     name: value for name, value in list(vars().items()) if isinstance(value, Group)

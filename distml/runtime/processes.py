@@ -22,6 +22,13 @@ _END_S = 3.0
 """Seconds that a killed process may take to be gone."""
 
 
+def reach_this_machine() -> None:
+    """Let requests to this machine's own addresses go past a proxy that the shell has set."""
+    if environment.proxied():
+        own = environment.with_hosts(("localhost", "127.0.0.1", "::1"), "no_proxy", "NO_PROXY")
+        environment.LOOPBACK.apply({"no_proxy": own, "NO_PROXY": own})
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[dict[str, str]]:
     """The environment that gives processes a temporary folder of their own, which is removed at the end.

@@ -187,7 +187,7 @@ def _next(config: Config, stages: Stages, url: str, stays: bool) -> None:
         facts |= {"page": f"{url}/", "ask": f"curl -F files=@PICTURE.png {url}/predict/image"}
         del facts["serve"]
     for name, value in facts.items():
-        stages.console.print(f"[bold]{name:<7}[/bold] {value}")
+        stages.console.print(f"[bold]{name:<7}[/bold] {escape(value)}")
 
 
 class Stages:

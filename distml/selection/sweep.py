@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -109,8 +110,8 @@ def _shown(
 ) -> dict[str, Any]:
     """Print the table and what to type next; returns the result line."""
     leaderboard.show(console, list(rows.values()))
-    again = f"--run {config.run.name} --storage.root {config.storage.root}"
-    console.print(f"[bold]figure[/bold]     {result['figure']}")
+    again = escape(shlex.join(["--run", config.run.name, "--storage.root", config.storage.root]))
+    console.print(f"[bold]figure[/bold]     {escape(str(result['figure']))}")
     console.print(f"[bold]next[/bold]       python -m distml.promote --config FILE {again}")
     return result | {"wall_s": round(time.monotonic() - began, 2)}
 

@@ -8,7 +8,7 @@ records it once.
 """
 
 from distml.tracking.outbox import Tracker
-from distml.tracking.server import check, client, uri
+from distml.tracking.server import check, client, require_experiment, uri
 from distml.tracking.spool import find, register, sync
 
-__all__ = ["Tracker", "check", "client", "find", "register", "sync", "uri"]
+__all__ = ["Tracker", "check", "client", "find", "register", "require_experiment", "sync", "uri"]

@@ -25,7 +25,7 @@ from distml.tracking.operations import (
     Operation,
     RegisterModel,
 )
-from distml.tracking.server import artifact_location, client
+from distml.tracking.server import artifact_location, client, is_deleted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -246,6 +246,8 @@ class Sender:
         name = self.config.tracking.experiment
         experiment = self.client.get_experiment_by_name(name)
         if experiment:
+            if experiment.lifecycle_stage == "deleted":
+                raise is_deleted(self.config, str(experiment.experiment_id))
             return str(experiment.experiment_id)
         try:
             return str(

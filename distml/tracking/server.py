@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distml.config import Config
 from distml.errors import TrackingError
@@ -17,6 +20,9 @@ from distml.storage import Storage
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_NAMED = ("databricks", "databricks-uc", "uc")
+"""Addresses that MLflow knows by a word."""
+_BRIEF_S = 2.0
 _LOCAL = FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError
 """Errors of files of ours, which no server brings back."""
 
@@ -25,10 +31,10 @@ def uri(config: Config) -> str:
     """The tracking URI of a configuration: its own, or SQLite under the storage root.
 
     Raises:
-        TrackingError: The storage root is an object store, where SQLite cannot live.
+        TrackingError: A folder, or the storage root is an object store, where SQLite cannot live.
     """
     if config.tracking.uri:
-        return config.tracking.uri
+        return _require_server(config.tracking.uri)
     storage = Storage(config.storage.root)
     if not storage.local:
         raise TrackingError(
@@ -36,6 +42,82 @@ def uri(config: Config) -> str:
             "Set tracking.uri to an MLflow server.",
         )
     return f"sqlite:///{storage.uri('mlflow.db')}"
+
+
+def _require_server(address: str) -> str:
+    if ("://" not in address and address not in _NAMED) or address.startswith("file:"):
+        given = " (from MLFLOW_TRACKING_URI)" if os.environ.get("MLFLOW_TRACKING_URI") == address else ""
+        raise TrackingError(
+            f"tracking.uri = {address}{given} is a folder, which MLflow 3.17 refuses.",
+            "Use sqlite:///PATH or a server, or leave it out.",
+        )
+    return address
+
+
+def login() -> dict[str, Any]:
+    """Return the options of `requests` by which MLflow's own client comes in, from MLflow's variables."""
+    name, password, token, insecure, bundle = (
+        os.environ.get(f"MLFLOW_TRACKING_{part}")
+        for part in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS", "SERVER_CERT_PATH")
+    )
+    options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {token}"} if token else {}}
+    if name and password:
+        options["auth"] = (name, password)
+    if bundle or (insecure or "").lower() in ("true", "1"):
+        options["verify"] = bundle or False
+    return options
+
+
+def deleted_experiment(config: Config) -> str | None:
+    """Return the id of the configured experiment where it is deleted; None where not, or nobody can tell.
+
+    Asked without importing MLflow, within two seconds.
+    """
+    address, name = uri(config), config.tracking.experiment
+    try:
+        if address.startswith("sqlite:///"):
+            return _deleted_in(Path(address.removeprefix("sqlite:///").partition("?")[0]), name)
+        if address.startswith("http"):
+            import requests
+
+            url = f"{address.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
+            asked = {"experiment_name": name}
+            experiment = requests.get(url, asked, timeout=_BRIEF_S, **login()).json()["experiment"]
+            return str(experiment["experiment_id"]) if experiment["lifecycle_stage"] == "deleted" else None
+    except (OSError, ValueError, KeyError, TypeError, sqlite3.Error):  # requests' errors are OSErrors
+        pass
+    return None
+
+
+def _deleted_in(database: Path, name: str) -> str | None:
+    """Ask the embedded database; it is not made where it is absent."""
+    if not database.exists():
+        return None
+    where = f"{database.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(where, uri=True, timeout=1)) as connection:
+        question = "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
+        row = connection.execute(question, (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def is_deleted(config: Config, number: str) -> TrackingError:
+    """The error of an experiment that is deleted, and how to have it back."""
+    return TrackingError(
+        f"experiment {config.tracking.experiment} is deleted.",
+        f"Restore it (mlflow experiments restore --experiment-id {number}) or set another "
+        "tracking.experiment.",
+    )
+
+
+def require_experiment(config: Config) -> None:
+    """Refuse a deleted experiment before anything is spent: MLflow would record nothing in it.
+
+    Raises:
+        TrackingError: It is deleted.
+    """
+    number = deleted_experiment(config)
+    if number is not None:
+        raise is_deleted(config, number)
 
 
 def artifact_location(config: Config) -> str | None:
@@ -60,7 +142,8 @@ def client(config: Config) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     # The registry resolves `models:/` sources through the process-wide URI, whatever the client was given.
-    mlflow.set_tracking_uri(address)
+    with environment.unchanged("MLFLOW_TRACKING_URI"):  # which configurations of later calls would take up
+        mlflow.set_tracking_uri(address)
     return mlflow.MlflowClient(address, address)
 
 

@@ -128,7 +128,8 @@ def sync(config: Config) -> dict[str, Any]:
         raise TrackingError(
             f"{len(delivery.left)} of {delivery.sent + len(delivery.left)} spooled runs could not be sent; "
             f"{name}: {why}.",
-            "Try again when the server is back; nothing is lost.",
+            "Nothing is lost: run `distml sync` again "
+            + ("when the server is back." if delivery.away else "when that is done."),
         )
     return {"sent": delivery.sent, "left": 0}
 
@@ -163,12 +164,13 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
         run.result |= {"run_id": run.run_id, "version": version, "tracking_complete": True}
         run.save(storage)
     elif delivery.away or any(name.startswith(f"{run.name}-{run.generation:03d}-") for name in delivery.left):
-        why = f"has been away for {wait_s:.0f} s" if delivery.away else "refuses what was recorded"
+        away = delivery.away
+        why = f"has been away for {wait_s:.0f} s" if away else "refuses what was recorded"
         raise TrackingError(
             f"run {run.name} is trained but not registered: the tracking server {uri(config)} {why} "
             f"({next(iter(delivery.left.values()))}).",
-            "Nothing is lost: the same command registers it when the server is back; "
-            "tracking.wait_s says how long it waits.",
+            "Nothing is lost: the same command registers it "
+            + ("when the server is back; tracking.wait_s says how long it waits." if away else "then."),
         )
     return run
 

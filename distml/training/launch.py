@@ -40,7 +40,9 @@ def _own_address() -> str:
 
 def _join(addresses: list[str], index: int) -> None:
     place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    environment.RANK.apply({"TF_CONFIG": json.dumps(place)})
+    hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
+    direct = environment.with_hosts(hosts, "no_grpc_proxy", "no_proxy")  # gRPC reads the first that is set
+    environment.RANK.apply({"TF_CONFIG": json.dumps(place), "no_grpc_proxy": direct})
 
 
 class _TensorFlowBackend(Backend):

@@ -199,7 +199,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     storage = Storage(config.storage.root)
     storage.probe()
     pretrained.resolve(config, storage)
-    tracking.uri(config)
+    tracking.require_experiment(config)
     if config.tracking.required:
         tracking.check(config)
     with runs.alone(config, storage):

@@ -45,6 +45,7 @@ def import_tensorflow(use_gpu: bool, local_world_size: int) -> Any:
     with compat.imports():
         import keras
         import tensorflow as tf
+    environment.plain(keras)
     if not keras.__version__.startswith("3."):
         raise TrainingError(f"Keras {keras.__version__} was imported.", "Unset TF_USE_LEGACY_KERAS.")
     for gpu in tf.config.list_physical_devices("GPU"):

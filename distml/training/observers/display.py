@@ -133,7 +133,7 @@ class Display:
         self.console.print(table)
         self.console.print()
         for name, value in facts.items():
-            self.console.print(f"[bold]{name:<10}[/bold] {value}")
+            self.console.print(f"[bold]{name:<10}[/bold] {escape(value)}")
         sys.stderr.flush()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml.artifacts import predictor
 from distml.data import schema
 from distml.errors import ConfigError, ModelError
 from distml.models import registry
@@ -146,6 +147,16 @@ def test_options_reach_the_layers(keras: Any) -> None:
     assert all(layer.synchronized for layer in norms)
     assert not any(getattr(layer, "synchronized", False) for layer in body("cnn_batchnorm"))
     assert registry.build("resnet", SHAPE, 10, {"widths": [8], "blocks": 3}, 0).count_params() < 5_000
+
+
+def test_what_the_users_keras_file_says_does_not_count(keras: Any) -> None:
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_floatx("float16")
+    keras.config.set_epsilon(0.5)
+    loaded = predictor._keras()
+    config = loaded.config
+    assert (config.image_data_format(), config.floatx()) == ("channels_last", "float32")
+    assert config.epsilon() == 1e-7
 
 
 @pytest.fixture

@@ -209,3 +209,53 @@ def test_the_model(model: dict[str, Any], status: str, said: str) -> None:
     check = machine.model(Config.model_validate({"model": model}))
     assert check.status == status
     assert said in check.detail
+
+
+def test_the_shell_is_described_by_what_becomes_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check = machine.shell(Config(), {"EDITOR": "vi"})
+    assert (check.status, check.detail) == ("ok", "sets nothing that distml or what it uses would read")
+    shell = {
+        "RAY_ADDRESS": "a:1",
+        "TF_CONFIG": "{}",
+        "MLFLOW_RUN_ID": "1",
+        "MLFLOW_TRACKING_PASSWORD": "secret",
+    }
+    check = machine.shell(Config(), shell)
+    assert check.detail == (
+        "used: MLFLOW_TRACKING_PASSWORD, RAY_ADDRESS; replaced: TF_CONFIG (workers get the addresses of "
+        "their own group); not used: MLFLOW_RUN_ID (run.name says it)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("root", "shell", "said"),
+    [
+        (
+            "gs://b/r",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "/none.json"},
+            "names /none.json, which is not there",
+        ),
+        ("s3://b/r", {"AWS_PROFILE": "work"}, "AWS_PROFILE = work is in neither"),
+        ("s3://b/r", {"MLFLOW_S3_ENDPOINT_URL": "http://m:9000"}, "and AWS_ENDPOINT_URL is not"),
+    ],
+)
+def test_credentials_that_cannot_be_right_are_a_problem_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, shell: dict[str, str], said: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check = machine.shell(Config.resolve({"storage": {"root": root}}), shell)
+    assert (check.status, said in check.detail, bool(check.remedy)) == ("problem", True, True)
+    assert machine.shell(Config(), shell).status == "ok"
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("[profile work]\nregion = x\n")
+    (tmp_path / "key.json").touch()
+    right = {
+        "AWS_PROFILE": "work",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
+        "MLFLOW_S3_ENDPOINT_URL": "http://m:9000",
+        "AWS_ENDPOINT_URL": "http://m:9000",
+    }
+    assert machine.shell(Config.resolve({"storage": {"root": root}}), right).status == "ok"

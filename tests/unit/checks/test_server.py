@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import sys
 import threading
@@ -81,7 +82,9 @@ def test_other_places_are_judged_by_their_name(uri: str | None, root: str, statu
 
 
 @contextmanager
-def answering(status: int, text: str, asked: list[tuple[str, str | None]]) -> Iterator[str]:
+def answering(
+    status: int, text: str, asked: list[tuple[str, str | None]], stage: str = "active"
+) -> Iterator[str]:
     """A server on this machine that gives one answer to everything."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,6 +98,13 @@ def answering(status: int, text: str, asked: list[tuple[str, str | None]]) -> It
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text.encode())
+
+        def do_GET(self) -> None:
+            found = json.dumps({"experiment": {"experiment_id": "4", "lifecycle_stage": stage}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            self.wfile.write(found)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
@@ -133,6 +143,27 @@ def test_a_server_is_judged_by_its_answer(
     if "Host" in text:
         host = uri.removeprefix("http://")
         assert f"--allowed-hosts 127.0.0.1,{host}" in check.remedy
+
+
+def test_a_deleted_experiment_is_a_problem_that_can_be_undone(database: Path) -> None:
+    with answering(200, "{}", [], stage="deleted") as uri:
+        check = server.check(config(uri=uri, experiment="x"))
+    assert (check.status, check.detail) == ("problem", f"{uri}: experiment x is deleted.")
+    assert "mlflow experiments restore --experiment-id 4" in check.remedy
+    with sqlite3.connect(database) as connection:
+        connection.execute("ALTER TABLE experiments ADD COLUMN experiment_id")
+        connection.execute("ALTER TABLE experiments ADD COLUMN lifecycle_stage")
+        connection.execute("INSERT INTO experiments VALUES ('x', 9, 'deleted')")
+    connection.close()
+    check = server.check(config(uri=f"sqlite:///{database}", experiment="x"))
+    assert check.status == "problem"
+    assert "--experiment-id 9" in check.remedy
+    assert server.check(config(uri=f"sqlite:///{database}", experiment="y")).status == "ok"
+
+
+def test_an_address_of_the_shell_is_said_to_be(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    assert server.check(Config.load()).detail == f"sqlite:///{database} (from MLFLOW_TRACKING_URI)"
 
 
 @pytest.mark.parametrize(("required", "status"), [(True, "problem"), (False, "warning")])

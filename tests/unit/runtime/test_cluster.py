@@ -114,7 +114,10 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cluster._init_arguments(Config(), 1, {})["dashboard_host"] == "127.0.0.1"
+    arguments = cluster._init_arguments(Config(), 1, {})
+    assert arguments["dashboard_host"] == "127.0.0.1"
+    # True would raise where the dashboard cannot start: `raise_on_api_server_failure` of ray/_private/node.py
+    assert arguments["include_dashboard"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distml.config import Config, ServeConfig
-from distml.runtime import environment
+from distml.runtime import environment, processes
 from distml.runtime.environment import Group, Variable
 from distml.serving import haproxy, ingress
 from distml.training import launch
@@ -149,3 +151,66 @@ def test_haproxy_is_told_by_the_names_of_its_own_file(monkeypatch: pytest.Monkey
     assert values[haproxy.PROGRAM] == "/bin/haproxy"
     assert values.keys() <= environment.NAMES
     assert set(re.findall(r'"(DISTML_\w+)"', Path(haproxy.__file__).read_text())) <= environment.NAMES
+
+
+def test_what_the_shell_sets_is_known_by_the_first_entry_that_fits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text("{}")
+    shell = {
+        "AWS_PROFILE": "x",
+        "TF_CONFIG": "{}",
+        "TF_X": "1",
+        "RAY_X": "1",
+        "http_proxy": "",
+        "EDITOR": "vi",
+    }
+    known = {name: one.effect for name, one in environment.user_settings(shell)}
+    assert known == {
+        "RAY_X": "used",
+        "TF_CONFIG": "replaced",
+        "~/.keras/keras.json": "replaced",
+        "TF_X": "used",
+        "AWS_PROFILE": "used",
+    }
+
+
+def test_hosts_are_added_to_what_the_user_excepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "localhost, .corp")
+    assert environment.with_hosts(["10.0.0.7", "localhost"], "no_proxy") == "localhost,.corp,10.0.0.7"
+    monkeypatch.setenv("no_grpc_proxy", "peer")
+    assert environment.with_hosts(["10.0.0.7"], "no_grpc_proxy", "no_proxy") == "peer,10.0.0.7"
+
+
+def test_workers_reach_each_other_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    launch._join(["10.1.2.3:4000", "[fd00::2]:4000"], 1)
+    assert os.environ["no_grpc_proxy"] == "localhost,127.0.0.1,10.1.2.3,fd00::2"  # noqa: SIM112 - its name
+    assert json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1
+
+
+@pytest.mark.parametrize("proxy", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_this_machine_is_reached_past_a_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    for name in (*environment.USER_SETTINGS[0].names, "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    processes.reach_this_machine()
+    assert "no_proxy" not in os.environ
+    monkeypatch.setenv(proxy, "http://proxy.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", ".corp")
+    processes.reach_this_machine()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == ".corp,localhost,127.0.0.1,::1"
+    assert urllib.request.proxy_bypass("127.0.0.1")
+
+
+def test_what_a_package_sets_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with environment.unchanged("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///one.db"
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine")
+    with environment.unchanged("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///one.db"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://mine"

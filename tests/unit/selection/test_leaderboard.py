@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
-from distml.selection import leaderboard
+from distml.config import Config
+from distml.selection import leaderboard, sweep
 from distml.selection.leaderboard import Row
 
 ROWS = [
@@ -61,3 +63,12 @@ def test_the_figures_can_be_drawn(tmp_path: Path) -> None:
     assert drawn == "parallel_coordinates.png"
     assert (tmp_path / drawn).stat().st_size > 5000
     leaderboard.draw(tmp_path, ROWS[2:])  # nothing to show is no crash
+
+
+def test_the_next_command_can_be_pasted_into_a_shell() -> None:
+    console = Console(record=True, soft_wrap=True, width=80)
+    root = "my [bold] data #1"
+    config = Config.resolve({"run": {"name": "search"}, "storage": {"root": root}})
+    sweep._shown(console, config, {row.candidate: row for row in ROWS}, {"figure": "f.png"}, 0.0)
+    [line] = [line for line in console.export_text().splitlines() if line.startswith("next")]
+    assert shlex.split(line, comments=True)[-4:] == ["--run", "search", "--storage.root", root]

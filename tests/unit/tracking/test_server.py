@@ -1,9 +1,11 @@
-"""Where the embedded default keeps what is recorded."""
+"""Where runs are recorded, and what cannot be recorded to."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 import requests
 
 from distml.config import Config
+from distml.errors import TrackingError
 from distml.tracking import server
 
 
@@ -125,3 +128,48 @@ def test_whoever_gives_up_ends_the_pause() -> None:
     assert time.monotonic() - began < 5
     assert noted == [AWAY]
     assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "mlruns"])
+def test_a_folder_is_refused_and_said_to_come_from_the_shell(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    with pytest.raises(TrackingError, match="is a folder, which MLflow"):
+        server.uri(Config.resolve({"tracking": {"uri": uri}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=r"\(from MLFLOW_TRACKING_URI\) is a folder"):
+        server.uri(Config.load())
+
+
+def test_the_address_in_the_shell_counts_where_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert server.uri(Config.load()) == "http://mlflow.example:5000"
+    assert server.uri(Config.load(tracking={"uri": "http://mine"})) == "http://mine"
+    assert server.uri(Config.load(**{"tracking.uri": None})).startswith("sqlite:///")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert server.uri(Config.load()).startswith("sqlite:///")
+
+
+def test_a_deleted_experiment_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    config = Config.resolve({"tracking": {"uri": f"sqlite:///{database}", "experiment": "x"}})
+    server.require_experiment(config)
+    assert not database.exists()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE experiments (experiment_id, name, lifecycle_stage)")
+        connection.execute("INSERT INTO experiments VALUES (7, 'x', 'active')")
+    server.require_experiment(config)
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE experiments SET lifecycle_stage = 'deleted'")
+    with pytest.raises(TrackingError, match=r"experiment x is deleted\. Restore it .*--experiment-id 7\)"):
+        server.require_experiment(config)
+
+
+def test_a_server_is_entered_as_by_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.login() == {"headers": {}}
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/ca.pem")
+    assert server.login() == {"headers": {"Authorization": "Bearer t"}, "verify": "/ca.pem"}
+    monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    assert server.login()["verify"] is False

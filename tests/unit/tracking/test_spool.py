@@ -64,8 +64,25 @@ def test_what_is_refused_stays_and_does_not_keep_the_others_back(config: Config)
     assert not delivery.away
     assert left(config) == ["a-001-0.jsonl", "c-001-0.jsonl"]
     assert tracking.find(config, "b")
-    with pytest.raises(TrackingError, match=r"2 of 2 spooled runs could not be sent; a-001-0\.jsonl: "):
+    with pytest.raises(
+        TrackingError, match=r"2 of 2 spooled runs could not be sent; a-001-0\.jsonl: "
+    ) as caught:
         tracking.sync(config)
+    assert "server is back" not in caught.value.remedy  # it is there
+
+
+def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(config: Config) -> None:
+    client = tracking.client(config)
+    number = client.create_experiment(config.tracking.experiment)
+    client.delete_experiment(number)
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    with pytest.raises(TrackingError, match=rf"is deleted\. Restore it .*--experiment-id {number}\)"):
+        tracking.sync(config)
+    with pytest.raises(TrackingError, match="is deleted"):
+        tracking.require_experiment(config)
+    client.restore_experiment(number)
+    tracking.require_experiment(config)
+    assert tracking.sync(config) == {"sent": 1, "left": 0}
 
 
 def test_what_is_meant_for_another_server_is_left_to_sync(config: Config) -> None:
