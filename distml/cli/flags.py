@@ -303,9 +303,18 @@ def fetch_weights(parser: Parser) -> None:
     add("--file", metavar="FILE", help="take this file or URI instead of Keras's own")
 
 
+def keys(parser: Parser) -> None:
+    """Add the arguments of `keys`."""
+    add = parser.add_argument
+    add("what", choices=["new", "list", "remove"], help="of the file serve.auth.keys_file")
+    add("name", nargs="?", metavar="NAME", help="whose key it is; several may share a name")
+    add("--expires", metavar="DATE", help="the last day of a new key, or a moment")
+
+
 OWN: dict[str, Callable[[Parser], None]] = {
     "cluster": cluster,
     "fetch-weights": fetch_weights,
+    "keys": keys,
     "models": models,
     "pipeline": pipeline,
     "predict": predict,

@@ -2,6 +2,7 @@
 
 from distml.config.schema import (
     AugmentConfig,
+    AuthConfig,
     CanaryConfig,
     Config,
     DataConfig,
@@ -24,6 +25,7 @@ from distml.config.schema import (
 
 __all__ = [
     "AugmentConfig",
+    "AuthConfig",
     "CanaryConfig",
     "Config",
     "DataConfig",

@@ -395,6 +395,16 @@ class CanaryConfig(Section):
     """Share of the requests, in percent; 0 is off."""
 
 
+class AuthConfig(Section):
+    """Who may ask the endpoint."""
+
+    keys_file: Annotated[str, Field(min_length=1)] | None = None
+    """File of API keys, a line each: NAME KEY [EXPIRES]; none lets everybody ask. `distml keys new NAME` adds
+    one; changes count within two seconds."""
+    requests_per_s: PositiveFloat | None = None
+    """Requests a second that each name may send, shared by the replicas; beyond, 429; none is no limit."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint."""
 
@@ -445,6 +455,8 @@ class ServeConfig(Section):
     names; none takes every name where `serve.host` is not loopback."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins of pages that may ask and read, as `https://shop.example.com`; `*` is all."""
+    auth: AuthConfig = AuthConfig()
+    """API keys."""
 
 
 class LogConfig(Section):

@@ -18,7 +18,7 @@ from distml.serving import encoded, native, openapi, openinference, tfserving
 from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
 from distml.serving.route import Application, Route, unfound
-from distml.serving.security import Guard
+from distml.serving.security import Guard, KeyCheck
 from distml.serving.service import Served, Service
 
 PAGE = Path(__file__).parent / "page"
@@ -78,11 +78,16 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
         service: Who classifies.
         config: Limits.
         metrics: Where requests are counted; none makes new ones.
+
+    Raises:
+        ConfigError: The keys file cannot be used.
     """
     encoded.bound()
+    metrics = Metrics() if metrics is None else metrics
     app = Application(
-        Metrics() if metrics is None else metrics,
+        metrics,
         Guard(config),
+        KeyCheck(config.auth, metrics) if config.auth.keys_file else None,
         title="distml",
         version=distml.__version__,
         description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
@@ -101,7 +106,8 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
     async def description(request: Request) -> Answer:
         """Describe all routes."""
         served = service.served()
-        return answer(openapi.specialise(app.openapi(), served, _examples(served), list(service.aliases())))
+        plain = openapi.with_keys(app.openapi()) if config.auth.keys_file else app.openapi()
+        return answer(openapi.specialise(plain, served, _examples(served), list(service.aliases())))
 
     app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
     if PAGE.is_dir():

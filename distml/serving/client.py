@@ -18,6 +18,7 @@ from distml.data import shards
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ServingError
+from distml.serving import keys
 from distml.storage import Storage
 
 _TIMEOUT_S = 20
@@ -52,13 +53,17 @@ class Model:
         return self.policy or Policy.of_arrays(self.shape)
 
 
-def describe(url: str) -> Model:
+def describe(url: str, own: bool = False) -> Model:
     """Ask what answers.
+
+    Args:
+        url: Of the endpoint.
+        own: It is this Ray's (`keys.sent`).
 
     Raises:
         ServingError: Nothing does, or no endpoint of ours.
     """
-    found = _answer("GET", f"{url}/model")
+    found = _answer("GET", f"{url}/model", own)
     try:
         height, width, depth = found["shape"]
         shape, classes = (height, width, depth), tuple(found["classes"])
@@ -73,10 +78,9 @@ def describe(url: str) -> Model:
 def version(url: str) -> int | None:
     """Return the version that an endpoint answers with, None where it is not ready."""
     try:
-        if requests.get(f"{url}/readyz", timeout=2).status_code != 200:
-            return None
-        return int(requests.get(f"{url}/model", timeout=5).json()["version"])
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+        response = requests.get(f"{url}/readyz", timeout=2)
+        return int(response.headers["x-model-version"]) if response.status_code == 200 else None
+    except (requests.RequestException, ValueError, KeyError):
         return None
 
 
@@ -104,25 +108,30 @@ def probabilities(url: str, images: Images, model: Model) -> npt.NDArray[np.floa
     return np.array(parts, np.float32)
 
 
-def post(url: str, **body: Any) -> dict[str, Any]:
+def post(url: str, own: bool = False, **body: Any) -> dict[str, Any]:
     """Send a request; returns the JSON of its answer.
 
     Args:
         url: Of a route.
+        own: The endpoint is this Ray's (`keys.sent`).
         body: As `requests.post` takes it.
 
     Raises:
         ServingError: No answer, or a refusal.
     """
-    return _answer("POST", url, **body)
+    return _answer("POST", url, own, **body)
 
 
-def _answer(method: str, url: str, **body: Any) -> dict[str, Any]:
+def _answer(method: str, url: str, own: bool, **body: Any) -> dict[str, Any]:
     try:
-        response = requests.request(method, url, timeout=_TIMEOUT_S, **body)
+        response = requests.request(method, url, timeout=_TIMEOUT_S, headers=keys.sent(own), **body)
         answer = response.json()
     except (requests.RequestException, ValueError) as error:
         raise ServingError(f"{url} does not answer: {str(error)[:200]}.") from None
+    if response.status_code == 401:
+        raise ServingError(
+            f"{url} needs an API key, or another one: {str(answer)[:200]}.", f"Put it into {keys.VARIABLE}."
+        )
     if response.status_code != 200 or not isinstance(answer, dict):
         raise ServingError(f"{url} answers {response.status_code}: {str(answer)[:200]}.")
     return answer
@@ -177,7 +186,7 @@ def check_answers(config: Config, url: str, version: int, val_accuracy: float) -
         raise ServingError(
             f"{url} says {seen} about pictures as files and {answers[: len(seen)]} about the same as numbers."
         )
-    measured = describe(url).metrics.get("test_accuracy")
+    measured = describe(url, True).metrics.get("test_accuracy")
     return {
         "rows": len(labels),
         "accuracy": round(accuracy, 4),
@@ -190,7 +199,7 @@ def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:
     """Send a request; returns the label of each picture. A replica may hear late of a champion."""
     until = time.monotonic() + _LATE_S
     while True:
-        answer = post(url, **body)
+        answer = post(url, True, **body)
         found = (answer["model"]["name"], answer["model"]["version"])
         if found == expected or time.monotonic() > until:
             break

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from distml import log
 from distml.config import Config, ServeConfig
 from distml.errors import ResourceError, ServingError, TrackingError
 from distml.runtime import cluster, compat
-from distml.serving import client, ingress
+from distml.serving import client, ingress, keys
 from distml.serving.models import Record, aliases
 from distml.tracking import registry
 
@@ -39,7 +40,10 @@ def require(config: Config, before_ray: bool = False) -> int:
         ServingError: No version is champion, or what else is followed was never there.
         TrackingError: The registry does not answer, and nothing was served before.
         ResourceError: The port is taken.
+        ConfigError: The keys file cannot be used.
     """
+    if config.serve.auth.keys_file:
+        keys.require(config.serve.auth.keys_file)
     ray: Any = sys.modules.get("ray")  # importing it takes seconds, and nothing is connected without
     if before_ray and cluster.address() is None and not (ray and ray.is_initialized()):
         require_port(config.serve)
@@ -320,6 +324,8 @@ def _relevant(config: Config) -> dict[str, Any]:
     tracking = {key: whole["tracking"][key] for key in ("uri", "registered_model", "artifact_roots")}
     drivers = ("url", "start_timeout_s", "replicas")  # the driver's own, and what Ray changes in place
     section = {key: value for key, value in whole["serve"].items() if key not in drivers}
+    if keys_file := section["auth"]["keys_file"]:  # replicas have folders of their own
+        section["auth"]["keys_file"] = os.path.abspath(keys_file)
     return {"storage": whole["storage"], "tracking": tracking, "serve": section, "log": whole["log"]}
 
 

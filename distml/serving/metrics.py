@@ -60,6 +60,10 @@ class Metrics:
         self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)
         sentence = "Images that are probably not what their sender means, by what is odd about them."
         self.doubted = Counter("distml_implausible_images", sentence, ["code"], **kept)
+        sentence = "Requests by the name of their API key: taken, or beyond its rate."
+        keyed = Counter("distml_key_requests", sentence, ["key", "outcome"], **kept)
+        sentence = "Requests without a valid API key, by what was wrong with it."
+        self.unauthorized = Counter("distml_unauthorized_requests", sentence, ["reason"], **kept)
         sentence = "Version of the champion that is loaded, 0 for none."
         self.champion = Gauge("distml_champion_version", sentence, **kept)
         sentence = "Versions that an alias points at and that were refused."
@@ -70,6 +74,7 @@ class Metrics:
         self.registry_age = Gauge("distml_registry_age_seconds", sentence, **kept)
         # Finding a labelled child takes longer than counting.
         self._counter = lru_cache(1024)(self._requests.labels)
+        self.keyed = lru_cache(1024)(keyed.labels)
         self._timer = lru_cache(256)(self._seconds.labels)
 
     def answered(self, route: str, method: str, answer: Answer | None, seconds: float) -> None:
@@ -90,6 +95,11 @@ class Metrics:
     def families(self) -> Families:
         """Return what this replica has counted."""
         return list(self._registry.collect())
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas answer, as far as this one has heard."""
+        return 1 + len(self._others)
 
     def hear(self, others: Mapping[str, Families]) -> None:
         """Take what the other replicas have counted, by their names."""

@@ -288,7 +288,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
 
 
 def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None:
-    @routes.get("/model", response_model=ModelDescription, responses=openapi.failures(503))
+    @routes.get("/model", response_model=ModelDescription, responses=openapi.failures(401, 429, 503))
     async def model(request: Request) -> Answer:
         """Describe the champion and every other loaded version."""
         first = champion(service)
@@ -318,8 +318,9 @@ def _add_health(routes: APIRouter, service: Service) -> None:
     @routes.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def readyz(request: Request) -> Answer:
         """Say whether a champion is loaded."""
-        ready = service.ready()
-        return answer({"status": "ok" if ready else "no champion is loaded"}, status=200 if ready else 503)
+        if not service.ready():
+            return answer({"status": "no champion is loaded"}, status=503)
+        return answer({"status": "ok"}, champion(service).version)
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Answer:

@@ -46,6 +46,7 @@ class Encoded(RequestBody):
 
 _REASONS = {
     400: "The request is not what it should be; `error` names the first fault and where it is.",
+    401: "The request has no valid API key, where `serve.auth.keys_file` asks for one.",
     403: "The request comes from a page of another origin; `serve.cors_origins` lists those that may ask.",
     404: "No model or version of that name is loaded.",
     408: "The body did not arrive in time.",
@@ -68,9 +69,9 @@ def failures(*statuses: int) -> Responses:
     return {status: {"model": Failure, "description": _REASONS[status]} for status in statuses}
 
 
-CLASSIFYING = failures(400, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
+CLASSIFYING = failures(400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 503, 504)
 """What can go wrong where images are classified."""
-ASKING = failures(404, 421, 503)
+ASKING = failures(401, 404, 421, 429, 503)
 """What can go wrong where a model is asked about."""
 
 
@@ -127,6 +128,20 @@ def specialise(
                 content = operations["post"]["requestBody"]["content"]["application/json"]
                 content["examples"] = {name: {"value": body} for name, body in bodies.items()}
     document["components"]["schemas"]["Image"] = image(served[0].shape)
+    return document
+
+
+def with_keys(plain: dict[str, Any]) -> dict[str, Any]:
+    """Say that requests need a key, and that the probes do not."""
+    document = copy.deepcopy(plain)
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document.setdefault("components", {})["securitySchemes"] = schemes
+    document["security"] = [{scheme: []} for scheme in schemes]
+    for path in ("/healthz", "/readyz"):
+        document["paths"][path]["get"]["security"] = []
     return document
 
 

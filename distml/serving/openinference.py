@@ -400,7 +400,9 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
         return answer(_statistics(service, None))
 
     @routes.post(
-        "/v2/repository/index", response_model=list[V2IndexEntry], responses=openapi.failures(403, 421)
+        "/v2/repository/index",
+        response_model=list[V2IndexEntry],
+        responses=openapi.failures(401, 403, 421, 429),
     )
     async def index(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""

@@ -31,7 +31,7 @@ from distml.errors import (
 )
 from distml.serving.exchange import Answer, Header, RejectedError, options, reject
 from distml.serving.metrics import Metrics
-from distml.serving.security import Guard
+from distml.serving.security import Guard, KeyCheck
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +102,10 @@ class Application(FastAPI):
     request do nothing for them but cost as much as parsing an image.
     """
 
-    def __init__(self, metrics: Metrics, guard: Guard, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, guard: Guard, keys: KeyCheck | None, **options: Any) -> None:
         super().__init__(**options)
         self.metrics = metrics
-        self._guard = guard
+        self._guard, self._keys = guard, keys
         self._find = lru_cache(_KNOWN_PATHS)(self._match)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,14 +113,19 @@ class Application(FastAPI):
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
         if rejection := self._guard.reject(scope):
-            answer = reject(rejection)
-            self.metrics.answered("rejected by headers", scope["method"], answer, 0.0)
-            return await answer(scope, receive, send)
+            return await self._reject(rejection, scope, receive, send)
         if self._guard.shares and await self._guard.shared(self._answer, scope, receive, send):
             return None
         return await self._answer(scope, receive, send)
 
+    async def _reject(self, rejection: RejectedError, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = reject(rejection)
+        self.metrics.answered("rejected by headers", scope["method"], answer, 0.0)
+        await answer(scope, receive, send)
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._keys and (rejection := self._keys.reject(scope)):
+            return await self._reject(rejection, scope, receive, send)
         found = self._find(scope["method"], scope["path"])
         if isinstance(found, Answer):
             return await found(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Who may ask: the names an endpoint answers to, and the origins of pages that may ask it (replica).
+"""Who may ask: the names an endpoint answers to, the origins of pages, and holders of keys (replica).
 
 A page of a stranger reaches an endpoint on loopback in two ways. It posts to it: browsers send forms and
 plain text without asking first. Or its own name is made to point at 127.0.0.1 (DNS rebinding): then it is of
@@ -8,19 +8,36 @@ the same origin as the endpoint, and reads. The first shows in `Origin` and `Sec
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
-from collections.abc import Sequence
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import Message, Receive, Scope, Send
 
-from distml.config import ServeConfig
+from distml.config import AuthConfig, ServeConfig
+from distml.errors import ConfigError
+from distml.serving import keys
 from distml.serving.exchange import Header, RejectedError, options
+from distml.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 _PROBES = frozenset(("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 """Balancers and monitors ask these by whatever name they know."""
+_OPEN = frozenset(("/healthz", "/readyz", "/", "/index.html", "/page.css", "/page.js"))
+"""Probes, and the page, which asks its user for a key; everything else needs one."""
+_LOOK_S = 1.0
+_SETTLED_S = 0.3
+"""A file that changed less than this ago may be half written."""
+_BURST_S = 2.0
+"""Seconds' worth of requests that a key may save up."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ANY = "*"
 _ALLOWED: list[Header] = [
@@ -155,3 +172,117 @@ def _loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return _address(name) and ipaddress.ip_address(name).is_loopback
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """How many requests a key has left, and since when."""
+
+    left: float
+    since: float
+
+
+class KeyCheck:
+    """Decides by a request's key whether it is taken. Final.
+
+    Args:
+        auth: The section of the configuration, with a keys file.
+        metrics: Where requests are counted by the name of their key.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+
+    def __init__(self, auth: AuthConfig, metrics: Metrics) -> None:
+        assert auth.keys_file is not None
+        self._path, self._rate, self._metrics = auth.keys_file, auth.requests_per_s, metrics
+        self._buckets: dict[str, _Bucket] = {}
+        self._looked, self._stamp, self._said = time.monotonic(), self._stat(), ""
+        own = keys.internal()
+        self._own = keys.Key(keys.INTERNAL, keys.digest(own.encode())) if own else None
+        self._keys: Mapping[bytes, keys.Key] = {}
+        self._take(keys.read(self._path))
+
+    def _take(self, valid: tuple[keys.Key, ...]) -> None:
+        if not valid:
+            logger.warning("%s holds no key: nobody may ask", self._path)
+        known = {key.digest: key for key in valid}
+        self._keys = known | ({self._own.digest: self._own} if self._own else {})
+
+    def _stat(self) -> tuple[int, int, int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
+
+    def look(self) -> None:
+        """Take over the file where it has changed; one that cannot be used changes nothing, and is said."""
+        stamp = self._stat()
+        if stamp == self._stamp or (stamp and abs(time.time() - stamp[0] / 1e9) < _SETTLED_S):
+            return
+        try:
+            self._take(keys.read(self._path))
+        except ConfigError as error:
+            if str(error) != self._said:
+                logger.error("%s The keys from before go on being valid.", error)
+            self._said = str(error)
+            return
+        self._stamp, self._said = stamp, ""
+        logger.info(
+            "the keys of %s were read again", ", ".join(sorted({k.name for k in self._keys.values()}))
+        )
+
+    def reject(self, scope: Scope) -> RejectedError | None:
+        """Return why a request is not taken, None where it is."""
+        if scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+            return None
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            self.look()
+        given = _given(scope["headers"])
+        if not given:
+            return self._refuse(
+                "missing", "this endpoint needs a key; send Authorization: Bearer KEY or X-API-Key"
+            )
+        digest = keys.digest(given)
+        key = self._keys.get(digest)  # by a hash: how long that takes tells nothing of a key
+        if key is None or not hmac.compare_digest(key.digest, digest):
+            return self._refuse("unknown", "the key that was sent is not known here")
+        if key.expires is not None and time.time() >= key.expires:
+            return self._refuse("expired", f"the key of {key.name} has expired")
+        if self._rate and key is not self._own and not self._has_turn(key.name, now):
+            self._metrics.keyed(key.name, "limited").inc()
+            sentence = f"{key.name} sends more than {self._rate:g} requests a second; ask again"
+            return RejectedError(429, sentence, (b"retry-after", b"1"))
+        self._metrics.keyed(key.name, "taken").inc()
+        return None
+
+    def _refuse(self, reason: str, sentence: str) -> RejectedError:
+        self._metrics.unauthorized.labels(reason).inc()
+        return RejectedError(401, sentence, (b"www-authenticate", b'Bearer realm="distml"'))
+
+    def _has_turn(self, name: str, now: float) -> bool:
+        """Take one request from what a name has left; replicas share its rate evenly."""
+        assert self._rate is not None
+        rate = self._rate / self._metrics.replicas
+        most = max(1.0, rate * _BURST_S)
+        bucket = self._buckets.setdefault(name, _Bucket(most, now))
+        bucket.left = min(most, bucket.left + (now - bucket.since) * rate)
+        bucket.since = now
+        if bucket.left < 1:
+            return False
+        bucket.left -= 1
+        return True
+
+
+def _given(headers: list[Header]) -> bytes:
+    """Return the key of a request, empty where none is sent."""
+    other = b""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return bytes(value[7:]).strip()
+        if name == b"x-api-key":
+            other = bytes(value).strip()
+    return other

@@ -13,11 +13,35 @@ let picture = null; // the ImageBitmap shown, null for a drawing
 let original = null; // its bytes, while they can be sent as they are
 let latest = 0; // number of the newest request; older answers are not shown
 
+/* ---- the key, in memory alone ---- */
+
+let key = "";
+
+async function request(path, options = {}) {
+  const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+  const answer = await fetch(path, { ...options, headers });
+  $("unlock").hidden = answer.status !== 401;
+  return answer;
+}
+
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = $("key").value.trim();
+  $("key").value = "";
+  if (model) ask(); else getModel();
+});
+
 /* ---- the model ---- */
 
 async function getModel() {
   try {
-    const answer = await fetch("model", { headers: { accept: "application/json" } });
+    const answer = await request("model", { headers: { accept: "application/json" } });
+    if (answer.status === 401) {
+      $("line").textContent = "";
+      verdict(key ? "That key is not valid here." : "This endpoint needs an API key.", "bad");
+      $("key").focus();
+      return;
+    }
     if (!answer.ok) throw new Error((await answer.json()).error);
     model = await answer.json();
   } catch (error) {
@@ -171,7 +195,7 @@ async function ask() {
   const began = performance.now();
   let answer, found;
   try {
-    answer = await fetch("predict/image", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    answer = await request("predict/image", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
     found = await answer.json();
   } catch (error) {
     if (number === latest) verdict(`The endpoint does not answer: ${error.message}`, "bad");
@@ -200,7 +224,7 @@ function precision({ class: name, label }) {
 }
 
 async function getModelQuietly() { // another version answers now: after a promotion
-  const answer = await fetch("model");
+  const answer = await request("model");
   if (!answer.ok) return;
   model = await answer.json();
   describe();

@@ -25,7 +25,14 @@ def refusal(*words: str) -> str:
 
 def test_there_is_a_flag_for_every_key_and_none_else() -> None:
     given = {action.dest for action in flags.make_parser("test", "").actions() if "." in action.dest}
-    sections = {"train.schedule_options", "train.augment", "serve.replicas", "serve.canary", "sweep.search"}
+    sections = {
+        "train.schedule_options",
+        "train.augment",
+        "serve.replicas",
+        "serve.canary",
+        "serve.auth",
+        "sweep.search",
+    }
     keys = {path for path in load._paths(Config) if "." in path}
     assert given == keys - sections
 

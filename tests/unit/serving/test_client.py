@@ -69,6 +69,7 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
             content = json.dumps(found).encode()
             self.send_response(served.status)
             self.send_header("Content-Length", str(len(content)))
+            self.send_header("x-model-version", str(served.model["version"]))
             self.end_headers()
             self.wfile.write(content)
 

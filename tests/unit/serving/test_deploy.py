@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,14 +31,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         told = self.server.versions
-        content = b"{}"
-        if self.path == "/model":
-            version = told.pop(0) if len(told) > 1 else told[0]
-            content = json.dumps({"name": "shoes", "version": version}).encode()
+        version = told.pop(0) if len(told) > 1 else told[0]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", "2")
+        self.send_header("x-model-version", str(version))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(b"{}")
 
 
 @pytest.fixture
