@@ -55,7 +55,7 @@ MODULES = {
     "cluster": "cli.commands",
     "drift": "cli.commands",
     "fetch-weights": "cli.models",
-    "keys": "cli.endpoint",
+    "keys": "cli.commands",
     "models": "cli.models",
     "report": "cli.report",
     "sync": "cli.commands",

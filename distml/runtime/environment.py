@@ -390,12 +390,12 @@ HAPROXY = Group(
         Variable(
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL",
             "1",
-            "one check of at most 2.5 s, which a thread of its own answers: serving/health.py",
+            "one check of at most 2.5 s, which a thread of its own answers: serving/replica.py",
         ),
         Variable(
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT",
             "30000",
-            "Ray's own value, stated: serving/health.py looks for a replica's port from here",
+            "Ray's own value, stated: serving/replica.py looks for a replica's port from here",
         ),
         Variable(
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT",

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from distml.serving import haproxy, health
-from distml.serving.health import Health
+from distml.serving import haproxy
+from distml.serving.replica import HIGHEST, LOWEST, Health
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def requests_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
                 continue
             free.close()
             taken.listen()
-            monkeypatch.setenv(health.LOWEST, str(port))
-            monkeypatch.setenv(health.HIGHEST, str(port))
+            monkeypatch.setenv(LOWEST, str(port))
+            monkeypatch.setenv(HIGHEST, str(port))
             yield port
             return
     pytest.fail("no two ports are free")
