@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +94,7 @@ def _held(handle: int, path: str, wait: bool) -> bool:
     return True
 
 
+_CHUNK_BYTES = 1 << 20
 _REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _PLACES = "Give a path, or an s3:// or gs:// URI."
 _REMEDIES = {
@@ -220,6 +221,43 @@ class Storage:
             listing = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         names = (str(info.base_name) for info in listing)
         return sorted(name for name in names if unfinished or not name.startswith(TEMPORARY))
+
+    def files(self, *parts: str) -> dict[str, tuple[int, float]]:
+        """Return every file at any depth: path below the root, bytes, time of its change in seconds."""
+        filesystem, path = self._at(parts)
+        base = self.arrow()[1].rstrip("/")
+        with _said("list", self.uri(*parts)):
+            listing = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return {
+            str(info.path)[len(base) + 1 :]: (int(info.size), (info.mtime_ns or 0) / 1e9)
+            for info in sorted(listing, key=lambda info: str(info.path))
+            if info.type == fs.FileType.File and TEMPORARY not in info.path
+        }
+
+    def read_chunks(self, *parts: str) -> Iterator[bytes]:
+        """Give a file's content piece by piece, for files that need not fit into memory."""
+        filesystem, path = self._at(parts)
+        with _said("read", self.uri(*parts)), filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield bytes(chunk)
+
+    def write_chunks(self, chunks: Iterable[bytes], *parts: str) -> None:
+        """Write pieces as one file, whole or not at all."""
+        filesystem, path = self._at(parts)
+        folder, _, name = path.rpartition("/")
+        written = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}" if self.local else path
+        with _said("write", self.uri(*parts)):
+            filesystem.create_dir(folder, recursive=True)
+            try:
+                with filesystem.open_output_stream(written) as stream:
+                    for chunk in chunks:
+                        stream.write(chunk)
+                if self.local:
+                    os.replace(written, path)
+            except BaseException:
+                with suppress(OSError):
+                    filesystem.delete_file(written)
+                raise
 
     def delete(self, *parts: str) -> None:
         """Delete a file or a whole tree; quiet when there is none."""

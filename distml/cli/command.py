@@ -45,6 +45,8 @@ VERBS = {
     "validate": "check a configuration without starting anything",
     "models": "list the networks that can be trained, with what they cost",
     "sync": "send to the tracking server what runs recorded while it was away",
+    "backup": "copy registry, runs and champion to another place",
+    "restore": "restore a backup into an empty storage root",
     "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
     "fetch-weights": "put a backbone's ImageNet weights under the storage root",
     "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
@@ -52,12 +54,14 @@ VERBS = {
 """The verbs of the console script and what each does."""
 
 MODULES = {
+    "backup": "cli.commands",
     "cluster": "cli.commands",
     "drift": "cli.commands",
     "fetch-weights": "cli.models",
     "keys": "cli.commands",
     "models": "cli.models",
     "report": "cli.report",
+    "restore": "cli.commands",
     "sync": "cli.commands",
     "validate": "cli.commands",
 }

@@ -1,4 +1,4 @@
-"""The verbs that are one call each: drift, sync, validate, cluster, keys (driver).
+"""The verbs that are one call each: drift, sync, backup, restore, validate, cluster, keys (driver).
 
 Each imports what it needs when it runs, so that none pays for the others.
 """
@@ -44,6 +44,39 @@ def sync(config: Config) -> dict[str, Any]:
     from distml import tracking
 
     return tracking.sync(config)
+
+
+def backup(config: Config, own: Namespace) -> dict[str, Any]:
+    """Back up registry, runs and champion to another place.
+
+    distml backup /mnt/backups --config FILE
+    MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://... distml backup s3://backups --keep 14 --config FILE
+
+    Returns:
+        `backup` (its name), what it holds, and `elsewhere`: files of models that it does not hold.
+
+    Raises:
+        DistmlError: The database or a file cannot be read or written; there is no new backup.
+    """
+    from distml.tracking import backup as backups
+
+    return backups.backup(config, own.to, own.artifacts, own.keep)
+
+
+def restore(config: Config, own: Namespace) -> dict[str, Any]:
+    """Restore a backup into an empty storage root and an empty database.
+
+    distml restore /mnt/backups --storage.root new --config FILE
+
+    Returns:
+        `backup` (its name) and what was restored.
+
+    Raises:
+        DistmlError: There is no such backup, it is damaged, or something is there already.
+    """
+    from distml.tracking import backup as backups
+
+    return backups.restore(config, own.source, own.at, own.artifacts)
 
 
 def validate(config: Config) -> dict[str, Any]:

@@ -311,7 +311,27 @@ def keys(parser: Parser) -> None:
     add("--expires", metavar="DATE", help="the last day of a new key, or a moment")
 
 
+_ARTIFACTS = "where the tracking server keeps artifacts (default: mlflow-artifacts below storage.root)"
+
+
+def backup(parser: Parser) -> None:
+    """Add the arguments of `backup`."""
+    add = parser.add_argument
+    add("to", metavar="URI", help="folder or URI that holds backups, outside storage.root")
+    add("--artifacts", metavar="URI", help=_ARTIFACTS)
+    add("--keep", type=_positive, metavar="N", help="delete all but the newest N backups")
+
+
+def restore(parser: Parser) -> None:
+    """Add the arguments of `restore`."""
+    add = parser.add_argument
+    add("source", metavar="URI", help="folder or URI that holds backups")
+    add("--at", metavar="NAME", help="name of a backup (default: the newest)")
+    add("--artifacts", metavar="URI", help=_ARTIFACTS)
+
+
 OWN: dict[str, Callable[[Parser], None]] = {
+    "backup": backup,
     "cluster": cluster,
     "fetch-weights": fetch_weights,
     "keys": keys,
@@ -320,6 +340,7 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "predict": predict,
     "promote": promote,
     "report": report,
+    "restore": restore,
     "serve": serve,
     "submit": submit,
 }

@@ -173,7 +173,7 @@ def test_an_output_of_another_model_or_other_data_is_refused(
     (output / "part-00000-0123456789abcdef.parquet").write_bytes(b"")
     code, result, _ = ask(capsys, *flags(root, tmp_path / "data", output))
     assert (code, result["kind"]) == (2, "ConfigError")
-    assert "holds answers of another model or for other data" in result["error"]
+    assert "holds predictions of another model or for other data" in result["error"]
 
 
 @pytest.mark.parametrize(

