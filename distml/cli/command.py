@@ -32,6 +32,7 @@ __all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "m
 logger = logging.getLogger(__name__)
 
 VERBS = {
+    "init": "look at a folder of pictures and at this machine and write a configuration for both",
     "doctor": "say whether a configuration can run here, before anything is spent",
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
@@ -58,6 +59,7 @@ MODULES = {
     "cluster": "cli.commands",
     "drift": "cli.commands",
     "fetch-weights": "cli.models",
+    "init": "cli.data",
     "keys": "cli.commands",
     "models": "cli.models",
     "report": "cli.report",

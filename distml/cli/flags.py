@@ -291,6 +291,13 @@ def report(parser: Parser) -> None:
     add("--to", metavar="FILE", help="copy it there; without it, only what is elsewhere is copied")
 
 
+def init(parser: Parser) -> None:
+    """Add the arguments of `init`."""
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="folder, archive, file or URI of the data")
+    add("--to", metavar="FILE", help="the file to write; without it NAME.yaml in the current folder")
+
+
 def models(parser: Parser) -> None:
     """Add the arguments of `models`."""
     parser.add_argument("word", nargs="?", default="", help="list only names that contain it")
@@ -334,6 +341,7 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "backup": backup,
     "cluster": cluster,
     "fetch-weights": fetch_weights,
+    "init": init,
     "keys": keys,
     "models": models,
     "pipeline": pipeline,
