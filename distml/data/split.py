@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from distml.data.schema import Labels
 from distml.data.source import Indices
 from distml.errors import DataError
+
+_LOG = logging.getLogger(__name__)
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),
@@ -152,7 +155,9 @@ class Part:
     rows: Indices
 
 
-def plan(labels: Mapping[str, Labels], val_fraction: float, seed: int) -> dict[str, Part]:
+def plan(
+    labels: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None = None
+) -> dict[str, Part]:
     """Divide the rows.
 
     A test split that is missing is cut from train first, then a missing validation split from what is left;
@@ -163,30 +168,48 @@ def plan(labels: Mapping[str, Labels], val_fraction: float, seed: int) -> dict[s
         labels: int32 [N] by split of the source, with `train` among them.
         val_fraction: Share of the training rows cut off as validation.
         seed: Of both cuts and the shuffle.
+        groups: int64 [N], rows of train with the same number stay on one side of each cut; None has none.
 
     Raises:
         DataError: Too few training rows to cut from.
     """
+    try:
+        return _plan(labels, val_fraction, seed, groups)
+    except DataError:
+        if groups is None:
+            raise
+        _LOG.warning("near duplicates stand on both sides of a cut: too little is left without them")
+        return _plan(labels, val_fraction, seed, None)
+
+
+def _plan(
+    labels: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None
+) -> dict[str, Part]:
     rest = np.arange(len(labels["train"]), dtype=np.int64)
     parts = {}
     for stream, (split, fraction) in enumerate((("test", TEST_FRACTION), ("validation", val_fraction))):
         if split in labels:
             parts[split] = Part(split, np.arange(len(labels[split]), dtype=np.int64))
             continue
-        held = held_out(labels["train"][rest], fraction, np.random.default_rng([seed, stream]))
+        random, together = np.random.default_rng([seed, stream]), None if groups is None else groups[rest]
+        held = held_out(labels["train"][rest], fraction, random, together)
         parts[split] = Part("train", rest[held])
         rest = np.delete(rest, held)
     shuffled = np.random.default_rng([seed, 2]).permutation(rest)
     return {"train": Part("train", shuffled), "validation": parts["validation"], "test": parts["test"]}
 
 
-def held_out(labels: Labels, fraction: float, random: np.random.Generator) -> Indices:
+def held_out(
+    labels: Labels, fraction: float, random: np.random.Generator, groups: Indices | None = None
+) -> Indices:
     """Choose the same share of every class, as near as whole rows allow; each class keeps a row.
 
     Args:
         labels: int32 [N].
         fraction: Share to choose.
         random: Chooses which.
+        groups: int64 [N], rows with the same number are chosen together or not at all. None, and groups so
+            large that none can be chosen, are divided by rows.
 
     Returns:
         Sorted int64 row numbers, at least one.
@@ -200,8 +223,46 @@ def held_out(labels: Labels, fraction: float, random: np.random.Generator) -> In
         takes[counts.argmax()] = min(1, counts.max() - 1)
     if not takes.any():
         raise DataError(f"{len(labels)} training rows are too few to hold any out.", "Bring more data.")
-    chosen = [
-        random.permutation(np.flatnonzero(labels == label))[:take]
-        for label, take in zip(classes, takes, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
+    orders = [random.permutation(np.flatnonzero(labels == label)) for label in classes]
+    chosen = np.concatenate([order[:take] for order, take in zip(orders, takes, strict=True)])
+    if groups is not None:
+        whole = _whole_groups(np.searchsorted(classes, labels), orders, takes, groups)
+        if not len(whole):
+            _LOG.warning(
+                "near duplicates stand on both sides of a cut: their groups are larger than the share"
+            )
+        chosen = whole if len(whole) else chosen
+    return np.sort(chosen).astype(np.int64)
+
+
+def _whole_groups(
+    labels: Indices,
+    orders: Sequence[Indices],
+    takes: Indices,
+    groups: Indices,
+) -> Indices:
+    """Go through each class in its drawn order and take whole groups while they fit its share.
+
+    Args:
+        labels: int64 [N], places among the classes.
+        orders: Rows of each class as they were drawn.
+        takes: Rows wanted of each class.
+        groups: int64 [N].
+    """
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(row)
+    held, seen = np.zeros(len(takes), int), set()
+    chosen: list[int] = []
+    for place, order in enumerate(orders):
+        for group in groups[order].tolist():
+            if held[place] >= takes[place]:
+                break
+            if group in seen:
+                continue
+            seen.add(group)
+            after = held + np.bincount(labels[members[group]], minlength=len(takes))
+            if (after <= takes).all():
+                held = after
+                chosen += members[group]
+    return np.array(chosen, np.int64)

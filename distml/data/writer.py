@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import Config
-from distml.data import schema
+from distml.data import duplicates, schema
 from distml.data.manifest import Manifest, Shard
 from distml.data.schema import Images, Labels
 from distml.data.source import ENOUGH_FAULTS, Fault, Indices, Rows, Source, require_usable, with_margin
@@ -26,9 +26,15 @@ _FEW_LEVELS = 32
 
 
 class SecondLook:
-    """Sees every row once, while it is written. Final."""
+    """Sees every row once, while it is written. Final.
 
-    def __init__(self) -> None:
+    Args:
+        inner: (H, W) in the middle of the pictures by which near duplicates are found; None looks for none,
+            as among arrays, whose few pixels are alike too easily.
+    """
+
+    def __init__(self, inner: tuple[int, int] | None = None) -> None:
+        self._inner, self._across_splits = inner, duplicates.Across()
         self._rows = 0
         self._top = 0
         self._constant: list[str] = []
@@ -52,6 +58,10 @@ class SecondLook:
         self._top = max(self._top, int(flat.max()))
         for at in np.flatnonzero(flat.min(1) == flat.max(1)).tolist():
             self._constant.append(names[at])
+        if self._inner is not None:
+            top, left = ((images.shape[axis] - self._inner[axis - 1]) // 2 for axis in (1, 2))
+            middle = images[:, top : top + self._inner[0], left : left + self._inner[1]]
+            self._across_splits.see(split, middle, names)
         for row, label, name in zip(flat, labels.tolist(), names, strict=True):
             key = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
             split_before, label_before = self._seen.setdefault(key, (split, -1))
@@ -65,7 +75,7 @@ class SecondLook:
 
     def warnings(self) -> tuple[str, ...]:
         """Say what was noticed, a sentence each."""
-        said = []
+        said = list(self._across_splits.warnings())
         if self._rows and self._top < _FEW_LEVELS:
             said.append(f"all pixel values lie in 0 to {self._top}; 0 to 255 is expected.")
         if self._constant:
@@ -129,7 +139,9 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         StorageError: The storage cannot be written or is full.
     """
     labels = {split: rows.labels for split, rows in source.splits.items()}
-    parts = plan(labels, config.data.val_fraction, config.data.split_seed)
+    cut = not {"validation", "test"} <= labels.keys()
+    together = duplicates.to_keep_together(source.splits["train"]) if cut and source.policy else None
+    parts = plan(labels, config.data.val_fraction, config.data.split_seed, together)
     writer = _Writer(config, storage, source)
     shards = {split: tuple(writer.split(split, part, f"{mine}/{split}")) for split, part in parts.items()}
     left_out = (*source.faults, *writer.faults)
@@ -173,7 +185,7 @@ class _Writer:
 
     def __init__(self, config: Config, storage: Storage, source: Source) -> None:
         self._config, self._storage, self._source = config, storage, source
-        self.look = SecondLook()
+        self.look = SecondLook(None if source.policy is None else source.shape[:2])
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
         self.wide = with_margin(source, config.data.margin)

@@ -1,0 +1,248 @@
+"""Near duplicates: the same picture re-encoded, scaled, brightened or a little cropped (any process).
+
+Pictures are compared by a perceptual hash, and pairs whose hashes are close by a small colour image of each.
+The hash has the bits of `imagehash.phash`; ours takes a batch as two matrix products, 0.011 ms a picture
+against 0.45 ms, and needs no PyWavelets (9 MB). Of 500 photographs of clothes, copies in JPEG quality 40,
+scaled to 0.6 or brightened by 15 % are all matched, copies cropped by 3 % on each side to 53 %; among 3,781
+originals 5 pairs match, which show the same scene.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from distml.data.image import Policy, refit
+from distml.data.schema import Images
+from distml.data.source import Indices, Rows
+
+_LOG = logging.getLogger(__name__)
+
+SIDE = 32
+"""Pictures are scaled to this before they are hashed."""
+DISTANCE = 8
+"""Bits of 64 in which the hashes of near duplicates differ at most."""
+_FAR = 4
+"""The same for more than `_MANY` pictures, so that the search stays below a minute."""
+_MANY = 200_000
+_CORRELATION = 0.98
+_TINT = 12.0
+"""Difference of mean colours beyond brightness: a garment in another colour is another picture."""
+_CONTRAST = 4.0
+"""Deviation of gray values below which a picture shows too little to be told from another."""
+_LOW = 8
+_CHUNK = 256
+_READERS = 4
+_BLOCK = 2048
+
+Pairs = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """What pictures are compared by.
+
+    Args:
+        hashes: uint64 [N].
+        colours: uint8 [N, 8, 8, 3].
+        usable: bool [N]; a picture of one colour, or one that could not be read, is like no other.
+    """
+
+    hashes: npt.NDArray[np.uint64]
+    colours: Images
+    usable: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def signatures(images: Images) -> Signatures:
+    """Compute the signatures of images, uint8 [N, H, W, C] with C 1 or 3."""
+    if not len(images):
+        return Signatures(np.empty(0, np.uint64), np.empty((0, _LOW, _LOW, 3), np.uint8), np.empty(0, bool))
+    images = _scaled(images)
+    block = SIDE // _LOW
+    small = images.reshape(len(images), _LOW, block, _LOW, block, 3).mean((2, 4))
+    gray = np.rint(images @ np.array([0.299, 0.587, 0.114], np.float32))
+    low = (_BASIS @ gray @ _BASIS.T).reshape(len(gray), _LOW * _LOW)
+    bits = low > np.median(low, axis=1, keepdims=True)
+    hashes = np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    return Signatures(hashes, np.rint(small).astype(np.uint8), gray.std((1, 2)) >= _CONTRAST)
+
+
+def _scaled(images: Images) -> Images:
+    """Bring images to [N, 32, 32, 3]; means of whole blocks are several times as fast as Pillow."""
+    _, height, width, depth = images.shape
+    if height % SIDE or width % SIDE:
+        return refit(images, Policy((SIDE, SIDE, 3), "stretch"))
+    if (height, width) != (SIDE, SIDE):
+        blocks = (SIDE, height // SIDE, SIDE, width // SIDE, depth)
+        means = [np.rint(image.reshape(blocks).mean((1, 3), dtype=np.float32)) for image in images]
+        images = np.stack(means).astype(np.uint8)
+    return np.repeat(images, 3, axis=3) if depth == 1 else images
+
+
+_BASIS = np.cos(
+    np.pi / (2 * SIDE) * np.arange(_LOW)[:, None] * (2 * np.arange(SIDE)[None, :] + 1), dtype=np.float64
+).astype(np.float32)
+"""The lowest rows of the discrete cosine transform, [8, 32]."""
+
+
+def concatenated(parts: Sequence[Signatures]) -> Signatures:
+    """Join signatures in their order."""
+    parts = [signatures(np.empty((0, SIDE, SIDE, 3), np.uint8)), *parts]
+    return Signatures(
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.colours for part in parts]),
+        np.concatenate([part.usable for part in parts]),
+    )
+
+
+def of_rows(rows: Rows) -> Signatures | None:
+    """Read all pictures of a split at a small size; None for arrays, of which nothing smaller can be had.
+
+    A JPEG is decoded at reduced scale: measured on photographs of 256 by 340 pixels, 0.7 ms against 3.9 ms
+    for one that is fitted to 224. Pictures that cannot be read are left to the pass that writes the rows.
+    """
+    if rows.fitted is None:
+        return None
+    small = rows.fitted(Policy((SIDE, SIDE, 3), "stretch"))
+
+    def read(first: int) -> Signatures:
+        wanted = np.arange(first, min(first + _CHUNK, len(rows.labels)), dtype=np.int64)
+        gathered = small.gather(wanted)
+        seen = signatures(gathered.images)
+        seen.usable[list(gathered.faults)] = False
+        return seen
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return concatenated(list(readers.map(read, range(0, len(rows.labels), _CHUNK))))
+
+
+def pairs(seen: Signatures) -> Pairs:
+    """Return near duplicates as int64 [P, 2], the lower number first, sorted.
+
+    Hashes within a distance d agree in one of d + 1 bands of their bits: only those are compared.
+    """
+    usable = np.flatnonzero(seen.usable)
+    distance = DISTANCE if len(usable) <= _MANY else _FAR
+    found = [np.empty((0, 2), np.int64)]
+    for shift, mask in _bands(distance + 1):
+        keys = (seen.hashes[usable] >> np.uint64(shift)) & np.uint64(mask)
+        order = usable[np.argsort(keys, kind="stable")]
+        ends = np.flatnonzero(np.diff(np.sort(keys))) + 1
+        found += [_close(seen, some, distance) for some in np.split(order, ends) if len(some) > 1]
+    candidates = np.unique(np.concatenate(found), axis=0)
+    alike: Pairs = candidates[_same_colours(seen.colours, candidates)]
+    return alike
+
+
+def _bands(count: int) -> Iterator[tuple[int, int]]:
+    """Shift and mask of each of so many nearly equal parts of 64 bits."""
+    edges = [64 * at // count for at in range(count + 1)]
+    for first, last in pairwise(edges):
+        yield first, (1 << (last - first)) - 1
+
+
+def _close(seen: Signatures, some: Indices, distance: int) -> Pairs:
+    """Pairs among some rows whose hashes are close, compared in blocks."""
+    hashes, kept = seen.hashes[some], [np.empty((0, 2), np.int64)]
+    for first in range(0, len(some), _BLOCK):
+        for second in range(first, len(some), _BLOCK):
+            left, right = hashes[first : first + _BLOCK], hashes[second : second + _BLOCK]
+            a, b = np.nonzero(np.bitwise_count(left[:, None] ^ right[None]) <= distance)
+            both = np.stack([some[a + first], some[b + second]], 1)
+            kept.append(np.sort(both[both[:, 0] != both[:, 1]], axis=1))
+    return np.concatenate(kept)
+
+
+def _same_colours(colours: Images, candidates: Pairs) -> npt.NDArray[np.bool_]:
+    if not len(candidates):
+        return np.empty(0, bool)
+    left, right = (colours[candidates[:, side]].astype(np.float32) for side in (0, 1))
+    shift = (left - right).mean((1, 2))
+    tint = np.abs(shift - shift.mean(1, keepdims=True)).max(1)
+    a, b = (values.reshape(len(values), -1) for values in (left, right))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    same: npt.NDArray[np.bool_] = ((a * b).sum(1) >= _CORRELATION * norm) & (tint <= _TINT)
+    return same
+
+
+def groups(count: int, alike: Pairs) -> Indices:
+    """Number the groups of rows that are near duplicates of each other, directly or by others between.
+
+    Args:
+        count: Rows.
+        alike: As `pairs` returns them.
+
+    Returns:
+        int64 [count], for each row the lowest number in its group.
+    """
+    lowest = np.arange(count, dtype=np.int64)
+
+    def root(row: int) -> int:
+        while lowest[row] != row:
+            lowest[row] = lowest[lowest[row]]
+            row = int(lowest[row])
+        return row
+
+    for left, right in alike.tolist():
+        a, b = sorted((root(left), root(right)))
+        lowest[b] = a
+    return np.array([root(row) for row in range(count)], np.int64)
+
+
+class Across:
+    """Finds near duplicates between splits while rows are written. Final."""
+
+    def __init__(self) -> None:
+        self._parts: list[Signatures] = []
+        self._splits: list[str] = []
+        self._names: list[str] = []
+
+    def see(self, split: str, images: Images, names: Sequence[str]) -> None:
+        """Look at some rows of a split: uint8 [N, H, W, C] and their names."""
+        self._parts.append(signatures(images))
+        self._splits += [split] * len(names)
+        self._names += names
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say which splits share pictures, a sentence for each two."""
+        leaks: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for left, right in pairs(concatenated(self._parts)).tolist():
+            if self._splits[left] != self._splits[right]:
+                first, second = sorted((left, right), key=lambda row: _ORDER[self._splits[row]])
+                leaks.setdefault((self._splits[first], self._splits[second]), []).append((first, second))
+        return tuple(self._sentence(of, held, rows) for (of, held), rows in leaks.items())
+
+    def _sentence(self, of: str, held: str, rows: Sequence[tuple[int, int]]) -> str:
+        many, (first, second) = len({second for _, second in rows}), rows[0]
+        return (
+            f"{held} repeats {of}: near duplicates are {many} of its pictures, like {self._names[second]} "
+            f"of {self._names[first]}; they measure memory, not learning."
+        )
+
+
+_ORDER = {"train": 0, "validation": 1, "test": 2}
+
+
+def to_keep_together(rows: Rows) -> Indices | None:
+    """Group the rows of a split that a cut must not divide, None where none are or nobody can tell."""
+    seen = of_rows(rows)
+    alike = None if seen is None else pairs(seen)
+    if alike is None or not len(alike):
+        return None
+    grouped = groups(len(rows.labels), alike)
+    many = int((np.bincount(grouped, minlength=len(grouped))[grouped] > 1).sum())
+    _LOG.warning(
+        "%d of %d pictures are near duplicates, like %s and %s; each group stays on one side of a cut",
+        *(many, len(grouped), rows.name(int(alike[0, 0])), rows.name(int(alike[0, 1]))),
+    )
+    return grouped
