@@ -25,8 +25,8 @@ def scene(seed: int, width: int = 160, height: int = 120) -> Image.Image:
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 255, (5, 6, 3), np.uint8))
     picture = coarse.resize((width, height), Image.Resampling.BICUBIC)
-    box = tuple(int(value) for value in random.integers(0, 60, 2))
-    picture.paste(tuple(int(v) for v in random.integers(0, 255, 3)), (*box, box[0] + 50, box[1] + 40))
+    left, top = (int(value) for value in random.integers(0, 60, 2))
+    picture.paste(tuple(int(v) for v in random.integers(0, 255, 3)), (left, top, left + 50, top + 40))
     return picture
 
 
@@ -58,6 +58,15 @@ def test_the_same_form_in_another_colour_is_another_picture() -> None:
     blue = Image.merge("RGB", (gray.point(lambda v: v // 2), gray.point(lambda v: v // 2), gray))
     files = [encoded(red, "PNG"), encoded(blue, "PNG"), encoded(red, quality=60)]
     assert duplicates.pairs(looked(files)).tolist() == [[0, 2]]
+
+
+def test_a_pair_of_close_hashes_is_one_only_where_the_colours_agree() -> None:
+    random = np.random.default_rng(4)
+    one, other = random.integers(0, 200, (2, 8, 8, 3), np.uint8)
+    red = one + np.array([50, 0, 0], np.uint8)
+    colours = np.stack([one, other, red, one + np.uint8(9)])
+    seen = duplicates.Signatures(np.zeros(4, np.uint64), colours, np.ones(4, bool))
+    assert duplicates.pairs(seen).tolist() == [[0, 3]]
 
 
 def test_pictures_that_show_nothing_are_like_no_other() -> None:
@@ -92,7 +101,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.Mon
         hashes[row] = hashes[row - 150] ^ np.uint64(sum(1 << int(bit) for bit in flips))
     colours = np.repeat(random.integers(0, 255, (1, 8, 8, 3), np.uint8), 300, axis=0)
     seen = duplicates.Signatures(hashes, colours, np.ones(300, bool))
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    monkeypatch.setattr(duplicates, "_BLOCK", 1)
     for limit, distance in ((10**6, duplicates.DISTANCE), (10, 4)):
         monkeypatch.setattr(duplicates, "_MANY", limit)
         a, b = np.nonzero(np.triu(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= distance, 1))
