@@ -63,7 +63,7 @@ def test_the_same_form_in_another_colour_is_another_picture() -> None:
 def test_a_pair_of_close_hashes_is_one_only_where_the_colours_agree() -> None:
     random = np.random.default_rng(4)
     one, other = random.integers(0, 200, (2, 8, 8, 3), np.uint8)
-    red = one + np.array([50, 0, 0], np.uint8)
+    red = one + np.array([22, 0, 0], np.uint8)
     colours = np.stack([one, other, red, one + np.uint8(9)])
     seen = duplicates.Signatures(np.zeros(4, np.uint64), colours, np.ones(4, bool))
     assert duplicates.pairs(seen).tolist() == [[0, 3]]
@@ -126,10 +126,10 @@ def test_groups_stay_on_one_side_of_both_cuts_and_classes_keep_their_share(size:
     groups[[0, 70]] = 0  # across two classes
     for seed in range(8):
         parts = plan({"train": LABELS}, 0.2, seed, groups)
-        rows = [parts[split].rows for split in ("train", "validation", "test")]
-        assert not straddling(rows, groups)
-        assert np.sort(np.concatenate(rows)).tolist() == list(range(180))
-        for part, share in ((rows[2], 10), (rows[1], 10)):
+        cut = [parts[split].rows for split in ("train", "validation", "test")]
+        assert not straddling(cut, groups)
+        assert np.sort(np.concatenate(cut)).tolist() == list(range(180))
+        for part, share in ((cut[2], 10), (cut[1], 10)):
             counts = np.bincount(LABELS[part], minlength=3)
             assert (counts <= share).all()
             assert (counts >= share - size).all()
