@@ -19,6 +19,7 @@ from distml.config.schema import (
     ServeConfig,
     StorageConfig,
     SweepConfig,
+    TlsConfig,
     TrackingConfig,
     TrainConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ServeConfig",
     "StorageConfig",
     "SweepConfig",
+    "TlsConfig",
     "TrackingConfig",
     "TrainConfig",
 ]

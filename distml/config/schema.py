@@ -405,6 +405,22 @@ class AuthConfig(Section):
     """Requests a second that each name may send, shared by the replicas; beyond, 429; none is no limit."""
 
 
+class TlsConfig(Section):
+    """HTTPS, which HAProxy ends."""
+
+    certificate: Annotated[str, Field(min_length=1)] | None = None
+    """PEM file with the certificate and those that sign it; none serves plain HTTP. A renewed file is
+    taken over within seconds, without a lost request."""
+    key: Annotated[str, Field(min_length=1)] | None = None
+    """PEM file with its private key, which others must not be able to read."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        return self
+
+
 class ServeConfig(Section):
     """The HTTP endpoint."""
 
@@ -457,6 +473,8 @@ class ServeConfig(Section):
     """Origins of pages that may ask and read, as `https://shop.example.com`; `*` is all."""
     auth: AuthConfig = AuthConfig()
     """API keys."""
+    tls: TlsConfig = TlsConfig()
+    """HTTPS."""
 
 
 class LogConfig(Section):

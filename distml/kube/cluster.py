@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import ipaddress
 import json
 import os
@@ -338,8 +339,25 @@ def remove_steps(kubectl: list[str], overlay: str) -> list[Step]:
     ]
 
 
-GENERATED = {"mlflow-database": "password", "ray-token": "auth_token"}
-"""Secrets and their one key: PostgreSQL's password, and the token of every Ray cluster."""
+_API_KEY_NAME = "cluster"
+
+
+def _hexadecimal(key: str) -> dict[str, str]:
+    return {key: secrets.token_hex(32)}
+
+
+def _api_keys() -> dict[str, str]:
+    """A keys file of the endpoint with one key, and that key alone, for whoever asks it first."""
+    key = secrets.token_hex(32)
+    return {"keys": f"{_API_KEY_NAME} {key}\n", "key": key}
+
+
+GENERATED: dict[str, Callable[[], dict[str, str]]] = {
+    "api-keys": _api_keys,
+    "mlflow-database": functools.partial(_hexadecimal, "password"),
+    "ray-token": functools.partial(_hexadecimal, "auth_token"),
+}
+"""What draws a secret: the endpoint's keys, PostgreSQL's password, the token of every Ray cluster."""
 _URLS = {
     "ray": "http://127.0.0.1:8265",
     "serve": "http://127.0.0.1:8000",
@@ -486,13 +504,12 @@ def create_secrets(server: Server) -> list[str]:
         ClusterError: The API server refuses or does not answer.
     """
     new = []
-    for name, key in GENERATED.items():
-        value = base64.b64encode(secrets.token_hex(32).encode()).decode()
+    for name, draw in GENERATED.items():
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "distml"}},
-            "data": {key: value},
+            "data": {key: base64.b64encode(value.encode()).decode() for key, value in draw().items()},
         }
         try:
             server.create("api/v1/secrets", body)

@@ -366,6 +366,14 @@ HAPROXY = Group(
             "for serving/haproxy.py: seconds in which a request must arrive",
         ),
         Variable(
+            "DISTML_HAPROXY_CERTIFICATE",
+            "<serve.tls.certificate, or nothing>",
+            "for serving/haproxy.py: the requests' port speaks TLS",
+        ),
+        Variable(
+            "DISTML_HAPROXY_KEY", "<serve.tls.key, or nothing>", "for serving/haproxy.py: its key's file"
+        ),
+        Variable(
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE",
             "65536",
             "a request is repeated on another replica only while all of it is in one buffer",

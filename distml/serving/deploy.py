@@ -40,10 +40,11 @@ def require(config: Config, before_ray: bool = False) -> int:
         ServingError: No version is champion, or what else is followed was never there.
         TrackingError: The registry does not answer, and nothing was served before.
         ResourceError: The port is taken.
-        ConfigError: The keys file cannot be used.
+        ConfigError: The keys file or the certificate cannot be used.
     """
     if config.serve.auth.keys_file:
         keys.require(config.serve.auth.keys_file)
+    ingress.require_certificate(config.serve.tls)
     ray: Any = sys.modules.get("ray")  # importing it takes seconds, and nothing is connected without
     if before_ray and cluster.address() is None and not (ray and ray.is_initialized()):
         require_port(config.serve)
@@ -151,7 +152,8 @@ def stands() -> bool:
 def url(serve: ServeConfig) -> str:
     """Return the address to type on the machine that serves."""
     host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host  # noqa: S104 (compared, not bound)
-    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
+    scheme = "https" if serve.tls.certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{serve.port}"
 
 
 _POLL_S = 0.2

@@ -16,7 +16,10 @@ import re
 import secrets
 import shutil
 import signal
+import socket
+import ssl
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +27,8 @@ GUARD = Path(__file__).resolve()
 """What Ray is to start instead of HAProxy."""
 PROGRAM, HOST, PATIENCE = "DISTML_HAPROXY", "DISTML_HAPROXY_HOST", "DISTML_HAPROXY_PATIENCE_S"
 """Environment variables: path of HAProxy, the address to bind, the seconds in which a request must arrive."""
+CERTIFICATE, KEY = "DISTML_HAPROXY_CERTIFICATE", "DISTML_HAPROXY_KEY"
+"""Environment variables: PEM files for TLS, empty for none."""
 HEALTH_PORT_OFFSET = 1001
 """From the port of a replica's requests to that of its health: beyond the range in which Ray allocates."""
 
@@ -44,7 +49,9 @@ _DEFAULTS = """defaults
     timeout check 2500ms
     option http-buffer-request
 """
-_FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*\n)", re.M)
+_FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
+_TLS = "ssl-min-ver TLSv1.2 alpn http/1.1"
+_SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
     acl own_id req.hdr_cnt(x-request-id) eq 1
@@ -74,6 +81,7 @@ _NOBODY = """frontend unavailable
     http-request return status {unavailable}
 """
 _PR_SET_PDEATHSIG = 1
+_LOOK_S = 2.0
 
 
 def program() -> str | None:
@@ -86,8 +94,10 @@ def program() -> str | None:
         return shutil.which("haproxy")
 
 
-def corrected(configuration: str, host: str, patience_s: str, nobody: str) -> str:
+def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundle: Path | None = None) -> str:
     """Correct a configuration of Ray's; at `nobody`, an address, HAProxy answers for replicas that are gone.
+
+    Requests come over TLS where there is a `bundle`, a PEM file of certificates and their key.
 
     Every port is bound to `host`. Ray's replicas listen there, too, and Ray would look for those of its own
     machine at 127.0.0.1. A request reaches a replica when all of it (or a buffer full) has arrived,
@@ -112,7 +122,12 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str) -> st
     text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
-    return _FRONTEND.sub(lambda found: found[1] + _HEADERS.format(websocket=_body(_WEBSOCKET)), text)
+    headers = _HEADERS.format(websocket=_body(_WEBSOCKET))
+    if bundle:
+        headers += "    http-request set-header x-forwarded-proto https\n"
+    tls = f" ssl crt {bundle} {_TLS}" if bundle else ""
+    text = text.replace(" mode 666 level admin", " mode 600 level admin", 1)  # it may change certificates
+    return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{tls}\n{headers}", text)
 
 
 def _body(sentence: str) -> str:
@@ -156,12 +171,96 @@ def _condition(line: str) -> str:
     return condition[0] if condition else ""
 
 
+def bundled(certificate: str, key: str) -> bytes:
+    """Join certificates and their key to what HAProxy reads: PEM without empty lines, which end its commands.
+
+    Raises:
+        ValueError: They cannot be used together.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+        lines = Path(certificate).read_bytes().splitlines() + Path(key).read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    return b"".join(line.strip() + b"\n" for line in lines if line.strip())
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(content)
+    beside.replace(path)
+
+
+def _command(address: str, *commands: bytes) -> str:
+    """Give HAProxy a command by its administration socket; returns all that it says."""
+    said = b""
+    for command in commands:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(10)
+            stream.connect(address)
+            stream.sendall(command + b"\n")
+            while part := stream.recv(4096):
+                said += part
+    return said.decode(errors="replace").strip()
+
+
+def renew(address: str, bundle: Path, content: bytes) -> str | None:
+    """Let a running HAProxy take over a certificate; connections stay. Returns what it objects, if anything.
+
+    Args:
+        address: Of its administration socket.
+        bundle: The file it was started with, which is replaced for the next one.
+        content: As `bundled` gives it.
+    """
+    name = str(bundle).encode()
+    said = _command(address, b"set ssl cert %s <<\n%s" % (name, content), b"commit ssl cert " + name)
+    if "Success" not in said:
+        _command(address, b"abort ssl cert " + name)
+        return said
+    _write_private(bundle, content)
+    return None
+
+
+def follow(address: str, bundle: Path, certificate: str, key: str) -> None:
+    """Let HAProxy take over every new certificate, for ever; one that cannot be used changes nothing."""
+    taken, complaint = bundle.read_bytes(), None
+    while True:
+        time.sleep(_LOOK_S)
+        try:
+            content = bundled(certificate, key)
+            trouble = renew(address, bundle, content) if content != taken else None
+            taken = taken if trouble else content
+        except (OSError, ValueError) as error:
+            trouble = str(error)  # half of a renewal, or an HAProxy that is just being replaced
+        if trouble and trouble != complaint:
+            print(f"the certificate was not taken over: {trouble}", file=sys.stderr, flush=True)
+        complaint = trouble
+
+
+def _follow_in_child(address: str, bundle: Path, certificate: str, key: str) -> None:
+    """Start a process that follows the certificate and ends with this one, which becomes HAProxy."""
+    parent = os.getpid()
+    if os.fork():
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == parent:
+        follow(address, bundle, certificate, key)
+    sys.exit()
+
+
 def main(words: Sequence[str]) -> None:
     """Correct the configuration that `-f` names, then become HAProxy."""
     path = Path(words[words.index("-f") + 1])
     # A name of its own: the process that this one takes over from goes on listening for a while.
     nobody = f"abns@distml-{secrets.token_hex(8)}"
-    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody)
+    certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
+    bundle = path.with_name("certificate.pem") if certificate else None
+    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody, bundle)
+    if bundle:
+        _write_private(bundle, bundled(certificate, key))
+        if address := _SOCKET.search(text):
+            _follow_in_child(address[1], bundle, certificate, key)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)

@@ -12,13 +12,15 @@ import random
 import re
 import shutil
 import socket
+import ssl
+import stat
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from distml.config import ServeConfig
-from distml.errors import ResourceError, ServingError
+from distml.config import ServeConfig, TlsConfig
+from distml.errors import ConfigError, ResourceError, ServingError
 from distml.runtime import environment
 from distml.serving import haproxy
 
@@ -105,6 +107,29 @@ def uses_haproxy(serve: ServeConfig) -> bool:
     return True
 
 
+def require_certificate(tls: TlsConfig) -> None:
+    """Refuse a certificate or key that HAProxy could not use, and a key that others can read.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if tls.certificate is None or tls.key is None:
+        return
+    named = f"serve.tls.certificate = {tls.certificate!r} and key = {tls.key!r}"
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
+        mode = os.stat(tls.key).st_mode
+    except OSError as error:  # an SSLError is one
+        cause = "they do not belong together" if "MISMATCH" in str(error) else error.strerror or str(error)
+        raise ConfigError(f"{named}: {cause}.", "Give PEM files, the key without a password.") from None
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise ConfigError(
+            f"{named}: others can read or change the key, its mode is {stat.S_IMODE(mode):04o}.",
+            f"Run chmod 600 {tls.key}.",
+        )
+
+
 def variables(serve: ServeConfig, local: bool) -> dict[str, str]:
     """Return the variables for Ray Serve's processes.
 
@@ -117,6 +142,8 @@ def variables(serve: ServeConfig, local: bool) -> dict[str, str]:
         ServingError: As `uses_haproxy`.
     """
     values = environment.SERVE.values()
+    if serve.tls.certificate and not uses_haproxy(serve):
+        raise ServingError("serve.tls needs HAProxy, which is not the ingress here.", "Install haproxy.")
     if uses_haproxy(serve):
         values |= _haproxy(serve)
         if local:
@@ -131,6 +158,8 @@ def _haproxy(serve: ServeConfig) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.GUARD),
             haproxy.PROGRAM: haproxy.program() or "",
             haproxy.HOST: serve.host,
+            haproxy.CERTIFICATE: os.path.abspath(serve.tls.certificate) if serve.tls.certificate else "",
+            haproxy.KEY: os.path.abspath(serve.tls.key) if serve.tls.key else "",
             haproxy.PATIENCE: f"{serve.read_timeout_s:g}",
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(

@@ -16,7 +16,7 @@ from rich.markup import escape
 from distml.config import Config
 from distml.errors import ConfigError
 from distml.runtime import cluster
-from distml.serving import deploy, keys
+from distml.serving import client, deploy, keys
 from distml.serving.deploy import Endpoint
 
 _LOOK_S = 2.0
@@ -39,7 +39,9 @@ def follow(console: Console, url: str, ended: threading.Event) -> None:
 
 def _described(url: str) -> Described:
     try:
-        response = requests.get(f"{url}/model", timeout=5, headers=keys.sent(own=True))
+        response = requests.get(
+            f"{url}/model", timeout=5, headers=keys.sent(own=True), verify=client.verify(url)
+        )
         described = response.json()
     except (requests.RequestException, ValueError):
         return None

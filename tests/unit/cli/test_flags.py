@@ -31,6 +31,7 @@ def test_there_is_a_flag_for_every_key_and_none_else() -> None:
         "serve.replicas",
         "serve.canary",
         "serve.auth",
+        "serve.tls",
         "sweep.search",
     }
     keys = {path for path in load._paths(Config) if "." in path}

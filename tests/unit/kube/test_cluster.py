@@ -17,6 +17,7 @@ from distml.errors import ClusterError
 from distml.kube import cluster
 from distml.kube import cluster as kube
 from distml.kube.server import Server
+from distml.serving import keys
 from tests import apiserver
 from tests.manifests.render import render
 
@@ -304,12 +305,17 @@ def test_what_is_missing_is_drawn_and_what_exists_is_kept(tmp_path: Path) -> Non
     with apiserver.serving(apiserver.Cluster([])) as cluster:
         where = Server(cluster.url, "distml", tmp_path, patience_s=2)
         cluster.secrets["ray-token"] = {"auth_token": "old"}
-        assert kube.create_secrets(where) == ["mlflow-database"]
+        assert kube.create_secrets(where) == ["api-keys", "mlflow-database"]
         assert kube.create_secrets(where) == []
     drawn = base64.b64decode(cluster.secrets["mlflow-database"]["password"]).decode()
     assert len(drawn) == 64
     assert int(drawn, 16) > 0
     assert cluster.secrets["ray-token"] == {"auth_token": "old"}
+    given = {name: base64.b64decode(value) for name, value in cluster.secrets["api-keys"].items()}
+    file = tmp_path / "keys"
+    file.touch(0o600)
+    file.write_bytes(given["keys"])
+    assert keys.read(file) == (keys.Key("cluster", keys.digest(given["key"])),)
 
 
 def test_a_refusal_is_a_sentence(tmp_path: Path) -> None:

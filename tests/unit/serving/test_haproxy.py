@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from distml.serving import haproxy
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from distml.config import Config, ServeConfig, TlsConfig
+from distml.errors import ConfigError, ServingError
+from distml.serving import client, deploy, haproxy, ingress
 
 # The lines that matter of what Ray 2.60 writes.
 WRITTEN = """defaults
@@ -46,3 +66,142 @@ def test_a_request_has_its_time_and_leaves_no_log() -> None:
     assert "httplog" not in text
     assert ":514" not in text
     assert "del-header x-request-timeout-seconds" in text
+
+
+def _certificate(folder: Path, serial: int) -> None:
+    """Write a new self-signed certificate for localhost and its key, as a renewal does: one by one."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    begin = datetime(2020, 1, 1, tzinfo=UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), serial, begin, begin + timedelta(days=36_500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").touch(0o600)
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[int]:
+    """The port of an HAProxy with certificate number 1, started as Ray starts it, without a replica."""
+    _certificate(tmp_path, 1)
+    port = ingress.free_ports()[0]
+    configuration = f"""global
+    stats socket {tmp_path}/admin.sock mode 666 level admin expose-fd listeners
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 5s
+frontend http_frontend
+    bind *:{port}
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path not found."
+"""
+    (tmp_path / "haproxy.cfg").write_text(configuration)
+    variables = {
+        haproxy.PROGRAM: haproxy.program() or "",
+        haproxy.HOST: "127.0.0.1",
+        haproxy.PATIENCE: "5",
+        haproxy.CERTIFICATE: str(tmp_path / "cert.pem"),
+        haproxy.KEY: str(tmp_path / "key.pem"),
+    }
+    words = [sys.executable, str(haproxy.GUARD), "-db", "-f", str(tmp_path / "haproxy.cfg")]
+    with subprocess.Popen(words, env=os.environ | variables) as process:
+        yield port
+        children = psutil.Process(process.pid).children()
+        process.kill()
+        assert psutil.wait_procs(children, 10)[1] == []  # what follows the certificate ends with HAProxy
+
+
+def _connected(port: int, context: ssl.SSLContext) -> tuple[http.client.HTTPSConnection, int]:
+    """A connection that has been answered once, and the serial number of its certificate."""
+    deadline = time.monotonic() + 15
+    while True:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)
+        try:
+            connection.connect()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert _status(connection) == 503
+    shown = connection.sock.getpeercert(binary_form=True)
+    assert shown
+    return connection, x509.load_der_x509_certificate(shown).serial_number
+
+
+def _serial(port: int, context: ssl.SSLContext) -> int:
+    connection, serial = _connected(port, context)
+    connection.close()
+    return serial
+
+
+def _status(connection: http.client.HTTPSConnection) -> int:
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert json.loads(response.read())["error"]
+    return response.status
+
+
+@pytest.mark.skipif(haproxy.program() is None, reason="there is no HAProxy here")
+def test_a_renewed_certificate_is_taken_over_and_no_connection_is_lost(tls: int, tmp_path: Path) -> None:
+    context = ssl._create_unverified_context()
+    before, serial = _connected(tls, context)
+    assert serial == 1
+    assert (tmp_path / "certificate.pem").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT@SECLEVEL=0")
+    with socket.create_connection(("127.0.0.1", tls), 5) as plain, pytest.raises(ssl.SSLError):
+        old.wrap_socket(plain)
+    (tmp_path / "cert.pem").write_text("half of it")
+    time.sleep(haproxy._LOOK_S + 0.5)
+    assert _serial(tls, context) == 1  # what cannot be used changes nothing
+    _certificate(tmp_path, 2)
+    deadline = time.monotonic() + 15
+    while (renewed := _serial(tls, context)) == 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert renewed == 2
+    assert _status(before) == 503  # over the connection from before
+    before.close()
+    assert b"CERTIFICATE" in (tmp_path / "certificate.pem").read_bytes()  # for the next HAProxy
+
+
+def test_a_certificate_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    _certificate(tmp_path, 1)
+    files = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    ingress.require_certificate(files)
+    (tmp_path / "key.pem").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"others can read or change the key, its mode is 0644.*chmod 600"):
+        ingress.require_certificate(files)
+    certificate = (tmp_path / "cert.pem").read_bytes()
+    _certificate(tmp_path, 2)
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    with pytest.raises(ConfigError, match="do not belong together"):
+        ingress.require_certificate(files)
+    (tmp_path / "cert.pem").unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        ingress.require_certificate(files)
+    with pytest.raises(ConfigError, match="certificate and key belong together"):
+        Config.resolve({"serve": {"tls": {"certificate": "cert.pem"}}})
+
+
+def test_tls_without_haproxy_is_refused_and_the_address_says_https() -> None:
+    serve = ServeConfig.model_validate({"proxy": "ray", "tls": {"certificate": "c.pem", "key": "k.pem"}})
+    with pytest.raises(ServingError, match=r"serve\.tls needs HAProxy"):
+        ingress.variables(serve, local=True)
+    assert deploy.url(serve) == "https://127.0.0.1:8000"
+    assert client.verify("https://api.example.com") is client.verify("http://127.0.0.1:1") is True
+    assert client.verify("https://127.0.0.1:1") is client.verify("https://[::1]:1") is False
