@@ -50,7 +50,7 @@ VERBS = {
     "restore": "restore a backup into an empty storage root",
     "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
     "fetch-weights": "put a backbone's ImageNet weights under the storage root",
-    "cluster": "bring up, look at or take down the Kubernetes cluster of kuberay/",
+    "cluster": "bring up, examine or take down the Kubernetes cluster of kuberay/",
 }
 """The verbs of the console script and what each does."""
 

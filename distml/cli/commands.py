@@ -32,18 +32,19 @@ def drift(config: Config) -> dict[str, Any]:
     return comparison.check(config)
 
 
-def sync(config: Config) -> dict[str, Any]:
+def sync(config: Config, own: Namespace) -> dict[str, Any]:
     """Send to the tracking server what runs recorded while it was away.
 
     Returns:
-        `sent` and `left`, numbers of runs.
+        `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent.
 
     Raises:
         TrackingError: The server is away for longer than `tracking.wait_s`, or refuses a run.
     """
     from distml import tracking
+    from distml.tracking import spool
 
-    return tracking.sync(config)
+    return {"sent": 0, "left": spool.waiting(config)} if own.dry_run else tracking.sync(config)
 
 
 def backup(config: Config, own: Namespace) -> dict[str, Any]:
@@ -111,11 +112,11 @@ def cluster(_config: Config, own: Namespace) -> dict[str, Any]:
 
     Raises:
         ConfigError: There is no such overlay, or the database is no PostgreSQL.
-        ClusterError: A command failed, or not every pod is ready.
+        ClusterError: A command failed.
         TrackingError: The database cannot be upgraded.
     """
     from distml.kube import cluster as kubernetes
-    from distml.kube import server
+    from distml.kube import server, status
     from distml.tracking import database
 
     target = kubernetes.Target(own.context, own.overlay, own.folder)
@@ -125,7 +126,7 @@ def cluster(_config: Config, own: Namespace) -> dict[str, Any]:
         case "down":
             return kubernetes.down(target)
         case "status":
-            return kubernetes.status(target)
+            return status.status(target)
         case "secrets":
             return {"created": kubernetes.create_secrets(server.here())}
         case _:

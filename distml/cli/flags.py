@@ -275,7 +275,11 @@ def cluster(parser: Parser) -> None:
     """Add the arguments of `cluster`."""
     add = parser.add_argument
     verbs = ["up", "down", "status", "secrets", "database"]
-    add("what", choices=verbs, help="the last two: in the cluster")
+    add(
+        "what",
+        choices=verbs,
+        help="status exits 1 when something needs a person; secrets and database run in pods",
+    )
     add("--context", metavar="NAME", help="a cluster of yours instead of k3d's")
     add("--overlay", metavar="FOLDER", default="kuberay/overlays/k3d", help="what is applied")
     add("--folder", metavar="PATH", help="shared by k3d's nodes; ~/.local/share/distml/k3d")
@@ -318,6 +322,11 @@ def keys(parser: Parser) -> None:
     add("--expires", metavar="DATE", help="the last day of a new key, or a moment")
 
 
+def sync(parser: Parser) -> None:
+    """Add the arguments of `sync`."""
+    parser.add_argument("--dry-run", action="store_true", help="only count what waits")
+
+
 _ARTIFACTS = "where the tracking server keeps artifacts (default: mlflow-artifacts below storage.root)"
 
 
@@ -351,5 +360,6 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "restore": restore,
     "serve": serve,
     "submit": submit,
+    "sync": sync,
 }
 """Verbs that take arguments of their own, and what adds them to a parser."""

@@ -1,4 +1,4 @@
-"""The Kubernetes cluster of kuberay/: brought up, shown, taken down, given its secrets (driver)."""
+"""The Kubernetes cluster of kuberay/: brought up, taken down, given its secrets (driver)."""
 
 from __future__ import annotations
 
@@ -364,7 +364,6 @@ _URLS = {
     "mlflow": "http://127.0.0.1:5000",
     "argo": "https://127.0.0.1:2746",
 }
-_ENDED = ("Succeeded", "Failed")
 _TOOLS = {"kubectl": "talks to Kubernetes"}
 _K3D_TOOLS = {"docker": "builds the images and holds k3d's nodes", "k3d": "makes the cluster"}
 
@@ -395,7 +394,8 @@ class Target:
         return Path(self.folder).absolute() if self.folder else data / "distml" / "k3d"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -423,9 +423,9 @@ def up(target: Target, operators: bool = True, base_image: str | None = None) ->
     todo = k3d_steps(target.shared, base_image) if ours else []
     todo += operators_steps(target.kubectl) if operators else []
     todo += argo_steps(target.kubectl) if ours else []
-    perform(todo + apply_steps(target.kubectl, target.overlay), _say, os.environ)
+    perform(todo + apply_steps(target.kubectl, target.overlay), say, os.environ)
     if ours:
-        _say("\n".join(f"  {name:<7} {url}" for name, url in _URLS.items()))
+        say("\n".join(f"  {name:<7} {url}" for name, url in _URLS.items()))
     return {"context": target.kubectl[2], "urls": _URLS if ours else {}}
 
 
@@ -440,58 +440,8 @@ def down(target: Target) -> dict[str, Any]:
     else:
         todo = remove_steps(target.kubectl, target.overlay)
     require({todo[0].command[0]: "is what takes it down"})
-    perform(todo, _say, os.environ)
+    perform(todo, say, os.environ)
     return {"kept": str(target.shared) if target.context is None else None}
-
-
-def status(target: Target) -> dict[str, Any]:
-    """Print the pods and say whether all that stand are ready.
-
-    Raises:
-        ClusterError: The cluster does not answer, there are no pods, or not every pod is ready.
-    """
-    pods = _pods(target.kubectl)
-    for pod in pods:
-        ready = pod["ready"] or pod["phase"] in _ENDED
-        words = f"{pod['phase']}{'' if ready else ', not ready'} {pod['waiting']}".strip()
-        _say(f"  {pod['pod']:<48} {words}  {pod['restarts']} restarts")
-    standing = [pod for pod in pods if pod["phase"] not in _ENDED]
-    if standing and all(pod["ready"] for pod in standing):
-        return {"ready": True, "pods": pods}
-    raise ClusterError(
-        "not every pod is ready." if pods else "there are no pods.", "See `distml cluster up`."
-    )
-
-
-def _pods(kubectl: Sequence[str]) -> list[dict[str, Any]]:
-    """Every pod as name, phase, ready, restarts and the reason it waits for.
-
-    Raises:
-        ClusterError: The cluster does not answer.
-    """
-    text = output([*kubectl, "get", "pods", "-n", "distml", "-o", "json"])
-    if text is None:
-        raise ClusterError(
-            f"`{' '.join(kubectl)} get pods` failed.", "Is the cluster up, and the context right?"
-        )
-    pods = []
-    for pod in json.loads(text)["items"]:
-        states = pod.get("status", {}).get("containerStatuses") or []
-        waiting = [
-            state["state"]["waiting"].get("reason", "")
-            for state in states
-            if "waiting" in state.get("state", {})
-        ]
-        pods.append(
-            {
-                "pod": pod["metadata"]["name"],
-                "phase": pod.get("status", {}).get("phase", "Unknown"),
-                "ready": bool(states) and all(state.get("ready") for state in states),
-                "restarts": sum(state.get("restartCount", 0) for state in states),
-                "waiting": ", ".join(filter(None, waiting)),
-            }
-        )
-    return pods
 
 
 def create_secrets(server: Server) -> list[str]:

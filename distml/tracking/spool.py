@@ -114,6 +114,15 @@ def _send(sender: Sender, operations: list[Operation]) -> None:
         sender.send(operation)
 
 
+def waiting(config: Config) -> int:
+    """Return how many runs wait to be sent.
+
+    Raises:
+        StorageError: The spool cannot be read.
+    """
+    return len(_names(Storage(config.storage.root)))
+
+
 def sync(config: Config) -> dict[str, Any]:
     """Send all that earlier runs spooled, waiting for a server that is away.
 

@@ -1,0 +1,315 @@
+"""What the cluster is doing and what needs a person: pods, endpoint, workflow, spool, backups (driver)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from distml.errors import ClusterError
+from distml.kube.cluster import Target, output, say
+
+Object = dict[str, Any]
+
+_ENDED = ("Succeeded", "Failed")
+_GRACE_S = 600.0
+"""A pod that has not been ready for longer does not become so by itself: images are pulled, models loaded."""
+_BACKUP_S = 36 * 3600.0
+"""The backup is made every night; one that was missed is a reason to look."""
+_NAMESPACE = ("-n", "distml")
+_STUCK = {
+    "ErrImagePull": "push the image, or correct its name in the overlay",
+    "ImagePullBackOff": "push the image, or correct its name in the overlay",
+    "InvalidImageName": "correct the image's name in the overlay",
+    "CreateContainerConfigError": "a Secret or ConfigMap is missing: `kubectl -n distml describe pod {name}`",
+    "CrashLoopBackOff": "`kubectl -n distml logs {name} --all-containers --previous`",
+}
+"""Reasons that no time heals, and what to do."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the status.
+
+    Attributes:
+        what: A pod, or what people ask about.
+        state: What it is doing.
+        todo: What a person has to do, "" where it heals by itself or is well.
+    """
+
+    what: str
+    state: str
+    todo: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the cluster says of itself, as the API server's objects.
+
+    Attributes:
+        pods: All of the namespace.
+        services: RayServices.
+        workflows: Of Argo.
+        backups: CronJobs.
+        models: What each RayService's endpoint says of its model, by name; None where it is not ready.
+        spooled: Runs that wait for the tracking server, None where nobody could be asked.
+    """
+
+    pods: list[Object]
+    services: list[Object]
+    workflows: list[Object]
+    backups: list[Object]
+    models: dict[str, Object | None]
+    spooled: int | None
+
+
+def status(target: Target) -> dict[str, Any]:
+    """Print what each pod and part is doing, and what a person has to do.
+
+    Returns:
+        `ready` (whether every pod that should run is ready), `pods` and `lines`; the status is failed where
+        something needs a person.
+
+    Raises:
+        ClusterError: The cluster does not respond, or there are no pods.
+    """
+    seen = snapshot(target.kubectl)
+    if not seen.pods:
+        raise ClusterError("there are no pods.", "See `distml cluster up`.")
+    lines = examine(seen, datetime.now(UTC))
+    for line in lines:
+        say(f"  {line.what:<48} {line.state}")
+    todo = [line for line in lines if line.todo]
+    for line in todo:
+        say(f"TO DO {line.what}: {line.todo}")
+    running = [pod for pod in seen.pods if pod.get("status", {}).get("phase") not in _ENDED]
+    return {
+        "ready": bool(running) and all(map(_is_ready, running)),
+        "pods": [_summary(pod) for pod in seen.pods],
+        "lines": [asdict(line) for line in lines],
+    } | ({"status": "failed"} if todo else {})
+
+
+def snapshot(kubectl: Sequence[str]) -> Snapshot:
+    """Ask the API server, the endpoints and a Ray head.
+
+    Raises:
+        ClusterError: The cluster does not respond.
+    """
+    pods = _objects(kubectl, "pods")
+    if pods is None:
+        raise ClusterError(
+            f"`{' '.join(kubectl)} get pods` failed.", "Is the cluster up, and the context right?"
+        )
+    services, workflows, backups, templates = (
+        _objects(kubectl, kind) or []
+        for kind in ("rayservices", "workflows", "cronjobs", "workflowtemplates")
+    )
+    models = {service["metadata"]["name"]: _model(kubectl, service) for service in services}
+    return Snapshot(pods, services, workflows, backups, models, _spooled(kubectl, pods, templates))
+
+
+def _objects(kubectl: Sequence[str], kind: str) -> list[Object] | None:
+    """All objects of a kind, [] where the cluster does not know it, None where it does not respond."""
+    text = output([*kubectl, "get", kind, *_NAMESPACE, "-o", "json"])
+    return None if text is None else list(json.loads(text or "{}").get("items", []))
+
+
+def _model(kubectl: Sequence[str], service: Object) -> Object | None:
+    """What an endpoint says of its model: {} where it is ready and asks for a key."""
+    given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
+    name = given or f"{service['metadata']['name']}-serve-svc"
+    proxy = f"/api/v1/namespaces/distml/services/{name}:8000/proxy"
+    if output([*kubectl, "get", "--raw", f"{proxy}/readyz"], 20.0) is None:
+        return None
+    try:
+        described: Object = json.loads(output([*kubectl, "get", "--raw", f"{proxy}/model"], 20.0) or "{}")
+    except ValueError:
+        return {}
+    return described
+
+
+def _spooled(kubectl: Sequence[str], pods: list[Object], templates: list[Object]) -> int | None:
+    """Runs that wait for the tracking server, as a Ray head sees the storage of the workflow."""
+    heads = [
+        pod["metadata"]["name"]
+        for pod in pods
+        if pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head" and _is_ready(pod)
+    ]
+    words = [word for template in templates for word in _words(template)]
+    for head in heads[:2] if words else ():
+        command = [*kubectl, "exec", *_NAMESPACE, head, "-c", "ray-head", "--", "distml", "sync", "--dry-run"]
+        text = output([*command, *words], 60.0)
+        if text:
+            return int(json.loads(text.strip().splitlines()[-1])["left"])
+    return None
+
+
+def _words(template: Object) -> list[str]:
+    """The configuration that a workflow gives the pipeline."""
+    given = {each["name"]: each.get("value", "") for each in template["spec"]["arguments"]["parameters"]}
+    return ["--config", given["config"], *shlex.split(given.get("overrides", ""))]
+
+
+def examine(seen: Snapshot, now: datetime) -> list[Line]:
+    """Say what everything is doing and what needs a person.
+
+    Args:
+        seen: The cluster.
+        now: Time of the snapshot.
+    """
+    alive = [pod for pod in seen.pods if pod.get("status", {}).get("phase") not in _ENDED]
+    lines = [_pod(pod, now) for pod in alive]
+    ended = len(seen.pods) - len(alive)
+    if ended:
+        lines.append(Line("pods that have ended", str(ended)))
+    lines.append(_outage(seen.pods, now))
+    lines += [_endpoint(name, model) for name, model in seen.models.items()]
+    if seen.workflows:
+        lines.append(
+            _workflow(max(seen.workflows, key=lambda each: each["metadata"]["creationTimestamp"]), now)
+        )
+    lines.append(_spool(seen.spooled))
+    lines += [_backup(job, now) for job in seen.backups] or [Line("backups", "none: the overlay makes none")]
+    return lines
+
+
+def _states(pod: Object) -> list[Object]:
+    return [*pod.get("status", {}).get("initContainerStatuses", []), *_own_states(pod)]
+
+
+def _own_states(pod: Object) -> list[Object]:
+    return list(pod.get("status", {}).get("containerStatuses") or [])
+
+
+def _is_ready(pod: Object) -> bool:
+    states = _own_states(pod)
+    return bool(states) and all(state.get("ready") for state in states)
+
+
+def _waiting(pod: Object) -> list[str]:
+    """Why containers wait."""
+    reasons = (state.get("state", {}).get("waiting", {}).get("reason", "") for state in _states(pod))
+    return [reason for reason in reasons if reason]
+
+
+def _summary(pod: Object) -> dict[str, Any]:
+    return {
+        "pod": pod["metadata"]["name"],
+        "phase": pod.get("status", {}).get("phase", "Unknown"),
+        "ready": _is_ready(pod),
+        "restarts": sum(state.get("restartCount", 0) for state in _own_states(pod)),
+        "waiting": ", ".join(_waiting(pod)),
+    }
+
+
+def _pod(pod: Object, now: datetime) -> Line:
+    told = _summary(pod)
+    name, restarts = told["pod"], f"{told['restarts']} restarts"
+    if told["ready"]:
+        return Line(name, f"{told['phase']}  {restarts}")
+    since = _since(pod, now)
+    words = ["not ready", f"for {_age(since)}" if since is not None else "", told["waiting"], restarts]
+    state = f"{told['phase']}, {'  '.join(filter(None, words))}"
+    stuck = [_STUCK[reason].format(name=name) for reason in _waiting(pod) if reason in _STUCK]
+    if stuck:
+        return Line(name, state, stuck[0])
+    if since is not None and since < _GRACE_S:
+        return Line(name, state)
+    return Line(name, state, _unready(pod))
+
+
+def _unready(pod: Object) -> str:
+    """What to do about a pod that has not been ready for too long."""
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"no node takes it: {condition.get('message', 'add a node or free one').rstrip('.')}"
+    return f"`kubectl -n distml describe pod {pod['metadata']['name']}`"
+
+
+def _since(pod: Object, now: datetime) -> float | None:
+    """Seconds since a pod is not ready, None where nobody says."""
+    times = [
+        each.get("lastTransitionTime")
+        for each in pod.get("status", {}).get("conditions", [])
+        if each["type"] == "Ready" and each["status"] != "True"
+    ]
+    return _seconds(times[0] if times else pod["metadata"].get("creationTimestamp"), now)
+
+
+def _seconds(moment: str | None, now: datetime) -> float | None:
+    return None if not moment else (now - datetime.fromisoformat(moment)).total_seconds()
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _outage(pods: list[Object], now: datetime) -> Line:
+    """The last container that ended and was started again."""
+    ends = []
+    for pod in pods:
+        for state in _own_states(pod):
+            last = state.get("lastState", {}).get("terminated")
+            if last and last.get("finishedAt"):
+                why = f"{last.get('reason', 'ended')}, exit code {last.get('exitCode', '?')}"
+                ends.append((last["finishedAt"], f"{pod['metadata']['name']} ({why})"))
+    if not ends:
+        return Line("last outage", "none of the pods that are there")
+    moment, what = max(ends)
+    return Line("last outage", f"{_age(_seconds(moment, now) or 0.0)} ago: {what}")
+
+
+def _endpoint(name: str, model: Object | None) -> Line:
+    what = f"endpoint {name}"
+    if model is None:
+        look = f"`kubectl -n distml describe rayservice {name}`"
+        return Line(what, "no champion answers", f"train and promote a model; if there is a champion, {look}")
+    if "version" not in model:
+        return Line(what, "the champion answers")
+    return Line(what, f"version {model['version']} of {model.get('name', 'the model')} answers")
+
+
+def _workflow(workflow: Object, now: datetime) -> Line:
+    name, told = workflow["metadata"]["name"], workflow.get("status", {})
+    phase = told.get("phase", "Pending")
+    ended, begun = told.get("finishedAt"), workflow["metadata"]["creationTimestamp"]
+    age = _age(_seconds(ended or begun, now) or 0.0)
+    state = f"{phase}  {age} ago" if ended else f"{phase}  for {age}"
+    if phase in ("Failed", "Error"):
+        why = str(told.get("message", "")).partition("\n")[0][:120]
+        return Line(
+            f"workflow {name}", f"{state}  {why}".rstrip(), f"`argo -n distml logs {name}`, then submit again"
+        )
+    return Line(f"workflow {name}", state)
+
+
+def _spool(spooled: int | None) -> Line:
+    if spooled is None:
+        return Line("spool", "not known: no ready Ray head to ask")
+    if not spooled:
+        return Line("spool", "nothing waits for MLflow")
+    return Line(
+        "spool", f"{spooled} runs wait for MLflow; the next run, promotion or `distml sync` sends them"
+    )
+
+
+def _backup(job: Object, now: datetime) -> Line:
+    name, last = job["metadata"]["name"], _seconds(job.get("status", {}).get("lastSuccessfulTime"), now)
+    made = _seconds(job["metadata"].get("creationTimestamp"), now) or 0.0
+    state = "none has succeeded yet" if last is None else f"the last one succeeded {_age(last)} ago"
+    if job["spec"].get("suspend"):
+        return Line(name, f"{state}, suspended", f"`kubectl -n distml patch cronjob {name} -p '{_RESUME}'`")
+    if (made if last is None else last) > _BACKUP_S:
+        todo = f"`kubectl -n distml create job --from=cronjob/{name} {name}-now`, then its log"
+        return Line(name, state, todo)
+    return Line(name, state)
+
+
+_RESUME = '{"spec": {"suspend": false}}'

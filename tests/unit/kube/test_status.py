@@ -1,0 +1,191 @@
+"""What `distml cluster status` says, and when it needs a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml import cli
+from distml.config import Config
+from distml.kube import status
+from distml.kube.status import Line, Snapshot
+from distml.storage import Storage
+from distml.tracking import spool
+from tests.manifests.render import KUBERAY, render
+from tests.unit.kube.test_cluster import Outcome, Programs, programs, ran
+
+__all__ = ["programs", "ran"]
+
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+def pod(name: str = "mlflow-1", ready: bool = True, since: str = "2026-11-28T11:58:00Z", **state: Any) -> Any:
+    container = {"ready": ready, "restartCount": 0, "state": {"running": {}}} | state
+    conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": since}]
+    phase = "Running" if ready else "Pending"
+    told = {"phase": phase, "containerStatuses": [container], "conditions": conditions}
+    return {"metadata": {"name": name, "creationTimestamp": since}, "status": told}
+
+
+def waits(reason: str) -> dict[str, Any]:
+    return {"waiting": {"reason": reason}}
+
+
+def examine(*pods: Any, **parts: Any) -> dict[str, Line]:
+    empty: dict[str, Any] = {"services": [], "workflows": [], "backups": [], "models": {}, "spooled": 0}
+    lines = status.examine(Snapshot(pods=list(pods), **empty | parts), NOW)
+    return {line.what: line for line in lines}
+
+
+def test_all_well_is_a_line_each_and_nothing_to_do() -> None:
+    lines = examine(pod(), pod("postgres-0"), models={"endpoint": {"name": "fashion", "version": 3}})
+    assert not [line for line in lines.values() if line.todo]
+    assert lines["mlflow-1"].state == "Running  0 restarts"
+    assert lines["endpoint endpoint"].state == "version 3 of fashion answers"
+    assert lines["last outage"].state == "none of the pods that are there"
+    assert lines["spool"].state == "nothing waits for MLflow"
+    assert lines["backups"].state == "none: the overlay makes none"
+
+
+def test_a_pod_that_starts_needs_nobody_and_one_that_never_does_needs_a_person() -> None:
+    (line, *_) = examine(pod(ready=False)).values()
+    assert (line.state, line.todo) == ("Pending, not ready  for 2 min  0 restarts", "")
+    (line, *_) = examine(pod(ready=False, since="2026-11-28T11:40:00Z")).values()
+    assert line.todo == "`kubectl -n distml describe pod mlflow-1`"
+    unplaced = pod(ready=False, since="2026-11-28T11:40:00Z")
+    unplaced["status"]["conditions"].append(
+        {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu."}
+    )
+    (line, *_) = examine(unplaced).values()
+    assert line.todo == "no node takes it: 0/3 nodes are available: 3 Insufficient cpu"
+
+
+@pytest.mark.parametrize("reason", status._STUCK)
+def test_what_no_time_heals_needs_a_person_at_once(reason: str) -> None:
+    (line, *_) = examine(pod(ready=False, state=waits(reason))).values()
+    assert reason in line.state
+    assert line.todo == status._STUCK[reason].format(name="mlflow-1")
+
+
+def test_an_init_container_that_waits_is_seen() -> None:
+    starting = pod(ready=False)
+    starting["status"]["initContainerStatuses"] = [{"state": waits("CrashLoopBackOff")}]
+    (line, *_) = examine(starting).values()
+    assert "logs mlflow-1 --all-containers --previous" in line.todo
+
+
+def test_the_last_outage_is_the_newest_end_of_a_container() -> None:
+    ends = [("a", "2026-11-28T09:00:00Z", "Error", 1), ("b", "2026-11-28T11:30:00Z", "OOMKilled", 137)]
+    pods = [
+        pod(
+            name,
+            lastState={"terminated": {"finishedAt": at, "reason": why, "exitCode": code}},
+            restartCount=1,
+        )
+        for name, at, why, code in ends
+    ]
+    lines = examine(*pods)
+    assert lines["last outage"].state == "30 min ago: b (OOMKilled, exit code 137)"
+    assert lines["b"].state == "Running  1 restarts"
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "person"),
+    [(None, "no champion answers", True), ({}, "the champion answers", False)],
+)
+def test_an_endpoint_without_a_champion_needs_a_person(model: Any, said: str, person: bool) -> None:
+    line = examine(pod(), models={"distml": model})["endpoint distml"]
+    assert (line.state, bool(line.todo)) == (said, person)
+
+
+def test_the_newest_workflow_counts() -> None:
+    failed = {
+        "metadata": {"name": "old", "creationTimestamp": "2026-11-28T09:00:00Z"},
+        "status": {"phase": "Failed", "finishedAt": "2026-11-28T10:00:00Z", "message": "exit code 1"},
+    }
+    running = {
+        "metadata": {"name": "new", "creationTimestamp": "2026-11-28T11:00:00Z"},
+        "status": {"phase": "Running"},
+    }
+    line = examine(pod(), workflows=[failed])["workflow old"]
+    assert (line.state, line.todo[:25]) == ("Failed  2 h ago  exit code 1", "`argo -n distml logs old`")
+    lines = examine(pod(), workflows=[running, failed])
+    assert (lines["workflow new"].state, lines["workflow new"].todo) == ("Running  for 60 min", "")
+    assert "workflow old" not in lines
+
+
+@pytest.mark.parametrize(
+    ("last", "made", "suspended", "person"),
+    [
+        ("2026-11-28T02:17:00Z", "2026-01-01T00:00:00Z", False, False),
+        ("2026-11-26T02:17:00Z", "2026-01-01T00:00:00Z", False, True),
+        (None, "2026-11-28T10:00:00Z", False, False),
+        (None, "2026-11-20T10:00:00Z", False, True),
+        ("2026-11-28T02:17:00Z", "2026-01-01T00:00:00Z", True, True),
+    ],
+)
+def test_a_backup_that_was_missed_needs_a_person(
+    last: str | None, made: str, suspended: bool, person: bool
+) -> None:
+    job = {
+        "metadata": {"name": "backup", "creationTimestamp": made},
+        "spec": {"suspend": suspended},
+        "status": {"lastSuccessfulTime": last} if last else {},
+    }
+    assert bool(examine(pod(), backups=[job])["backup"].todo) is person
+
+
+@pytest.mark.parametrize(("spooled", "said"), [(2, "2 runs wait for MLflow"), (None, "not known")])
+def test_what_is_spooled_heals_by_itself(spooled: int | None, said: str) -> None:
+    line = examine(pod(), spooled=spooled)["spool"]
+    assert said in line.state
+    assert not line.todo
+
+
+@pytest.mark.parametrize(("overlay", "service"), [("k3d", "serve"), ("production", "distml-serve-svc")])
+def test_the_endpoint_and_a_head_are_asked_as_the_overlay_names_them(
+    programs: Programs, ran: Callable[..., Outcome], overlay: str, service: str
+) -> None:
+    objects: dict[str, list[Any]] = {"rayservices": [], "workflowtemplates": []}
+    for each in render(KUBERAY / "overlays" / overlay):
+        if f"{each['kind'].lower()}s" in objects:
+            objects[f"{each['kind'].lower()}s"].append(each)
+    head = pod("head-1")
+    head["metadata"]["labels"] = {"ray.io/node-type": "head"}
+    for kind, items in (objects | {"pods": [head]}).items():
+        (programs.folder / kind).write_text(json.dumps({"items": items}))
+    (programs.folder / "kubectl").write_text(
+        f"""#!/bin/sh
+echo "kubectl $*" >> {programs.calls}
+case "$*" in
+  *services/{service}:8000/proxy/readyz*) echo ready;;
+  *services/{service}:8000/proxy/model*) echo '{{"name": "fashion", "version": 4}}';;
+  *"exec -n distml head-1 -c ray-head -- distml sync --dry-run --config /app/configs/"*)
+    echo '{{"verb": "sync", "left": 3}}';;
+  *"get --raw"*|*" exec "*) exit 1;;
+  *) cat {programs.folder}/$4 2>/dev/null;;
+esac
+exit 0
+"""
+    )
+    code, result, said = ran("status", "--context", "mine")
+    assert code == 0, said
+    assert "version 4 of fashion answers" in said
+    assert "3 runs wait for MLflow" in said
+    assert result["ready"] is True
+
+
+@pytest.mark.usefixtures("plain_logging")
+def test_what_waits_is_counted_and_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("a", "b"):
+        storage.write_bytes(b"{}", spool.FOLDER, spool.new_name(name))
+    assert spool.waiting(Config.resolve({"storage": {"root": str(tmp_path)}})) == 2
+    assert cli.run("sync", ["--dry-run", "--storage.root", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["sent"], result["left"]) == (0, 2)
