@@ -272,7 +272,7 @@ def keras(versions: Mapping[str, str]) -> Check:
 def model(config: Config) -> Check:
     """The configured model and its options."""
     try:
-        registry.check_config(config.model)
+        registry.check_run(config)
     except DistmlError as error:
         return failed("model", error)
     options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())

@@ -95,7 +95,7 @@ def validate(config: Config) -> dict[str, Any]:
     from distml.tracking import runs
     from distml.training import pretrained
 
-    registry.check_config(config.model)
+    registry.check_run(config)
     pretrained.check(config)
     count = len(candidates.candidates(config))
     if config.sweep.search:

@@ -1,7 +1,7 @@
-"""What a user's `module:function` accepts, read from its source without running it (driver).
+"""What a user's `module:function` or a layer by name accepts, read from source without running it (driver).
 
-`inspect.signature` would need the builder's module imported and with it TensorFlow: 2.5 CPU-seconds and
-560 MiB at best (compiled, 2 cores) in a driver that has neither. Reading the source takes 1.2 to 1.7 ms.
+`inspect.signature` would need the module imported and with it TensorFlow: 2.5 CPU-seconds and 560 MiB at best
+(compiled, 2 cores) in a driver that has neither. Reading the source takes 1.2 to 1.7 ms.
 """
 
 from __future__ import annotations
@@ -9,49 +9,202 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import functools
+import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distml.errors import ConfigError
+from distml.errors import ConfigError, ModelError
+from distml.runtime import compat
+
+if TYPE_CHECKING:
+    from distml.config.schema import TrainConfig
 
 _ANYTHING = "**"
-"""Stands for the options of a builder that takes any."""
+"""Stands for the options of a function that takes any."""
+_MIXING = {"MixUp": "train.augment.mixup", "CutMix": "train.augment.cutmix"}
 
 
-def check(name: str, module: str, function: str, options: Mapping[str, Any]) -> None:
-    """Check a builder's existence and options against its source.
+@dataclass(frozen=True)
+class Use:
+    """Where a configuration names a function or a class, and what that is called with.
 
-    An option must have the type of its default; a function that is imported or decorated is taken to
-    exist, and its options are checked when it is called.
+    Attributes:
+        key: Dotted path of the name, for messages.
+        options: Dotted path of the options, for messages.
+        arguments: Leading arguments that are given by us and are no options.
+    """
+
+    key: str
+    options: str
+    arguments: int = 0
+
+
+MODEL = Use("model.name", "model.options", 2)
+OPTIMIZER = Use("train.optimizer", "train.optimizer_options", 1)
+SCHEDULE = Use("train.schedule", "train.schedule_options.own", 3)
+LAYERS = Use("train.augment.layers", "train.augment.layers")
+
+
+def check(name: str, module: str, function: str, options: Mapping[str, Any], use: Use = MODEL) -> None:
+    """Check a function's or a class's existence and options against its source.
+
+    An option must have the type of its default; what is imported or decorated is taken to exist, and its
+    options are checked when it is called.
 
     Args:
-        name: The model's name as the user wrote it.
-        module: Importable module of the builder.
+        name: As the user wrote it.
+        module: Importable module.
         function: Name in that module.
-        options: Keyword options for the builder.
+        options: Keyword options.
+        use: Where it is named.
 
     Raises:
         ConfigError: Missing module or function, unknown option or an option of the wrong type.
     """
-    tree = _parse(name, module)
-    accepted = _accepted(tree, function)
+    tree = _parse(name, module, use)
+    accepted = _accepted(tree, function, use)
     if accepted is None:
-        _require_bound(name, tree, function)
+        _require_bound(name, tree, function, use)
         return
-    require_accepted(name, accepted, options)
+    require_accepted(name, accepted, options, use)
 
 
-def require_accepted(name: str, accepted: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a builder does not have or that are of another type than their default.
+def check_own(name: str, options: Mapping[str, Any], use: Use) -> None:
+    """Check `module:function` as `check` does."""
+    module, _, function = name.partition(":")
+    check(name, module, function, options, use)
+
+
+def load(name: str, use: Use) -> Callable[..., Any]:
+    """Import what `module:function` names (worker).
+
+    Raises:
+        ModelError: Importing the module fails, or it has no such function.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # the user's module may raise anything, and it is the user who reads this
+        raise ModelError(f"{use.key} = {name!r}: importing {module} fails: {error!r}.") from error
+    if not callable(found):
+        raise ModelError(f"{use.key} = {name!r}: {function} is not a function of {module}.")
+    return found  # type: ignore[no-any-return]
+
+
+def called(name: str, function: Callable[..., Any], use: Use, *given: Any, **options: Any) -> Any:
+    """Call what a configuration names; whatever it raises becomes one sentence (worker).
+
+    Raises:
+        ModelError: It raises.
+    """
+    try:
+        return function(*given, **options)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{use.key}: {name} fails: {first}", f"Its options were {options}.") from error
+
+
+def check_train(train: TrainConfig) -> None:
+    """Check the functions, classes and layers that the section of training names.
+
+    Raises:
+        ConfigError: One does not exist or does not take its options, or a value would not be used.
+    """
+    check_layers(train.augment.layers)
+    if ":" in train.schedule:
+        check_own(train.schedule, train.schedule_options.own, SCHEDULE)
+    elif train.schedule_options.own:
+        raise _unused("train.schedule_options.own", train.schedule_options.own, "train.schedule")
+    if ":" not in train.optimizer:
+        if train.optimizer_options:
+            raise _unused("train.optimizer_options", train.optimizer_options, "train.optimizer")
+        return
+    check_own(train.optimizer, train.optimizer_options, OPTIMIZER)
+    for key in ("weight_decay", "clip_norm"):
+        if value := getattr(train, key):
+            raise ConfigError(
+                f"train.{key} = {value} is not given to {train.optimizer}.",
+                "Let your function take it as an option in train.optimizer_options.",
+            )
+
+
+def _unused(key: str, options: dict[str, Any], function: str) -> ConfigError:
+    return ConfigError(f"{key} = {options} is used only with a {function} of your own.", "Leave it out.")
+
+
+def check_layers(layers: list[dict[str, Any]]) -> None:
+    """Check that layers of augmentation exist and take their options.
 
     Args:
-        name: The model's name as the user wrote it.
+        layers: One name and its options each: a Keras layer that changes images at random and keeps their
+            size, or `module:Class`.
+
+    Raises:
+        ConfigError: Names the layer or the option, and the nearest that there is.
+    """
+    known = keras_layers()
+    for name, options in ((name, options) for layer in layers for name, options in layer.items()):
+        if ":" in name:
+            check_own(name, options, LAYERS)
+        elif name in _MIXING:
+            raise ConfigError(
+                f"{LAYERS.key}: {name} mixes targets, too.", f"Set {_MIXING[name]}, as to 0.2, instead."
+            )
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"{LAYERS.key}: Keras has no layer {name} for augmentation.",
+                f"Did you mean {near[0]}?" if near else f"There are {', '.join(sorted(known))}.",
+            )
+        else:
+            tree = ast.parse(known[name].read_bytes())
+            accepted = _accepted(tree, name, LAYERS) or {}
+            _require_given(name, tree, options)
+            require_accepted(
+                name, {key: accepted[key] for key in accepted if key != _ANYTHING}, options, LAYERS
+            )
+
+
+def _require_given(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:
+    """Refuse to leave out what a layer has no default for."""
+    made = next(
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    without = len(made.args.args) - len(made.args.defaults)
+    for argument in made.args.args[1:without]:
+        if argument.arg not in options:
+            raise ConfigError(
+                f"{LAYERS.key}: {name} needs {argument.arg}.", f"Write {{{name}: {{{argument.arg}: VALUE}}}}."
+            )
+
+
+@functools.cache
+def keras_layers() -> dict[str, Path]:
+    """Source files of Keras's layers that augment images of one size, by the names of the layers."""
+    spec = importlib.util.find_spec("keras")
+    if spec is None or not spec.origin:
+        raise ConfigError("Keras is not installed.", "Install distml with one of its extras cpu or gpu.")
+    return compat.augmentation_layers(Path(spec.origin).parent)
+
+
+def require_accepted(
+    name: str, accepted: Mapping[str, Any], options: Mapping[str, Any], use: Use = MODEL
+) -> None:
+    """Refuse options that a function does not have or that are of another type than their default.
+
+    Args:
+        name: As the user wrote it.
         accepted: Every option and its default.
         options: What the user wrote.
+        use: Where it is named.
 
     Raises:
         ConfigError: Names the option, its value and what is accepted.
@@ -60,14 +213,14 @@ def require_accepted(name: str, accepted: Mapping[str, Any], options: Mapping[st
     said = ", ".join(f"{option}={_shown(accepted[option])}" for option in known) or "no options"
     for option, value in options.items():
         if option not in accepted and _ANYTHING not in accepted:
-            raise ConfigError(f"model.options.{option} is unknown to {name}.", f"It accepts {said}.")
+            raise ConfigError(f"{use.options}.{option} is unknown to {name}.", f"It accepts {said}.")
         if not _fits(value, accepted.get(option)):
             raise ConfigError(
-                f"model.options.{option} = {value!r} is not accepted by {name}.", f"It accepts {said}."
+                f"{use.options}.{option} = {value!r} is not accepted by {name}.", f"It accepts {said}."
             )
 
 
-def _parse(name: str, module: str) -> ast.Module:
+def _parse(name: str, module: str, use: Use) -> ast.Module:
     """Read a module's source without running it."""
     if os.getcwd() not in sys.path:  # a console script does not look into the current directory
         sys.path.append(os.getcwd())
@@ -77,26 +230,35 @@ def _parse(name: str, module: str) -> ast.Module:
         spec = None
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         raise ConfigError(
-            f"model.name = {name!r}: there is no Python module {module}.",
+            f"{use.key} = {name!r}: there is no Python module {module}.",
             "Write module:function, where module.py is in the current directory or installed.",
         )
     try:
         return ast.parse(Path(spec.origin).read_bytes(), spec.origin)
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"model.name = {name!r}: {spec.origin} is not usable Python: {error}.") from None
+        raise ConfigError(f"{use.key} = {name!r}: {spec.origin} is not usable Python: {error}.") from None
 
 
-def _accepted(tree: ast.Module, function: str) -> dict[str, Any] | None:
-    """Options and literal defaults of a function written in this module; None when it is not."""
+def _accepted(tree: ast.Module, function: str, use: Use) -> dict[str, Any] | None:
+    """Options and literal defaults of what this module defines; None when it is not written here."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function and not node.decorator_list:
-            arguments = [*node.args.posonlyargs, *node.args.args]
-            padding: list[ast.expr | None] = [None] * (len(arguments) - len(node.args.defaults))
-            pairs = list(zip(arguments, [*padding, *node.args.defaults], strict=True))[2:]
-            pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            options = {argument.arg: _literal(default) for argument, default in pairs}
-            return options | ({_ANYTHING: None} if node.args.kwarg else {})
+            return _options(node, use.arguments)
+        if isinstance(node, ast.ClassDef) and node.name == function:
+            made = [
+                each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"
+            ]
+            return _options(made[0], use.arguments + 1) if made else None
     return None
+
+
+def _options(node: ast.FunctionDef, leading: int) -> dict[str, Any]:
+    arguments = [*node.args.posonlyargs, *node.args.args]
+    padding: list[ast.expr | None] = [None] * (len(arguments) - len(node.args.defaults))
+    pairs = list(zip(arguments, [*padding, *node.args.defaults], strict=True))[leading:]
+    pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    options = {argument.arg: _literal(default) for argument, default in pairs}
+    return options | ({_ANYTHING: None} if node.args.kwarg else {})
 
 
 def _literal(default: ast.expr | None) -> Any:
@@ -121,7 +283,7 @@ def _fits(value: Any, default: Any) -> bool:
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
-def _require_bound(name: str, tree: ast.Module, function: str) -> None:
+def _require_bound(name: str, tree: ast.Module, function: str, use: Use) -> None:
     """Refuse a function that the module neither defines, imports nor assigns."""
     bound: set[str] = set()
     for node in ast.walk(tree):
@@ -134,6 +296,6 @@ def _require_bound(name: str, tree: ast.Module, function: str) -> None:
     if function not in bound and "*" not in bound:
         close = difflib.get_close_matches(function, bound, 1)
         raise ConfigError(
-            f"model.name = {name!r}: the module has no {function}.",
+            f"{use.key} = {name!r}: the module has no {function}.",
             f"Did you mean {close[0]}?" if close else "Name a function of that module.",
         )

@@ -6,6 +6,7 @@ its docstring is the help text of the generated flag.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from distml.config.load import load_file, merge, nearest, nest, validate
 
@@ -34,9 +35,36 @@ def _none(value: Any) -> Any:
     return None if value == "none" else value
 
 
+def _layers(value: Any) -> Any:
+    """A layer's name alone stands for the layer with its defaults."""
+    if not isinstance(value, list):
+        return value
+    layers = [{layer: {}} if isinstance(layer, str) else layer for layer in value]
+    for layer in layers:
+        options = list(layer.values()) if isinstance(layer, dict) else []
+        if len(options) != 1 or not isinstance(options[0] or {}, dict):
+            raise ValueError(f"{layer!r} is no layer; write {{NAME: {{OPTION: VALUE}}}} or NAME")
+    return [{name: options or {} for name, options in layer.items()} for layer in layers]
+
+
+def _known_or_own(*known: str) -> AfterValidator:
+    """Accept a known name or a function of the user's."""
+
+    def check(value: str) -> str:
+        if value not in known and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            near = difflib.get_close_matches(value, known, 1)
+            guess = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"expected {', '.join(known)} or module:function{guess}")
+        return value
+
+    return AfterValidator(check)
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+MixShare = Annotated[float, BeforeValidator(_number), Field(ge=0, le=10, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Byte = Annotated[int, BeforeValidator(_number), Field(ge=0, le=255)]
@@ -164,6 +192,8 @@ class ScheduleConfig(Section):
     """piecewise: epochs at which the rate changes."""
     factors: list[PositiveFloat] = Field(default_factory=lambda: [1.0, 0.1, 0.01])
     """piecewise: factor on the learning rate in each interval."""
+    own: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of a schedule of your own."""
 
     @model_validator(mode="after")
     def _intervals(self) -> Self:
@@ -183,6 +213,35 @@ class AugmentConfig(Section):
     """Pad by this many pixels and crop back at a random offset."""
     erase: Annotated[int, BeforeValidator(_number), Field(ge=0, le=256)] = 0
     """Side in pixels of one square set to zero at a random place."""
+    crop_scale: tuple[Share, Share] | None = None
+    """Least and greatest share of an image's area, data.margin included, in a crop resized to its size."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333)
+    """Least and greatest width of such a crop for its height."""
+    layers: Annotated[list[dict[str, Any]], BeforeValidator(_layers)] = Field(default_factory=list)
+    """Keras layers in order, as [{RandomFlip: {mode: horizontal}}, RandAugment], or module:Class of yours."""
+    mixup: MixShare = 0.0
+    """Concentration of the beta distribution by which two images and their targets are mixed; 0 is off."""
+    cutmix: MixShare = 0.0
+    """The same where a rectangle of another image is pasted; with mixup each row takes one of both."""
+    frozen_views: Annotated[int, BeforeValidator(_number), Field(ge=0, le=1000)] = 0
+    """Augmented views of each image whose features a frozen backbone computes once, in turn; 0 is none."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("crop_scale", "crop_ratio"):
+            value = getattr(self, name)
+            if value and value[0] > value[1]:
+                raise ValueError(f"{name} must ascend")
+        if self.frozen_views and (self.mixup or self.cutmix):
+            raise ValueError("frozen_views keeps features of single images: set mixup and cutmix to 0")
+        if self.frozen_views and not self.drawn:
+            raise ValueError("frozen_views needs something to draw: name layers, crop_scale, flip or another")
+        return self
+
+    @property
+    def drawn(self) -> bool:
+        """Whether images change at random."""
+        return self.model_copy(update={"frozen_views": 0}) != AugmentConfig()
 
 
 class TrainConfig(Section):
@@ -202,16 +261,18 @@ class TrainConfig(Section):
     """Rows per optimizer step over all workers together, whatever their number."""
     accumulate_steps: PositiveInt = 1
     """Parts in which a worker takes its rows of a step, for less memory; the update is that of the whole."""
-    optimizer: Literal["adam", "adamw", "sgd", "lamb"] = "adam"
-    """Keras optimizer; sgd uses Nesterov momentum."""
+    optimizer: Annotated[str, _known_or_own("adam", "adamw", "sgd", "lamb")] = "adam"
+    """adam, adamw, lamb, sgd with Nesterov momentum, or module:function that is given the learning rate."""
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of an optimizer of your own."""
     learning_rate: PositiveFloat = 1.0e-3
     """Peak learning rate."""
     momentum: Fraction = 0.9
     """sgd: momentum."""
     weight_decay: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = 0.0
     """Decoupled decay of kernels; biases and normalisation are left out."""
-    schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "one_cycle"
-    """Learning-rate schedule, a function of the step alone."""
+    schedule: Annotated[str, _known_or_own("constant", "piecewise", "cosine", "one_cycle")] = "one_cycle"
+    """constant, piecewise, cosine, one_cycle, or module:function(step, total_steps, learning_rate)."""
     schedule_options: ScheduleConfig = ScheduleConfig()
     """Knobs of the schedule."""
     class_weights: Annotated[

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from distml.config import ModelConfig
+from distml.config import Config, ModelConfig, functions
 from distml.config.functions import check as check_options
 from distml.config.functions import require_accepted
 from distml.data import schema
@@ -92,6 +92,19 @@ def check_config(model: ModelConfig) -> None:
             f"model.freeze_epochs = {value} would freeze a backbone that nobody has trained.",
             "Set model.weights, as to imagenet.",
         )
+
+
+def check_run(config: Config) -> None:
+    """Check everything that a configuration names of a model and its training, without TensorFlow.
+
+    Args:
+        config: Of a run.
+
+    Raises:
+        ConfigError: A model, a layer, a function or an option that does not exist.
+    """
+    check_config(config.model)
+    functions.check_train(config.train)
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:

@@ -9,9 +9,11 @@ This module imports nothing heavy, for it is loaded before TensorFlow.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 OPTIONAL = ("sklearn", "matplotlib", "scipy")
@@ -86,6 +88,16 @@ PRIVATE = (
         ),
         "`swap_class`: stock batch normalisation layers compute by TensorFlow's fused operation",
         "CPU-seconds an epoch: 48.2 to 44.7 in float32, to 30.7 in bfloat16 (benchmarks/README.md)",
+    ),
+    Private(
+        "keras",
+        "3.15.1",
+        (
+            "keras/src/layers/preprocessing/image_preprocessing/random_flip.py: class RandomFlip(",
+            "keras/src/layers/preprocessing/image_preprocessing/rand_augment.py: class RandAugment(",
+        ),
+        "`augmentation_layers`: names and options of layers are read from their source files",
+        "no Keras in the driver: 2.5 CPU-seconds and 560 MiB (see `config.functions`)",
     ),
     Private(
         "ray",
@@ -172,6 +184,25 @@ def swap_class(layer: Any, kind: type[Any]) -> None:
     to a layer; this assignment is Python's own.
     """
     object.__setattr__(layer, "__class__", kind)
+
+
+def augmentation_layers(keras: Path) -> dict[str, Path]:
+    """Return the source files of Keras's layers that change images and keep their size, by the layers' names.
+
+    Args:
+        keras: Folder of the package.
+    """
+    others = {"BaseImagePreprocessingLayer", "CenterCrop", "Resizing", "RandomCrop", "MixUp", "CutMix"}
+    others.add("MaxNumBoundingBoxes")
+    files = {
+        name: path
+        for path in sorted((keras / "src/layers/preprocessing/image_preprocessing").glob("*.py"))
+        if not path.name.endswith("_test.py")
+        for name in re.findall(
+            r"^class (\w+)\((?:Base\w+Layer|Random\w+|RandAugment)\)", path.read_text(), re.M
+        )
+    }
+    return {name: path for name, path in files.items() if name not in others}
 
 
 def serve_version(version: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def candidate(config: Config, given: Mapping[str, Any], name: str | None = None)
     base["sweep"] = {}
     base["run"]["name"] = _run_name(config.run.name, name)
     resolved = Config.resolve(load.merge(base, load.nest(overrides)))
-    registry.check_config(resolved.model)
+    registry.check_run(resolved)
     return Candidate(name, resolved, overrides)
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import ray.train
 import tensorflow as tf
 
-from distml.config import AugmentConfig
 from distml.data import feed
 from distml.errors import DataError, ModelError, NotFiniteError
 from distml.training import checkpoint
 from distml.training import metrics as catalogue
 from distml.training.events import EpochFinished, StepsDone
+from distml.training.features import FeatureStore
 from distml.training.step import Scope
 
 if TYPE_CHECKING:
@@ -39,13 +39,17 @@ class Epochs:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
-        self._features: dict[str, Any] = {}
+        self._stores: dict[int | None, FeatureStore] = {}
+        self._validated: Any = None
         self._rows_read = 0
 
     def run(self) -> None:
         """Train the epochs that are left, or until early stopping."""
-        while not self._ended():
-            self._epoch(len(self._rank.history))
+        try:
+            while not self._ended():
+                self._epoch(len(self._rank.history))
+        finally:
+            self._forget_features()
 
     def _ended(self) -> bool:
         train, history = self._rank.config.train, self._rank.history
@@ -80,10 +84,10 @@ class Epochs:
         rank.send(rank.history[-1])
 
     def _scope(self, epoch: int) -> Scope:
-        """What an epoch trains; features are kept where they are the same each time and the budget allows."""
+        """What an epoch trains: features are computed once where images do not change, or in fixed views."""
         rank = self._rank
         if epoch >= rank.config.model.freeze_epochs:
-            self._features.clear()
+            self._forget_features()
             return "all"
         if rank.step.parts is None:
             raise ModelError(
@@ -91,40 +95,79 @@ class Epochs:
                 f"{rank.config.model.name} are named backbone and pool.",
                 "Name them so in its builder, or set model.freeze_epochs to 0.",
             )
-        rows = len(rank.shard.rows[1]) if isinstance(rank.shard, feed.Memory) else 0
-        fits = rank.step.feature_bytes(rows) <= rank.config.data.memory_budget_bytes
-        return "features" if rows and fits and rank.config.train.augment == AugmentConfig() else "head"
+        augment = rank.config.train.augment
+        return "features" if augment.frozen_views or not augment.drawn else "head"
 
-    def _features_of(self, split: str, images: Any) -> tuple[Any, float]:
-        """Features of a split's rows on this rank, computed once, and the seconds that took."""
-        began = time.perf_counter()
-        if split not in self._features:
-            self._features[split] = self._rank.step.features(images)
-        return self._features[split], time.perf_counter() - began
+    def _forget_features(self) -> None:
+        for store in self._stores.values():
+            store.close()
+        self._stores, self._validated = {}, None
 
-    def _train(self, epoch: int, scope: Scope) -> Metrics:
-        rank, done, curves, self._rows_read = self._rank, 0, [], 0
-        features_s = 0.0
-        waited, began = rank.shard.wait_s, time.perf_counter()
+    def _validation_features(self) -> Any:
+        """Features of this rank's validation rows, computed once."""
+        if self._validated is None:
+            self._validated = self._rank.step.features(self._rank.validation[0])
+        return self._validated
+
+    def _stored(self, epoch: int) -> tuple[FeatureStore, float]:
+        """Features of the training rows for an epoch, computed once, and the seconds that took."""
+        rank, began = self._rank, time.perf_counter()
+        views = rank.config.train.augment.frozen_views
+        view = epoch % views if views else None
+        if view not in self._stores:
+            store = FeatureStore(rank.config.data.memory_budget_bytes // max(1, views))
+            for window in rank.shard.windows(epoch):
+                images, labels = self._tensors(window)
+                store.add(rank.step.features(images, view).numpy(), labels.numpy())
+            if len(store) < rank.batch:
+                raise self._too_few(epoch)
+            self._stores[view] = store
+        return self._stores[view], time.perf_counter() - began
+
+    def _on_features(self, epoch: int, store: FeatureStore) -> list[np.ndarray]:
+        """Train the head for an epoch; returns the curve of each block."""
+        rank, curves, done = self._rank, [], 0
+        order = feed.order(len(store), rank.batch, rank.steps_per_epoch, self._seed(epoch, 0))
+        for at in range(0, len(order), rank.config.train.log_every_steps):
+            block = order[at : at + rank.config.train.log_every_steps]
+            features, labels, positions = store.block(block)
+            curves.append(self._block(epoch, done, (features, labels), positions, "features"))
+            done += len(block)
+        self._rows_read = min(order.size, len(store))
+        return curves
+
+    def _on_images(self, epoch: int, scope: Scope) -> list[np.ndarray]:
+        """Train on images for an epoch; returns the curve of each block."""
+        rank, curves, done = self._rank, [], 0
         for number, (window, fresh) in enumerate(self._windows(epoch)):
-            images, labels = self._tensors(window)
-            if scope == "features":
-                images, seconds = self._features_of("train", images)
-                features_s += seconds
-            seed = (rank.config.run.seed, epoch, rank.world_size, rank.rank, number)
-            # Every rank cuts its steps into the same calls: a step's collective is known to TensorFlow
-            # by its place in its call, and a rank at another place would be waited for, for ever.
+            data = self._tensors(window)
+            # Every rank cuts its steps into the same calls: a collective is known to TensorFlow by its place
+            # in its call, and a rank at another place deadlocks the others.
             steps = min(rank.shard.window_steps, rank.steps_per_epoch - done)
-            order = feed.order(len(window[1]), rank.batch, steps, seed)
+            order = feed.order(len(window[1]), rank.batch, steps, self._seed(epoch, number))
             for at in range(0, len(order), rank.config.train.log_every_steps):
                 block = order[at : at + rank.config.train.log_every_steps]
-                curves.append(self._block(epoch, done, (images, labels), block, scope))
+                curves.append(self._block(epoch, done, data, block, scope))
                 done += len(block)
             self._rows_read += min(order.size, len(window[1])) if fresh else 0
             if done >= rank.steps_per_epoch:
                 break
-        train_s = time.perf_counter() - began - features_s
+        return curves
+
+    def _seed(self, epoch: int, window: int) -> tuple[int, ...]:
+        rank = self._rank
+        return (rank.config.run.seed, epoch, rank.world_size, rank.rank, window)
+
+    def _train(self, epoch: int, scope: Scope) -> Metrics:
+        rank, features_s = self._rank, 0.0
+        self._rows_read = 0
+        if scope == "features":
+            store, features_s = self._stored(epoch)
+        waited, began = rank.shard.wait_s, time.perf_counter()
+        curves = self._on_features(epoch, store) if scope == "features" else self._on_images(epoch, scope)
+        train_s = time.perf_counter() - began
         curve = np.concatenate(curves)
+        done = len(curve)
         return {
             "loss": float(curve[:, 0].mean()),
             "accuracy": float(curve[:, 1].mean()),
@@ -147,13 +190,16 @@ class Epochs:
                 whole = window
                 yield window, True
         if whole is None:
-            raise DataError(
-                f"rank {self._rank.rank} read fewer rows than its batch of {self._rank.batch} in epoch "
-                f"{epoch + 1}.",
-                "Lower train.global_batch_size or train.workers.",
-            )
+            raise self._too_few(epoch)
         while True:
             yield whole, False
+
+    def _too_few(self, epoch: int) -> DataError:
+        rank = self._rank
+        return DataError(
+            f"rank {rank.rank} read fewer rows than its batch of {rank.batch} in epoch {epoch + 1}.",
+            "Lower train.global_batch_size or train.workers.",
+        )
 
     def _tensors(self, rows: feed.Rows) -> tuple[Any, Any]:
         """The window as tensors; a shard kept in memory is converted once."""
@@ -195,7 +241,7 @@ class Epochs:
         step, (images, labels), began = self._rank.step, self._rank.validation, time.perf_counter()
         scores = step.scores
         if scope == "features":
-            images, _ = self._features_of("validation", images)
+            images = self._validation_features()
             scores = step.head_scores
         step.swap()
         losses, predicted = scores(images, labels)

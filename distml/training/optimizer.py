@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distml.config import TrainConfig
+from distml.config import TrainConfig, functions
+from distml.errors import ModelError
+from distml.runtime import compat
 
 if TYPE_CHECKING:
     import keras
@@ -33,8 +35,27 @@ def schedule(train: TrainConfig, steps_per_epoch: int) -> Schedule:
         steps_per_epoch: Optimizer steps in one epoch.
     """
     total = max(1, train.epochs * steps_per_epoch)
+    if ":" in train.schedule:
+        return _own_schedule(train, total)
     made: Schedule = _MAKERS[train.schedule](train, steps_per_epoch, total)
     return made
+
+
+def _own_schedule(train: TrainConfig, total: int) -> Schedule:
+    """The user's function, its values checked."""
+    function = functions.load(train.schedule, functions.SCHEDULE)
+
+    def rate(step: float) -> float:
+        given = (train.schedule, function, functions.SCHEDULE, step, total, train.learning_rate)
+        value = functions.called(*given, **train.schedule_options.own)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ModelError(
+                f"train.schedule: {train.schedule} returns {value!r} for step {step} of {total}.",
+                "Return the learning rate as a number of at least 0.",
+            )
+        return float(value)
+
+    return rate
 
 
 def table(train: TrainConfig, steps_per_epoch: int) -> list[float]:
@@ -142,6 +163,8 @@ def make(
     """
     import keras
 
+    if ":" in train.optimizer:
+        return _scaled(train, _own(train, rates, backbone))
     shared: dict[str, Any] = {"learning_rate": _lookup(rates), "global_clipnorm": train.clip_norm}
     if train.weight_decay:
         shared["weight_decay"] = train.weight_decay
@@ -151,8 +174,32 @@ def make(
     optimizer: keras.optimizers.Optimizer = _kind(getattr(keras.optimizers, kind), backbone)(**shared)
     if train.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return _scaled(train, optimizer)
+
+
+def _scaled(train: TrainConfig, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    import keras
+
     if train.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _own(train: TrainConfig, rates: list[float], backbone: Backbone | None) -> keras.optimizers.Optimizer:
+    """What the user's function returns for the learning rate of each step."""
+    import keras
+
+    use, name = functions.OPTIMIZER, train.optimizer
+    function = functions.load(name, use)
+    optimizer = functions.called(name, function, use, _lookup(rates), **train.optimizer_options)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ModelError(
+            f"train.optimizer: {name} returns {type(optimizer).__name__}, not an optimizer of Keras.",
+            "Return one that was given the first argument as its learning rate.",
+        )
+    kind = _kind(type(optimizer), backbone)
+    if kind is not type(optimizer):
+        compat.swap_class(optimizer, kind)
     return optimizer
 
 
@@ -176,17 +223,18 @@ def _grouped(base: Any, backbone: Backbone) -> Any:
 
         weight_decay: float | None
 
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self._steps_before = 0
-            self._slow = {self._var_key(variable) for variable in backbone.variables}
+        _steps_before = 0
+
+        @property
+        def _slow(self) -> set[Any]:
+            return {self._var_key(variable) for variable in backbone.variables}
 
         @property
         def iterations(self) -> Any:
             """Steps done, of the group that is being updated."""
             # A step skipped by the loss scale counts for neither group, so the difference may be negative.
-            before = self._steps_before
-            return keras.ops.maximum(self._iterations - before, 0) if before else self._iterations
+            done, before = self._iterations, self._steps_before
+            return keras.ops.maximum(done - before, 0) if before else done
 
         def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
             """Update one variable."""

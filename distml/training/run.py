@@ -195,7 +195,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
         DistmlError: The run failed.
     """
     began = time.monotonic()
-    registry.check_config(config.model)
+    registry.check_run(config)
     storage = Storage(config.storage.root)
     storage.probe()
     pretrained.resolve(config, storage)

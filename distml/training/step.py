@@ -20,7 +20,7 @@ import tensorflow as tf
 from distml.config import AugmentConfig
 from distml.data import feed
 from distml.models import transform as parts
-from distml.training import augment
+from distml.training.augment import Augmentation, centre
 from distml.training.score import batch_rows, cross_entropy, scorer
 
 Tensor = Any
@@ -42,6 +42,7 @@ class StepSpec:
         augment: Augmentation of training images.
         class_weights: Factor on the loss of a row by its label; () counts all alike.
         accumulate_steps: Parts in which a worker takes its share of the batch; the update stays the same.
+        stored_size: Height and width of training images that keep a margin, None where they keep none.
     """
 
     global_batch_size: int
@@ -52,6 +53,12 @@ class StepSpec:
     augment: AugmentConfig
     class_weights: tuple[float, ...] = ()
     accumulate_steps: int = 1
+    stored_size: tuple[int, int] | None = None
+
+    @property
+    def batch_seed(self) -> int:
+        """Seed of what is drawn for a batch, of this rank alone; it fits into int32."""
+        return (self.seed * 1009 + self.rank) % 2**31
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Step:
         self._trainable = [variable.value for variable in model.trainable_variables]
         self.ema = [tf.Variable(value) for value in self._trainable] if spec.ema else []
         self.scores = scorer(model)
+        self._augmentation = Augmentation(spec.augment, model.input_shape[1:])
         self.parts = parts.split(model)
         graphs = {"all": self._whole()} | (self._frozen(self.parts) if self.parts else {})
         self._compiled = {scope: self._compile(graph) for scope, graph in graphs.items()}
@@ -109,7 +117,7 @@ class Step:
         def forward(images: Tensor) -> Tensor:
             return self.model(tf.cast(images, tf.float32), training=True)
 
-        shape = self.model.input_shape[1:]
+        shape = self._stored_shape()
         return _Graph(
             lambda images: images, forward, self.model.trainable_variables, self.model, True, shape, "uint8"
         )
@@ -122,7 +130,7 @@ class Step:
         def head(features: Tensor) -> Tensor:
             return cut.head(features, training=True)
 
-        shape = self.model.input_shape[1:]
+        shape = self._stored_shape()
         return {
             "head": _Graph(self._extracted, head, learning, cut.head, True, shape, "uint8"),
             "features": _Graph(
@@ -130,8 +138,15 @@ class Step:
             ),
         }
 
-    def _extracted(self, images: Tensor) -> Tensor:
+    def _stored_shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.model.input_shape[1:]
+        return (*self.spec.stored_size, shape[2]) if self.spec.stored_size else shape
+
+    def _extracted(self, images: Tensor, seed: Tensor | None = None) -> Tensor:
         assert self.parts is not None
+        if seed is not None:
+            images = self._augmentation(images, seed)
+        images = centre(images, self.model.input_shape[1:3])
         return self.parts.features(tf.cast(images, tf.float32), training=False)
 
     def _compile(self, graph: _Graph) -> Any:
@@ -151,11 +166,12 @@ class Step:
         """Optimizer steps done."""
         return int(self.optimizer.iterations.numpy())
 
-    def features(self, images: np.ndarray | Tensor) -> Tensor:
-        """Compute what the frozen part of the network makes of images, without augmentation.
+    def features(self, images: np.ndarray | Tensor, view: int | None = None) -> Tensor:
+        """Compute what the frozen part of the network makes of images.
 
         Args:
-            images: uint8 (rows, H, W, C).
+            images: uint8 (rows, H, W, C); a margin is cut off.
+            view: Number of an augmented view; None does not augment.
 
         Returns:
             Features (rows, F) in the type that the network computes in.
@@ -164,13 +180,13 @@ class Step:
         if not len(images):
             return tf.zeros([0, *self.parts.features.output_shape[1:]], self.parts.features.output.dtype)
         size = batch_rows(self.parts.features)
-        return tf.concat([self._features(images[at : at + size]) for at in range(0, len(images), size)], 0)
-
-    def feature_bytes(self, rows: int) -> int:
-        """Memory that the features of so many rows take."""
-        assert self.parts is not None
-        vector = self.parts.features.output
-        return rows * int(np.prod(vector.shape[1:])) * int(tf.as_dtype(vector.dtype).size)
+        parts = []
+        for at in range(0, len(images), size):
+            seed = None
+            if view is not None:  # steps count up from 0, these seeds down
+                seed = tf.constant([(self.spec.batch_seed + 104729 * (view + 1)) % 2**31, -1 - at])
+            parts.append(self._features(images[at : at + size], seed))
+        return tf.concat(parts, 0)
 
     def train(
         self, images: Tensor, labels: Tensor, order: Tensor, scope: Scope = "all"
@@ -207,9 +223,12 @@ class Step:
     def _one(self, graph: _Graph, images: Tensor, labels: Tensor) -> Tensor:
         if graph.augmented:
             counter = tf.cast(self.optimizer.iterations.value, tf.int32)
-            seed = tf.stack([self.spec.seed * 1009 + self.spec.rank, counter * 16])
-            images = augment.apply(images, self.spec.augment, seed)
-        reduced = self.strategy.run(partial(self._replica, graph), args=(images, labels))
+            seed = tf.stack([self.spec.batch_seed, counter * 16])
+            images = self._augmentation(images, seed)
+            images, targets = self._augmentation.mix(images, labels, seed)
+        else:
+            targets = (labels,)
+        reduced = self.strategy.run(partial(self._replica, graph), args=(images, targets))
         *gradients, report = [self.strategy.experimental_local_results(value)[0] for value in reduced]
         self.optimizer.apply(gradients, graph.variables)
         learnt = {id(variable.value) for variable in graph.variables}
@@ -218,24 +237,24 @@ class Step:
                 average.assign_add((1 - self.spec.ema) * (value - average))
         return report
 
-    def _replica(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
-        mine = self._accumulated(graph, images, labels)
+    def _replica(self, graph: _Graph, images: Tensor, targets: tuple[Tensor, ...]) -> list[Tensor]:
+        mine = self._accumulated(graph, images, targets)
         context = tf.distribute.get_replica_context()
         summed: list[Tensor] = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
         return summed
 
-    def _accumulated(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
+    def _accumulated(self, graph: _Graph, images: Tensor, targets: tuple[Tensor, ...]) -> list[Tensor]:
         """This worker's part of the sum over the global batch, in `accumulate_steps` parts of its rows."""
         parts = self.spec.accumulate_steps
         if parts == 1:
-            return self._gradients(graph, images, labels)
-        rows, more = tf.shape(labels)[0] // parts, tf.shape(labels)[0] % parts
+            return self._gradients(graph, images, targets)
+        rows, more = tf.shape(images)[0] // parts, tf.shape(images)[0] % parts
 
         def add(part: Tensor, *sums: Tensor) -> list[Tensor]:
             begin = part * rows + tf.minimum(part, more)
             mine = slice(begin, begin + rows + tf.cast(part < more, tf.int32))
-            found = self._gradients(graph, images[mine], labels[mine])
-            return [part + 1, *(total + one for total, one in zip(sums, found, strict=True))]
+            more_sums = self._gradients(graph, images[mine], tuple(target[mine] for target in targets))
+            return [part + 1, *(total + value for total, value in zip(sums, more_sums, strict=True))]
 
         start = [tf.zeros(variable.shape, variable.dtype) for variable in graph.variables]
         # A loop of the graph, one part after the other: unrolled, all parts would be in memory at once.
@@ -244,16 +263,26 @@ class Step:
         )
         return list(sums)
 
-    def _gradients(self, graph: _Graph, images: Tensor, labels: Tensor) -> list[Tensor]:
+    def _losses(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Weighted loss of each row, float32 (N,)."""
+        rows = cross_entropy(labels, logits, self.spec.label_smoothing)
+        if self.spec.class_weights:
+            rows *= tf.gather(tf.constant(self.spec.class_weights, tf.float32), labels)
+        return rows
+
+    def _gradients(self, graph: _Graph, images: Tensor, targets: tuple[Tensor, ...]) -> list[Tensor]:
         """Gradients and report of rows, each as its share of the global batch's."""
         context = tf.distribute.get_replica_context()
         variables = [variable.value for variable in graph.variables]
         batch = graph.prepare(images)
         with tf.GradientTape() as tape:
             logits = graph.forward(batch)
-            rows = cross_entropy(labels, logits, self.spec.label_smoothing)
-            if self.spec.class_weights:
-                rows *= tf.gather(tf.constant(self.spec.class_weights, tf.float32), labels)
+            labels, *mixed = targets
+            rows = self._losses(labels, logits)
+            if mixed:
+                others, share = mixed
+                rows = share * rows + (1 - share) * self._losses(others, logits)
+                labels = tf.where(share < 0.5, others, labels)
             loss = tf.reduce_sum(rows) / self.spec.global_batch_size
             penalties = graph.regularised.losses
             penalty = tf.add_n(penalties) if penalties else 0.0

@@ -108,6 +108,7 @@ class Rank:
     """
 
     step: Step
+    rate: optimizers.Schedule
     precision: str
     shard: feed.Memory | feed.Stream
     validation: feed.Rows
@@ -126,7 +127,6 @@ class Rank:
         train = self.config.train
         self.batch = feed.replica_batch_size(train.global_batch_size, self.rank, self.world_size)
         self.steps_per_epoch = self.manifest.rows["train"] // train.global_batch_size
-        self.rate = optimizers.schedule(train, self.steps_per_epoch)
         self.history: list[EpochFinished] = []
         self.best: list[np.ndarray] | None = None
 
@@ -136,16 +136,15 @@ class Rank:
             self._events.put.remote(event)
 
     def _open_feed(self) -> feed.Memory | feed.Stream:
-        size = self.manifest.shape[:2]
         if self._blocks is not None:
             blocks = (ray.get(block) for block in self._blocks)
             rows = self.manifest.rows["train"]
-            return feed.Memory(feed.share(blocks, rows, self.rank, self.world_size, size))
+            return feed.Memory(feed.share(blocks, rows, self.rank, self.world_size))
         row_bytes = int(np.prod(self.manifest.shape_of("train")))
         budget = self.config.data.memory_budget_bytes
         largest = feed.replica_batch_size(self.config.train.global_batch_size, 0, self.world_size)
         shard = ray.train.get_dataset_shard("train")
-        return feed.Stream(shard, budget, row_bytes, self.batch, largest, size)
+        return feed.Stream(shard, budget, row_bytes, self.batch, largest)
 
     def _validation(self) -> feed.Rows:
         return shards.read(self.storage, self.manifest, "validation", self.rank, self.world_size)
@@ -236,6 +235,7 @@ class Rank:
         from distml.training.step import Step, StepSpec
 
         train, seed = self.config.train, self.config.run.seed
+        self.rate = optimizers.schedule(train, self.steps_per_epoch)  # the user's own may import TensorFlow
         self.precision = precision(train.precision, self._use_gpu)
         with strategy.scope():
             model = self.network(self.precision)
@@ -253,6 +253,7 @@ class Rank:
             train.augment,
             self._class_weights(),
             train.accumulate_steps,
+            self.manifest.train_size,
         )
         return Step(strategy, model, optimizer, spec)
 

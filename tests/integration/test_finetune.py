@@ -29,6 +29,9 @@ def drawn():
         found[split] = (images, labels)
     return found
 
+def adam(learning_rate, beta_1=0.9):
+    return keras.optimizers.Adam(learning_rate, beta_1=beta_1)
+
 def network(shape, classes):
     image = keras.Input(shape)
     scaled = layers.Rescaling(1 / 255)(image)
@@ -51,6 +54,10 @@ FLAGS = [
     "--train.global_batch_size=32",
     "--train.learning_rate=0.05",
     "--train.class_weights=balanced",
+    "--train.optimizer=own_finetune:adam",
+    "--train.augment.layers=[{RandomFlip: {mode: horizontal}}]",
+    "--train.augment.crop_scale=[0.8, 1]",
+    "--train.augment.frozen_views=2",
     "--train.restore_best=true",
     # The last epoch undoes what was learnt, so that the best one is another.
     "--train.schedule=piecewise",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distml.config import TrainConfig
+from distml.errors import ModelError
 
 pytestmark = pytest.mark.tensorflow
 
@@ -74,3 +75,41 @@ def test_a_step_that_the_loss_scale_skips_does_no_harm() -> None:
         both.apply([gradient(step), gradient(step)], [slow, fast])
     assert np.isfinite(slow.numpy()).all()
     assert not np.array_equal(slow.numpy(), variables()[0].numpy())
+
+
+def lamb(learning_rate: Any, beta_1: float = 0.9) -> Any:
+    """An optimizer as a user's function returns it."""
+    import keras
+
+    return keras.optimizers.Lamb(learning_rate, beta_1=beta_1)
+
+
+def nothing(learning_rate: Any) -> Any:
+    """A function that returns no optimizer."""
+
+
+def test_an_optimizer_of_the_users_is_trained_in_two_groups_as_ours_is() -> None:
+    from distml.training import optimizer as optimizers
+
+    own = {"optimizer": "tests.integration.test_optimizer:lamb", "optimizer_options": {"beta_1": 0.8}}
+    results = []
+    for given in (own, {"optimizer": "lamb"}, {**own, "optimizer_options": {}}):
+        slow, fast = variables()
+        made = optimizers.make(
+            TrainConfig.model_validate(given), [RATE] * STEPS, optimizers.Backbone([slow], 0.5, 2)
+        )
+        made.build([slow, fast])
+        for step in range(2, STEPS):
+            made.apply([gradient(step), gradient(step)], [slow, fast])
+        results.append((slow.numpy(), fast.numpy()))
+    np.testing.assert_allclose(results[2], results[1], rtol=1e-6)
+    assert not np.allclose(results[0], results[1])
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    from distml.training import optimizer as optimizers
+
+    for name, message in (("nothing", "returns NoneType, not an optimizer"), ("gradient", "gradient fails")):
+        train = TrainConfig.model_validate({"optimizer": f"tests.integration.test_optimizer:{name}"})
+        with pytest.raises(ModelError, match=message):
+            optimizers.make(train, [RATE])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distml.config import TrainConfig
+from distml.errors import ModelError
 from distml.training import optimizer
 
 STEPS = 200
@@ -71,3 +72,27 @@ def test_the_shortest_run_has_a_rate(name: str) -> None:
     train = TrainConfig.model_validate({"learning_rate": 1e-3, "schedule": name, "epochs": 1})
     (rate,) = optimizer.table(train, 1)
     assert 0 < rate <= 1e-3
+
+
+def halving(step: float, total_steps: int, learning_rate: float, halvings: int = 1) -> float:
+    """A schedule as a user writes it."""
+    return float(learning_rate * 0.5 ** int(halvings * step / total_steps))
+
+
+def negative(step: float, total_steps: int, learning_rate: float) -> float:
+    """A schedule that goes wrong at its end."""
+    return learning_rate if step < total_steps - 1 else -1.0
+
+
+def test_a_schedule_of_the_users_gives_the_rate_of_each_step() -> None:
+    own = {
+        "schedule": "tests.unit.training.test_optimizer:halving",
+        "schedule_options": {"own": {"halvings": 4}},
+        "epochs": 4,
+    }
+    assert table(**own) == [1e-3 * 0.5**epoch for epoch in range(4) for _ in range(STEPS)]
+
+
+def test_a_rate_that_is_none_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"negative returns -1.0 for step \d+ of \d+"):
+        table(schedule="tests.unit.training.test_optimizer:negative")

@@ -1,0 +1,86 @@
+"""Layers, optimizers and schedules are checked by name and option before anything starts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distml.config import Config
+from distml.config.schema import AugmentConfig
+from distml.errors import ConfigError
+from distml.models import registry
+
+OWN = """
+raise RuntimeError("checking must not run this module")
+
+def lion(learning_rate, beta=0.9): ...
+
+def steps(step, total_steps, learning_rate, drops=2): ...
+
+class Noise:
+    def __init__(self, amount=0.1): ...
+"""
+
+
+@pytest.fixture
+def own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the current directory."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (workdir / "own_training.py").write_text(OWN)
+
+
+def check(train: dict[str, Any]) -> None:
+    registry.check_run(Config.resolve({"train": train}))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"augment": {"layers": ["RandAugment", {"RandomFlip": {"mode": "horizontal"}}, "AugMix"]}},
+        {"augment": {"layers": [{"RandomRotation": {"factor": 0.1}}, {"RandomErasing": None}]}},
+        {"augment": {"layers": [{"own_training:Noise": {"amount": 0.2}}]}},
+        {"optimizer": "own_training:lion", "optimizer_options": {"beta": 0.8}},
+        {"schedule": "own_training:steps", "schedule_options": {"own": {"drops": 3}}},
+    ],
+)
+def test_what_exists_is_accepted_without_running_it(own: None, train: dict[str, Any]) -> None:
+    check(train)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"augment": {"layers": ["RandomFlp"]}}, "Keras has no layer RandomFlp"),
+        ({"augment": {"layers": ["MixUp"]}}, "MixUp mixes targets, too"),
+        ({"augment": {"layers": ["CenterCrop"]}}, "Keras has no layer CenterCrop"),
+        ({"augment": {"layers": ["RandomRotation"]}}, "RandomRotation needs factor"),
+        ({"augment": {"layers": [{"RandomFlip": {"mod": "h"}}]}}, "layers.mod is unknown to RandomFlip"),
+        ({"augment": {"layers": [{"RandAugment": {"factor": "x"}}]}}, "factor = 'x' is not accepted"),
+        ({"augment": {"layers": ["own_training:Nose"]}}, "the module has no Nose"),
+        ({"augment": {"layers": [{"own_training:Noise": {"amout": 1}}]}}, "amout is unknown to own_training"),
+        ({"augment": {"layers": [{"A": {}, "B": {}}]}}, "is no layer; write {NAME: {OPTION: VALUE}}"),
+        ({"augment": {"crop_scale": [1.0, 0.5]}}, "crop_scale must ascend"),
+        ({"augment": {"frozen_views": 2}}, "frozen_views needs something to draw"),
+        ({"augment": {"frozen_views": 2, "flip": True, "mixup": 0.2}}, "set mixup and cutmix to 0"),
+        ({"optimizer": "adm"}, r"expected adam, adamw, .* \(did you mean adam\?\)"),
+        ({"optimizer": "own_training:lon"}, "the module has no lon"),
+        ({"optimizer": "own_training:lion", "optimizer_options": {"b": 1}}, "optimizer_options.b is unknown"),
+        ({"optimizer": "own_training:lion", "weight_decay": 0.1}, "weight_decay = 0.1 is not given to own"),
+        ({"optimizer_options": {"beta": 0.8}}, "used only with a train.optimizer of your own"),
+        ({"schedule": "own_training:absent"}, "the module has no absent"),
+        ({"schedule_options": {"own": {"a": 1}}}, "used only with a train.schedule of your own"),
+        ({"schedule": "nowhere:steps"}, "there is no Python module nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_sentence(own: None, train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(train)
+
+
+def test_augmentation_knows_whether_it_draws() -> None:
+    assert not AugmentConfig().drawn
+    assert AugmentConfig(mixup=0.2).drawn
+    assert AugmentConfig(flip=True, frozen_views=3).drawn
