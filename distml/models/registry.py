@@ -143,7 +143,7 @@ def build(
     """
     check(name, options)
     builder = _load(name)
-    with _seeded(seed):
+    with seeded(seed):
         network = _call(name, builder, shape, classes, options)
         _require_logits(name, network, classes)
         return _from_pixels(network, shape, raw=getattr(builder, RAW_PIXELS, False))
@@ -181,10 +181,10 @@ def _load(name: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed what Keras draws the seeds of unseeded initialisers and dropout layers from.
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's generator, from which Keras draws the seeds of unseeded layers, and AugMix its chains.
 
-    That is Python's own generator (`keras.src.random.seed_generator.make_default_seed`, 3.15); its
+    (`keras.src.random.seed_generator.make_default_seed`, 3.15); its
     state is put back, so that building a model changes nobody else's random numbers.
     """
     state = random.getstate()

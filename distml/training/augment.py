@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from distml.config import AugmentConfig, functions
 from distml.errors import ModelError
+from distml.models import registry
 
 Tensor = Any
 
@@ -59,7 +60,9 @@ class Augmentation:
                 offset = tf.constant([100 + 1000 * position + number, 0])
                 drawn = tf.random.stateless_uniform([2], seed + offset, None, None, tf.uint32)
                 state.assign(tf.cast(drawn, state.dtype))
-            images = layer(tf.cast(images, tf.float32), training=True)
+            # AugMix (Keras 3.15) chooses the layers of its chains by Python's generator, once a trace.
+            with registry.seeded(position):
+                images = layer(tf.cast(images, tf.float32), training=True)
         if augment.erase:
             images = _erase(images, augment.erase, seed + [3, 0])
         return images

@@ -222,7 +222,6 @@ def _grouped(base: Any, backbone: Backbone) -> Any:
         """The optimizer with two groups of variables. Final."""
 
         weight_decay: float | None
-
         _steps_before = 0
 
         @property
