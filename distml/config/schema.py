@@ -133,6 +133,8 @@ class DataConfig(Section):
     """Share of the training rows held out, stratified by class, to choose models on."""
     split_seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0
     """Chooses the rows held out. Not run.seed: models are compared on rows that none has learnt from."""
+    encoding: Literal["auto", "raw", "jpeg"] = "auto"
+    """raw keeps pixels, jpeg compresses them; auto is raw while a worker's share fits memory_budget_bytes."""
     memory_budget_bytes: Annotated[int, BeforeValidator(_number), Field(ge=1_000_000)] = 1_000_000_000
     """Rows a worker may keep in memory; a shard above it is streamed instead."""
     shards: PositiveInt = 8

@@ -61,6 +61,21 @@ class Signatures:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def to_bytes(self) -> bytes:
+        """Return all of it, 201 bytes a picture."""
+        return self.hashes.astype("<u8").tobytes() + self.colours.tobytes() + self.usable.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Signatures:
+        """Read what `to_bytes` returned."""
+        count = len(data) // (8 + 3 * _LOW * _LOW + 1)
+        hashes, colours = data[: 8 * count], data[8 * count : len(data) - count]
+        return cls(
+            np.frombuffer(hashes, "<u8").astype(np.uint64),
+            np.frombuffer(colours, np.uint8).reshape(count, _LOW, _LOW, 3),
+            np.frombuffer(data[len(data) - count :], np.bool_),
+        )
+
 
 def signatures(images: Images) -> Signatures:
     """Compute the signatures of images, uint8 [N, H, W, C] with C 1 or 3."""
@@ -207,9 +222,9 @@ class Across:
         self._splits: list[str] = []
         self._names: list[str] = []
 
-    def see(self, split: str, images: Images, names: Sequence[str]) -> None:
-        """Look at some rows of a split: uint8 [N, H, W, C] and their names."""
-        self._parts.append(signatures(images))
+    def see(self, split: str, seen: Signatures, names: Sequence[str]) -> None:
+        """Take the signatures of some rows of a split, and their names."""
+        self._parts.append(seen)
         self._splits += [split] * len(names)
         self._names += names
 

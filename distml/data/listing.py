@@ -6,10 +6,11 @@ listed by Arrow.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,6 +39,7 @@ class Folder:
         path: Folder, or one file.
 
     Attributes:
+        entries: Place, size and time of every file by name, sorted.
         sizes: Bytes by name; a name that is no UTF-8 is written with escapes.
         dangling: Where links lead that lead nowhere, by name.
         ledger: What was left out.
@@ -59,9 +61,9 @@ class Folder:
         except OSError as error:
             cause = error.strerror or error
             raise DataError(f"cannot list {self.root}: {cause}.", "Check data.path.") from None
-        self._entries = dict(sorted(found.items()))
-        self.ledger.entries = len(self._entries) + len(self.dangling) + len(self.ledger.reasons)
-        self.sizes = {name: entry.size for name, entry in self._entries.items()}
+        self.entries = dict(sorted(found.items()))
+        self.ledger.entries = len(self.entries) + len(self.dangling) + len(self.ledger.reasons)
+        self.sizes = {name: entry.size for name, entry in self.entries.items()}
         if not self.sizes and not self.dangling:
             raise DataError(f"there are no data at {self.root}.", "Check data.path.")
 
@@ -85,7 +87,7 @@ class Folder:
 
     def open(self, name: str) -> Any:
         """Open one file for reading at random."""
-        path = self._entries[name].path
+        path = self.entries[name].path
         try:
             if isinstance(self._system, fs.LocalFileSystem):
                 return open(path, "rb")
@@ -103,6 +105,13 @@ class Folder:
                 cause = error.strerror or error
                 raise DataError(f"cannot read {name} in {self.root}: {cause}.") from None
 
+    def only(self, names: Iterable[str]) -> Folder:
+        """Return a folder of some of the files, to be read elsewhere."""
+        part = copy.copy(self)
+        part.entries = {name: self.entries[name] for name in names if name in self.entries}
+        part.sizes, part.dangling, part.ledger = {}, {}, Ledger()
+        return part
+
     def origin(self) -> Origin:
         """Describe the folder by its names and sizes."""
         text = "\n".join(f"{name} {size}" for name, size in self.sizes.items())
@@ -112,7 +121,7 @@ class Folder:
     def fingerprint(self) -> str:
         """SHA-256 of all names, sizes and times of modification: another one means other data."""
         told = hashlib.sha256()
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             told.update(f"{name}\0{entry.size}\0{entry.modified_ns}\n".encode())
         for name, target in sorted(self.dangling.items()):
             told.update(f"{name}\0->{target}\n".encode())

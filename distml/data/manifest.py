@@ -51,6 +51,7 @@ class Manifest:
         policy: How pictures became images, None for data that were arrays.
         train_size: Height and width of the training rows where they keep a margin, None where they are as
             `shape` says.
+        encoding: raw or jpeg where an image is one value of bytes, None where it is a tensor, as arrays are.
         fingerprint: Of the source's names, sizes and times; another one means other data. None where nobody
             can tell.
         entries: Files and links in the user's folder, None where there is no folder.
@@ -71,6 +72,7 @@ class Manifest:
     folder: str
     policy: Policy | None = None
     train_size: tuple[int, int] | None = None
+    encoding: str | None = None
     fingerprint: str | None = None
     entries: int | None = None
     skipped: dict[str, int] = field(default_factory=dict)

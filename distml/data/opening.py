@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from distml.config import Config, DataConfig
 from distml.data import fetch
-from distml.data.formats import arrays, fashion_mnist, idx, image_folder, parquet, table, webdataset
+from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
 from distml.data.listing import Folder
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
@@ -16,7 +16,7 @@ from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 
 _OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
-    "idx": idx.open_idx,
+    "idx": arrays.open_idx,
     "image_folder": image_folder.open_pictures,
     "parquet": parquet.open_parquet,
     "table": table.open_table,
@@ -71,7 +71,7 @@ def format_of(folder: Folder) -> str:
         return "table"
     if ".parquet" in suffixes:
         return "parquet"
-    if any(idx.is_idx(name) for name in folder.sizes):
+    if any(arrays.is_idx(name) for name in folder.sizes):
         return "idx"
     if ".npz" in suffixes and not suffixes & set(SUFFIXES):
         return "npz"

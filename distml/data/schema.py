@@ -6,12 +6,15 @@ two constants as a Keras `Rescaling(SCALE, OFFSET)` layer; a parity test holds t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distml.data import image
 from distml.errors import DataError
 
 SCALE = 1 / 255
@@ -58,15 +61,69 @@ def to_table(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any
         labels: int32 [N].
         rows: int64 [N], each row's position in its split.
     """
+    return _to_table(_tensors(images), labels, rows)
+
+
+def _tensors(images: Images) -> Any:
     shape = images.shape[1:]
     # `FixedShapeTensorArray.from_numpy_ndarray` reads a permutation into axes of length one.
     flat = pa.FixedSizeListArray.from_arrays(to_array(images, pa.uint8()), int(np.prod(shape)))
-    columns = [
-        pa.ExtensionArray.from_storage(tensor_type(shape), flat),
-        to_array(labels.astype(np.int32, copy=False), pa.int32()),
-        to_array(rows.astype(np.int64, copy=False), pa.int64()),
-    ]
+    return pa.ExtensionArray.from_storage(tensor_type(shape), flat)
+
+
+def _to_table(images: Any, labels: Any, rows: Any) -> Any:
+    if isinstance(labels, np.ndarray):
+        labels = to_array(labels.astype(np.int32, copy=False), pa.int32())
+        rows = to_array(rows.astype(np.int64, copy=False), pa.int64())
+    columns = [images, labels, rows]
     return pa.Table.from_arrays(columns, names=[IMAGE, LABEL, ROW])
+
+
+def to_packed(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any:
+    """Wrap arrays as a `pyarrow.Table` whose image column is one value of H * W * C bytes a row."""
+    kind = pa.binary(math.prod(images.shape[1:]))
+    packed = pa.Array.from_buffers(kind, len(images), [None, pa.py_buffer(np.ascontiguousarray(images))])
+    return _to_table(packed, labels, rows)
+
+
+def to_encoded(images: Sequence[bytes], labels: Labels, rows: npt.NDArray[np.int64]) -> Any:
+    """Wrap compressed images as a `pyarrow.Table` whose image column is binary."""
+    ends = np.cumsum([0, *map(len, images)], dtype=np.int64).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))]
+    return _to_table(pa.Array.from_buffers(pa.binary(), len(images), buffers), labels, rows)
+
+
+def decoded(table: Any, shape: tuple[int, int, int]) -> Any:
+    """Return a table of rows with pixels, whether they are kept as such or compressed.
+
+    Args:
+        table: Columns as `to_table`, `to_packed` or `to_encoded` made them.
+        shape: (H, W, C) of the images.
+
+    Raises:
+        DataError: A compressed image is damaged.
+    """
+    kind = table.schema.field(IMAGE).type
+    if pa.types.is_fixed_size_binary(kind):
+        parts = [_unpacked(chunk, shape) for chunk in table[IMAGE].chunks]
+        images = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, *shape), np.uint8), *parts])
+        return _to_table(_tensors(images), table[LABEL], table[ROW])
+    if not pa.types.is_binary(kind):
+        return table
+    images = np.empty((len(table), *shape), np.uint8)
+    policy = image.Policy.of_arrays(shape)
+    for at, content in enumerate(table[IMAGE]):
+        images[at] = image.read(content.as_py(), policy, f"row {table[ROW][at]}")
+    return _to_table(_tensors(images), table[LABEL], table[ROW])
+
+
+def _unpacked(column: Any, shape: tuple[int, int, int]) -> Images:
+    """View packed images as uint8 [N, H, W, C] without a copy."""
+    size = math.prod(shape)
+    if column.type.byte_width != size:
+        raise DataError(f"the images have {column.type.byte_width} bytes, not those of {shape}.")
+    pixels = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+    return pixels.reshape(len(column), *shape)
 
 
 def to_array(values: npt.NDArray[Any], kind: Any) -> Any:

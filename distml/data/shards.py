@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig
-from distml.data import schema
+from distml.data import jobs, schema
 from distml.data.fetch import is_archive
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
 from distml.data.schema import Images, Labels
 from distml.data.source import Source
-from distml.data.writer import write
-from distml.errors import DataError, StorageError
+from distml.data.writer import NOTES, write
+from distml.errors import ConfigError, DataError, StorageError
 from distml.storage import Storage
 
 __all__ = ["Manifest", "Shard", "class_counts", "find", "folder", "prepare", "read", "table", "tables"]
@@ -38,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _FITTING = (
     *("image_size", "fit", "channels", "background", "max_pixels", "image_column", "label_column"),
-    "margin",
+    *("margin", "encoding"),
     *("on_error", "max_error_fraction"),
 )
 """Keys, besides the oldest, on which the prepared rows depend."""
@@ -132,37 +133,68 @@ def prepare(config: Config, storage: Storage, source: Source | None = None) -> M
         before = _published(config, storage)
         if before is not None:
             _LOG.warning("%s; a new version is prepared", changed(config, before))
-        elif held:
-            for name in storage.names(where, unfinished=True):
-                _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
-                storage.delete(where, name)
-        return _ingest(config, storage, source or open_source(config, storage), where, before)
+        source = source or open_source(config, storage)
+        mine = _own(source)
+        if before is None and held:
+            _clear(storage, where, mine)
+        return _ingest(config, storage, source, (where, f"{where}/{mine}"), before)
+
+
+def _own(source: Source) -> str:
+    """Name a writer's folder: after what is written where that can be gone on with, else after nothing."""
+    if source.fingerprint is None or any(rows.only is None for rows in source.splits.values()):
+        return uuid.uuid4().hex[:8]
+    recipe = [source.fingerprint, schema.VERSION, PIL.__version__, jobs.SHARD_BYTES, repr(source.policy)]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+
+
+def _clear(storage: Storage, where: str, mine: str) -> None:
+    """Remove what killed writers left, but what the present one goes on with."""
+    for name in storage.names(where, unfinished=True):
+        if name == mine:
+            done = len(storage.names(where, mine, NOTES))
+            _LOG.info("going on with %s, where %d shards are written", storage.uri(where, name), done)
+        else:
+            _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
+            storage.delete(where, name)
 
 
 def _ingest(
-    config: Config, storage: Storage, source: Source, where: str, before: Manifest | None
+    config: Config, storage: Storage, source: Source, folders: tuple[str, str], before: Manifest | None
 ) -> Manifest:
     """Write and publish; the shards of a version before stay for the runs that were trained on them."""
-    mine = f"{where}/{uuid.uuid4().hex[:8]}"
+    where, mine = folders
     try:
         manifest = write(config, storage, source, where, mine)
         other = find(config, storage)
         if other is not None:
-            storage.delete(mine)
+            if not _holds(other, mine):
+                storage.delete(mine)
             return other
         if before is not None:
             kept = f"manifest-{before.digest[:8]}.json"
             storage.write_bytes(before.to_json().encode(), where, kept)
         storage.write_bytes(manifest.to_json().encode(), where, _MANIFEST)
-    except BaseException:
+    except BaseException as error:
         with suppress(StorageError, DataError):
-            if _published(config, storage) == before:
+            if _published(config, storage) == before and not _goes_on(error, storage, mine):
                 storage.delete(mine)
         raise
+    storage.delete(mine, NOTES)
     _LOG.info(
         "published %s: version %s, %s", storage.uri(where, _MANIFEST), manifest.digest[:8], manifest.rows
     )
     return manifest
+
+
+def _holds(manifest: Manifest, folder: str) -> bool:
+    """Whether a manifest points into a folder: two writers of the same rows may share it."""
+    return any(shard.path.startswith(f"{folder}/") for some in manifest.shards.values() for shard in some)
+
+
+def _goes_on(error: BaseException, storage: Storage, mine: str) -> bool:
+    """Whether the same command can go on with what is written; data that are wrong must change first."""
+    return not isinstance(error, DataError | ConfigError) and bool(storage.names(mine, NOTES))
 
 
 def table(storage: Storage, manifest: Manifest, split: str) -> Any:
@@ -183,7 +215,8 @@ def tables(storage: Storage, manifest: Manifest, split: str) -> Iterator[Any]:
     Raises:
         DataError: A shard is missing or differs from what was published.
     """
-    return (_verified(storage, shard) for shard in manifest.shards[split])
+    shape = manifest.shape_of(split)
+    return (_verified(storage, shard, shape) for shard in manifest.shards[split])
 
 
 def read(
@@ -207,14 +240,13 @@ def read(
     count = len(range(rank, manifest.rows[split], world_size))
     images, labels = np.empty((count, *manifest.shape_of(split)), np.uint8), np.empty(count, np.int32)
     first = filled = 0
-    for shard in manifest.shards[split]:
-        found = _verified(storage, shard)
+    for found in tables(storage, manifest, split):
         mine = slice((rank - first) % world_size, None, world_size)
         some = schema.to_numbers(found[schema.LABEL], np.int32)[mine]
         images[filled : filled + len(some)] = schema.to_images(found[schema.IMAGE])[mine]
         labels[filled : filled + len(some)] = some
         filled += len(some)
-        first += shard.rows
+        first += len(found)
     return images, labels
 
 
@@ -236,7 +268,7 @@ def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArra
     return counts
 
 
-def _verified(storage: Storage, shard: Shard) -> Any:
+def _verified(storage: Storage, shard: Shard, shape: tuple[int, int, int]) -> Any:
     try:
         data = storage.read_bytes(shard.path)
     except StorageError as error:
@@ -248,4 +280,4 @@ def _verified(storage: Storage, shard: Shard) -> Any:
         )
     # `pq.read_table` would import pandas first, a second or two in every process that reads.
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read(use_threads=False)
+        return schema.decoded(file.read(use_threads=False), shape)

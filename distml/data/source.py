@@ -97,12 +97,15 @@ class Rows:
             be in memory.
         name: What a row is called in messages.
         fitted: Gives the same rows fitted by another policy, None for arrays that are taken as they are.
+        only: Takes row numbers and gives what reads those rows and knows no others, to be sent to a task;
+            None where rows cannot be read one by one.
     """
 
     labels: Labels
     gather: Callable[[Indices], Gathered]
     name: Callable[[int], str] = "row {}".format
     fitted: Callable[[Policy], Rows] | None = None
+    only: Callable[[Indices], Callable[[], Gathered]] | None = None
 
 
 @dataclass(frozen=True)

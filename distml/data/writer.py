@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distml.config import Config
-from distml.data import duplicates, schema
+from distml.data import duplicates, jobs, schema
+from distml.data.jobs import Job, Record
 from distml.data.manifest import Manifest, Shard
-from distml.data.schema import Images, Labels
-from distml.data.source import ENOUGH_FAULTS, Fault, Indices, Rows, Source, require_usable, with_margin
+from distml.data.schema import Labels
+from distml.data.source import ENOUGH_FAULTS, Fault, Gathered, Rows, Source, require_usable, with_margin
 from distml.data.split import Part, plan
-from distml.errors import DataError
+from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 
 _FEW_LEVELS = 32
@@ -26,15 +25,10 @@ _FEW_LEVELS = 32
 
 
 class SecondLook:
-    """Sees every row once, while it is written. Final.
+    """Hears of every row once, when it is written. Final."""
 
-    Args:
-        inner: (H, W) in the middle of the pictures by which near duplicates are found; None looks for none,
-            as among arrays, whose few pixels are alike too easily.
-    """
-
-    def __init__(self, inner: tuple[int, int] | None = None) -> None:
-        self._inner, self._across_splits = inner, duplicates.Across()
+    def __init__(self) -> None:
+        self._across_splits = duplicates.Across()
         self._rows = 0
         self._top = 0
         self._constant: list[str] = []
@@ -42,28 +36,22 @@ class SecondLook:
         self._twice = self._across = self._torn = 0
         self._example = ""
 
-    def see(self, split: str, images: Images, labels: Labels, names: Sequence[str]) -> None:
-        """Look at some rows.
+    def see(self, split: str, record: Record, labels: Labels, names: Sequence[str]) -> None:
+        """Look at the rows of a shard.
 
         Args:
             split: They belong to.
-            images: uint8 [N, H, W, C].
+            record: What was seen when they were written.
             labels: int32 [N].
             names: What they are called, [N].
         """
-        if not len(images):
-            return
-        flat = images.reshape(len(images), -1)
-        self._rows += len(flat)
-        self._top = max(self._top, int(flat.max()))
-        for at in np.flatnonzero(flat.min(1) == flat.max(1)).tolist():
-            self._constant.append(names[at])
-        if self._inner is not None:
-            top, left = ((images.shape[axis] - self._inner[axis - 1]) // 2 for axis in (1, 2))
-            middle = images[:, top : top + self._inner[0], left : left + self._inner[1]]
-            self._across_splits.see(split, middle, names)
-        for row, label, name in zip(flat, labels.tolist(), names, strict=True):
-            key = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
+        self._rows += len(names)
+        self._top = max(self._top, record.top)
+        self._constant += [names[at] for at in record.constant]
+        if record.signatures:
+            self._across_splits.see(split, duplicates.Signatures.from_bytes(record.signatures), names)
+        for digest, label, name in zip(record.digests, labels.tolist(), names, strict=True):
+            key = bytes.fromhex(digest)
             split_before, label_before = self._seen.setdefault(key, (split, -1))
             if label_before == -1:
                 self._seen[key] = (split, label)
@@ -110,18 +98,8 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
 
 _LOG = logging.getLogger(__name__)
 
-_GROUP_ROWS = 4096
-_GROUP_BYTES = 4 << 20  # Arrow takes sixteen times as much while it encodes or decodes a group
-# Parquet knows no bytes: each pixel is an INT32, so the encoding decides. Measured on 60,000 images of
-# 28 x 28 in 8 files, one thread of 2 busy cores: dictionary + zstd 0.39 s and 27 MB, plain 0.46 s and 189 MB,
-# plain + lz4 0.53 s and 53 MB, delta + zstd 0.44 s and 38 MB. Byte-stream-split + zstd (0.35 s, 27 MB) is no
-# faster within the noise, and fewer readers know it.
-_WRITE = {
-    "compression": "zstd",
-    "compression_level": 1,
-    "use_dictionary": [f"{schema.IMAGE}.list.element"],
-    "write_statistics": False,
-}
+NOTES = "notes"
+"""Folder, below the writer's own, of what finished jobs say."""
 
 
 def write(config: Config, storage: Storage, source: Source, where: str, mine: str) -> Manifest:
@@ -142,8 +120,8 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
     cut = not {"validation", "test"} <= labels.keys()
     together = duplicates.to_keep_together(source.splits["train"]) if cut and source.policy else None
     parts = plan(labels, config.data.val_fraction, config.data.split_seed, together)
-    writer = _Writer(config, storage, source)
-    shards = {split: tuple(writer.split(split, part, f"{mine}/{split}")) for split, part in parts.items()}
+    writer = _Writer(config, storage, source, parts)
+    shards = writer.write(mine)
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
     warnings = (*writer.look.warnings(), *label_warnings(writer.counts, source.classes))
@@ -168,6 +146,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         skipped={} if source.ledger is None else source.ledger.counts(),
         left_out=tuple((fault.name, fault.reason) for fault in left_out),
         warnings=warnings,
+        encoding=None if writer.encoding == "tensor" else writer.encoding,
     )
 
 
@@ -180,60 +159,144 @@ def _require_all_classes(written: list[int], given: Labels, classes: tuple[str, 
         )
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The rows of one shard: from `first` to `last` of a split."""
+
+    split: str
+    first: int
+    last: int
+    path: str
+    note: str
+
+
 class _Writer:
     """Writes splits and keeps count of what cannot be used. Final."""
 
-    def __init__(self, config: Config, storage: Storage, source: Source) -> None:
-        self._config, self._storage, self._source = config, storage, source
-        self.look = SecondLook(None if source.policy is None else source.shape[:2])
+    def __init__(self, config: Config, storage: Storage, source: Source, parts: Mapping[str, Part]) -> None:
+        self._config, self._storage, self._source, self._parts = config, storage, source, parts
+        self.look = SecondLook()
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
+        # Near duplicates are looked for among pictures; the few pixels of arrays are alike too easily.
+        self.inner = None if source.policy is None else source.shape[:2]
         self.wide = with_margin(source, config.data.margin)
-        self.counts: dict[str, list[int]] = {}
+        self.counts = {split: [0] * len(source.classes) for split in parts}
+        self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))
 
-    def split(self, split: str, part: Part, prefix: str) -> list[Shard]:
-        """Write one split; each pass over the source gathers as many whole shards as the budget holds."""
-        rows, shape = self._source.splits[part.origin], self._source.shape
+    def write(self, mine: str) -> dict[str, tuple[Shard, ...]]:
+        """Write all splits below a folder."""
+        written: dict[str, Record] = {}
+        pieces = {split: self._pieces(split, mine) for split in self._parts}
+        if all(rows.only is not None for rows in self._source.splits.values()):
+            every = [piece for some in pieces.values() for piece in some]
+            count = sum(len(part.rows) for part in self._parts.values())
+            found = jobs.run_all(self._config, map(self._job, every), count, self._sample)
+            with closing(found):
+                for record in found:
+                    written[record.shard.path] = record
+                    self._bear(record)
+        else:
+            for split, some in pieces.items():
+                written |= {record.shard.path: record for record in self._passes(split, some)}
+        ordered = [(split, piece) for split, some in pieces.items() for piece in some]
+        self.faults = [fault for _, piece in ordered for fault in written[piece.path].faults.values()]
+        for split, piece in ordered:
+            self._see(split, piece, written[piece.path])
+        return {s: tuple(written[piece.path].shard for piece in some) for s, some in pieces.items()}
+
+    def _rows(self, split: str) -> Rows:
+        rows = self._source.splits[self._parts[split].origin]
         if split == "train" and self.wide is not None and rows.fitted is not None:
-            rows, shape = rows.fitted(self.wide), self.wide.shape
-        counts = self.counts[split] = [0] * len(self._source.classes)
-        count = max(1, min(self._config.data.shards, len(part.rows)))
-        bounds = [len(part.rows) * k // count for k in range(count + 1)]
-        shard_bytes = int(np.prod(shape)) * (bounds[-1] // count + 1)
+            return rows.fitted(self.wide)
+        return rows
+
+    def _row_bytes(self, split: str) -> int:
+        shape = self.wide.shape if split == "train" and self.wide is not None else self._source.shape
+        return max(1, int(np.prod(shape)))
+
+    def _pieces(self, split: str, mine: str) -> list[_Piece]:
+        """Divide a split into as many shards as are asked for, and more where they would be too large."""
+        total = len(self._parts[split].rows)
+        most = max(1, jobs.SHARD_BYTES // self._row_bytes(split))
+        count = max(1, min(self._config.data.shards, total), -(-total // most))
+        bounds = [total * k // count for k in range(count + 1)]
+        return [
+            _Piece(split, *ends, f"{mine}/{split}-{k:05d}.parquet", f"{mine}/{NOTES}/{split}-{k:05d}.json")
+            for k, ends in enumerate(pairwise(bounds))
+        ]
+
+    def _job(self, piece: _Piece) -> Job:
+        """Make the job of a shard of files, which carries nothing but what it reads."""
+        rows, wanted = self._rows(piece.split), self._parts[piece.split].rows[piece.first : piece.last]
+        assert rows.only is not None
+        numbers = np.arange(piece.first, piece.last, dtype=np.int64)
+        return Job(
+            *(self._storage, piece.path, piece.note, rows.only(wanted), rows.labels[wanted], numbers),
+            *(self.encoding, self.inner),
+        )
+
+    def _sample(self, count: int) -> object:
+        rows = self._rows("train")
+        return rows.gather(self._parts["train"].rows[:count])
+
+    def _passes(self, split: str, pieces: Sequence[_Piece]) -> Generator[Record]:
+        """Write a split in passes over the source that gather as many whole shards as the budget holds."""
+        rows, wanted = self._rows(split), self._parts[split].rows
+        shard_bytes = self._row_bytes(split) * max(piece.last - piece.first for piece in pieces)
         at_once = max(1, self._config.data.memory_budget_bytes // max(1, shard_bytes))
-        shards = []
-        for begin in range(0, count, at_once):
-            ends = bounds[begin : min(begin + at_once, count) + 1]
-            images, kept = self._gather(rows, part.rows[ends[0] : ends[-1]])
-            for k, (first, last) in enumerate(pairwise(ends), begin):
-                mine = slice(first - ends[0], last - ends[0])
-                numbers = np.arange(first, last, dtype=np.int64)[kept[mine]]
-                some = images[mine] if kept[mine].all() else images[mine][kept[mine]]
-                labels = rows.labels[part.rows[numbers]]
-                self.look.see(split, some, labels, [rows.name(int(row)) for row in part.rows[numbers]])
-                for label, found in zip(*np.unique(labels, return_counts=True), strict=True):
-                    counts[label] += int(found)
-                shards.append(_shard(self._storage, f"{prefix}-{k:05d}.parquet", some, labels, numbers))
-            _LOG.info("wrote %s: %d of %d rows", prefix, ends[-1], len(part.rows))
-        return shards
+        for begin in range(0, len(pieces), at_once):
+            some = pieces[begin : begin + at_once]
+            base = some[0].first
+            gathered = rows.gather(wanted[base : some[-1].last])
+            for piece in some:
+                first, last = piece.first - base, piece.last - base
+                faults = {at - first: fault for at, fault in gathered.faults.items() if first <= at < last}
+                mine = Gathered(gathered.images[first:last], faults)
+                numbers = np.arange(piece.first, piece.last, dtype=np.int64)
+                labels = rows.labels[wanted[piece.first : piece.last]]
+                record = jobs.write(
+                    self._storage, piece.path, mine, labels, numbers, self.encoding, self.inner
+                )
+                self._bear(record)
+                yield record
+            _LOG.info("wrote %s: %d of %d rows", split, some[-1].last, len(wanted))
 
-    def _gather(self, rows: Rows, wanted: Indices) -> tuple[Images, npt.NDArray[np.bool_]]:
-        """Return the rows and which of them can be used."""
-        gathered = rows.gather(wanted)
-        self.looked_at += len(wanted)
-        self.faults += [fault for _, fault in sorted(gathered.faults.items())]
+    def _bear(self, record: Record) -> None:
+        """Count what cannot be used, and end where it is enough to see that the data must be mended."""
+        self.looked_at += len(record.digests) + len(record.faults)
+        self.faults += record.faults.values()
         if len(self.faults) >= ENOUGH_FAULTS and self._config.data.on_error == "fail":
-            require_usable(self.faults, self.looked_at, self._config.data)
-        kept = np.ones(len(wanted), bool)
-        kept[list(gathered.faults)] = False
-        return gathered.images, kept
+            faults = sorted(self.faults, key=lambda fault: fault.name)
+            require_usable(faults, self.looked_at, self._config.data)
+
+    def _see(self, split: str, piece: _Piece, record: Record) -> None:
+        rows, wanted = self._rows(split), self._parts[split].rows[piece.first : piece.last]
+        kept = np.delete(wanted, list(record.faults)) if record.faults else wanted
+        labels = rows.labels[kept]
+        self.look.see(split, record, labels, [rows.name(int(row)) for row in kept])
+        for label, found in zip(*np.unique(labels, return_counts=True), strict=True):
+            self.counts[split][label] += int(found)
 
 
-def _shard(storage: Storage, path: str, images: Images, labels: Labels, numbers: Indices) -> Shard:
-    table = schema.to_table(images, labels, numbers)
-    size = min(_GROUP_ROWS, max(1, _GROUP_BYTES // max(1, images[:1].nbytes)))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=size, **_WRITE)
-    data = sink.getvalue()
-    storage.write_bytes(data, path)
-    return Shard(path, len(labels), len(data), hashlib.sha256(data).hexdigest())
+def encoding(config: Config, source: Source, train_bytes: int) -> str:
+    """Decide how rows are kept: as tensors, the pixels packed (raw), or jpeg.
+
+    Args:
+        config: `data.encoding`; auto keeps pixels while a worker's share of them fits the memory budget.
+        source: Arrays are never compressed unasked: they may be no pictures.
+        train_bytes: Pixels of the training rows.
+
+    Raises:
+        ConfigError: Images that JPEG does not know.
+    """
+    asked = config.data.encoding
+    if asked == "jpeg" and source.shape[2] not in (1, 3):
+        raise ConfigError(
+            f"data.encoding is jpeg, but the images have {source.shape[2]} channels.", "Take raw."
+        )
+    files = all(rows.only is not None for rows in source.splits.values())
+    fits = train_bytes <= config.data.memory_budget_bytes * config.train.min_workers
+    if asked == "jpeg" or (asked == "auto" and files and not fits):
+        return "jpeg"
+    return "raw" if files else "tensor"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
-from distml.data import shards
+from distml.data import schema, shards
 from distml.errors import TrainingError
 from distml.runtime import compat, environment, processes
 from distml.runtime.cluster import Plan, address
@@ -108,10 +109,18 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
     paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
     shuffle = ray.data.FileShuffleConfig(seed=config.run.seed)
     dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
-    dataset.context.target_max_block_size = min(
-        128 << 20, max(1 << 20, config.data.memory_budget_bytes // 16)
+    block_bytes = min(128 << 20, max(1 << 20, config.data.memory_budget_bytes // 16))
+    dataset.context.target_max_block_size = block_bytes
+    if manifest.encoding is None:
+        return dataset
+    shape = manifest.shape_of("train")
+    return dataset.map_batches(
+        schema.decoded,
+        fn_kwargs={"shape": shape},
+        batch_format="pyarrow",
+        batch_size=max(1, min(1024, block_bytes // math.prod(shape))),
+        zero_copy_batch=True,
     )
-    return dataset
 
 
 def _data(

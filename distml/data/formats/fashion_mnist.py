@@ -22,7 +22,7 @@ from pathlib import Path
 from distml.config import Config
 from distml.data import fetch
 from distml.data.fetch import UnavailableError
-from distml.data.formats.idx import gunzip, parse
+from distml.data.formats.arrays import gunzip, parse
 from distml.data.schema import Images, Labels
 from distml.data.source import Origin, Source, of_arrays
 from distml.errors import DataError, StorageError

@@ -6,9 +6,10 @@ the configuration leaves it open, and what is no picture is named at once.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
@@ -258,17 +259,24 @@ def _tell(
 
 def _rows(folder: Folder, names: list[str], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
     def gather(indices: Indices) -> Gathered:
-        images = np.zeros((len(indices), *fitted.shape), np.uint8)
-        bad = {}
-        for at, index in enumerate(indices):
-            name = names[index]
-            try:
-                images[at] = image.read(folder.read(name), fitted, name, max_pixels)
-            except (DataError, OSError) as error:
-                bad[at] = fault(name, error)
-        return Gathered(images, bad)
+        return _read(folder, [names[index] for index in indices], fitted, max_pixels)
+
+    def only(indices: Indices) -> Callable[[], Gathered]:
+        some = [names[index] for index in indices]
+        return functools.partial(_read, folder.only(some), some, fitted, max_pixels)
 
     def refit(other: Policy) -> Rows:
         return _rows(folder, names, labels, other, max_pixels)
 
-    return Rows(labels, gather, names.__getitem__, refit)
+    return Rows(labels, gather, names.__getitem__, refit, only)
+
+
+def _read(folder: Folder, names: Sequence[str], fitted: Policy, max_pixels: int) -> Gathered:
+    images = np.zeros((len(names), *fitted.shape), np.uint8)
+    bad = {}
+    for at, name in enumerate(names):
+        try:
+            images[at] = image.read(folder.read(name), fitted, name, max_pixels)
+        except (DataError, OSError) as error:
+            bad[at] = fault(name, error)
+    return Gathered(images, bad)

@@ -5,9 +5,10 @@ The tar files are read where they lie: an index of places is made once, then pic
 
 from __future__ import annotations
 
+import functools
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -144,23 +145,30 @@ def _label(packed: tarfile.TarFile, sample: Mapping[str, tarfile.TarInfo], name:
 
 def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
     def gather(indices: Indices) -> Gathered:
-        images = np.zeros((len(indices), *fitted.shape), np.uint8)
-        bad = {}
-        with ExitStack() as until:
-            streams: dict[str, Any] = {}
-            for at, index in enumerate(indices):
-                place = places[index]
-                if place.tar not in streams:
-                    streams[place.tar] = until.enter_context(folder.open(place.tar))
-                streams[place.tar].seek(place.first)
-                try:
-                    content = bytes(streams[place.tar].read(place.size))
-                    images[at] = image.read(content, fitted, place.name, max_pixels)
-                except DataError as error:
-                    bad[at] = Fault(place.name, error.message, error.remedy)
-        return Gathered(images, bad)
+        return _read(folder, [places[index] for index in indices], fitted, max_pixels)
+
+    def only(indices: Indices) -> Callable[[], Gathered]:
+        some = [places[index] for index in indices]
+        return functools.partial(_read, folder.only({place.tar for place in some}), some, fitted, max_pixels)
 
     def refit(other: Policy) -> Rows:
         return _rows(folder, places, labels, other, max_pixels)
 
-    return Rows(labels, gather, lambda index: places[index].name, refit)
+    return Rows(labels, gather, lambda index: places[index].name, refit, only)
+
+
+def _read(folder: Folder, places: Sequence[_Place], fitted: Policy, max_pixels: int) -> Gathered:
+    images = np.zeros((len(places), *fitted.shape), np.uint8)
+    bad = {}
+    with ExitStack() as until:
+        streams: dict[str, Any] = {}
+        for at, place in enumerate(places):
+            if place.tar not in streams:
+                streams[place.tar] = until.enter_context(folder.open(place.tar))
+            streams[place.tar].seek(place.first)
+            try:
+                content = bytes(streams[place.tar].read(place.size))
+                images[at] = image.read(content, fitted, place.name, max_pixels)
+            except DataError as error:
+                bad[at] = Fault(place.name, error.message, error.remedy)
+    return Gathered(images, bad)

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from distml.data.formats.idx import gunzip, parse
+from distml.data.formats.arrays import gunzip, parse
 from distml.errors import DataError
 
 IMAGES = struct.pack(">4I", 0x803, 2, 3, 4) + bytes(range(24))

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.exceptions
+
+from distml.config import Config
+from distml.data import image, jobs, shards, writer
+from distml.data.jobs import Job, Record
+from distml.data.manifest import Shard
+from distml.data.opening import open_source
+from distml.data.source import Fault
+from distml.errors import ConfigError, DataError, ResourceError, StorageError
+from distml.storage import Storage
+from tests import zoo
+
+COUNT = 40
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Forty drawn pictures of two classes, one of them broken."""
+    for k in range(COUNT):
+        folder = tmp_path / "pictures" / ("cat" if k % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        zoo.drawn(30 + k % 7, 33).rotate(9 * k).save(folder / f"{k:02}.png")
+    broken = tmp_path / "pictures" / "cat" / "99.png"
+    broken.write_bytes((tmp_path / "pictures" / "cat" / "01.png").read_bytes()[:-30])
+    return tmp_path / "pictures"
+
+
+def configured(pictures: Path, **data: Any) -> Config:
+    """Twenty pixels a side, so that a shard of 8,000 bytes holds six images."""
+    given = {
+        "path": str(pictures),
+        "image_size": 20,
+        "shards": 2,
+        "on_error": "skip",
+        "max_error_fraction": 0.1,
+    }
+    return Config.model_validate({"data": given | data})
+
+
+def test_the_result_depends_neither_on_the_threads_nor_on_who_decodes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SHARD_BYTES", 8_000)
+    prepared = []
+    for cores in (1, 2, 4):
+        monkeypatch.setattr(jobs, "_cores", lambda cores=cores: cores)
+        prepared.append(shards.prepare(configured(pictures), Storage(str(tmp_path / str(cores)))))
+    manifest = prepared[0]
+    assert len({one.digest for one in prepared}) == 1
+    assert {one.left_out for one in prepared} == {manifest.left_out}
+    assert [name for name, _ in manifest.left_out] == ["cat/99.png"]
+    assert sum(manifest.rows.values()) == COUNT
+    assert all(shard.rows <= 6 for some in manifest.shards.values() for shard in some)
+    assert len(manifest.shards["train"]) > 2
+    assert not list(tmp_path.rglob(writer.NOTES))
+
+
+def interrupted(after: int, error: BaseException) -> Callable[[Job], Record]:
+    done: list[Job] = []
+
+    def run(job: Job) -> Record:
+        if len(done) == after:
+            raise error
+        done.append(job)
+        return jobs_run(job)
+
+    return run
+
+
+jobs_run = jobs.run
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("cannot write: No space left.")])
+def test_the_same_command_goes_on_where_it_was_interrupted(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(jobs, "SHARD_BYTES", 8_000)
+    monkeypatch.setattr(jobs, "_cores", lambda: 1)
+    config, storage = configured(pictures), Storage(str(tmp_path / "root"))
+    monkeypatch.setattr(jobs, "run", interrupted(3, error))
+    with pytest.raises(type(error)):
+        shards.prepare(config, storage)
+    kept = sorted((tmp_path / "root").rglob("*.parquet"))
+    assert len(kept) == 3
+    changed = kept[0].read_bytes()
+    kept[0].write_bytes(changed[:-1])
+    notes = [Record.from_json(note.read_text()) for note in (tmp_path / "root").rglob("*.json")]
+    done = sum(
+        len(note.digests) + len(note.faults) for note in notes if not str(kept[0]).endswith(note.shard.path)
+    )
+    read: list[str] = []
+    real = image.read
+
+    def counted(data: bytes, policy: image.Policy, name: str, max_pixels: int) -> image.Images:
+        read.append(name)
+        return real(data, policy, name, max_pixels)
+
+    monkeypatch.setattr(jobs, "run", jobs_run)
+    with monkeypatch.context() as counting:
+        counting.setattr(image, "read", counted)
+        manifest = shards.prepare(config, storage)
+    near_duplicates = COUNT + 1
+    assert len(read) == near_duplicates + jobs._SAMPLE + COUNT + 1 - done
+    assert manifest.digest == shards.prepare(config, Storage(str(tmp_path / "other"))).digest
+    assert kept[0].read_bytes() == changed
+    assert not list((tmp_path / "root").rglob(writer.NOTES))
+
+
+def test_wrong_data_are_not_gone_on_with(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"cat/99\.png is not a readable picture"):
+        shards.prepare(configured(pictures, on_error="fail"), Storage(str(tmp_path / "root")))
+    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
+
+
+def test_what_another_ingest_left_is_removed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, storage = configured(pictures), Storage(str(tmp_path / "root"))
+    monkeypatch.setattr(jobs, "run", interrupted(1, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        shards.prepare(config, storage)
+    (left,) = (tmp_path / "root").rglob("*.parquet")
+    (pictures / "cat" / "99.png").unlink()
+    monkeypatch.setattr(jobs, "run", jobs_run)
+    shards.prepare(config, storage)
+    assert not left.exists()
+
+
+def test_a_job_carries_nothing_but_what_it_reads(pictures: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "root"))
+    source = open_source(configured(pictures), storage)
+    only = source.splits["train"].only
+    assert only is not None
+    few, all_of_them = only(np.arange(1)), only(np.arange(COUNT))
+    assert len(pickle.dumps(few)) < 1_500 < len(pickle.dumps(all_of_them))
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(few))().images, source.splits["train"].gather(np.arange(1)).images
+    )
+
+
+def test_a_note_is_read_as_it_was_written_and_nothing_else_is_one() -> None:
+    faults = {2: Fault("a.png", "a.png is broken.", "Mend it.")}
+    record = Record(Shard("set/a.parquet", 2, 10, "00"), 200, (1,), ("aa", "bb"), b"\0x", faults)
+    assert Record.from_json(record.to_json()) == replace(record, fresh=False)
+    for text in ("{}", "[]", "null", '{"shard": 1}', "broken"):
+        with pytest.raises(ValueError, match=r"note|Expecting"):
+            Record.from_json(text)
+
+
+def test_compressed_rows_are_decoded_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    raw = shards.prepare(configured(pictures), storage)
+    jpeg = shards.prepare(configured(pictures, encoding="jpeg"), storage)
+    assert (raw.encoding, jpeg.encoding, jpeg.rows) == ("raw", "jpeg", raw.rows)
+    assert raw.digest != jpeg.digest
+    for split in raw.rows:
+        pixels, labels = shards.read(storage, raw, split)
+        near, same = shards.read(storage, jpeg, split)
+        assert (labels == same).all()
+        assert 0 < np.abs(pixels.astype(int) - near).mean() < 4  # measured: 1.4 on drawn edges
+        (stored,) = {image.to_jpeg(pixels[0])}
+        np.testing.assert_array_equal(near[0], image.read(stored, image.Policy.of_arrays(raw.shape)))
+
+
+@pytest.mark.parametrize(("pixels", "expected"), [(0.5, "jpeg"), (2, "raw")])
+def test_auto_compresses_what_the_workers_cannot_hold(
+    pictures: Path, tmp_path: Path, pixels: float, expected: str
+) -> None:
+    source = open_source(configured(pictures), Storage(str(tmp_path)))
+    config = configured(pictures, memory_budget_bytes=1_000_000)
+    needed = round(1_000_000 * config.train.min_workers / pixels)
+    assert writer.encoding(config, source, needed) == expected
+
+
+def test_arrays_stay_tensors_and_four_channels_are_no_jpeg(tmp_path: Path, storage_root: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((12, 4, 4, 4), np.uint8), y=np.arange(12) % 2)
+    given = {"path": str(tmp_path / "a.npz")}
+    storage = Storage(str(storage_root))
+    assert shards.prepare(Config.model_validate({"data": given}), storage).encoding is None
+    with pytest.raises(ConfigError, match=r"data\.encoding is jpeg, but the images have 4 channels"):
+        shards.prepare(Config.model_validate({"data": given | {"encoding": "jpeg"}}), storage)
+
+
+def test_progress_says_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = jobs._Progress(1_000)
+    shard = Shard("a", 200, 1, "00")
+    with caplog.at_level("INFO", logger="distml"):
+        progress.add(Record(shard, 0, (), ("aa",) * 200, fresh=False))
+        now = 110.0
+        progress.add(Record(shard, 0, (), ("aa",) * 200))
+        progress.add(Record(shard, 0, (), ("aa",) * 200))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "prepared 400 of 1,000 pictures, 200 of them before, 20 a second, 30 s left"
+
+
+@pytest.mark.parametrize(
+    ("rows", "connected", "expected"),
+    [(16, False, "here"), (100_000, True, "ray"), (100_000, False, "started")],
+)
+def test_ray_is_taken_where_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, rows: int, connected: bool, expected: str
+) -> None:
+    from distml.runtime import cluster
+
+    monkeypatch.setattr(jobs, "_cores", lambda: 2)
+    started: list[Config] = []
+    monkeypatch.setattr(cluster, "connect", lambda config: started.append(config))
+    ticks = iter([0.0, 0.016])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    context = jobs._ray(Config(), connected, rows, lambda count: None)
+    chosen = "started" if started else "ray" if context.__enter__() else "here"
+    assert chosen == expected
+
+
+def test_a_task_that_is_lost_again_and_again_and_what_it_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: Any) -> Record:
+        raise raised
+
+    fake = SimpleNamespace(wait=lambda some, num_returns: (some[:1], some[1:]), get=lost)
+    fake.exceptions = ray.exceptions
+    refused = ray.exceptions.RayTaskError("run", "", StorageError("cannot write: full.", "Free space."))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    raised: Exception = ray.exceptions.WorkerCrashedError()
+    with pytest.raises(
+        ResourceError, match=r"a task of the ingest was lost 6 times: .*what is finished is kept"
+    ):
+        jobs._next([1])
+    raised = refused
+    with pytest.raises(StorageError, match=r"cannot write: full\. Free space\."):
+        jobs._next([1])
+
+
+def test_the_note_of_another_file_is_not_believed(pictures: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "root"))
+    rows = open_source(configured(pictures), storage).splits["train"]
+    assert rows.only is not None
+    numbers = np.arange(3)
+    job = Job(storage, "a.parquet", "a.json", rows.only(numbers), rows.labels[:3], numbers, "raw")
+    first = jobs.run(job)
+    assert jobs.run(job) == replace(first, fresh=False)
+    note = json.loads(storage.read_text("a.json"))
+    note["shard"]["path"] = "b.parquet"
+    storage.write_bytes(json.dumps(note).encode(), "a.json")
+    assert jobs.run(job).fresh
