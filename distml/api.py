@@ -51,7 +51,8 @@ class TrainResult:
         run_id: MLflow run; of a sweep, that of the best candidate.
         model: Name in the registry.
         version: Registered version, None where the tracking server was away.
-        val_accuracy: Share of the validation rows that were classified right.
+        val_accuracy: Share of the validation rows that were classified right; None for another task, whose
+            metrics are in `result`.
         test_accuracy: The same of the test rows; None where there are none.
         artifacts: URI of the exported model.
         figures: URI of each figure by name, as `learning_curves` and `confusion_matrix`.
@@ -62,7 +63,7 @@ class TrainResult:
     run_id: str | None
     model: str
     version: int | None
-    val_accuracy: float
+    val_accuracy: float | None
     test_accuracy: float | None
     artifacts: str | None
     figures: dict[str, str]
@@ -78,7 +79,7 @@ class TrainResult:
             run_id=result.get("run_id"),
             model=result["model"],
             version=None if version is None else int(version),
-            val_accuracy=result["val_accuracy"],
+            val_accuracy=result.get("val_accuracy"),
             test_accuracy=result.get("test_accuracy"),
             artifacts=artifacts,
             figures=figures,
@@ -112,7 +113,7 @@ class Decision:
         previous: The one that was before.
         version: The best candidate.
         run_id: MLflow run of the best candidate.
-        val_accuracy: The best candidate's share of the validation rows.
+        val_accuracy: The best candidate's share of the validation rows; None for another task.
         test_accuracy: The same of the test rows: told, never used.
         champion_val_accuracy: What the earlier champion scored on the same rows.
         candidates: Validation accuracy by name.
@@ -125,7 +126,7 @@ class Decision:
     previous: int | None
     version: int
     run_id: str
-    val_accuracy: float
+    val_accuracy: float | None
     test_accuracy: float | None
     champion_val_accuracy: float | None
     candidates: dict[str, float]

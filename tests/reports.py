@@ -9,7 +9,7 @@ import numpy as np
 from distml.config import Config
 from distml.data import shards
 from distml.reports import page
-from distml.training.events import Evaluation, worst_mistakes
+from distml.tasks.classification import Classification
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
 
@@ -38,8 +38,10 @@ def rendered(
     labels = np.arange(600, dtype=np.int32) % len(classes)
     predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
     losses = random.random(600).astype(np.float32)
-    worst = worst_mistakes(labels, predicted, losses, 7)
-    evaluation = Evaluation.of(labels, predicted, losses, classes).to_json()
+    task = Classification(tuple(classes))
+    outputs = np.eye(len(classes), dtype=np.float32)[predicted]
+    worst = task.mistakes(labels, outputs, losses, 7)
+    evaluation = task.evaluate(labels, outputs, losses).to_json()
     report = {
         "evaluation": {"validation": evaluation, "test": evaluation},
         "history": history(epochs),

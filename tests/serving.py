@@ -14,7 +14,7 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving.application import application
 from distml.serving.core import Core, Function, Loaded
-from distml.serving.service import Probabilities, Served, Service
+from distml.serving.service import Outputs, Served, Service
 
 NAME, CLASSES, SHAPE = "pets", ("cat", "dog", "bird"), (4, 5, 1)
 
@@ -32,11 +32,11 @@ def function(seed: int, classes: int = len(CLASSES), shape: tuple[int, int, int]
     """Softmax of a fixed projection of the pixels."""
     weights = np.random.default_rng(seed).normal(0, 0.02, (int(np.prod(shape)), classes)).astype(np.float32)
 
-    def classify(images: Images) -> Probabilities:
+    def classify(images: Images) -> Outputs:
         assert images.dtype == np.uint8
         logits = images.reshape(len(images), -1) @ weights
-        raised: Probabilities = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float32)
-        summed: Probabilities = raised / raised.sum(1, keepdims=True)
+        raised: Outputs = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float32)
+        summed: Outputs = raised / raised.sum(1, keepdims=True)
         return summed
 
     return classify

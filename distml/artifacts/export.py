@@ -13,38 +13,42 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distml import tasks
 from distml.artifacts.layout import CLASSES, EXAMPLE, LITE, MODEL, SAVED_MODEL, write_digests
 from distml.data import graph
 from distml.data.image import Policy
+from distml.tasks import Task
+from distml.tasks.network import head
 
 logger = logging.getLogger(__name__)
 
 Tensor = Any
 AGREEMENT = 1e-4
-"""Greatest difference of a probability between a model and its conversion."""
+"""Greatest difference of an output between a model and its conversion, in units of the task."""
 
 
-def served(network: keras.Model) -> keras.Model:
+def served(network: keras.Model, task: Task) -> keras.Model:
     """Wrap a network for prediction.
 
     Args:
         network: Raw pixels in, logits out.
+        task: What it predicts.
 
     Returns:
-        uint8 (N, H, W, C) in, float32 probabilities (N, classes) out.
+        uint8 (N, H, W, C) in, float32 outputs (N, K) of the task out.
     """
     image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
     pixels = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(image)
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(network(pixels))
-    return keras.Model(image, probabilities, name=network.name)
+    return keras.Model(image, head(task, network(pixels)), name=network.name)
 
 
 class _Served(tf.Module):
     """The signatures of the SavedModel. Final."""
 
-    def __init__(self, model: keras.Model, pictures: Policy) -> None:
+    def __init__(self, model: keras.Model, pictures: Policy, task: Task) -> None:
         super().__init__()
         self.model = model
+        self.task = task
         self.pictures = pictures
         batch = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="image")
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
@@ -54,11 +58,11 @@ class _Served(tf.Module):
         }
 
     def predict(self, image: Tensor) -> dict[str, Tensor]:
-        """Probabilities of raw pixels."""
-        return {"probabilities": self.model(image, training=False)}
+        """Outputs for raw pixels."""
+        return {self.task.output: self.model(image, training=False)}
 
     def decode_and_predict(self, image_bytes: Tensor) -> dict[str, Tensor]:
-        """Probabilities of encoded pictures (JPEG, PNG, WebP, BMP, GIF) of any size."""
+        """Outputs for encoded pictures (JPEG, PNG, WebP, BMP, GIF) of any size."""
         images = tf.map_fn(
             lambda data: graph.fit(data, self.pictures), image_bytes, fn_output_signature=tf.uint8
         )
@@ -87,10 +91,10 @@ def converted(module: _Served, example: np.ndarray) -> bytes | None:
     except Exception as error:  # the converter raises anything on what it does not know
         logger.info("not converted for LiteRT: %s", str(error).partition("\n")[0][:200])
         return None
-    expected = predict(image=tf.constant(example))["probabilities"].numpy()
-    difference = float(np.max(np.abs(actual - expected)))
+    expected = predict(image=tf.constant(example))[module.task.output].numpy()
+    difference = module.task.difference(actual, expected)
     if not difference <= AGREEMENT:
-        logger.warning("not converted for LiteRT: its probabilities differ by %g", difference)
+        logger.warning("not converted for LiteRT: its outputs differ by %g", difference)
         return None
     return lite
 
@@ -108,7 +112,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _predicted(lite: bytes, images: np.ndarray) -> np.ndarray:
-    """Probabilities of a converted model."""
+    """Outputs of a converted model."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=lite)
@@ -126,16 +130,17 @@ def export(network: keras.Model, folder: Path, described: dict[str, Any], exampl
     Args:
         network: Built outside any strategy, so that nothing distributed is saved.
         folder: An existing, empty folder.
-        described: Data set's `name`, `classes`, `shape` and `policy`, how pictures became images.
+        described: Data set's `name`, `classes`, `shape`, `policy`, how pictures became images, and `task`.
         example: uint8 (N, H, W, C), a few images to try the model on.
     """
-    model = served(network)
+    task = tasks.restore(described["classes"], described.get("task"))
+    model = served(network, task)
     (folder / "data").mkdir()
     model.save(folder / MODEL)
     (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
     policy = described.get("policy")
     pictures = Policy.from_dict(policy) if policy else Policy.of_arrays(model.input_shape[1:])
-    module = _Served(model, pictures)
+    module = _Served(model, pictures, task)
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.endpoints)
     if lite := converted(module, example):
         (folder / LITE).write_bytes(lite)

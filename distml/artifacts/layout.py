@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from distml import tasks
 from distml.data.image import Policy
 from distml.errors import ModelError
+from distml.tasks import Task
 
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
@@ -53,6 +57,7 @@ class Export:
         data_digest: Of the manifest of the training data, None where the export lacks it.
         confusion: Counts on held-out rows by true and predicted class, None where the export lacks them.
         policy: How pictures become images, None where the export lacks it.
+        target: Describes the task beside the names, None where that is classification.
     """
 
     folder: Path
@@ -62,6 +67,12 @@ class Export:
     data_digest: str | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
     policy: Policy | None = None
+    target: Mapping[str, Any] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return tasks.restore(self.classes, self.target)
 
     @property
     def pictures(self) -> Policy:
@@ -146,6 +157,8 @@ def _described(folder: Path, sha256: str) -> Export:
         content = json.loads(path.read_text())
         classes = tuple(str(name) for name in content["classes"])
         height, width, depth = (int(size) for size in content["shape"])
+        target = content.get("task")
+        tasks.restore(classes, target)  # raises where it describes none
         digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
         confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
         policy = None if pictures is None else Policy.from_dict(pictures)
@@ -154,4 +167,4 @@ def _described(folder: Path, sha256: str) -> Export:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
     shape, digest = (height, width, depth), None if digest is None else str(digest)
-    return Export(folder, sha256, classes, shape, digest, confusion, policy)
+    return Export(folder, sha256, classes, shape, digest, confusion, policy, target)

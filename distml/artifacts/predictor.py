@@ -15,6 +15,7 @@ from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ModelError
 from distml.runtime import compat, environment
+from distml.tasks import Task
 
 _SIZES = (16, 1)
 """Images per call. A batch of any size is cut into these: another size would allocate the tensors anew, and
@@ -31,11 +32,11 @@ class Lite:
     Args:
         path: A `.tflite` file.
         shape: (H, W, C) of an image.
-        classes: How many probabilities an image has.
+        classes: How many outputs an image has.
         threads: Threads of a call.
 
     Raises:
-        ModelError: Not a model of uint8 images of that shape and float32 probabilities of those classes.
+        ModelError: Not a model of uint8 images of that shape and as many float32 outputs.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], classes: int, threads: int = 1) -> None:
@@ -43,7 +44,7 @@ class Lite:
         self._interpreters = {size: _interpreter(path, (size, *shape), classes, threads) for size in _SIZES}
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
-        """Compute probabilities, float32 [N, classes], of uint8 [N, H, W, C]."""
+        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
         probabilities = np.empty((len(images), self._classes), np.float32)
         at = 0
         for size in _SIZES:
@@ -92,6 +93,7 @@ class Predictor:
         sha256: Stands for the whole export.
         function: uint8 [N, H, W, C] to float32 [N, classes]; for one thread at a time.
         pictures: How a picture becomes such an image.
+        task: What it predicts.
     """
 
     classes: tuple[str, ...]
@@ -99,6 +101,7 @@ class Predictor:
     sha256: str
     function: Any
     pictures: Policy
+    task: Task
 
     @classmethod
     def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
@@ -128,9 +131,9 @@ class Predictor:
         """
         if engine == "tensorflow" or (engine == "auto" and not (export.folder / LITE).exists()):
             function = _keras_function(export)
-            return cls(export.classes, export.shape, export.sha256, function, export.pictures)
+            return cls(export.classes, export.shape, export.sha256, function, export.pictures, export.task)
         lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
-        return cls(export.classes, export.shape, export.sha256, lite, export.pictures)
+        return cls(export.classes, export.shape, export.sha256, lite, export.pictures, export.task)
 
     def warm(self) -> None:
         """Predict once alone and in batches, so that no request waits for the first trace."""
@@ -144,7 +147,7 @@ class Predictor:
             images: uint8 [N, H, W, C], pixel values 0 to 255.
 
         Returns:
-            Probabilities, float32 [N, classes].
+            Outputs of the task, float32 [N, K].
 
         Raises:
             ModelError: Another type or shape.

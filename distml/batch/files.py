@@ -24,7 +24,7 @@ from rich.table import Table
 from distml import log, storage
 from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
-from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, Classifier, Part, Task, plan
+from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
 from distml.data import image, schema
 from distml.data.image import Images, Policy
@@ -34,6 +34,7 @@ from distml.runtime import cluster
 from distml.serving import client
 from distml.serving.client import Model
 from distml.storage import Storage
+from distml.tasks import Task
 from distml.tracking.locate import Chosen, choose
 
 MANIFEST = "manifest.json"
@@ -119,7 +120,7 @@ def _classify_parts(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said below
         context.enable_progress_bars = False
         most = max(1, int(connected.resources.get("CPU", 1) - cluster.SPARE_CPUS))
-        task = Task(folder.root, target.root, model, export.sha256, version)
+        task = BatchSpec(folder.root, target.root, model, export.sha256, version)
         rows = ray.data.from_items([{"part": part.to_json()} for part in left], override_num_blocks=len(left))
         predictions = rows.map_batches(
             Classifier,
@@ -182,39 +183,13 @@ def _unreadable(file: Any) -> list[dict[str, Any]]:
     return [row for row in file.read(columns).to_pylist() if row["error"] is not None]
 
 
-def describe(
-    file: str, probabilities: npt.NDArray[np.float32], classes: Sequence[str], top: int
-) -> dict[str, Any]:
-    """Describe one prediction.
-
-    Args:
-        file: As the person named it.
-        probabilities: float32 [classes].
-        classes: Their names.
-        top: Classes listed, most probable first.
-    """
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    best = [
-        {"class": classes[label], "label": int(label), "probability": round(float(probabilities[label]), 6)}
-        for label in order
-    ]
-    return {"file": file, **best[0], "top": best}
-
-
-def _show(console: Console, predictions: list[dict[str, Any]]) -> None:
+def _show(console: Console, task: Task, predictions: list[dict[str, Any]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("file", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("then")
+    for heading in task.headings:
+        table.add_column(heading, justify="right" if heading == "probability" else "left")
     for prediction in predictions:
-        then = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top"][1:])
-        table.add_row(
-            escape(prediction["file"]),
-            escape(prediction["class"]),
-            f"{prediction['probability']:.3f}",
-            escape(then),
-        )
+        table.add_row(*(escape(text) for text in (prediction["file"], *task.shown(prediction))))
     console.print(table)
 
 
@@ -250,12 +225,15 @@ def predict_files(
         _require_address(url, run, version)
         address = url.rstrip("/")
         served = client.describe(address)
-        return _classify(
-            console, images, top, served, lambda pixels: client.probabilities(address, pixels, served)
-        )
+        return _classify(console, images, top, served, lambda pixels: client.outputs(address, pixels, served))
     with _model(config, run, version, console) as (chosen, export):
         here = Model(
-            chosen.model, chosen.version, export.shape, tuple(export.classes), policy=export.pictures
+            chosen.model,
+            chosen.version,
+            export.shape,
+            tuple(export.classes),
+            policy=export.pictures,
+            target=export.target,
         )
         return _classify(console, images, top, here, lambda pixels: _ask(export, pixels))
 
@@ -309,11 +287,11 @@ def _classify(
     images, failed = read_all(files, model.pictures)
     predictions = []
     if images:
-        probabilities = ask(np.stack(list(images.values())))
+        outputs = ask(np.stack(list(images.values())))
         predictions = [
-            describe(file, row, model.classes, top) for file, row in zip(images, probabilities, strict=True)
+            {"file": file} | model.task.described(row, top) for file, row in zip(images, outputs, strict=True)
         ]
-        _show(console, predictions)
+        _show(console, model.task, predictions)
     for failure in failed:
         console.print(f"[red]{escape(failure['error'])}[/red]")
     result = {"model": model.name, "version": model.version, "predictions": predictions}

@@ -230,7 +230,7 @@ COUNTS = b"distml"
 
 
 @dataclass(frozen=True)
-class Task:
+class BatchSpec:
     """What crosses to the processes.
 
     Attributes:
@@ -251,7 +251,7 @@ class Task:
 class Classifier:
     """Holds the model and classifies parts; Ray Data makes one per process. Final."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: BatchSpec) -> None:
         log.configure("batch")
         self._version = task.version
         self._folder, self._output = Folder(task.data), Storage(task.output)
@@ -270,7 +270,7 @@ class Classifier:
     def _classify(self, part: Part) -> tuple[int, int]:
         tables = [self._table(rows) for rows in read(self._folder, part, self._predictor.pictures)]
         table = pa.concat_tables(tables, promote_options="permissive")
-        counts = len(table), table["label"].null_count
+        counts = len(table), len(table) - table["error"].null_count
         metadata = {COUNTS: json.dumps({"rows": counts[0], "failed": counts[1]})}
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
@@ -279,8 +279,7 @@ class Classifier:
 
     def _table(self, rows: Rows) -> Any:
         """Predictions beside the rows' identity; a column of theirs called like ours becomes `input_…`."""
-        probabilities = self._predictor.predict(rows.images)
-        labels = probabilities.argmax(1)
+        task = self._predictor.task
         places = np.flatnonzero(rows.readable)
         count = len(rows.readable)
 
@@ -290,13 +289,8 @@ class Classifier:
                 column[place] = value
             return pa.array(column, kind)
 
-        predictions = {
-            "label": spread(labels.tolist(), pa.int32()),
-            "class": spread([self._predictor.classes[label] for label in labels], pa.string()),
-            "probability": spread(probabilities.max(1).tolist(), pa.float32()),
-            "probabilities": spread(
-                probabilities.tolist(), pa.list_(pa.float32())
-            ),  # Arrow cannot read nulls of a fixed length back
+        predicted = task.columns(self._predictor.predict(rows.images))
+        predictions = {name: spread(*column) for name, column in predicted.items()} | {
             "model_version": pa.array([self._version] * count, pa.int32()),
             "error": pa.array(rows.errors, pa.string()),
         }

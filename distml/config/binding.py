@@ -8,7 +8,7 @@ from typing import Any
 from distml.config import Config
 from distml.config.load import flatten
 
-_BINDING = ("data", "model", "train", "run.seed")
+_BINDING = ("task", "data", "model", "train", "run.seed")
 _FREE = (
     "data.memory_budget_bytes",
     "data.mirrors",

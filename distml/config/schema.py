@@ -30,6 +30,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _validated(value: str) -> str:
+    """A metric of the validation rows."""
+    if value.startswith("test_"):
+        raise ValueError("a metric of the test rows chooses nothing; name one of the validation rows")
+    return value
+
+
 def _none(value: Any) -> Any:
     """The word as well as YAML's null."""
     return None if value == "none" else value
@@ -68,6 +75,7 @@ Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_n
 PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Byte = Annotated[int, BeforeValidator(_number), Field(ge=0, le=255)]
+Validated = Annotated[str, AfterValidator(_validated)]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -123,8 +131,8 @@ class DataConfig(Section):
     """A larger picture is refused before it is decoded."""
     image_column: str | None = None
     """Column of the images in a table; none takes one that is called so, or the only one with images."""
-    label_column: str | None = None
-    """Column of the labels in a table; none takes one that is called so."""
+    label_column: str | list[str] | None = None
+    """Column of the labels in a table, or several columns; none takes one that is called so."""
     on_error: Literal["fail", "skip"] = "fail"
     """fail names pictures that cannot be used and ends; skip leaves them out, listed in the manifest."""
     max_error_fraction: Fraction = 0.01
@@ -147,6 +155,13 @@ class DataConfig(Section):
         if self.format not in _FORMATS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.format):
             raise ValueError(f"format must be {', '.join(_FORMATS)} or module:function")
         return self
+
+
+class TaskConfig(Section):
+    """What is predicted."""
+
+    kind: Literal["classification", "multilabel", "regression"] = "classification"
+    """One class a picture, any number of labels, or one or several numbers."""
 
 
 class ModelConfig(Section):
@@ -277,6 +292,10 @@ class TrainConfig(Section):
     """constant, piecewise, cosine, one_cycle, or module:function(step, total_steps, learning_rate)."""
     schedule_options: ScheduleConfig = ScheduleConfig()
     """Knobs of the schedule."""
+    loss: Annotated[str, Field(min_length=1)] = "auto"
+    """cross_entropy, binary_cross_entropy, focal, mse, mae, huber or module:function; auto fits the task."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """shuffle takes each row once an epoch; balanced draws all classes equally often, with replacement."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None, BeforeValidator(_none)
     ] = None
@@ -289,8 +308,8 @@ class TrainConfig(Section):
     """Decay of the moving average of weights that is evaluated and exported; 0 is off."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
-    monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """Chooses the best epoch, for early stopping and `restore_best`; measured on validation rows."""
+    monitor: Validated = "auto"
+    """Chooses the best epoch by validation rows: a metric of the task, as val_macro_f1; auto is the main."""
     restore_best: bool = False
     """Evaluate and export the weights of the best epoch instead of the last one's."""
     early_stopping_patience: PositiveInt | None = None
@@ -423,13 +442,35 @@ class TrackingConfig(Section):
     """Places besides storage.root and the server itself that registered models may be loaded from."""
 
 
+class GuardsConfig(Section):
+    """Limits that a candidate must meet, measured on validation rows."""
+
+    min_recall: dict[str, Fraction] = Field(default_factory=dict)
+    """Least recall by class or label, as {skirt: 0.6}."""
+    max_ece: PositiveFloat | None = None
+    """Largest expected calibration error."""
+    max_latency_ms: PositiveFloat | None = None
+    """Longest time of a prediction for one image by the export that is served."""
+
+
+class EvaluateConfig(Section):
+    """How a trained model is measured."""
+
+    calibrate: bool = False
+    """Fit a temperature on validation rows, so that probabilities are what they say, and export it."""
+
+
 class PromoteConfig(Section):
     """The gate a candidate passes to become champion."""
 
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """Measured on validation rows; the test split never chooses."""
+    metric: Validated = "auto"
+    """Metric of the task, as macro_f1 or val_loss; auto is accuracy, macro_f1 or mae. Test never chooses."""
     min_gain: Float = 0.0
     """How much better than the champion a candidate must be."""
+    beyond_noise: bool = False
+    """Keep the champion where the 95 % interval of the gain, by bootstrap, includes 0."""
+    guards: GuardsConfig = GuardsConfig()
+    """What a candidate must meet whatever it gains."""
 
 
 class ReplicasConfig(Section):
@@ -577,6 +618,8 @@ class Config(Section):
     """The run."""
     storage: StorageConfig = StorageConfig()
     """Storage."""
+    task: TaskConfig = TaskConfig()
+    """Task."""
     data: DataConfig = DataConfig()
     """Data."""
     model: ModelConfig = ModelConfig()
@@ -587,6 +630,8 @@ class Config(Section):
     """Sweep."""
     tracking: TrackingConfig = TrackingConfig()
     """Tracking."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
     promote: PromoteConfig = PromoteConfig()
     """Promotion."""
     serve: ServeConfig = ServeConfig()

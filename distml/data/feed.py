@@ -21,7 +21,7 @@ from distml.data import schema
 from distml.errors import DataError
 
 Rows = tuple[np.ndarray, np.ndarray]
-"""Images uint8 (N, H, W, C) and labels int32 (N,)."""
+"""Images uint8 (N, H, W, C) and targets, int32 (N,) or float32 (N, K)."""
 
 WINDOWS_IN_MEMORY = 5
 """Windows' worth of memory that streaming may hold at once: the one trained on, the one waiting, the
@@ -38,7 +38,7 @@ def to_rows(batch: pa.Table, size: tuple[int, int] | None = None) -> Rows:
     images = schema.to_images(batch.column("image"))
     if size is not None and size != images.shape[1:3]:
         images = schema.centred(images, size)
-    return images, schema.to_numbers(batch.column("label"), np.int32)
+    return images, schema.to_targets(batch.column("label"))
 
 
 def share(
@@ -190,6 +190,33 @@ def order(rows: int, replica_batch_size: int, steps: int, seed: tuple[int, ...])
     numbers, wanted = np.random.default_rng(seed), steps * replica_batch_size
     shuffled = np.concatenate([numbers.permutation(rows) for _ in range(-(-wanted // rows))])
     return shuffled[:wanted].astype(np.int32).reshape(steps, replica_batch_size)
+
+
+def balanced_order(
+    strata: np.ndarray, replica_batch_size: int, steps: int, seed: tuple[int, ...]
+) -> np.ndarray:
+    """Draw batches in which all strata that the rows have are equally frequent on average.
+
+    A stratum is drawn, then a row of it; the rows of a stratum all come before one comes again.
+
+    Args:
+        strata: int32 [rows], as `Task.strata` numbers them.
+        replica_batch_size: As in `order`.
+        steps: As in `order`.
+        seed: As in `order`.
+
+    Returns:
+        int32 (steps, replica_batch_size).
+    """
+    numbers, wanted = np.random.default_rng(seed), steps * replica_batch_size
+    present, inverse = np.unique(strata, return_inverse=True)
+    drawn = numbers.integers(0, len(present), wanted)
+    positions = np.empty(wanted, np.int32)
+    for stratum in range(len(present)):
+        places, rows = np.flatnonzero(drawn == stratum), np.flatnonzero(inverse == stratum)
+        rounds = [numbers.permutation(rows) for _ in range(-(-len(places) // len(rows)))]
+        positions[places] = np.concatenate([np.empty(0, np.int32), *rounds])[: len(places)]
+    return positions.reshape(steps, replica_batch_size)
 
 
 def replica_batch_size(global_batch_size: int, rank: int, world_size: int) -> int:

@@ -28,10 +28,11 @@ import pyarrow.parquet as pq
 from distml.config import Config
 from distml.data import duplicates, image, schema
 from distml.data.manifest import Shard
-from distml.data.schema import Images, Labels
+from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Indices
 from distml.errors import DistmlError, ResourceError, StorageError
 from distml.storage import Storage
+from distml.tasks import Targets
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Job:
         path: Of the shard, relative to the storage root.
         note: Of the finished job, relative to the storage root.
         read: Reads the rows.
-        labels: int32 [N].
+        labels: Targets of the task.
         numbers: int64 [N], each row's position in its split.
         encoding: tensor, raw or jpeg.
         inner: (H, W) in the middle of the images by which near duplicates are found, None to look for none.
@@ -83,7 +84,7 @@ class Job:
     path: str
     note: str
     read: Callable[[], Gathered]
-    labels: Labels
+    labels: Targets
     numbers: Indices
     encoding: str
     inner: tuple[int, int] | None = None
@@ -160,7 +161,7 @@ def write(
     storage: Storage,
     path: str,
     gathered: Gathered,
-    labels: Labels,
+    labels: Targets,
     numbers: Indices,
     encoding: str,
     inner: tuple[int, int] | None = None,
@@ -171,7 +172,7 @@ def write(
         storage: Takes the file.
         path: Relative to the storage root.
         gathered: The rows [N].
-        labels: int32 [N].
+        labels: Targets of the task.
         numbers: int64 [N], each row's position in its split.
         encoding: tensor and raw keep pixels, jpeg compressed images.
         inner: As `Job` has it.
@@ -200,7 +201,7 @@ def _signatures(images: Images, inner: tuple[int, int]) -> bytes:
     return duplicates.signatures(schema.centred(images, inner)).to_bytes()
 
 
-def _compressed(images: Images, labels: Labels, numbers: Indices) -> Any:
+def _compressed(images: Images, labels: Targets, numbers: Indices) -> Any:
     return schema.to_encoded(list(map(image.to_jpeg, images)), labels, numbers)
 
 

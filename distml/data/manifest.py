@@ -7,9 +7,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from distml import tasks
 from distml.data.image import Policy
 from distml.data.source import Origin
 from distml.errors import DataError
+from distml.tasks import Task
 
 _PLACES = ("digest", "folder", "path", "uri")
 _ABOUT = ("fingerprint", "entries", "skipped", "left_out", "warnings")
@@ -40,7 +42,7 @@ class Manifest:
     Args:
         name: As configured.
         shape: (H, W, C) of every image.
-        classes: Names by label.
+        classes: Names of what is predicted: classes, labels or numbers.
         rows: Rows by split: `train`, `validation`, `test`.
         shards: Files by split, in the order of their rows.
         sources: Where the bytes came from.
@@ -58,6 +60,7 @@ class Manifest:
         skipped: How many of them were left out, by reason.
         left_out: Name and reason of every picture that could not be used.
         warnings: What was noticed in the prepared rows.
+        target: Describes the task beside the names, None where that is classification.
     """
 
     name: str
@@ -78,6 +81,12 @@ class Manifest:
     skipped: dict[str, int] = field(default_factory=dict)
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    target: dict[str, Any] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return tasks.restore(self.classes, self.target)
 
     def shape_of(self, split: str) -> tuple[int, int, int]:
         """Return the shape (H, W, C) of the rows of a split: training rows may keep a margin."""
@@ -109,12 +118,14 @@ class Manifest:
     def summary(self) -> dict[str, Any]:
         """Return the result line of `ingest`.
 
-        It has name, rows by split, classes (their number), shape, digest, skipped (entries of the folder that
-        were left out, by reason), left_out (pictures that could not be used) and warnings (their numbers).
+        It has name, rows by split, task, classes (their number), shape, digest, skipped (entries of the
+        folder that were left out, by reason), left_out (pictures that could not be used) and warnings (their
+        numbers).
         """
         return {
             "name": self.name,
             "rows": self.rows,
+            "task": self.task.kind,
             "classes": self.num_classes,
             "shape": list(self.shape),
             "digest": self.digest,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from distml import tasks
 from distml.config import Config, DataConfig
 from distml.data import fetch
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
@@ -14,8 +15,9 @@ from distml.data.listing import Folder
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
+from distml.tasks import Task
 
-_OPENERS: dict[str, Callable[[Folder, DataConfig], Source]] = {
+_OPENERS: dict[str, Callable[[Folder, DataConfig, type[Task]], Source]] = {
     "idx": arrays.open_idx,
     "image_folder": image_folder.open_pictures,
     "parquet": parquet.open_parquet,
@@ -30,16 +32,16 @@ def open_source(config: Config, storage: Storage) -> Source:
     """Find the configured data and check what can be checked before anything is written.
 
     Args:
-        config: `data` says which.
+        config: `data` says which, `task` what their labels are.
         storage: The storage root, whose `cache` folder serves where the user's cache cannot be written.
 
     Raises:
         DataError: Missing, damaged, of unknown format, or with labels or sizes that do not fit together.
         ConfigError: A format that needs `data.path`.
     """
-    data = config.data
+    data, task = config.data, tasks.of(config.task.kind)
     if ":" in data.format:
-        return refitted(arrays.open_function(data.format, data.path), data)
+        return refitted(arrays.open_function(data.format, data.path, task), data)
     if data.path is None and data.format in ("auto", "idx"):
         return refitted(fashion_mnist.open_builtin(config, storage), data)
     if data.path is None:
@@ -53,7 +55,7 @@ def open_source(config: Config, storage: Storage) -> Source:
     if packed:
         folder = Folder(fetch.unpacked(data.path, storage))
     form = format_of(folder) if data.format == "auto" else data.format
-    source = refitted(_OPENERS[form](folder, data), data)
+    source = refitted(_OPENERS[form](folder, data, task), data)
     with_margin(source, data.margin)  # refused before anything is written
     return replace(source, fingerprint=told) if packed else source
 

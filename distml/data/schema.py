@@ -53,12 +53,12 @@ def tensor_type(shape: tuple[int, ...]) -> Any:
     return pa.fixed_shape_tensor(pa.uint8(), shape)
 
 
-def to_table(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any:
+def to_table(images: Images, labels: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
     """Wrap arrays as a `pyarrow.Table` without copying them.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
-        labels: int32 [N].
+        labels: int32 [N], or float32 [N, K].
         rows: int64 [N], each row's position in its split.
     """
     return _to_table(_tensors(images), labels, rows)
@@ -73,20 +73,20 @@ def _tensors(images: Images) -> Any:
 
 def _to_table(images: Any, labels: Any, rows: Any) -> Any:
     if isinstance(labels, np.ndarray):
-        labels = to_array(labels.astype(np.int32, copy=False), pa.int32())
+        labels = _of_targets(labels)
         rows = to_array(rows.astype(np.int64, copy=False), pa.int64())
     columns = [images, labels, rows]
     return pa.Table.from_arrays(columns, names=[IMAGE, LABEL, ROW])
 
 
-def to_packed(images: Images, labels: Labels, rows: npt.NDArray[np.int64]) -> Any:
+def to_packed(images: Images, labels: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
     """Wrap arrays as a `pyarrow.Table` whose image column is one value of H * W * C bytes a row."""
     kind = pa.binary(math.prod(images.shape[1:]))
     packed = pa.Array.from_buffers(kind, len(images), [None, pa.py_buffer(np.ascontiguousarray(images))])
     return _to_table(packed, labels, rows)
 
 
-def to_encoded(images: Sequence[bytes], labels: Labels, rows: npt.NDArray[np.int64]) -> Any:
+def to_encoded(images: Sequence[bytes], labels: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
     """Wrap compressed images as a `pyarrow.Table` whose image column is binary."""
     ends = np.cumsum([0, *map(len, images)], dtype=np.int64).astype(np.int32)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))]
@@ -124,6 +124,21 @@ def _unpacked(column: Any, shape: tuple[int, int, int]) -> Images:
         raise DataError(f"the images have {column.type.byte_width} bytes, not those of {shape}.")
     pixels = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
     return pixels.reshape(len(column), *shape)
+
+
+def _of_targets(labels: npt.NDArray[Any]) -> Any:
+    if labels.ndim == 1:
+        return to_array(labels.astype(np.int32, copy=False), pa.int32())
+    flat = to_array(labels.astype(np.float32, copy=False), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, labels.shape[1])
+
+
+def to_targets(column: Any) -> npt.NDArray[Any]:
+    """Return a column of labels as int32 [N] or float32 [N, K]."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return to_numbers(column, np.int32)
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return to_numbers(values.flatten(), np.float32).reshape(len(column), column.type.list_size)
 
 
 def to_array(values: npt.NDArray[Any], kind: Any) -> Any:

@@ -21,17 +21,18 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distml.config import Config, DataConfig
+from distml.config import Config, DataConfig, TaskConfig
 from distml.data import jobs, schema
 from distml.data.fetch import is_archive
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
-from distml.data.schema import Images, Labels
+from distml.data.schema import Images
 from distml.data.source import Source
 from distml.data.writer import NOTES, write
 from distml.errors import ConfigError, DataError, StorageError
 from distml.storage import Storage
+from distml.tasks import Targets
 
 __all__ = ["Manifest", "Shard", "class_counts", "find", "folder", "prepare", "read", "table", "tables"]
 
@@ -56,6 +57,7 @@ def folder(config: Config) -> str:
         DataConfig()
     )  # what says nothing new keeps the folder of data prepared before there was such a key
     recipe += [[key, getattr(data, key)] for key in _FITTING if getattr(data, key) != getattr(plain, key)]
+    recipe += [["task", config.task.kind]] if config.task != TaskConfig() else []
     return f"data/{data.name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
 
 
@@ -200,8 +202,8 @@ def _goes_on(error: BaseException, storage: Storage, mine: str) -> bool:
 def table(storage: Storage, manifest: Manifest, split: str) -> Any:
     """Return a whole split as a `pyarrow.Table`, each shard checked against its SHA-256.
 
-    Columns: `image` fixed-shape tensor of uint8 [H, W, C], `label` int32, `row` int64, the position in the
-    split (0 to N-1, ascending).
+    Columns: `image` fixed-shape tensor of uint8 [H, W, C], `label` int32 or float32 [K], `row` int64, the
+    position in the split (0 to N-1, ascending).
 
     Raises:
         DataError: A shard is missing or differs from what was published.
@@ -221,7 +223,7 @@ def tables(storage: Storage, manifest: Manifest, split: str) -> Iterator[Any]:
 
 def read(
     storage: Storage, manifest: Manifest, split: str, rank: int = 0, world_size: int = 1
-) -> tuple[Images, Labels]:
+) -> tuple[Images, Targets]:
     """Return the rows rank, rank + world_size, ... of a split as arrays, each shard checked.
 
     Args:
@@ -232,17 +234,17 @@ def read(
         world_size: Step.
 
     Returns:
-        uint8 [N, H, W, C] and int32 [N]; the ranks' rows are disjoint and together all.
+        uint8 [N, H, W, C] and targets [N] or [N, K]; the ranks' rows are disjoint and together all.
 
     Raises:
         DataError: A shard is missing or differs from what was published.
     """
     count = len(range(rank, manifest.rows[split], world_size))
-    images, labels = np.empty((count, *manifest.shape_of(split)), np.uint8), np.empty(count, np.int32)
+    images, labels = np.empty((count, *manifest.shape_of(split)), np.uint8), manifest.task.empty(count)
     first = filled = 0
     for found in tables(storage, manifest, split):
         mine = slice((rank - first) % world_size, None, world_size)
-        some = schema.to_numbers(found[schema.LABEL], np.int32)[mine]
+        some = schema.to_targets(found[schema.LABEL])[mine]
         images[filled : filled + len(some)] = schema.to_images(found[schema.IMAGE])[mine]
         labels[filled : filled + len(some)] = some
         filled += len(some)
@@ -264,7 +266,7 @@ def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArra
                 labels = file.read(columns=[schema.LABEL], use_threads=False)[schema.LABEL]
         except OSError as error:
             raise StorageError(f"cannot read {storage.uri(shard.path)}: {error}.") from None
-        counts += np.bincount(schema.to_numbers(labels, np.int32), minlength=len(counts))
+        counts += manifest.task.counts(schema.to_targets(labels))
     return counts
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from distml.config import DataConfig
 from distml.data.image import Policy
-from distml.data.schema import Images, Labels
+from distml.data.schema import Images
 from distml.errors import ConfigError, DataError
+from distml.tasks import Targets, Task
 
 Indices = npt.NDArray[np.int64]
 
@@ -92,7 +93,7 @@ class Rows:
     """The rows of one split.
 
     Args:
-        labels: int32 [N], indices into the classes.
+        labels: Targets of the task, [N] or [N, K].
         gather: Takes int64 [M] of row numbers, gives the rows in that order; called with as many rows as may
             be in memory.
         name: What a row is called in messages.
@@ -101,7 +102,7 @@ class Rows:
             None where rows cannot be read one by one.
     """
 
-    labels: Labels
+    labels: Targets
     gather: Callable[[Indices], Gathered]
     name: Callable[[int], str] = "row {}".format
     fitted: Callable[[Policy], Rows] | None = None
@@ -114,7 +115,7 @@ class Source:
 
     Args:
         shape: (H, W, C) of every image.
-        classes: Names by label.
+        task: What is predicted, with its names.
         splits: `train`, and `validation` and `test` where the data come divided.
         origins: Where the bytes came from.
         policy: How pictures become images of that shape, None for data that are arrays.
@@ -124,7 +125,7 @@ class Source:
     """
 
     shape: tuple[int, int, int]
-    classes: tuple[str, ...]
+    task: Task
     splits: dict[str, Rows]
     origins: tuple[Origin, ...]
     policy: Policy | None = None
@@ -132,9 +133,23 @@ class Source:
     faults: tuple[Fault, ...] = ()
     fingerprint: str | None = None
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what is predicted."""
+        return self.task.names
 
-def of_arrays(images: Images, labels: Labels) -> Rows:
-    """Offer arrays in memory: uint8 [N, H, W, C] and int32 [N]."""
+
+def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
+    """Labels of rows as an array [N]: of texts where they are texts, else of the objects that they are."""
+    if all(isinstance(label, str) for label in labels):
+        return np.array(labels, dtype=str)
+    array = np.empty(len(labels), object)
+    array[:] = labels
+    return array
+
+
+def of_arrays(images: Images, labels: Targets) -> Rows:
+    """Offer arrays in memory: uint8 [N, H, W, C] and targets."""
     return Rows(labels, lambda indices: Gathered(images[indices]))
 
 
@@ -204,61 +219,6 @@ def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
         raise DataError(f"{where}: images of shape {shape} have their channels first.", "Move them last.")
     pixels = to_uint8(values, where)
     return pixels[..., None] if len(shape) == 2 else pixels
-
-
-def encode(
-    given: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], dict[str, Labels]]:
-    """Number the labels of all splits alike.
-
-    Whole floats count as integers, true and false as texts. Integers 0 to K-1 keep their number where K
-    `names` are given. Otherwise the sorted distinct labels of
-    the training rows, texts or integers, become the classes.
-
-    Args:
-        given: Labels [N] by split, with `train` among them.
-        names: Class names by label.
-
-    Returns:
-        The class names and int32 [N] by split.
-
-    Raises:
-        DataError: Labels of another type, fewer than two classes, or a label the classes do not have.
-    """
-    given = {split: _plain(labels) for split, labels in given.items()}
-    kinds = "U" if given["train"].dtype.kind == "U" else "iu"
-    for split, labels in given.items():
-        if labels.ndim != 1 or labels.dtype.kind not in kinds:
-            expected = "texts, as in train" if kinds == "U" else "integers"
-            raise DataError(f"the {split} labels are {labels.dtype} {labels.shape}, not {expected}.")
-    known = np.unique(given["train"])
-    if names is not None:
-        known = np.asarray(names) if kinds == "U" else np.arange(len(names))
-    classes = tuple(str(name) for name in (known if names is None else names))
-    if len(set(classes)) != len(classes) or len(classes) < 2:
-        raise DataError(f"the classes {classes} are not at least two different ones.")
-    return classes, {split: _number(labels, known, split) for split, labels in given.items()}
-
-
-def _plain(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Turn whole floats into integers, truth values and other texts into texts."""
-    if labels.dtype.kind == "f" and labels.size and (labels == np.rint(labels)).all():
-        return labels.astype(np.int64)
-    if labels.dtype.kind == "b":
-        return np.where(labels, "true", "false")
-    if labels.dtype.kind in "OT" and all(isinstance(one, str) for one in labels.ravel()):
-        return labels.astype(str)
-    return labels
-
-
-def _number(labels: npt.NDArray[Any], known: npt.NDArray[Any], split: str) -> Labels:
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
-    wrong = known[found] != labels
-    if wrong.any():
-        raise DataError(f"the {split} label {labels[wrong][0]!s} is not among the classes.")
-    numbers: Labels = found.astype(np.int32)
-    return numbers
 
 
 FAULTS_SHOWN = 20

@@ -156,16 +156,17 @@ class Part:
 
 
 def plan(
-    labels: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None = None
+    strata: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None = None
 ) -> dict[str, Part]:
     """Divide the rows.
 
     A test split that is missing is cut from train first, then a missing validation split from what is left;
-    both are stratified by class and keep the order of the source. Train is shuffled, so that a reader of any
-    stretch of it sees all classes. The same labels, fraction and seed give the same plan.
+    both are stratified and keep the order of the source. Train is shuffled, so that a reader of any
+    stretch of it sees all classes. The same numbers, fraction and seed give the same plan.
 
     Args:
-        labels: int32 [N] by split of the source, with `train` among them.
+        strata: int32 [N] by split of the source, with `train` among them: the class of each row, or what else
+            is to have the same share in every split.
         val_fraction: Share of the training rows cut off as validation.
         seed: Of both cuts and the shuffle.
         groups: int64 [N], rows of train with the same number stay on one side of each cut; None has none.
@@ -174,25 +175,25 @@ def plan(
         DataError: Too few training rows to cut from.
     """
     try:
-        return _plan(labels, val_fraction, seed, groups)
+        return _plan(strata, val_fraction, seed, groups)
     except DataError:
         if groups is None:
             raise
         _LOG.warning("near duplicates stand on both sides of a cut: too little is left without them")
-        return _plan(labels, val_fraction, seed, None)
+        return _plan(strata, val_fraction, seed, None)
 
 
 def _plan(
-    labels: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None
+    strata: Mapping[str, Labels], val_fraction: float, seed: int, groups: Indices | None
 ) -> dict[str, Part]:
-    rest = np.arange(len(labels["train"]), dtype=np.int64)
+    rest = np.arange(len(strata["train"]), dtype=np.int64)
     parts = {}
     for stream, (split, fraction) in enumerate((("test", TEST_FRACTION), ("validation", val_fraction))):
-        if split in labels:
-            parts[split] = Part(split, np.arange(len(labels[split]), dtype=np.int64))
+        if split in strata:
+            parts[split] = Part(split, np.arange(len(strata[split]), dtype=np.int64))
             continue
         random, together = np.random.default_rng([seed, stream]), None if groups is None else groups[rest]
-        held = held_out(labels["train"][rest], fraction, random, together)
+        held = held_out(strata["train"][rest], fraction, random, together)
         parts[split] = Part("train", rest[held])
         rest = np.delete(rest, held)
     shuffled = np.random.default_rng([seed, 2]).permutation(rest)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from distml.data import schema, shards
 from distml.data.schema import Images, normalise
 from distml.storage import Storage
+from distml.tasks import Targets
 
 VERSION = 1
 """Of the definitions below; statistics of another version are not compared."""
@@ -80,8 +81,8 @@ class Reference:
         names: Of the statistics.
         edges: Inner edges of the bins, ascending, by statistic; a value equal to an edge lies below it.
         counts: Rows by bin, one more than edges, by statistic.
-        classes: Names by label.
-        labels: Training rows by label.
+        classes: Names of the bins of targets.
+        labels: Training rows by bin, see `Task.mix`.
     """
 
     digest: str
@@ -93,13 +94,13 @@ class Reference:
     labels: tuple[int, ...]
 
     @classmethod
-    def of(cls, manifest: shards.Manifest, measured: Features, labels: schema.Labels) -> Self:
+    def of(cls, manifest: shards.Manifest, measured: Features, labels: Targets) -> Self:
         """Count measured rows.
 
         Args:
             manifest: Of the data.
             measured: float32 [N, K].
-            labels: int32 [N].
+            labels: Targets of the task.
         """
         edges = [_edges(column) for column in measured.T]
         return cls(
@@ -110,8 +111,8 @@ class Reference:
             counts=tuple(
                 tuple(count(column, one).tolist()) for column, one in zip(measured.T, edges, strict=True)
             ),
-            classes=manifest.classes,
-            labels=tuple(np.bincount(labels, minlength=manifest.num_classes).tolist()),
+            classes=manifest.task.mix_names,
+            labels=tuple(manifest.task.mix(labels).tolist()),
         )
 
 
@@ -152,13 +153,13 @@ def of(storage: Storage, manifest: shards.Manifest) -> Reference:
     return found
 
 
-def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[Features, schema.Labels]:
+def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[Features, Targets]:
     """Measure the training rows shard by shard: a data set may be larger than memory, its statistics not."""
     measured, labels = [], []
     for table in shards.tables(storage, manifest, "train"):
         images = schema.centred(schema.to_images(table[schema.IMAGE]), manifest.shape[:2])
         measured.append(measure(images))
-        labels.append(schema.to_numbers(table[schema.LABEL], np.int32))
+        labels.append(schema.to_targets(table[schema.LABEL]))
     return np.concatenate(measured), np.concatenate(labels)
 
 

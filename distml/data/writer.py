@@ -7,18 +7,21 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from distml import tasks
 from distml.config import Config
 from distml.data import duplicates, jobs, schema
 from distml.data.jobs import Job, Record
 from distml.data.manifest import Manifest, Shard
-from distml.data.schema import Labels
 from distml.data.source import ENOUGH_FAULTS, Fault, Gathered, Rows, Source, require_usable, with_margin
 from distml.data.split import Part, plan
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
+from distml.tasks import Targets
 
 _FEW_LEVELS = 32
 """Pixels that use fewer values from zero on were probably never scaled to 0 to 255."""
@@ -32,17 +35,17 @@ class SecondLook:
         self._rows = 0
         self._top = 0
         self._constant: list[str] = []
-        self._seen: dict[bytes, tuple[str, int]] = {}
+        self._seen: dict[bytes, tuple[str, Any]] = {}
         self._twice = self._across = self._torn = 0
         self._example = ""
 
-    def see(self, split: str, record: Record, labels: Labels, names: Sequence[str]) -> None:
+    def see(self, split: str, record: Record, labels: Targets, names: Sequence[str]) -> None:
         """Look at the rows of a shard.
 
         Args:
             split: They belong to.
             record: What was seen when they were written.
-            labels: int32 [N].
+            labels: Targets of the task.
             names: What they are called, [N].
         """
         self._rows += len(names)
@@ -52,10 +55,10 @@ class SecondLook:
             self._across_splits.see(split, duplicates.Signatures.from_bytes(record.signatures), names)
         for digest, label, name in zip(record.digests, labels.tolist(), names, strict=True):
             key = bytes.fromhex(digest)
-            split_before, label_before = self._seen.setdefault(key, (split, -1))
-            if label_before == -1:
+            if key not in self._seen:
                 self._seen[key] = (split, label)
                 continue
+            split_before, label_before = self._seen[key]
             self._twice += 1
             self._across += split_before != split
             self._torn += label_before != label
@@ -116,22 +119,24 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         DataError: Images that cannot be used, or too few rows.
         StorageError: The storage cannot be written or is full.
     """
-    labels = {split: rows.labels for split, rows in source.splits.items()}
-    cut = not {"validation", "test"} <= labels.keys()
+    strata = {split: source.task.strata(rows.labels) for split, rows in source.splits.items()}
+    cut = not {"validation", "test"} <= strata.keys()
     together = duplicates.to_keep_together(source.splits["train"]) if cut and source.policy else None
-    parts = plan(labels, config.data.val_fraction, config.data.split_seed, together)
+    parts = plan(strata, config.data.val_fraction, config.data.split_seed, together)
+    task = source.task.fitted(source.splits["train"].labels[parts["train"].rows])
     writer = _Writer(config, storage, source, parts)
     shards = writer.write(mine)
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
-    warnings = (*writer.look.warnings(), *label_warnings(writer.counts, source.classes))
-    _require_all_classes(writer.counts["train"], labels["train"], source.classes)
+    warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names))
+    _require_all_classes(writer.counts["train"], task.counts(source.splits["train"].labels), task.names)
     for warning in warnings:
         _LOG.warning("%s", warning)
     return Manifest(
         name=config.data.name,
         shape=source.shape,
-        classes=source.classes,
+        classes=task.names,
+        target=task.spec() if task.spec() != tasks.restore(task.names, None).spec() else None,
         rows={split: sum(shard.rows for shard in shards[split]) for split in parts},
         shards=shards,
         sources=source.origins,
@@ -150,9 +155,9 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
     )
 
 
-def _require_all_classes(written: list[int], given: Labels, classes: tuple[str, ...]) -> None:
+def _require_all_classes(written: list[int], given: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
     """Refuse data of which a class has lost every training row."""
-    lost = [name for label, name in enumerate(classes) if not written[label] and (given == label).any()]
+    lost = [name for label, name in enumerate(classes) if not written[label] and given[label]]
     if lost:
         raise DataError(
             f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove the class."
@@ -181,7 +186,7 @@ class _Writer:
         # Near duplicates are looked for among pictures; the few pixels of arrays are alike too easily.
         self.inner = None if source.policy is None else source.shape[:2]
         self.wide = with_margin(source, config.data.margin)
-        self.counts = {split: [0] * len(source.classes) for split in parts}
+        self.counts = {split: [0] * len(source.task.names) for split in parts}
         self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))
 
     def write(self, mine: str) -> dict[str, tuple[Shard, ...]]:
@@ -275,8 +280,8 @@ class _Writer:
         kept = np.delete(wanted, list(record.faults)) if record.faults else wanted
         labels = rows.labels[kept]
         self.look.see(split, record, labels, [rows.name(int(row)) for row in kept])
-        for label, found in zip(*np.unique(labels, return_counts=True), strict=True):
-            self.counts[split][label] += int(found)
+        for label, count in enumerate(self._source.task.counts(labels).tolist()):
+            self.counts[split][label] += count
 
 
 def encoding(config: Config, source: Source, train_bytes: int) -> str:

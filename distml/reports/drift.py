@@ -24,6 +24,7 @@ from distml.data.statistics import Reference, count
 from distml.errors import DataError
 from distml.serving import request_log
 from distml.storage import Storage
+from distml.tasks import Targets, Task
 
 CLASS_MIX = "class mix"
 _FOLDER = "drift"
@@ -36,14 +37,14 @@ class Logged:
 
     Attributes:
         measured: float32 [N, K], the statistics of the pictures.
-        labels: int32 [N], the predictions.
+        labels: What was predicted, in the form of targets.
         versions: Versions of the model that predicted.
         since_s: Seconds since the epoch of the first row, None without rows.
         skipped: Files of other shapes, classes or statistics, which cannot be compared.
     """
 
     measured: statistics.Features
-    labels: schema.Labels
+    labels: Targets
     versions: tuple[int, ...]
     since_s: float | None
     skipped: int
@@ -83,7 +84,7 @@ def read(storage: Storage, model: str, reference: Reference, days: float | None)
     """
     oldest = time.time() - days * _DAY_S if days else 0.0
     measured = [np.empty((0, len(reference.names)), np.float32)]
-    labels = [np.empty(0, np.int32)]
+    labels: list[Targets] = []
     versions, stamps, skipped = set(), [], 0
     for path, (stamp, _) in request_log.listed(storage, model).items():
         if stamp < oldest:
@@ -95,18 +96,26 @@ def read(storage: Storage, model: str, reference: Reference, days: float | None)
         statistics = table["statistics"].combine_chunks()
         flat = schema.to_numbers(statistics.flatten(), np.float32)
         measured.append(flat.reshape(-1, len(reference.names)))
-        labels.append(schema.to_numbers(table["label"], np.int32))
+        labels.append(schema.to_targets(table["decision"]))
         versions.add(int(described["version"]))
         stamps.append(stamp)
     since = min(stamps, default=None)
-    return Logged(np.concatenate(measured), np.concatenate(labels), tuple(sorted(versions)), since, skipped)
+    return Logged(np.concatenate(measured), _joined(labels), tuple(sorted(versions)), since, skipped)
+
+
+def _joined(labels: list[Targets]) -> Targets:
+    return np.concatenate(labels) if labels else np.empty(0, np.int32)
 
 
 def _file(storage: Storage, path: str) -> tuple[dict[str, Any], Any]:
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))) as file:
-            table = file.read(["label", "statistics"], use_threads=False)
-            return json.loads(table.schema.metadata[request_log.DESCRIPTION]), table
+            described = json.loads(file.schema_arrow.metadata[request_log.DESCRIPTION])
+            decision = described.get("decision", "label")
+            table = file.read([decision, "statistics"], use_threads=False)
+            return described, table.select([decision, "statistics"]).rename_columns(
+                ["decision", "statistics"]
+            )
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         where = storage.uri(path)
         raise DataError(f"{where} is not a file of the request log: {error}.", "Delete it.") from None
@@ -120,13 +129,13 @@ def _comparable(described: dict[str, Any], reference: Reference) -> bool:
     )
 
 
-def compare(reference: Reference, logged: Logged) -> list[Shift]:
+def compare(task: Task, reference: Reference, logged: Logged) -> list[Shift]:
     """Compare each statistic and the class mix, the largest shift first."""
     served = {
         name: count(column, edges)
         for name, column, edges in zip(reference.names, logged.measured.T, reference.edges, strict=True)
     }
-    served[CLASS_MIX] = np.bincount(logged.labels, minlength=len(reference.classes))
+    served[CLASS_MIX] = task.mix(logged.labels)
     trained = dict(zip(reference.names, reference.counts, strict=True)) | {CLASS_MIX: reference.labels}
     shifts = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
     return sorted(shifts, key=lambda shift: -shift.psi)
@@ -259,7 +268,7 @@ def check(config: Config) -> dict[str, Any]:
         console.print(f"{logged.skipped} files of other classes, shapes or statistics are left out")
     if len(logged.labels) < config.drift.min_rows:
         return _too_few(console, config, logged)
-    shifts = compare(ground, logged)
+    shifts = compare(manifest.task, ground, logged)
     _show(console, shifts, config.drift.threshold)
     return _judged(config, storage, ground, logged, shifts)
 
@@ -293,7 +302,7 @@ def _judged(
     shifts: Sequence[Shift],
 ) -> dict[str, Any]:
     threshold = config.drift.threshold
-    rows, trained = len(logged.labels), sum(ground.labels)
+    rows, trained = len(logged.labels), sum(ground.counts[0])
     beyond = {shift.name: round(shift.psi, 4) for shift in shifts if shift.psi > threshold}
     line = {
         "drifted": bool(beyond),

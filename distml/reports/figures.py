@@ -68,24 +68,83 @@ def confusion_matrix(confusion: list[list[int]], classes: list[str], title: str)
     return figure
 
 
-def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]], classes: list[str]) -> Figure:
-    """The most confident mistakes.
+def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]]) -> Figure:
+    """The worst mistakes.
 
     Args:
         images: uint8 (N, H, W, C), one per mistake.
-        mistakes: `[position, true class, predicted class, loss]` per image.
-        classes: Name of each class.
+        mistakes: `[position, true, predicted, loss]` per image, what is true and predicted in words.
     """
     columns = 5
     rows = max(1, -(-len(mistakes) // columns))
     figure = blank(2.0 * columns, 2.15 * rows)
     for axes, image, mistake in zip(np.ravel(figure.subplots(rows, columns)), images, mistakes, strict=False):
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
-        true, predicted = classes[mistake[1]], classes[mistake[2]]
-        axes.set_title(f"{true}\npredicted {predicted}", fontsize=8, color=INK)
+        axes.set_title(f"{mistake[1]}\npredicted {mistake[2]}", fontsize=8, color=INK)
     for axes in figure.axes:
         axes.axis("off")
     return figure
+
+
+def _plain(axes: Any, title: str, across: str, up: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(across, color=MUTED)
+    axes.set_ylabel(up, color=MUTED)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def precision_recall(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """The precision-recall curve of each class or label.
+
+    Args:
+        curves: Precision and recall at falling thresholds, by name.
+    """
+    figure = blank(6.4, 5.0)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        if points:
+            precision, recall = zip(*points, strict=True)
+            axes.plot(recall, precision, linewidth=1.2, label=name)
+    _plain(axes, "Precision by recall", "recall", "precision")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.05)
+    if 0 < len(curves) <= _NAMED:
+        axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def calibration(bins: Sequence[Sequence[float]], error: float) -> Figure:
+    """The share correct by confidence; on the diagonal a probability is what it says.
+
+    Args:
+        bins: Mean confidence, share correct and rows.
+        error: Expected calibration error.
+    """
+    figure = blank(4.6, 4.4)
+    axes = figure.subplots()
+    confidence, correct, rows = np.asarray(bins, float).T
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.scatter(confidence, correct, s=12 + 160 * rows / rows.max(), color=FIRST)
+    _plain(axes, f"Calibration, expected error {error:.4f}", "mean confidence", "share correct")
+    return figure
+
+
+def scatter(points: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Predicted by true values of each number."""
+    figure = blank(4.4 * len(points), 4.4)
+    for axes, (name, pairs) in zip(
+        figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
+    ):
+        true, predicted = zip(*pairs, strict=True)
+        axes.plot([min(true), max(true)], [min(true), max(true)], color=MUTED, linewidth=1)
+        axes.scatter(true, predicted, s=8, color=FIRST, alpha=0.6)
+        _plain(axes, name, "true", "predicted")
+    return figure
+
+
+_NAMED = 20
+"""More curves have no names beside them."""
 
 
 def draw(folder: Path, report: Mapping[str, Any], classes: list[str], images: np.ndarray) -> list[Path]:
@@ -102,16 +161,19 @@ def draw(folder: Path, report: Mapping[str, Any], classes: list[str], images: np
     """
     evaluation = report["evaluation"]
     split = "test" if "test" in evaluation else "validation"
-    drawn = {
-        "learning_curves": learning_curves(report["history"]),
-        "confusion_matrix": confusion_matrix(
-            evaluation[split]["confusion"],
-            classes,
-            f"{split.capitalize()} split, accuracy {evaluation[split]['accuracy']:.2%}",
-        ),
-    }
+    shown = evaluation[split]
+    drawn = {"learning_curves": learning_curves(report["history"])}
+    if shown["confusion"]:
+        title = f"{split.capitalize()} split, accuracy {shown['accuracy']:.2%}"
+        drawn["confusion_matrix"] = confusion_matrix(shown["confusion"], classes, title)
+    if shown["curves"]:
+        drawn["precision_recall"] = precision_recall(shown["curves"])
+    if shown["reliability"]:
+        drawn["calibration"] = calibration(shown["reliability"], shown["ece"])
+    if shown["scatter"]:
+        drawn["predicted_by_true"] = scatter(shown["scatter"])
     if report["worst"]:
-        drawn["worst_mistakes"] = worst_mistakes(images, report["worst"], classes)
+        drawn["worst_mistakes"] = worst_mistakes(images, report["worst"])
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")

@@ -231,11 +231,29 @@ def _columns(epoch: Mapping[str, Any]) -> list[tuple[str, str, Callable[[float],
     ]
 
 
-def _mistakes(images: Images, worst: Sequence[Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def _mistakes(images: Images, worst: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     return [
-        {"image": embedded(image), "true": names[true], "predicted": names[predicted], "loss": loss}
+        {"image": embedded(image), "true": true, "predicted": predicted, "loss": loss}
         for image, (_, true, predicted, loss) in zip(images, worst, strict=True)
     ]
+
+
+def _evaluated(manifest: Manifest, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template takes of the evaluation of the split that is shown."""
+    confusion = shown["confusion"]
+    return {
+        "classes": classes(confusion, manifest.classes) if confusion else [],
+        "what": manifest.task.what,
+        "table": shown["table"],
+        "headings": list(next(iter(shown["table"].values()), {})),
+        "headline": catalogue.get(shown["main"]),
+        "others": [
+            (metric.help.rstrip("."), metric.text(shown[metric.name]))
+            for metric in catalogue.CATALOGUE
+            if metric.name in shown and metric.name not in ("loss", shown["main"])
+        ],
+        "confusion": confusion if confusion and manifest.num_classes <= _CELLS else None,
+    }
 
 
 def render(
@@ -264,7 +282,6 @@ def render(
     )
     evaluation, history = report["evaluation"], report["history"]
     split = "test" if "test" in evaluation else "validation"
-    confusion = evaluation[split]["confusion"]
     return environment.get_template("report.html.j2").render(
         config=config,
         settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
@@ -280,9 +297,8 @@ def render(
         ],
         columns=_columns(history[-1]),
         size=(WIDTH, HEIGHT),
-        classes=classes(confusion, manifest.classes),
-        confusion=confusion if manifest.num_classes <= _CELLS else None,
-        mistakes=_mistakes(images, report["worst"], manifest.classes),
+        **_evaluated(manifest, evaluation[split]),
+        mistakes=_mistakes(images, report["worst"]),
         times=times(facts.times),
         versions=versions(),
     )

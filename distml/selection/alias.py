@@ -27,6 +27,7 @@ from distml.errors import TrackingError
 from distml.selection import gate
 from distml.selection.gate import Decision, Score
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.tracking import registry
 from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
@@ -44,6 +45,7 @@ def _point(config: Config, version: int) -> None:
 def promote(
     config: Config,
     storage: Storage,
+    metric: str,
     candidate: Score,
     rate: Callable[[int], Score | None],
     data_digest: str,
@@ -54,6 +56,7 @@ def promote(
     Args:
         config: The rules and the registry.
         storage: Where promoters take turns.
+        metric: What is compared, as `val_accuracy`.
         candidate: The best of the candidates; its files have been verified and tried.
         rate: Measures another version on the same rows; None for one that is to be replaced unseen.
         data_digest: Of the data it was measured on.
@@ -70,10 +73,9 @@ def promote(
         rolled = _rollback(read(registry.versions(config)))
         champion = registry.aliases(config).get(CHAMPION)
         incumbent = None if champion is None else rate(champion)
-        decision = gate.decide(config.promote, candidate, incumbent)
+        decision = gate.decide(config.promote, metric, candidate, incumbent)
         if dry or candidate.version == champion:
             return decision, champion
-        metric = config.promote.metric
         record = write(
             config,
             Record(
@@ -82,7 +84,7 @@ def promote(
                 decision.why,
                 champion,
                 metric,
-                getattr(candidate, metric),
+                candidate.metrics[quality.plain(metric)],
                 data_digest,
             ),
         )
@@ -116,7 +118,7 @@ def _settle(
         rivals = {other.version for other in known if other.key > rolled and _rivals(other, record)}
         rated = [rate(version) for version in rivals - withdrawn - {mine.version}]
         scores = [score for score in rated if score is not None]
-        best = gate.best(config.promote.metric, [mine, *scores])
+        best = gate.best(record.metric or "", [mine, *scores])
         if now == best.version:
             return best.version
         _point(config, best.version)
@@ -132,7 +134,9 @@ def _rivals(other: Record, mine: Record) -> bool:
         return False
     if other.decision not in ("moving", "promoted") or other.value is None or mine.value is None:
         return False
-    return other.value <= mine.value if mine.metric == "val_loss" else other.value >= mine.value
+    if quality.higher(mine.metric or ""):
+        return other.value >= mine.value
+    return other.value <= mine.value
 
 
 def back(config: Config, storage: Storage, version: int, dry: bool = False) -> tuple[Decision, int | None]:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distml.reports.figures import FIRST, INK, MUTED, SECOND, blank
+from distml.tasks import quality
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,13 +29,16 @@ class Row:
         run: Name of its run.
         overrides: What it differs in.
         status: finished, failed, or stopped where a scheduler ended it early.
-        val_accuracy: What it is compared by; None where it has none.
-        test_accuracy: Shown, never used to choose.
+        val_accuracy: What it is compared by, where that is the accuracy; None where it has none.
+        test_accuracy: The same on the test rows: shown, never used to choose.
         version: In the registry.
         run_id: On the tracking server.
         epochs: That it trained.
         wall_s: Seconds that it took.
         error: Why it failed.
+        metric: What it is compared by.
+        val: Its value on the validation rows, where that is not the accuracy.
+        test: The same on the test rows.
     """
 
     candidate: str
@@ -48,12 +52,27 @@ class Row:
     epochs: int | None = None
     wall_s: float | None = None
     error: str = ""
+    metric: str = "accuracy"
+    val: float | None = None
+    test: float | None = None
+
+    @property
+    def val_score(self) -> float | None:
+        """What it is compared by."""
+        return self.val_accuracy if self.metric == "accuracy" else self.val
+
+    @property
+    def test_score(self) -> float | None:
+        """The same on the test rows."""
+        return self.test_accuracy if self.metric == "accuracy" else self.test
 
 
 def of_result(candidate: str, run: str, overrides: dict[str, Any], result: dict[str, Any]) -> Row:
     """The row of a finished run, from its result line."""
     known = ("val_accuracy", "test_accuracy", "version", "run_id", "epochs", "wall_s")
     values: dict[str, Any] = {key: result.get(key) for key in known}
+    metric = result.get("metric", "accuracy")
+    values |= {"metric": metric, "val": result.get(f"val_{metric}"), "test": result.get(f"test_{metric}")}
     return Row(candidate, run, overrides, **values)
 
 
@@ -63,8 +82,14 @@ def of_line(result: dict[str, Any]) -> dict[str, Row]:
 
 
 def order(rows: Sequence[Row]) -> list[Row]:
-    """Best validation accuracy first, finished ones before others; the order given breaks ties."""
-    return sorted(rows, key=lambda row: (row.status != "finished", -(row.val_accuracy or 0.0)))
+    """Best on the validation rows first, finished ones before others; the order given breaks ties."""
+
+    def worse(row: Row) -> float:
+        if row.val_score is None:
+            return math.inf
+        return -row.val_score if quality.higher(row.metric) else row.val_score
+
+    return sorted(rows, key=lambda row: (row.status != "finished", worse(row)))
 
 
 def result(rows: Sequence[Row], search: bool = False) -> dict[str, Any]:
@@ -82,6 +107,8 @@ def result(rows: Sequence[Row], search: bool = False) -> dict[str, Any]:
         "status": "failed" if failed or best is None else "finished",
         "best": best and best.candidate,
         **{key: best and getattr(best, key) for key in known},
+        "metric": best and best.metric,
+        **({f"val_{best.metric}": best.val_score, f"test_{best.metric}": best.test_score} if best else {}),
         "leaderboard": [dataclasses.asdict(row) for row in ordered],
     }
 
@@ -97,8 +124,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         best = at == 0 and row.status == "finished"
         table.add_row(
             escape(row.candidate),
-            "" if row.val_accuracy is None else f"{row.val_accuracy:.4f}",
-            "" if row.test_accuracy is None else f"{row.test_accuracy:.4f}",
+            "" if row.val_score is None else f"{row.val_score:.4f}",
+            "" if row.test_score is None else f"{row.test_score:.4f}",
             str(row.epochs or ""),
             "" if row.wall_s is None else f"{row.wall_s:.0f} s",
             str(row.version or ""),
@@ -128,33 +155,35 @@ def draw(folder: Path, rows: list[Row], search: bool = False) -> str:
 
 
 def bars(rows: list[Row]) -> Figure:
-    """Validation accuracy of each candidate, the best first; a point marks the test accuracy.
+    """Validation metric of each candidate, the best first; a point marks that of the test rows.
 
     Args:
         rows: Best first.
     """
-    known = [row for row in rows if row.val_accuracy is not None]
+    known = [row for row in rows if row.val_score is not None]
     figure = blank(8.6, 1.3 + 0.42 * max(1, len(known)))
     axes = figure.subplots()
-    values = [row.val_accuracy or 0.0 for row in known]
+    values = [row.val_score or 0.0 for row in known]
+    metric = known[0].metric if known else "accuracy"
     colours = [FIRST if at == 0 and row.status == "finished" else "#a9c4dd" for at, row in enumerate(known)]
-    axes.barh(range(len(known)), values, color=colours, height=0.62, label="validation accuracy")
-    tested = [(row.test_accuracy, at) for at, row in enumerate(known) if row.test_accuracy is not None]
+    axes.barh(range(len(known)), values, color=colours, height=0.62, label=f"validation {metric}")
+    tested = [(row.test_score, at) for at, row in enumerate(known) if row.test_score is not None]
     if tested:
         axes.plot(
-            *zip(*tested, strict=True), "o", color=SECOND, markersize=5, label="test accuracy, not used"
+            *zip(*tested, strict=True), "o", color=SECOND, markersize=5, label=f"test {metric}, not used"
         )
     lowest = min([*values, *(value for value, _ in tested)], default=0.0)
     start = max(0.0, math.floor((lowest - 0.02) * 20) / 20)
-    axes.set_xlim(start, 1.0)
+    highest = max([*values, *(value for value, _ in tested)], default=1.0)
+    axes.set_xlim(start, 1.0 if quality.BY_NAME[metric].unit == "share" else 1.05 * highest or 1.0)
     for at, row in enumerate(known):
-        tested_at = "" if row.test_accuracy is None else f"   (test {row.test_accuracy:.4f})"
+        tested_at = "" if row.test_score is None else f"   (test {row.test_score:.4f})"
         beside = axes.get_yaxis_transform()
-        text = f"{row.val_accuracy:.4f}{tested_at}"
+        text = f"{row.val_score:.4f}{tested_at}"
         axes.text(1.02, at, text, transform=beside, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(known)), [row.candidate for row in known], color=INK)
     axes.invert_yaxis()
-    axes.set_xlabel(f"accuracy{f' (the axis begins at {start:g})' * (start > 0)}", color=MUTED)
+    axes.set_xlabel(f"{metric}{f' (the axis begins at {start:g})' * (start > 0)}", color=MUTED)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
@@ -162,23 +191,23 @@ def bars(rows: list[Row]) -> Figure:
 
 
 def coordinates(rows: list[Row]) -> Figure:
-    """One line per trial through the values it was given to the validation accuracy it reached.
+    """One line per trial through the values it was given to the validation metric it reached.
 
     Args:
         rows: Best first.
     """
     import matplotlib
 
-    known = [row for row in rows if row.val_accuracy is not None]
+    known = [row for row in rows if row.val_score is not None]
     paths = sorted({path for row in known for path in row.overrides})
     figure = blank(2.2 + 1.9 * len(paths), 4.2)
     axes = figure.subplots()
     columns = [_Scale([row.overrides.get(path) for row in known]) for path in paths]
-    reached = _Scale([row.val_accuracy for row in known])
+    reached = _Scale([row.val_score for row in known])
     shades = matplotlib.colormaps["viridis"]
     for row in reversed(known):
         points = [scale(row.overrides.get(path)) for scale, path in zip(columns, paths, strict=True)]
-        points.append(reached(row.val_accuracy))
+        points.append(reached(row.val_score))
         style, width = "-" if row.status == "finished" else ":", 2.6 if row is known[0] else 1.2
         axes.plot(range(len(points)), points, style, color=shades(0.9 * points[-1]), linewidth=width)
     for at, scale in enumerate([*columns, reached]):
@@ -187,7 +216,7 @@ def coordinates(rows: list[Row]) -> Figure:
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
             axes.text(at + 0.03, place, label, fontsize=8, color=INK, va="center", bbox=box, zorder=5)
     names = [path.replace("_", "_\n", 1) if len(path) > 18 else path for path in paths]
-    axes.set_xticks(range(len(paths) + 1), [*names, "validation accuracy"], fontsize=9)
+    axes.set_xticks(range(len(paths) + 1), [*names, f"validation {known[0].metric}"], fontsize=9)
     axes.set_xlim(-0.1, len(paths) + 0.35)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

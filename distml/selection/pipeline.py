@@ -125,8 +125,8 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tup
         lambda: vars((deploy.elsewhere if config.serve.url else deploy.start)(config)),
         lambda before: not ends and client.version(before["url"]) == chosen[CHAMPION],
     )
-    won = chosen["decision"] == "promoted" or chosen["champion_val_accuracy"] is None
-    reached = chosen["val_accuracy" if won else "champion_val_accuracy"]
+    won = chosen["decision"] == "promoted" or chosen["champion_val_correct"] is None
+    reached = chosen["val_correct" if won else "champion_val_correct"]
     return served, stages.do(
         "smoke", None, lambda: client.check_answers(config, served["url"], chosen[CHAMPION], reached)
     )
@@ -167,11 +167,12 @@ def _registered(config: Config, result: Result) -> bool:
 _WORDS = {
     "ingest": lambda result: f"{sum(result['rows'].values()):,} rows of {result['name']}",
     "train": lambda result: (
-        f"{result.get('best') or 'one model'}: validation accuracy {result['val_accuracy']:.4f}"
+        f"{result.get('best') or 'one model'}: validation {result['metric']} "
+        f"{result['val_' + result['metric']]:.4f}"
     ),
     "promote": lambda result: f"{result['decision']}: {result['why']}",
     "serve": lambda result: f"{result['model']} version {result['version']} at {result['url']}",
-    "smoke": lambda result: f"{result['accuracy']:.1%} of {result['rows']} validation pictures right",
+    "smoke": lambda result: f"{result['accuracy']:.1%} right on {result['rows']} validation pictures",
 }
 
 

@@ -20,6 +20,7 @@ from distml.selection import record as sweeps
 from distml.selection.gate import Decision, Score
 from distml.selection.score import Evaluator, trusted
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.tracking import registry, runs, spool
 from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
@@ -52,6 +53,7 @@ class Outcome:
         scores: Of each candidate, by version.
         excluded: Why a candidate could not win, by version.
         test: The winner on the test rows: told, never used.
+        metric: What they were compared by, as `val_accuracy`.
     """
 
     decision: Decision
@@ -62,6 +64,7 @@ class Outcome:
     scores: dict[int, Score]
     excluded: dict[int, str]
     test: Score | None
+    metric: str
 
 
 def promote(
@@ -91,22 +94,30 @@ def promote(
     candidates = gather(config, Storage(config.storage.root), run, version)
     console.print(f"scoring {len(candidates)} candidate{'s' * (len(candidates) > 1)} on the validation rows")
     outcome = challenge(config, candidates, dry, replace)
-    show_table(console, config.promote.metric, outcome)
+    show_table(console, outcome.metric, outcome)
     decision, best = outcome.decision, outcome.winner.version
     console.print(_verdict(decision.promote, dry, f"version {best.version} is the {CHAMPION}", decision.why))
-    score = outcome.scores[best.version]
+    score, name = outcome.scores[best.version], outcome.metric
+    plain = quality.plain(name)
     champion = best.version if decision.promote and not dry else outcome.before
     return _result(decision, "promoted", champion, outcome.before, dry) | {
         "model": config.tracking.registered_model,
         "version": best.version,
         "candidate": outcome.winner.label,
         "run_id": best.run_id,
-        "val_accuracy": score.val_accuracy,
-        "val_loss": score.val_loss,
-        "test_accuracy": outcome.test and outcome.test.val_accuracy,
-        "champion_val_accuracy": outcome.champion and outcome.champion.val_accuracy,
+        "metric": name,
+        "val_loss": score.metrics["loss"],
+        **{f"val_{key}": score.metrics.get(key) for key in ("accuracy", plain)},
+        **{f"test_{key}": outcome.test and outcome.test.metrics.get(key) for key in ("accuracy", plain)},
+        **{
+            f"champion_val_{key}": outcome.champion and outcome.champion.metrics.get(key)
+            for key in ("accuracy", plain)
+        },
+        "val_correct": score.correct,
+        "champion_val_correct": outcome.champion and outcome.champion.correct,
+        "interval": gate.interval(name, score),
         "candidates": {
-            candidate.label: outcome.scores[candidate.version.version].val_accuracy
+            candidate.label: outcome.scores[candidate.version.version].metrics[plain]
             for candidate in candidates
             if candidate.version.version in outcome.scores
         },
@@ -274,13 +285,15 @@ def challenge(
             f"no candidate may become champion: {reasons}.",
             "Train on the present data; give models for other data another tracking.registered_model.",
         )
-    best = gate.best(config.promote.metric, eligible)
+    metric = f"val_{evaluator.manifest.task.metric(config.promote.metric)}"
+    guarded = [score for score in eligible if not gate.failures(config.promote, score)]
+    best = gate.best(metric, guarded or eligible)
     winner = next(candidate for candidate in candidates if candidate.version.version == best.version)
 
     def rate(version: int) -> Score | None:
         return _incumbent(config, evaluator, version, replace)
 
-    decision, before = alias.promote(config, storage, best, rate, evaluator.manifest.digest, dry)
+    decision, before = alias.promote(config, storage, metric, best, rate, evaluator.manifest.digest, dry)
     return Outcome(
         decision,
         winner,
@@ -290,6 +303,7 @@ def challenge(
         scores,
         excluded,
         evaluator.score(winner.version, "test") if evaluator.manifest.rows.get("test") else None,
+        metric,
     )
 
 
@@ -337,7 +351,7 @@ def show_table(console: Console, metric: str, outcome: Outcome) -> None:
         outcome: Of the promotion.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, justify in (("candidate", "left"), ("version", "right"), ("val_accuracy", "right")):
+    for name, justify in (("candidate", "left"), ("version", "right"), (metric, "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("val_loss", justify="right")
     table.add_column("")
@@ -351,8 +365,8 @@ def show_table(console: Console, metric: str, outcome: Outcome) -> None:
         table.add_row(
             escape(labels.get(score.version, "champion")),
             str(score.version),
-            f"{score.val_accuracy:.4f}",
-            f"{score.val_loss:.4f}",
+            f"{score.metrics[quality.plain(metric)]:.4f}",
+            f"{score.metrics['loss']:.4f}",
             escape(_note(score.version, outcome)),
         )
     for candidate in outcome.candidates:

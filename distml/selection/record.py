@@ -174,7 +174,11 @@ class Parent:
             self._storage.upload(folder, *parts)
         self._tracker.put(LogArtifacts(list(parts), "figures"))
         self._tracker.put(LogText("leaderboard.json", json.dumps(result["leaderboard"], indent=1)))
-        best = {key: result[key] for key in ("val_accuracy", "test_accuracy") if result[key] is not None}
+        best = {
+            key: value
+            for key in (f"{split}_{result['metric']}" for split in ("val", "test"))
+            if (value := result.get(key)) is not None
+        }
         self._tracker.metrics("best", 0, best)
         self._send("FINISHED" if result["status"] == "finished" else "FAILED")
         self._sweep.result = result | {

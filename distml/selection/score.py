@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,11 @@ from distml import log
 from distml.artifacts.layout import CLASSES, EXAMPLE, LITE
 from distml.config import Config
 from distml.data import shards
-from distml.data.schema import Images, Labels
+from distml.data.schema import Images
 from distml.errors import ModelError, OtherDataError
-from distml.selection.gate import Score
+from distml.selection.gate import Sample, Score
 from distml.storage import Storage
+from distml.tasks import Outputs, Targets, Task
 from distml.tracking import locate
 from distml.tracking.registry import ModelVersion
 
@@ -30,25 +32,31 @@ if TYPE_CHECKING:
     from distml.artifacts.predictor import Predictor
 
 _SAME = 1e-4
-"""How far the probabilities of the copy that is served may be from the model's own."""
-_LEAST = 1e-7
-"""Probability a row is taken to have at least, as Keras's cross-entropy does."""
+"""How far the outputs of the copy that is served may be from the model's own, in units of the task."""
+_TIMES = 20
+"""Predictions of which the median time counts."""
 
 
-def measure(probabilities: npt.NDArray[np.float32], labels: Labels, version: int) -> Score:
-    """Score probabilities.
+def measure(
+    task: Task, outputs: Outputs, targets: Targets, version: int, latency_ms: float | None = None
+) -> Score:
+    """Score predictions.
 
     Args:
-        probabilities: float32 [N, classes].
-        labels: int32 [N].
+        task: Of the version, with its thresholds.
+        outputs: float32 [N, K].
+        targets: [N] or [N, K].
         version: Of the model.
+        latency_ms: Of one image.
     """
-    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return Score(
         version,
-        float(np.mean(probabilities.argmax(1) == labels)),
-        float(np.mean(-np.log(np.clip(right, _LEAST, 1.0)))),
-        len(labels),
+        task.measure(targets, outputs),
+        len(targets),
+        float(np.mean(task.correct(targets, outputs))),
+        task.recalls(targets, outputs),
+        latency_ms,
+        Sample(task, targets, outputs),
     )
 
 
@@ -59,10 +67,23 @@ class Trusted:
     Attributes:
         predictor: Its model.
         data_digest: Of the data it was trained on, as its export says; "" where that says nothing.
+        served: Its model as an endpoint loads it.
     """
 
     predictor: Predictor
     data_digest: str
+    served: Predictor
+
+    def latency_ms(self) -> float:
+        """Median time of a prediction for one image, by what is served."""
+        image = np.zeros((1, *self.served.shape), np.uint8)
+        self.served.warm()
+        times = []
+        for _ in range(_TIMES):
+            began = time.perf_counter()
+            self.served.predict(image)
+            times.append(time.perf_counter() - began)
+        return float(np.median(times) * 1e3)
 
 
 class Evaluator:
@@ -77,7 +98,7 @@ class Evaluator:
     def __init__(self, config: Config, storage: Storage, manifest: shards.Manifest) -> None:
         self._config, self._storage, self.manifest = config, storage, manifest
         self._scores: dict[tuple[int, str], Score] = {}
-        self._splits: dict[str, tuple[Images, Labels]] = {}
+        self._splits: dict[str, tuple[Images, Targets]] = {}
         self.trained_on: dict[int, str] = {}
 
     def score(self, version: ModelVersion, split: str = "validation") -> Score:
@@ -95,16 +116,24 @@ class Evaluator:
                 self._require_comparable(version, loaded.predictor)
                 images, labels = self._read(split)
                 self.trained_on[version.version] = loaded.data_digest
-                self._scores[key] = measure(loaded.predictor.predict(images), labels, version.version)
+                predictor, latency_ms = loaded.predictor, loaded.latency_ms()
+                outputs = predictor.predict(images)
+                self._scores[key] = measure(predictor.task, outputs, labels, version.version, latency_ms)
         return self._scores[key]
 
-    def _read(self, split: str) -> tuple[Images, Labels]:
+    def _read(self, split: str) -> tuple[Images, Targets]:
         if split not in self._splits:
             self._splits[split] = shards.read(self._storage, self.manifest, split)
         return self._splits[split]
 
     def _require_comparable(self, version: ModelVersion, predictor: Predictor) -> None:
         manifest = self.manifest
+        kinds = [task.kind for task in (predictor.task, manifest.task)]
+        if kinds[0] != kinds[1]:
+            raise OtherDataError(
+                f"version {version.version} is a model of {kinds[0]}, but {manifest.name} is for {kinds[1]}.",
+                "Give models for another task another tracking.registered_model.",
+            )
         if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
             raise OtherDataError(
                 f"version {version.version} tells {_kinds(predictor.classes, predictor.shape)} apart, "
@@ -131,16 +160,17 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
 
     # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
     predictor = Predictor.of(export, "tensorflow")
-    images, probabilities = _try(version, predictor, folder / EXAMPLE)
+    images, outputs = _try(version, predictor, folder / EXAMPLE)
+    served = predictor
     if (folder / LITE).exists():
-        served = Predictor.of(export, "litert").predict(images)
-        if not np.allclose(served, probabilities, atol=_SAME):
+        served = Predictor.of(export, "litert")
+        if not predictor.task.difference(served.predict(images), outputs) <= _SAME:
             raise ModelError(
                 f"the LiteRT copy of {version.name} version {version.version} predicts differently.",
                 "Train it again.",
             )
     described = json.loads((folder / CLASSES).read_text())
-    return Trusted(predictor, str(described.get("data_digest") or ""))
+    return Trusted(predictor, str(described.get("data_digest") or ""), served)
 
 
 def _try(
@@ -152,11 +182,6 @@ def _try(
         images = np.asarray(json.loads(example.read_text())["inputs"], np.uint8)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the example of {what} cannot be read: {error!r}.", "Train it again.") from None
-    probabilities = predictor.predict(images)
-    if (
-        not np.isfinite(probabilities).all()
-        or not np.allclose(probabilities.sum(1), 1, atol=1e-3)
-        or (probabilities < 0).any()
-    ):
-        raise ModelError(f"{what} gives no probabilities for its own example.", "Train it again.")
-    return images, probabilities
+    outputs = predictor.predict(images)
+    predictor.task.check_outputs(outputs, what)
+    return images, outputs

@@ -16,7 +16,7 @@ from ray.tune import Callback
 from rich.console import Console
 from rich.markup import escape
 
-from distml import log, tracking
+from distml import log, tasks, tracking
 from distml.config import Config, RangeConfig
 from distml.data import shards
 from distml.runtime import cluster, environment
@@ -27,6 +27,7 @@ from distml.selection.leaderboard import Row
 from distml.selection.record import Parent
 from distml.selection.trial import Train, name
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun, OpenRun
 
@@ -130,6 +131,7 @@ def _how(config: Config, at_once: int) -> Any:
 
     search, epochs = config.sweep.search, config.train.epochs
     assert search is not None
+    metric = tasks.of(config.task.kind).main
     scheduler = None
     if search.scheduler == "asha":
         grace = min(search.grace_epochs, epochs)
@@ -137,8 +139,8 @@ def _how(config: Config, at_once: int) -> Any:
             "epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=search.reduction
         )
     return tune.TuneConfig(
-        metric="val_accuracy",
-        mode="max",
+        metric=f"val_{metric}",
+        mode="max" if quality.higher(metric) else "min",
         trial_dirname_creator=trial.folder,
         scheduler=scheduler,
         num_samples=1 if search.method == "grid" else search.trials,
@@ -168,7 +170,10 @@ def _trial_row(chosen: Candidate, storage: Storage, result: Any) -> Row:
     if done := runs.taken(plain, storage):
         return leaderboard.of_result(chosen.name, run, chosen.overrides, done.result)
     metrics = result.metrics or {}
-    reached: dict[str, Any] = {"val_accuracy": metrics.get("val_accuracy"), "epochs": metrics.get("epoch")}
+    metric = tasks.of(chosen.config.task.kind).main
+    value = metrics.get(f"val_{metric}")
+    reached: dict[str, Any] = {"metric": metric, "val": value, "epochs": metrics.get("epoch")}
+    reached |= {"val_accuracy": metrics.get("val_accuracy")}
     if result.error is not None:
         cause = str(result.error).strip().splitlines()[-1][:300]
         return Row(chosen.name, run, chosen.overrides, "failed", **reached, error=cause)
@@ -216,8 +221,8 @@ class Reporter(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Tell of an epoch."""
-        if "val_accuracy" in result:
-            self._say(trial, f"epoch {result['epoch']}  val_accuracy {result['val_accuracy']:.4f}")
+        for metric in [key for key in result if key.startswith("val_")]:
+            self._say(trial, f"epoch {result['epoch']}  {metric} {result[metric]:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that it failed."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distml import log
+from distml import log, tasks
 from distml.config import Config
 from distml.runtime.cluster import Cluster
 from distml.selection.candidates import candidate
@@ -67,6 +67,7 @@ def trial(
     log.configure("trial")
     mine = name(tune.get_context().get_trial_id())
     chosen = candidate(Config.model_validate(values), params, mine)
+    metric = f"val_{tasks.of(chosen.config.task.kind).main}"
     told, last = 0, chosen.config.train.epochs
 
     def report(event: Event) -> None:
@@ -76,8 +77,8 @@ def trial(
             # The last epoch is reported when the model is registered: Tune may stop the trial at any report.
             if isinstance(epoch, EpochFinished) and told < epoch.epoch < last:
                 told = epoch.epoch
-                tune.report({"val_accuracy": epoch.metrics["val_accuracy"], "epoch": told})
+                tune.report({metric: epoch.metrics[metric], "epoch": told})
 
     known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
     result = known.result if known else train(chosen.config, Child(mine, ray_cluster, parent, report))
-    tune.report({"val_accuracy": result["val_accuracy"], "epoch": result["epochs"]})
+    tune.report({metric: result[metric], "epoch": result["epochs"]})

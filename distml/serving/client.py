@@ -17,6 +17,7 @@ import requests
 import urllib3
 from PIL import Image
 
+from distml import tasks
 from distml.config import Config
 from distml.data import shards
 from distml.data.image import Policy
@@ -24,6 +25,7 @@ from distml.data.schema import Images
 from distml.errors import ServingError
 from distml.serving import keys
 from distml.storage import Storage
+from distml.tasks import Outputs, Task
 
 _TIMEOUT_S = 20
 _BATCH = 64
@@ -39,9 +41,10 @@ class Model:
         name: Of the registered model.
         version: Its version, None where it is not registered.
         shape: (H, W, C) that it takes.
-        classes: Their names.
+        classes: Names of what it predicts.
         metrics: What training measured, as `test_accuracy`.
         policy: How pictures become such images, None where the endpoint does not say.
+        target: Describes the task beside the names, None where that is classification.
     """
 
     name: str
@@ -50,6 +53,12 @@ class Model:
     classes: tuple[str, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     policy: Policy | None = None
+    target: Mapping[str, Any] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return tasks.restore(self.classes, self.target)
 
     @property
     def pictures(self) -> Policy:
@@ -72,7 +81,15 @@ def describe(url: str, own: bool = False) -> Model:
         height, width, depth = found["shape"]
         shape, classes = (height, width, depth), tuple(found["classes"])
         policy = Policy.from_dict(found["policy"]) if found.get("policy") else None
-        return Model(found["name"], found["version"], shape, classes, dict(found["metrics"]), policy)
+        return Model(
+            found["name"],
+            found["version"],
+            shape,
+            classes,
+            dict(found["metrics"]),
+            policy,
+            found.get("target"),
+        )
     except (KeyError, TypeError, ValueError):
         raise ServingError(
             f"{url}/model does not describe a model: {str(found)[:200]}.", "Give the address of distml serve."
@@ -105,7 +122,7 @@ def version(url: str) -> int | None:
         return None
 
 
-def probabilities(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
+def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     """Classify images.
 
     Args:
@@ -114,7 +131,7 @@ def probabilities(url: str, images: Images, model: Model) -> npt.NDArray[np.floa
         model: As `describe` found it.
 
     Returns:
-        float32 [N, classes].
+        float32 [N, K].
 
     Raises:
         ServingError: No answer, a refusal, or another version's answer.
@@ -125,7 +142,7 @@ def probabilities(url: str, images: Images, model: Model) -> npt.NDArray[np.floa
         found = post(f"{url}/predict", json={"instances": images[at : at + step].tolist()})
         if found["model"]["version"] != model.version:
             raise ServingError(f"{url} went over to version {found['model']['version']}.", "Ask again.")
-        parts += [one["probabilities"] for one in found["predictions"]]
+        parts += [one[model.task.output] for one in found["predictions"]]
     return np.array(parts, np.float32)
 
 
@@ -168,7 +185,7 @@ _PICTURES = 4
 _LATE_S = 10.0
 
 
-def check_answers(config: Config, url: str, version: int, val_accuracy: float) -> dict[str, Any]:
+def check_answers(config: Config, url: str, version: int, val_correct: float) -> dict[str, Any]:
     """Ask about validation pictures, as numbers and as PNG files.
 
     Pixels that are scaled otherwise when served than when trained show here: in the share of right answers,
@@ -178,11 +195,11 @@ def check_answers(config: Config, url: str, version: int, val_accuracy: float) -
         config: Says which data.
         url: Of the endpoint.
         version: That is to answer.
-        val_accuracy: What it reached on all validation rows.
+        val_correct: How right it was on all validation rows, see `Task.correct`; the accuracy of classes.
 
     Returns:
-        `rows` asked about, `accuracy` on them, `version`, and `test_accuracy` as its training measured it,
-        None where there was no test split.
+        `rows` asked about, `accuracy` (how right the answers are), `version`, and `test_accuracy` as its
+        training measured it, None where there was no test split.
 
     Raises:
         ServingError: Another model answers, the answers are wrong too often, or none comes.
@@ -191,25 +208,32 @@ def check_answers(config: Config, url: str, version: int, val_accuracy: float) -
     images, labels = shards.read(storage, shards.prepare(config, storage), "validation")
     images, labels = images[:ROWS], labels[:ROWS]
     expected = (config.tracking.registered_model, version)
-    answers: list[int] = []
-    for at in range(0, len(images), _CHECK_BATCH):
-        answers += _ask(
-            f"{url}/predict", expected, json={"instances": images[at : at + _CHECK_BATCH].tolist()}
+    model = describe(url, True)
+    parts = [
+        _ask(
+            f"{url}/predict",
+            expected,
+            model.task,
+            json={"instances": images[at : at + _CHECK_BATCH].tolist()},
         )
-    accuracy = sum(int(a == b) for a, b in zip(answers, labels, strict=True)) / len(labels)
-    if accuracy < val_accuracy - _SLACK:
+        for at in range(0, len(images), _CHECK_BATCH)
+    ]
+    answers, task = np.concatenate(parts), model.task
+    accuracy = float(np.mean(task.correct(labels, answers)))
+    if accuracy < val_correct - _SLACK:
         raise ServingError(
             f"{url} is right about {accuracy:.1%} of {len(labels)} validation pictures, but version "
-            f"{version} was right about {val_accuracy:.1%} of them all.",
+            f"{version} was right about {val_correct:.1%} of them all.",
             "The endpoint treats pictures otherwise than training did; do not use it.",
         )
     files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images[:_PICTURES])]
-    seen = _ask(f"{url}/predict/image", expected, files=files)
-    if seen != answers[: len(seen)]:
+    seen = _ask(f"{url}/predict/image", expected, task, files=files)
+    if not task.agree(seen, answers[: len(seen)]).all():
+        says = [task.decide(some).tolist() for some in (seen, answers[: len(seen)])]
         raise ServingError(
-            f"{url} says {seen} about pictures as files and {answers[: len(seen)]} about the same as numbers."
+            f"{url} says {says[0]} about pictures as files and {says[1]} about the same as numbers."
         )
-    measured = describe(url, True).metrics.get("test_accuracy")
+    measured = model.metrics.get("test_accuracy")
     return {
         "rows": len(labels),
         "accuracy": round(accuracy, 4),
@@ -218,8 +242,8 @@ def check_answers(config: Config, url: str, version: int, val_accuracy: float) -
     }
 
 
-def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:
-    """Send a request; returns the label of each picture. A replica may hear late of a champion."""
+def _ask(url: str, expected: tuple[str, int], task: Task, **body: Any) -> Outputs:
+    """Send a request; returns the outputs for each picture. A replica may hear late of a champion."""
     until = time.monotonic() + _LATE_S
     while True:
         answer = post(url, True, **body)
@@ -231,7 +255,7 @@ def _ask(url: str, expected: tuple[str, int], **body: Any) -> list[int]:
         raise ServingError(
             f"{url} answers with {found[0]} version {found[1]}, not {expected[0]} version {expected[1]}."
         )
-    return [int(one["label"]) for one in answer["predictions"]]
+    return np.array([prediction[task.output] for prediction in answer["predictions"]], np.float32)
 
 
 def _png(image: Images) -> bytes:

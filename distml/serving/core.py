@@ -22,11 +22,11 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, OverloadedError, TimedOutError, UnknownVersionError
 from distml.serving.metrics import Metrics
-from distml.serving.service import Probabilities, Refusal, RegistryState, Served, Usage
+from distml.serving.service import Outputs, Refusal, RegistryState, Served, Usage
 
 logger = logging.getLogger(__name__)
 
-Function = Callable[[Images], Probabilities]
+Function = Callable[[Images], Outputs]
 """uint8 [N, H, W, C] to float32 [N, classes]."""
 
 
@@ -35,7 +35,7 @@ class _Waiting:
     images: Images
     function: Function
     version: int
-    answer: asyncio.Future[Probabilities]
+    answer: asyncio.Future[Outputs]
 
 
 class Batcher:
@@ -68,7 +68,7 @@ class Batcher:
         """Seconds for which the present batch has been computed, 0 when nothing is."""
         return 0.0 if self._since is None else time.monotonic() - self._since
 
-    async def submit(self, images: Images, function: Function, version: int = 0) -> Probabilities:
+    async def submit(self, images: Images, function: Function, version: int = 0) -> Outputs:
         """Compute `function(images)`, in one call with others of the same function where some wait.
 
         Raises:
@@ -124,7 +124,7 @@ def _compute(batch: list[_Waiting]) -> None:
         loop.call_soon_threadsafe(_answer, batch, answers)
 
 
-def _answer(batch: list[_Waiting], answers: Probabilities) -> None:
+def _answer(batch: list[_Waiting], answers: Outputs) -> None:
     at = 0
     for one in batch:
         if not one.answer.done():
@@ -150,7 +150,7 @@ class Shadow:
         self._batcher, self._metrics = batcher, metrics
         self._task: asyncio.Task[None] | None = None
 
-    def compare(self, images: Images, answer: Probabilities, shadow: Served, function: Function) -> None:
+    def compare(self, images: Images, answer: Outputs, shadow: Served, function: Function) -> None:
         """Compare an answer with the shadow's some time later, or skip it; returns at once.
 
         Args:
@@ -164,13 +164,13 @@ class Shadow:
             return
         self._task = asyncio.create_task(self._ask(images, answer, shadow, function))
 
-    async def _ask(self, images: Images, answer: Probabilities, shadow: Served, function: Function) -> None:
+    async def _ask(self, images: Images, answer: Outputs, shadow: Served, function: Function) -> None:
         try:
             other = await self._batcher.submit(images, function)
-            same = int(np.sum(other.argmax(1) == answer.argmax(1)))
+            same = int(np.sum(shadow.task.agree(other, answer)))
             for outcome, count in (("same", same), ("other", len(images) - same)):
                 self._count(shadow, outcome, count)
-            self._metrics.apart.observe(float(np.abs(other - answer).max()))
+            self._metrics.apart.observe(shadow.task.difference(other, answer))
         except Exception as error:  # the client has its answer
             self._count(shadow, "failed", len(images))
             logger.warning("shadow, version %d: %s", shadow.version, error)
@@ -182,7 +182,7 @@ class Shadow:
             self._metrics.shadowed.labels(str(shadow.version), outcome).inc(images)
 
 
-Hear = Callable[[str | None, Served, Images, Probabilities, float], None]
+Hear = Callable[[str | None, Served, Images, Outputs, float], None]
 """Takes an answer without keeping anybody waiting."""
 
 
@@ -294,7 +294,7 @@ class Core:
 
     async def classify(
         self, images: Images, version: int | None = None, request: str | None = None
-    ) -> tuple[Probabilities, Served]:
+    ) -> tuple[Outputs, Served]:
         """See `Service.classify`."""
         chosen = self._choose(version)
         if images.ndim != 4 or images.shape[1:] != chosen.served.shape or not len(images):
@@ -319,7 +319,7 @@ class Core:
             self._compare(images, answer, chosen)
         return answer, chosen.served
 
-    def _compare(self, images: Images, answer: Probabilities, chosen: Loaded) -> None:
+    def _compare(self, images: Images, answer: Outputs, chosen: Loaded) -> None:
         other = self._loaded.get(self._aliases.get(self._serve.shadow or "", 0))
         if other is not None and other is not chosen:
             self._shadow.compare(images, answer, other.served, other.function)

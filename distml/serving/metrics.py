@@ -54,7 +54,7 @@ class Metrics:
         self.waiting = Gauge("distml_images_waiting", sentence, **kept)
         sentence = "Images for the shadow by what came of it: same or another class, skipped, failed."
         self.shadowed = Counter("distml_shadow_images", sentence, ["version", "outcome"], **kept)
-        sentence = "Largest difference between a probability of the shadow and of what was answered."
+        sentence = "Largest difference between an output of the shadow and of what was answered."
         self.apart = Histogram("distml_shadow_difference", sentence, buckets=_DIFFERENCES, **kept)
         sentence = "Rows of the request log by what became of them."
         self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)

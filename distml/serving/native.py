@@ -19,7 +19,7 @@ from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
 from distml.serving.route import Route
-from distml.serving.service import Probabilities, Served, Service, champion
+from distml.serving.service import Outputs, Served, Service, champion
 
 
 class Instances(RequestBody):
@@ -40,6 +40,24 @@ class Prediction(Schema):
     """Its probability."""
     probabilities: list[Probability]
     """Of every class, by label."""
+
+
+class LabelsPrediction(Schema):
+    """The answer of a multilabel model for one image."""
+
+    labels: list[str]
+    """Those whose probability reaches their threshold."""
+    probabilities: list[Probability]
+    """Of every label, by its number."""
+
+
+class NumbersPrediction(Schema):
+    """The answer of a regression model for one image."""
+
+    values: list[float]
+    """The numbers, in their order."""
+    named: dict[str, float]
+    """The numbers by name."""
 
 
 class ModelIdentity(Schema):
@@ -69,7 +87,7 @@ class Predictions(Schema):
 
     model: ModelIdentity
     """Which model answered."""
-    predictions: list[Prediction]
+    predictions: list[Prediction] | list[LabelsPrediction] | list[NumbersPrediction]
     """One for each image."""
     warnings: list[Doubt] = Field(default_factory=list)
     """Only where images are probably not what their sender means."""
@@ -90,7 +108,7 @@ class VersionDescription(ModelIdentity):
     """A loaded version of the model."""
 
     classes: list[str]
-    """Name of each class, by label."""
+    """Names of classes, labels or numbers, in the order of the outputs."""
     shape: Annotated[list[int], Field(min_length=3, max_length=3)]
     """Height, width and channels of an image."""
     metrics: dict[str, float]
@@ -103,6 +121,8 @@ class VersionDescription(ModelIdentity):
     """Counts on held-out rows by true class (outer) and predicted class (inner)."""
     policy: PicturePolicy | None = None
     """How pictures become images; none stretches them, over black."""
+    target: dict[str, Any] | None = None
+    """What is predicted: `kind` and what was chosen for it; none is classification."""
 
 
 class RefusedVersion(Schema):
@@ -162,27 +182,14 @@ _LATE_S = 10.0
 """Of an answer of the registry, beside two looks: replicas hear of one every two seconds."""
 
 
-def predictions(probabilities: Probabilities, served: Served) -> dict[str, Any]:
+def predictions(outputs: Outputs, served: Served) -> dict[str, Any]:
     """Describe answers.
 
     Args:
-        probabilities: float32 [N, classes].
+        outputs: float32 [N, K].
         served: What computed them.
     """
-    labels = probabilities.argmax(1).tolist()
-    best = probabilities.max(1)
-    return {
-        "model": identity(served),
-        "predictions": [
-            {
-                "class": served.classes[label],
-                "label": label,
-                "probability": best[index],
-                "probabilities": probabilities[index],
-            }
-            for index, label in enumerate(labels)
-        ],
-    }
+    return {"model": identity(served), "predictions": served.task.predictions(outputs)}
 
 
 def identity(served: Served) -> dict[str, Any]:
@@ -233,9 +240,9 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
     return [content], ["the picture"]
 
 
-def _answered(request: Request, given: Images, probabilities: Probabilities, served: Served) -> Answer:
+def _answered(request: Request, given: Images, outputs: Outputs, served: Served) -> Answer:
     found = plausible.doubts(given)
-    document = predictions(probabilities, served) | plausible.described(found)
+    document = predictions(outputs, served) | plausible.described(found)
     return plausible.tell(request, answer(document, served.version, images=len(given)), found)
 
 
@@ -251,8 +258,8 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
     async def classify(request: Request, given: Images) -> Answer:
-        probabilities, served = await service.classify(given, None, exchange.identity(request))
-        return _answered(request, given, probabilities, served)
+        outputs, served = await service.classify(given, None, exchange.identity(request))
+        return _answered(request, given, outputs, served)
 
     @routes.post(
         "/predict",

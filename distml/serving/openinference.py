@@ -155,7 +155,7 @@ class V2Input(Schema):
 class V2RequestedOutput(Schema):
     """An output to return."""
 
-    name: Literal["probabilities", "label", "class"]
+    name: Literal["probabilities", "label", "class", "labels", "values"]
     """Of the tensor."""
     parameters: dict[str, Any] | None = None
     """`binary_data`: as bytes after the JSON; `classification`: only this many, as `value:label:class`."""
@@ -259,15 +259,19 @@ def _identity(document: exchange.Document) -> dict[str, str]:
 
 
 def _metadata(service: Service, served: Served) -> dict[str, Any]:
-    shapes = {"probabilities": [-1, len(served.classes)]}
+    wide = len(served.classes)
     return {
         "name": served.name,
         "versions": [str(one.version) for one in service.served()],
         "platform": "tensorflow_savedmodel",
         "inputs": [{"name": tensors.RAW, "datatype": "UINT8", "shape": [-1, *served.shape]}],
         "outputs": [
-            {"name": called, "datatype": datatype, "shape": shapes.get(called, [-1])}
-            for called, datatype in tensors.OUTPUTS.items()
+            {
+                "name": called,
+                "datatype": datatype,
+                "shape": [-1, wide] if called in served.task.wide else [-1],
+            }
+            for called, datatype in served.task.tensors.items()
         ],
     }
 
@@ -296,11 +300,11 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         served = choose(service, request, version)
         text, rest = split(await exchange.body(request, limits), exchange.header(request, tensors.HEADER))
         document = exchange.parse_json(text)
-        identity, wanted = _identity(document), tensors.wanted(document)
+        identity, wanted = _identity(document), tensors.wanted(document, served.task)
         given = await images(document, rest, served, decode)
-        probabilities, served = await service.classify(given, version, exchange.identity(request))
+        outputs, served = await service.classify(given, version, exchange.identity(request))
         answered = plausible.tell(
-            request, tensors.render(identity, wanted, probabilities, served), plausible.doubts(given)
+            request, tensors.render(identity, wanted, outputs, served), plausible.doubts(given)
         )
         return exchange.compress(request, answered)
 

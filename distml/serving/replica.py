@@ -287,6 +287,7 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
         data_digest=export.data_digest,
         confusion=export.confusion,
         policy=export.policy,
+        target=export.target,
         loaded_at=time.time(),
     )
     return Loaded(served, predictor.predict)

@@ -30,6 +30,7 @@ from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.errors import DataError
 from distml.storage import Storage
+from distml.tasks import Task
 
 FOLDER = "requests"
 DESCRIPTION = b"distml"
@@ -51,8 +52,8 @@ class Answering(Protocol):
         ...
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names by label."""
+    def task(self) -> Task:
+        """What it predicts."""
         ...
 
 
@@ -65,7 +66,7 @@ class Entry:
         request: Its identity.
         served: The model that answered.
         images: uint8 [N, H, W, C].
-        probabilities: float32 [N, classes].
+        outputs: float32 [N, K].
         latency_s: From the request to the answer.
     """
 
@@ -73,7 +74,7 @@ class Entry:
     request: str
     served: Answering
     images: Images
-    probabilities: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float32]
     latency_s: float
 
 
@@ -90,11 +91,16 @@ def _vectors(values: np.ndarray) -> Any:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
+def _numbers(values: np.ndarray) -> Any:
+    """Wrap int32 or float32 [N]."""
+    return schema.to_array(values, pa.int32() if values.dtype.kind == "i" else pa.float32())
+
+
 def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
     counts = [len(entry.images) for entry in entries]
     images = np.concatenate([entry.images for entry in entries])
-    probabilities = np.concatenate([entry.probabilities for entry in entries])
-    labels = probabilities.argmax(1).astype(np.int32)
+    outputs = np.concatenate([entry.outputs for entry in entries])
+    decided = entries[0].served.task.logged(outputs)
     times = (np.repeat([entry.time_s for entry in entries], counts) * 1e6).astype(np.int64)
     latencies = np.repeat([entry.latency_s for entry in entries], counts).astype(np.float32)
     identities = [entry.request for entry, count in zip(entries, counts, strict=True) for _ in range(count)]
@@ -105,9 +111,10 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
         "request": _texts(identities),
         "position": schema.to_array(positions, pa.int32()),
         "version": schema.to_array(version, pa.int32()),
-        "label": schema.to_array(labels, pa.int32()),
-        "probability": schema.to_array(probabilities.max(1).astype(np.float32), pa.float32()),
-        "probabilities": _vectors(probabilities),
+        **{
+            name: _vectors(values) if values.ndim == 2 else _numbers(values)
+            for name, values in decided.items()
+        },
         "latency_s": schema.to_array(latencies, pa.float32()),
         "statistics": _vectors(statistics.measure(images)),
     }
@@ -121,9 +128,9 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
 def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
     """Write answered requests of one model and one shape as one file, whole or not at all.
 
-    Columns: `time` (UTC), `request`, `position` within the request, `version`, `label` int32, `probability`
-    float32, `probabilities` float32 [classes], `latency_s` float32, `statistics` float32 [K] and, where that
-    is wanted, `image` fixed-shape tensor of uint8 [H, W, C].
+    Columns: `time` (UTC), `request`, `position` within the request, `version`, those of
+    `Task.logged` (`label`, `probability` and `probabilities` in classification), `latency_s` float32,
+    `statistics` float32 [K] and, where that is wanted, `image` fixed-shape tensor of uint8 [H, W, C].
 
     Returns:
         The file's place below the storage root.
@@ -136,7 +143,8 @@ def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
     described = {
         "model": served.name,
         "version": served.version,
-        "classes": list(served.classes),
+        "classes": list(served.task.mix_names),
+        "decision": next(iter(served.task.logged(entries[0].outputs[:1]))),
         "shape": list(shape),
         "statistics": list(statistics.names((height, width, depth))),
         "statistics_version": statistics.VERSION,
@@ -250,7 +258,7 @@ class Journal:
         request: str | None,
         served: Answering,
         images: Images,
-        probabilities: npt.NDArray[np.float32],
+        outputs: npt.NDArray[np.float32],
         latency_s: float,
     ) -> None:
         """Take one answered request, or let it pass; returns at once and never raises.
@@ -259,14 +267,14 @@ class Journal:
             request: Identity of the request; None gives it one.
             served: The model that answered.
             images: uint8 [N, H, W, C]; kept as they are, so they must not be written to afterwards.
-            probabilities: float32 [N, classes]; likewise.
+            outputs: float32 [N, K]; likewise.
             latency_s: From the request to the answer.
         """
         if self._thread is None or self._closed or random.random() >= self._config.sample:
             return
         try:
             name = request or uuid.uuid4().hex
-            self._take(Entry(time.time(), name, served, images, probabilities, latency_s))
+            self._take(Entry(time.time(), name, served, images, outputs, latency_s))
         except Exception:  # the answer matters more than its record
             self._counts.dropped += 1
             logger.warning("a request could not be logged", exc_info=True)

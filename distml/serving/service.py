@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from starlette.requests import Request
 
+from distml import tasks
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.serving.exchange import RejectedError
+from distml.tasks import Task
 
-Probabilities = npt.NDArray[np.float32]
-"""float32 [N, classes]; every row sums to one."""
+Outputs = npt.NDArray[np.float32]
+"""float32 [N, K], as the task of the model has them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Served:
         loaded_at: Seconds since 1970 when this replica had it ready.
         confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
         policy: How pictures become images, None where the export does not say.
+        target: Describes the task beside the names, None where that is classification.
     """
 
     name: str
@@ -51,6 +55,12 @@ class Served:
     loaded_at: float
     confusion: tuple[tuple[int, ...], ...] | None = None
     policy: Policy | None = None
+    target: Mapping[str, Any] | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return tasks.restore(self.classes, self.target)
 
     @property
     def pictures(self) -> Policy:
@@ -114,7 +124,7 @@ class Service(Protocol):
 
     async def classify(
         self, images: Images, version: int | None = None, request: str | None = None
-    ) -> tuple[Probabilities, Served]:
+    ) -> tuple[Outputs, Served]:
         """Classify images, together with whatever else is waiting.
 
         Args:
@@ -123,7 +133,7 @@ class Service(Protocol):
             request: Identity of the request in the log; None lets the log give it one.
 
         Returns:
-            float32 [N, classes], and the version that computed it.
+            float32 [N, K], and the version that computed it.
 
         Raises:
             OverloadedError: Too many images are waiting already.

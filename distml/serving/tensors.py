@@ -16,7 +16,8 @@ from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.serving import encoded, pixels
 from distml.serving.exchange import JSON, OCTETS, Answer, Document, RejectedError, json_type
-from distml.serving.service import Probabilities, Served
+from distml.serving.service import Outputs, Served
+from distml.tasks import Task
 
 RAW, ENCODED = "image", "image_bytes"
 _TYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
@@ -164,7 +165,6 @@ def _strings(data: memoryview) -> list[bytes]:
     return found
 
 
-OUTPUTS = {"probabilities": "FP32", "label": "INT32", "class": "BYTES"}
 HEADER = b"inference-header-content-length"
 """Length of the JSON, where bytes follow it."""
 
@@ -184,8 +184,8 @@ class Wanted:
     ranked: int
 
 
-def wanted(document: Document) -> list[Wanted]:
-    """Read which outputs are wanted, and how.
+def wanted(document: Document, task: Task) -> list[Wanted]:
+    """Read which outputs of a task are wanted, and how.
 
     Raises:
         RejectedError: 400, at the first fault.
@@ -194,14 +194,14 @@ def wanted(document: Document) -> list[Wanted]:
     binary = _flag(parameters, "binary_data_output", False)
     listed = document.members.get("outputs")
     if listed in (None, []):
-        listed = [{"name": called} for called in OUTPUTS]
+        listed = [{"name": called} for called in task.tensors]
     if not isinstance(listed, list):
         raise RejectedError(400, f"outputs is {json_type(listed)}, not an array")
     found: list[Wanted] = []
     for index, member in enumerate(listed):
         called = member.get("name") if isinstance(member, dict) else None
-        if not isinstance(called, str) or called not in OUTPUTS or called in {one.name for one in found}:
-            known = ", ".join(OUTPUTS)
+        if not isinstance(called, str) or called not in task.tensors or called in {one.name for one in found}:
+            known = ", ".join(task.tensors)
             raise RejectedError(
                 400, f"outputs[{index}] names {str(called)[:80]!r}; each of {known} may stand once"
             )
@@ -234,13 +234,11 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def render(
-    identity: dict[str, str], asked: list[Wanted], probabilities: Probabilities, served: Served
-) -> Answer:
+def render(identity: dict[str, str], asked: list[Wanted], outputs: Outputs, served: Served) -> Answer:
     """Answer with the wanted outputs, those in binary after the JSON."""
     described, following = [], []
     for one in asked:
-        datatype, values = _values(one, probabilities, served)
+        datatype, values = _values(one, outputs, served.task)
         member: dict[str, Any] = {"name": one.name, "datatype": datatype, "shape": _sizes(values)}
         if one.binary:
             following.append(_to_bytes(values))
@@ -255,27 +253,22 @@ def render(
         "outputs": described,
     }
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    count = len(probabilities)
+    count = len(outputs)
     if not following:
         return Answer(text, kind=JSON, version=served.version, images=count)
     length = ((HEADER, b"%d" % len(text)),)
     return Answer(b"".join([text, *following]), 200, OCTETS, length, served.version, count)
 
 
-def _values(one: Wanted, probabilities: Probabilities, served: Served) -> tuple[str, Any]:
-    """Return datatype and elements of an output, [N] or [N, classes]."""
-    if one.ranked:
-        order = np.argsort(-probabilities, 1, kind="stable")[:, : one.ranked]
-        return "BYTES", [
-            [f"{row[label]:f}:{label}:{served.classes[label]}" for label in labels]
-            for row, labels in zip(probabilities, order.tolist(), strict=True)
-        ]
-    if one.name == "probabilities":
-        return "FP32", probabilities
-    labels = probabilities.argmax(1).astype(np.int32)
-    return (
-        ("INT32", labels) if one.name == "label" else ("BYTES", [served.classes[label] for label in labels])
-    )
+def _values(one: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
+    """Return datatype and elements of an output, [N] or [N, K]."""
+    if not one.ranked:
+        return task.tensors[one.name], task.tensor(one.name, outputs)
+    order = np.argsort(-outputs, 1, kind="stable")[:, : one.ranked]
+    return "BYTES", [
+        [f"{row[label]:f}:{label}:{task.names[label]}" for label in labels]
+        for row, labels in zip(outputs, order.tolist(), strict=True)
+    ]
 
 
 def _sizes(values: Any) -> list[int]:

@@ -76,14 +76,14 @@ class TfRowAnswers(Schema):
     """The answer to the row format."""
 
     predictions: list[list[Probability]]
-    """For each image the probability of every class, by label."""
+    """For each image every output: the probability of each class or label, or each number."""
 
 
 class TfColumnAnswers(Schema):
     """The answer to the columnar format."""
 
     outputs: list[list[Probability]]
-    """The whole output tensor: for each image the probability of every class, by label."""
+    """The whole output tensor: for each image the probability of each class or label, or each number."""
 
 
 class TfStatusOk(Schema):
@@ -144,7 +144,7 @@ class TfMetadata(Schema):
     """`signature_def`: name, type and shape of every input and output."""
 
 
-RAW, ENCODED, OUTPUT = "image", "image_bytes", "probabilities"
+RAW, ENCODED = "image", "image_bytes"
 """Names of the tensors, as `distml.artifacts.export` wrote them into the SavedModel."""
 _SIGNATURES = {"": RAW, "serving_default": RAW, "image_bytes": ENCODED}
 _PATHS = {
@@ -233,7 +233,9 @@ def _definition(served: Served) -> dict[str, Any]:
         return {"dtype": kind, "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": name}
 
     def signature(name: str, call: str, **inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs = {OUTPUT: info(f"StatefulPartitionedCall{call}:0", "DT_FLOAT", len(served.classes))}
+        outputs = {
+            served.task.output: info(f"StatefulPartitionedCall{call}:0", "DT_FLOAT", len(served.classes))
+        }
         return {name: {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}}
 
     raw = info("serving_default_image:0", "DT_UINT8", *served.shape)
@@ -265,8 +267,8 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         wanted = number(service, request)
         served = choose(service, request, wanted)
         under, given = await images(exchange.parse_json(await exchange.body(request, limits)), served, decode)
-        probabilities, served = await service.classify(given, wanted, exchange.identity(request))
-        answered = answer({under: probabilities}, served.version, images=len(given))
+        outputs, served = await service.classify(given, wanted, exchange.identity(request))
+        answered = answer({under: outputs}, served.version, images=len(given))
         return plausible.tell(request, answered, plausible.doubts(given))
 
     for path, names in _PATHS.items():

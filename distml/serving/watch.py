@@ -291,6 +291,11 @@ def _require_alike(export: layout.Export, champion: layout.Export, changed: bool
             f"{list(champion.shape)}.",
             "Serve it at an endpoint of its own.",
         )
+    if export.task.kind != champion.task.kind:
+        raise ModelError(
+            f"it is a model of {export.task.kind}, clients of this endpoint expect {champion.task.kind}.",
+            "Serve it at an endpoint of its own.",
+        )
     if export.classes == champion.classes:
         return
     if sorted(export.classes) == sorted(champion.classes):

@@ -156,7 +156,7 @@ def taken(config: Config, storage: Storage) -> Run | None:
 def _refuse(config: Config, run: Run) -> None:
     """Refuse what cannot go on, with the difference and the remedy."""
     if run.status == "finished":
-        version, accuracy = run.version, run.result.get("val_accuracy")
+        version, accuracy = run.version, run.result.get(f"val_{run.result.get('metric', 'accuracy')}")
         raise ConfigError(
             f"run {run.name} is finished already (model version {version or 'not registered'}, "
             f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",

@@ -57,8 +57,9 @@ class Epochs:
             return True
         if train.early_stopping_patience is None or not history:
             return False
-        values = [epoch.metrics[train.monitor] for epoch in history]
-        return len(values) - 1 - catalogue.best(train.monitor, values) >= train.early_stopping_patience
+        monitor = self._rank.monitor
+        values = [epoch.metrics[monitor] for epoch in history]
+        return len(values) - 1 - catalogue.best(monitor, values) >= train.early_stopping_patience
 
     def _epoch(self, epoch: int) -> None:
         rank = self._rank
@@ -127,13 +128,13 @@ class Epochs:
     def _on_features(self, epoch: int, store: FeatureStore) -> list[np.ndarray]:
         """Train the head for an epoch; returns the curve of each block."""
         rank, curves, done = self._rank, [], 0
-        order = feed.order(len(store), rank.batch, rank.steps_per_epoch, self._seed(epoch, 0))
+        order = self._order(store.labels, rank.steps_per_epoch, self._seed(epoch, 0))
         for at in range(0, len(order), rank.config.train.log_every_steps):
             block = order[at : at + rank.config.train.log_every_steps]
             features, labels, positions = store.block(block)
             curves.append(self._block(epoch, done, (features, labels), positions, "features"))
             done += len(block)
-        self._rows_read = min(order.size, len(store))
+        self._rows_read = np.unique(order).size
         return curves
 
     def _on_images(self, epoch: int, scope: Scope) -> list[np.ndarray]:
@@ -144,12 +145,12 @@ class Epochs:
             # Every rank cuts its steps into the same calls: a collective is known to TensorFlow by its place
             # in its call, and a rank at another place deadlocks the others.
             steps = min(rank.shard.window_steps, rank.steps_per_epoch - done)
-            order = feed.order(len(window[1]), rank.batch, steps, self._seed(epoch, number))
+            order = self._order(window[1], steps, self._seed(epoch, number))
             for at in range(0, len(order), rank.config.train.log_every_steps):
                 block = order[at : at + rank.config.train.log_every_steps]
                 curves.append(self._block(epoch, done, data, block, scope))
                 done += len(block)
-            self._rows_read += min(order.size, len(window[1])) if fresh else 0
+            self._rows_read += np.unique(order).size if fresh else 0
             if done >= rank.steps_per_epoch:
                 break
         return curves
@@ -170,12 +171,20 @@ class Epochs:
         done = len(curve)
         return {
             "loss": float(curve[:, 0].mean()),
-            "accuracy": float(curve[:, 1].mean()),
+            rank.step.task.curve: float(curve[:, 1].mean()),
             "learning_rate": rank.rate(epoch * rank.steps_per_epoch + done - 1),
             "samples_per_s": done * rank.config.train.global_batch_size / train_s,
             "train_s": train_s,
             "data_wait_s": rank.shard.wait_s - waited,
         } | ({"features_s": features_s} if scope == "features" else {})
+
+    def _order(self, targets: np.ndarray, steps: int, seed: tuple[int, ...]) -> np.ndarray:
+        """Positions of a window's rows by step, as `train.sampler` draws them."""
+        rank = self._rank
+        if rank.config.train.sampler == "balanced":
+            strata = rank.manifest.task.strata(targets)
+            return feed.balanced_order(strata, rank.batch, steps, seed)
+        return feed.order(len(targets), rank.batch, steps, seed)
 
     def _windows(self, epoch: int) -> Iterator[tuple[feed.Rows, bool]]:
         """The epoch's windows, and whether their rows are read for the first time in it.
@@ -226,7 +235,7 @@ class Epochs:
         rows = len(values) * rank.config.train.global_batch_size
         metrics = {
             "loss": float(values[:, 0].mean()),
-            "accuracy": float(values[:, 1].mean()),
+            rank.step.task.curve: float(values[:, 1].mean()),
             "learning_rate": rank.rate(step - 1),
             "samples_per_s": rows / (time.perf_counter() - began),
         }
@@ -244,11 +253,14 @@ class Epochs:
             images = self._validation_features()
             scores = step.head_scores
         step.swap()
-        losses, predicted = scores(images, labels)
-        hits = (predicted == labels).sum()
-        mine = np.array([losses.sum(), hits, len(labels), self._rows_read], np.float64)
-        loss, hits, count, read = step.total(mine)
-        metrics = {"val_loss": float(loss / count), "val_accuracy": float(hits / count)}
+        losses, logits = scores(images, labels)
+        task = step.task
+        tally = task.tally(labels, task.activate(logits))
+        loss, count, read, *summed = step.total(
+            np.array([losses.sum(), len(labels), self._rows_read, *tally], np.float64)
+        )
+        metrics = {"val_loss": float(loss / count)}
+        metrics |= {f"val_{name}": value for name, value in task.tallied(np.array(summed)).items()}
         self._keep_best(metrics)
         step.swap()
         return metrics | {
@@ -259,7 +271,7 @@ class Epochs:
 
     def _keep_best(self, metrics: Metrics) -> None:
         """Keep the weights that were just validated where no earlier epoch was as good."""
-        rank, monitor = self._rank, self._rank.config.train.monitor
+        rank, monitor = self._rank, self._rank.monitor
         values = [*(epoch.metrics[monitor] for epoch in rank.history), metrics[monitor]]
         if rank.config.train.restore_best and catalogue.best(monitor, values) == len(values) - 1:
             rank.best = checkpoint.weights(rank)

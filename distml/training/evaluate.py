@@ -6,7 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,16 @@ import numpy as np
 from distml.artifacts import export
 from distml.data import feed, shards
 from distml.models import transform
+from distml.tasks import Evaluation, Task
 from distml.training import checkpoint, metrics, score
-from distml.training.events import Evaluation, RunFinished, worst_mistakes
+from distml.training.events import RunFinished
 
 if TYPE_CHECKING:
     from distml.training.worker import Rank
 
 _DESCRIBED_CLASSES = 200  # beyond it the confusion matrix would be larger than a small model
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Labels int32, predicted classes int32 and losses float32 of a split, each (N,)."""
+"""Targets, logits float32 (N, K) and losses float32 (N,) of a split."""
 
 
 def evaluate_and_export(rank: Rank) -> None:
@@ -31,22 +32,23 @@ def evaluate_and_export(rank: Rank) -> None:
     began = time.perf_counter()
     rank.step.swap()  # the moving averages replace the weights for evaluation and export
     network = _network(rank)
-    scores = score.scorer(network)
+    scores = score.scorer(network, rank.manifest.task)
     held_out = [split for split in ("validation", "test") if rank.manifest.rows.get(split)]
     splits = {split: _score(rank, split, scores) for split in held_out}
     evaluated = time.perf_counter()
     if rank.rank:
         return
-    classes = list(rank.manifest.classes)
-    evaluation = {split: Evaluation.of(*scored, classes) for split, scored in splits.items()}
-    shown = evaluation.get("test") or evaluation["validation"]
-    parts = _export(rank, network, shown.confusion)
+    task = _tuned(rank, splits["validation"])
+    evaluation = {split: _evaluation(rank, task, scored) for split, scored in splits.items()}
+    shown = "test" if "test" in splits else "validation"
+    parts = _export(rank, network, task, evaluation[shown].confusion)
+    targets, logits, losses = splits[shown]
     rank.send(
         RunFinished(
             export=parts,
             evaluation=evaluation,
             history=rank.history,
-            mistakes=worst_mistakes(*(splits.get("test") or splits["validation"])),
+            mistakes=task.mistakes(targets, task.activate(logits), losses),
             evaluate_s=evaluated - began,
             export_s=time.perf_counter() - evaluated,
             best_epoch=_best_epoch(rank),
@@ -54,10 +56,28 @@ def evaluate_and_export(rank: Rank) -> None:
     )
 
 
+def _tuned(rank: Rank, validation: Scored) -> Task:
+    """The task with temperature and thresholds; they are chosen on validation rows and nowhere else."""
+    targets, logits, _ = validation
+    return rank.manifest.task.tuned(targets, logits, rank.config.evaluate.calibrate)
+
+
+def _evaluation(rank: Rank, task: Task, scored: Scored) -> Evaluation:
+    targets, logits, losses = scored
+    outputs = task.activate(logits)
+    if not rank.config.evaluate.calibrate:
+        return task.evaluate(targets, outputs, losses)
+    before = rank.manifest.task.measure(targets, rank.manifest.task.activate(logits)).get("ece")
+    evaluation = task.evaluate(targets, outputs, task.row_losses(targets, outputs))
+    if before is None:
+        return evaluation
+    return replace(evaluation, metrics={**evaluation.metrics, "ece_uncalibrated": before})
+
+
 def _best_epoch(rank: Rank) -> int | None:
     if rank.best is None:
         return None
-    monitor = rank.config.train.monitor
+    monitor = rank.monitor
     return rank.history[metrics.best(monitor, [epoch.metrics[monitor] for epoch in rank.history])].epoch
 
 
@@ -70,13 +90,19 @@ def _network(rank: Rank) -> Any:
 
 def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Scored:
     """Score a split, each worker its own rows; every rank gets the values of all rows."""
-    images, labels = _rows(rank, split)
-    losses, predicted = scores(images, labels)
-    values = np.zeros((3, rank.manifest.rows[split]), np.float64)
-    for position, own in enumerate((labels, predicted, losses)):
-        values[position, rank.rank :: rank.world_size] = own
-    total = rank.step.total(values)
-    return total[0].astype(np.int32), total[1].astype(np.int32), total[2].astype(np.float32)
+    images, targets = _rows(rank, split)
+    losses, logits = scores(images, targets)
+    room, rows = rank.manifest.task.empty(0), rank.manifest.rows[split]
+    wide = targets.reshape(len(targets), -1)
+    own = np.concatenate([wide.astype(np.float32), losses[:, None], logits], 1)
+    values = np.zeros((rows, own.shape[1]), np.float32)
+    values[rank.rank :: rank.world_size] = own
+    total, size = (
+        rank.step.total(values),
+        wide.shape[1],
+    )  # zeros of the other workers leave values as they are
+    everything = total[:, :size].reshape(rows, *room.shape[1:]).astype(room.dtype)
+    return everything, total[:, size + 1 :], total[:, size]
 
 
 def _rows(rank: Rank, split: str) -> feed.Rows:
@@ -86,13 +112,14 @@ def _rows(rank: Rank, split: str) -> feed.Rows:
     return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
-def _export(rank: Rank, network: Any, confusion: list[list[int]]) -> tuple[str, ...]:
+def _export(rank: Rank, network: Any, task: Task, confusion: list[list[int]] | None) -> tuple[str, ...]:
     """Write the export into the run's folder; returns its path as parts."""
     manifest = rank.manifest
     described = {
         "name": manifest.name,
         "classes": list(manifest.classes),
         "shape": list(manifest.shape),
+        "task": task.spec(),
         "policy": asdict(manifest.pictures),
         "data_digest": manifest.digest,
         "confusion": confusion if manifest.num_classes <= _DESCRIBED_CLASSES else None,

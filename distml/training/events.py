@@ -13,11 +13,12 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 
 from distml.errors import TrainingError
+from distml.tasks import Evaluation, Mistake
 from distml.training import metrics as catalogue
 
 logger = logging.getLogger(__name__)
@@ -188,67 +189,6 @@ class RunFailed(Event):
     error: str
 
 
-class Mistake(NamedTuple):
-    """A row of a held-out split that the model classified wrongly."""
-
-    row: int
-    true: int
-    predicted: int
-    loss: float
-
-
-def worst_mistakes(
-    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, count: int = 25
-) -> list[Mistake]:
-    """The most confident mistakes, worst first: at most `count`; arguments as for `Evaluation.of`."""
-    wrong = np.flatnonzero(labels != predicted)
-    order = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
-    return [Mistake(int(row), int(labels[row]), int(predicted[row]), float(losses[row])) for row in order]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The evaluation of a model on a held-out split.
-
-    Attributes:
-        metrics: Values by name, without the split's prefix.
-        per_class: Recall of each class by its name.
-        confusion: Counts by true class (row) and predicted class (column).
-    """
-
-    metrics: Mapping[str, float]
-    per_class: Mapping[str, float]
-    confusion: list[list[int]]
-
-    def __post_init__(self) -> None:
-        catalogue.check(self.metrics)
-
-    @classmethod
-    def of(
-        cls, labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, classes: Sequence[str]
-    ) -> Self:
-        """Summarise predictions on a split.
-
-        Args:
-            labels: int32 (N,).
-            predicted: int32 (N,), the most probable class.
-            losses: float32 (N,).
-            classes: Name of each class.
-        """
-        confusion = np.zeros((len(classes), len(classes)), np.int64)
-        np.add.at(confusion, (labels, predicted), 1)
-        recall = np.diag(confusion) / np.maximum(1, confusion.sum(1))
-        return cls(
-            {"accuracy": float(np.mean(labels == predicted)), "loss": float(np.mean(losses))},
-            {name: float(share) for name, share in zip(classes, recall, strict=True)},
-            confusion.tolist(),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """One dictionary, as `report.json` holds it."""
-        return {**self.metrics, "per_class": dict(self.per_class), "confusion": self.confusion}
-
-
 @dataclass(frozen=True)
 class RunFinished(Event):
     """The model is trained, evaluated and exported.
@@ -257,7 +197,7 @@ class RunFinished(Event):
         export: Folder of the export, as parts below the storage root.
         evaluation: By held-out split.
         history: Every epoch.
-        mistakes: The most confident mistakes on the test split, or on the validation split without one.
+        mistakes: The worst mistakes on the test split, or on the validation split without one.
         evaluate_s: Seconds of evaluating.
         export_s: Seconds of exporting.
         best_epoch: The epoch whose weights were exported where that need not be the last one.
@@ -270,6 +210,10 @@ class RunFinished(Event):
     evaluate_s: float
     export_s: float
     best_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        for result in self.evaluation.values():
+            catalogue.check(result.metrics)
 
     @property
     def quality(self) -> dict[str, float]:

@@ -63,6 +63,11 @@ class FeatureStore:
         """Whether the limit was too low."""
         return self._folder is not None
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Targets of all rows, in their order."""
+        return np.concatenate(self._labels)
+
     def __len__(self) -> int:
         """Rows."""
         return sum(len(labels) for labels in self._labels)

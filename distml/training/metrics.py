@@ -10,61 +10,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from distml.tasks.quality import QUALITY, Metric
 
 HELD_OUT = {"validation": "val", "test": "test"}
 """Prefix of a metric's name by held-out split: `val_loss` is the loss of the validation split."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A quantity that a run measures.
-
-    Attributes:
-        name: Of the training split; `val_` or `test_` before it for a held-out split.
-        help: Its meaning in one sentence.
-        unit: Unit of a value; a `share` lies between 0 and 1 and is shown in percent.
-        better: Which direction is an improvement, None where neither is.
-        when: Measured every `train.log_every_steps` and as the epoch's mean, once per epoch, or once at the
-            end of the run.
-        held_out: Whether it is measured on the held-out splits, too.
-        title: Heading of its chart; without a title, a metric is neither charted nor displayed.
-        gauge: Its name in Ray's metrics where that differs.
-    """
-
-    name: str
-    help: str
-    unit: Literal["", "nats", "share", "s", "rows", "rows/s"] = ""
-    better: Literal["lower", "higher"] | None = None
-    when: Literal["steps", "epoch", "result"] = "epoch"
-    held_out: bool = False
-    title: str = ""
-    gauge: str = ""
-
-    @property
-    def duration(self) -> bool:
-        """Whether it is a part of the time of an epoch."""
-        return self.unit == "s"
-
-    def text(self, value: float) -> str:
-        """The value as the report shows it."""
-        if self.unit == "rows/s":
-            return f"{value:,.0f}"
-        return f"{100 * value:.2f} %" if self.unit == "share" else f"{value:.4f}"
-
-
 CATALOGUE = (
-    Metric("loss", "Mean loss of a row.", "nats", "lower", "steps", held_out=True, title="Loss"),
-    Metric(
-        "accuracy",
-        "Share of rows classified correctly.",
-        "share",
-        "higher",
-        "steps",
-        held_out=True,
-        title="Accuracy",
-    ),
+    *QUALITY,
     Metric("learning_rate", "Learning rate of the last step.", when="steps"),
     Metric("samples_per_s", "Training rows per second over all workers.", "rows/s", "higher", "steps"),
     Metric("world_size", "Training workers.", gauge="workers"),
@@ -144,7 +99,7 @@ def known(values: Mapping[str, Any]) -> dict[str, float]:
 def charted(values: Iterable[str]) -> list[Metric]:
     """The metrics with a chart among the names of an epoch's values, in the order of the catalogue."""
     measured = set(values)
-    return [metric for metric in CATALOGUE if metric.title and metric.name in measured]
+    return [metric for metric in CATALOGUE if metric.title and measured & {metric.name, f"val_{metric.name}"}]
 
 
 def shown(values: Iterable[str]) -> list[str]:

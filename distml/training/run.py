@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distml import tracking
+from distml import tasks, tracking
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.data import shards
@@ -101,13 +101,14 @@ def result(
     config: Config, storage: Storage, tracker: tracking.Tracker, finished: RunFinished
 ) -> dict[str, Any]:
     """The result line of a finished run."""
-    metrics = finished.quality
+    metrics, name = finished.quality, tasks.of(config.task.kind).main
     return {
         "run_id": tracker.sender.run_id,
         "model": config.tracking.registered_model,
         "version": tracker.sender.version,
-        "val_accuracy": metrics["val_accuracy"],
-        "test_accuracy": metrics.get("test_accuracy"),
+        "metric": name,
+        **{f"val_{key}": metrics.get(f"val_{key}") for key in ("accuracy", name)},
+        **{f"test_{key}": metrics.get(f"test_{key}") for key in ("accuracy", name)},
         "steady_samples_per_s": round(finished.steady_samples_per_s, 1),
         "epochs": len(finished.history),
         "best_epoch": finished.best_epoch,
@@ -124,7 +125,8 @@ def show(
     """Print the closing table and the next command."""
     from distml.reports import page
 
-    finished, monitor = outcome.finished(), config.train.monitor
+    finished = outcome.finished()
+    monitor = tasks.of(config.task.kind).metric(config.train.monitor)
     name = config.tracking.registered_model
     facts = {
         "model": f"{name} version {version}" if version else f"{name}, registered when the server is back",
@@ -196,6 +198,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     """
     began = time.monotonic()
     registry.check_run(config)
+    tasks.check(config)
     storage = Storage(config.storage.root)
     storage.probe()
     pretrained.resolve(config, storage)

@@ -20,8 +20,10 @@ import tensorflow as tf
 from distml.config import AugmentConfig
 from distml.data import feed
 from distml.models import transform as parts
+from distml.tasks import Task, network
+from distml.tasks.classification import Classification
 from distml.training.augment import Augmentation, centre
-from distml.training.score import batch_rows, cross_entropy, scorer
+from distml.training.score import batch_rows, scorer
 
 Tensor = Any
 Scope = Literal["all", "head", "features"]
@@ -43,6 +45,8 @@ class StepSpec:
         class_weights: Factor on the loss of a row by its label; () counts all alike.
         accumulate_steps: Parts in which a worker takes its share of the batch; the update stays the same.
         stored_size: Height and width of training images that keep a margin, None where they keep none.
+        task: What is predicted; None is classification by the outputs of the model.
+        loss: Of the task, or the user's own as `module:function`.
     """
 
     global_batch_size: int
@@ -54,6 +58,8 @@ class StepSpec:
     class_weights: tuple[float, ...] = ()
     accumulate_steps: int = 1
     stored_size: tuple[int, int] | None = None
+    task: Task | None = None
+    loss: str = network.AUTO
 
     @property
     def batch_seed(self) -> int:
@@ -94,7 +100,7 @@ class Step:
         spec: Everything else.
 
     Attributes:
-        scores: Loss and predicted class of each of this worker's rows, as `score.scorer` describes.
+        scores: Loss and logits of each of this worker's rows, as `score.scorer` describes.
         parts: The network cut at its pooled features, None where it has no backbone.
     """
 
@@ -104,13 +110,16 @@ class Step:
         self.strategy, self.model, self.optimizer, self.spec = strategy, model, optimizer, spec
         self._trainable = [variable.value for variable in model.trainable_variables]
         self.ema = [tf.Variable(value) for value in self._trainable] if spec.ema else []
-        self.scores = scorer(model)
+        self.task = spec.task or Classification(tuple(map(str, range(model.output_shape[-1]))))
+        self._loss = network.loss(self.task, spec.loss, spec.label_smoothing, spec.class_weights)
+        self._curve = network.curve(self.task)
+        self.scores = scorer(model, self.task)
         self._augmentation = Augmentation(spec.augment, model.input_shape[1:])
         self.parts = parts.split(model)
         graphs = {"all": self._whole()} | (self._frozen(self.parts) if self.parts else {})
         self._compiled = {scope: self._compile(graph) for scope, graph in graphs.items()}
         if self.parts:
-            self.head_scores = scorer(self.parts.head)
+            self.head_scores = scorer(self.parts.head, self.task)
             self._features = tf.function(self._extracted, reduce_retracing=True)
 
     def _whole(self) -> _Graph:
@@ -154,9 +163,10 @@ class Step:
         batch = feed.replica_batch_size(self.spec.global_batch_size, self.spec.rank, replicas)
         # One trace for whatever is passed: each trace numbers its collectives anew, and a rank that traced
         # once more than the others would be waited for, for ever.
+        targets = self.task.empty(0)
         signature = [
             tf.TensorSpec([None, *graph.shape], graph.dtype),
-            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None, *targets.shape[1:]], targets.dtype),
             tf.TensorSpec([None, batch], tf.int32),
         ]
         return tf.function(partial(self._steps, graph), input_signature=signature)
@@ -197,13 +207,13 @@ class Step:
 
         Args:
             images: uint8 (rows, H, W, C), this worker's rows; their features in that scope.
-            labels: int32 (rows,).
+            labels: Targets, (rows,) or (rows, K).
             order: int32 (steps, replica batch), positions in `images`.
             scope: What is trained.
 
         Returns:
-            (float32 (steps, 2), int32 steps done): per step the loss over the global batch and the
-            share of rows classified correctly; entries after a stop are NaN.
+            (float32 (steps, 2), int32 steps done): per step the loss over the global batch and the mean
+            of the task's curve, see `Task.curve`; entries after a stop are NaN.
         """
         curve, done = self._compiled[scope](images, labels, order)
         return curve, done
@@ -263,13 +273,6 @@ class Step:
         )
         return list(sums)
 
-    def _losses(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Weighted loss of each row, float32 (N,)."""
-        rows = cross_entropy(labels, logits, self.spec.label_smoothing)
-        if self.spec.class_weights:
-            rows *= tf.gather(tf.constant(self.spec.class_weights, tf.float32), labels)
-        return rows
-
     def _gradients(self, graph: _Graph, images: Tensor, targets: tuple[Tensor, ...]) -> list[Tensor]:
         """Gradients and report of rows, each as its share of the global batch's."""
         context = tf.distribute.get_replica_context()
@@ -278,11 +281,12 @@ class Step:
         with tf.GradientTape() as tape:
             logits = graph.forward(batch)
             labels, *mixed = targets
-            rows = self._losses(labels, logits)
+            rows = self._loss(labels, logits)
             if mixed:
                 others, share = mixed
-                rows = share * rows + (1 - share) * self._losses(others, logits)
-                labels = tf.where(share < 0.5, others, labels)
+                rows = share * rows + (1 - share) * self._loss(others, logits)
+                other = tf.reshape(share < 0.5, [-1, *[1] * (labels.shape.rank - 1)])
+                labels = tf.where(other, others, labels)
             loss = tf.reduce_sum(rows) / self.spec.global_batch_size
             penalties = graph.regularised.losses
             penalty = tf.add_n(penalties) if penalties else 0.0
@@ -293,7 +297,7 @@ class Step:
             tf.zeros_like(value) if gradient is None else tf.convert_to_tensor(gradient)
             for gradient, value in zip(gradients, variables, strict=True)
         ]
-        hits = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
+        hits = self._curve(labels, logits)
         return [*dense, tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])]
 
     def synchronise(self, frozen: bool = False) -> None:

@@ -130,6 +130,11 @@ class Rank:
         self.history: list[EpochFinished] = []
         self.best: list[np.ndarray] | None = None
 
+    @property
+    def monitor(self) -> str:
+        """Name of the metric that chooses the best epoch."""
+        return f"val_{self.manifest.task.metric(self.config.train.monitor)}"
+
     def send(self, event: Event) -> None:
         """Send an event to the driver, from rank 0 only."""
         if self.rank == 0:
@@ -254,6 +259,8 @@ class Rank:
             self._class_weights(),
             train.accumulate_steps,
             self.manifest.train_size,
+            self.manifest.task,
+            train.loss,
         )
         return Step(strategy, model, optimizer, spec)
 

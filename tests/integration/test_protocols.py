@@ -37,7 +37,7 @@ pytestmark = [
 ]
 NAME, COUNT = "fashion-mnist", 40
 Answers = Any
-"""Probabilities [N, 10]."""
+"""Outputs [N, 10]."""
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_predict_asks_the_endpoint_as_it_asks_the_model(
 def test_predict_refuses_what_is_no_endpoint_and_another_versions_answer(url: str, images: Any) -> None:
     model = endpoint.describe(url)
     with pytest.raises(ServingError, match=r"went over to version 1\. Ask again"):
-        endpoint.probabilities(url, images, replace(model, version=2))
+        endpoint.outputs(url, images, replace(model, version=2))
     with pytest.raises(ServingError, match="/predict/model answers 404"):
         endpoint.describe(f"{url}/predict")
     with pytest.raises(ServingError, match=r"healthz/?.*does not describe a model"):

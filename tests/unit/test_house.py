@@ -35,6 +35,7 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.config": ("distml.data", "distml.models", "distml.training", "distml.serving"),
     "distml.config.load": ("distml.config.schema", "distml.config.binding"),
     "distml.storage": ("distml.data", "distml.models", "distml.training", "distml.serving"),
+    "distml.tasks": ("distml.data", "distml.models", "distml.training", "distml.serving", "distml.tracking"),
     "distml.data": ("distml.models", "distml.training", "distml.serving", "distml.tracking"),
     "distml.models": ("distml.training", "distml.serving", "distml.tracking", "distml.storage"),
     "distml.tracking": ("distml.training", "distml.serving", "distml.runtime.cluster"),
@@ -53,10 +54,19 @@ ABOVE = {"distml.selection.pipeline": "runs every stage, so it knows the endpoin
 
 OWNERS = {  # heavy imports and who may make them
     "tensorflow": (
-        *("distml.data.feed", "distml.data.graph", "distml.models", "distml.training"),
+        *(
+            "distml.data.feed",
+            "distml.data.graph",
+            "distml.models",
+            "distml.training",
+            "distml.tasks.network",
+        ),
         "distml.artifacts",
     ),
-    "keras": ("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
+    "keras": (
+        *("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
+        "distml.tasks.network",
+    ),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
     "ai_edge_litert": ("distml.artifacts.export", "distml.artifacts.predictor"),

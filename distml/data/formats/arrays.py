@@ -23,13 +23,19 @@ from pyarrow import csv
 from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
-from distml.data.source import Origin, Source, encode, of_arrays, to_nhwc
+from distml.data.source import Origin, Source, of_arrays, to_nhwc
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
+from distml.tasks import Task
+from distml.tasks.classification import Classification
 
 
 def of_splits(
-    parts: Mapping[str, tuple[Any, Any]], names: Any, origins: tuple[Origin, ...], where: str
+    parts: Mapping[str, tuple[Any, Any]],
+    names: Any,
+    origins: tuple[Origin, ...],
+    where: str,
+    task: type[Task] = Classification,
 ) -> Source:
     """Check and number the arrays of all splits.
 
@@ -38,6 +44,7 @@ def of_splits(
         names: Class names by label, None to take the labels themselves.
         origins: Where the bytes came from.
         where: Said in errors.
+        task: What their labels are.
 
     Raises:
         DataError: No train, or arrays that do not fit together.
@@ -51,13 +58,13 @@ def of_splits(
     for split, (x, y) in parts.items():
         if len(x) != len(y) or not len(x):
             raise DataError(f"{where}: {split} has {len(x)} images and {len(y)} labels.")
-    classes, labels = encode({split: y for split, (_, y) in parts.items()}, names)
+    encoded, labels = task.encode({split: y for split, (_, y) in parts.items()}, names)
     height, width, depth = shapes.pop()
     rows = {split: of_arrays(images[split], labels[split]) for split in parts}
-    return Source((height, width, depth), classes, rows, origins)
+    return Source((height, width, depth), encoded, rows, origins)
 
 
-def open_function(form: str, path: str | None) -> Source:
+def open_function(form: str, path: str | None, task: type[Task] = Classification) -> Source:
     """Call the user's function, with `data.path` where that is set.
 
     Raises:
@@ -82,7 +89,7 @@ def open_function(form: str, path: str | None) -> Source:
         digest.update(images.tobytes())
         digest.update(labels.tobytes())
     names = given.get("classes")
-    return of_splits(parts, names, (Origin(name, form, digest.hexdigest()),), form)
+    return of_splits(parts, names, (Origin(name, form, digest.hexdigest()),), form, task)
 
 
 def _pair(given: Any, form: str, split: str) -> tuple[Any, Any]:
@@ -98,7 +105,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 Parts = dict[str, tuple[Any, Any]]
 
 
-def open_npz(folder: Folder, data: DataConfig) -> Source:
+def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read `x_train`, `y_train`, `x_test` and `y_test` (or `images`, `labels`) of one or several archives.
 
     Raises:
@@ -126,12 +133,11 @@ def open_npz(folder: Folder, data: DataConfig) -> Source:
     for split, pair in parts.items():
         if set(pair) != {"images", "labels"}:
             raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
-    return _source(
-        folder, {split: (pair["images"], np.ravel(pair["labels"])) for split, pair in parts.items()}
-    )
+    labelled = {split: (pair["images"], _squeezed(pair["labels"])) for split, pair in parts.items()}
+    return _source(folder, labelled, task)
 
 
-def open_csv_pixels(folder: Folder, data: DataConfig) -> Source:
+def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read tables with a label and one column a pixel; the images are square, gray or in three colours.
 
     Raises:
@@ -144,7 +150,8 @@ def open_csv_pixels(folder: Folder, data: DataConfig) -> Source:
         except pa.ArrowException as error:
             raise DataError(f"{name} cannot be read as CSV: {error}.") from None
         named = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
-        label = data.label_column or (named[0] if len(named) == 1 else "")
+        asked = data.label_column[0] if isinstance(data.label_column, list) else data.label_column
+        label = asked or (named[0] if len(named) == 1 else "")
         if label not in table.column_names:
             shown = ", ".join(table.column_names[:5])
             raise DataError(f"{name} has no column of labels, but {shown}….", "Set data.label_column.")
@@ -158,7 +165,7 @@ def open_csv_pixels(folder: Folder, data: DataConfig) -> Source:
             _square(values, name),
             np.array(table.column(label).to_pylist()),
         )
-    return _source(folder, parts)
+    return _source(folder, parts, task)
 
 
 def is_csv_pixels(folder: Folder, name: str) -> bool:
@@ -184,13 +191,18 @@ def _files(folder: Folder, ending: str) -> list[str]:
     return found
 
 
-def _source(folder: Folder, parts: Parts) -> Source:
+def _squeezed(labels: Any) -> Any:
+    """Labels [N, 1], as Keras's CIFAR files have them, become [N]."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _source(folder: Folder, parts: Parts, task: type[Task]) -> Source:
     digest = hashlib.sha256()
     for images, labels in parts.values():
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(np.asarray(labels).tobytes())
     origin = Origin(PurePosixPath(folder.root).name, folder.root, digest.hexdigest())
-    source = of_splits(parts, None, (origin,), folder.root)
+    source = of_splits(parts, None, (origin,), folder.root, task)
     return replace(source, ledger=folder.ledger, fingerprint=folder.fingerprint())
 
 
@@ -205,7 +217,7 @@ def is_idx(name: str) -> bool:
     return _NAME.fullmatch(PurePosixPath(name).name) is not None
 
 
-def open_idx(folder: Folder, data: DataConfig) -> Source:
+def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read pairs of images and labels, as `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`.
 
     Raises:
@@ -238,7 +250,7 @@ def open_idx(folder: Folder, data: DataConfig) -> Source:
         parts[split] = arrays["images"], arrays["labels"]
     origins.sort(key=lambda origin: origin.name)
     return replace(
-        of_splits(parts, None, tuple(origins), folder.root),
+        of_splits(parts, None, tuple(origins), folder.root, task),
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
     )

@@ -28,6 +28,7 @@ from distml.data.source import Origin, Source, of_arrays
 from distml.errors import DataError, StorageError
 from distml.runtime import environment
 from distml.storage import Storage
+from distml.tasks.classification import Classification
 
 UPDATE_TIMEOUT_S = 90.0
 DOWNLOAD_TIMEOUT_S = 300.0
@@ -243,7 +244,7 @@ def _assembled(arrays: dict[str, Images], place: str) -> Source:
 
     splits = {"train": of_arrays(*rows("train")), "test": of_arrays(*rows("t10k"))}
     origins = tuple(Origin(f"{name}.gz", f"{place}/{name}.gz", digest) for name, digest in FILES.items())
-    return Source((28, 28, 1), CLASSES, splits, origins)
+    return Source((28, 28, 1), Classification(CLASSES), splits, origins)
 
 
 def _keep(raw: dict[str, bytes], folders: list[Storage]) -> None:

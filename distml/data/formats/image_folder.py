@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import Folder
-from distml.data.schema import Labels
-from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import divide_folders
 from distml.errors import DataError
+from distml.tasks import Targets, Task
+from distml.tasks.classification import Classification
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ _OTHERS = (
 """Endings of files that lie beside pictures and are known to be none; the content of others decides."""
 
 
-def open_pictures(folder: Folder, data: DataConfig) -> Source:
+def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """List the pictures, number their classes and look at every header.
 
     Raises:
@@ -84,7 +86,7 @@ def open_pictures(folder: Folder, data: DataConfig) -> Source:
     if bad and data.on_error == "fail":
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
     source.require_usable(bad, len(names), data)
-    return of_files(folder, classes_of, headers, data, bad)
+    return of_files(folder, classes_of, headers, data, bad, task)
 
 
 def pictures(folder: Folder) -> list[str]:
@@ -177,10 +179,12 @@ def fault(name: str, error: Exception) -> Fault:
 
 def of_files(
     folder: Folder,
-    labelled: Mapping[str, Mapping[str, str]],
+    labelled: Mapping[str, Mapping[str, Any]],
     headers: Mapping[str, Header],
     data: DataConfig,
     bad: Sequence[Fault] = (),
+    task: type[Task] = Classification,
+    names: Sequence[str] | None = None,
 ) -> Source:
     """Make a source of picture files whose labels are known.
 
@@ -190,22 +194,24 @@ def of_files(
         headers: Of those files that can be used.
         data: How they are fitted.
         bad: Files that were left out already.
+        task: What the labels are.
+        names: Of what is predicted, where the labels do not say.
 
     Raises:
         DataError: No pictures are left, or the labels are no classes.
     """
-    given = set(labelled["train"].values())
+    given = set(_texts(labelled["train"]))
     usable = {
         split: {n: label for n, label in some.items() if n in headers} for split, some in labelled.items()
     }
     labelled = {split: some for split, some in usable.items() if some}
-    lost = sorted(given - set(usable["train"].values()))
+    lost = sorted(given - set(_texts(usable["train"])))
     if lost:
         raise DataError(
             f"no picture of {', '.join(lost[:5])} can be used for training.", "Mend or remove them."
         )
-    labels = {split: np.array(list(some.values())) for split, some in labelled.items()}
-    classes, numbers = encode(labels)
+    labels = {split: label_array(list(some.values())) for split, some in labelled.items()}
+    encoded, numbers = task.encode(labels, names)
     fitted = policy(list(headers.values()), data)
     splits = {
         split: _rows(folder, list(some), numbers[split], fitted, data.max_pixels)
@@ -213,15 +219,21 @@ def of_files(
     }
     _tell(folder, labelled, headers, fitted)
     return Source(
-        *(fitted.shape, classes, splits, (folder.origin(),), fitted),
+        *(fitted.shape, encoded, splits, (folder.origin(),), fitted),
         ledger=folder.ledger,
         faults=tuple(bad),
         fingerprint=folder.fingerprint(),
     )
 
 
+def _texts(labelled: Mapping[str, Any]) -> list[str]:
+    """The labels that are names, those of lists among them."""
+    lists = [label if isinstance(label, tuple) else (label,) for label in labelled.values()]
+    return [name for names in lists for name in names if isinstance(name, str)]
+
+
 def _tell(
-    folder: Folder, labelled: Mapping[str, Mapping[str, str]], headers: Mapping[str, Header], fitted: Policy
+    folder: Folder, labelled: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Header], fitted: Policy
 ) -> None:
     """Print the layout as it was understood, before anything is prepared."""
     sizes = Counter((one.width, one.height) for one in headers.values())
@@ -240,16 +252,10 @@ def _tell(
         how,
     )
     for split, some in labelled.items():
-        shares = Counter(some.values())
+        shares = Counter(_texts(some))
         shown = ", ".join(f"{name} {count}" for name, count in sorted(shares.items())[:12])
-        _LOG.info(
-            "%s: %d pictures of %d classes: %s%s",
-            split,
-            len(some),
-            len(shares),
-            shown,
-            ", …" if len(shares) > 12 else "",
-        )
+        what = f" of {len(shares)} classes: {shown}" if shares else ""
+        _LOG.info("%s: %d pictures%s%s", split, len(some), what, ", …" if len(shares) > 12 else "")
     for reason, count in folder.ledger.counts().items():
         level = logging.INFO if reason == "hidden" else logging.WARNING
         _LOG.log(
@@ -257,7 +263,7 @@ def _tell(
         )
 
 
-def _rows(folder: Folder, names: list[str], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
+def _rows(folder: Folder, names: list[str], labels: Targets, fitted: Policy, max_pixels: int) -> Rows:
     def gather(indices: Indices) -> Gathered:
         return _read(folder, [names[index] for index in indices], fitted, max_pixels)
 

@@ -24,10 +24,12 @@ from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
 from distml.data.listing import Folder
-from distml.data.schema import IMAGE, LABEL, Images, Labels, to_array, to_numbers
-from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode, to_nhwc
+from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
 from distml.data.split import divide
 from distml.errors import DataError
+from distml.tasks import Targets, Task
+from distml.tasks.classification import Classification
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
 _BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
@@ -48,7 +50,7 @@ _IMAGE_NAMES = (
 _LABEL_NAMES = (LABEL, "labels", "class", "target", "category", "y", "cls", "digit", "character")
 
 
-def open_parquet(folder: Folder, data: DataConfig) -> Source:
+def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read the labels and look at some images; all others are read when they are gathered.
 
     Raises:
@@ -65,16 +67,18 @@ def open_parquet(folder: Folder, data: DataConfig) -> Source:
     divided = divide(names)
     columns = _columns(folder, names[0], data)
     labels = {
-        s: np.concatenate([_labels(folder, name, columns) for name in some]) for s, some in divided.items()
+        s: np.concatenate([_labels(folder, name, columns, task) for name in some])
+        for s, some in divided.items()
     }
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
-    classes, numbers = encode(labels, _class_names(folder, names[0], columns.label))
+    known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
+    encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
     how = _How(columns, shape, policy, data.max_pixels)
     splits = {split: _rows(folder, some, numbers[split], how) for split, some in divided.items()}
     return Source(
-        *(shape, classes, splits, (folder.origin(),), policy),
+        *(shape, encoded, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
     )
@@ -85,7 +89,7 @@ class Columns:
     """Which columns hold the images and the labels."""
 
     image: str
-    label: str
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
             pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as file,
         ):
             has = file.schema_arrow.names
-            missing = [] if columns is None else sorted({columns.image, columns.label} - set(has))
+            missing = [] if columns is None else sorted({columns.image, *columns.labels} - set(has))
             if missing:
                 raise DataError(f"{name} has no column {' and '.join(missing)}, but {', '.join(has)}.")
             yield file
@@ -141,9 +145,9 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
     pixels = [field.name for field in fields if _holds_images(field.type)]
     picture = choose("image_column", data.image_column, _IMAGE_NAMES, pixels)
     plain = [field.name for field in fields if field.name != picture and _holds_labels(field.type)]
-    return Columns(
-        picture, choose("label_column", data.label_column, _LABEL_NAMES, plain if len(has) == 2 else [])
-    )
+    rest = plain if len(has) == 2 else []
+    asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
+    return Columns(picture, tuple(choose("label_column", one, _LABEL_NAMES, rest) for one in asked))
 
 
 def _holds_images(kind: Any) -> bool:
@@ -168,9 +172,12 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _labels(folder: Folder, name: str, columns: Columns) -> npt.NDArray[Any]:
+def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> npt.NDArray[Any]:
     with _opened(folder, name, columns) as file:
-        column = file.read([columns.label], use_threads=False).column(0).combine_chunks()
+        table = file.read(list(columns.labels), use_threads=False)
+    column = table.column(columns.labels[0]).combine_chunks()
+    if not task.scalar:
+        return label_array([task.read(row) for row in table.select(columns.labels).to_pylist()])
     if column.null_count:
         raise DataError(f"{name} has {column.null_count} rows without a label.", "Remove them.")
     if pa.types.is_dictionary(column.type):
@@ -228,7 +235,7 @@ def _shape(
     return policy.shape, policy
 
 
-def _rows(folder: Folder, names: list[str], labels: Labels, how: _How) -> Rows:
+def _rows(folder: Folder, names: list[str], labels: Targets, how: _How) -> Rows:
     def refit(other: Policy) -> Rows:
         return _rows(folder, names, labels, replace(how, shape=other.shape, policy=other))
 

@@ -24,6 +24,8 @@ from distml.data.listing import Folder
 from distml.data.source import Source
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
+from distml.tasks import Task
+from distml.tasks.classification import Classification
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -43,7 +45,7 @@ def tables(folder: Folder) -> list[str]:
     return [str(path) for path in named if path.stem.lower() in _STEMS]
 
 
-def open_table(folder: Folder, data: DataConfig) -> Source:
+def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read the file, the label and, where there is such a column, the split of every row.
 
     Raises:
@@ -52,9 +54,9 @@ def open_table(folder: Folder, data: DataConfig) -> Source:
     names = tables(folder)
     if not names:
         raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
-    labelled: dict[str, dict[str, str]] = {}
+    labelled: dict[str, dict[str, Any]] = {}
     for name in names:
-        _read(folder, name, data, labelled)
+        columns = _read(folder, name, data, task, labelled)
     chosen = dict.fromkeys(picture for some in labelled.values() for picture in some)
     for picture in image_folder.pictures(folder):
         if picture not in chosen:
@@ -63,26 +65,49 @@ def open_table(folder: Folder, data: DataConfig) -> Source:
         folder.ledger.reasons.pop(name, None)
     headers, bad = image_folder.survey(folder, chosen, data.max_pixels)
     source.require_usable(bad, len(chosen), data)
-    return image_folder.of_files(folder, labelled, headers, data, bad)
+    return image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(columns))
 
 
-def _read(folder: Folder, name: str, data: DataConfig, into: dict[str, dict[str, str]]) -> None:
+def _read(
+    folder: Folder, name: str, data: DataConfig, task: type[Task], into: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Read a table; returns the columns that hold the labels."""
     rows = _rows(folder, name)
     has = list(rows[0]) if rows else []
     file_column = _column(name, has, _FILES, data.image_column, "image_column")
-    label_column = _column(name, has, _LABELS, data.label_column, "label_column")
+    label_columns = _label_columns(name, has, data)
     split_column = next((key for key in has if key.lower() in _SPLITS), None)
     for number, row in enumerate(rows, 1):
         where = f"row {number} of {name}"
-        given, label = row.get(file_column), row.get(label_column)
-        for value, what in ((given, file_column), (label, label_column)):
-            if value is None or value == "":
-                raise DataError(f"{where} has no {what}.", "Fill it in, or remove the row.")
+        given = row.get(file_column)
+        if given is None or given == "":
+            raise DataError(f"{where} has no {file_column}.", "Fill it in, or remove the row.")
         picture = _file(folder, str(PurePosixPath(name).parent), str(given))
         if picture is None:
             raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
         split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
-        into.setdefault("test" if split == "eval" else split, {})[picture] = _text(label)
+        into.setdefault("test" if split == "eval" else split, {})[picture] = _label(
+            task, {column: row.get(column) for column in label_columns}, where
+        )
+    return label_columns
+
+
+def _label(task: type[Task], values: Row, where: str) -> Any:
+    try:
+        return task.read(values)
+    except DataError as error:
+        raise DataError(f"{where} {error.message}", error.remedy) from None
+
+
+def _label_columns(name: str, has: Sequence[str], data: DataConfig) -> list[str]:
+    if not isinstance(data.label_column, list):
+        return [_column(name, has, _LABELS, data.label_column, "label_column")]
+    for column in data.label_column:
+        if column not in has:
+            raise DataError(
+                f"{name} has no column {column}, but {', '.join(has)}.", "Correct data.label_column."
+            )
+    return data.label_column
 
 
 def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | None, key: str) -> str:
@@ -109,12 +134,6 @@ def _split(value: Any, where: str) -> str:
     if word is None:
         raise DataError(f"{where} has the split {value}.", "Use train, validation and test.")
     return word[0]
-
-
-def _text(label: Any) -> str:
-    if isinstance(label, bool):
-        return "true" if label else "false"
-    return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def _rows(folder: Folder, name: str) -> list[Row]:

@@ -20,9 +20,11 @@ from distml.data import image, source
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder
 from distml.data.schema import Labels
-from distml.data.source import Fault, Gathered, Indices, Rows, Source, encode
+from distml.data.source import Fault, Gathered, Indices, Rows, Source
 from distml.data.split import divide
 from distml.errors import DataError
+from distml.tasks import Task
+from distml.tasks.classification import Classification
 
 _LABELS = ("cls", "cls.txt", "label", "txt", "json")
 """Endings of what says the label, the first that is there."""
@@ -55,7 +57,7 @@ def is_webdataset(folder: Folder) -> bool:
     return bool(endings & {"cls", "json", "label"}) and any(f".{ending}" in SUFFIXES for ending in endings)
 
 
-def open_webdataset(folder: Folder, data: DataConfig) -> Source:
+def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Index the tar files and look at every picture's header.
 
     Raises:
@@ -84,13 +86,13 @@ def open_webdataset(folder: Folder, data: DataConfig) -> Source:
         raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
     if lost := sorted(damaged - set(labels["train"])):
         raise DataError(f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove them.")
-    classes, numbers = encode({split: np.array(some) for split, some in labels.items()})
+    encoded, numbers = task.encode({split: np.array(some) for split, some in labels.items()})
     fitted = image.policy(headers, data)
     splits = {
         split: _rows(folder, places[split], numbers[split], fitted, data.max_pixels) for split in places
     }
     return Source(
-        *(fitted.shape, classes, splits, (folder.origin(),), fitted),
+        *(fitted.shape, encoded, splits, (folder.origin(),), fitted),
         ledger=folder.ledger,
         faults=tuple(bad),
         fingerprint=folder.fingerprint(),

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from distml.tasks import Evaluation
 from distml.training import metrics as catalogue
 from distml.training.events import (
     CheckpointSkipped,
     EpochFinished,
-    Evaluation,
     Event,
     Resumed,
     Started,
@@ -108,7 +108,7 @@ class Display:
     def summary(
         self, split: str, evaluation: Evaluation, times: Mapping[str, float], facts: Mapping[str, str]
     ) -> None:
-        """Print the closing table: accuracy per class, seconds per part of the run, paths.
+        """Print the closing table: the main metric, that of each class, seconds per part of the run, paths.
 
         Args:
             split: That was evaluated.
@@ -118,12 +118,12 @@ class Display:
         """
         self.close()
         table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column(f"{split} accuracy")
+        table.add_column(f"{split} {evaluation.main}")
         table.add_column("", justify="right")
         table.add_column("   time", style="")
         table.add_column("", justify="right")
         classes = [(name, f"{share:.3f}") for name, share in evaluation.per_class.items()][:20]
-        left = [("[bold]all classes[/bold]", f"[bold]{evaluation.metrics['accuracy']:.4f}[/bold]"), *classes]
+        left = [("[bold]all[/bold]", f"[bold]{evaluation.metrics[evaluation.main]:.4f}[/bold]"), *classes]
         right = [(f"   {name}", f"{seconds:.1f} s") for name, seconds in times.items()]
         for row in range(max(len(left), len(right))):
             table.add_row(

@@ -28,6 +28,7 @@ def _described() -> dict[str, str]:
     trained = {
         _name(metric.name): f"{metric.help} (training, last steps)" if metric.when == "steps" else metric.help
         for metric in measured
+        if metric.when == "steps" or not metric.held_out
     }
     validated = {
         f"val_{metric.name}": f"{metric.help} (validation, last epoch)"

@@ -15,12 +15,12 @@ from distml.config import Config
 from distml.config.load import flatten
 from distml.data import shards
 from distml.storage import Storage
+from distml.tasks import Evaluation
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun, LogArtifacts, LogDataset, LogText, OpenRun, RegisterModel
 from distml.training import metrics as catalogue
 from distml.training.events import (
     EpochFinished,
-    Evaluation,
     Event,
     Resumed,
     RunFinished,

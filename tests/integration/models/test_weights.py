@@ -10,6 +10,7 @@ import pytest
 
 from distml.errors import ModelError
 from distml.models import backbones, registry, weights
+from distml.tasks.classification import Classification
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -83,7 +84,8 @@ def test_the_export_of_a_run_is_loaded_into_another(keras: Any, tmp_path: Path) 
 
     for name, classes in (("poolnet", 4), ("resnet", 10)):
         source = registry.build(name, (28, 28, 1), 10, {}, 3)
-        export.served(transform.mirrored(source)).save(tmp_path / "model.keras")
+        task = Classification(tuple("abcdefghij"))
+        export.served(transform.mirrored(source), task).save(tmp_path / "model.keras")
         network = registry.build(name, (28, 28, 1), classes, {}, 4)
         loaded = weights.load(network, tmp_path / "model.keras", "runs:/first")
         fits = {"poolnet": ("logits/kernel", "logits/bias"), "resnet": ()}[name]

@@ -77,21 +77,6 @@ def test_a_folder_and_a_huge_file_are_named(tmp_path: Path) -> None:
         files.read_picture(str(tmp_path / "huge.png"), Policy((28, 28, 1)))
 
 
-def test_an_answer_lists_the_most_probable_first() -> None:
-    probabilities = np.array([0.1, 0.6, 0.3], np.float32)
-    assert files.describe("a.png", probabilities, ["cat", "dog", "bird"], 2) == {
-        "file": "a.png",
-        "class": "dog",
-        "label": 1,
-        "probability": 0.6,
-        "top": [
-            {"class": "dog", "label": 1, "probability": 0.6},
-            {"class": "bird", "label": 2, "probability": 0.3},
-        ],
-    }
-    assert len(files.describe("a.png", probabilities, ["cat", "dog", "bird"], 9)["top"]) == 3
-
-
 @pytest.fixture
 def config(storage_root: Path) -> Config:
     """A storage with a finished, registered run called done and one called begun."""

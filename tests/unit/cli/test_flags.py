@@ -33,6 +33,7 @@ def test_there_is_a_flag_for_every_key_and_none_else() -> None:
         "serve.auth",
         "serve.tls",
         "sweep.search",
+        "promote.guards",
     }
     keys = {path for path in load._paths(Config) if "." in path}
     assert given == keys - sections

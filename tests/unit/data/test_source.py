@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from distml.data.source import encode, of_arrays, to_nhwc, to_uint8
+from distml.data.source import of_arrays, to_nhwc, to_uint8
 from distml.errors import DataError
 
 
@@ -47,40 +47,6 @@ def test_gray_images_get_a_channel() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="x: images of shape"):
         to_nhwc(np.zeros(shape, np.uint8), "x")
-
-
-def test_texts_are_numbered_in_order_of_the_training_labels() -> None:
-    classes, labels = encode({"train": np.array(["dog", "cat", "dog"]), "test": np.array(["cat"])})
-    assert classes == ("cat", "dog")
-    assert (labels["train"].tolist(), labels["test"].tolist()) == ([1, 0, 1], [0])
-    assert labels["test"].dtype == np.int32
-
-
-def test_integers_keep_their_number_where_names_say_what_they_mean() -> None:
-    classes, labels = encode({"train": np.array([2, 0])}, ["a", "b", "c"])
-    assert (classes, labels["train"].tolist()) == (("a", "b", "c"), [2, 0])
-    classes, labels = encode({"train": np.array([7, 3, 7])})
-    assert (classes, labels["train"].tolist()) == (("3", "7"), [1, 0, 1])
-
-
-@pytest.mark.parametrize(
-    ("given", "names", "said"),
-    [
-        ({"train": np.array([0, 3])}, ["a", "b", "c"], "train label 3 is not among"),
-        ({"train": np.array([0, -1])}, ["a", "b"], "train label -1 is not among"),
-        ({"train": np.array(["a", "b"]), "test": np.array(["z"])}, None, "test label z is not among"),
-        ({"train": np.array([0, 0])}, None, "not at least two"),
-        ({"train": np.array([0, 1])}, ["a", "a"], "not at least two"),
-        ({"train": np.array([0.5, 1.0])}, None, r"train labels are float64 \(2,\), not integers"),
-        ({"train": np.array(["a", "b"]), "test": np.array([0])}, None, "not texts, as in train"),
-        ({"train": np.array([[0], [1]])}, None, r"int64 \(2, 1\)"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(
-    given: dict[str, npt.NDArray[Any]], names: list[str] | None, said: str
-) -> None:
-    with pytest.raises(DataError, match=said):
-        encode(given, names)
 
 
 def test_arrays_are_gathered_in_the_asked_order() -> None:

@@ -19,6 +19,7 @@ from distml.data.source import Gathered, Indices, Rows, Source
 from distml.data.writer import write
 from distml.errors import ConfigError
 from distml.storage import Storage
+from distml.tasks.classification import Classification
 from tests import zoo
 
 SHAPE = (50, 50, 4)  # 10,000 bytes
@@ -38,7 +39,7 @@ def test_no_more_rows_are_asked_for_than_the_budget_holds(
         asked.append(len(indices))
         return Gathered(IMAGES[indices])
 
-    source = Source(SHAPE, tuple("abcde"), {"train": Rows(LABELS, gather)}, ())
+    source = Source(SHAPE, Classification(tuple("abcde")), {"train": Rows(LABELS, gather)}, ())
     config = Config(data=DataConfig(shards=10, memory_budget_bytes=budget_bytes))
     storage = Storage(str(tmp_path))
     manifest = write(config, storage, source, "set", "set/mine")

@@ -15,8 +15,11 @@ from distml.errors import DataError
 from distml.reports import drift
 from distml.serving import request_log as rows
 from distml.storage import Storage
+from distml.tasks import Task
+from distml.tasks.classification import Classification
 
 CLASSES = ("cat", "dog")
+PETS = Classification(CLASSES)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Served:
 
     name: str
     version: int
-    classes: tuple[str, ...]
+    task: Task
 
 
 def manifest(rows: int = 4000) -> shards.Manifest:
@@ -47,7 +50,7 @@ def log(
     storage: Storage, images: schema.Images, labels: list[int], version: int = 1, **changes: object
 ) -> str:
     """Write images of given answers to the log."""
-    served = Served("pets", version, CLASSES)
+    served = Served("pets", version, PETS)
     probabilities = np.eye(2, dtype=np.float32)[labels]
     entry = rows.Entry(time.time(), "a", served, images, probabilities, 0.1)
     return rows.write(storage, [dataclasses.replace(entry, **changes)], False)  # type: ignore[arg-type]
@@ -74,7 +77,7 @@ def test_the_index_is_what_the_formula_says() -> None:
     found = ground()
     measured = np.zeros((1000, 13), np.float32)
     logged = drift.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
-    mix = next(shift for shift in drift.compare(found, logged) if shift.name == drift.CLASS_MIX)
+    mix = next(shift for shift in drift.compare(PETS, found, logged) if shift.name == drift.CLASS_MIX)
     expected = 0.25 * np.log(0.75 / 0.5) - 0.25 * np.log(0.25 / 0.5)
     assert mix.psi == pytest.approx(expected, rel=0.01)
     assert mix.served == (0.75, 0.25)
@@ -89,7 +92,7 @@ def test_chance_is_about_what_drawing_again_gives() -> None:
         logged = drift.Logged(
             statistics.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
         )
-        shifts = [shift for shift in drift.compare(found, logged) if shift.name != drift.CLASS_MIX]
+        shifts = [shift for shift in drift.compare(PETS, found, logged) if shift.name != drift.CLASS_MIX]
         indices += [shift.psi for shift in shifts]
         chances += [shift.chance for shift in shifts]
     assert np.mean(indices) == pytest.approx(np.mean(chances), rel=0.35)
@@ -101,7 +104,7 @@ def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_roo
     log(storage, pictures(500, 1, brighter=60), [0, 1] * 250)
     found = ground()
     logged = drift.read(storage, "pets", found, None)
-    shifts = {shift.name: shift.psi for shift in drift.compare(found, logged)}
+    shifts = {shift.name: shift.psi for shift in drift.compare(PETS, found, logged)}
     assert next(iter(shifts)).startswith(("mean", "intensity", "foreground"))
     assert shifts["mean intensity"] > 1
     assert shifts["contrast"] < 0.2
@@ -113,8 +116,8 @@ def test_only_what_can_be_compared_is_read(storage_root: Path) -> None:
     log(storage, pictures(3, 1), [0, 1, 1], version=4)
     log(storage, pictures(2, 2), [0, 1], version=5)
     log(storage, np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
-    log(storage, pictures(2, 2), [0, 1], served=Served("pets", 6, ("fish", "bird")))
-    log(storage, pictures(2, 2), [0, 1], served=Served("cars", 1, CLASSES))
+    log(storage, pictures(2, 2), [0, 1], served=Served("pets", 6, Classification(("fish", "bird"))))
+    log(storage, pictures(2, 2), [0, 1], served=Served("cars", 1, PETS))
     log(storage, pictures(9, 2), [0] * 9, time_s=time.time() - 3 * 86_400)
     everything = drift.read(storage, "pets", ground(), None)
     assert (len(everything.labels), everything.versions, everything.skipped) == (14, (1, 4, 5), 2)

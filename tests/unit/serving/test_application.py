@@ -19,7 +19,7 @@ from distml.serving import application
 from distml.serving.core import Core
 from distml.serving.exchange import Answer
 from distml.serving.metrics import Metrics
-from distml.serving.service import Probabilities
+from distml.serving.service import Outputs
 from tests import malformed, serving
 
 GOOD = malformed.one(malformed.IMAGE)
@@ -210,7 +210,7 @@ def test_a_shadow_that_fails_costs_no_answer() -> None:
     config = ServeConfig(shadow="previous")
     core = serving.core(config=config)
 
-    def fail(images: Images) -> Probabilities:
+    def fail(images: Images) -> Outputs:
         raise ZeroDivisionError
 
     core.swap({7: core._loaded[7], 5: replace(core._loaded[5], function=fail)}, core._aliases)

@@ -57,13 +57,14 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
             pass
 
         def do_GET(self) -> None:
-            about = {"shape": [2, 2, 1], "classes": ["a"], "metrics": {"test_accuracy": 0.9}}
+            about = {"shape": [2, 2, 1], "classes": list("abc"), "metrics": {"test_accuracy": 0.9}}
             self.answer(served.model | about)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             labels = served.labels(self.path, body)
-            self.answer({"model": served.model, "predictions": [{"label": label} for label in labels]})
+            rows = [{"probabilities": np.eye(3)[label].tolist()} for label in labels]
+            self.answer({"model": served.model, "predictions": rows})
 
         def answer(self, found: dict[str, Any]) -> None:
             content = json.dumps(found).encode()

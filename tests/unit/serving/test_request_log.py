@@ -22,6 +22,8 @@ from distml.errors import StorageError
 from distml.serving import request_log
 from distml.serving.request_log import Journal
 from distml.storage import Storage
+from distml.tasks import Task
+from distml.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Served:
 
     name: str
     version: int
-    classes: tuple[str, ...]
+    task: Task
 
 
-PETS = Served("pets", 3, ("cat", "dog", "bird"))
+PETS = Served("pets", 3, Classification(("cat", "dog", "bird")))
 SOON = {"enabled": True, "flush_s": 3600.0}
 
 
@@ -117,7 +119,7 @@ def test_versions_and_shapes_have_files_of_their_own(storage_root: Path) -> None
     storage = Storage(str(storage_root))
     journal = Journal(LogConfig(**SOON), storage)
     journal.record("a", PETS, *answered(), 0.1)
-    journal.record("b", Served("pets", 4, PETS.classes), *answered(), 0.1)
+    journal.record("b", Served("pets", 4, PETS.task), *answered(), 0.1)
     journal.record("c", PETS, *answered(shape=(4, 4, 3)), 0.1)
     journal.close()
     assert sorted(table["request"].to_pylist()[0] for table in logged(storage)) == ["a", "b", "c"]
@@ -212,8 +214,9 @@ import numpy as np
 from distml.config import LogConfig
 from distml.serving.request_log import Journal
 from distml.storage import Storage
+from distml.tasks.classification import Classification
 journal = Journal(LogConfig(enabled=True), Storage(sys.argv[1]))
-served = SimpleNamespace(name="pets", version=1, classes=("a", "b"))
+served = SimpleNamespace(name="pets", version=1, task=Classification(("a", "b")))
 journal.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
 journal.close()
 assert journal.counts()["written"] == 2

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from distml.errors import TrainingError
+from distml.tasks import Evaluation, Mistake
 from distml.training import events
 from distml.training.events import (
     CheckpointSkipped,
     EpochFinished,
-    Evaluation,
     Event,
-    Mistake,
     Outcome,
     Resumed,
     RunFailed,
@@ -35,7 +34,7 @@ FINISHED = RunFinished(
     export=("runs", "a", "export"),
     evaluation={"validation": Evaluation({"accuracy": 0.5}, {"cat": 0.5}, [[1]])},
     history=[EPOCH],
-    mistakes=[Mistake(3, 0, 1, 2.5)],
+    mistakes=[Mistake(3, "cat", "dog", 2.5)],
     evaluate_s=1.0,
     export_s=2.0,
 )
@@ -72,7 +71,7 @@ def test_a_metric_that_is_misspelt_is_refused_where_the_event_is_made(name: str)
     with pytest.raises(ValueError, match=f"no metric '{name}'"):
         EpochFinished(1, 10, {"loss": 1.0, name: 0.5})
     with pytest.raises(ValueError, match="Did you mean accuracy"):
-        Evaluation({"acuracy": 0.5}, {}, [])
+        replace(FINISHED, evaluation={"test": Evaluation({"acuracy": 0.5}, {}, [])})
 
 
 MISSPELT = """
@@ -131,4 +130,4 @@ def test_the_test_split_is_shown_where_there_is_one() -> None:
     assert FINISHED.shown == "validation"
     both = {**FINISHED.evaluation, "test": FINISHED.evaluation["validation"]}
     assert replace(FINISHED, evaluation=both).shown == "test"
-    assert FINISHED.to_json()["worst"] == [[3, 0, 1, 2.5]]
+    assert FINISHED.to_json()["worst"] == [[3, "cat", "dog", 2.5]]

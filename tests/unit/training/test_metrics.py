@@ -11,9 +11,11 @@ from rich.console import Console
 
 from distml.reports import figures
 from distml.storage import Storage
+from distml.tasks import Evaluation
+from distml.tasks.quality import Metric
 from distml.training import metrics
-from distml.training.events import EpochFinished, Evaluation, Event, Resumed, RunFinished, StepsDone
-from distml.training.metrics import CATALOGUE, Metric
+from distml.training.events import EpochFinished, Event, Resumed, RunFinished, StepsDone
+from distml.training.metrics import CATALOGUE
 from distml.training.observers import exporters
 from distml.training.observers.display import Display
 from distml.training.observers.exporters import TensorBoard

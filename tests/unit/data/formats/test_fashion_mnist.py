@@ -47,7 +47,7 @@ def test_the_built_in_data_are_what_they_should_be(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO):
         found = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path)))
     assert "the data come from" in caplog.text
-    assert (found.shape, len(found.classes)) == ((28, 28, 1), 10)
+    assert (found.shape, len(found.task.names)) == ((28, 28, 1), 10)
     for split, count in (("train", 60_000), ("test", 10_000)):
         labels = found.splits[split].labels
         assert labels.dtype == np.int32

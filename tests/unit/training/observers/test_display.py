@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from rich.console import Console
 
-from distml.training.events import Evaluation, Started
+from distml.tasks import Evaluation
+from distml.training.events import Started
 from distml.training.observers.display import Display
 
 STARTED = Started(
@@ -40,6 +39,6 @@ def test_a_fact_is_shown_as_it_is() -> None:
     stream = io.StringIO()
     display = Display(2, Console(file=stream, soft_wrap=True, width=80))
     next_one = f"python -m distml.predict IMAGE --storage.root '{'x' * 90} [bold] #1'"
-    evaluation = SimpleNamespace(per_class={"cat": 1.0}, metrics={"accuracy": 1.0})
-    display.summary("test", cast(Evaluation, evaluation), {}, {"next": next_one})
+    evaluation = Evaluation({"accuracy": 1.0}, {"cat": 1.0})
+    display.summary("test", evaluation, {}, {"next": next_one})
     assert stream.getvalue().splitlines()[-1] == f"{'next':<10} {next_one}"

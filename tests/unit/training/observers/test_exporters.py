@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from distml import tasks
 from distml.training import events
 from distml.training.events import EpochFinished, Event, Started, StepsDone
 from distml.training.observers import exporters
 
-TRAINED = {"loss": 0.5, "accuracy": 0.8, "learning_rate": 1e-3, "samples_per_s": 1e4}
+TRAINED = {"loss": 0.5, "learning_rate": 1e-3, "samples_per_s": 1e4} | dict.fromkeys(
+    ("accuracy", "label_accuracy", "mae"), 0.8
+)
 STEPS = StepsDone(2, 9, TRAINED)
-VALIDATED = {"val_loss": 0.4, "val_accuracy": 0.9, "world_size": 3, "rows_read": 90, "rows_dropped": 10}
+MEASURED = [name for task in tasks.KINDS.values() for name in task.metrics]
+VALIDATED = {"world_size": 3, "rows_read": 90, "rows_dropped": 10} | {
+    f"val_{name}": 0.9 for name in ("loss", *MEASURED)
+}
 EPOCH = EpochFinished(2, 9, TRAINED | VALIDATED | {"train_s": 2.0, "data_wait_s": 0.1})
 STARTED = Started(2, 0, 10, False, "float32", 1000)
 

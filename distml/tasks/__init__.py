@@ -1,0 +1,65 @@
+"""What is predicted: classification, multilabel and regression (any process).
+
+A task encodes targets, names losses and metrics with their direction, decides from outputs, evaluates, and
+says what people and programs see. No other package asks which task it is: all call the methods of `Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distml.config import Config
+from distml.errors import ConfigError
+from distml.tasks.classification import Classification
+from distml.tasks.multilabel import Multilabel
+from distml.tasks.regression import Regression
+from distml.tasks.task import Evaluation, Mistake, Outputs, Targets, Task
+
+__all__ = ["KINDS", "Evaluation", "Mistake", "Outputs", "Targets", "Task", "of", "restore"]
+
+KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, Multilabel, Regression)}
+
+
+def of(kind: str) -> type[Task]:
+    """Return the task of a kind."""
+    return KINDS[kind]
+
+
+def restore(names: Sequence[str], spec: Mapping[str, Any] | None) -> Task:
+    """Return the task that a manifest or an export describes.
+
+    Args:
+        names: Of what is predicted.
+        spec: As `Task.spec` returned it; None, in what earlier versions wrote, is classification.
+
+    Raises:
+        KeyError, TypeError, ValueError: It describes none.
+    """
+    values = {key: _frozen(value) for key, value in (spec or {"kind": Classification.kind}).items()}
+    return KINDS[values.pop("kind")](tuple(names), **values)
+
+
+def check(config: Config) -> None:
+    """Check that losses and metrics of a configuration belong to its task, before anything starts.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    task = of(config.task.kind)
+    wanted = config.train.loss
+    if wanted != "auto" and ":" not in wanted and wanted not in task.losses_allowed:
+        raise ConfigError(
+            f"train.loss = {wanted} is no loss of {task.kind}.",
+            f"Choose {', '.join(task.losses_allowed)} or module:function.",
+        )
+    task.metric(config.promote.metric)
+    if task.metric(config.train.monitor) not in (*task.metrics, "loss"):
+        raise ConfigError(
+            f"train.monitor = {config.train.monitor} is measured at the end of a run alone.",
+            f"Choose {', '.join(f'val_{name}' for name in (*task.metrics, 'loss'))}.",
+        )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(below) for below in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,191 @@
+"""What a task adds to a network in TensorFlow: losses, the metric of a step, the head of an export (worker).
+
+A loss takes targets and float32 logits [N, K] and returns the loss of each row, float32 [N].
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distml.errors import ConfigError
+from distml.tasks.task import Task
+
+Tensor = Any
+Loss = Callable[[Tensor, Tensor], Tensor]
+AUTO = "auto"
+_FOCUS = 2.0
+"""Exponent of the focal loss, as in Lin et al., "Focal Loss for Dense Object Detection"."""
+_HUBER = 1.0
+"""Deviations from which the Huber loss is linear."""
+
+
+def cross_entropy(labels: Tensor, logits: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Loss per row.
+
+    Args:
+        labels: int32 (N,).
+        logits: float32 (N, classes).
+        smoothing: Share of the target spread evenly over all classes.
+
+    Returns:
+        float32 (N,), natural logarithm.
+    """
+    hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if not smoothing:
+        return hard
+    spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+    return (1 - smoothing) * hard + smoothing * spread
+
+
+def _focal(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    loss = cross_entropy(labels, logits, smoothing)
+    right = tf.exp(-tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    return (1 - right) ** _FOCUS * loss
+
+
+class _Classes:
+    """Losses of one class a row; `weights` by class multiply the loss of a row. Final."""
+
+    def __init__(self, task: Task, smoothing: float, weights: Sequence[float]) -> None:
+        self._smoothing, self._weights = smoothing, weights
+
+    def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
+        if not self._weights:
+            return rows
+        return rows * tf.gather(tf.constant(self._weights, tf.float32), targets)
+
+    def loss(self, name: str) -> Loss:
+        plain = {"cross_entropy": cross_entropy, "focal": _focal}[name]
+        return lambda targets, logits: self.weighed(plain(targets, logits, self._smoothing), targets)
+
+    def curve(self, targets: Tensor, logits: Tensor) -> Tensor:
+        return tf.cast(tf.argmax(logits, -1, tf.int32) == targets, tf.float32)
+
+
+class _Labels:
+    """Losses of several labels a row; `weights` by label multiply the loss of rows that have it. Final."""
+
+    def __init__(self, task: Task, smoothing: float, weights: Sequence[float]) -> None:
+        self._smoothing, self._weights = smoothing, weights
+
+    def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return rows
+
+    def loss(self, name: str) -> Loss:
+        def rows(targets: Tensor, logits: Tensor) -> Tensor:
+            soft = targets * (1 - self._smoothing) + self._smoothing / 2
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(soft, logits)
+            if name == "focal":
+                right = tf.exp(-tf.nn.sigmoid_cross_entropy_with_logits(targets, logits))
+                losses *= (1 - right) ** _FOCUS
+            if self._weights:
+                losses *= 1 + targets * (tf.constant(self._weights, tf.float32) - 1)
+            return tf.reduce_mean(losses, -1)
+
+        return rows
+
+    def curve(self, targets: Tensor, logits: Tensor) -> Tensor:
+        return tf.reduce_mean(tf.cast((logits > 0) == (targets > 0), tf.float32), -1)
+
+
+class _Numbers:
+    """Losses of numbers, scaled by the training rows. Final."""
+
+    def __init__(self, task: Task, smoothing: float, weights: Sequence[float]) -> None:
+        self._centre = tf.constant([mean for mean, _ in task.spec()["scale"]], tf.float32)
+        self._unit = tf.constant(task.unit, tf.float32)
+
+    def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return rows
+
+    def _errors(self, targets: Tensor, scaled: Tensor) -> Tensor:
+        return scaled - (targets - self._centre) / self._unit
+
+    def loss(self, name: str) -> Loss:
+        def rows(targets: Tensor, scaled: Tensor) -> Tensor:
+            errors = self._errors(targets, scaled)
+            size = tf.abs(errors)
+            if name == "mse":
+                values = errors**2
+            elif name == "mae":
+                values = size
+            else:
+                values = tf.where(size <= _HUBER, 0.5 * errors**2, _HUBER * (size - 0.5 * _HUBER))
+            return tf.reduce_mean(values, -1)
+
+        return rows
+
+    def curve(self, targets: Tensor, scaled: Tensor) -> Tensor:
+        return tf.reduce_mean(tf.abs(self._errors(targets, scaled)) * self._unit, -1)
+
+
+_PARTS: dict[str, Any] = {"classification": _Classes, "multilabel": _Labels, "regression": _Numbers}
+
+
+def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequence[float] = ()) -> Loss:
+    """The loss that is trained.
+
+    Args:
+        task: Has targets of this form.
+        wanted: A loss of the task, `auto` for its first one, or the user's own as `module:function`.
+        smoothing: Share of a target spread evenly over the others.
+        weights: By name; () counts all rows alike.
+
+    Raises:
+        ConfigError: The task has no such loss, or it cannot be imported.
+    """
+    parts = _PARTS[task.kind](task, smoothing, weights)
+    if ":" in wanted:
+        own = imported(wanted, "train.loss")
+        return lambda targets, logits: parts.weighed(own(targets, logits), targets)
+    built: Loss = parts.loss(task.losses_allowed[0] if wanted == AUTO else wanted)
+    return built
+
+
+def plain_loss(task: Task) -> Loss:
+    """The loss that is measured: the task's first one, without smoothing or weights, whatever is trained."""
+    return loss(task)
+
+
+def curve(task: Task) -> Loss:
+    """The metric of a training step, see `Task.curve`; of each row, so that it adds up over workers."""
+    measured: Loss = _PARTS[task.kind](task, 0.0, ()).curve
+    return measured
+
+
+def imported(name: str, key: str) -> Callable[..., Any]:
+    """Import the user's own function.
+
+    Args:
+        name: `module:function`.
+        key: Of the configuration, for messages.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    try:
+        own = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # the user's module may raise anything, and it is the user who reads this
+        raise ConfigError(f"{key} = {name!r}: importing {module} fails: {error!r}.") from error
+    if not callable(own):
+        raise ConfigError(f"{key} = {name!r}: {function} is not a function of {module}.")
+    return own  # type: ignore[no-any-return]
+
+
+def head(task: Task, logits: Tensor) -> Tensor:
+    """Turn logits into outputs by Keras's own layers, as the export has them."""
+    spec = task.spec()
+    if "scale" in spec:
+        deviations, means = task.unit.tolist(), [mean for mean, _ in spec["scale"]]
+        return keras.layers.Rescaling(deviations, means, dtype="float32", name=task.output)(logits)
+    if spec["temperature"] != 1.0:
+        logits = keras.layers.Rescaling(1 / spec["temperature"], dtype="float32", name="temperature")(logits)
+    if task.kind == "multilabel":
+        return keras.layers.Activation("sigmoid", dtype="float32", name=task.output)(logits)
+    return keras.layers.Softmax(dtype="float32", name=task.output)(logits)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from distml.errors import DataError
+from distml.tasks.classification import Classification
+
+
+def test_texts_are_numbered_in_order_of_the_training_labels() -> None:
+    task, labels = Classification.encode(
+        {"train": np.array(["dog", "cat", "dog"]), "test": np.array(["cat"])}
+    )
+    assert task.names == ("cat", "dog")
+    assert (labels["train"].tolist(), labels["test"].tolist()) == ([1, 0, 1], [0])
+    assert labels["test"].dtype == np.int32
+
+
+def test_integers_keep_their_number_where_names_say_what_they_mean() -> None:
+    task, labels = Classification.encode({"train": np.array([2, 0])}, ["a", "b", "c"])
+    assert (task.names, labels["train"].tolist()) == (("a", "b", "c"), [2, 0])
+    task, labels = Classification.encode({"train": np.array([7, 3, 7])})
+    assert (task.names, labels["train"].tolist()) == (("3", "7"), [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "said"),
+    [
+        ({"train": np.array([0, 3])}, ["a", "b", "c"], "train label 3 is not among"),
+        ({"train": np.array([0, -1])}, ["a", "b"], "train label -1 is not among"),
+        ({"train": np.array(["a", "b"]), "test": np.array(["z"])}, None, "test label z is not among"),
+        ({"train": np.array([0, 0])}, None, "not at least two"),
+        ({"train": np.array([0, 1])}, ["a", "a"], "not at least two"),
+        ({"train": np.array([0.5, 1.0])}, None, r"train labels are float64 \(2,\), not integers"),
+        ({"train": np.array(["a", "b"]), "test": np.array([0])}, None, "not texts, as in train"),
+        ({"train": np.array([[0], [1]])}, None, r"int64 \(2, 1\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    given: dict[str, npt.NDArray[Any]], names: list[str] | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        Classification.encode(given, names)
+
+
+def test_an_answer_lists_the_most_probable_first() -> None:
+    probabilities = np.array([0.1, 0.6, 0.3], np.float32)
+    task = Classification(("cat", "dog", "bird"))
+    assert task.described(probabilities, 2) == {
+        "class": "dog",
+        "label": 1,
+        "probability": 0.6,
+        "top": [
+            {"class": "dog", "label": 1, "probability": 0.6},
+            {"class": "bird", "label": 2, "probability": 0.3},
+        ],
+    }
+    assert len(task.described(probabilities, 9)["top"]) == 3
