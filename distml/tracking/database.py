@@ -208,14 +208,22 @@ def load(uri: str, dumped: Path, moved: Callable[[str], str]) -> Contents:
 
     engine = _engine(uri)
     settings = _get_alembic_config(uri)
-    with _described("loaded"), _lines(dumped) as lines, engine.begin() as connection:
-        settings.attributes["connection"] = connection
-        if not _reflect(connection).tables:
-            FirstTables.metadata.create_all(connection)
-        command.upgrade(settings, json.loads(next(lines))["revision"])
-        _insert(connection, lines, moved)
-        command.upgrade(settings, "heads")
-        return _contents(connection, _reflect(connection))
+
+    def upgrade_to(revision: str) -> None:
+        with engine.begin() as connection:
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, revision)
+
+    with _described("loaded"), _lines(dumped) as lines:
+        with engine.begin() as connection:  # committed before the migrations, some of which open their own
+            if not _reflect(connection).tables:
+                FirstTables.metadata.create_all(connection)
+        upgrade_to(json.loads(next(lines))["revision"])
+        with engine.begin() as connection:
+            _insert(connection, lines, moved)
+        upgrade_to("heads")
+        with engine.connect() as connection:
+            return _contents(connection, _reflect(connection))
 
 
 def require_empty(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import time
@@ -181,3 +182,32 @@ def test_a_database_that_stays_away_is_a_sentence(server: Postgres) -> None:
     with pytest.raises(TrackingError, match=r"has not answered for 1 s: .*refused") as refused:
         database.upgrade(server.uri, 1)
     assert PASSWORD not in str(refused.value)
+
+
+def test_rows_survive_the_way_from_postgresql_to_sqlite_and_back(server: Postgres, tmp_path: Path) -> None:
+    import mlflow
+
+    database.upgrade(server.uri)
+    client = mlflow.MlflowClient(server.uri, server.uri)
+    run = client.create_run(client.create_experiment("first", artifact_location="/old/1")).info
+    client.log_metric(run.run_id, "loss", 0.5, step=2)
+    client.create_registered_model("pets")
+    client.create_model_version("pets", "/old/1/export", run.run_id, tags={"sha256": "0" * 64})
+    client.set_registered_model_alias("pets", "champion", "1")
+    dumped = database.dump(server.uri, tmp_path / "1")
+    assert dumped.champions == {"pets": (1, "0" * 64)}
+    embedded = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    loaded = database.load(embedded, tmp_path / "1", lambda uri: uri.replace("/old", "/new"))
+    assert (loaded.rows, loaded.champions) == (dumped.rows, dumped.champions)
+    assert loaded.places == [f"/new/1/{run.run_id}/artifacts", "/new/1/export"]
+    database.dump(embedded, tmp_path / "2")
+    with contextlib.closing(connection(server)) as open_connection:
+        open_connection.autocommit = True
+        open_connection.cursor().execute("CREATE DATABASE second")
+    second = server.uri.replace("/mlflow?", "/second?")
+    assert database.load(second, tmp_path / "2", lambda uri: uri).rows == dumped.rows
+    with pytest.raises(TrackingError, match="holds 1 runs, 1 registered_models already"):
+        database.load(second, tmp_path / "2", lambda uri: uri)
+    again = mlflow.MlflowClient(second, second)
+    assert again.get_metric_history(run.run_id, "loss")[0].value == 0.5
+    assert again.create_experiment("next") not in ("0", "1")  # PostgreSQL counts on
