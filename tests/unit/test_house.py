@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +91,8 @@ UNSAFE_FLAGS = {("safe_mode", False), ("allow_pickle", True)}
 
 FUNCTION_LINES = 40
 MODULES = 145
-"""Modules of the package at most, `__init__` not counted; the number may only sink."""
-SINGLE_IMPORTERS = 0.37
+"""Modules of the package at most, `__init__` not counted."""
+SINGLE_IMPORTERS = 0.32
 """Share of modules at most that a single module imports; the number may only sink."""
 
 
@@ -217,10 +216,15 @@ def test_the_root_holds_what_people_type_and_verbs_are_thin() -> None:
 
 def test_modules_are_few_and_few_of_them_serve_a_single_importer() -> None:
     counted = [name for name, path in OURS.items() if path.name != "__init__.py"]
-    importers: Counter[str] = Counter()
+    importers: dict[str, set[str]] = {}
     for name in OURS:
-        importers.update(known(imports(name)) - {name})
-    single = sorted(name for name in counted if importers[name] == 1)
+        for imported in known(imports(name)) - {name}:
+            importers.setdefault(imported, set()).add(name)
+    for name, path in OURS.items():  # what a package hands on is imported by those who import the package
+        if path.name == "__init__.py":
+            for imported in known(imports(name)) - {name}:
+                importers[imported] |= importers.get(name, set())
+    single = sorted(name for name in counted if len(importers.get(name, ())) == 1)
     assert len(counted) <= MODULES, "merge what is one subject"
     assert len(single) <= SINGLE_IMPORTERS * len(counted), single
 
