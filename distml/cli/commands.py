@@ -1,4 +1,4 @@
-"""The verbs that are one call each: drift, sync, backup, restore, validate, cluster, keys (driver).
+"""The small verbs: drift, sync, backup, restore, validate, cluster, keys, report, models, weights (driver).
 
 Each imports what it needs when it runs, so that none pays for the others.
 """
@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import webbrowser
 from argparse import Namespace
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
-from distml.errors import ConfigError, DistmlError
+from distml.errors import ConfigError, DistmlError, StorageError
+from distml.storage import Storage
+
+if TYPE_CHECKING:
+    from distml.models.backbones import Backbone
+
+_PARAMETER_BYTES = 4
+"""Exports are float32."""
 
 
 def drift(config: Config) -> dict[str, Any]:
@@ -42,9 +52,9 @@ def sync(config: Config, own: Namespace) -> dict[str, Any]:
         TrackingError: The server is away for longer than `tracking.wait_s`, or refuses a run.
     """
     from distml import tracking
-    from distml.tracking import spool
+    from distml.tracking import outbox
 
-    return {"sent": 0, "left": spool.waiting(config)} if own.dry_run else tracking.sync(config)
+    return {"sent": 0, "left": outbox.waiting(config)} if own.dry_run else tracking.sync(config)
 
 
 def backup(config: Config, own: Namespace) -> dict[str, Any]:
@@ -91,7 +101,6 @@ def validate(config: Config) -> dict[str, Any]:
     """
     from distml.models import registry
     from distml.selection import candidates
-    from distml.storage import Storage
     from distml.tracking import runs
     from distml.training import pretrained
 
@@ -168,3 +177,165 @@ def keys(config: Config, own: Namespace) -> dict[str, Any]:
 
 def _moment(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def report(config: Config, own: Namespace) -> dict[str, Any]:
+    """Show the report of a finished run: one HTML file with all that is known of it.
+
+    distml report fashion-mnist                     a run of this storage
+    distml report 965b61abbc344c7086c86c34d50cd2f2  an MLflow run
+    distml report fashion-mnist --open              in a browser
+
+    Returns:
+        `run`, `report` (its path) and `opened`.
+
+    Raises:
+        ConfigError: There is no such run, it is not finished, or it left no report.
+        DistmlError: The storage or the registry does not answer.
+    """
+    path = _of_storage(config, own.run, own.to) or _of_registry(config, own.run, own.to)
+    print(path, file=sys.stderr)
+    opened = bool(own.open and webbrowser.open(path.resolve().as_uri()))
+    if own.open and not opened:
+        print("no browser could be opened here", file=sys.stderr)
+    return {"run": own.run, "report": str(path), "opened": opened}
+
+
+def _of_storage(config: Config, name: str, to: str | None) -> Path | None:
+    """The report of a run of this storage, None where there is no run of that name."""
+    from distml.reports import page
+    from distml.tracking import runs
+
+    storage = Storage(config.storage.root)
+    if name not in storage.names(runs.FOLDER):
+        return None
+    record = runs.finished(storage, name)
+    if record is None:
+        raise ConfigError(f"run {name} is not finished.", "Start it again to finish it.")
+    parts = (*record.paths.export, page.FOLDER, page.FILE)
+    if not storage.exists(*parts):
+        raise _without(name)
+    if storage.local and to is None:
+        return Path(storage.uri(*parts))
+    return _written(storage.read_bytes(*parts), name, to)
+
+
+def _of_registry(config: Config, run_id: str, to: str | None) -> Path:
+    """The report beside the model that an MLflow run registered."""
+    from distml.reports import page
+    from distml.tracking.locate import choose
+
+    with tempfile.TemporaryDirectory(prefix="distml-report-") as folder:
+        chosen = choose(config, run_id, None, Path(folder))
+        path = chosen.folder / page.FOLDER / page.FILE
+        if not path.exists():
+            raise _without(run_id)
+        if to is None and not path.is_relative_to(folder):
+            return path
+        return _written(path.read_bytes(), run_id, to)
+
+
+def _without(name: str) -> ConfigError:
+    return ConfigError(f"run {name} left no report.", "Train it again with --run.restart true.")
+
+
+def _written(content: bytes, name: str, to: str | None) -> Path:
+    path = Path(to or f"{name}-report.html").absolute()
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}.", "Give another --to.") from None
+    return path
+
+
+def models(_config: Config, namespace: Namespace) -> dict[str, Any]:
+    """Print the table.
+
+    Returns:
+        `models`: name, and for a backbone parameters, GFLOPs, size in megabytes, sides of images.
+
+    Raises:
+        ConfigError: No name contains the word.
+    """
+    from distml.models import backbones, registry
+
+    word = str(namespace.word).lower()
+    ours = [name for name in registry.names() if word in name]
+    others = {name: backbone for name, backbone in backbones.BACKBONES.items() if word in name}
+    if not ours and not others:
+        raise ConfigError(f"no model's name contains {word!r}.", "`distml models` lists all of them.")
+    rows = [
+        _model_row(name, backbone)
+        for name, backbone in sorted(others.items(), key=lambda pair: pair[1].gflops)
+    ]
+    _show_models(ours, rows)
+    return {"models": [{"name": name} for name in ours] + rows}
+
+
+def _model_row(name: str, backbone: Backbone) -> dict[str, Any]:
+    return {
+        "name": name,
+        "parameters": backbone.parameters,
+        "gflops": backbone.gflops,
+        "megabytes": round(backbone.parameters * _PARAMETER_BYTES / 1e6, 1),
+        "image_size": backbone.image_size,
+        "min_size": backbone.min_size,
+    }
+
+
+def _show_models(ours: list[str], rows: list[dict[str, Any]]) -> None:
+    """Print the table, cheapest first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if ours:
+        console.print(f"small networks for images of any kind: {', '.join(ours)}")
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("backbone")
+    for heading in ("parameters", "GFLOPs", "MB", "image size", "at least"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        millions = f"{row['parameters'] / 1e6:.1f} M"
+        cost = (millions, f"{row['gflops']:g}", f"{row['megabytes']:g}")
+        table.add_row(row["name"], *cost, f"{row['image_size']}", f"{row['min_size']}")
+    console.print(table)
+
+
+def fetch_weights(config: Config, namespace: Namespace) -> dict[str, Any]:
+    """Fetch, or do nothing where they are already.
+
+    Returns:
+        `name`, `file`, `sha256`, `bytes` and `place`.
+
+    Raises:
+        ConfigError: No backbone of that name, or no such file.
+        ModelError: Keras's file cannot be fetched.
+        StorageError: The storage cannot be written.
+    """
+    from distml.models import registry
+    from distml.training import pretrained
+
+    name = namespace.name or config.model.name
+    registry.check(name, {})
+    model = config.model.model_copy(update={"name": name, "weights": pretrained.IMAGENET})
+    wanted = config.model_copy(update={"model": model})
+    storage = Storage(config.storage.root)
+    if namespace.file:
+        pretrained.check(wanted)
+        source = f"{pretrained.IMAGENET}:{name}"
+        resolved_file = pretrained.put(storage, source, *pretrained.read(namespace.file))
+    else:
+        resolved = pretrained.resolve(wanted, storage)
+        assert resolved is not None
+        resolved_file = resolved
+    place = storage.uri(*resolved_file.parts)
+    return {
+        "name": name,
+        "file": resolved_file.file,
+        "sha256": resolved_file.sha256,
+        "bytes": resolved_file.bytes,
+        "place": place,
+    }

@@ -21,7 +21,7 @@ from distml.selection.gate import Decision, Score
 from distml.selection.score import Evaluator, trusted
 from distml.storage import Storage
 from distml.tasks import quality
-from distml.tracking import registry, runs, spool
+from distml.tracking import outbox, registry, runs
 from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
 
@@ -190,7 +190,7 @@ def gather(config: Config, storage: Storage, run: str | None, version: int | Non
     if version is not None:
         return [Candidate(f"version {version}", require(config, version))]
     if run == "*":
-        spool.deliver(config, config.tracking.wait_s)
+        outbox.deliver(config, config.tracking.wait_s)
         candidates = [
             Candidate(f"version {version.version}", version) for version in registry.versions(config)
         ]

@@ -7,8 +7,7 @@ server, or by `distml sync`. Operations carry their own time stamps and steps, s
 records it once.
 """
 
-from distml.tracking.outbox import Tracker
+from distml.tracking.outbox import Tracker, find, register, sync
 from distml.tracking.server import check, client, require_experiment, uri
-from distml.tracking.spool import find, register, sync
 
 __all__ = ["Tracker", "check", "client", "find", "register", "require_experiment", "sync", "uri"]

@@ -27,14 +27,14 @@ from distml import __version__
 from distml.config import Config
 from distml.errors import ConfigError, StorageError, TrackingError
 from distml.storage import Storage
-from distml.tracking import database, runs, spool
+from distml.tracking import database, outbox, runs
 from distml.tracking.database import Contents
 
 logger = logging.getLogger(__name__)
 
 MANIFESTS, OBJECTS, ARTIFACTS = "manifests", "objects", "mlflow-artifacts"
 SWEEPS = "sweeps"
-_RECORDS = (runs.FOLDER, SWEEPS, spool.FOLDER)
+_RECORDS = (runs.FOLDER, SWEEPS, outbox.FOLDER)
 _SCHEMA = 1
 _PROXIED = "mlflow-artifacts:"
 

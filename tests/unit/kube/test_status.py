@@ -15,7 +15,7 @@ from distml.config import Config
 from distml.kube import status
 from distml.kube.status import Line, Snapshot
 from distml.storage import Storage
-from distml.tracking import spool
+from distml.tracking import outbox
 from tests.manifests.render import KUBERAY, render
 from tests.unit.kube.test_cluster import Outcome, Programs, programs, ran
 
@@ -184,8 +184,8 @@ exit 0
 def test_what_waits_is_counted_and_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage = Storage(str(tmp_path))
     for name in ("a", "b"):
-        storage.write_bytes(b"{}", spool.FOLDER, spool.new_name(name))
-    assert spool.waiting(Config.resolve({"storage": {"root": str(tmp_path)}})) == 2
+        storage.write_bytes(b"{}", outbox.FOLDER, outbox.new_name(name))
+    assert outbox.waiting(Config.resolve({"storage": {"root": str(tmp_path)}})) == 2
     assert cli.run("sync", ["--dry-run", "--storage.root", str(tmp_path)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["sent"], result["left"]) == (0, 2)

@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from distml import tracking
+from distml.config import Config
+from distml.errors import TrackingError
+from distml.storage import Storage
+from distml.tracking import outbox, runs
+from distml.tracking.operations import CloseRun, OpenRun
 from distml.tracking.outbox import Watch
 
 
@@ -30,3 +42,179 @@ def test_a_short_run_has_the_sample_of_its_end_and_no_step_comes_twice() -> None
     time.sleep(1.5)
     watch.close()
     assert taken == sorted(set(taken))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with a new database: making one takes seconds."""
+    root = tmp_path_factory.mktemp("spool") / "root"
+    tracking.client(configure(root)).search_experiments()
+    return root
+
+
+@pytest.fixture
+def config(empty: Path, tmp_path: Path) -> Config:
+    shutil.copytree(empty, tmp_path / "root")
+    return configure(tmp_path / "root")
+
+
+def configure(root: Path, uri: str | None = None) -> Config:
+    return Config.resolve({"storage": {"root": str(root)}, "tracking": {"wait_s": 1, "uri": uri}})
+
+
+def put(config: Config, name: str, *operations: dict[str, Any], run_id: str | None = None) -> None:
+    """Write a spool file."""
+    lines = [{"config": config.model_dump(mode="json"), "run_id": run_id}, *operations]
+    text = "\n".join(json.dumps(line) for line in lines)
+    Storage(config.storage.root).write_bytes(text.encode(), outbox.FOLDER, f"{name}.jsonl")
+
+
+def opened(key: str, **values: Any) -> dict[str, Any]:
+    return {"do": "open", "name": key, "tags": {}, "params": {}, "key": key} | values
+
+
+def ended(status: str, **values: Any) -> dict[str, Any]:
+    return {"do": "close", "status": status, "tags": {}} | values
+
+
+def left(config: Config) -> list[str]:
+    return Storage(config.storage.root).names(outbox.FOLDER)
+
+
+def test_what_is_refused_stays_and_does_not_keep_the_others_back(config: Config) -> None:
+    put(config, "a-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
+    put(config, "b-001-0", opened("b"), ended("FINISHED"))
+    Storage(config.storage.root).write_bytes(b"{", outbox.FOLDER, "c-001-0.jsonl")
+    delivery = outbox.deliver(config)
+    assert (delivery.sent, list(delivery.left)) == (1, ["a-001-0.jsonl", "c-001-0.jsonl"])
+    assert not delivery.away
+    assert left(config) == ["a-001-0.jsonl", "c-001-0.jsonl"]
+    assert tracking.find(config, "b")
+    with pytest.raises(
+        TrackingError, match=r"2 of 2 spooled runs could not be sent; a-001-0\.jsonl: "
+    ) as caught:
+        tracking.sync(config)
+    assert "server is back" not in caught.value.remedy  # it is there
+
+
+def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(config: Config) -> None:
+    client = tracking.client(config)
+    number = client.create_experiment(config.tracking.experiment)
+    client.delete_experiment(number)
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    with pytest.raises(TrackingError, match=rf"is deleted\. Restore it .*--experiment-id {number}\)"):
+        tracking.sync(config)
+    with pytest.raises(TrackingError, match="is deleted"):
+        tracking.require_experiment(config)
+    client.restore_experiment(number)
+    tracking.require_experiment(config)
+    assert tracking.sync(config) == {"sent": 1, "left": 0}
+
+
+def test_what_is_meant_for_another_server_is_left_to_sync(config: Config) -> None:
+    other = configure(Path(config.storage.root), f"sqlite:///{config.storage.root}/other.db")
+    put(other, "a-001-0", opened("a"), ended("FINISHED"))
+    assert outbox.deliver(config) == outbox.Delivery()
+    assert left(config)
+    assert tracking.sync(config) == {"sent": 1, "left": 0}
+    assert (tracking.find(config, "a"), left(config)) == (None, [])
+    assert tracking.find(other, "a")
+
+
+def test_a_server_that_is_away_is_waited_for_once(config: Config) -> None:
+    gone = configure(Path(config.storage.root), "http://127.0.0.1:9")
+    put(gone, "a-001-0", opened("a"))
+    put(gone, "b-001-0", opened("b"))
+    began = time.monotonic()
+    delivery = outbox.deliver(gone, wait_s=1)
+    assert (delivery.sent, len(delivery.left), delivery.away) == (0, 2, True)
+    assert time.monotonic() - began < 25  # the client of MLflow tries three times itself
+    assert len(left(config)) == 2
+
+
+def test_a_storage_root_that_was_moved_is_where_it_lies(config: Config, tmp_path: Path) -> None:
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    shutil.move(config.storage.root, tmp_path / "moved")
+    moved = configure(tmp_path / "moved")
+    assert outbox.deliver(moved).sent == 1
+    assert tracking.find(moved, "a")
+    assert not Path(config.storage.root).exists()
+
+
+def test_an_attempt_that_failed_does_not_undo_the_end_of_the_next(config: Config) -> None:
+    then = int(time.time() * 1000) - 60_000
+    put(config, "a-001-0", opened("a", at=then), ended("FAILED", at=then + 1000))
+    tracker = tracking.Tracker(config, "a-001")
+    tracker.put(OpenRun("a", {}, {}, "a"))
+    tracker.put(CloseRun("FINISHED"))
+    assert tracker.close()
+    assert left(config) == []  # the run that ended has sent it
+    found = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
+    assert found.status == "FINISHED"
+    assert found.end_time > then + 30_000
+
+
+def test_a_run_ended_when_it_ended_and_not_when_that_was_sent(config: Config) -> None:
+    then = int(time.time() * 1000) + 60_000  # after the run was made, which is now
+    put(config, "a-001-0", opened("a", at=then - 1), ended("KILLED", at=then))
+    outbox.deliver(config)
+    found = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
+    assert (found.status, found.end_time) == ("KILLED", then)
+
+
+def finished(config: Config) -> runs.Run:
+    storage = Storage(config.storage.root)
+    run, _ = runs.begin(config, storage)
+    run.status = "finished"
+    run.result = {"run_id": None, "version": None, "tracking_complete": False}
+    run.save(storage)
+    return run
+
+
+def test_a_run_that_others_have_sent_is_completed_from_the_registry(config: Config) -> None:
+    run, storage = finished(config), Storage(config.storage.root)
+    client = tracking.client(config)
+    experiment = client.create_experiment(config.tracking.experiment)
+    created = client.create_run(experiment, tags={"distml.key": run.key}).info.run_id
+    client.create_registered_model(config.tracking.registered_model)
+    client.create_model_version(config.tracking.registered_model, config.storage.root, created)
+    tracking.register(config, storage, run)
+    known = runs.finished(storage, config.run.name)
+    assert known is not None
+    assert (known.run_id, int(known.result["version"])) == (created, 1)
+    assert (known.result["run_id"], known.result["tracking_complete"]) == (created, True)
+
+
+def test_a_run_that_nobody_knows_stays_as_it_is(config: Config) -> None:
+    run = finished(config)
+    put(config, "other-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
+    assert tracking.register(config, Storage(config.storage.root), run).result["version"] is None
+
+
+def test_a_run_whose_record_is_refused_says_why(config: Config) -> None:
+    run = finished(config)
+    put(config, f"{run.name}-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
+    with pytest.raises(TrackingError, match=r"is trained but not registered: .* refuses what was recorded"):
+        tracking.register(config, Storage(config.storage.root), run)
+
+
+def test_a_server_that_stays_away_is_given_up(config: Config) -> None:
+    gone = configure(Path(config.storage.root), "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 has been away for 1 s") as caught:
+        tracking.register(gone, Storage(config.storage.root), finished(gone))
+    assert "the same command registers it" in caught.value.remedy
+
+
+def test_who_does_not_wait_leaves_it_to_another_who_is_sending(config: Config) -> None:
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    with Storage(config.storage.root).lock(outbox.FOLDER):
+        assert outbox.deliver(config) == outbox.Delivery()
+    assert outbox.deliver(config).sent == 1
+
+
+def test_spool_files_of_a_run_sort_by_age() -> None:
+    names = []
+    for _ in range(4):
+        names.append(outbox.new_name("a-001"))
+        time.sleep(0.002)
+    assert names == sorted(names)
