@@ -1,4 +1,4 @@
-"""The candidates of a sweep as configurations, checked before anything starts (driver).
+"""The candidates of a sweep, checked before anything starts, and a trial of one of them (driver, trial).
 
 A candidate differs from the others in keys of `model` and `train` and in its seed: whoever is to be compared
 has to be measured on the same rows.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distml import log, tasks
 from distml.config import Config, RangeConfig, TrainConfig, load
 from distml.errors import ConfigError
 from distml.models import registry
-from distml.runtime.cluster import SPARE_CPUS
+from distml.runtime.cluster import SPARE_CPUS, Cluster
+from distml.storage import Storage
+from distml.tracking import runs
+from distml.training.events import EpochFinished, Event, Observer, Resumed
 
 _NAME_LENGTH = 63
 _OWN = ("model", "train", "run.seed")
@@ -161,3 +165,72 @@ def check_space(config: Config) -> None:
 
 def _ends(values: RangeConfig) -> list[Any]:
     return list(values.choice or values.uniform or values.log_uniform or values.integers or ())
+
+
+@dataclass(frozen=True)
+class Child:
+    """The place of a run in a sweep.
+
+    Attributes:
+        name: Of the candidate; shown before each of its lines.
+        cluster: The connection that the sweep has opened and will close.
+        parent: Name and key of the parent run on the tracking server.
+        observer: Called with every event of the run.
+    """
+
+    name: str
+    cluster: Cluster
+    parent: tuple[str, str]
+    observer: Observer | None = None
+
+
+Train = Callable[[Config, Child], dict[str, Any]]
+"""Trains one candidate to its end and returns its result line."""
+
+
+def trial_name(trial_id: str) -> str:
+    """Tune's identifiers end in the number of the trial, which outlives a restart."""
+    return f"trial-{int(trial_id.rpartition('_')[2]):03d}"
+
+
+def trial_folder(of: Any) -> str:
+    """Tune's folder of a trial, from which its name is known even where it never reported."""
+    return str(of.trial_id)
+
+
+def run_trial(
+    params: dict[str, Any],
+    values: dict[str, Any],
+    ray_cluster: Cluster,
+    parent: tuple[str, str],
+    train: Train,
+) -> None:
+    """One trial (trial process): train, and tell Tune of every epoch; Tune ends the process to stop it.
+
+    Args:
+        params: Overrides that Tune has drawn.
+        values: The configuration of the sweep.
+        ray_cluster: The connection of the driver.
+        parent: Name and key of the parent run.
+        train: Trains one run.
+    """
+    from ray import tune
+
+    log.configure("trial")
+    mine = trial_name(tune.get_context().get_trial_id())
+    chosen = candidate(Config.model_validate(values), params, mine)
+    metric = f"val_{tasks.of(chosen.config.task.kind).main}"
+    told, last = 0, chosen.config.train.epochs
+
+    def report(event: Event) -> None:
+        nonlocal told
+        epochs: Sequence[Event] = event.history if isinstance(event, Resumed) else [event]
+        for epoch in epochs:
+            # The last epoch is reported when the model is registered: Tune may stop the trial at any report.
+            if isinstance(epoch, EpochFinished) and told < epoch.epoch < last:
+                told = epoch.epoch
+                tune.report({metric: epoch.metrics[metric], "epoch": told})
+
+    known = runs.taken(chosen.config, Storage(chosen.config.storage.root))
+    result = known.result if known else train(chosen.config, Child(mine, ray_cluster, parent, report))
+    tune.report({metric: result[metric], "epoch": result["epochs"]})

@@ -21,11 +21,10 @@ from distml.config import Config, RangeConfig
 from distml.data import shards
 from distml.runtime import cluster, environment
 from distml.runtime.cluster import Cluster
-from distml.selection import candidates, leaderboard, trial
-from distml.selection.candidates import Candidate, candidate
+from distml.selection import candidates, leaderboard
+from distml.selection.candidates import Candidate, Train, candidate, trial_name
 from distml.selection.leaderboard import Row
 from distml.selection.record import Parent
-from distml.selection.trial import Train, name
 from distml.storage import Storage
 from distml.tasks import quality
 from distml.tracking import runs
@@ -85,7 +84,7 @@ def _tune(
 
     values = config.model_dump(mode="json")
     function = tune.with_parameters(
-        trial.trial, values=values, ray_cluster=ray_cluster, parent=parent.key, train=train
+        candidates.run_trial, values=values, ray_cluster=ray_cluster, parent=parent.key, train=train
     )
     # A trial waits for its workers and needs no core; Ray wants every actor of Tune's to ask for something.
     trainable = tune.with_resources(function, {"cpu": 0, "memory": 1 << 20})
@@ -141,7 +140,7 @@ def _how(config: Config, at_once: int) -> Any:
     return tune.TuneConfig(
         metric=f"val_{metric}",
         mode="max" if quality.higher(metric) else "min",
-        trial_dirname_creator=trial.folder,
+        trial_dirname_creator=candidates.trial_folder,
         scheduler=scheduler,
         num_samples=1 if search.method == "grid" else search.trials,
         search_alg=BasicVariantGenerator(random_state=config.run.seed, max_concurrent=at_once),
@@ -158,8 +157,8 @@ def rows(config: Config, storage: Storage, results: ResultGrid) -> list[Row]:
     """
     known = []
     for result in results:
-        trial_name = name(result.path.rstrip("/").rpartition("/")[2])
-        chosen = candidate(config, result.config or {}, trial_name)
+        name = trial_name(result.path.rstrip("/").rpartition("/")[2])
+        chosen = candidate(config, result.config or {}, name)
         known.append(_trial_row(chosen, storage, result))
     return sorted(known, key=lambda row: row.candidate)
 

@@ -23,10 +23,9 @@ from distml.data import shards
 from distml.errors import DistmlError
 from distml.runtime import cluster
 from distml.selection import candidates, leaderboard, record
-from distml.selection.candidates import Candidate
+from distml.selection.candidates import Candidate, Child, Train
 from distml.selection.leaderboard import Row
 from distml.selection.record import Parent
-from distml.selection.trial import Child, Train
 from distml.storage import Storage
 from distml.tracking import runs
 

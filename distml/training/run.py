@@ -22,7 +22,7 @@ from distml.data import shards
 from distml.errors import ConfigError
 from distml.models import registry
 from distml.runtime import cluster
-from distml.selection.trial import Child
+from distml.selection.candidates import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun

@@ -8,7 +8,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import ConfigError
-from distml.selection import candidates, trial
+from distml.selection import candidates
 
 
 def resolve(space: dict[str, Any], **options: Any) -> Any:
@@ -71,4 +71,4 @@ def test_a_grid_is_finite_and_a_space_is_not_empty() -> None:
 
 
 def test_a_trial_keeps_its_name_when_the_search_goes_on() -> None:
-    assert trial.name("3f2a1_00007") == "trial-007"
+    assert candidates.trial_name("3f2a1_00007") == "trial-007"
