@@ -12,6 +12,7 @@ from typing import Any
 
 from distml import tasks
 from distml.data.image import Policy
+from distml.data.plausible import Usual
 from distml.errors import ModelError
 from distml.tasks import Task
 
@@ -58,6 +59,7 @@ class Export:
         confusion: Counts on held-out rows by true and predicted class, None where the export lacks them.
         policy: How pictures become images, None where the export lacks it.
         target: Describes the task beside the names, None where that is classification.
+        usual: How training images look, None where the export lacks it.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Export:
     confusion: tuple[tuple[int, ...], ...] | None = None
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
+    usual: Usual | None = None
 
     @property
     def task(self) -> Task:
@@ -162,9 +165,10 @@ def _described(folder: Path, sha256: str) -> Export:
         digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
         confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
         policy = None if pictures is None else Policy.from_dict(pictures)
+        usual = Usual.from_dict(content["usual"]) if content.get("usual") else None
         if policy is not None and policy.shape != (height, width, depth):
             raise ValueError(f"pictures become {policy.shape}, the model takes {(height, width, depth)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
     shape, digest = (height, width, depth), None if digest is None else str(digest)
-    return Export(folder, sha256, classes, shape, digest, confusion, policy, target)
+    return Export(folder, sha256, classes, shape, digest, confusion, policy, target, usual)

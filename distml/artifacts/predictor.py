@@ -12,6 +12,7 @@ import numpy.typing as npt
 from distml.artifacts import layout
 from distml.artifacts.layout import LITE, MODEL
 from distml.data.image import Policy
+from distml.data.plausible import Usual
 from distml.data.schema import Images
 from distml.errors import ModelError
 from distml.runtime import compat, environment
@@ -94,6 +95,7 @@ class Predictor:
         function: uint8 [N, H, W, C] to float32 [N, classes]; for one thread at a time.
         pictures: How a picture becomes such an image.
         task: What it predicts.
+        usual: How training images look, None where the export does not say.
     """
 
     classes: tuple[str, ...]
@@ -102,6 +104,7 @@ class Predictor:
     function: Any
     pictures: Policy
     task: Task
+    usual: Usual | None = None
 
     @classmethod
     def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
@@ -131,9 +134,19 @@ class Predictor:
         """
         if engine == "tensorflow" or (engine == "auto" and not (export.folder / LITE).exists()):
             function = _keras_function(export)
-            return cls(export.classes, export.shape, export.sha256, function, export.pictures, export.task)
+            return cls(
+                export.classes,
+                export.shape,
+                export.sha256,
+                function,
+                export.pictures,
+                export.task,
+                export.usual,
+            )
         lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
-        return cls(export.classes, export.shape, export.sha256, lite, export.pictures, export.task)
+        return cls(
+            export.classes, export.shape, export.sha256, lite, export.pictures, export.task, export.usual
+        )
 
     def warm(self) -> None:
         """Predict once alone and in batches, so that no request waits for the first trace."""

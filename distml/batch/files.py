@@ -26,7 +26,7 @@ from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
-from distml.data import image, schema
+from distml.data import image, plausible, schema
 from distml.data.image import Images, Policy
 from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
@@ -191,6 +191,9 @@ def _show(console: Console, task: Task, predictions: list[dict[str, Any]]) -> No
     for prediction in predictions:
         table.add_row(*(escape(text) for text in (prediction["file"], *task.shown(prediction))))
     console.print(table)
+    for prediction in predictions:
+        for warning in prediction.get("warnings", ()):
+            console.print(f"[yellow]{escape(prediction['file'])}: {escape(warning['sentence'])}[/yellow]")
 
 
 def predict_files(
@@ -234,6 +237,7 @@ def predict_files(
             tuple(export.classes),
             policy=export.pictures,
             target=export.target,
+            usual=export.usual,
         )
         return _classify(console, images, top, here, lambda pixels: _ask(export, pixels))
 
@@ -284,18 +288,24 @@ def _classify(
     ask: Callable[[schema.Images], npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Read the files, ask about those that can be read, and tell of all."""
-    images, failed = read_all(files, model.pictures)
+    images, failed, noted = read_all(files, model.pictures)
     predictions = []
     if images:
         outputs = ask(np.stack(list(images.values())))
         predictions = [
-            {"file": file} | model.task.described(row, top) for file, row in zip(images, outputs, strict=True)
+            {"file": file} | model.task.described(row, top) | _doubts(images[file], model, noted[file])
+            for file, row in zip(images, outputs, strict=True)
         ]
         _show(console, model.task, predictions)
     for failure in failed:
         console.print(f"[red]{escape(failure['error'])}[/red]")
     result = {"model": model.name, "version": model.version, "predictions": predictions}
     return result | ({"status": "failed", "failed": failed} if failed else {})
+
+
+def _doubts(image: Images, model: Model, noted: Sequence[plausible.Doubt]) -> dict[str, Any]:
+    """The member `warnings` of a file's prediction, as the endpoint has it."""
+    return plausible.described([*plausible.doubts(image[None], model.usual), *noted])
 
 
 def _require_address(url: str, run: str | None, version: int | None) -> None:
@@ -316,14 +326,19 @@ MAX_FILE_BYTES = 64 << 20
 
 
 def read_picture(path: str, policy: Policy) -> Images:
-    """Read one picture of any size and mode as the model wants it.
+    """Read one picture, uint8 [H, W, C]; see `read_noted`."""
+    return read_noted(path, policy)[0]
+
+
+def read_noted(path: str, policy: Policy) -> tuple[Images, tuple[plausible.Doubt, ...]]:
+    """Read one picture of any size and mode as the model wants it, with what is odd about the file.
 
     Args:
         path: A picture file.
         policy: How the model had its pictures fitted.
 
     Returns:
-        uint8 [H, W, C].
+        uint8 [H, W, C], and the doubts.
 
     Raises:
         DataError: Unreadable, not a picture, or far too large.
@@ -336,20 +351,24 @@ def read_picture(path: str, policy: Policy) -> Images:
         raise DataError(f"{path} cannot be read: {cause}.", "Give existing picture files.") from None
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes.", "Scale it down.")
-    return image.read(data, policy, path)
+    opened = image.open_picture(data, path)
+    return image.fit(opened, policy, path), plausible.unused([image.unused_bits(opened)])
 
 
-def read_all(files: Sequence[str], policy: Policy) -> tuple[dict[str, Images], list[dict[str, str]]]:
+def read_all(
+    files: Sequence[str], policy: Policy
+) -> tuple[dict[str, Images], list[dict[str, str]], dict[str, tuple[plausible.Doubt, ...]]]:
     """Read what can be read.
 
     Returns:
-        The images by file, and `file` and `error` of each that could not be read.
+        The images by file; `file` and `error` of each that could not be read; what is odd, by file.
     """
     images: dict[str, Images] = {}
+    noted: dict[str, tuple[plausible.Doubt, ...]] = {}
     failed = []
     for file in dict.fromkeys(files):
         try:
-            images[file] = read_picture(file, policy)
+            images[file], noted[file] = read_noted(file, policy)
         except DataError as error:
             failed.append({"file": file, "error": str(error)})
-    return images, failed
+    return images, failed, noted

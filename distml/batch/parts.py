@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from distml import log
 from distml.artifacts.predictor import Predictor
 from distml.data import image as decoding
+from distml.data import plausible
 from distml.data.formats import parquet as columns
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder
@@ -292,9 +293,17 @@ class Classifier:
         predicted = task.columns(self._predictor.predict(rows.images))
         predictions = {name: spread(*column) for name, column in predicted.items()} | {
             "model_version": pa.array([self._version] * count, pa.int32()),
+            "warnings": spread(_codes(rows.images, self._predictor.usual), pa.list_(pa.string())),
             "error": pa.array(rows.errors, pa.string()),
         }
         named = {
             f"input_{name}" if name in predictions else name: column for name, column in rows.identity.items()
         }
         return pa.table(named | predictions)
+
+
+def _codes(images: Images, usual: plausible.Usual | None) -> list[list[str] | None]:
+    """What is odd about each image, None where nothing is."""
+    found = plausible.odd(images, usual) if len(images) else {}
+    each = [[code for code, odd in found.items() if odd[at]] for at in range(len(images))]
+    return [codes or None for codes in each]

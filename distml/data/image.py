@@ -48,6 +48,8 @@ MAX_PIXELS = 100_000_000
 
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)
 """Registered with Pillow by their import; it does so itself only for the formats it calls common."""
+_DEPTHS = (8, 10, 12, 14, 16)
+_SIXTEEN = (1 << 16) - 1
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
@@ -277,6 +279,19 @@ def _opaque(image: Image.Image, background: tuple[int, int, int], depth: int) ->
     return canvas.convert(mode)
 
 
+def _used(highest: int) -> int:
+    """The depth of a camera whose pictures stand in 16 bits, by the highest value."""
+    return next((bits for bits in _DEPTHS if highest < 1 << bits), 16)
+
+
+def unused_bits(image: Image.Image) -> int:
+    """Return how many of 16 bits a gray picture leaves unused; those that it uses become its whole range."""
+    if not image.mode.startswith("I"):
+        return 0
+    values = np.asarray(image)
+    return 16 - _used(int(values.max())) if values.size and values.min() >= 0 else 0
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale gray values of more than 8 bits by their real depth."""
     values = np.asarray(image)
@@ -290,6 +305,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         bits = int(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0])
     top = (1 << min(bits, 16)) - 1
     wide = values.astype(np.int64)
+    if wide.min() >= 0 and top == _SIXTEEN:
+        top = (1 << _used(int(wide.max()))) - 1
     if wide.min() < 0 or wide.max() > top:
         raise DataError(
             f"holds numbers from {wide.min()} to {wide.max()}, not 0 to {top}.", "Give 8 or 16 bits."

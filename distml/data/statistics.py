@@ -102,21 +102,21 @@ class Reference:
             measured: float32 [N, K].
             labels: Targets of the task.
         """
-        edges = [_edges(column) for column in measured.T]
+        bins = [edges(column) for column in measured.T]
         return cls(
             digest=manifest.digest,
             version=VERSION,
             names=names(manifest.shape),
-            edges=tuple(tuple(map(float, one)) for one in edges),
+            edges=tuple(tuple(map(float, one)) for one in bins),
             counts=tuple(
-                tuple(count(column, one).tolist()) for column, one in zip(measured.T, edges, strict=True)
+                tuple(count(column, one).tolist()) for column, one in zip(measured.T, bins, strict=True)
             ),
             classes=manifest.task.mix_names,
             labels=tuple(manifest.task.mix(labels).tolist()),
         )
 
 
-def _edges(column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def edges(column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Tenths of the rows, between bins of their own for what lies beyond all of them."""
     inner = np.quantile(column, np.linspace(0, 1, _BINS + 1))[1:-1].astype(np.float32)
     below = np.nextafter(column.min(), np.float32(-1))

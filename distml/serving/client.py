@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +22,14 @@ from distml import tasks
 from distml.config import Config
 from distml.data import shards
 from distml.data.image import Policy
+from distml.data.plausible import Usual
 from distml.data.schema import Images
 from distml.errors import ServingError
 from distml.serving import keys
 from distml.storage import Storage
 from distml.tasks import Outputs, Task
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 20
 _BATCH = 64
@@ -45,6 +49,7 @@ class Model:
         metrics: What training measured, as `test_accuracy`.
         policy: How pictures become such images, None where the endpoint does not say.
         target: Describes the task beside the names, None where that is classification.
+        usual: How training images look, None where that is not known here.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Model:
     metrics: Mapping[str, float] = field(default_factory=dict)
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
+    usual: Usual | None = None
 
     @property
     def task(self) -> Task:
@@ -142,6 +148,8 @@ def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
         found = post(f"{url}/predict", json={"instances": images[at : at + step].tolist()})
         if found["model"]["version"] != model.version:
             raise ServingError(f"{url} went over to version {found['model']['version']}.", "Ask again.")
+        for warning in found.get("warnings", ()):
+            logger.warning("%s", warning["sentence"])
         parts += [one[model.task.output] for one in found["predictions"]]
     return np.array(parts, np.float32)
 

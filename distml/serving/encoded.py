@@ -26,7 +26,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from distml.config import ServeConfig
-from distml.data import image
+from distml.data import image, plausible
 from distml.data.image import Images, Policy
 from distml.errors import DataError
 from distml.serving.exchange import RejectedError, json_type
@@ -175,24 +175,31 @@ class Decoder:
             if len(files) == 1 and len(files[0]) <= _INLINE_BYTES:
                 opened = self._open(files[0], names[0], self._max_pixels)
                 if opened.width * opened.height <= _INLINE_PIXELS:
+                    plausible.NOTED.set(plausible.unused([image.unused_bits(opened)]))
                     return image.fit(opened, policy, names[0])[None]
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(self._limit_s):
-                return await loop.run_in_executor(self._threads, self._decode, files, policy, names)
+                decoded, bits = await loop.run_in_executor(self._threads, self._decode, files, policy, names)
+            plausible.NOTED.set(plausible.unused(bits))
+            return decoded
         except DataError as error:
             raise RejectedError(400, str(error)) from None
         except TimeoutError:
             sentence = f"the pictures were not decoded within {self._limit_s:g} s; send fewer, or ask again"
             raise RejectedError(504, sentence, (b"retry-after", b"1")) from None
 
-    def _decode(self, files: Sequence[bytes], policy: Policy, names: Sequence[str]) -> Images:
+    def _decode(
+        self, files: Sequence[bytes], policy: Policy, names: Sequence[str]
+    ) -> tuple[Images, list[int]]:
+        bits = []
         decoded = np.empty((len(files), *policy.shape), np.uint8)
         left = self._max_pixels
         for index, (data, called) in enumerate(zip(files, names, strict=True)):
             opened = self._open(data, called, left)
             left -= opened.width * opened.height
+            bits.append(image.unused_bits(opened))
             decoded[index] = image.fit(opened, policy, called)
-        return decoded
+        return decoded, bits
 
     def _open(self, data: bytes, called: str, left: int) -> Image.Image:
         """Read a picture's header; reject what costs too much or has more pixels than are `left`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from distml.config import ServeConfig
+from distml.data import plausible
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, pixels, plausible
+from distml.serving import encoded, exchange, openapi, pixels
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
 from distml.serving.route import Route
-from distml.serving.service import Outputs, Served, Service, champion
+from distml.serving.service import Outputs, Served, Service, champion, warn
 
 
 class Instances(RequestBody):
@@ -241,9 +242,9 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
 
 
 def _answered(request: Request, given: Images, outputs: Outputs, served: Served) -> Answer:
-    found = plausible.doubts(given)
+    found = plausible.doubts(given, served.usual)
     document = predictions(outputs, served) | plausible.described(found)
-    return plausible.tell(request, answer(document, served.version, images=len(given)), found)
+    return warn(request, answer(document, served.version, images=len(given)), found)
 
 
 _FORM = {
@@ -299,11 +300,18 @@ def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None
     async def model(request: Request) -> Answer:
         """Describe the champion and every other loaded version."""
         first = champion(service)
-        versions = [asdict(served) for served in service.served()]
+        versions = [_version(served) for served in service.served()]
         refused = [asdict(refusal) for refusal in service.refused()]
         registry = _registry(service, config)
-        described = {**asdict(first), "versions": versions, "refused": refused, "registry": registry}
+        described = {**_version(first), "versions": versions, "refused": refused, "registry": registry}
         return answer(described, first.version)
+
+
+def _version(served: Served) -> dict[str, Any]:
+    """Describe a version, without the statistics of its training images."""
+    described = asdict(replace(served, usual=None))
+    del described["usual"]
+    return described
 
 
 def _registry(service: Service, config: ServeConfig) -> dict[str, Any]:

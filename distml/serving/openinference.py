@@ -15,12 +15,13 @@ from starlette.requests import Request
 
 import distml
 from distml.config import ServeConfig
+from distml.data import plausible
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, plausible, tensors
+from distml.serving import encoded, exchange, openapi, tensors
 from distml.serving.exchange import Answer, RejectedError, answer, json_type
 from distml.serving.openapi import Schema
 from distml.serving.route import Route
-from distml.serving.service import Served, Service, choose, number
+from distml.serving.service import Served, Service, choose, number, warn
 
 Number = float | str
 Tensor = list[Number] | list[list[Number]] | list[list[list[Number]]] | list[list[list[list[Number]]]]
@@ -303,8 +304,10 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         identity, wanted = _identity(document), tensors.wanted(document, served.task)
         given = await images(document, rest, served, decode)
         outputs, served = await service.classify(given, version, exchange.identity(request))
-        answered = plausible.tell(
-            request, tensors.render(identity, wanted, outputs, served), plausible.doubts(given)
+        answered = warn(
+            request,
+            tensors.render(identity, wanted, outputs, served),
+            plausible.doubts(given, served.usual),
         )
         return exchange.compress(request, answered)
 

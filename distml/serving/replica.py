@@ -288,6 +288,7 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
         confusion=export.confusion,
         policy=export.policy,
         target=export.target,
+        usual=export.usual,
         loaded_at=time.time(),
     )
     return Loaded(served, predictor.predict)

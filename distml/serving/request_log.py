@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import LogConfig
-from distml.data import schema, statistics
+from distml.data import plausible, schema, statistics
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.errors import DataError
@@ -117,6 +117,7 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
         },
         "latency_s": schema.to_array(latencies, pa.float32()),
         "statistics": _vectors(statistics.measure(images)),
+        "warnings": _texts(_warnings(images, getattr(entries[0].served, "usual", None))),
     }
     if with_images:
         shape = images.shape[1:]
@@ -125,12 +126,19 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
     return found
 
 
+def _warnings(images: Images, usual: plausible.Usual | None) -> list[str]:
+    """Codes of what is odd about each image, separated by blanks."""
+    found = plausible.odd(images, usual)
+    return [" ".join(code for code, odd in found.items() if odd[at]) for at in range(len(images))]
+
+
 def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
     """Write answered requests of one model and one shape as one file, whole or not at all.
 
     Columns: `time` (UTC), `request`, `position` within the request, `version`, those of
     `Task.logged` (`label`, `probability` and `probabilities` in classification), `latency_s` float32,
-    `statistics` float32 [K] and, where that is wanted, `image` fixed-shape tensor of uint8 [H, W, C].
+    `statistics` float32 [K], `warnings` (codes of `data.plausible`) and, where that is wanted, `image`
+    fixed-shape tensor of uint8 [H, W, C].
 
     Returns:
         The file's place below the storage root.

@@ -6,7 +6,7 @@ of batching, versions on disk, Ray or the registry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,8 +17,9 @@ from starlette.requests import Request
 
 from distml import tasks
 from distml.data.image import Policy
+from distml.data.plausible import Doubt, Usual
 from distml.data.schema import Images
-from distml.serving.exchange import RejectedError
+from distml.serving.exchange import Answer, RejectedError
 from distml.tasks import Task
 
 Outputs = npt.NDArray[np.float32]
@@ -42,6 +43,7 @@ class Served:
         confusion: Counts on held-out rows by true and predicted class, None where the export does not say.
         policy: How pictures become images, None where the export does not say.
         target: Describes the task beside the names, None where that is classification.
+        usual: How training images look, None where the export does not say.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Served:
     confusion: tuple[tuple[int, ...], ...] | None = None
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
+    usual: Usual | None = None
 
     @cached_property
     def task(self) -> Task:
@@ -181,6 +184,19 @@ def champion(service: Service) -> Served:
     if not (served := service.served()):
         raise RejectedError(503, "no model has been loaded yet", (b"retry-after", b"1"))
     return served[0]
+
+
+WARNINGS = b"x-input-warnings"
+"""Header with the codes of what is odd about the images."""
+
+
+def warn(request: Request, answer: Answer, found: Sequence[Doubt]) -> Answer:
+    """Name the doubts in a header, count them and leave a line in the log."""
+    if found:
+        answer.raw_headers.append((WARNINGS, ", ".join(doubt.code for doubt in found).encode()))
+        for doubt in found:
+            request.app.metrics.doubted.labels(doubt.code).inc(doubt.images)
+    return answer
 
 
 def number(service: Service, request: Request) -> int | None:

@@ -14,12 +14,13 @@ from pydantic import Field
 from starlette.requests import Request
 
 from distml.config import ServeConfig
+from distml.data import plausible
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openapi, pixels, plausible
+from distml.serving import encoded, exchange, openapi, pixels
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.openapi import Encoded, Image, Probability, Schema
 from distml.serving.route import Route
-from distml.serving.service import Served, Service, choose, number
+from distml.serving.service import Served, Service, choose, number, warn
 
 Signature = Literal["", "serving_default", "image_bytes"]
 
@@ -269,7 +270,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         under, given = await images(exchange.parse_json(await exchange.body(request, limits)), served, decode)
         outputs, served = await service.classify(given, wanted, exchange.identity(request))
         answered = answer({under: outputs}, served.version, images=len(given))
-        return plausible.tell(request, answered, plausible.doubts(given))
+        return warn(request, answered, plausible.doubts(given, served.usual))
 
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}

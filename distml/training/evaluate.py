@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distml.artifacts import export
-from distml.data import feed, shards
+from distml.data import feed, schema, shards
+from distml.data.plausible import Usual
 from distml.models import transform
 from distml.tasks import Evaluation, Task
 from distml.training import checkpoint, metrics, score
@@ -122,6 +123,7 @@ def _export(rank: Rank, network: Any, task: Task, confusion: list[list[int]] | N
         "task": task.spec(),
         "policy": asdict(manifest.pictures),
         "data_digest": manifest.digest,
+        "usual": asdict(Usual.of(schema.centred(rank.validation[0], manifest.shape[:2]))),
         "confusion": confusion if manifest.num_classes <= _DESCRIBED_CLASSES else None,
     }
     parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")

@@ -127,6 +127,12 @@ def test_what_is_registered_predicts_what_training_measured(
     np.testing.assert_allclose(by_signature, by_mlflow, atol=1e-5)
     np.testing.assert_allclose(by_bytes, by_mlflow[:20], atol=1e-5)
     np.testing.assert_allclose(by_keras.sum(1), 1, atol=1e-5)
+    from distml.artifacts import layout
+    from distml.data.plausible import odd
+
+    usual = layout.verify(folder).usual
+    assert usual is not None
+    assert odd(images, usual).get("inverted", np.zeros(1)).mean() < 0.05
 
 
 def test_every_row_is_accounted_for(trained: tuple[Path, dict[str, Any], str, str]) -> None:
