@@ -8,6 +8,7 @@ is harm enough. So a place is accepted only when it is one that this product wri
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from distml.artifacts import layout
+from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import ConfigError, ModelError, TrackingError
 from distml.storage import Storage
@@ -142,6 +144,7 @@ def fetch(config: Config, version: ModelVersion, into: Path) -> Path:
         TrackingError: The files are gone, cannot be fetched, or lie where no model of ours lies.
     """
     location = registry.location(config, version)
+    location = _moved(config, location, version.sha256) or location
     require_own(config, location, f"{version.name} version {version.version}")
     client(config)
     from mlflow.artifacts import download_artifacts
@@ -167,6 +170,35 @@ def fetch(config: Config, version: ModelVersion, into: Path) -> Path:
             f"{location}: {cause(error)}.",
             "Restore them there, or choose another --version.",
         ) from error
+
+
+def _moved(config: Config, location: str, sha256: str | None) -> str | None:
+    """Return where a version's files are when the storage root was renamed, copied or mounted elsewhere.
+
+    The registry has absolute places. Below the root, the files have the same path as before, and the list of
+    digests there has to be the one that was registered, so nobody is fooled by files of the same name.
+
+    Args:
+        config: Names the storage root.
+        location: As the registry has it.
+        sha256: Of the export's list of digests, None where nothing is known: then nothing is looked for.
+
+    Returns:
+        None where the files are at the place that the registry gives, or nowhere.
+    """
+    storage = Storage(config.storage.root)
+    if sha256 is None or _proxied(location, uri(config)) or not _climbless(location):
+        return None
+    if _below(location, storage.root) and (not storage.local or os.path.exists(_path(location))):
+        return None
+    parts = [part for part in _path(location).rpartition("://")[2].split("/") if part]
+    for start in range(1, len(parts)):
+        below = parts[start:]
+        if storage.exists(*below, DIGESTS):
+            digest = hashlib.sha256(storage.read_bytes(*below, DIGESTS)).hexdigest()
+            if digest == sha256:
+                return storage.uri(*below)
+    return None
 
 
 def require_own(config: Config, location: str, what: str) -> None:

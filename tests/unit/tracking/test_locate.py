@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,24 @@ def test_more_places_can_be_allowed(tmp_path: Path) -> None:
     assert accepted(known, "s3://models/team/m-1")
     assert accepted(known, "/srv/models/m-1")
     assert not accepted(known, "/srv/other")
+
+
+def test_files_are_found_below_a_root_that_was_renamed_or_copied(tmp_path: Path) -> None:
+    export = ("mlflow-artifacts", "models", "m-1", "artifacts")
+    old, new = tmp_path / "old", tmp_path / "with space"
+    digests = b'{"data/model.keras": "0"}'
+    sha256 = hashlib.sha256(digests).hexdigest()
+    for root in (old, new):
+        root.joinpath(*export).mkdir(parents=True)
+        root.joinpath(*export, "digests.json").write_bytes(digests)
+    registered, here = old.joinpath(*export).as_uri(), str(new.joinpath(*export))
+    assert locate._moved(config(str(new)), registered, sha256) == here  # a copy is on its own
+    shutil.rmtree(old)
+    assert locate._moved(config(str(new)), registered, sha256) == here
+    assert locate._moved(config(str(new)), old.joinpath(*export).as_posix(), sha256) == here
+    assert locate._moved(config(str(new)), f"s3://bucket/{'/'.join(export)}", sha256) == here
+    assert locate._moved(config(str(new)), here, sha256) is None  # where the registry says
+    for foreign in (registered.replace("m-1", "m-2"), registered.replace("models", "..%2fmodels")):
+        assert locate._moved(config(str(new)), foreign, sha256) is None
+    assert locate._moved(config(str(new)), registered, "0" * 64) is None  # other files of that name
+    assert locate._moved(config(str(new)), registered, None) is None
