@@ -1,16 +1,19 @@
 """Faults 1 to 6: damaged, cut off, interrupted, full, concurrent, repeated. Each is done for real.
 
-Wall time on two cores shared with other work: 20-60 s for all.
+Wall time on two cores shared with other work: 60-150 s for all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from distml.config import Config
-from distml.data import shards
+from distml.data import fetch, shards
 from distml.data.formats import fashion_mnist
 from distml.data.manifest import Manifest
 from distml.data.schema import Images, Labels
 from distml.errors import DataError
 from distml.storage import Storage
+from tests import zoo
 from tests.mirror import Mirror, serving
+from tests.runner import REPOSITORY
 
 pytestmark = pytest.mark.fault
 
@@ -290,3 +296,253 @@ def test_damage_found_after_the_first_shards_takes_them_back(tmp_path: Path) -> 
         shards.prepare(config, storage)
     assert files(tmp_path / "root") == {}
     assert shards.find(config, storage) is None
+
+
+# Folders of pictures: tasks, drivers and nodes that are killed, and what strangers put into folders.
+
+PICTURES, CLASSES = 240, 3
+FORCED = (
+    "import sys; from distml import ingest; from distml.data import jobs; "
+    "jobs.RAY_FROM_S = jobs.CONNECTED_FROM_S = {ray_from_s}; jobs.SHARD_BYTES = 600_000; sys.exit(ingest.main())"
+)
+"""Ten pictures a shard, so that there is a middle to be killed in."""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of noise, for which a task of ten takes about a fifth of a second."""
+    root = tmp_path_factory.mktemp("photographs")
+    noise = np.random.default_rng(0).integers(0, 256, (420, 420, 3), np.uint8)
+    for number in range(PICTURES):
+        split = ("train", "train", "train", "train", "validation", "test")[number % 6]
+        folder = root / split / f"class{number // 6 % CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(np.roll(noise, 3 * number, (0, 1))[: 400 + number % 20])
+        picture.save(folder / f"{number:04d}.png", compress_level=0)
+    return root
+
+
+def _ingesting(data: Path, root: Path, ray: bool, **more: str) -> subprocess.Popen[str]:
+    words = ["--storage.root", str(root), "--data.path", str(data), "--data.image_size", "140"]
+    words += [word for key, value in more.items() for word in (f"--data.{key}", value)]
+    return subprocess.Popen(
+        [sys.executable, "-c", FORCED.format(ray_from_s=0 if ray else 1e9), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _result(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return process.returncode, json.loads(out.splitlines()[-1]), err
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of what an ingest by threads of one process prepares."""
+    code, result, _ = _result(_ingesting(photographs, tmp_path_factory.mktemp("undisturbed"), ray=False))
+    assert code == 0
+    return str(result["digest"])
+
+
+def _notes(root: Path) -> int:
+    return sum(name.endswith(".json") and not name.startswith("manifest") for name in _moving(root))
+
+
+def _await(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 90
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
+def _tasks(above: int) -> list[psutil.Process]:
+    """Processes of the ingest's tasks at work below a process."""
+    working = []
+    for process in psutil.Process(above).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[:1] == ["ray::ingest"]:
+                working.append(process)
+    return working
+
+
+@pytest.mark.ray
+def test_a_killed_task_is_done_again(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
+    process = _ingesting(photographs, tmp_path, ray=True)
+    killed = 0
+    for written in (2, 6):
+        _await(process, lambda written=written: _notes(tmp_path) >= written and bool(_tasks(process.pid)))
+        for task in _tasks(process.pid)[:1]:
+            task.kill()
+            killed += 1
+    code, result, _ = _result(process)
+    assert killed == 2
+    assert (code, result["digest"]) == (0, undisturbed)
+    assert not _notes(tmp_path)
+
+
+@pytest.mark.ray
+def test_a_driver_killed_at_half_is_gone_on_with(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
+    process = _ingesting(photographs, tmp_path, ray=True)
+    _await(process, lambda: _notes(tmp_path) >= 14)  # of 28 shards
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(below, timeout=30)
+    assert not list(tmp_path.rglob("manifest.json"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    finished = sum((path.parent / "notes" / f"{path.stem}.json").exists() for path in before)
+    code, result, err = _result(_ingesting(photographs, tmp_path, ray=False))
+    assert (code, result["digest"]) == (0, undisturbed)
+    assert f"where {finished} shards are written" in err
+    kept = sum(path.exists() and path.stat().st_mtime_ns == written for path, written in before.items())
+    assert kept == finished >= 14
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_node_that_is_lost_takes_nothing_along(
+    photographs: Path, undisturbed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    small = {"object_store_memory": 100_000_000}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 0, **small}
+    )
+    try:
+        nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        process = _ingesting(photographs, tmp_path, ray=True)
+        raylet = nodes[1].all_processes["raylet"][0].process.pid
+        _await(process, lambda: _notes(tmp_path) >= 4 and bool(_tasks(raylet)))
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        code, result, _ = _result(process)
+        assert (code, result["digest"]) == (0, undisturbed)
+    finally:
+        cluster.shutdown()
+
+
+def _few(folder: Path, count: int = 24) -> Path:
+    for number in range(count):
+        (folder / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (60, 40), (number, 2 * number, 255 - number))
+        picture.paste((255, 255, 255), (number, 3, number + 9, 30))
+        picture.save(folder / f"class{number % 2}" / f"{number:05d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_file_deleted_between_listing_and_reading_is_named(tmp_path: Path, on_error: str) -> None:
+    folder = _few(tmp_path / "pictures")
+    data = {"path": str(folder), "on_error": on_error, "max_error_fraction": 0.1}
+    config, storage = Config.model_validate({"data": data}), Storage(str(tmp_path / "root"))
+    source = shards.look(config, storage)
+    (folder / "class1" / "00007.png").unlink()
+    if on_error == "fail":
+        with pytest.raises(DataError, match=r"cannot read class1/00007\.png in .*: No such file"):
+            shards.prepare(config, storage, source)
+        assert files(tmp_path / "root") == {}
+        return
+    manifest = shards.prepare(config, storage, source)
+    ((name, reason),) = manifest.left_out
+    assert name == "class1/00007.png"
+    assert "No such file" in reason
+    assert sum(manifest.rows.values()) == 23
+
+
+def test_a_disk_that_is_full_at_shard_3_is_gone_on_with(
+    photographs: Path, undisturbed: str, small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    code, result, _ = _result(_ingesting(photographs, small_disk, ray=False))
+    assert (code, result["kind"]) == (1, "StorageError")
+    assert "No space left on device" in result["error"]
+    written = _notes(small_disk)
+    assert written >= 2
+    subprocess.run(["mount", "-o", "remount,size=128m", small_disk], check=True)
+    code, result, err = _result(_ingesting(photographs, small_disk, ray=False))
+    assert (code, result["digest"]) == (0, undisturbed)
+    assert f"where {written} shards are written" in err
+
+
+def test_picture_bombs_are_left_out_and_cost_no_memory(tmp_path: Path) -> None:
+    folder = _few(tmp_path / "pictures")
+    (folder / "class0" / "huge.png").write_bytes(zoo.header_only(20_000))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "0" * (50 << 20))
+    Image.new("RGB", (60, 40)).save(folder / "class1" / "text.png", pnginfo=text)
+    code = (
+        "import resource, sys; from distml import ingest; code = ingest.main(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
+    )
+    words = ["--storage.root", str(tmp_path / "root"), "--data.path", str(folder)]
+    words += ["--data.on_error", "skip", "--data.max_error_fraction", "0.2"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert int(done.stderr.splitlines()[-1]) < 512
+    manifest = Manifest.from_json(Path(result["manifest"]).read_text())
+    reasons = dict(manifest.left_out)
+    assert "is larger than 100,000,000 pixels" in reasons["class0/huge.png"]
+    assert sum(manifest.rows.values()) == 26 - len(reasons)
+
+
+def test_damaged_files_among_many_are_each_listed_and_bounded(tmp_path: Path) -> None:
+    folder = _few(tmp_path / "pictures", 400)
+    damaged = {}
+    for number in range(0, 400, 10):
+        path = folder / f"class{number % 2}" / f"{number:05d}.png"
+        content = path.read_bytes()
+        path.write_bytes((content[: len(content) // 2], b"", b"no picture", content[:20])[number // 10 % 4])
+        damaged[f"class{number % 2}/{number:05d}.png"] = path
+    data = {"path": str(folder), "on_error": "skip", "max_error_fraction": 0.1}
+    manifest = shards.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "root")))
+    assert {name for name, _ in manifest.left_out} == set(damaged)
+    assert sum(manifest.rows.values()) == 360
+    data["max_error_fraction"] = 0.09
+    with pytest.raises(
+        DataError, match=r"40 pictures cannot be used, more than data.max_error_fraction = 0.09"
+    ):
+        shards.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "link", "expected"),
+    [
+        ("../../escaped.png", b"x", None, r"holds '\.\./\.\./escaped\.png', which leads out of it"),
+        ("class0/zeros.png", b"\0" * (4 << 20), None, r"unpacks to far more than its own size"),
+        ("class0/passwd.png", b"", "/etc/passwd", None),
+    ],
+)
+def test_hostile_archives_write_nothing_outside(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes,
+    link: str | None,
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(fetch, "_SPARE_BYTES", 1 << 20)
+    folder = _few(tmp_path / "pictures")
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        archive.add(folder, "pictures")
+        member = tarfile.TarInfo(f"pictures/{name}")
+        member.size = len(content)
+        if link is not None:
+            member.type, member.linkname = tarfile.SYMTYPE, link
+        archive.addfile(member, io.BytesIO(content))
+    config = Config.model_validate({"data": {"path": str(tmp_path / "pictures.tar.gz")}})
+    storage = Storage(str(tmp_path / "deep" / "root"))
+    if expected is None:
+        assert sum(shards.prepare(config, storage).rows.values()) == 24
+        assert not list(tmp_path.rglob("passwd.png"))
+        return
+    with pytest.raises(DataError, match=expected):
+        shards.prepare(config, storage)
+    assert not list(tmp_path.rglob("escaped.png"))
+    assert files(tmp_path / "deep") == {}
