@@ -10,17 +10,18 @@ originals 5 pairs match, which show the same scene.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distml.data.image import Policy, refit
 from distml.data.schema import Images
-from distml.data.source import Indices, Rows
+from distml.data.source import Gathered, Indices, Rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,25 +120,43 @@ def concatenated(parts: Sequence[Signatures]) -> Signatures:
     )
 
 
-def of_rows(rows: Rows) -> Signatures | None:
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Calls a function for each item and gives what it returned in any order, as `jobs.Pool.run` does."""
+
+
+def of_rows(rows: Rows, run: Run | None = None) -> Signatures | None:
     """Read all pictures of a split at a small size; None for arrays, of which nothing smaller can be had.
 
     A JPEG is decoded at reduced scale: measured on photographs of 256 by 340 pixels, 0.7 ms against 3.9 ms
     for one that is fitted to 224. Pictures that cannot be read are left to the pass that writes the rows.
+
+    Args:
+        rows: Of the split.
+        run: Has it done on every CPU; None in threads.
     """
     if rows.fitted is None:
         return None
+    starts = range(0, len(rows.labels), _CHUNK)
     small = rows.fitted(Policy((SIDE, SIDE, 3), "stretch"))
 
-    def read(first: int) -> Signatures:
-        wanted = np.arange(first, min(first + _CHUNK, len(rows.labels)), dtype=np.int64)
-        gathered = small.gather(wanted)
-        seen = signatures(gathered.images)
-        seen.usable[list(gathered.faults)] = False
-        return seen
+    chunks = [np.arange(len(rows.labels), dtype=np.int64)[first : first + _CHUNK] for first in starts]
+    if run is None or small.only is None:
+        with ThreadPoolExecutor(_READERS) as readers:
+            return concatenated(list(readers.map(lambda wanted: _seen(small.gather(wanted)), chunks)))
+    readers_of = ((first, small.only(chunk)) for first, chunk in zip(starts, chunks, strict=True))
+    made = dict(run(_look, readers_of))
+    return concatenated([made[first] for first in starts])
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        return concatenated(list(readers.map(read, range(0, len(rows.labels), _CHUNK))))
+
+def _look(given: tuple[int, Callable[[], Gathered]]) -> tuple[int, Signatures]:
+    first, read = given
+    return first, _seen(read())
+
+
+def _seen(gathered: Gathered) -> Signatures:
+    seen = signatures(gathered.images)
+    seen.usable[list(gathered.faults)] = False
+    return seen
 
 
 def pairs(seen: Signatures) -> Pairs:
@@ -248,9 +267,9 @@ class Across:
 _ORDER = {"train": 0, "validation": 1, "test": 2}
 
 
-def to_keep_together(rows: Rows) -> Indices | None:
+def to_keep_together(rows: Rows, run: Run | None = None) -> Indices | None:
     """Group the rows of a split that a cut must not divide, None where none are or nobody can tell."""
-    seen = of_rows(rows)
+    seen = of_rows(rows, run)
     alike = None if seen is None else pairs(seen)
     if alike is None or not len(alike):
         return None

@@ -15,11 +15,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,10 @@ from distml.data.manifest import Shard
 from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Indices
 from distml.errors import DistmlError, ResourceError, StorageError
-from distml.storage import Storage
+from distml.storage import TEMPORARY, Storage
 from distml.tasks import Targets
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 _LOG = logging.getLogger(__name__)
 
@@ -208,96 +211,71 @@ def _compressed(images: Images, labels: Targets, numbers: Indices) -> Any:
 _TABLES = {"tensor": schema.to_table, "raw": schema.to_packed, "jpeg": _compressed}
 
 
-def run_all(
-    config: Config, jobs: Iterable[Job], count: int, sample: Callable[[int], object]
-) -> Generator[Record]:
-    """Run jobs where it is fastest and yield what they wrote, in the order in which they end.
+class Pool:
+    """Runs functions of picklable arguments on every CPU: in threads, or as Ray tasks. Final.
 
     Args:
-        config: Where data and cluster are.
-        jobs: Are made as they are needed.
-        count: Rows of all jobs.
-        sample: Reads so many rows, to see how long one takes.
-
-    Raises:
-        StorageError: The storage cannot be written or is full.
-        ResourceError: Ray lost the same job again and again.
+        strategy: Where Ray puts tasks, None for threads of this process.
     """
-    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    with _ray(config, connected, count, sample) as on_ray:
-        progress = _Progress(count)
-        for record in _on_ray(config, jobs) if on_ray else _in_threads(jobs):
-            progress.add(record)
-            yield record
 
+    def __init__(self, strategy: Any | None = None) -> None:
+        self._strategy = strategy
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    def run(self, function: Callable[[Given], Made], items: Iterable[Given]) -> Generator[Made]:
+        """Call the function for each item, and yield what it returned in the order in which calls end.
 
+        Args:
+            function: Is the same whoever calls it, and may be called again.
+            items: Are made as they are needed.
 
-def _ray(
-    config: Config, connected: bool, count: int, sample: Callable[[int], object]
-) -> AbstractContextManager[object]:
-    """Give whether Ray does the work: None in this process; start it where it is not there and worth it."""
-    size = min(count, _SAMPLE)
-    began = time.perf_counter()
-    sample(size)
-    alone_s = (time.perf_counter() - began) / max(1, size) * count / _cores()
-    if alone_s < (CONNECTED_FROM_S if connected else RAY_FROM_S):
-        return nullcontext(None)
-    if connected:
-        return nullcontext(True)
-    from distml.runtime import cluster
+        Raises:
+            ResourceError: Ray lost the same task again and again. And whatever the function raises.
+        """
+        return self._threads(function, items) if self._strategy is None else self._tasks(function, items)
 
-    _LOG.info("%d pictures would take %.0f s here: starting Ray", count, alone_s)
-    return cluster.connect(config)
+    def _threads(self, function: Callable[[Given], Made], items: Iterable[Given]) -> Generator[Made]:
+        # Decoding, resizing and Parquet release the interpreter's lock.
+        pending: set[Future[Made]] = set()
+        with ThreadPoolExecutor(_cores()) as pool:
+            for item in items:
+                if len(pending) >= _cores():
+                    ended, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+                pending.add(pool.submit(function, item))
+            for future in pending:
+                yield future.result()
 
+    def _tasks(self, function: Callable[[Given], Made], items: Iterable[Given]) -> Generator[Made]:
+        import ray
 
-def _in_threads(jobs: Iterable[Job]) -> Generator[Record]:
-    """Decoding, resizing and Parquet release the interpreter's lock."""
-    pending: set[Future[Record]] = set()
-    with ThreadPoolExecutor(_cores()) as pool:
-        for job in jobs:
-            if len(pending) >= _cores():
-                ended, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ended)
-            pending.add(pool.submit(run, job))
-        for future in pending:
-            yield future.result()
+        from distml.runtime import cluster
 
-
-def _on_ray(config: Config, jobs: Iterable[Job]) -> Generator[Record]:
-    import ray
-
-    from distml.runtime import cluster
-
-    # A local Ray has more CPUs than there are cores, for they are tickets of ranks that wait for each other.
-    tickets = ray.cluster_resources().get("CPU", 1.0)
-    each = max(1.0, tickets / _cores()) if cluster.address() is None else 1.0
-    task = ray.remote(run).options(
-        num_cpus=each, max_retries=_RETRIES, scheduling_strategy=_strategy(config), name="ingest"
-    )
-    pending: list[Any] = []
-    try:
-        for job in jobs:
-            # Twice as many as can run, so that none waits for the driver; nodes may join meanwhile.
-            while len(pending) >= 2 * max(1.0, ray.cluster_resources().get("CPU", 1.0) / each):
+        # A local Ray has more CPUs than there are cores: they are tickets of ranks that wait for each other.
+        tickets = ray.cluster_resources().get("CPU", 1.0)
+        each = max(1.0, tickets / _cores()) if cluster.address() is None else 1.0
+        options = {"num_cpus": each, "max_retries": _RETRIES, "scheduling_strategy": self._strategy}
+        task = ray.remote(function).options(name="ingest", **options)
+        pending: list[Any] = []
+        try:
+            for item in items:
+                # Twice as many as can run, so that none waits for the driver; nodes may join meanwhile.
+                while len(pending) >= 2 * max(1.0, ray.cluster_resources().get("CPU", 1.0) / each):
+                    yield _next(pending)
+                pending.append(task.remote(item))
+            while pending:
                 yield _next(pending)
-            pending.append(task.remote(job))
-        while pending:
-            yield _next(pending)
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
 
 
-def _next(pending: list[Any]) -> Record:
-    """Wait for a task, take it out of `pending` and return what it wrote."""
+def _next(pending: list[Any]) -> Any:
+    """Wait for a task, take it out of `pending` and return what it made."""
     import ray
 
     (ended,), pending[:] = ray.wait(pending, num_returns=1)
     try:
-        record: Record = ray.get(ended)
+        return ray.get(ended)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, DistmlError) else error) from None
     except ray.exceptions.RayError as error:
@@ -306,44 +284,73 @@ def _next(pending: list[Any]) -> Record:
             f"a task of the ingest was lost {_RETRIES + 1} times: {cause}",
             "Give its nodes more memory and run again; what is finished is kept.",
         ) from None
-    return record
 
 
-def _strategy(config: Config) -> Any:
-    """Spread tasks over the nodes that see the data and the storage; on this one where some do not."""
+@contextmanager
+def pool(config: Config, storage: Storage, count: int, sample: Callable[[int], object]) -> Iterator[Pool]:
+    """Give a pool of threads where they are fast enough, else one of Ray, which is started if need be.
+
+    Args:
+        config: Where data and cluster are.
+        storage: Is written by tasks.
+        count: Pictures that are to be read.
+        sample: Reads so many of them, to see how long one takes.
+    """
+    size = min(count, _SAMPLE)
+    began = time.perf_counter()
+    sample(size)
+    alone_s = (time.perf_counter() - began) / max(1, size) * count / _cores()
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if alone_s < (CONNECTED_FROM_S if connected else RAY_FROM_S):
+        yield Pool()
+        return
+    with ExitStack() as until:
+        if not connected:
+            from distml.runtime import cluster
+
+            _LOG.info("%d pictures would take %.0f s in this process: starting Ray", count, alone_s)
+            until.enter_context(cluster.connect(config))
+        yield Pool(_strategy(config, storage))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _strategy(config: Config, storage: Storage) -> str | None:
+    """Spread tasks over the nodes; None where some of them do not see the data or the storage."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Node
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return "DEFAULT"
-    places = [Storage(place) for place in (config.data.path, config.storage.root) if place is not None]
-    local = [place.root for place in places if place.local]
-    mine = _seen(local)
-    look = ray.remote(_seen)
-    there = [Node(node, soft=False) for node in nodes]
-    asked = [look.options(num_cpus=0, scheduling_strategy=node).remote(local) for node in there]
-    blind = sum(seen != mine for seen in ray.get(asked))
+    probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+    storage.write_bytes(b"", probe)
+    try:
+        places = [Storage(config.data.path)] if config.data.path is not None else []
+        local = [place.root for place in places if place.local] + [storage.uri(probe)] * storage.local
+        look, there = ray.remote(_seen), [Node(node, soft=False) for node in nodes]
+        asked = [look.options(num_cpus=0, scheduling_strategy=node).remote(local) for node in there]
+        blind = sum(seen != _seen(local) for seen in ray.get(asked))
+    finally:
+        storage.delete(probe)
     if not blind:
         return "SPREAD"
-    _LOG.warning(
-        "%d of %d nodes do not see %s: this one prepares the data alone",
-        blind,
-        len(nodes),
-        " and ".join(local),
-    )
-    return Node(ray.get_runtime_context().get_node_id(), soft=False)
+    shown = " and ".join(place.root for place in (*places, storage) if place.local)
+    _LOG.warning("%d of %d nodes do not see %s: this process works alone", blind, len(nodes), shown)
+    return None
 
 
-def _seen(folders: list[str]) -> list[int | None]:
-    """When folders were modified, as this node sees it; None where there is none."""
-    return [os.stat(folder).st_mtime_ns if os.path.exists(folder) else None for folder in folders]
+def _seen(paths: list[str]) -> list[int | None]:
+    """When they were modified, as this node sees it; None where there is nothing."""
+    return [os.stat(path).st_mtime_ns if os.path.exists(path) else None for path in paths]
 
 
-class _Progress:
+class Progress:
     """Says how many rows are done, how fast, and how long it will take. Final."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int) -> None:  # rows of all jobs
         self._count, self._done, self._before = count, 0, 0
         self._began = self._said = time.monotonic()
 

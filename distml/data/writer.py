@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from distml import tasks
 from distml.config import Config
 from distml.data import duplicates, jobs, schema
-from distml.data.jobs import Job, Record
+from distml.data.jobs import Job, Pool, Record
 from distml.data.manifest import Manifest, Shard
 from distml.data.source import ENOUGH_FAULTS, Fault, Gathered, Rows, Source, require_usable, with_margin
 from distml.data.split import Part, plan
@@ -121,11 +121,13 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
     """
     strata = {split: source.task.strata(rows.labels) for split, rows in source.splits.items()}
     cut = not {"validation", "test"} <= strata.keys()
-    together = duplicates.to_keep_together(source.splits["train"]) if cut and source.policy else None
-    parts = plan(strata, config.data.val_fraction, config.data.split_seed, together)
-    task = source.task.fitted(source.splits["train"].labels[parts["train"].rows])
-    writer = _Writer(config, storage, source, parts)
-    shards = writer.write(mine)
+    with _pool(config, storage, source) as pool:
+        run = None if pool is None else pool.run
+        together = duplicates.to_keep_together(source.splits["train"], run) if cut and source.policy else None
+        parts = plan(strata, config.data.val_fraction, config.data.split_seed, together)
+        task = source.task.fitted(source.splits["train"].labels[parts["train"].rows])
+        writer = _Writer(config, storage, source, parts)
+        shards = writer.write(mine, pool)
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
     warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names))
@@ -152,6 +154,18 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         left_out=tuple((fault.name, fault.reason) for fault in left_out),
         warnings=warnings,
         encoding=None if writer.encoding == "tensor" else writer.encoding,
+    )
+
+
+def _pool(config: Config, storage: Storage, source: Source) -> AbstractContextManager[Pool | None]:
+    """What does the work: None where rows can only be read one after the other."""
+    splits = source.splits.values()
+    if any(rows.only is None for rows in splits):
+        return nullcontext(None)
+    first = source.splits["train"]
+    return jobs.pool(
+        *(config, storage, sum(len(rows.labels) for rows in splits)),
+        lambda count: first.gather(np.arange(min(count, len(first.labels)), dtype=np.int64)),
     )
 
 
@@ -189,25 +203,21 @@ class _Writer:
         self.counts = {split: [0] * len(source.task.names) for split in parts}
         self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))
 
-    def write(self, mine: str) -> dict[str, tuple[Shard, ...]]:
+    def write(self, mine: str, pool: Pool | None) -> dict[str, tuple[Shard, ...]]:
         """Write all splits below a folder."""
-        written: dict[str, Record] = {}
         pieces = {split: self._pieces(split, mine) for split in self._parts}
-        if all(rows.only is not None for rows in self._source.splits.values()):
-            every = [piece for some in pieces.values() for piece in some]
-            count = sum(len(part.rows) for part in self._parts.values())
-            found = jobs.run_all(self._config, map(self._job, every), count, self._sample)
-            with closing(found):
-                for record in found:
-                    written[record.shard.path] = record
-                    self._bear(record)
-        else:
-            for split, some in pieces.items():
-                written |= {record.shard.path: record for record in self._passes(split, some)}
-        ordered = [(split, piece) for split, some in pieces.items() for piece in some]
-        self.faults = [fault for _, piece in ordered for fault in written[piece.path].faults.values()]
-        for split, piece in ordered:
-            self._see(split, piece, written[piece.path])
+        written: dict[str, Record] = {}
+        progress = jobs.Progress(sum(len(part.rows) for part in self._parts.values()))
+        ordered = [piece for some in pieces.values() for piece in some]
+        made = self._passes(pieces) if pool is None else pool.run(jobs.run, map(self._job, ordered))
+        with closing(made):
+            for record in made:
+                written[record.shard.path] = record
+                self._bear(record)
+                progress.add(record)
+        self.faults = [fault for piece in ordered for fault in written[piece.path].faults.values()]
+        for piece in ordered:
+            self._see(piece, written[piece.path])
         return {s: tuple(written[piece.path].shard for piece in some) for s, some in pieces.items()}
 
     def _rows(self, split: str) -> Rows:
@@ -241,11 +251,11 @@ class _Writer:
             *(self.encoding, self.inner),
         )
 
-    def _sample(self, count: int) -> object:
-        rows = self._rows("train")
-        return rows.gather(self._parts["train"].rows[:count])
+    def _passes(self, pieces: Mapping[str, Sequence[_Piece]]) -> Generator[Record]:
+        for split, some in pieces.items():
+            yield from self._passes_of(split, some)
 
-    def _passes(self, split: str, pieces: Sequence[_Piece]) -> Generator[Record]:
+    def _passes_of(self, split: str, pieces: Sequence[_Piece]) -> Generator[Record]:
         """Write a split in passes over the source that gather as many whole shards as the budget holds."""
         rows, wanted = self._rows(split), self._parts[split].rows
         shard_bytes = self._row_bytes(split) * max(piece.last - piece.first for piece in pieces)
@@ -263,9 +273,7 @@ class _Writer:
                 record = jobs.write(
                     self._storage, piece.path, mine, labels, numbers, self.encoding, self.inner
                 )
-                self._bear(record)
                 yield record
-            _LOG.info("wrote %s: %d of %d rows", split, some[-1].last, len(wanted))
 
     def _bear(self, record: Record) -> None:
         """Count what cannot be used, and end where it is enough to see that the data must be mended."""
@@ -275,7 +283,8 @@ class _Writer:
             faults = sorted(self.faults, key=lambda fault: fault.name)
             require_usable(faults, self.looked_at, self._config.data)
 
-    def _see(self, split: str, piece: _Piece, record: Record) -> None:
+    def _see(self, piece: _Piece, record: Record) -> None:
+        split = piece.split
         rows, wanted = self._rows(split), self._parts[split].rows[piece.first : piece.last]
         kept = np.delete(wanted, list(record.faults)) if record.faults else wanted
         labels = rows.labels[kept]

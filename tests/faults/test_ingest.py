@@ -303,7 +303,8 @@ def test_damage_found_after_the_first_shards_takes_them_back(tmp_path: Path) -> 
 PICTURES, CLASSES = 240, 3
 FORCED = (
     "import sys; from distml import ingest; from distml.data import jobs; "
-    "jobs.RAY_FROM_S = jobs.CONNECTED_FROM_S = {ray_from_s}; jobs.SHARD_BYTES = 600_000; sys.exit(ingest.main())"
+    "jobs.RAY_FROM_S = jobs.CONNECTED_FROM_S = {ray_from_s}; jobs.SHARD_BYTES = 600_000; "
+    "sys.exit(ingest.main())"
 )
 """Ten pictures a shard, so that there is a middle to be killed in."""
 

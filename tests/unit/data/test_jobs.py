@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,7 +202,7 @@ def test_progress_says_rate_and_time_left(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = jobs._Progress(1_000)
+    progress = jobs.Progress(1_000)
     shard = Shard("a", 200, 1, "00")
     with caplog.at_level("INFO", logger="distml"):
         progress.add(Record(shard, 0, (), ("aa",) * 200, fresh=False))
@@ -217,17 +218,20 @@ def test_progress_says_rate_and_time_left(
     [(16, False, "here"), (100_000, True, "ray"), (100_000, False, "started")],
 )
 def test_ray_is_taken_where_it_is_worth_it(
-    monkeypatch: pytest.MonkeyPatch, rows: int, connected: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int, connected: bool, expected: str
 ) -> None:
     from distml.runtime import cluster
 
     monkeypatch.setattr(jobs, "_cores", lambda: 2)
+    monkeypatch.setattr(jobs, "_strategy", lambda config, storage: "DEFAULT")
+    fake = SimpleNamespace(is_initialized=lambda: connected)
+    monkeypatch.setitem(sys.modules, "ray", fake)
     started: list[Config] = []
-    monkeypatch.setattr(cluster, "connect", lambda config: started.append(config))
+    monkeypatch.setattr(cluster, "connect", lambda config: nullcontext(started.append(config)))
     ticks = iter([0.0, 0.016])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    context = jobs._ray(Config(), connected, rows, lambda count: None)
-    chosen = "started" if started else "ray" if context.__enter__() else "here"
+    with jobs.pool(Config(), Storage(str(tmp_path)), rows, lambda count: None) as pool:
+        chosen = "started" if started else "here" if pool._strategy is None else "ray"
     assert chosen == expected
 
 
