@@ -163,7 +163,7 @@ def growth(photos: Path) -> list[report.Figure]:
 
 def waiting(photos: Path) -> list[report.Figure]:
     """A rank's wait for data while compressed rows are streamed, as a share of the epoch."""
-    folder = divided(photos, Path(tempfile.mkdtemp(prefix="distml-stream-")), 1_500)
+    folder = divided(photos, Path(tempfile.mkdtemp(prefix="distml-stream-")), 1_000)
     root = tempfile.mkdtemp(prefix="distml-bench-")
     flags = {
         "data.path": folder, "data.image_size": SIDE, "data.encoding": "jpeg", "storage.root": root,

@@ -215,7 +215,7 @@ def test_progress_says_rate_and_time_left(
 
 @pytest.mark.parametrize(
     ("rows", "connected", "expected"),
-    [(16, False, "here"), (100_000, True, "ray"), (100_000, False, "started")],
+    [(20_000, False, "here"), (20_000, True, "ray"), (100_000, False, "started")],
 )
 def test_ray_is_taken_where_it_is_worth_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int, connected: bool, expected: str
