@@ -35,7 +35,8 @@ from distml.errors import DistmlError, ResourceError, StorageError
 from distml.storage import TEMPORARY, Storage
 from distml.tasks import Targets
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ Wall time on two cores shared with other work: 60-150 s for all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -370,12 +371,17 @@ def _tasks(above: int) -> list[psutil.Process]:
     return working
 
 
+def _written(root: Path, notes: int, above: int) -> bool:
+    """Whether so many jobs are finished and another is at work below a process."""
+    return _notes(root) >= notes and bool(_tasks(above))
+
+
 @pytest.mark.ray
 def test_a_killed_task_is_done_again(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
     process = _ingesting(photographs, tmp_path, ray=True)
     killed = 0
     for written in (2, 6):
-        _await(process, lambda written=written: _notes(tmp_path) >= written and bool(_tasks(process.pid)))
+        _await(process, functools.partial(_written, tmp_path, written, process.pid))
         for task in _tasks(process.pid)[:1]:
             task.kill()
             killed += 1
@@ -421,7 +427,7 @@ def test_a_node_that_is_lost_takes_nothing_along(
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         process = _ingesting(photographs, tmp_path, ray=True)
         raylet = nodes[1].all_processes["raylet"][0].process.pid
-        _await(process, lambda: _notes(tmp_path) >= 4 and bool(_tasks(raylet)))
+        _await(process, functools.partial(_written, tmp_path, 4, raylet))
         cluster.remove_node(nodes[1], allow_graceful=False)
         code, result, _ = _result(process)
         assert (code, result["digest"]) == (0, undisturbed)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,7 +227,13 @@ def test_ray_is_taken_where_it_is_worth_it(
     fake = SimpleNamespace(is_initialized=lambda: connected)
     monkeypatch.setitem(sys.modules, "ray", fake)
     started: list[Config] = []
-    monkeypatch.setattr(cluster, "connect", lambda config: nullcontext(started.append(config)))
+
+    @contextmanager
+    def connect(config: Config) -> Iterator[None]:
+        started.append(config)
+        yield
+
+    monkeypatch.setattr(cluster, "connect", connect)
     ticks = iter([0.0, 0.016])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     with jobs.pool(Config(), Storage(str(tmp_path)), rows, lambda count: None) as pool:
