@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,13 @@ def history(epochs: int) -> list[dict[str, Any]]:
 
 
 def rendered(
-    classes: list[str] = CLASSES, epochs: int = 4, shape: tuple[int, int, int] = (8, 8, 1), **changes: Any
+    classes: list[str] = CLASSES,
+    epochs: int = 4,
+    shape: tuple[int, int, int] = (8, 8, 1),
+    about: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> str:
-    """The page of a run on 600 rows a split."""
+    """The page of a run on 600 rows a split; `about` changes the manifest, `changes` the report."""
     random = np.random.default_rng(0)
     labels = np.arange(600, dtype=np.int32) % len(classes)
     predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
@@ -49,6 +54,7 @@ def rendered(
     } | changes
     rows = {"train": 4000, "validation": 600, "test": 600}
     manifest = shards.Manifest("pets", shape, tuple(classes), rows, {}, (), 0, 0.1, 1, "data/pets")
+    manifest = dataclasses.replace(manifest, **about or {})
     images = random.integers(0, 256, (len(report["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)

@@ -159,8 +159,7 @@ def examine(config: Config, path: str) -> tuple[Facts, Source]:
         folder = Folder(place)
         form = format_of(folder) if form == "auto" and source.ledger is not None else form
         sizes = _sizes(folder, config) if form in ("image_folder", "table") else {}
-    labels = source.splits["train"].labels
-    counts = np.bincount(labels, minlength=len(source.classes)).tolist()
+    counts = source.task.counts(source.splits["train"].labels).tolist()
     facts = Facts(
         path=place,
         form=form,

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 VERBS = {
     "init": "look at a folder of pictures and at this machine and write a configuration for both",
+    "inspect": "look for damage, duplicates, leaks and suspect labels in the data",
     "doctor": "say whether a configuration can run here, before anything is spent",
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
@@ -60,6 +61,7 @@ MODULES = {
     "drift": "cli.commands",
     "fetch-weights": "cli.commands",
     "init": "cli.data",
+    "inspect": "cli.data",
     "keys": "cli.commands",
     "models": "cli.commands",
     "report": "cli.commands",

@@ -1,7 +1,9 @@
-"""Look at a folder of pictures and at this machine and write a configuration for both (driver).
+"""Verbs that look at data before anything is learnt from them: init and inspect (driver).
 
 distml init photos/                        writes photos.yaml and says what to type next
 distml init photos/ --to mine.yaml         writes another file; nothing is ever overwritten
+distml inspect photos/                     writes photos-inspection.html and .json
+distml inspect --config photos.yaml        after a training: suspect labels, too
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from distml.checks import proposal
 from distml.config import Config
 from distml.errors import ConfigError, StorageError
 from distml.models.backbones import BACKBONES
+from distml.reports import inspection
 from distml.storage import Storage
 
 
@@ -121,3 +124,37 @@ def _tell(
         console.print("         which learns from far fewer pictures; then run init again")
     console.print(f"wrote    {path}")
     console.print(f"next     {following}")
+
+
+def inspect(config: Config, own: argparse.Namespace) -> dict[str, Any]:
+    """Look at all pictures and write the page and its JSON.
+
+    Returns:
+        `page` and `json` (their paths) and what `Inspection.summary` says.
+
+    Raises:
+        DataError: There are no data, or none of them can be used.
+        StorageError: The page cannot be written.
+    """
+    if own.folder is not None:
+        data = config.data.model_copy(update={"path": _place(own.folder)})
+        config = config.model_copy(update={"data": data})
+    made, pictures = inspection.inspect(config)
+    name = proposal.slug(config.data.path or config.data.name)
+    page = Path(own.to or f"{name}-inspection.html")
+    written = page.with_suffix(".json")
+    try:
+        page.write_text(inspection.render(made, pictures), encoding="utf-8")
+        written.write_text(inspection.to_json(made), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {page}: {error.strerror}.", "Give another --to.") from None
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    for sentence in made.findings() or ["nothing was noticed"]:
+        console.print(sentence)
+    console.print(f"labels: {made.judged_by}")
+    console.print(f"wrote {page} and {written}")
+    return {"page": str(page), "json": str(written)} | made.summary()
+
+
+def _place(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if Storage(path).local else path

@@ -302,6 +302,13 @@ def init(parser: Parser) -> None:
     add("--to", metavar="FILE", help="the file to write; without it NAME.yaml in the current folder")
 
 
+def inspect(parser: Parser) -> None:
+    """Add the arguments of `inspect`."""
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="FOLDER", help="folder, archive, file or URI; without it data.path")
+    add("--to", metavar="FILE", help="the page; its JSON lies beside it; NAME-inspection.html without it")
+
+
 def models(parser: Parser) -> None:
     """Add the arguments of `models`."""
     parser.add_argument("word", nargs="?", default="", help="list only names that contain it")
@@ -351,6 +358,7 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "cluster": cluster,
     "fetch-weights": fetch_weights,
     "init": init,
+    "inspect": inspect,
     "keys": keys,
     "models": models,
     "pipeline": pipeline,

@@ -111,7 +111,7 @@ def refitted(source: Source, data: DataConfig) -> Source:
         )
     wanted = Policy((height, width, depth), data.fit, data.background)
     splits = {split: _refitted(rows, wanted) if asked else rows for split, rows in source.splits.items()}
-    return replace(source, shape=wanted.shape, splits=splits, policy=wanted)
+    return replace(source, shape=wanted.shape, splits=splits, policy=wanted, scaled=True)
 
 
 def _refitted(rows: Rows, wanted: Policy) -> Rows:

@@ -122,6 +122,7 @@ class Source:
         ledger: What became of every entry of the user's folder, None where there is none.
         faults: Pictures that were found to be unusable before anything was decoded.
         fingerprint: Another one means that the data changed, None where nobody can tell.
+        scaled: Whether the rows were arrays that the policy only scales.
     """
 
     shape: tuple[int, int, int]
@@ -132,6 +133,12 @@ class Source:
     ledger: Ledger | None = None
     faults: tuple[Fault, ...] = ()
     fingerprint: str | None = None
+    scaled: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether near duplicates are looked for: the few pixels of arrays are alike too easily."""
+        return self.policy is not None and not self.scaled
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -119,12 +119,9 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         DataError: Images that cannot be used, or too few rows.
         StorageError: The storage cannot be written or is full.
     """
-    strata = {split: source.task.strata(rows.labels) for split, rows in source.splits.items()}
-    cut = not {"validation", "test"} <= strata.keys()
     with _pool(config, storage, source) as pool:
         run = None if pool is None else pool.run
-        together = duplicates.to_keep_together(source.splits["train"], run) if cut and source.policy else None
-        parts = plan(strata, config.data.val_fraction, config.data.split_seed, together)
+        parts = divide(config, source, run)
         task = source.task.fitted(source.splits["train"].labels[parts["train"].rows])
         writer = _Writer(config, storage, source, parts)
         shards = writer.write(mine, pool)
@@ -169,6 +166,20 @@ def _pool(config: Config, storage: Storage, source: Source) -> AbstractContextMa
     )
 
 
+def divide(config: Config, source: Source, run: duplicates.Run | None = None) -> dict[str, Part]:
+    """Divide a source as its shards are divided; near duplicates among pictures stay together.
+
+    Args:
+        config: `data` says how.
+        source: What is divided.
+        run: Runs the jobs that look for near duplicates; None runs them in this process.
+    """
+    strata = {split: source.task.strata(rows.labels) for split, rows in source.splits.items()}
+    cut = not {"validation", "test"} <= strata.keys()
+    together = duplicates.to_keep_together(source.splits["train"], run) if cut and source.pictures else None
+    return plan(strata, config.data.val_fraction, config.data.split_seed, together)
+
+
 def _require_all_classes(written: list[int], given: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
     """Refuse data of which a class has lost every training row."""
     lost = [name for label, name in enumerate(classes) if not written[label] and given[label]]
@@ -197,8 +208,7 @@ class _Writer:
         self.look = SecondLook()
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
-        # Near duplicates are looked for among pictures; the few pixels of arrays are alike too easily.
-        self.inner = None if source.policy is None else source.shape[:2]
+        self.inner = source.shape[:2] if source.pictures else None
         self.wide = with_margin(source, config.data.margin)
         self.counts = {split: [0] * len(source.task.names) for split in parts}
         self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -20,6 +20,9 @@ from distml.config import Config
 from distml.data.manifest import Manifest
 from distml.data.schema import Images
 from distml.training import metrics as catalogue
+
+if TYPE_CHECKING:
+    import jinja2
 
 FILE = "report.html"
 FOLDER = "report"
@@ -256,6 +259,20 @@ def _evaluated(manifest: Manifest, shown: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def template(name: str) -> jinja2.Template:
+    """Return a template of a page by its file name."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("distml.reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
+
+
 def render(
     config: Config, manifest: Manifest, report: Mapping[str, Any], facts: Facts, images: Images
 ) -> str:
@@ -271,18 +288,13 @@ def render(
     Returns:
         A whole HTML document.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("distml.reports"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     evaluation, history = report["evaluation"], report["history"]
     split = "test" if "test" in evaluation else "validation"
     return environment.get_template("report.html.j2").render(
+
+
+    confusion = evaluation[split]["confusion"]
+    return template("report.html.j2").render(
         config=config,
         settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
         manifest=manifest,

@@ -91,6 +91,16 @@ def test_a_perfect_run_has_no_mistakes_to_show() -> None:
     assert "Worst mistakes" not in rendered(worst=[])
 
 
+def test_what_ingest_left_out_is_listed_with_its_reason() -> None:
+    left_out = (("cat/<broken>.jpg", "is not a readable picture."), ("dog/2.png", "is cut off."))
+    about = {"left_out": left_out, "skipped": {"hidden": 3}, "warnings": ("test repeats train.",)}
+    text = rendered(about=about)
+    assert text.index("test repeats train.") < text.index("2 pictures left out")
+    assert "<td>cat/&lt;broken&gt;.jpg</td><td>is not a readable picture.</td>" in text
+    assert "3 (hidden)" in text
+    assert "left out" not in rendered()
+
+
 def test_an_epoch_without_a_number_is_left_out_of_the_curve() -> None:
     broken = history(3)
     broken[1]["val_loss"] = math.nan
