@@ -290,10 +290,6 @@ def render(
     """
     evaluation, history = report["evaluation"], report["history"]
     split = "test" if "test" in evaluation else "validation"
-    return environment.get_template("report.html.j2").render(
-
-
-    confusion = evaluation[split]["confusion"]
     return template("report.html.j2").render(
         config=config,
         settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
