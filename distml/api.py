@@ -252,7 +252,7 @@ def predict(
 
     Args:
         config: Names storage and registry.
-        images: Paths of image files.
+        images: Paths of image files and folders, and patterns like `photos/*.jpg`.
         run: Name of a run, or an MLflow run id, whose model is asked.
         version: Registered version that is asked.
         url: Address of an endpoint that is asked instead.

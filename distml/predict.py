@@ -1,6 +1,7 @@
 """Classify image files in this process, or a whole data set on Ray, with a trained model (driver).
 
 python -m distml.predict shoe.png bag.jpg                 the registry's champion
+python -m distml.predict photos/ 'new/*.jpg'              all pictures of a folder, and of a pattern
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
 python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import itertools
 import json
 import logging
+import os
+import sys
 import tempfile
 import time
 import uuid
@@ -37,6 +41,8 @@ from distml.storage import Storage
 from distml.tasks import Task
 from distml.tracking.locate import Chosen, choose
 
+_AT_ONCE = 256
+"""Files that are read and predicted together."""
 MANIFEST = "manifest.json"
 _LISTED = 100  # unreadable rows that the manifest lists; the parts have all
 Say = Callable[[str], None]
@@ -209,7 +215,8 @@ def predict_files(
 
     Args:
         config: Names storage and registry.
-        images: Paths of image files.
+        images: Paths of image files and folders, patterns like `photos/*.jpg`, and `-` for a path on each
+            line of standard input.
         run: Name of a run, or an MLflow run id, whose model is asked.
         version: Registered version that is asked; without run and version the champion is.
         url: Address of an endpoint that is asked instead.
@@ -224,6 +231,7 @@ def predict_files(
         DistmlError: There is no model to ask, or it cannot be trusted.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    images = expanded(images)
     if url:
         _require_address(url, run, version)
         address = url.rstrip("/")
@@ -239,7 +247,7 @@ def predict_files(
             target=export.target,
             usual=export.usual,
         )
-        return _classify(console, images, top, here, lambda pixels: _ask(export, pixels))
+        return _classify(console, images, top, here, _asking(export))
 
 
 def predict_data(
@@ -288,14 +296,19 @@ def _classify(
     ask: Callable[[schema.Images], npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Read the files, ask about those that can be read, and tell of all."""
-    images, failed, noted = read_all(files, model.pictures)
-    predictions = []
-    if images:
-        outputs = ask(np.stack(list(images.values())))
-        predictions = [
-            {"file": file} | model.task.described(row, top) | _doubts(images[file], model, noted[file])
-            for file, row in zip(images, outputs, strict=True)
-        ]
+    predictions: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    names = list(dict.fromkeys(files))
+    for first in range(0, len(names), _AT_ONCE):
+        images, unreadable, noted = read_all(names[first : first + _AT_ONCE], model.pictures)
+        failed += unreadable
+        if images:
+            outputs = zip(images, ask(np.stack(list(images.values()))), strict=True)
+            predictions += [
+                {"file": file} | model.task.described(row, top) | _doubts(images[file], model, noted[file])
+                for file, row in outputs
+            ]
+    if predictions:
         _show(console, model.task, predictions)
     for failure in failed:
         console.print(f"[red]{escape(failure['error'])}[/red]")
@@ -315,11 +328,54 @@ def _require_address(url: str, run: str | None, version: int | None) -> None:
         raise ConfigError(f"--url is {url}, which is no address.", "Write http://HOST:PORT.")
 
 
-def _ask(export: layout.Export, images: schema.Images) -> npt.NDArray[np.float32]:
-    from distml.artifacts.predictor import Predictor
+def _asking(export: layout.Export) -> Callable[[Images], npt.NDArray[np.float32]]:
+    """What asks an export about images; it is loaded once, when there are images."""
 
-    with log.quietly():
-        return Predictor.of(export).predict(images)
+    @functools.cache
+    def predictor() -> Any:
+        from distml.artifacts.predictor import Predictor
+
+        return Predictor.of(export)
+
+    def ask(images: Images) -> npt.NDArray[np.float32]:
+        with log.quietly():
+            outputs: npt.NDArray[np.float32] = predictor().predict(images)
+        return outputs
+
+    return ask
+
+
+def expanded(words: Sequence[str]) -> list[str]:
+    """Return the files that words mean: files, folders, patterns, and `-` for the lines of standard input.
+
+    Of a folder all pictures at any depth are meant, sorted by name; hidden files are not.
+
+    Raises:
+        ConfigError: A folder without pictures, a pattern that fits no file, or an empty standard input.
+    """
+    files: list[str] = []
+    for word in words:
+        if word == "-":
+            some = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        elif os.path.isdir(word):
+            some = sorted(_below(word))
+        elif not os.path.lexists(word) and glob.has_magic(word):
+            some = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
+        else:
+            some = [word]
+        if not some:
+            what = "standard input names no file" if word == "-" else f"{word} holds or fits no picture"
+            raise ConfigError(f"{what}.", "Give picture files, folders of them or a pattern.")
+        files += some
+    return files
+
+
+def _below(folder: str) -> Iterator[str]:
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image.SUFFIXES:
+                yield os.path.join(path, name)
 
 
 MAX_FILE_BYTES = 64 << 20

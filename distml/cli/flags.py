@@ -166,7 +166,12 @@ _positive.__name__ = "number from 1"  # argparse says this in its complaint
 def predict(parser: Parser) -> None:
     """Add the arguments of `predict`."""
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="picture files of any size and format")
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="picture files, folders, patterns; - reads paths from standard input",
+    )
     add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
     add("--output", metavar="URI", help="folder for the predictions for --data; the same command resumes")
     add("--run", metavar="NAME", help="name of a run, or an MLflow run id, whose model is used")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from distml.batch import files
 from distml.config import Config, load
 from distml.data.image import Policy
 from distml.errors import ConfigError, DataError, TrackingError
+from distml.serving import client
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.locate import choose
@@ -142,3 +145,49 @@ def test_a_mistake_in_the_command_is_exit_2(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["status"] == "invalid"
     assert said in result["error"]
+
+
+def test_folders_patterns_and_standard_input_mean_their_pictures(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/2.JPG", "a/b/1.png", "a/.hidden/3.png", "a/._2.jpg", "a/notes.txt", "odd [1].png"):
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        GRAY.save(workdir / name, "PNG")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a/2.JPG\r\n\nmissing.png\n"))
+    assert files.expanded(["a"]) == ["a/2.JPG", "a/b/1.png"]
+    assert files.expanded(["a/**/*.png", "odd [1].png"]) == ["a/b/1.png", "odd [1].png"]
+    assert files.expanded(["-", "missing.png"]) == ["a/2.JPG", "missing.png", "missing.png"]
+
+
+@pytest.mark.parametrize("word", ["empty", "*.png", "-"])
+def test_a_word_that_means_no_picture_is_refused(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    (workdir / "empty").mkdir()
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(ConfigError, match=r"no file|no picture"):
+        files.expanded([word])
+
+
+def test_many_files_are_read_and_asked_about_in_parts(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, plain_logging: None
+) -> None:
+    for number in range(5):
+        GRAY.save(workdir / f"{number}.png")
+    (workdir / "bad.png").write_bytes(b"bad")
+    asked: list[int] = []
+
+    def outputs(_address: str, images: Any, _model: Any) -> Any:
+        asked.append(len(images))
+        return np.tile(np.float32([0.25, 0.75]), (len(images), 1))
+
+    model = client.Model("pets", 1, (28, 28, 1), ("cat", "dog"))
+    monkeypatch.setattr(client, "describe", lambda address: model)
+    monkeypatch.setattr(client, "outputs", outputs)
+    monkeypatch.setattr(files, "_AT_ONCE", 2)
+    result = files.predict_files(Config(), ["."], url="http://127.0.0.1:1")
+    assert asked == [2, 2, 1]
+    assert [(one["file"], one["class"]) for one in result["predictions"]] == [
+        (f"./{number}.png", "dog") for number in range(5)
+    ]
+    assert [one["file"] for one in result["failed"]] == ["./bad.png"]

@@ -55,7 +55,7 @@ def configured(path: Path, root: Path) -> Config:
 
 
 def test_every_fault_is_noticed_and_the_leak_is_said_first(folder: Path, storage_root: Path) -> None:
-    made, pictures = inspection.inspect(configured(folder, storage_root))
+    made, pictures = inspection.look(configured(folder, storage_root))
     assert made.leaks == {"test / train": [("test/a/leak.jpg", "train/a/3.png")]}
     assert made.findings()[0].startswith("1 picture of test also in train")
     assert made.exact == [["train/b/101.png", "train/b/copy.png"]]
@@ -112,7 +112,7 @@ def test_arrays_are_inspected_too_and_only_identical_ones_are_copies(storage_roo
     labels = np.arange(40) % 2
     path = storage_root / "arrays.npz"
     np.savez(path, x_train=images[:30], y_train=labels[:30], x_test=images[30:], y_test=labels[30:])
-    made, pictures = inspection.inspect(configured(path, storage_root))
+    made, pictures = inspection.look(configured(path, storage_root))
     assert made.exact == [["train row 3", "train row 7"]]
     assert (made.near, made.sizes) == ([], {})
     assert set(pictures) >= {"train row 3", "train row 7"}
