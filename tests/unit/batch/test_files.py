@@ -179,7 +179,7 @@ def test_many_files_are_read_and_asked_about_in_parts(
 
     def outputs(_address: str, images: Any, _model: Any) -> Any:
         asked.append(len(images))
-        return np.tile(np.float32([0.25, 0.75]), (len(images), 1))
+        return np.tile(np.array([0.25, 0.75], np.float32), (len(images), 1))
 
     model = client.Model("pets", 1, (28, 28, 1), ("cat", "dog"))
     monkeypatch.setattr(client, "describe", lambda address: model)
