@@ -532,6 +532,8 @@ class ServeConfig(Section):
     """Address to bind."""
     port: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535)] = 8000
     """Port to bind."""
+    grpc_port: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535)] | None = None
+    """Port for gRPC (Open Inference Protocol, TensorFlow Serving); none opens none."""
     url: Annotated[str, Field(pattern="^https?://")] | None = None
     """An endpoint that others keep up, as a RayService: pipelines wait for its answer and start none."""
     replicas: ReplicasConfig = ReplicasConfig()

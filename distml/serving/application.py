@@ -71,13 +71,30 @@ def _examples(served: list[Served]) -> openapi.Examples:
     return bodies
 
 
-def application(service: Service, config: ServeConfig, metrics: Metrics | None = None) -> Application:
+def key_check(config: ServeConfig, metrics: Metrics) -> KeyCheck | None:
+    """Return what decides by a request's key, None where no key is needed.
+
+    Raises:
+        ConfigError: The keys file cannot be used.
+    """
+    return KeyCheck(config.auth, metrics) if config.auth.keys_file else None
+
+
+def application(
+    service: Service,
+    config: ServeConfig,
+    metrics: Metrics | None = None,
+    keys: KeyCheck | None = None,
+    decoder: encoded.Decoder | None = None,
+) -> Application:
     """Make the application that answers all HTTP requests.
 
     Args:
         service: Who classifies.
         config: Limits.
         metrics: Where requests are counted; none makes new ones.
+        keys: Decides by the key; none makes one where `serve.auth.keys_file` is set.
+        decoder: Of pictures; none makes one.
 
     Raises:
         ConfigError: The keys file cannot be used.
@@ -87,7 +104,7 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
     app = Application(
         metrics,
         Guard(config),
-        KeyCheck(config.auth, metrics) if config.auth.keys_file else None,
+        keys or key_check(config, metrics),
         title="distml",
         version=distml.__version__,
         description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
@@ -98,7 +115,7 @@ def application(service: Service, config: ServeConfig, metrics: Metrics | None =
         redirect_slashes=False,
         exception_handlers={HTTPException: unfound},
     )
-    decoder = encoded.Decoder(config)
+    decoder = decoder or encoded.Decoder(config)
     for protocol in _PROTOCOLS:
         # `include_router` would wrap the routes in its own, slower ones.
         app.router.routes.extend(protocol.router(service, config, decoder.images).routes)

@@ -127,16 +127,16 @@ def require_room(serve: ServeConfig) -> None:
 
 
 def require_port(serve: ServeConfig) -> None:
-    """Refuse a port that somebody else has.
+    """Refuse ports that somebody else has.
 
     Raises:
-        ResourceError: It is taken.
+        ResourceError: One is taken.
     """
-    if refused := ingress.port_refusal(serve.host, serve.port):
-        raise ResourceError(
-            f"serve.port {serve.port} of {serve.host} cannot be used: {refused}.",
-            "Choose another --serve.port.",
-        )
+    for key, port in (("serve.port", serve.port), ("serve.grpc_port", serve.grpc_port)):
+        if port is not None and (refused := ingress.port_refusal(serve.host, port)):
+            raise ResourceError(
+                f"{key} {port} of {serve.host} cannot be used: {refused}.", f"Choose another --{key}."
+            )
 
 
 def stands() -> bool:

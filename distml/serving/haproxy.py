@@ -40,6 +40,9 @@ _DROPPED = re.compile(
 )
 _LIVING = re.compile(r"^( *acl (\S+)) nbsrv\((\S+)\) ge 1\n", re.M)
 _BACKEND = re.compile(r"^backend (http-\S+)\n((?:^ .*\n|^\n)*)", re.M)
+_GRPC = re.compile(r"^backend grpc-(\S+)\n((?:^ .*\n|^\n)*)", re.M)
+_ASKED = re.compile(r"^ *(?:option tcp-check|tcp-check .*)\n", re.M)
+_PEER = re.compile(r"^( *server (\S+) \S+ proto h2) (?!.* backup).*$", re.M)
 _PLAIN = re.compile(
     r"^( *http-request return status )(?:404|503) content-type text/plain l?f?-?string .*\n", re.M
 )
@@ -120,6 +123,7 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundl
     text = _CHECKS.sub(r"\g<1>on-marked-down shutdown-sessions ", text)
     replicas = {backend[1]: _replicas(backend[2]) for backend in _BACKEND.finditer(text)}
     text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
+    text = _GRPC.sub(lambda backend: _tracked(backend, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
     headers = _HEADERS.format(websocket=_body(_WEBSOCKET))
@@ -154,6 +158,20 @@ def _living(rule: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
     """Whether a replica is there, which the last resort always is."""
     conditions = [f"srv_is_up({rule[3]}/{name})" for name in replicas.get(rule[3], ())] or ["always_false"]
     return "".join(f"{rule[1]} {condition}\n" for condition in conditions)
+
+
+def _tracked(backend: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
+    """Let a replica be as healthy over gRPC as it is over HTTP: its health is asked once."""
+    http = f"http-{backend[1]}"
+    names = replicas.get(http, ())
+    if any(server[2] not in names for server in _PEER.finditer(backend[2])):
+        return backend[0]  # one of the two is being added or removed: for now it is asked itself
+    lines = _ASKED.sub("", backend[2])
+    lines = _PEER.sub(
+        lambda server: f"{server[1]} no-check track {http}/{server[2]} on-marked-down shutdown-sessions",
+        lines,
+    )
+    return f"backend grpc-{backend[1]}\n{lines}"
 
 
 def _last_resort(backend: re.Match[str], nobody: str) -> str:

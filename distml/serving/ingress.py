@@ -18,6 +18,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from distml.config import ServeConfig, TlsConfig
 from distml.errors import ConfigError, ResourceError, ServingError
@@ -75,6 +76,7 @@ def listen(serve: ServeConfig) -> None:
         ray_serve.start(
             proxy_location="EveryNode",
             http_options=HTTPOptions(host=serve.host, port=serve.port, request_timeout_s=None),
+            grpc_options=grpc_options(serve),
             logging_config={"enable_access_log": False},
         )
     except RayActorError as error:
@@ -88,6 +90,18 @@ def listen(serve: ServeConfig) -> None:
             raise
         ray_serve.shutdown()  # its controller would stay behind on a cluster
         raise ResourceError(f"{taken[0]}: it was taken just now.", "Start it again.") from None
+
+
+def grpc_options(serve: ServeConfig) -> dict[str, Any] | None:
+    """Return Ray Serve's options for gRPC; None where no port is asked for."""
+    if serve.grpc_port is None:
+        return None
+    # Reflection would describe the procedures by published stubs, which are not here.
+    return {
+        "port": serve.grpc_port,
+        "grpc_servicer_functions": ["distml.serving.rpc.add"],
+        "enable_reflection": False,
+    }
 
 
 def uses_haproxy(serve: ServeConfig) -> bool:

@@ -204,7 +204,7 @@ class V2Answer(Schema):
 
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
-_EXTENSIONS = [
+EXTENSIONS = [
     "binary_tensor_data",
     "classification",
     "model_configuration",
@@ -259,7 +259,8 @@ def _identity(document: exchange.Document) -> dict[str, str]:
     return {"id": document.members["id"]}
 
 
-def _metadata(service: Service, served: Served) -> dict[str, Any]:
+def described(service: Service, served: Served) -> dict[str, Any]:
+    """Describe the tensors of a version."""
     wide = len(served.classes)
     return {
         "name": served.name,
@@ -330,7 +331,7 @@ def _add_models(routes: APIRouter, service: Service, config: ServeConfig) -> Non
     async def metadata(request: Request) -> Answer:
         """Describe the tensors of a model."""
         served = choose(service, request, number(service, request))
-        return answer(_metadata(service, served), served.version)
+        return answer(described(service, served), served.version)
 
     async def ready(request: Request) -> Answer:
         """Say that a model answers."""
@@ -340,7 +341,7 @@ def _add_models(routes: APIRouter, service: Service, config: ServeConfig) -> Non
     async def configuration(request: Request) -> Answer:
         """Describe a model as Triton's model configuration does."""
         served = choose(service, request, number(service, request))
-        return answer(_configuration(_metadata(service, served), config.max_queued_images), served.version)
+        return answer(_configuration(described(service, served), config.max_queued_images), served.version)
 
     async def statistics(request: Request) -> Answer:
         """Say what the versions of a model have been asked of this replica, as Triton's statistics do."""
@@ -429,7 +430,7 @@ def _add_server(routes: APIRouter, service: Service) -> None:
     @routes.get("/v2", response_model=V2Server)
     async def server(request: Request) -> Answer:
         """Describe the server."""
-        return answer({"name": "distml", "version": distml.__version__, "extensions": _EXTENSIONS})
+        return answer({"name": "distml", "version": distml.__version__, "extensions": EXTENSIONS})
 
     @routes.get("/v2/health/live", response_model=V2Live)
     async def live(request: Request) -> Answer:

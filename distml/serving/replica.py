@@ -32,10 +32,12 @@ from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
 from distml.serving import haproxy
 from distml.serving.core import Core, Loaded
+from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet
 from distml.serving.request_log import Journal
+from distml.serving.rpc import Rpc, procedures
 from distml.serving.service import Served
 from distml.storage import Storage
 
@@ -132,6 +134,7 @@ _SHARE_S = 2.0
 """Between two reports of metrics: shorter than Prometheus's interval, so that no counter steps back."""
 
 
+@procedures
 class Replica:
     """Loads what the watcher says and answers HTTP. Final.
 
@@ -160,7 +163,7 @@ class Replica:
         Where nobody was champion yet it answers 503 until the first is: on Kubernetes the endpoint stands
         before the first training.
         """
-        from distml.serving.application import application
+        from distml.serving.application import application, key_check
 
         while not self._core.ready() and not await self._watcher.vacant.remote():
             await self._follow_once()
@@ -168,7 +171,10 @@ class Replica:
         self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]
         if haproxy.HOST in os.environ:  # HAProxy is the ingress
             self._health.start()
-        return application(self._core, self._config.serve, self._core.metrics)
+        serve, metrics = self._config.serve, self._core.metrics
+        keys, decoder = key_check(serve, metrics), Decoder(serve)
+        self.rpc = Rpc(self._core, serve, metrics, decoder.images, keys)
+        return application(self._core, serve, metrics, keys, decoder)
 
     def _rows(self, outcome: str) -> float:
         return self._journal.counts()[outcome]

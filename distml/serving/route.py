@@ -75,20 +75,24 @@ async def attempt(endpoint: Endpoint, request: Request) -> Answer:
     """Call an endpoint; whatever it raises becomes an answer with one sentence."""
     try:
         return await endpoint(request)
-    except RejectedError as rejection:
-        return reject(rejection)
-    except ServingError as error:
-        return reject(_rejection(error))
-    except ModelError as error:
-        return reject(_rejection(error))
     except ClientDisconnect:
         raise
-    except Exception:
-        log.exception("%s %s failed", request.method, request.url.path)
-        return reject(RejectedError(500, "the endpoint failed; its log says why"))
+    except Exception as error:
+        return reject(rejection(error, f"{request.method} {request.url.path}"))
 
 
-def _rejection(error: Exception) -> RejectedError:
+def rejection(error: Exception, what: str) -> RejectedError:
+    """Return what a client is told of an error; of one that nobody expected, the log says more.
+
+    Args:
+        error: Raised while a request was answered.
+        what: The request, for the log.
+    """
+    if isinstance(error, RejectedError):
+        return error
+    if not isinstance(error, ServingError | ModelError):
+        log.error("%s failed", what, exc_info=error)
+        return RejectedError(500, "the endpoint failed; its log says why")
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     retry = getattr(error, "retry_after_s", None)
     headers: list[Header] = [] if retry is None else [(b"retry-after", b"%d" % retry)]

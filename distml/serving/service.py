@@ -206,16 +206,28 @@ def number(service: Service, request: Request) -> int | None:
         RejectedError: 404, it is no number, or no label that is followed.
     """
     if "label" in request.path_params:
-        return _labelled(service, request.path_params["label"])
+        return labelled(service, request.path_params["label"])
     word = request.path_params.get("version")
-    if word is None:
-        return None
+    return None if word is None else version_number(word)
+
+
+def version_number(word: str) -> int:
+    """Return the number of a version.
+
+    Raises:
+        RejectedError: 404, it is none.
+    """
     if not (word.isascii() and word.isdigit() and len(word) <= _DIGITS):
         raise RejectedError(404, f"the version {word[:80]!r} is no number")
     return int(word)
 
 
-def _labelled(service: Service, label: str) -> int:
+def labelled(service: Service, label: str) -> int:
+    """Return the version that a label stands for.
+
+    Raises:
+        RejectedError: 404, no such label is followed.
+    """
     aliases = service.aliases()
     if label not in aliases:
         known = ", ".join(aliases) or "none"
@@ -229,7 +241,16 @@ def choose(service: Service, request: Request, version: int | None) -> Served:
     Raises:
         RejectedError: 404, no model or version of that name is loaded; 503, none at all.
     """
-    first, name = champion(service), request.path_params["name"]
+    return named(service, request.path_params["name"], version)
+
+
+def named(service: Service, name: str, version: int | None) -> Served:
+    """Return a version by the name of its model and its number; None takes the champion.
+
+    Raises:
+        RejectedError: As `choose`.
+    """
+    first = champion(service)
     if name != first.name:
         raise RejectedError(404, f"there is no model {name[:80]!r}; {first.name!r} is served")
     if version in (None, first.version):

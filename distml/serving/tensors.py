@@ -238,13 +238,13 @@ def render(identity: dict[str, str], asked: list[Wanted], outputs: Outputs, serv
     """Answer with the wanted outputs, those in binary after the JSON."""
     described, following = [], []
     for one in asked:
-        datatype, values = _values(one, outputs, served.task)
-        member: dict[str, Any] = {"name": one.name, "datatype": datatype, "shape": _sizes(values)}
+        datatype, elements = values(one, outputs, served.task)
+        member: dict[str, Any] = {"name": one.name, "datatype": datatype, "shape": sizes(elements)}
         if one.binary:
-            following.append(_to_bytes(values))
+            following.append(to_bytes(elements))
             member["parameters"] = {"binary_data_size": len(following[-1])}
         else:
-            member["data"] = _flat(values)
+            member["data"] = _flat(elements)
         described.append(member)
     document = {
         "model_name": served.name,
@@ -260,7 +260,7 @@ def render(identity: dict[str, str], asked: list[Wanted], outputs: Outputs, serv
     return Answer(b"".join([text, *following]), 200, OCTETS, length, served.version, count)
 
 
-def _values(one: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
+def values(one: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
     """Return datatype and elements of an output, [N] or [N, K]."""
     if not one.ranked:
         return task.tensors[one.name], task.tensor(one.name, outputs)
@@ -271,7 +271,8 @@ def _values(one: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
     ]
 
 
-def _sizes(values: Any) -> list[int]:
+def sizes(values: Any) -> list[int]:
+    """Return the shape of an output's elements."""
     if isinstance(values, np.ndarray):
         return list(values.shape)
     return [len(values), len(values[0])] if isinstance(values[0], list) else [len(values)]
@@ -283,9 +284,14 @@ def _flat(values: Any) -> Any:
     return list(chain.from_iterable(values)) if isinstance(values[0], list) else values
 
 
-def _to_bytes(values: Any) -> bytes:
+def to_bytes(values: Any) -> bytes:
+    """Return an output's elements as bytes, little-endian; each string follows its length."""
     flat: Sequence[str] | npt.NDArray[Any] = _flat(values)
     if isinstance(flat, np.ndarray):
         return flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
-    words = [word.encode() for word in flat]
+    return joined([word.encode() for word in flat])
+
+
+def joined(words: Sequence[bytes]) -> bytes:
+    """Join elements of type BYTES, each after its length."""
     return b"".join(len(word).to_bytes(_LENGTH_BYTES, "little") + word for word in words)

@@ -226,7 +226,7 @@ async def _tensor(
     return await decode(files, served.pictures, names)
 
 
-def _definition(served: Served) -> dict[str, Any]:
+def definition(served: Served) -> dict[str, Any]:
     """Describe both signatures in the JSON form of TensorFlow's SignatureDef."""
 
     def info(name: str, kind: str, *sizes: int) -> dict[str, Any]:
@@ -306,8 +306,8 @@ def _add_description(routes: APIRouter, service: Service) -> None:
         """Describe the signatures."""
         served = choose(service, request, number(service, request))
         spec = {"name": served.name, "signature_name": "", "version": str(served.version)}
-        definition = {"signature_def": {"signature_def": _definition(served)}}
-        return answer({"model_spec": spec, "metadata": definition}, served.version)
+        signatures = {"signature_def": {"signature_def": definition(served)}}
+        return answer({"model_spec": spec, "metadata": signatures}, served.version)
 
     for path, names in _PATHS.items():
         described: dict[str, Any] = {

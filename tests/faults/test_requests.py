@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import hypothesis
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ import requests
 import schemathesis
 from schemathesis.core.result import Ok
 
+from distml.serving import ingress
+from distml.serving.messages import message
 from tests import endpoint, malformed, registered
 from tests.endpoint import Endpoint
 
@@ -31,6 +34,7 @@ pytestmark = [
 ]
 GOOD = {"instances": [np.zeros(registered.SHAPE, int).tolist()]}
 HUGE_BYTES, MEBIBYTE = 64 << 20, 1 << 20
+GRPC_PORT = ingress.free_ports()[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     registry = registered.make(tmp_path_factory.mktemp("registry"))
     registry.client.set_registered_model_alias(registered.NAME, "champion", str(registry.add(100)))
     flags = ["--serve.replicas.min=2", "--serve.cpus_per_replica=0.4", f"--serve.max_body_bytes={MEBIBYTE}"]
-    with endpoint.serving(registry, *flags) as found:
-        yield found
+    flags.append(f"--serve.grpc_port={GRPC_PORT}")
+    with endpoint.serving(registry, *flags) as live:
+        yield live
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +192,25 @@ def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
             case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance], timeout=10)
 
         ask()
+
+
+def test_grpc_is_answered_as_http_is_and_bytes_that_are_no_message_harm_nobody(live: Endpoint) -> None:
+    image = np.arange(np.prod(registered.SHAPE), dtype=np.uint8).reshape(registered.SHAPE)
+    answered = requests.post(f"{live.url}/predict", json={"instances": [image.tolist()]}, timeout=10).json()
+    request = message("ModelInferRequest")(model_name=registered.NAME)
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, *image.shape])
+    request.outputs.add(name="probabilities")
+    request.raw_input_contents.append(image.tobytes())
+    with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for _ in range(50):
+            response = message("ModelInferResponse").FromString(
+                infer(request.SerializeToString(), timeout=10)
+            )
+            (raw,) = response.raw_output_contents
+            np.testing.assert_allclose(
+                np.frombuffer(raw, "<f4"), answered["predictions"][0]["probabilities"], rtol=1e-6
+            )
+        for bad in (b"\xff" * 100, request.SerializeToString()[:-7], bytes(2 * MEBIBYTE)):
+            with pytest.raises(grpc.RpcError):
+                infer(bad, timeout=10)

@@ -205,3 +205,34 @@ def test_tls_without_haproxy_is_refused_and_the_address_says_https() -> None:
     assert deploy.url(serve) == "https://127.0.0.1:8000"
     assert client.verify("https://api.example.com") is client.verify("http://127.0.0.1:1") is True
     assert client.verify("https://127.0.0.1:1") is client.verify("https://[::1]:1") is False
+
+
+GRPC = """frontend grpc_frontend
+    bind 0.0.0.0:9000 proto h2
+backend grpc-distml
+    option tcp-check
+    tcp-check connect
+    tcp-check send-binary 00
+    default-server fall 1 inter 1s check
+    server one 127.0.0.1:40000 proto h2 check observe layer4 error-limit 3 on-error mark-down
+    server two 10.0.0.7:40000 proto h2 check observe layer4 error-limit 3 on-error mark-down
+    server fallback 127.0.0.1:9001 proto h2 check backup
+"""
+
+
+def test_a_replica_is_as_healthy_over_grpc_as_over_http() -> None:
+    text = haproxy.corrected(WRITTEN + GRPC, "127.0.0.1", "10", "abns@x")
+    lines = [line.strip() for line in text[text.index("backend grpc-distml") :].splitlines()]
+    tracked = "proto h2 no-check track http-distml"
+    assert [line for line in lines if line.startswith("server") and "nobody" not in line][:3] == [
+        f"server one 127.0.0.1:40000 {tracked}/one on-marked-down shutdown-sessions",
+        f"server two 10.0.0.7:40000 {tracked}/two on-marked-down shutdown-sessions",
+        "server fallback 127.0.0.1:9001 proto h2 check backup",
+    ]
+    assert "tcp-check" not in text
+
+
+def test_a_replica_that_http_does_not_know_yet_is_asked_itself() -> None:
+    text = haproxy.corrected(WRITTEN + GRPC.replace("two", "three"), "127.0.0.1", "10", "abns@x")
+    assert "track" not in text
+    assert "tcp-check connect" in text

@@ -1,0 +1,363 @@
+"""The endpoint over gRPC: Open Inference Protocol and TensorFlow Serving's PredictionService (replica).
+
+Stock clients speak it: `tritonclient[grpc]` and the stubs of `tensorflow-serving-api`. Requests go the way of
+those over HTTP: the same tensors, limits, keys and sentences. Ray Serve calls the methods of the deployment
+by the names of the procedures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+
+import distml
+from distml.config import ServeConfig
+from distml.data.schema import Images
+from distml.serving import encoded, exchange, openinference, plausible, service, tensors, tfserving
+from distml.serving.exchange import Answer, Document, RejectedError
+from distml.serving.messages import Message, message
+from distml.serving.metrics import Metrics
+from distml.serving.route import rejection
+from distml.serving.security import KeyCheck
+from distml.serving.service import Served, Service
+from distml.serving.tensors import Given
+from distml.tasks import Outputs
+
+INFERENCE, PREDICTION, MODELS = (
+    "inference.GRPCInferenceService",
+    "tensorflow.serving.PredictionService",
+    "tensorflow.serving.ModelService",
+)
+_PROCEDURES = {
+    "ServerLive": INFERENCE,
+    "ServerReady": INFERENCE,
+    "ModelReady": INFERENCE,
+    "ServerMetadata": INFERENCE,
+    "ModelMetadata": INFERENCE,
+    "ModelInfer": INFERENCE,
+    "Predict": PREDICTION,
+    "GetModelMetadata": PREDICTION,
+    "GetModelStatus": MODELS,
+}
+_OPEN = ("ServerLive", "ServerReady")
+"""Probes need no key."""
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_CONTENTS = {
+    "UINT8": "uint_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_TENSORFLOW = {
+    1: ("FP32", "float_val"),
+    2: ("FP64", "double_val"),
+    3: ("INT32", "int_val"),
+    4: ("UINT8", "int_val"),
+    7: ("BYTES", "string_val"),
+    9: ("INT64", "int64_val"),
+}
+"""By the number of TensorFlow's type: ours, and the field of a TensorProto that holds its values."""
+_AVAILABLE, _DT_FLOAT = 30, 1
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def add(servicer: Any, server: Any) -> None:
+    """Add all procedures to a server, as Ray Serve calls it: `grpc_servicer_functions`."""
+    for name in dict.fromkeys(_PROCEDURES.values()):
+        handlers = {
+            procedure: grpc.unary_unary_rpc_method_handler(
+                getattr(servicer, procedure),
+                request_deserializer=message(f"{procedure}Request").FromString,
+                response_serializer=message(f"{procedure}Response").SerializeToString,
+            )
+            for procedure, of in _PROCEDURES.items()
+            if of == name
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+
+def procedures(kind: Kind) -> Kind:
+    """Give a deployment, whose attribute `rpc` is an `Rpc`, a method for each procedure."""
+    for name in _PROCEDURES:
+        setattr(kind, name, _method(name))
+    return kind
+
+
+def _method(name: str) -> Callable[..., Awaitable[Message]]:
+    async def call(self: Any, request: Message, grpc_context: Any) -> Message:
+        rpc: Rpc = self.rpc
+        return await rpc.call(name, request, grpc_context)
+
+    call.__name__ = name
+    return call
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call under way, its context, and what came of it."""
+
+    context: Any
+    version: int | None = None
+    images: int = 0
+
+
+class Rpc:
+    """Answers procedures. Final.
+
+    Args:
+        models: The loaded models.
+        config: Limits.
+        metrics: Where procedures are counted, as routes are.
+        decode: Turns pictures into images.
+        keys: Decides by the key, None where none is needed.
+    """
+
+    def __init__(
+        self,
+        models: Service,
+        config: ServeConfig,
+        metrics: Metrics,
+        decode: encoded.Decode,
+        keys: KeyCheck | None = None,
+    ) -> None:
+        self._service, self._limit, self._metrics = models, config.max_body_bytes, metrics
+        self._decode, self._keys = decode, keys
+        self._functions: Mapping[str, Callable[[Message, _Call], Awaitable[Message]]] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server,
+            "ModelMetadata": self._model,
+            "ModelInfer": self._infer,
+            "Predict": self._predict,
+            "GetModelMetadata": self._signatures,
+            "GetModelStatus": self._status,
+        }
+
+    async def call(self, name: str, request: Message, context: Any) -> Message:
+        """Answer a procedure; what is rejected has its status and sentence in the context.
+
+        Args:
+            name: Of the procedure.
+            request: Its message.
+            context: Ray Serve's, of this call.
+        """
+        path, started, call = f"/{_PROCEDURES[name]}/{name}", time.perf_counter(), _Call(context)
+        self._metrics.running.inc()
+        try:
+            self._require(name, path, request, context)
+            response = await self._functions[name](request, call)
+            said = Answer(b"", version=call.version, images=call.images)
+        except Exception as error:
+            rejected = rejection(error, path)
+            context.set_code(_CODES.get(rejected.status, grpc.StatusCode.INTERNAL))
+            context.set_details(rejected.sentence)
+            response, said = message(f"{name}Response")(), Answer(b"", rejected.status)
+        finally:
+            self._metrics.running.dec()
+        self._metrics.answered(path, "POST", said, time.perf_counter() - started)
+        return response
+
+    def _require(self, name: str, path: str, request: Message, context: Any) -> None:
+        if self._keys and name not in _OPEN:
+            scope = {"path": path, "method": "POST", "headers": _headers(context)}
+            if rejected := self._keys.reject(scope):
+                raise rejected
+        size = request.ByteSize()
+        if size > self._limit:
+            sentence = f"the message has {size:,} bytes, and serve.max_body_bytes is {self._limit:,}"
+            raise RejectedError(413, sentence)
+
+    async def _classify(self, images: Images, version: int | None, call: _Call) -> tuple[Outputs, Served]:
+        """Classify images; version and doubts go into the trailing metadata, as into HTTP's headers."""
+        identity = dict(_headers(call.context)).get(b"x-request-id", b"").decode("latin-1") or None
+        outputs, served = await self._service.classify(images, version, identity)
+        call.version, call.images = served.version, len(images)
+        trailing = [("x-model-version", str(served.version))]
+        if doubts := plausible.doubts(images):
+            trailing.append((plausible.HEADER.decode(), ", ".join(doubt.code for doubt in doubts)))
+            for doubt in doubts:
+                self._metrics.doubted.labels(doubt.code).inc(doubt.images)
+        call.context.set_trailing_metadata([*call.context.trailing_metadata(), *trailing])
+        return outputs, served
+
+    def _chosen(self, name: str, word: str) -> tuple[int | None, Served]:
+        version = service.version_number(word) if word else None
+        return version, service.named(self._service, name, version)
+
+    async def _live(self, request: Message, call: _Call) -> Message:
+        return message("ServerLiveResponse")(live=True)
+
+    async def _ready(self, request: Message, call: _Call) -> Message:
+        return message("ServerReadyResponse")(ready=self._service.ready())
+
+    async def _model_ready(self, request: Message, call: _Call) -> Message:
+        try:
+            self._chosen(request.name, request.version)
+        except RejectedError:  # clients ask so for what may not be there
+            return message("ModelReadyResponse")(ready=False)
+        return message("ModelReadyResponse")(ready=True)
+
+    async def _server(self, request: Message, call: _Call) -> Message:
+        extensions = ["classification"]
+        return message("ServerMetadataResponse")(
+            name="distml", version=distml.__version__, extensions=extensions
+        )
+
+    async def _model(self, request: Message, call: _Call) -> Message:
+        _, served = self._chosen(request.name, request.version)
+        described = openinference.described(self._service, served)
+        return json_format.ParseDict(described, message("ModelMetadataResponse")())
+
+    async def _infer(self, request: Message, call: _Call) -> Message:
+        version, served = self._chosen(request.model_name, request.model_version)
+        asked = [
+            {"name": output.name, "parameters": _parameters(output.parameters)} for output in request.outputs
+        ]
+        wanted = tensors.wanted(Document({"outputs": asked}, booleans=False), served.task)
+        images = await self._images(_given(request), served)
+        outputs, served = await self._classify(images, version, call)
+        response = message("ModelInferResponse")(
+            model_name=served.name, model_version=str(served.version), id=request.id
+        )
+        for output in wanted:
+            datatype, values = tensors.values(output, outputs, served.task)
+            response.outputs.add(name=output.name, datatype=datatype, shape=tensors.sizes(values))
+            response.raw_output_contents.append(tensors.to_bytes(values))
+        return response
+
+    async def _images(self, given: Given, served: Served) -> Images:
+        if given.name == tensors.ENCODED:
+            return await tensors.pictures(given, served.pictures, self._decode)
+        return tensors.pixel_values(given, served.shape, booleans=False)
+
+    def _specified(self, spec: Message) -> tuple[int | None, Served]:
+        version = spec.version.value if spec.HasField("version") else None
+        if spec.version_label:
+            version = service.labelled(self._service, spec.version_label)
+        return version, service.named(self._service, spec.name, version)
+
+    async def _predict(self, request: Message, call: _Call) -> Message:
+        version, served = self._specified(request.model_spec)
+        if other := set(request.output_filter) - {served.task.output}:
+            sentence = f"there is no output {min(other)[:80]!r}; the output is {served.task.output!r}"
+            raise RejectedError(400, sentence)
+        images = await self._images(_of_tensorflow(request.inputs), served)
+        outputs, served = await self._classify(images, version, call)
+        response = message("PredictResponse")()
+        _specify(response.model_spec, served, request.model_spec.signature_name or "serving_default")
+        output = response.outputs[served.task.output]
+        output.dtype = _DT_FLOAT
+        for size in outputs.shape:
+            output.tensor_shape.dim.add(size=size)
+        output.float_val.extend(outputs.ravel().tolist())
+        return response
+
+    async def _signatures(self, request: Message, call: _Call) -> Message:
+        _, served = self._specified(request.model_spec)
+        if set(request.metadata_field) - {"signature_def"}:
+            raise RejectedError(400, "the only metadata_field is 'signature_def'")
+        response = message("GetModelMetadataResponse")()
+        _specify(response.model_spec, served, "")
+        signatures = {"signature_def": tfserving.definition(served)}
+        response.metadata["signature_def"].Pack(
+            json_format.ParseDict(signatures, message("SignatureDefMap")())
+        )
+        return response
+
+    async def _status(self, request: Message, call: _Call) -> Message:
+        wanted, _ = self._specified(request.model_spec)
+        response = message("GetModelStatusResponse")()
+        for version in sorted((one.version for one in self._service.served()), reverse=True):
+            if wanted in (None, version):
+                response.model_version_status.add(version=version, state=_AVAILABLE)
+        return response
+
+
+def _headers(context: Any) -> list[exchange.Header]:
+    """The metadata that a client sent, in the form of HTTP's headers."""
+    return [
+        (name.encode(), value if isinstance(value, bytes) else value.encode("latin-1", "replace"))
+        for name, value in context.invocation_metadata()
+    ]
+
+
+def _parameters(given: Mapping[str, Message]) -> dict[str, Any]:
+    """Parameters as their JSON form has them."""
+    return {name: getattr(value, value.ListFields()[0][0].name) for name, value in given.items() if value}
+
+
+def _given(request: Message) -> Given:
+    """Read the only input tensor, whose values stand in it or in `raw_input_contents`."""
+    if len(request.inputs) != 1:
+        raise RejectedError(400, f"inputs holds {len(request.inputs)} tensors; the model takes one")
+    tensor, raw = request.inputs[0], request.raw_input_contents
+    member = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    parameters = _parameters(tensor.parameters)
+    parameters.pop("binary_data_size", None)
+    values: Any = getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "bytes_contents"))
+    if len(raw) > 1 or (len(raw) == 1) == bool(len(values)):
+        field = _CONTENTS.get(tensor.datatype, "bytes_contents")
+        raise RejectedError(
+            400, f"the values of {tensor.name[:80]!r} must stand either in raw_input_contents or in {field}"
+        )
+    data = raw[0] if raw else tensors.joined(list(values)) if tensor.datatype == "BYTES" else None
+    if data is None:
+        return tensors.given(member | {"parameters": parameters, "data": list(values)}, memoryview(b""))
+    size = {"binary_data_size": len(data)}
+    return tensors.given(member | {"parameters": parameters | size}, memoryview(data))
+
+
+def _of_tensorflow(inputs: Mapping[str, Message]) -> Given:
+    """Read the only input tensor of a PredictRequest."""
+    if len(inputs) != 1:
+        raise RejectedError(400, f"inputs holds {len(inputs)} tensors; the model takes one")
+    ((name, tensor),) = inputs.items()
+    datatype, field = _TENSORFLOW.get(tensor.dtype, (f"number {tensor.dtype}", ""))
+    shape = [dimension.size for dimension in tensor.tensor_shape.dim]
+    member = {"name": name, "datatype": datatype, "shape": shape}
+    if not field:
+        return tensors.given(member | {"data": []}, memoryview(b""))  # says which types are taken
+    if tensor.tensor_content:
+        size = {"binary_data_size": len(tensor.tensor_content)}
+        return tensors.given(member | {"parameters": size}, memoryview(tensor.tensor_content))
+    values: Any = getattr(tensor, field)
+    if len(values) == 1 and min(shape, default=0) > 0:  # as TensorFlow writes a tensor of one value
+        _require_few(prod(shape), name)
+        values = list(values) * prod(shape)
+    if datatype == "BYTES":
+        data = tensors.joined(list(values))
+        size = {"binary_data_size": len(data)}
+        return tensors.given(member | {"parameters": size}, memoryview(data))
+    return tensors.given(member | {"data": np.asarray(values).tolist()}, memoryview(b""))
+
+
+def _require_few(count: int, name: str) -> None:
+    if count > exchange.MAX_VALUES:
+        raise RejectedError(
+            413, f"the shape of {name[:80]!r} asks for {count:,} values; {exchange.MAX_VALUES:,} are taken"
+        )
+
+
+def _specify(spec: Message, served: Served, signature: str) -> None:
+    spec.name, spec.signature_name = served.name, signature
+    spec.version.value = served.version

@@ -1,0 +1,313 @@
+"""The gRPC protocols over a real gRPC server, with our own message classes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from distml.config import AuthConfig, ServeConfig
+from distml.serving import rpc
+from distml.serving.encoded import Decoder
+from distml.serving.messages import Message, message
+from distml.serving.metrics import Metrics
+from distml.serving.security import KeyCheck
+from tests import serving
+
+Call = Callable[..., tuple[Message, dict[str, str]]]
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, *serving.SHAPE), np.uint8)
+EXPECTED = serving.function(7)(IMAGES)
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@rpc.procedures
+class Servicer:
+    """What Ray Serve calls, called by gRPC itself: both give the request and a context."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        metrics = Metrics()
+        keys = KeyCheck(config.auth, metrics) if config.auth.keys_file else None
+        self.rpc = rpc.Rpc(serving.core(), config, metrics, Decoder(config).images, keys)
+
+
+def _serve(config: ServeConfig, ready: threading.Event, state: dict[str, Any]) -> None:
+    async def run() -> None:
+        server = grpc.aio.server()
+        rpc.add(Servicer(config), server)
+        state["port"] = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        state["loop"], state["end"] = asyncio.get_running_loop(), asyncio.Event()
+        ready.set()
+        await state["end"].wait()
+        await server.stop(None)
+
+    asyncio.run(run())
+
+
+def started(config: ServeConfig) -> Iterator[Call]:
+    ready, state = threading.Event(), dict[str, Any]()
+    thread = threading.Thread(target=_serve, args=(config, ready, state))
+    thread.start()
+    assert ready.wait(20)
+    with grpc.insecure_channel(f"127.0.0.1:{state['port']}") as channel:
+
+        def call(
+            service: str, name: str, request: Message, **metadata: str
+        ) -> tuple[Message, dict[str, str]]:
+            procedure = channel.unary_unary(
+                f"/{service}/{name}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=message(f"{name}Response").FromString,
+            )
+            sent = [(key.replace("_", "-"), value) for key, value in metadata.items()]
+            response, call = procedure.with_call(request, timeout=20, metadata=sent)
+            return response, dict(call.trailing_metadata())
+
+        yield call
+    state["loop"].call_soon_threadsafe(state["end"].set)
+    thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def call() -> Iterator[Call]:
+    yield from started(ServeConfig(max_body_bytes=100_000))
+
+
+def inference(images: Any = IMAGES, **members: Any) -> Message:
+    request = message("ModelInferRequest")(model_name=serving.NAME, **members)
+    request.inputs.add(name="image", datatype="UINT8", shape=images.shape)
+    request.raw_input_contents.append(images.tobytes())
+    return request
+
+
+def prediction(images: Any = IMAGES, signature: str = "") -> Message:
+    request = message("PredictRequest")()
+    request.model_spec.name, request.model_spec.signature_name = serving.NAME, signature
+    tensor = request.inputs["image"]
+    tensor.dtype, tensor.tensor_content = 4, images.tobytes()
+    for size in images.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    return request
+
+
+def infer(call: Call, request: Message, **metadata: str) -> tuple[Message, dict[str, str]]:
+    return call(rpc.INFERENCE, "ModelInfer", request, **metadata)
+
+
+def predict(call: Call, request: Message) -> Message:
+    return call(rpc.PREDICTION, "Predict", request)[0]
+
+
+def outputs(response: Message) -> dict[str, bytes]:
+    return {
+        output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(IMAGES[0, ..., 0]).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_tensor_is_answered_as_over_http(call: Call) -> None:
+    response, trailing = infer(call, inference(id="42"))
+    assert (response.model_name, response.model_version, response.id) == ("pets", "7", "42")
+    assert trailing["x-model-version"] == "7"
+    probabilities = np.frombuffer(outputs(response)["probabilities"], "<f4").reshape(3, 3)
+    np.testing.assert_allclose(probabilities, EXPECTED, rtol=1e-6)
+    labels = np.frombuffer(outputs(response)["label"], "<i4")
+    assert labels.tolist() == EXPECTED.argmax(1).tolist()
+    words = [serving.CLASSES[label].encode() for label in labels]
+    assert outputs(response)["class"] == b"".join(len(word).to_bytes(4, "little") + word for word in words)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field"),
+    [
+        ("UINT8", "uint_contents"),
+        ("INT32", "int_contents"),
+        ("INT64", "int64_contents"),
+        ("FP32", "fp32_contents"),
+        ("FP64", "fp64_contents"),
+    ],
+)
+def test_values_may_stand_in_the_tensor_itself(call: Call, datatype: str, field: str) -> None:
+    request = message("ModelInferRequest")(model_name=serving.NAME)
+    tensor = request.inputs.add(name="image", datatype=datatype, shape=IMAGES.shape)
+    getattr(tensor.contents, field).extend(IMAGES.ravel().tolist())
+    request.outputs.add(name="probabilities")
+    (raw,) = infer(call, request)[0].raw_output_contents
+    np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(3, 3), EXPECTED, rtol=1e-6)
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["bytes_contents", "raw_input_contents"])
+def test_pictures_are_decoded(call: Call, raw: bool) -> None:
+    request = message("ModelInferRequest")(model_name=serving.NAME)
+    tensor = request.inputs.add(name="image_bytes", datatype="BYTES", shape=[1])
+    data = picture()
+    if raw:
+        request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+    else:
+        tensor.contents.bytes_contents.append(data)
+    found = np.frombuffer(outputs(infer(call, request)[0])["probabilities"], "<f4")
+    np.testing.assert_allclose(found, EXPECTED[0], rtol=1e-6)
+
+
+def test_another_version_is_answered_by_its_number_and_label(call: Call) -> None:
+    assert infer(call, inference(model_version="5"))[0].model_version == "5"
+    request = prediction()
+    request.model_spec.version_label = "previous"
+    assert predict(call, request).model_spec.version.value == 5
+
+
+def test_classes_by_rank(call: Call) -> None:
+    request = inference(IMAGES[:1])
+    request.outputs.add(name="probabilities").parameters["classification"].int64_param = 2
+    words = outputs(infer(call, request)[0])["probabilities"]
+    best = int(EXPECTED[0].argmax())
+    assert f":{best}:{serving.CLASSES[best]}".encode() in words
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float32, np.float64])
+def test_tensorflow_serving_predicts(call: Call, dtype: Any) -> None:
+    request = prediction(IMAGES.astype(dtype))
+    number = {np.uint8: 4, np.int32: 3, np.int64: 9, np.float32: 1, np.float64: 2}[dtype]
+    request.inputs["image"].dtype = number
+    response = predict(call, request)
+    assert response.model_spec.name == "pets"
+    output = response.outputs["probabilities"]
+    assert [size.size for size in output.tensor_shape.dim] == [3, 3]
+    np.testing.assert_allclose(np.reshape(output.float_val, (3, 3)), EXPECTED, rtol=1e-6)
+
+
+def test_tensorflow_serving_takes_pictures_and_tensors_of_one_value(call: Call) -> None:
+    request = message("PredictRequest")()
+    request.model_spec.name, request.model_spec.signature_name = serving.NAME, "image_bytes"
+    tensor = request.inputs["image_bytes"]
+    tensor.dtype = 7
+    tensor.tensor_shape.dim.add(size=1)
+    tensor.string_val.append(picture())
+    np.testing.assert_allclose(
+        predict(call, request).outputs["probabilities"].float_val, EXPECTED[0], rtol=1e-6
+    )
+    request = prediction()
+    request.inputs["image"].ClearField("tensor_content")
+    request.inputs["image"].int_val.append(9)
+    assert predict(call, request).outputs["probabilities"].float_val[:3] == pytest.approx(
+        serving.function(7)(np.full_like(IMAGES[:1], 9))[0].tolist(), rel=1e-6
+    )
+
+
+def test_models_are_described(call: Call) -> None:
+    request = message("ModelMetadataRequest")(name=serving.NAME)
+    described, _ = call(rpc.INFERENCE, "ModelMetadata", request)
+    assert list(described.versions) == ["7", "5"]
+    assert [(tensor.name, list(tensor.shape)) for tensor in described.inputs] == [("image", [-1, 4, 5, 1])]
+    assert call(rpc.INFERENCE, "ServerLive", message("ServerLiveRequest")())[0].live
+    assert call(rpc.INFERENCE, "ServerReady", message("ServerReadyRequest")())[0].ready
+    for name, ready in ((serving.NAME, True), ("other", False)):
+        assert call(rpc.INFERENCE, "ModelReady", message("ModelReadyRequest")(name=name))[0].ready is ready
+    assert call(rpc.INFERENCE, "ServerMetadata", message("ServerMetadataRequest")())[0].name == "distml"
+    asked = message("GetModelMetadataRequest")(metadata_field=["signature_def"])
+    asked.model_spec.name = serving.NAME
+    signatures = message("SignatureDefMap")()
+    assert call(rpc.PREDICTION, "GetModelMetadata", asked)[0].metadata["signature_def"].Unpack(signatures)
+    assert signatures.signature_def["serving_default"].inputs["image"].dtype == 4
+    asked = message("GetModelStatusRequest")()
+    asked.model_spec.name = serving.NAME
+    states = call(rpc.MODELS, "GetModelStatus", asked)[0].model_version_status
+    assert [(state.version, state.state) for state in states] == [(7, 30), (5, 30)]
+
+
+def _two_inputs() -> Message:
+    request = inference()
+    request.inputs.add(name="image", datatype="UINT8", shape=IMAGES.shape)
+    return request
+
+
+def _both() -> Message:
+    request = inference()
+    request.inputs[0].contents.uint_contents.append(1)
+    return request
+
+
+def _named(name: str) -> Message:
+    request = inference()
+    request.model_name = name
+    return request
+
+
+def _output(name: str) -> Message:
+    request = inference()
+    request.outputs.add(name=name)
+    return request
+
+
+INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "sentence"),
+    [
+        (inference(IMAGES[:, :2]), INVALID, "the shape of 'image' is [3, 2, 5, 1]"),
+        (_two_inputs(), INVALID, "inputs holds 2 tensors"),
+        (_both(), INVALID, "must stand either in raw_input_contents or in uint_contents"),
+        (_named("other"), UNKNOWN, "there is no model 'other'"),
+        (inference(model_version="9"), UNKNOWN, "version 9 of 'pets' is not loaded"),
+        (inference(model_version="x"), UNKNOWN, "'x' is no number"),
+        (_output("logits"), INVALID, "names 'logits'"),
+        (
+            inference(np.zeros((6000, *serving.SHAPE), np.uint8)),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "serve.max_body_bytes is 100,000",
+        ),
+    ],
+)
+def test_what_is_rejected_has_a_status_and_a_sentence(
+    call: Call, request_: Message, code: grpc.StatusCode, sentence: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(call, request_)
+    assert caught.value.code() is code
+    assert sentence in caught.value.details()
+
+
+def test_a_tensor_of_tensorflow_that_cannot_be_read_is_rejected(call: Call) -> None:
+    request = prediction()
+    request.inputs["image"].dtype = 10
+    with pytest.raises(grpc.RpcError, match="number 10"):
+        predict(call, request)
+    request = prediction()
+    request.inputs["image"].ClearField("tensor_content")
+    request.inputs["image"].int_val.append(1)
+    request.inputs["image"].tensor_shape.dim[0].size = 1 << 30
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(call, request)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_doubts_are_told_in_the_trailing_metadata(call: Call) -> None:
+    assert infer(call, inference(np.zeros_like(IMAGES)))[1]["x-input-warnings"] == "constant"
+
+
+def test_keys_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"shop sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    file.chmod(0o600)
+    for call in started(ServeConfig(auth=AuthConfig(keys_file=str(file)))):
+        assert call(rpc.INFERENCE, "ServerReady", message("ServerReadyRequest")())[0].ready
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(call, inference())
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert infer(call, inference(), authorization=f"Bearer {KEY}")[0].model_version == "7"
+        assert infer(call, inference(), x_api_key=KEY)[0].model_version == "7"
