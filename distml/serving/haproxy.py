@@ -53,7 +53,8 @@ _DEFAULTS = """defaults
     option http-buffer-request
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
-_TLS = "ssl-min-ver TLSv1.2 alpn http/1.1"
+_TLS = "ssl-min-ver TLSv1.2 alpn "
+_FRONTEND_GRPC = re.compile(r"^(frontend grpc_frontend\n(?: *#.*\n)* *bind \S+).*\n", re.M)
 _SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
@@ -108,7 +109,7 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundl
     What HAProxy answers by itself is JSON, with the status that it means: Ray would make 500 of 502 to 504,
     and 404 of a time in which no replica is there. A client that closes its half of the connection after
     its request is answered. A replica that is there and does nothing is known by its health check, which
-    a thread of its own answers at a port of its own (health.py); what waits for it is then asked of another.
+    a thread of its own answers at a port of its own (replica.py); what waits for it is then asked of another.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
     """
     text = _LISTEN.sub(rf"\g<1>{host}:\g<2>", configuration)
@@ -130,8 +131,10 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundl
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
     tls = f" ssl crt {bundle} {_TLS}" if bundle else ""
+    if tls:
+        text = _FRONTEND_GRPC.sub(lambda frontend: f"{frontend[1]}{tls}h2\n", text)
     text = text.replace(" mode 666 level admin", " mode 600 level admin", 1)  # it may change certificates
-    return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{tls}\n{headers}", text)
+    return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{tls and tls + 'http/1.1'}\n{headers}", text)
 
 
 def _body(sentence: str) -> str:

@@ -236,3 +236,10 @@ def test_a_replica_that_http_does_not_know_yet_is_asked_itself() -> None:
     text = haproxy.corrected(WRITTEN + GRPC.replace("two", "three"), "127.0.0.1", "10", "abns@x")
     assert "track" not in text
     assert "tcp-check connect" in text
+
+
+def test_grpc_comes_over_tls_where_http_does() -> None:
+    text = haproxy.corrected(WRITTEN + GRPC, "127.0.0.1", "10", "abns@x", Path("/tls/bundle.pem"))
+    binds = [line.strip() for line in text.splitlines() if line.strip().startswith("bind")]
+    assert binds[0].endswith("ssl crt /tls/bundle.pem ssl-min-ver TLSv1.2 alpn http/1.1")
+    assert any(line.endswith("9000 ssl crt /tls/bundle.pem ssl-min-ver TLSv1.2 alpn h2") for line in binds)
