@@ -20,7 +20,7 @@ import schemathesis
 from schemathesis.core.result import Ok
 
 from distml.serving import ingress
-from distml.serving.messages import message
+from distml.serving.rpc import message
 from tests import endpoint, malformed, registered
 from tests.endpoint import Endpoint
 

@@ -18,8 +18,8 @@ from PIL import Image
 from distml.config import AuthConfig, ServeConfig
 from distml.serving import rpc
 from distml.serving.encoded import Decoder
-from distml.serving.messages import Message, message
 from distml.serving.metrics import Metrics
+from distml.serving.rpc import Message, message
 from distml.serving.security import KeyCheck
 from tests import serving
 
