@@ -55,7 +55,7 @@ OWNERS = {  # heavy imports and who may make them
     "tensorflow": (
         *(
             "distml.data.feed",
-            "distml.data.graph",
+            "distml.artifacts.export",
             "distml.models",
             "distml.training",
             "distml.tasks.network",

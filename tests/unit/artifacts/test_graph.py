@@ -23,13 +23,16 @@ LACKING = ("tiff", "avif", "ppm")
 def ways(request: pytest.FixtureRequest) -> dict[str, Any]:
     import tensorflow as tf
 
-    from distml.data import graph
+    from distml.artifacts import export
 
     made = {}
     for fit in ("crop", "letterbox", "stretch"):
         policy = Policy((24, 36, request.param), fit, (200, 60, 20))
         signature = [tf.TensorSpec([], tf.string)]
-        made[fit] = policy, tf.function(lambda data, policy=policy: graph.fit(data, policy), signature)
+        made[fit] = (
+            policy,
+            tf.function(lambda data, policy=policy: export.fit_picture(data, policy), signature),
+        )
     return made
 
 
