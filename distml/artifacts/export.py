@@ -207,6 +207,8 @@ class _Served(tf.Module):
         self.model = model
         self.task = task
         self.pictures = pictures
+        # Keras has the state of random layers besides its layers, where TensorFlow does not look for it.
+        self.kept = [variable.value for variable in model.variables]
         batch = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="image")
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.endpoints = {

@@ -5,14 +5,20 @@ Checking imports no TensorFlow; building does.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import functools
 import importlib
 import inspect
+import logging
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from distml.config import Config, ModelConfig, functions
 from distml.config.functions import check as check_options
@@ -20,9 +26,12 @@ from distml.config.functions import require_accepted
 from distml.data import schema
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.models import backbones
+from distml.runtime import compat
 
 if TYPE_CHECKING:
     import keras
+
+_LOG = logging.getLogger(__name__)
 
 BUILDERS = {
     "cnn": "distml.models.cnn:cnn",
@@ -35,7 +44,12 @@ BUILDERS = {
 """Where the builder of each network of ours is; `backbones.BACKBONES` has the others by name."""
 
 RAW_PIXELS = "raw_pixels"
-"""Attribute by which a builder says that its network takes pixels of 0 to 255 and scales them itself."""
+"""Attribute by which a builder says that its network takes pixels of 0 to 255 and scales them itself.
+
+Without it, a network whose first layer is a `Rescaling` of such values takes them, any other 0 to 1.
+"""
+_SCALES_BYTES = 1 / 16
+"""A first `Rescaling` by less is meant for 0 to 255; by more, for what is 0 to 1 already."""
 
 
 def names() -> list[str]:
@@ -145,8 +159,11 @@ def build(
     builder = _load(name)
     with seeded(seed):
         network = _call(name, builder, shape, classes, options)
-        _require_logits(name, network, classes)
-        return _from_pixels(network, shape, raw=getattr(builder, RAW_PIXELS, False))
+        raw = getattr(builder, RAW_PIXELS, None)
+        if ":" in name:
+            network = _without_probabilities(name, network)
+            raw = _scales_itself(name, network) if raw is None else raw
+        return _from_pixels(name, network, shape, classes, raw=bool(raw))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -211,35 +228,152 @@ def _call(
     except DistmlError:
         raise
     except Exception as error:  # a builder may be the user's: whatever it raises is answered in a sentence
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{name} cannot be built for images of shape {shape}: {first}") from error
+        raise ModelError(f"{name} cannot be built for images of shape {shape}: {_first(error)}") from error
 
 
-def _require_logits(name: str, network: Any, classes: int) -> None:
-    shape = getattr(network, "output_shape", None)
-    if shape != (None, classes):
+def line_of(name: str, *words: str) -> str:
+    """Say where a builder's module first uses one of some words, as ` (mine.py line 7)`; else nothing.
+
+    Args:
+        name: `module:function`.
+        words: Functions that are called, arguments that are named, or texts.
+    """
+    module, _, function = name.partition(":")
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None:
+        return ""
+    tree = ast.parse(Path(path).read_bytes())
+    named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    builder = named.get(function)
+    inner = {node.id for node in ast.walk(builder) if isinstance(node, ast.Name)} if builder else set()
+    for node in (builder, *(named[name] for name in named if name in inner), tree):
+        if lines := list(_lines(node, set(words))):
+            return f" ({Path(path).name} line {min(lines)})"
+    return ""
+
+
+def _lines(tree: ast.AST | None, words: set[str]) -> Iterator[int]:
+    """Lines of the calls in a tree that use a word as function, argument or value."""
+    for node in ast.walk(tree) if tree is not None else ():
+        if not isinstance(node, ast.Call):
+            continue
+        values = [*node.args, *(word.value for word in node.keywords)]
+        used = {getattr(node.func, "attr", getattr(node.func, "id", None))}
+        used |= {word.arg for word in node.keywords}
+        used |= {value.value for value in values if isinstance(value, ast.Constant)}
+        used |= {value.attr for value in values if isinstance(value, ast.Attribute)}
+        if used & words:
+            yield node.lineno
+
+
+def _without_probabilities(name: str, network: Any) -> Any:
+    """Take a softmax or sigmoid off the end of a network: the loss and the export contain it already."""
+    import keras
+
+    last = _last(network)
+    ends = {keras.activations.softmax: "softmax", keras.activations.sigmoid: "sigmoid"}
+    kind = ends.get(getattr(last, "activation", None))
+    kind = "softmax" if isinstance(last, keras.layers.Softmax) else kind
+    if kind is None:
+        return network
+    if not isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
+        last.activation = keras.activations.linear
+    elif isinstance(network, keras.Sequential) and network.layers[-1] is last:
+        network.pop()
+    elif network.layers[-1] is last:
+        network = keras.Model(network.inputs, last.input, name=network.name)
+    else:
+        return network
+    place = line_of(name, kind, kind.capitalize())
+    _LOG.warning("%s ends in a %s%s, which is taken off: the export adds it.", name, kind, place)
+    return network
+
+
+def _last(network: Any) -> Any:
+    """The layer that gives a network's output, None where the code of a class decides."""
+    import keras
+
+    last = network
+    while isinstance(last, keras.Model):
+        layers = last.layers
+        if not layers:
+            return None
+        if not isinstance(last, keras.Sequential):
+            outputs = getattr(last, "outputs", None) or []
+            if len(outputs) != 1 or outputs[0] is not getattr(layers[-1], "output", None):
+                return None
+        last = layers[-1]
+    return last
+
+
+def _scales_itself(name: str, network: Any) -> bool:
+    """Whether a network begins by scaling pixels of 0 to 255, as those of Keras's tutorials do."""
+    import keras
+
+    if not isinstance(network, keras.Model):
+        return False
+    leaves = (
+        layer
+        for layer in compat.layers(network, include_self=False)
+        if not isinstance(layer, keras.Model | keras.layers.InputLayer | keras.layers.Resizing)
+        and not type(layer).__name__.startswith("Random")
+    )
+    first = next(leaves, None)
+    if not isinstance(first, keras.layers.Rescaling) or np.max(np.abs(first.scale)) > _SCALES_BYTES:
+        return False
+    place = line_of(name, "Rescaling")
+    _LOG.warning("%s scales pixels itself%s, so it is given 0 to 255 and not 0 to 1.", name, place)
+    return True
+
+
+def _logits(name: str, network: Any, pixels: Any, classes: int) -> Any:
+    """What a network makes of an image, checked; builds a network that was not built yet."""
+    several = len(getattr(network, "inputs", None) or [])
+    if several > 1:
         raise ModelError(
-            f"{name} returns {shape or type(network).__name__}, but {classes} classes need logits of "
-            f"shape {(None, classes)}.",
+            f"{name} takes {several} inputs, but a row is one image.", "Give it one Input(shape)."
+        )
+    try:
+        logits = network(pixels)
+    except Exception as error:  # Keras raises anything on what does not fit
+        raise ModelError(
+            f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}: {_first(error)}"
+        ) from error
+    shape = getattr(logits, "shape", None)
+    if shape is None or tuple(shape) != (None, classes):
+        what = type(logits).__name__ if shape is None else tuple(shape)
+        raise ModelError(
+            f"{name} returns {what}, but {classes} classes need logits of shape {(None, classes)}.",
             "End the network in Dense(classes) without an activation.",
         )
+    return logits
 
 
-def _from_pixels(network: keras.Model, shape: tuple[int, int, int], raw: bool) -> keras.Model:
+def _first(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _from_pixels(
+    name: str, network: Any, shape: tuple[int, int, int], classes: int, raw: bool
+) -> keras.Model:
     """Let a network take raw pixels and give float32, whatever it computes in.
 
     Args:
+        name: Said in errors.
         network: As its builder returned it.
         shape: Of an image.
+        classes: Their number.
         raw: It scales pixels itself; otherwise the scaling to [0, 1] is put in front.
     """
     import keras
 
-    if raw and isinstance(network, keras.Model) and _is_float32(network):
-        return network
+    if not callable(network):
+        raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.")
     pixels = keras.layers.Input(shape, dtype="float32", name="image")
     normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
-    logits = network(pixels if raw else normalise(pixels))
+    logits = _logits(name, network, pixels if raw else normalise(pixels), classes)
+    if raw and isinstance(network, keras.Model) and _is_float32(network):
+        return network
     if keras.backend.standardize_dtype(logits.dtype) != "float32":
         logits = keras.layers.Activation("linear", dtype="float32", name="float32_logits")(logits)
     return keras.Model(pixels, logits, name=network.name)

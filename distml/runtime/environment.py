@@ -263,6 +263,15 @@ PREDICTOR = Group(
         ),
     ),
 )
+PREFLIGHT = Group(
+    "the process that tries a network of the user's",
+    _CHILD,
+    (
+        *_KERAS,
+        Variable("CUDA_VISIBLE_DEVICES", "-1", "two images need no GPU, and the workers need all of it"),
+        Variable("TF_CPP_MIN_LOG_LEVEL", "3", "the last line on standard error is the cause"),
+    ),
+)
 PUBLISHED = Group(
     "the process that lets Keras download weights",
     _CHILD,

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from distml import tasks, tracking
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.data import shards
+from distml.data.source import Source
 from distml.errors import ConfigError
 from distml.models import registry
 from distml.runtime import cluster
@@ -26,7 +28,7 @@ from distml.selection.candidates import Child
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun
-from distml.training import pretrained, weighting
+from distml.training import preflight, pretrained, weighting
 from distml.training.events import Observer, Outcome, RunFinished, Started
 from distml.training.metrics import DURATIONS
 from distml.training.observers.display import Display
@@ -248,6 +250,33 @@ def _recorded(config: Config, storage: Storage, began: float, child: Child | Non
     return result
 
 
+def _try(
+    pool: concurrent.futures.Executor, config: Config, storage: Storage, source: Source | None
+) -> concurrent.futures.Future[list[str]] | None:
+    """Begin the trial of a network of the user's, which takes seconds of a core; None for one of ours."""
+    data = source or shards.find(config, storage)
+    case = None if data is None else preflight.of(config, data.shape, len(data.classes))
+    return None if case is None else pool.submit(preflight.run, case, storage)
+
+
+def _tell(display: Display, trying: concurrent.futures.Future[list[str]] | None) -> None:
+    """Wait for the trial, and show what it remarks.
+
+    Raises:
+        ModelError: The network cannot be trained or served.
+    """
+    for note in trying.result() if trying else ():
+        display.say(escape(note))
+
+
+def _observers(config: Config, storage: Storage, record: runs.Run, child: Child | None) -> list[Observer]:
+    """Those besides the display and the record that hear of the run's events."""
+    observers: list[Observer] = [Gauges(record.name)]
+    if config.train.tensorboard:
+        observers.append(TensorBoard(storage, record.paths.folder))
+    return observers + ([child.observer] if child and child.observer else [])
+
+
 def _train(
     config: Config,
     storage: Storage,
@@ -259,14 +288,12 @@ def _train(
 ) -> dict[str, Any]:
     """Everything between opening and closing a run."""
     outcome, tracked = Outcome(), RunTracker(tracker)
-    observers: list[Observer] = [outcome, display, tracked, Gauges(record.name)]
-    if config.train.tensorboard:
-        observers.append(TensorBoard(storage, record.paths.folder))
-    observers += [child.observer] if child and child.observer else []
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    observers = [outcome, display, tracked, *_observers(config, storage, record, child)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.launch")
         source = None if child else shards.look(config, storage)
+        trying = _try(pool, config, storage, source)
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = cluster.require_plan(config, ray)
             if child is None:
@@ -274,6 +301,7 @@ def _train(
             manifest = shards.prepare(config, storage, source)
             _check_sizes(config, manifest)
             tracked.begin(config, record, manifest, child.parent if child else None)
+            _tell(display, trying)
             where = (record.paths.folder, record.paths.attempt[-1])
             fitting.result().fit(config, storage, manifest, plan, where, observers, ray.logs)
             finished = outcome.finished(ray.logs)

@@ -1,0 +1,350 @@
+"""A network of the user's is tried before it is trained: built, exported, loaded again and asked (driver).
+
+Training may take hours, and an export that cannot be loaded would be noticed at its end. The trial runs in a
+process beside the driver's, while Ray starts and the data are prepared: it imports TensorFlow, lets a child
+import the user's module, build and export the untrained network, and then, having seen none of the user's
+code, loads every format as `predict` and the endpoint will. What went well is kept under the storage root
+until the user's files change. Networks of ours are not tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from distml import __version__, errors
+from distml.config import Config
+from distml.errors import DistmlError, ModelError
+from distml.models import registry
+from distml.runtime import environment
+from distml.storage import Storage
+
+FOLDER = "preflight"
+"""Below the storage root: what went well, by network, shape and versions."""
+TIMEOUT_S = 600.0
+AGREEMENT = 1e-3
+"""Greatest difference of a probability between the network and a format of its export."""
+_EXAMPLES = 2
+_DECORATOR = "@keras.saving.register_keras_serializable()"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is tried.
+
+    Args:
+        name: `module:function`.
+        shape: Height, width and channels of an image.
+        classes: Their number.
+        options: For the builder.
+        mirror: As `model.mirror` has it.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+    options: dict[str, Any]
+    mirror: bool
+
+    @property
+    def key(self) -> str:
+        """Digest of everything but the user's files."""
+        versions = [__version__, metadata.version("keras"), sys.version]
+        text = json.dumps([self.name, self.shape, self.classes, self.options, self.mirror, versions])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of(config: Config, shape: tuple[int, int, int], classes: int) -> Case | None:
+    """Return what is to be tried, None for a network of ours."""
+    model = config.model
+    if ":" not in model.name:
+        return None
+    return Case(model.name, shape, classes, dict(model.builder_options), model.mirror)
+
+
+def run(case: Case, storage: Storage) -> list[str]:
+    """Try a network, or take what is known of it (driver).
+
+    Args:
+        case: What is tried.
+        storage: Keeps what went well.
+
+    Returns:
+        Remarks for the user, a sentence each.
+
+    Raises:
+        ConfigError: The builder cannot be imported or does not take its options.
+        ModelError: The network cannot be built, trained, exported or loaded again.
+    """
+    known = _known(case, storage)
+    if known is not None:
+        return known
+    words = [sys.executable, "-m", "distml.training.preflight"]
+    done = subprocess.run(
+        words,
+        input=json.dumps(vars(case)),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT_S,
+        env=os.environ | environment.PREFLIGHT.values(),
+        check=False,
+    )
+    try:
+        outcome = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+        raise ModelError(f"trying {case.name} ended with exit code {done.returncode}: {last}") from None
+    if "error" in outcome:
+        kind = getattr(errors, outcome["error"]["kind"], ModelError)
+        raise kind(outcome["error"]["message"], outcome["error"]["remedy"])
+    kept = {"files": outcome["files"], "notes": outcome["notes"]}
+    storage.write_bytes(json.dumps(kept).encode(), FOLDER, f"{case.key}.json")
+    return list(outcome["notes"])
+
+
+def _known(case: Case, storage: Storage) -> list[str] | None:
+    """The remarks of a trial that went well before, None where there was none or a file changed since."""
+    if not storage.exists(FOLDER, f"{case.key}.json"):
+        return None
+    try:
+        kept = json.loads(storage.read_text(FOLDER, f"{case.key}.json"))
+        files = dict(kept["files"])
+        if not files or any(_sha256(path) != digest for path, digest in files.items()):
+            return None
+        return list(kept["notes"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Try the network that standard input describes; the outcome is one line of standard output."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the user's module prints
+    given = json.load(sys.stdin)
+    case = Case(**given | {"shape": tuple(given["shape"])})
+    with tempfile.TemporaryDirectory(prefix="distml-preflight-") as folder, answer:
+        try:
+            outcome = _try(case, Path(folder))
+        except DistmlError as error:
+            outcome = {"error": _told(error)}
+        json.dump(outcome, answer)
+
+
+def _told(error: DistmlError) -> dict[str, str]:
+    return {"kind": type(error).__name__, "message": error.message, "remedy": error.remedy}
+
+
+def _try(case: Case, folder: Path) -> dict[str, Any]:
+    _import()
+    # The child is a copy of this process, so TensorFlow is imported once, and the user's module in it alone.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    child = context.Process(target=_build, args=(case, folder))
+    child.start()
+    child.join()
+    try:
+        outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    except OSError:
+        raise ModelError(f"{case.name} ended the process that built it ({child.exitcode}).") from None
+    if "error" in outcome:
+        return outcome
+    notes = [*outcome["notes"], *_reloaded(case, folder / "export", outcome)]
+    return {"notes": notes, "files": outcome["files"]}
+
+
+def _import() -> None:
+    from distml.training import worker
+
+    worker.import_tensorflow(use_gpu=False, local_world_size=2)
+    from distml.artifacts import export  # noqa: F401 - what it imports takes seconds
+    from distml.models import transform  # noqa: F401
+
+
+def _build(case: Case, folder: Path) -> None:
+    """Build, train for a step, ask and export the network; imports the user's module (the child)."""
+    _import()
+    notes = _Notes()
+    logging.getLogger("distml.models").addHandler(notes)
+    (folder / "export").mkdir()
+    try:
+        outcome = _exported(case, folder / "export") | {"notes": notes.texts}
+    except DistmlError as error:
+        outcome = {"error": _told(error)}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+class _Notes(logging.Handler):
+    """Keeps what building warns of. Final."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.texts.append(record.getMessage())
+
+
+def _exported(case: Case, folder: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from distml.artifacts import export
+    from distml.models import transform
+
+    network = registry.build(case.name, case.shape, case.classes, case.options, 0)
+    files, own = _files(), _own_classes(network)
+    try:
+        _step(network, case)
+    except Exception as error:  # whatever the user's layers raise is told in a sentence
+        raise ModelError(f"{case.name} cannot be trained: {_first(error)}") from error
+    if case.mirror:
+        network = transform.mirrored(network)
+    images = np.random.default_rng(0).integers(0, 256, (_EXAMPLES, *case.shape), np.uint8)
+    pixels = images.astype(np.float32)
+    logits, again = (np.asarray(network(pixels, training=False)) for _ in range(2))
+    _require_logits(case, logits, again)
+    described = {"name": "trial", "classes": [str(k) for k in range(case.classes)], "shape": case.shape}
+    try:
+        export.export(network, folder, described | {"policy": None}, images)
+    except Exception as error:  # Keras raises anything on what it cannot save
+        remedy = f"Put {_DECORATOR} above {own} and give it a get_config with every argument." if own else ""
+        raise ModelError(f"{case.name} cannot be exported: {_first(error)}", remedy) from error
+    probabilities = np.asarray(export.served(network)(images, training=False))
+    return {
+        "images": images.tolist(),
+        "probabilities": probabilities.tolist(),
+        "own": own,
+        "files": files,
+    }
+
+
+def _step(network: Any, case: Case) -> None:
+    """Compute gradients of one batch in a graph, as training does."""
+    import tensorflow as tf
+
+    @tf.function
+    def gradients(pixels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            logits = network(pixels, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits([0] * _EXAMPLES, logits))
+        return tape.gradient(loss, [variable.value for variable in network.trainable_variables])
+
+    gradients(tf.zeros((_EXAMPLES, *case.shape)))
+
+
+def _require_logits(case: Case, logits: Any, again: Any) -> None:
+    """Refuse what no shape shows: probabilities instead of logits, and answers left to chance."""
+    import numpy as np
+
+    if not np.isfinite(logits).all():
+        raise ModelError(f"{case.name} gives numbers that are not finite before it is trained.")
+    if np.abs(logits - again).max() > AGREEMENT:
+        place = registry.line_of(case.name, "training")
+        raise ModelError(
+            f"{case.name} gives other numbers each time it is asked{place}.",
+            "Layers that draw random numbers may do so in training alone: leave out training=True.",
+        )
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+        place = registry.line_of(case.name, "softmax", "Softmax")
+        raise ModelError(
+            f"{case.name} ends in a softmax{place}, which the loss and the export contain already.",
+            "End it in Dense(classes) without an activation.",
+        )
+
+
+def _own_classes(network: Any) -> str:
+    """Layers of the user's in a network, each with its line; empty where there are none."""
+    from distml.runtime import compat
+
+    places = []
+    for kind in dict.fromkeys(type(layer) for layer in compat.layers(network)):
+        if kind.__module__.partition(".")[0] in ("keras", "distml"):
+            continue
+        try:
+            line = f"{Path(inspect.getsourcefile(kind) or '').name} line {inspect.getsourcelines(kind)[1]}"
+        except (OSError, TypeError):
+            line = kind.__module__
+        places.append(f"{kind.__name__} ({line})")
+    return ", ".join(places)
+
+
+def _files() -> dict[str, str]:
+    """SHA-256 of every Python file that was imported from neither Python, its packages nor distml."""
+    ours = Path(__file__).parents[1]
+    known = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    files = {}
+    for module in list(dict(sys.modules).values()):
+        path = getattr(module, "__file__", None)
+        if not path or not path.endswith(".py"):
+            continue
+        place = Path(path).resolve()
+        if not any(place.is_relative_to(folder) for folder in (*known, ours)):
+            files[str(place)] = _sha256(str(place))
+    return files
+
+
+def _reloaded(case: Case, folder: Path, outcome: dict[str, Any]) -> list[str]:
+    """Load every format in this process, which knows none of the user's code; returns remarks."""
+    import numpy as np
+    import tensorflow as tf
+
+    from distml.artifacts import layout
+    from distml.artifacts.predictor import Predictor
+
+    images, expected = np.array(outcome["images"], np.uint8), np.array(outcome["probabilities"], np.float32)
+    export = layout.verify(folder)
+    notes = []
+    converted = (folder / layout.LITE).exists()
+    try:
+        _require_same(case, ".keras", Predictor.of(export, "tensorflow").predict(images), expected)
+    except ModelError as error:
+        if not converted:
+            own = outcome["own"] or "Lambda layers"
+            raise ModelError(
+                f"{case.name} cannot be loaded where its module is not imported, and LiteRT lacks an "
+                f"operation of it.",
+                f"Use layers of Keras for {own}, or leave out what LiteRT does not take; {_DECORATOR} helps "
+                "processes alone that import the module.",
+            ) from error
+        notes.append(f"{case.name} is served by LiteRT alone: its .keras file needs your module.")
+    if converted:
+        _require_same(case, "LiteRT", Predictor.of(export).predict(images), expected)
+    else:
+        notes.append(f"{case.name} has an operation that LiteRT lacks and is served by TensorFlow.")
+    loaded = tf.saved_model.load(str(folder / layout.SAVED_MODEL)).signatures["serving_default"]
+    saved = loaded(image=tf.constant(images))["probabilities"].numpy()
+    _require_same(case, "SavedModel", saved, expected)
+    return notes
+
+
+def _require_same(case: Case, form: str, actual: Any, expected: Any) -> None:
+    difference = float(abs(actual - expected).max())
+    if not difference <= AGREEMENT:
+        raise ModelError(
+            f"{case.name} exported as {form} gives probabilities that differ by {difference:g}.",
+            "Look for layers that keep state outside their weights.",
+        )
+
+
+def _first(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""A network of the user's is tried before it is trained, and what is wrong with it has a line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml.config import Config
+from distml.errors import ModelError
+from distml.models import registry
+from distml.storage import Storage
+from distml.training import preflight
+from distml.training.preflight import Case
+
+SHAPE = (8, 8, 3)
+MODULE = """
+import keras
+from keras import layers as L
+
+def dense(classes, *front, end=None):
+    return keras.Sequential([*front, L.Flatten(), L.Dense(classes, activation=end)])
+
+def tutorial(shape, classes):
+    front = keras.Input(shape), L.RandomFlip(), L.Rescaling(1 / 255)
+    return keras.Sequential([*front, L.Flatten(), L.Dense(classes, activation="softmax")])
+
+def separate(shape, classes):
+    image = keras.Input(shape)
+    return keras.Model(image, L.Softmax()(L.Dense(classes)(L.Flatten()(image))))
+
+def popped(shape, classes):
+    return keras.Sequential([L.Flatten(), L.Dense(classes), L.Activation("softmax")])
+
+def nested(shape, classes):
+    return keras.Sequential([keras.Input(shape), dense(classes, keras.Input(shape), end="sigmoid")])
+
+def centred(shape, classes):
+    return dense(classes, keras.Input(shape), L.Rescaling(2.0, offset=-1.0))
+
+class Net(keras.Model):
+    def __init__(self, classes, end=None):
+        super().__init__()
+        self.flatten, self.dense = L.Flatten(), L.Dense(classes, activation=end)
+
+    def call(self, images):
+        return self.dense(self.flatten(images))
+
+def subclassed(shape, classes):
+    return Net(classes)
+
+def gate(shape, classes):
+    return Net(classes, "sigmoid")
+
+def probabilities(shape, classes):
+    return Net(classes, "softmax")
+
+class Noise(L.Layer):
+    def call(self, images):
+        return images + keras.random.normal(keras.ops.shape(images))
+
+def noisy(shape, classes):
+    return dense(classes, keras.Input(shape), Noise())
+
+def pair(shape, classes):
+    first, second = keras.Input(shape), keras.Input(shape)
+    return keras.Model([first, second], L.Dense(classes)(L.Flatten()(L.Add()([first, second]))))
+
+class Twice(L.Layer):
+    def call(self, images):
+        return 2 * images
+
+def recurrent(shape, classes):
+    rows = L.Reshape((shape[0], -1))
+    return keras.Sequential([keras.Input(shape), Twice(), rows, L.LSTM(4), L.Dense(classes)])
+"""
+
+
+def line(text: str) -> int:
+    """Number of the line of the module that holds a text."""
+    return next(number for number, one in enumerate(MODULE.splitlines(), 1) if text in one)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The module in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    (tmp_path / "own_tried.py").write_text(MODULE)
+    yield tmp_path / "own_tried.py"
+    sys.modules.pop("own_tried", None)
+
+
+def case(function: str) -> Case:
+    return Case(f"own_tried:{function}", SHAPE, 3, {}, False)
+
+
+def built(function: str) -> Any:
+    pytest.importorskip("keras")
+    return registry.build(f"own_tried:{function}", SHAPE, 3, {}, 0)
+
+
+@pytest.mark.tensorflow
+def test_a_network_is_tried_once_until_its_files_change(
+    own: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(storage_root))
+    tried = preflight.of(Config.load(**{"model.name": "own_tried:tutorial"}), SHAPE, 3)
+    assert tried == case("tutorial")
+    notes = preflight.run(tried, storage)
+    scaled, ends = line("1 / 255"), line('activation="softmax"')
+    assert [note.partition(", ")[0] for note in notes] == [
+        f"own_tried:tutorial ends in a softmax (own_tried.py line {ends})",
+        f"own_tried:tutorial scales pixels itself (own_tried.py line {scaled})",
+    ]
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    assert preflight.run(tried, storage) == notes
+    kept = json.loads(storage.read_text(preflight.FOLDER, f"{tried.key}.json"))
+    assert list(kept["files"]) == [str(own)]
+    own.write_text(MODULE + "\n")
+    with pytest.raises(FileNotFoundError):
+        preflight.run(tried, storage)
+
+
+def test_networks_of_ours_are_not_tried() -> None:
+    assert preflight.of(Config.load(), SHAPE, 3) is None
+
+
+@pytest.mark.usefixtures("own")
+def test_a_process_that_ends_is_a_sentence(storage_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ModelError, match="trying own_tried:pair ended with exit code 1: it said nothing"):
+        preflight.run(case("pair"), Storage(str(storage_root)))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("function", ["separate", "popped", "nested", "tutorial"])
+def test_a_last_softmax_is_taken_off(function: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "distml.models"):
+        network = built(function)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
+    logits = np.asarray(network(pixels))
+    assert (logits < 0).any()
+    kind = "sigmoid" if function == "nested" else "softmax"
+    assert f"own_tried:{function} ends in a {kind} (own_tried.py line " in caplog.text
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("function", "scaled"), [("tutorial", False), ("centred", True), ("subclassed", True)]
+)
+def test_pixels_are_scaled_once(function: str, scaled: bool) -> None:
+    assert ("normalise" in [layer.name for layer in built(function).layers]) is scaled
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+def test_what_lies_within_a_class_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    network = built("gate")  # nobody can tell where a class uses its layers
+    assert (np.asarray(network(np.zeros((1, *SHAPE), np.float32))) == 0.5).all()
+    assert not caplog.text
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("function", "said", "remedy"),
+    [
+        ("pair", "takes 2 inputs, but a row is one image", "one Input"),
+        ("noisy", "gives other numbers each time it is asked", "in training alone"),
+        ("probabilities", "ends in a softmax (own_tried.py line {softmax}), which", "without an activation"),
+        (
+            "subclassed",
+            "cannot be exported: Object Net was created by",
+            "above Net (own_tried.py line {Net})",
+        ),
+    ],
+)
+def test_a_network_that_could_not_be_served_is_named_with_its_line(
+    tmp_path: Path, function: str, said: str, remedy: str
+) -> None:
+    lines = {"softmax": line('return Net(classes, "softmax")'), "Net": line("class Net")}
+    (tmp_path / "export").mkdir()
+    with pytest.raises(ModelError) as caught:
+        preflight._exported(case(function), tmp_path / "export")
+    assert said.format(**lines) in caught.value.message
+    assert remedy.format(**lines) in caught.value.remedy
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # TensorFlow's converter
+def test_a_layer_that_no_other_process_can_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    outcome = preflight._exported(case("recurrent"), tmp_path / "export")
+    with pytest.raises(ModelError, match="cannot be loaded where its module is not imported") as caught:
+        preflight._reloaded(case("recurrent"), tmp_path / "export", outcome)
+    assert f"Twice (own_tried.py line {line('class Twice')})" in caught.value.remedy
+    assert "@keras.saving.register_keras_serializable()" in caught.value.remedy
