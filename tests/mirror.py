@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,13 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
                 self.send_error(404)
             else:
                 self._send(name, asked)
+
+        def do_HEAD(self) -> None:
+            name = self.path.rpartition("/")[2]
+            self.send_response(200 if name in mirror.files else 404)
+            if name in mirror.files:
+                self.send_header("ETag", hashlib.sha256(mirror.files[name]).hexdigest())
+            self.end_headers()
 
         def _send(self, name: str, asked: str) -> None:
             content = mirror.files[name]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from distml.checks import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data.fetch import is_archive
+from distml.data.fetch import is_archive, is_remote
 from distml.data.formats import fashion_mnist, image_folder
 from distml.data.image import policy
 from distml.data.listing import Folder
@@ -69,6 +69,8 @@ def function(name: str) -> Check:
 def folder(config: Config) -> Check:
     """A user's folder: it can be listed, its format is known, and a sample of its pictures is sound."""
     data = config.data
+    if is_remote(data.path):
+        return _remote(str(data.path))
     found = Folder(str(data.path))
     if is_archive(str(data.path)):
         return ok(_NAME, f"{found.root}: {size(sum(found.sizes.values()))}, to be unpacked once")
@@ -89,6 +91,15 @@ def folder(config: Config) -> Check:
     height, width, depth = policy(list(headers.values()), data).shape
     shown = f"{len(sizes)} sizes among {len(sample)} that were looked at"
     return ok(_NAME, f"{detail}; {shown}, to be fitted to {height}x{width}x{depth}")
+
+
+def _remote(url: str) -> Check:
+    """An archive on an HTTP server: it is called like one, and the server answers."""
+    if not is_archive(url):
+        return problem(_NAME, f"{url} is no archive", "Give a .zip or .tar file, or a folder.")
+    if reachable([url]):
+        return ok(_NAME, f"{url} answers; it will be fetched and unpacked once")
+    return problem(_NAME, f"{url} does not answer", "Correct data.path, or set https_proxy.")
 
 
 def builtin(config: Config, storage: Storage) -> Check:

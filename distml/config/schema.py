@@ -114,7 +114,7 @@ class DataConfig(Section):
     name: Name = "fashion_mnist"
     """Names the prepared data set under the storage root."""
     path: str | None = None
-    """Folder or URI of the user's data; none takes the built-in Fashion-MNIST sources."""
+    """Folder, archive or URI of the user's data, also https:// of an archive; none is Fashion-MNIST."""
     format: str = "auto"
     """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""
     image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import logging
 import os
 import queue
@@ -23,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -31,7 +32,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from distml.data.listing import Folder
 from distml.errors import DataError
-from distml.storage import Storage
+from distml.storage import Storage, folder_lock
 
 if TYPE_CHECKING:
     import tenacity
@@ -92,7 +93,7 @@ class Mirror:
             raise UnavailableError(f"{self.base} is not an http or https URL")
         url = f"{self.base.rstrip('/')}/{name}"
         got = bytearray()
-        attempts = _retrying(url, got)
+        attempts = _retrying(url, lambda: len(got))
         try:
             attempts(self._more, url, got, limit)
         except _BrokenError as broken:
@@ -145,14 +146,14 @@ class Mirror:
         raise _BrokenError(_cause(answer))
 
 
-def _retrying(url: str, got: bytearray) -> tenacity.Retrying:
+def _retrying(url: str, so_far: Callable[[], int]) -> tenacity.Retrying:
     """Policy of transfers that broke off: `TRIES` in all, each failure logged."""
     import tenacity  # 80 to 300 ms, spent by who downloads
 
     def log_failure(state: tenacity.RetryCallState) -> None:
         broken = state.outcome.exception() if state.outcome else None
         _LOG.warning(
-            "%s: try %d of %d: %s after %d bytes", url, state.attempt_number, TRIES, broken, len(got)
+            "%s: try %d of %d: %s after %d bytes", url, state.attempt_number, TRIES, broken, so_far()
         )
 
     return tenacity.Retrying(
@@ -192,6 +193,91 @@ _GROWTH, _SPARE_BYTES = 50, 1 << 30
 _COPY_BYTES = 1 << 20
 
 
+def is_remote(path: str | None) -> bool:
+    """Whether a path is the address of an HTTP server."""
+    return path is not None and path.lower().startswith(("http://", "https://"))
+
+
+def version(url: str) -> str | None:
+    """Return what changes when the file at an address does, None where the server does not answer or say."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
+    answer = _ask(request, CONNECT_TIMEOUT_S)
+    if isinstance(answer, Exception):
+        if isinstance(answer, urllib.error.HTTPError):
+            answer.close()
+        return None
+    with answer:
+        told = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
+    return hashlib.sha256(json.dumps([url, *told]).encode()).hexdigest() if any(told) else None
+
+
+def downloaded(url: str, storage: Storage) -> str:
+    """Fetch an archive below the storage root, or into the user's cache where that is no local folder.
+
+    Args:
+        url: Of one zip or tar file.
+        storage: Whose `cache` folder takes it.
+
+    Returns:
+        Its path; what was fetched before is not fetched again unless the server says that it changed.
+
+    Raises:
+        DataError: It is not called like an archive, or cannot be fetched.
+    """
+    if not is_archive(url):
+        raise DataError(f"{url} is no archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
+    key = (version(url) or hashlib.sha256(url.encode()).hexdigest())[:16]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(url.partition("?")[0]).name)[-60:]
+    target = Path(_cache(storage, "downloads"), f"{key}-{name}")
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with folder_lock(str(target.parent)):  # one process fetches, the others wait
+            if not target.exists():
+                _LOG.info("fetching %s", url)
+                _retrying(url, lambda: _size(part))(_resume, url, part)
+                part.rename(target)
+    except _BrokenError as error:
+        raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or try again.") from None
+    except OSError as error:
+        raise DataError(f"{url} cannot be kept: {error.strerror or error}.", "Free space there.") from None
+    return str(target)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _resume(url: str, part: Path) -> None:
+    """Append what is missing of a file, asking only for the rest when there is a beginning."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"User-Agent": "distml"})  # noqa: S310 - asked for by the user
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    answer = _ask(request, READ_TIMEOUT_S)
+    if isinstance(answer, urllib.error.HTTPError):
+        answer.close()
+        if answer.code in _AGAIN:
+            raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
+        raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", "Check data.path.")
+    if isinstance(answer, Exception):
+        raise _BrokenError(_cause(answer))
+    goes_on = str(answer.headers.get("Content-Range")).startswith(f"bytes {have}-")
+    with answer, part.open("ab" if goes_on else "wb") as into:
+        try:
+            while chunk := answer.read(_COPY_BYTES):
+                into.write(chunk)
+        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            raise _BrokenError(_cause(error)) from None
+        if answer.length:  # the server hung up early, which a sized read does not report
+            raise _BrokenError(f"the connection closed with {answer.length:,} bytes to come")
+
+
+def _cache(storage: Storage, name: str) -> str:
+    """A folder for what is fetched once: in the storage root, or in the user's cache where that is remote."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return storage.uri("cache", name) if storage.local else os.path.join(home, "distml", name)
+
+
 def is_archive(path: str) -> bool:
     """Whether a path or URI is called like an archive."""
     return path.partition("?")[0].lower().endswith(_ENDINGS)
@@ -213,8 +299,7 @@ def unpacked(path: str, storage: Storage) -> str:
     given = Folder(path)
     (name,) = given.sizes
     key = hashlib.sha256(f"{given.root} {given.fingerprint()}".encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    above = storage.uri("cache", "unpacked") if storage.local else os.path.join(home, "distml", "unpacked")
+    above = _cache(storage, "unpacked")
     stem = re.sub(r"[^A-Za-z0-9_-]", "_", PurePosixPath(name).name.partition(".")[0])[:40]
     target = Path(above, f"{stem}-{key}")
     if target.exists():

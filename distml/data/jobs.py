@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from distml.config import Config
 from distml.data import duplicates, image, schema
+from distml.data.fetch import is_remote
 from distml.data.manifest import Shard
 from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Indices
@@ -329,7 +330,8 @@ def _strategy(config: Config, storage: Storage) -> str | None:
     probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     storage.write_bytes(b"", probe)
     try:
-        places = [Storage(config.data.path)] if config.data.path is not None else []
+        path = None if is_remote(config.data.path) else config.data.path
+        places = [Storage(path)] if path is not None else []
         local = [place.root for place in places if place.local] + [storage.uri(probe)] * storage.local
         look, there = ray.remote(_seen), [Node(node, soft=False) for node in nodes]
         asked = [look.options(num_cpus=0, scheduling_strategy=node).remote(local) for node in there]

@@ -48,16 +48,18 @@ def open_source(config: Config, storage: Storage) -> Source:
         raise ConfigError(
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
-    folder = Folder(data.path)
-    packed = fetch.is_archive(data.path) and data.format != "webdataset"
+    remote = fetch.is_remote(data.path)
+    path = fetch.downloaded(data.path, storage) if remote else data.path
+    folder = Folder(path)
+    packed = fetch.is_archive(path) and data.format != "webdataset"
     packed = packed and not webdataset.is_webdataset(folder)
-    told = folder.fingerprint()
+    told = fetch.version(data.path) if remote else folder.fingerprint()
     if packed:
-        folder = Folder(fetch.unpacked(data.path, storage))
+        folder = Folder(fetch.unpacked(path, storage))
     form = format_of(folder) if data.format == "auto" else data.format
     source = refitted(_OPENERS[form](folder, data, task), data)
     with_margin(source, data.margin)  # refused before anything is written
-    return replace(source, fingerprint=told) if packed else source
+    return replace(source, fingerprint=told) if packed or remote else source
 
 
 def format_of(folder: Folder) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from distml.config import Config, DataConfig, TaskConfig
 from distml.data import jobs, schema
-from distml.data.fetch import is_archive
+from distml.data.fetch import is_archive, is_remote, version
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
@@ -50,8 +50,9 @@ _AGAIN = "Delete the data set's folder and run ingest again."
 def folder(config: Config) -> str:
     """Return where the configured data lie below the storage root; another recipe is another folder."""
     data = config.data
-    path = None if data.path is None or ":" in data.format else Storage(data.path).root
-    recipe: list[Any] = [data.format, path or data.path, data.val_fraction, data.split_seed]
+    by_name = data.path is None or ":" in data.format or is_remote(data.path)
+    path = data.path if by_name or data.path is None else Storage(data.path).root
+    recipe: list[Any] = [data.format, path, data.val_fraction, data.split_seed]
     recipe += [data.shards, schema.VERSION]
     plain = (
         DataConfig()
@@ -79,6 +80,10 @@ def changed(config: Config, manifest: Manifest) -> str | None:
     """Say how the source differs from what was prepared, None where it does not or nobody can tell."""
     if config.data.path is None or manifest.fingerprint is None:
         return None
+    if is_remote(config.data.path):
+        now_there = version(config.data.path)
+        same = now_there in (None, manifest.fingerprint)
+        return None if same else f"{config.data.path} changed since it was prepared"
     try:
         folder = Folder(config.data.path)
     except (DataError, StorageError):

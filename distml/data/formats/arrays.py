@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib
@@ -9,9 +10,11 @@ import io
 import math
 import re
 import struct
+import sys
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -77,30 +80,100 @@ def open_function(form: str, path: str | None, task: type[Task] = Classification
         raise DataError(
             f"data.format = {form}: {error}.", "Run where the module can be imported, or set PYTHONPATH."
         ) from None
-    given = function() if path is None else function(path)
-    if not isinstance(given, Mapping) or "train" not in given:
-        raise DataError(f"{form} returned {type(given).__name__}, not a dict with 'train'.")
-    unknown = set(given) - {"train", "validation", "test", "classes"}
-    if unknown:
-        raise DataError(f"{form} returned unknown entries {sorted(map(str, unknown))}.")
-    parts = {split: _pair(given[split], form, split) for split in given if split != "classes"}
+    with _ray_as_before():
+        given = function() if path is None else function(path)
+        given = {"train": given} if _is_rows(given) else given
+        if not isinstance(given, Mapping) or "train" not in given:
+            raise DataError(f"{form} returned {type(given).__name__}, not a dict with 'train' or rows.")
+        unknown = set(given) - {"train", "validation", "test", "classes"}
+        if unknown:
+            raise DataError(f"{form} returned unknown entries {sorted(map(str, unknown))}.")
+        parts = {split: _pair(given[split], form, split) for split in given if split != "classes"}
     digest = hashlib.sha256()
     for images, labels in parts.values():
-        digest.update(images.tobytes())
+        for first in range(0, len(images), _DIGESTED):  # rows that were spooled are not read all at once
+            digest.update(images[first : first + _DIGESTED].tobytes())
         digest.update(labels.tobytes())
     names = given.get("classes")
     return of_splits(parts, names, (Origin(name, form, digest.hexdigest()),), form, task)
 
 
+def _is_rows(given: Any) -> bool:
+    """Whether something gives rows one by one: an iterator, or a `ray.data.Dataset`."""
+    return isinstance(given, Iterator) or hasattr(given, "iter_rows")
+
+
+@contextlib.contextmanager
+def _ray_as_before() -> Iterator[None]:
+    """End the Ray that a user's function has started by using Ray Data: a run starts its own."""
+
+    def running() -> bool:
+        return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+    before = running()
+    try:
+        yield
+    finally:
+        if running() and not before:
+            sys.modules["ray"].shutdown()
+
+
 def _pair(given: Any, form: str, split: str) -> tuple[Any, Any]:
+    if _is_rows(given):
+        return _spooled(given.iter_rows() if hasattr(given, "iter_rows") else given, f"{form} {split}")
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"{form} returned no (images, labels) for {split}.")
     return np.asarray(given[0]), np.asarray(given[1])
 
 
+def _spooled(rows: Iterator[Any], where: str) -> tuple[Any, Any]:
+    """Write the images of rows to a temporary file, for there may be more than memory holds.
+
+    Args:
+        rows: Pairs of image and label, or dictionaries with both.
+        where: Said in errors.
+
+    Returns:
+        uint8 [N, H, W, C], mapped from a file that goes with the process, and the labels [N].
+
+    Raises:
+        DataError: No rows, a row of another form, or images of several shapes.
+    """
+    labels: list[Any] = []
+    shape: tuple[int, ...] | None = None
+    with tempfile.TemporaryFile(prefix="distml-rows-") as file:
+        for at, row in enumerate(rows):
+            given, label = _row(row, f"row {at} of {where}")
+            image = to_nhwc(np.asarray(given)[None], f"row {at} of {where}")[0]
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise DataError(f"row {at} of {where} is {image.shape}, the first row is {shape}.")
+            file.write(image.tobytes())
+            labels.append(label.item() if isinstance(label, np.generic) else label)
+        if shape is None:
+            raise DataError(f"{where} gave no rows.")
+        file.flush()
+        return np.memmap(file, np.uint8, "r", shape=(len(labels), *shape)), np.asarray(labels)
+
+
+def _row(row: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(row, Mapping):
+        images = [row[key] for key in row if str(key).lower() in _IMAGES]
+        labels = [row[key] for key in row if str(key).lower() in _LABEL_COLUMNS]
+        if len(images) == len(labels) == 1:
+            return images[0], labels[0]
+    elif isinstance(row, tuple | list) and len(row) == 2:
+        return row[0], row[1]
+    shown = f"a dictionary of {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
+    raise DataError(f"{where} is {shown}, not (image, label) or a dictionary of image and label.")
+
+
 _IMAGES = ("x", "images", "image", "data", "pixels")
 _LABELS = ("y", "labels", "label", "targets", "target")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
+
+_DIGESTED = 1024
+"""Rows that are digested at once."""
 
 Parts = dict[str, tuple[Any, Any]]
 

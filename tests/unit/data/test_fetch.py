@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distml.checks import sources
 from distml.config import Config, DataConfig
 from distml.data import fetch, shards
 from distml.data.fetch import UnavailableError
@@ -107,7 +108,7 @@ def test_the_time_for_a_dead_network_is_bounded() -> None:
     assert fetch.PATIENCE_S + 3 * 0.5 <= 10
 
 
-def ingest_archive(root: Path, path: Path) -> Manifest:
+def ingest_archive(root: Path, path: Path | str) -> Manifest:
     config = Config(data=DataConfig(shards=1, path=str(path), image_size=4))
     return shards.prepare(config, Storage(str(root)))
 
@@ -187,3 +188,46 @@ def test_damaged_archives_are_named(tmp_path: Path, storage_root: Path, name: st
     (tmp_path / "y.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"y.zip cannot be read as an archive"):
         ingest_archive(storage_root, tmp_path / "y.zip")
+
+
+def test_an_archive_of_a_server_is_fetched_and_unpacked_once(tmp_path: Path, storage_root: Path) -> None:
+    def content(count: int) -> bytes:
+        return zipped(tmp_path / "set.zip", members(count)).read_bytes()
+
+    with serving(Mirror({"set.zip": content(12)})) as running:
+        url = f"{running.url}/sets/set.zip"
+        running.drops["set.zip"] = 1
+        manifest = ingest_archive(storage_root, url)
+        assert (manifest.classes, sum(manifest.rows.values())) == (("cat", "dog"), 12)
+        assert [asked for _, asked in running.gets] == ["", f"bytes={len(running.files['set.zip']) // 2}-"]
+        assert ingest_archive(storage_root, url) == manifest
+        assert len(running.gets) == 2
+        config = Config(data=DataConfig(shards=1, path=url, image_size=4))
+        assert sources.check(config, Storage(str(storage_root))).status == "ok"
+        running.files["set.zip"] = content(20)
+        assert shards.changed(config, manifest) == f"{url} changed since it was prepared"
+        assert sum(ingest_archive(storage_root, url).rows.values()) == 20
+    prepared = shards.find(config, Storage(str(storage_root)))  # the server is gone
+    assert prepared is not None
+    assert sum(prepared.rows.values()) == 20
+    assert sources.check(config, Storage(str(storage_root))).status == "problem"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("set.html", "set.html is no archive. Give one that ends in .zip"),
+        ("none.zip", "none.zip cannot be fetched: HTTP 404 Not Found"),
+        ("busy.zip", "busy.zip cannot be fetched: HTTP 503"),
+        ("out.zip", "which leads out of it"),
+    ],
+)
+def test_an_archive_that_cannot_be_had_is_a_sentence(
+    tmp_path: Path, storage_root: Path, name: str, said: str
+) -> None:
+    out = zipped(tmp_path / "out.zip", {"../out.png": b"x"}).read_bytes()
+    mirror = Mirror({"out.zip": out, "busy.zip": b""}, errors={"busy.zip": [503] * 3})
+    with serving(mirror) as running, pytest.raises(DataError) as caught:
+        ingest_archive(storage_root, f"{running.url}/{name}")
+    assert said in str(caught.value)
+    assert not list(tmp_path.glob("*.png"))

@@ -9,6 +9,7 @@ import logging
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 
 from distml.config import Config, DataConfig
 from distml.data import image, shards
+from distml.data.formats import arrays
 from distml.data.image import Policy
 from distml.data.manifest import Manifest
 from distml.errors import ConfigError, DataError
@@ -298,6 +300,17 @@ def wrong(): return [1]
 def ragged(): return {"train": (np.zeros((5, 2, 2), "uint8"), [0, 1])}
 def strange(): return {"train": (np.zeros((2, 2, 2), "uint8"), [0, 1]), "tets": 0}
 def single(): return {"train": np.zeros((2, 2, 2), "uint8")}
+def pairs(): return zip(*make()["train"])
+def rows():
+    for image, label in pairs():
+        yield {"image": image / 255, "label": "abc"[label]}
+class Dataset:
+    def iter_rows(self): return rows()
+def dataset(): return {"train": Dataset(), "test": rows()}
+def none(): return iter(())
+def sizes(): return iter([(np.zeros((2, 2)), 0), (np.zeros((2, 3)), 1)])
+def unknown(): return iter([{"image": np.zeros((2, 2)), "file": "x"}])
+def third(): return iter([(np.zeros((2, 2)), 0, "x")])
 """
 
 
@@ -333,6 +346,43 @@ def test_a_function_that_returns_something_else(
 ) -> None:
     with pytest.raises(DataError, match=said):
         ingest(storage_root, None, format=f"{module}:{name}")
+
+
+@pytest.mark.parametrize(("function", "classes"), [("pairs", "012"), ("rows", "abc"), ("dataset", "abc")])
+def test_a_function_may_give_rows_one_by_one(
+    module: str, storage_root: Path, function: str, classes: str
+) -> None:
+    manifest, splits = ingest(storage_root, None, format=f"{module}:{function}", val_fraction=0.2)
+    assert (manifest.shape, manifest.classes) == ((3, 4, 1), tuple(classes))
+    images = (np.arange(60 * 12) % 256).reshape(60, 3, 4, 1).astype(np.uint8)
+    if function == "dataset":
+        same_rows(images, np.arange(60) % 3, {"test": splits.pop("test")})
+    same_rows(images, np.arange(60) % 3, splits)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("none", "none train gave no rows"),
+        ("sizes", r"row 1 of distml_test_rows:sizes train is \(2, 3, 1\), the first row is \(2, 2, 1\)"),
+        ("unknown", "row 0 of distml_test_rows:unknown train is a dictionary of image, file, not"),
+        ("third", "row 0 of distml_test_rows:third train is tuple, not"),
+    ],
+)
+def test_rows_that_are_none_are_named(module: str, storage_root: Path, function: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, None, format=f"{module}:{function}")
+
+
+def test_a_ray_that_the_function_started_is_ended(
+    module: str, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter([False, True])  # before the function is called, and after
+    ended: list[bool] = []
+    ray = SimpleNamespace(is_initialized=lambda: next(states), shutdown=lambda: ended.append(True))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    arrays.open_function(f"{module}:rows", None)
+    assert ended == [True]
 
 
 def test_a_module_that_cannot_be_imported(storage_root: Path) -> None:
