@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml.checks import Check, failed, machine, ok, places, problem, server, sources, warning
+from distml.checks import Check, failed, machine, ok, places, problem, sources, warning
 from distml.config import Config
 from distml.data import shards
 from distml.errors import ConfigError, DistmlError
@@ -128,7 +128,7 @@ def _places(config: Config) -> list[Check]:
     if Storage(config.storage.root).local:
         checks.append(machine.disk(root, machine.free_on(root)))
     scratch = Path(tempfile.gettempdir())
-    return [*checks, machine.scratch(scratch, machine.used_on(scratch)), server.check(config)]
+    return [*checks, machine.scratch(scratch, machine.used_on(scratch)), places.tracking_check(config)]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def run(config: Config) -> dict[str, Any]:
     if cluster.address():
         questions |= {
             "cluster": lambda: places.cluster_checks(config),
-            "tracking": lambda: [server.check(config)],
+            "tracking": lambda: [places.tracking_check(config)],
         }
     else:
         questions |= {"machine": lambda: _local(config), "storage": lambda: _places(config)}

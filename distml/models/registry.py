@@ -267,14 +267,15 @@ def _lines(tree: ast.AST | None, words: set[str]) -> Iterator[int]:
 
 
 def _without_probabilities(name: str, network: Any) -> Any:
-    """Take a softmax or sigmoid off the end of a network: the loss and the export contain it already."""
+    """Take a softmax off the end of a network: the loss and the export contain it already."""
     import keras
 
     last = _last(network)
-    ends = {keras.activations.softmax: "softmax", keras.activations.sigmoid: "sigmoid"}
-    kind = ends.get(getattr(last, "activation", None))
-    kind = "softmax" if isinstance(last, keras.layers.Softmax) else kind
-    if kind is None:
+    activation = getattr(last, "activation", None)
+    if activation is keras.activations.sigmoid:  # which may be meant where numbers are predicted
+        where = line_of(name, "sigmoid")
+        _LOG.warning("%s ends in a sigmoid%s: the export adds one where labels are predicted.", name, where)
+    if activation is not keras.activations.softmax and not isinstance(last, keras.layers.Softmax):
         return network
     if not isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
         last.activation = keras.activations.linear
@@ -284,8 +285,8 @@ def _without_probabilities(name: str, network: Any) -> Any:
         network = keras.Model(network.inputs, last.input, name=network.name)
     else:
         return network
-    place = line_of(name, kind, kind.capitalize())
-    _LOG.warning("%s ends in a %s%s, which is taken off: the export adds it.", name, kind, place)
+    place = line_of(name, "softmax", "Softmax")
+    _LOG.warning("%s ends in a softmax%s, which is taken off: the export adds it.", name, place)
     return network
 
 

@@ -24,18 +24,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distml import __version__, errors
+from distml import __version__, errors, tasks
 from distml.config import Config
 from distml.errors import DistmlError, ModelError
 from distml.models import registry
 from distml.runtime import environment
 from distml.storage import Storage
+from distml.tasks import Task
 
 FOLDER = "preflight"
 """Below the storage root: what went well, by network, shape and versions."""
 TIMEOUT_S = 600.0
 AGREEMENT = 1e-3
-"""Greatest difference of a probability between the network and a format of its export."""
+"""Greatest difference of an output, by its task, between the network and a format of its export."""
 _EXAMPLES = 2
 _DECORATOR = "@keras.saving.register_keras_serializable()"
 
@@ -47,7 +48,8 @@ class Case:
     Args:
         name: `module:function`.
         shape: Height, width and channels of an image.
-        classes: Their number.
+        classes: Number of classes, labels or numbers that are predicted.
+        task: What describes the task beside their names.
         options: For the builder.
         mirror: As `model.mirror` has it.
     """
@@ -55,6 +57,7 @@ class Case:
     name: str
     shape: tuple[int, int, int]
     classes: int
+    task: dict[str, Any]
     options: dict[str, Any]
     mirror: bool
 
@@ -62,16 +65,18 @@ class Case:
     def key(self) -> str:
         """Digest of everything but the user's files."""
         versions = [__version__, metadata.version("keras"), sys.version]
-        text = json.dumps([self.name, self.shape, self.classes, self.options, self.mirror, versions])
+        text = json.dumps(
+            [self.name, self.shape, self.classes, self.task, self.options, self.mirror, versions]
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of(config: Config, shape: tuple[int, int, int], classes: int) -> Case | None:
+def of(config: Config, shape: tuple[int, int, int], task: Task) -> Case | None:
     """Return what is to be tried, None for a network of ours."""
     model = config.model
     if ":" not in model.name:
         return None
-    return Case(model.name, shape, classes, dict(model.builder_options), model.mirror)
+    return Case(model.name, shape, len(task.names), task.spec(), dict(model.builder_options), model.mirror)
 
 
 def run(case: Case, storage: Storage) -> list[str]:
@@ -219,19 +224,23 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
     pixels = images.astype(np.float32)
     logits, again = (np.asarray(network(pixels, training=False)) for _ in range(2))
     _require_logits(case, logits, again)
-    described = {"name": "trial", "classes": [str(k) for k in range(case.classes)], "shape": case.shape}
+    described = {"name": "preflight", "classes": _names(case), "shape": case.shape, "task": case.task}
     try:
         export.export(network, folder, described | {"policy": None}, images)
     except Exception as error:  # Keras raises anything on what it cannot save
         remedy = f"Put {_DECORATOR} above {own} and give it a get_config with every argument." if own else ""
         raise ModelError(f"{case.name} cannot be exported: {_first(error)}", remedy) from error
-    probabilities = np.asarray(export.served(network)(images, training=False))
+    served = export.served(network, tasks.restore(_names(case), case.task))
     return {
         "images": images.tolist(),
-        "probabilities": probabilities.tolist(),
+        "outputs": np.asarray(served(images, training=False)).tolist(),
         "own": own,
         "files": files,
     }
+
+
+def _names(case: Case) -> list[str]:
+    return [str(number) for number in range(case.classes)]
 
 
 def _step(network: Any, case: Case) -> None:
@@ -242,7 +251,7 @@ def _step(network: Any, case: Case) -> None:
     def gradients(pixels: Any) -> Any:
         with tf.GradientTape() as tape:
             logits = network(pixels, training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits([0] * _EXAMPLES, logits))
+            loss = tf.reduce_mean(tf.square(logits))
         return tape.gradient(loss, [variable.value for variable in network.trainable_variables])
 
     gradients(tf.zeros((_EXAMPLES, *case.shape)))
@@ -260,7 +269,8 @@ def _require_logits(case: Case, logits: Any, again: Any) -> None:
             f"{case.name} gives other numbers each time it is asked{place}.",
             "Layers that draw random numbers may do so in training alone: leave out training=True.",
         )
-    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+    sums_to_one = case.task["kind"] == "classification" and (logits >= 0).all()
+    if sums_to_one and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
         place = registry.line_of(case.name, "softmax", "Softmax")
         raise ModelError(
             f"{case.name} ends in a softmax{place}, which the loss and the export contain already.",
@@ -307,7 +317,7 @@ def _reloaded(case: Case, folder: Path, outcome: dict[str, Any]) -> list[str]:
     from distml.artifacts import layout
     from distml.artifacts.predictor import Predictor
 
-    images, expected = np.array(outcome["images"], np.uint8), np.array(outcome["probabilities"], np.float32)
+    images, expected = np.array(outcome["images"], np.uint8), np.array(outcome["outputs"], np.float32)
     export = layout.verify(folder)
     notes = []
     converted = (folder / layout.LITE).exists()
@@ -328,16 +338,16 @@ def _reloaded(case: Case, folder: Path, outcome: dict[str, Any]) -> list[str]:
     else:
         notes.append(f"{case.name} has an operation that LiteRT lacks and is served by TensorFlow.")
     loaded = tf.saved_model.load(str(folder / layout.SAVED_MODEL)).signatures["serving_default"]
-    saved = loaded(image=tf.constant(images))["probabilities"].numpy()
-    _require_same(case, "SavedModel", saved, expected)
+    (saved,) = loaded(image=tf.constant(images)).values()
+    _require_same(case, "SavedModel", saved.numpy(), expected)
     return notes
 
 
 def _require_same(case: Case, form: str, actual: Any, expected: Any) -> None:
-    difference = float(abs(actual - expected).max())
+    difference = tasks.restore(_names(case), case.task).difference(actual, expected)
     if not difference <= AGREEMENT:
         raise ModelError(
-            f"{case.name} exported as {form} gives probabilities that differ by {difference:g}.",
+            f"{case.name} exported as {form} gives outputs that differ by {difference:g}.",
             "Look for layers that keep state outside their weights.",
         )
 

@@ -255,7 +255,7 @@ def _try(
 ) -> concurrent.futures.Future[list[str]] | None:
     """Begin the trial of a network of the user's, which takes seconds of a core; None for one of ours."""
     data = source or shards.find(config, storage)
-    case = None if data is None else preflight.of(config, data.shape, len(data.classes))
+    case = None if data is None else preflight.of(config, data.shape, data.task)
     return None if case is None else pool.submit(preflight.run, case, storage)
 
 

@@ -17,10 +17,12 @@ from distml.config import Config
 from distml.errors import ModelError
 from distml.models import registry
 from distml.storage import Storage
+from distml.tasks.classification import Classification
 from distml.training import preflight
 from distml.training.preflight import Case
 
 SHAPE = (8, 8, 3)
+TASK = Classification(("a", "b", "c"))
 MODULE = """
 import keras
 from keras import layers as L
@@ -40,7 +42,7 @@ def popped(shape, classes):
     return keras.Sequential([L.Flatten(), L.Dense(classes), L.Activation("softmax")])
 
 def nested(shape, classes):
-    return keras.Sequential([keras.Input(shape), dense(classes, keras.Input(shape), end="sigmoid")])
+    return keras.Sequential([keras.Input(shape), dense(classes, keras.Input(shape), end="softmax")])
 
 def centred(shape, classes):
     return dense(classes, keras.Input(shape), L.Rescaling(2.0, offset=-1.0))
@@ -100,7 +102,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def case(function: str) -> Case:
-    return Case(f"own_tried:{function}", SHAPE, 3, {}, False)
+    return Case(f"own_tried:{function}", SHAPE, 3, TASK.spec(), {}, False)
 
 
 def built(function: str) -> Any:
@@ -113,7 +115,7 @@ def test_a_network_is_tried_once_until_its_files_change(
     own: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
-    tried = preflight.of(Config.load(**{"model.name": "own_tried:tutorial"}), SHAPE, 3)
+    tried = preflight.of(Config.load(**{"model.name": "own_tried:tutorial"}), SHAPE, TASK)
     assert tried == case("tutorial")
     notes = preflight.run(tried, storage)
     scaled, ends = line("1 / 255"), line('activation="softmax"')
@@ -131,7 +133,7 @@ def test_a_network_is_tried_once_until_its_files_change(
 
 
 def test_networks_of_ours_are_not_tried() -> None:
-    assert preflight.of(Config.load(), SHAPE, 3) is None
+    assert preflight.of(Config.load(), SHAPE, TASK) is None
 
 
 @pytest.mark.usefixtures("own")
@@ -150,8 +152,7 @@ def test_a_last_softmax_is_taken_off(function: str, caplog: pytest.LogCaptureFix
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     logits = np.asarray(network(pixels))
     assert (logits < 0).any()
-    kind = "sigmoid" if function == "nested" else "softmax"
-    assert f"own_tried:{function} ends in a {kind} (own_tried.py line " in caplog.text
+    assert f"own_tried:{function} ends in a softmax (own_tried.py line " in caplog.text
 
 
 @pytest.mark.tensorflow
