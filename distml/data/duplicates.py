@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from distml.data.image import Policy, refit
 from distml.data.schema import Images
@@ -93,14 +94,14 @@ def signatures(images: Images) -> Signatures:
 
 
 def _scaled(images: Images) -> Images:
-    """Bring images to [N, 32, 32, 3]; means of whole blocks are several times as fast as Pillow."""
+    """Bring images to [N, 32, 32, 3]; means of whole blocks are faster than a resize."""
     _, height, width, depth = images.shape
     if height % SIDE or width % SIDE:
         return refit(images, Policy((SIDE, SIDE, 3), "stretch"))
     if (height, width) != (SIDE, SIDE):
-        blocks = (SIDE, height // SIDE, SIDE, width // SIDE, depth)
-        means = [np.rint(image.reshape(blocks).mean((1, 3), dtype=np.float32)) for image in images]
-        images = np.stack(means).astype(np.uint8)
+        block, pictures = (width // SIDE, height // SIDE), images[..., 0] if depth == 1 else images
+        means = [np.asarray(Image.fromarray(picture).reduce(block)) for picture in pictures]
+        images = np.stack(means).reshape(len(images), SIDE, SIDE, depth)
     return np.repeat(images, 3, axis=3) if depth == 1 else images
 
 
