@@ -42,6 +42,24 @@ def _none(value: Any) -> Any:
     return None if value == "none" else value
 
 
+VIEWS = ("mirror", "flip", "turn", "zoom")
+
+
+def _views(value: list[str]) -> list[str]:
+    if unknown := [view for view in value if view not in VIEWS]:
+        raise ValueError(f"there is no view {unknown[0]!r}; there are {', '.join(VIEWS)}")
+    if len(set(value)) < len(value):
+        raise ValueError("name each view once")
+    return value
+
+
+def _layer(value: Any) -> Any:
+    """A layer's name, or a number of layers as text."""
+    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        raise ValueError("expected a layer's name or a number of layers, at least 1")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _none(value)
+
+
 def _layers(value: Any) -> Any:
     """A layer's name alone stands for the layer with its defaults."""
     if not isinstance(value, list):
@@ -177,16 +195,26 @@ class ModelConfig(Section):
     """First epochs that train the head alone: the backbone neither learns nor moves its statistics."""
     backbone_learning_rate: PositiveFloat = 1.0
     """Factor on the learning rate for the backbone, once it is trained."""
+    unfreeze_from: Annotated[str | None, BeforeValidator(_layer)] = None
+    """First backbone layer that learns, by name or its beginning, or how many of the last; none is all."""
     dropout: Fraction | None = None
     """Share of the features in front of the head dropped while training; none is the network's default."""
     mirror: bool = False
     """Predict from the average over an image and its mirror image: more accurate, twice the work."""
+    test_time_views: Annotated[list[str], AfterValidator(_views)] = Field(default_factory=list)
+    """Views of an image that predictions average with it: mirror, flip (upside down), turn (both), zoom."""
 
     @model_validator(mode="after")
     def _one_dropout(self) -> Self:
         if self.dropout is not None and "dropout" in self.options:
             raise ValueError("give dropout or options.dropout, not both")
         return self
+
+    @property
+    def views(self) -> list[str]:
+        """Views that predictions average with the image itself."""
+        added = ["mirror"] if self.mirror and "mirror" not in self.test_time_views else []
+        return [*added, *self.test_time_views]
 
     @property
     def builder_options(self) -> dict[str, Any]:

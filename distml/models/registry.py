@@ -92,16 +92,17 @@ def check_config(model: ModelConfig) -> None:
             raise ConfigError(
                 f"model.dropout = {model.dropout}, but {model.name} has no option dropout.", error.remedy
             ) from None
-    if not model.freeze_epochs and model.backbone_learning_rate == 1:
+    given = {"freeze_epochs": 0, "unfreeze_from": None, "backbone_learning_rate": 1}
+    key = next((key for key, usual in given.items() if getattr(model, key) != usual), None)
+    if key is None:
         return
-    key = "freeze_epochs" if model.freeze_epochs else "backbone_learning_rate"
     value = getattr(model, key)
     if model.name in BUILDERS:
         raise ConfigError(
             f"model.{key} = {value}, but {model.name} has no backbone.",
             "Choose a backbone that `distml models` lists.",
         )
-    if model.freeze_epochs and model.weights is None and model.name in backbones.BACKBONES:
+    if key != "backbone_learning_rate" and model.weights is None and model.name in backbones.BACKBONES:
         raise ConfigError(
             f"model.freeze_epochs = {value} would freeze a backbone that nobody has trained.",
             "Set model.weights, as to imagenet.",

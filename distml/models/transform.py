@@ -7,12 +7,15 @@ arithmetic pays on processors that have it (figures in benchmarks/README.md).
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from distml.errors import ModelError
 from distml.models.backbones import BACKBONE, POOL
 from distml.runtime import compat
 
@@ -67,22 +70,87 @@ def _through(layers: list[Any], x: Tensor) -> Tensor:
     return x
 
 
-def mirrored(network: keras.Model) -> keras.Model:
-    """Average a network's logits over an image and its mirror image.
+def averaged(network: keras.Model, views: Sequence[str]) -> keras.Model:
+    """Average a network's logits over an image and views of it: test-time augmentation.
 
     Made of Keras's own operations, so that the saved model needs nothing of ours; it shares the weights of
     `network`, in their order.
 
     Args:
         network: (N, H, W, C) to logits, (N, classes).
+        views: Of `config.schema.VIEWS`.
 
     Returns:
-        A model of the same input and output, at twice the work.
+        A model of the same input and output, at one more prediction's work for each view.
     """
     image = keras.layers.Input(network.input_shape[1:], dtype="float32", name="image")
-    mirror = keras.ops.flip(image, axis=2)
-    logits = keras.layers.Average(dtype="float32", name="both")([network(image), network(mirror)])
-    return keras.Model(image, logits, name=network.name)
+    logits = [network(image), *(network(_view(image, view)) for view in views)]
+    average = keras.layers.Average(dtype="float32", name="both")(logits)
+    return keras.Model(image, average, name=network.name)
+
+
+def _view(image: Tensor, view: str) -> Tensor:
+    """An image as it is looked at once more, (N, H, W, C)."""
+    axes = {"mirror": 2, "flip": 1, "turn": (1, 2)}
+    if view in axes:
+        return keras.ops.flip(image, axis=axes[view])
+    height, width = image.shape[1:3]
+    top, left = height // 16, width // 16
+    middle = image[:, top : height - top, left : width - left]
+    return keras.ops.image.resize(middle, (height, width))
+
+
+def freeze_below(network: keras.Model, first: str) -> None:
+    """Freeze the layers of a backbone in front of one, their weights and their moving statistics.
+
+    Args:
+        network: As `registry.build` returns it; not trained yet.
+        first: First layer that learns: its name or the beginning of one, or how many of the last layers
+            with weights.
+
+    Raises:
+        ModelError: There is no backbone, or it has no such layer.
+    """
+    layers = _backbone_layers(network)
+    names = [layer.name for layer in layers]
+    if first.isdigit():
+        place = len(layers) - int(first)
+    else:
+        place = next((at for at, name in enumerate(names) if name == first), -1)
+        place = (
+            next((at for at, name in enumerate(names) if name.startswith(first)), place)
+            if place < 0
+            else place
+        )
+    if place < 0:
+        near = difflib.get_close_matches(first, names, 1)
+        raise ModelError(
+            f"model.unfreeze_from = {first}, but the backbone of {network.name} has {len(layers)} layers "
+            f"with weights, {', '.join(names[:3])}, … {names[-1]}.",
+            f"Did you mean {near[0]}?" if near else "Name one of them, or a number of them.",
+        )
+    for layer in layers[:place]:
+        layer.trainable = False
+
+
+def _backbone_layers(network: keras.Model) -> list[Any]:
+    """Layers of the backbone that have weights, from the image to the features."""
+    every = compat.layers(network)
+    backbone = next((layer for layer in every if layer.name == BACKBONE), None)
+    layers = compat.layers(backbone, include_self=False) if isinstance(backbone, keras.Model) else []
+    layers = [layer for layer in layers if compat.own_variables(layer)]
+    if not layers:
+        raise ModelError(
+            f"model.unfreeze_from: no layer of {network.name} is named {BACKBONE} and has layers.",
+            "Leave it out, or name a model in its builder so.",
+        )
+    return layers
+
+
+def frozen_variables(network: keras.Model) -> set[int]:
+    """Identities of the variables of layers that do not learn."""
+    still = [layer for layer in compat.layers(network) if not layer.trainable]
+    return {id(variable) for layer in still for variable in compat.own_variables(layer)}
 
 
 def fuse(network: keras.Model) -> int:

@@ -86,7 +86,8 @@ def _network(rank: Rank) -> Any:
     """The network to evaluate and export: Keras's own layers in float32, built outside the strategy."""
     network = rank.network()
     network.set_weights(rank.best or checkpoint.weights(rank))
-    return transform.mirrored(network) if rank.config.model.mirror else network
+    views = rank.config.model.views
+    return transform.averaged(network, views) if views else network
 
 
 def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Scored:

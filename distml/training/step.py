@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from distml.config import AugmentConfig
 from distml.data import feed
-from distml.models import transform as parts
+from distml.models import transform
 from distml.tasks import Task, network
 from distml.tasks.classification import Classification
 from distml.training.augment import Augmentation, centre
@@ -115,7 +115,7 @@ class Step:
         self._curve = network.curve(self.task)
         self.scores = scorer(model, self.task)
         self._augmentation = Augmentation(spec.augment, model.input_shape[1:])
-        self.parts = parts.split(model)
+        self.parts = transform.split(model)
         graphs = {"all": self._whole()} | (self._frozen(self.parts) if self.parts else {})
         self._compiled = {scope: self._compile(graph) for scope, graph in graphs.items()}
         if self.parts:
@@ -131,7 +131,7 @@ class Step:
             lambda images: images, forward, self.model.trainable_variables, self.model, True, shape, "uint8"
         )
 
-    def _frozen(self, cut: parts.Parts) -> dict[str, _Graph]:
+    def _frozen(self, cut: transform.Parts) -> dict[str, _Graph]:
         """Steps of the head: a frozen backbone neither learns, drops features nor moves its statistics."""
         learning = cut.head.trainable_variables
         vector = cut.features.output
@@ -309,7 +309,12 @@ class Step:
             frozen: Those of the backbone have not moved, and stay what they are to the last bit.
         """
         model = self.parts.head if frozen and self.parts else self.model
-        moving = [one.value for one in model.non_trainable_variables if one.dtype.startswith("float")]
+        still = transform.frozen_variables(model)
+        moving = [
+            variable.value
+            for variable in model.non_trainable_variables
+            if variable.dtype.startswith("float") and id(variable) not in still
+        ]
         if moving:
             self._average(moving)
 

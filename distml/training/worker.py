@@ -245,6 +245,8 @@ class Rank:
         with strategy.scope():
             model = self.network(self.precision)
             self._load_weights(model)
+            if self.config.model.unfreeze_from:
+                transform.freeze_below(model, self.config.model.unfreeze_from)
             transform.fuse(model)
             rates = optimizers.table(train, self.steps_per_epoch)
             optimizer = optimizers.make(train, rates, self._backbone(model))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml.errors import ModelError
 from distml.models import registry, transform
 
 pytestmark = pytest.mark.tensorflow
@@ -67,3 +68,57 @@ def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, poli
 @pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])
 def test_a_network_without_a_backbone_is_not_cut(keras: Any, name: str) -> None:
     assert transform.split(registry.build(name, SHAPE, 3, {}, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "learning"),
+    [("block15_project_conv", 4), ("block15", 6), ("1", 1), ("head_norm", 1), ("51", 51)],
+)
+def test_layers_in_front_of_the_first_that_learns_are_frozen(keras: Any, first: str, learning: int) -> None:
+    network = registry.build("efficientnet_lite0", SHAPE, 3, {}, 0)
+    transform.freeze_below(network, first)
+    backbone = network.get_layer("backbone")
+    layers = [layer for layer in backbone.layers if layer.weights]
+    assert [layer.trainable for layer in layers] == [False] * (len(layers) - learning) + [True] * learning
+    assert network.get_layer("logits").trainable
+
+
+def test_frozen_layers_stay_to_the_last_bit_and_the_rest_learns(keras: Any) -> None:
+    import tensorflow as tf
+
+    from distml.config import AugmentConfig, TrainConfig
+    from distml.training import optimizer as optimizers
+    from distml.training.step import Step, StepSpec
+
+    network = registry.build("tests.ranks:tiny", SHAPE, 3, {}, 0)
+    transform.fuse(network)
+    transform.freeze_below(network, "batch_normalization")
+    before = {weight.path: weight.numpy() for weight in network.weights}
+    optimizer = optimizers.make(TrainConfig(), [1e-2])
+    optimizer.build(network.trainable_variables)
+    step = Step(tf.distribute.get_strategy(), network, optimizer, StepSpec(6, 0, 0, 0, 0, AugmentConfig()))
+    images: Any = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
+    step.train(images, (np.arange(6) % 3).astype(np.int32), np.arange(6, dtype=np.int32)[None])
+    step.synchronise()
+    after = {weight.path: weight.numpy() for weight in network.weights}
+    same = {path for path in before if np.array_equal(before[path], after[path])}
+    assert {path.rpartition("/")[2] for path in same} == {"kernel", "bias"}
+    assert all("conv2d" in path for path in same)
+    assert len(after) - len(same) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "message"),
+    [
+        (
+            "efficientnet_lite0",
+            "blok15",
+            r"unfreeze_from = blok15, but the backbone of .* Did you mean block",
+        ),
+        ("efficientnet_lite0", "500", "unfreeze_from = 500"),
+        ("resnet", "stem", "no layer of resnet is named backbone"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_named(keras: Any, name: str, first: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        transform.freeze_below(registry.build(name, SHAPE, 3, {}, 0), first)

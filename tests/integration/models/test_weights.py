@@ -85,7 +85,7 @@ def test_the_export_of_a_run_is_loaded_into_another(keras: Any, tmp_path: Path) 
     for name, classes in (("poolnet", 4), ("resnet", 10)):
         source = registry.build(name, (28, 28, 1), 10, {}, 3)
         task = Classification(tuple("abcdefghij"))
-        export.served(transform.mirrored(source), task).save(tmp_path / "model.keras")
+        export.served(transform.averaged(source, ["mirror"]), task).save(tmp_path / "model.keras")
         network = registry.build(name, (28, 28, 1), classes, {}, 4)
         loaded = weights.load(network, tmp_path / "model.keras", "runs:/first")
         fits = {"poolnet": ("logits/kernel", "logits/bias"), "resnet": ()}[name]

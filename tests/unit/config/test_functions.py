@@ -84,3 +84,29 @@ def test_augmentation_knows_whether_it_draws() -> None:
     assert not AugmentConfig().drawn
     assert AugmentConfig(mixup=0.2).drawn
     assert AugmentConfig(flip=True, frozen_views=3).drawn
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"unfreeze_from": 3}, "unfreeze_from = 3, but convnet has no backbone"),
+        ({"unfreeze_from": 0}, "expected a layer's name or a number of layers, at least 1"),
+        ({"name": "vgg16", "unfreeze_from": "block5"}, "would freeze a backbone that nobody has trained"),
+        (
+            {"test_time_views": ["sideways"]},
+            "there is no view 'sideways'; there are mirror, flip, turn, zoom",
+        ),
+        ({"test_time_views": ["zoom", "zoom"]}, "name each view once"),
+    ],
+)
+def test_a_part_of_a_model_that_cannot_be_is_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.check_run(Config.resolve({"model": model}))
+
+
+def test_the_mirror_image_is_a_view_among_others() -> None:
+    assert Config.resolve({"model": {"mirror": True, "test_time_views": ["zoom"]}}).model.views == [
+        "mirror",
+        "zoom",
+    ]
+    assert Config.resolve({"model": {"unfreeze_from": 12}}).model.unfreeze_from == "12"
