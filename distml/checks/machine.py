@@ -78,6 +78,8 @@ def batch(config: Config, rows: int | None) -> Check:
         rows: Training rows where they are known.
     """
     train = config.train
+    if not train.global_batch_size:
+        return ok("batch", "train.global_batch_size = auto: measured when training starts")
     if rows is not None and rows < train.global_batch_size:
         detail = f"train.global_batch_size = {train.global_batch_size} is more than the {rows} training rows"
         return problem("batch", detail, f"Set it to {rows} or less.")

@@ -14,7 +14,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from distml.config.load import load_file, merge, nearest, nest, validate
 
@@ -40,6 +48,15 @@ def _validated(value: str) -> str:
 def _none(value: Any) -> Any:
     """The word as well as YAML's null."""
     return None if value == "none" else value
+
+
+def _batch(value: Any) -> Any:
+    """0 stands for auto, and is not written."""
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or (isinstance(value, int) and value < 1):
+        raise ValueError("expected auto or a number of at least 1")
+    return _number(value)
 
 
 VIEWS = ("mirror", "flip", "turn", "zoom")
@@ -95,6 +112,10 @@ Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_in
 Byte = Annotated[int, BeforeValidator(_number), Field(ge=0, le=255)]
 Validated = Annotated[str, AfterValidator(_validated)]
 Name = Annotated[str, Field(pattern=_NAME)]
+BatchSize = Annotated[
+    int, BeforeValidator(_batch), Field(ge=0), PlainSerializer(lambda value: value or "auto", return_type=Any)
+]
+"""A number of rows; 0 in the program where the configuration says auto."""
 
 
 class Section(BaseModel):
@@ -302,8 +323,8 @@ class TrainConfig(Section):
     """Arithmetic of training, auto is bfloat16 where the hardware has it; exports are float32."""
     epochs: PositiveInt = 5
     """Passes over the training rows."""
-    global_batch_size: PositiveInt = 256
-    """Rows per optimizer step over all workers together, whatever their number."""
+    global_batch_size: BatchSize = 256
+    """Rows per optimizer step over all workers, whatever their number; auto is what their memory allows."""
     accumulate_steps: PositiveInt = 1
     """Parts in which a worker takes its rows of a step, for less memory; the update is that of the whole."""
     optimizer: Annotated[str, _known_or_own("adam", "adamw", "sgd", "lamb")] = "adam"
@@ -362,6 +383,8 @@ class TrainConfig(Section):
         if isinstance(self.workers, list):
             if len(self.workers) != 2 or self.workers[0] > self.workers[1]:
                 raise ValueError("workers must be a number or [least, most]")
+        if not self.global_batch_size:
+            return self
         if self.global_batch_size < self.max_workers:
             raise ValueError("global_batch_size must be at least the number of workers")
         if self.global_batch_size < self.max_workers * self.accumulate_steps:

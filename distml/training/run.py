@@ -157,6 +157,18 @@ def viewed_by(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
+def _sized(
+    config: Config, storage: Storage, manifest: shards.Manifest, record: runs.Run, plan: cluster.Plan
+) -> Config:
+    """The configuration with a number for the batch, checked against the data."""
+    if not config.train.global_batch_size:
+        from distml.training import probe  # brings Ray Train
+
+        config = probe.resolve(config, storage, manifest, record.paths.folder, plan.use_gpu)
+    _check_sizes(config, manifest)
+    return config
+
+
 def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
     rows, batch = manifest.rows["train"], config.train.global_batch_size
     if rows < batch:
@@ -299,7 +311,7 @@ def _train(
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
             manifest = shards.prepare(config, storage, source)
-            _check_sizes(config, manifest)
+            config = _sized(config, storage, manifest, record, plan)
             tracked.begin(config, record, manifest, child.parent if child else None)
             _tell(display, trying)
             where = (record.paths.folder, record.paths.attempt[-1])

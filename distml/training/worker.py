@@ -95,6 +95,23 @@ if TYPE_CHECKING:
     from distml.training.step import Step
 
 
+def network(config: Config, manifest: shards.Manifest, precision: str = "float32") -> Any:
+    """Build the network of Keras's own layers, its initial weights a function of the seed alone.
+
+    Args:
+        config: Of the run.
+        manifest: Of the data.
+        precision: Keras's dtype policy; what is exported computes in float32 on any machine.
+    """
+    import keras
+
+    from distml.models import registry
+
+    keras.config.set_dtype_policy(precision)
+    options, classes = config.model.builder_options, len(manifest.classes)
+    return registry.build(config.model.name, manifest.shape, classes, options, config.run.seed)
+
+
 class Rank:
     """The state of one rank. Final.
 
@@ -187,20 +204,8 @@ class Rank:
         self.send(event)
 
     def network(self, precision: str = "float32") -> Any:
-        """Build the network of Keras's own layers, its initial weights a function of the seed alone.
-
-        Args:
-            precision: Keras's dtype policy; what is exported computes in float32 on any machine.
-        """
-        import keras
-
-        from distml.models import registry
-
-        keras.config.set_dtype_policy(precision)
-
-        model, classes = self.config.model, len(self.manifest.classes)
-        options, seed = model.builder_options, self.config.run.seed
-        return registry.build(model.name, self.manifest.shape, classes, options, seed)
+        """Build the network of Keras's own layers; see `network`."""
+        return network(self.config, self.manifest, precision)
 
     def _backbone(self, model: Any) -> Backbone | None:
         """What the optimizer does otherwise for the backbone's variables."""
