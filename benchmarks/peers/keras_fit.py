@@ -28,7 +28,7 @@ def main() -> dict[str, Any]:
     rows = rows.batch(finetune.BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     seconds: list[float] = []
 
-    class Clock(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+    class Clock(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             seconds.append(-time.perf_counter())
 

@@ -123,7 +123,7 @@ def freeze_below(network: keras.Model, first: str) -> None:
             else place
         )
     if place < 0:
-        near = difflib.get_close_matches(first, names, 1)
+        near = difflib.get_close_matches(first, [*names, *(name.partition("_")[0] for name in names)], 1)
         raise ModelError(
             f"model.unfreeze_from = {first}, but the backbone of {network.name} has {len(layers)} layers "
             f"with weights, {', '.join(names[:3])}, … {names[-1]}.",

@@ -179,7 +179,7 @@ def _main(spec: dict[str, Any]) -> None:
     manifest, train = shards.Manifest.from_json(spec["manifest"]), config.train
     tf = worker.import_tensorflow(spec["use_gpu"], train.max_workers)
     from distml.models import transform
-    from distml.training.step import Step, StepSpec
+    from distml.training.step import Scope, Step, StepSpec
 
     network = worker.network(config, manifest, worker.precision(train.precision, spec["use_gpu"]))
     if config.model.unfreeze_from:
@@ -187,7 +187,7 @@ def _main(spec: dict[str, Any]) -> None:
     transform.fuse(network)
     optimizer = optimizers.make(train, [1e-3])
     optimizer.build(network.trainable_variables)
-    scope = "all" if config.model.freeze_epochs < train.epochs else "head"
+    scope: Scope = "all" if config.model.freeze_epochs < train.epochs else "head"
     images, labels = np.zeros((LAST, *manifest.shape_of("train")), np.uint8), np.zeros(LAST, np.int32)
     batch = FIRST
     while batch <= LAST:

@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(FOLDER.rglob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    names = {"01_train", "02_compare_and_promote", "03_serve_and_watch"}
+    names = {"01_train", "02_compare_and_promote", "03_serve_and_watch", "04_photographs"}
     assert names <= {path.stem for path in NOTEBOOKS}
 
 
