@@ -188,16 +188,19 @@ def _main(spec: dict[str, Any]) -> None:
     optimizer = optimizers.make(train, [1e-3])
     optimizer.build(network.trainable_variables)
     scope: Scope = "all" if config.model.freeze_epochs < train.epochs else "head"
-    images, labels = np.zeros((LAST, *manifest.shape_of("train")), np.uint8), np.zeros(LAST, np.int32)
+    images = np.zeros((LAST, *manifest.shape_of("train")), np.uint8)
+    targets = np.zeros_like(manifest.task.empty(LAST))
     batch = FIRST
     while batch <= LAST:
         how = StepSpec(
             *(batch, 0, 0, train.label_smoothing, train.ema, train.augment),
             accumulate_steps=train.accumulate_steps,
             stored_size=manifest.train_size,
+            task=manifest.task,
+            loss=train.loss,
         )
         step = Step(tf.distribute.get_strategy(), network, optimizer, how)
-        step.train(images[:batch], labels[:batch], np.arange(batch, dtype=np.int32)[None], scope)[0].numpy()
+        step.train(images[:batch], targets[:batch], np.arange(batch, dtype=np.int32)[None], scope)[0].numpy()
         print(json.dumps([batch, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]), flush=True)
         batch *= 2
 
