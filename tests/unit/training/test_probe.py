@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +92,16 @@ def test_batches_are_measured_in_a_process_of_their_own() -> None:
     assert 1 << 27 < measured["8"] < 8 << 30
 
 
-def test_the_process_is_ended_before_it_takes_too_much() -> None:
-    assert probe.measure(spec(), 40 << 20) == {}
+def test_a_process_is_ended_when_it_takes_more_than_it_may() -> None:
+    growing = "import time; rows = bytearray(b'1') * (400 << 20); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", growing], text=True) as child:
+        assert probe._watched(child, 200 << 20)
+        assert child.returncode == -signal.SIGKILL
+    with subprocess.Popen([sys.executable, "-c", ""], text=True) as child:
+        assert not probe._watched(child, 200 << 20)
 
 
 def test_a_process_that_fails_says_why() -> None:
-    broken = json.loads(spec())
-    broken["config"]["model"]["name"] = "nowhere:model"
-    with pytest.raises(TrainingError, match=r"the probe failed: .*nowhere"):
+    broken = json.loads(spec()) | {"manifest": "{"}
+    with pytest.raises(TrainingError, match=r"the probe failed: .*manifest"):
         probe.measure(json.dumps(broken), 8 << 30)
