@@ -173,7 +173,7 @@ def test_views_are_drawn_once_and_features_need_no_margin() -> None:
 
 
 def test_features_on_disk_are_those_in_memory() -> None:
-    from distml.training.features import FeatureStore
+    from distml.training.epoch import FeatureStore
 
     numbers = np.random.default_rng(0)
     rows = numbers.normal(size=(50, 8)).astype(np.float32)
