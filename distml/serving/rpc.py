@@ -27,8 +27,9 @@ from google.protobuf import (
 
 import distml
 from distml.config import ServeConfig
+from distml.data import plausible
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openinference, plausible, service, tensors, tfserving
+from distml.serving import encoded, exchange, openinference, service, tensors, tfserving
 from distml.serving.exchange import Answer, Document, RejectedError
 from distml.serving.metrics import Metrics
 from distml.serving.route import rejection
@@ -340,8 +341,8 @@ class Rpc:
         outputs, served = await self._service.classify(images, version, identity)
         call.version, call.images = served.version, len(images)
         trailing = [("x-model-version", str(served.version))]
-        if doubts := plausible.doubts(images):
-            trailing.append((plausible.HEADER.decode(), ", ".join(doubt.code for doubt in doubts)))
+        if doubts := plausible.doubts(images, served.usual):
+            trailing.append((service.WARNINGS.decode(), ", ".join(doubt.code for doubt in doubts)))
             for doubt in doubts:
                 self._metrics.doubted.labels(doubt.code).inc(doubt.images)
         call.context.set_trailing_metadata([*call.context.trailing_metadata(), *trailing])
