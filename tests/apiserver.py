@@ -109,17 +109,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _any(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {self.cluster.token}":
             self._answer(401, {"message": "Unauthorized"})
-        elif found := re.fullmatch(r"/api/jobs/([^/]+)(/logs|/stop)?", self.path):
-            self._dashboard(found[1], found[2] or "")
+        elif match := re.fullmatch(r"/api/jobs/([^/]+)(/logs|/stop)?", self.path):
+            self._dashboard(match[1], match[2] or "")
         elif self.cluster.api_away:
             self.cluster.asked.append("nobody")
             self.close_connection = True
-        elif found := re.fullmatch(
+        elif match := re.fullmatch(
             r"/apis/argoproj\.io/v1alpha1/namespaces/distml/workflows/([^/]+)", self.path
         ):
-            self._workflow(found[1])
-        elif found := re.fullmatch(r"/apis/ray\.io/v1/namespaces/distml/rayjobs(?:/([^/]+))?", self.path):
-            self._rayjobs(found[1] or "")
+            self._workflow(match[1])
+        elif match := re.fullmatch(r"/apis/ray\.io/v1/namespaces/distml/rayjobs(?:/([^/]+))?", self.path):
+            self._rayjobs(match[1] or "")
         elif self.path == "/api/v1/namespaces/distml/secrets" and self.command == "POST":
             self._secret(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         else:
@@ -148,21 +148,21 @@ class _Handler(BaseHTTPRequestHandler):
         if cluster.dashboard_away:
             self.close_connection = True
             return
-        found = next((one for one in cluster.jobs.values() if one["id"] == job), None)
-        if found is None:
+        result = next((value for value in cluster.jobs.values() if value["id"] == job), None)
+        if result is None:
             self._answer(404, {})
             return
         if what == "/stop":
             cluster.stopped.append(job)
-            found["course"] = Course([STOPPED], found["course"].logs, None)
+            result["course"] = Course([STOPPED], result["course"].logs, None)
             self._answer(200, {"stopped": True})
-        elif what == "/logs" and found["course"].statuses[0] == STARTING:
+        elif what == "/logs" and result["course"].statuses[0] == STARTING:
             self._answer(404, {"message": f"Job {job} does not exist"})
         elif what == "/logs":
-            logs = found["course"].logs
+            logs = result["course"].logs
             self._answer(200, {"logs": logs.pop(0) if len(logs) > 1 else logs[0]})
         else:
-            self._answer(200, {"driver_exit_code": found["course"].exit_code})
+            self._answer(200, {"driver_exit_code": result["course"].exit_code})
 
     def _rayjobs(self, name: str) -> None:
         cluster = self.cluster

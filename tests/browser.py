@@ -69,12 +69,12 @@ def requested(driver: Any) -> set[str]:
     """Addresses that the page asked for."""
     import json
 
-    found = set()
+    result = set()
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
-            found.add(message["params"]["request"]["url"])
-    return found
+            result.add(message["params"]["request"]["url"])
+    return result
 
 
 def overflowing(driver: Any) -> bool:

@@ -40,16 +40,16 @@ class Clients:
             ask: Any = requests if self._fresh else session
             began = time.monotonic()
             try:
-                got = ask.post(f"{self._url}/predict", json=self._body, timeout=10)
+                response = ask.post(f"{self._url}/predict", json=self._body, timeout=10)
             except requests.RequestException as error:
                 self.failed.append(f"{time.time():.3f} {error}")
                 continue
             finally:
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-            if got.status_code != 200:
-                self.failed.append(f"{time.time():.3f} {got.status_code} {got.text[:200]}")
+            if response.status_code != 200:
+                self.failed.append(f"{time.time():.3f} {response.status_code} {response.text[:200]}")
                 continue
-            said = got.json()
+            said = response.json()
             self.answers[said["model"]["version"]].append(said["predictions"][0]["probabilities"])
 
     def wait(self, count: int, timeout_s: float = 180) -> None:

@@ -63,7 +63,7 @@ def spans(path: Path) -> list[str]:
 
 def heredocs(text: str) -> list[str]:
     """What a shell block hands to its commands by `<<`."""
-    return [found[4] for found in _HEREDOC.finditer(text)]
+    return [match[4] for match in _HEREDOC.finditer(text)]
 
 
 def commands(text: str) -> Iterator[list[str]]:

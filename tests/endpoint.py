@@ -39,13 +39,13 @@ class Endpoint:
 
     def processes(self) -> list[psutil.Process]:
         """The replicas and the proxies."""
-        found = []
+        result = []
         for process in self.driver.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 words = " ".join(process.cmdline())
                 if "ServeReplica" in words or "haproxy" in words or "ProxyActor" in words:
-                    found.append(process)
-        return found
+                    result.append(process)
+        return result
 
     def replicas(self) -> set[int]:
         """Process ids of the replicas."""
@@ -62,7 +62,7 @@ class Endpoint:
 
     def memory_bytes(self) -> int:
         """Resident memory of replicas and proxies together."""
-        return sum(one.memory_info().rss for one in self.processes())
+        return sum(item.memory_info().rss for item in self.processes())
 
 
 @contextlib.contextmanager

@@ -30,20 +30,20 @@ MISSING = "PostgreSQL is not installed; on Debian or Ubuntu: apt-get install pos
 def programs() -> Path:
     """Folder of the newest PostgreSQL's programs; skips the test where there is none."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    found = str(places[-1]) if places else shutil.which("initdb")
-    if found is None:
+    result = str(places[-1]) if places else shutil.which("initdb")
+    if result is None:
         if os.environ.get("DISTML_REQUIRE_POSTGRES"):
             pytest.fail(MISSING)
         pytest.skip(MISSING)
-    return Path(found).parent
+    return Path(result).parent
 
 
 def container(file: str, kind: str) -> dict[str, Any]:
     """The first container of a manifest of kuberay/base, and its pod's init containers as `init`."""
     manifests = yaml.safe_load_all((KUBERAY / "base" / file).read_text())
     pod = next(manifest for manifest in manifests if manifest["kind"] == kind)["spec"]["template"]["spec"]
-    found: dict[str, Any] = pod["containers"][0] | {"init": pod.get("initContainers", [])}
-    return found
+    result: dict[str, Any] = pod["containers"][0] | {"init": pod.get("initContainers", [])}
+    return result
 
 
 class Postgres:
@@ -69,7 +69,9 @@ class Postgres:
     @property
     def uri(self) -> str:
         """As the manifest gives it to MLflow."""
-        variables = {one["name"]: one.get("value") for one in container("mlflow.yaml", "Deployment")["env"]}
+        variables = {
+            item["name"]: item.get("value") for item in container("mlflow.yaml", "Deployment")["env"]
+        }
         uri: str = variables["MLFLOW_BACKEND_STORE_URI"]
         return uri.replace("$(DATABASE_PASSWORD)", PASSWORD).replace(
             "@postgres:5432", f"@127.0.0.1:{self.port}"
@@ -211,4 +213,4 @@ class Mlflow:
 
 
 def _plain(variables: list[Mapping[str, Any]]) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in variables if "value" in one}
+    return {variable["name"]: variable["value"] for variable in variables if "value" in variable}

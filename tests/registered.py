@@ -28,28 +28,28 @@ NAME = "pets"
 def pictures() -> dict[str, Any]:
     """The data, as `data.format: tests.registered:pictures` has them."""
     drawn = np.random.default_rng(7)
-    found: dict[str, Any] = {"classes": CLASSES}
+    result: dict[str, Any] = {"classes": CLASSES}
     for split, count in (("train", 900), ("test", 300)):
         labels = (np.arange(count) % len(CLASSES)).astype(np.int32)
         images = np.zeros((count, *SHAPE), np.uint8)
         images[:, 0, 0, 0] = labels * 100
         images[:, 0, 1, 0] = drawn.integers(0, 256, count)
         images[:, 0, 2, 0] = 255 * (split == "test")
-        found[split] = (images, labels)
-    return found
+        result[split] = (images, labels)
+    return result
 
 
 def squares() -> dict[str, Any]:
     """Three kinds of 20x20 pictures, told apart by where a bright square lies: few rows, for training."""
     drawn = np.random.default_rng(3)
-    found: dict[str, Any] = {"classes": CLASSES}
+    result: dict[str, Any] = {"classes": CLASSES}
     for split, count in (("train", 512), ("test", 96)):
         labels = (np.arange(count) % len(CLASSES)).astype(np.int32)
         images = drawn.integers(0, 90, (count, 20, 20, 1), np.uint8)
         for at, label in enumerate(labels):
             images[at, 6 * label : 6 * label + 8, 4:16] = 200
-        found[split] = (images, labels)
-    return found
+        result[split] = (images, labels)
+    return result
 
 
 def network(threshold: int, crammed: bool = False) -> Any:
@@ -123,9 +123,9 @@ class Registry:
         return self.register(*self.export(threshold, **options), run=run)
 
     def experiment(self) -> str:
-        found = self.client.get_experiment_by_name(NAME)
+        result = self.client.get_experiment_by_name(NAME)
         where = Path(self.config.storage.root) / "mlflow-artifacts"
-        return str(found.experiment_id if found else self.client.create_experiment(NAME, where.as_uri()))
+        return str(result.experiment_id if result else self.client.create_experiment(NAME, where.as_uri()))
 
     def accuracy(self, threshold: int, split: str = "validation") -> float:
         """What a network with that threshold reaches, counted without it."""
@@ -134,8 +134,8 @@ class Registry:
         return float(np.mean((images[:, 0, 1, 0] <= threshold) | (labels == 0)))
 
     def aliases(self) -> dict[str, int]:
-        found = self.client.get_registered_model(NAME).aliases
-        return {alias: int(version) for alias, version in found.items()}
+        result = self.client.get_registered_model(NAME).aliases
+        return {alias: int(version) for alias, version in result.items()}
 
     def clear(self) -> None:
         """Take all aliases and everything written beside versions away again."""
@@ -167,6 +167,6 @@ def make(root: Path) -> Registry:
             "tracking": {"registered_model": NAME, "experiment": NAME},
         }
     )
-    found = Registry(config, tracking.client(config))
-    found.client.create_registered_model(NAME)
-    return found
+    result = Registry(config, tracking.client(config))
+    result.client.create_registered_model(NAME)
+    return result

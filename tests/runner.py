@@ -68,14 +68,14 @@ class Training:
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Descendants whose title or command line holds a name."""
-        found = []
+        result = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if name in " ".join(process.cmdline()) or name in process.name():
-                    found.append(process)
+                    result.append(process)
             except psutil.Error:
                 continue
-        return found
+        return result
 
     def workers(self) -> list[psutil.Process]:
         """The training workers' processes."""

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,11 +204,13 @@ def load(uri: str, dumped: Path, moved: Callable[[str], str]) -> Contents:
     """
     require_empty(uri)
     from alembic import command
-    from mlflow.store.db.utils import _get_alembic_config  # as `mlflow db upgrade` itself; read in 3.17.2
+    from alembic.config import Config as Settings
     from mlflow.store.tracking.dbmodels.initial_models import Base as FirstTables
 
     engine = _engine(uri)
-    settings = _get_alembic_config(uri)
+    settings = Settings()
+    settings.set_main_option("script_location", str(files("mlflow").joinpath("store", "db_migrations")))
+    settings.set_main_option("sqlalchemy.url", uri.replace("%", "%%"))  # as MLflow 3.17 sets both
 
     def upgrade_to(revision: str) -> None:
         with engine.begin() as connection:

@@ -152,9 +152,9 @@ def accepted(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """What an accepted configuration costs: the interpreter and our imports."""
     folder = tmp_path_factory.mktemp("accepted")
     ended = [validate(folder, "run: {name: fine}") for _ in range(3)]
-    assert {one.code for one in ended} == {0}
-    seconds = statistics.median(one.seconds for one in ended)
-    return Ended(0, {}, "", seconds, min(one.rss_kib for one in ended))
+    assert {process.code for process in ended} == {0}
+    seconds = statistics.median(process.seconds for process in ended)
+    return Ended(0, {}, "", seconds, min(process.rss_kib for process in ended))
 
 
 def bomb() -> str:

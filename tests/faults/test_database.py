@@ -28,8 +28,8 @@ GONE_S = 10.0
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    with postgres() as found:
-        yield found
+    with postgres() as result:
+        yield result
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def pods(tmp_path: Path, server: Postgres) -> Iterator[Callable[[str], Mlflow]]:
     try:
         yield pod
     finally:
-        for one in made:
-            one.kill()
+        for item in made:
+            item.kill()
 
 
 def connection(server: Postgres) -> psycopg2.extensions.connection:
     """A connection as MLflow's pool keeps it: open and idle."""
-    found = psycopg2.connect(
+    opened = psycopg2.connect(
         host="127.0.0.1", port=server.port, user="mlflow", password=PASSWORD, dbname="mlflow"
     )
-    found.cursor().execute("SELECT 1")
-    found.rollback()
-    return found
+    opened.cursor().execute("SELECT 1")
+    opened.rollback()
+    return opened
 
 
 def stop_signal() -> signal.Signals:

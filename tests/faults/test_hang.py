@@ -99,8 +99,12 @@ def test_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
     def watch() -> None:
         while not over.wait(0.05):
             with contextlib.suppress(requests.RequestException):
-                got = requests.get(url, timeout=5)
-                seen[got.status_code, got.headers.get("content-type"), got.headers.get("retry-after")] += 1
+                response = requests.get(url, timeout=5)
+                seen[
+                    response.status_code,
+                    response.headers.get("content-type"),
+                    response.headers.get("retry-after"),
+                ] += 1
 
     command = [sys.executable, "-m", "distml.serve", *registry.flags(), f"--serve.port={port}"]
     with Path(registry.config.storage.root, "unavailable.log").open("wb") as log:

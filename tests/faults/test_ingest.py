@@ -54,10 +54,10 @@ def _idx(values: Labels | Images) -> bytes:
 @pytest.fixture(scope="session")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The content of the four files by name, obtained as any user obtains it."""
-    found = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path_factory.mktemp("storage"))))
+    result = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path_factory.mktemp("storage"))))
     contents = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        rows = found.splits[split]
+        rows = result.splits[split]
         contents[f"{prefix}-images-idx3-ubyte.gz"] = _idx(
             rows.gather(np.arange(len(rows.labels))).images[..., 0]
         )

@@ -68,11 +68,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     # Workers read it when they start; without it, they would wait for the machine's idle cores.
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # and import this checkout's package
-    found = Nodes()
+    result = Nodes()
     try:
-        yield found
+        yield result
     finally:
-        found.cluster.shutdown()
+        result.cluster.shutdown()
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
     assert_logged_once(recorded(local, "three")[1], epochs=8)
     url = s3.rpartition("endpoint_override=")[2]
     client = boto3.client("s3", endpoint_url=f"http://{url}")
-    keys = [one["Key"] for one in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    keys = [content["Key"] for content in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
     assert any(key.startswith("root/data/") for key in keys)
     assert any(key.startswith("root/runs/three/") for key in keys)
     assert not list(local.glob("data")), "nothing durable was written beside S3"

@@ -102,13 +102,13 @@ def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> Non
         assert run.said("tracking server away") == 1
         client = MlflowClient(server.uri, server.uri)
         steps = {
-            key: [one.step for one in client.get_metric_history(result["run_id"], key)]
+            key: [metric.step for metric in client.get_metric_history(result["run_id"], key)]
             for key in ("loss", "step/loss")
         }
         assert_logged_once(steps)
         speeds = client.get_metric_history(result["run_id"], "step/samples_per_s")
-        during = [256 / one.value for one in speeds if left < one.timestamp / 1000 < back]
-        otherwise = [256 / one.value for one in speeds if not left < one.timestamp / 1000 < started]
+        during = [256 / speed.value for speed in speeds if left < speed.timestamp / 1000 < back]
+        otherwise = [256 / speed.value for speed in speeds if not left < speed.timestamp / 1000 < started]
         assert p95(during) <= 1.5 * p95(otherwise[1:])  # the first step is traced, too
         assert client.get_run(result["run_id"]).info.status == "FINISHED"
         assert client.get_model_version(result["model"], str(result["version"])).run_id == result["run_id"]
@@ -134,9 +134,9 @@ def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: P
         client = MlflowClient(server.uri, server.uri)
         versions = client.search_model_versions(f"name = '{result['model']}'")
         assert len(versions) == 1
-        found = client.get_run(versions[0].run_id)
-        assert found.info.status == "FINISHED"
-        assert found.data.metrics["test_accuracy"] == pytest.approx(result["test_accuracy"])
+        actual = client.get_run(versions[0].run_id)
+        assert actual.info.status == "FINISHED"
+        assert actual.data.metrics["test_accuracy"] == pytest.approx(result["test_accuracy"])
         again = subprocess.run(sync, capture_output=True, text=True, check=True, timeout=120)
         assert json.loads(again.stdout.splitlines()[-1])["sent"] == 0
     finally:
@@ -168,9 +168,9 @@ def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_
         )
         client = MlflowClient(server.uri, server.uri)
         [version] = client.search_model_versions("name = 'pets'")
-        found = client.get_run(version.run_id)
-        assert (found.info.run_id, found.info.status) == (result["run_id"], "FINISHED")
-        assert [one.step for one in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
+        actual = client.get_run(version.run_id)
+        assert (actual.info.run_id, actual.info.status) == (result["run_id"], "FINISHED")
+        assert [metric.step for metric in client.get_metric_history(actual.info.run_id, "loss")] == [1, 2, 3]
         assert not list((root / "tracking-spool").glob("*.jsonl"))
         record = json.loads((root / "runs" / "heals" / "001" / "run.json").read_text())
         assert (record["result"]["version"], record["attempts"]) == (int(version.version), 1)

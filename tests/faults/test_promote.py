@@ -35,10 +35,10 @@ PROMOTERS, ROUNDS = 8, 20
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    found = registered.make(tmp_path_factory.mktemp("promote") / "storage")
+    result = registered.make(tmp_path_factory.mktemp("promote") / "storage")
     for threshold in range(60, 60 + 8 * (PROMOTERS + 1), 8):
-        found.add(threshold)  # each version is better than the one before
-    return found
+        result.add(threshold)  # each version is better than the one before
+    return result
 
 
 @contextmanager
@@ -55,26 +55,26 @@ def promoters(registry: Registry, locked: str) -> Iterator[list[subprocess.Popen
         for _ in range(PROMOTERS)
     ]
     try:
-        for one in started:
-            assert one.stdout is not None
-            assert one.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
         yield started
     finally:
-        for one in started:
-            assert one.stdin is not None
-            assert one.stdout is not None
-            one.stdin.close()
-            one.wait(60)
-            one.stdout.close()
+        for process in started:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            process.wait(60)
+            process.stdout.close()
 
 
 def race(started: list[subprocess.Popen[str]], fields: list[list[int]]) -> list[str]:
     """Let every promoter promote the best of its field at once; returns what each decided."""
-    for one, field in zip(started, fields, strict=True):
-        assert one.stdin is not None
-        one.stdin.write(f"{json.dumps(field)}\n")
-        one.stdin.flush()
-    return [one.stdout.readline().strip() for one in started if one.stdout is not None]
+    for process, field in zip(started, fields, strict=True):
+        assert process.stdin is not None
+        process.stdin.write(f"{json.dumps(field)}\n")
+        process.stdin.flush()
+    return [process.stdout.readline().strip() for process in started if process.stdout is not None]
 
 
 @pytest.mark.slow
@@ -94,8 +94,8 @@ def test_eight_promoters_leave_the_best_champion_every_time(registry: Registry, 
             best = max(version for field in fields for version in field)
             assert registry.aliases()["champion"] == best, (number, fields, said)
             written = alias.read(aliases.versions(registry.config))
-            assert {one.decision for one in written} <= {"promoted", "kept", "overtaken"}
-            won = [one for one in written if one.version == best and one.decision == "promoted"]
+            assert {item.decision for item in written} <= {"promoted", "kept", "overtaken"}
+            won = [item for item in written if item.version == best and item.decision == "promoted"]
             if locked == "locked":
                 assert len(won) == 1, written  # one record of the move, whoever made it
                 assert not same or written == won

@@ -53,7 +53,9 @@ def test_jobs_want_the_token_and_no_secret_is_written(tmp_path: Path, sessions: 
     env |= {"RAY_AUTH_TOKEN_PATH": "", "RAY_TMPDIR": str(sessions)}
     with Training(root, "secrets", "--train.epochs=2", "--train.workers=1", env=env) as run:
         run.wait_for("epoch 1/2")
-        (board,) = {found[0] for line in run.lines if (found := re.findall(r"http://127\.0\.0\.1:\d+", line))}
+        (board,) = {
+            actual[0] for line in run.lines if (actual := re.findall(r"http://127\.0\.0\.1:\d+", line))
+        }
         token, path = token_of(run)
         assert path.is_relative_to(home)
         assert path.stat().st_mode & 0o777 == 0o600
@@ -66,13 +68,13 @@ def test_jobs_want_the_token_and_no_secret_is_written(tmp_path: Path, sessions: 
         assert requests.delete(f"{board}/api/jobs/x", timeout=10).status_code == 401  # CVE-2026-27482
         code, _ = run.finish()
         assert code == 0
-    written = [one for folder in (tmp_path, sessions) for one in folder.rglob("*")]
-    everything = [one for one in written if one.is_file() and one != path]
+    written = [item for folder in (tmp_path, sessions) for item in folder.rglob("*")]
+    everything = [item for item in written if item.is_file() and item != path]
     assert len(everything) > 30
-    for one in everything:
-        content = one.read_bytes()
+    for item in everything:
+        content = item.read_bytes()
         for secret in (*secrets.values(), token):
-            assert secret.encode() not in content, (one, secret[:12])
+            assert secret.encode() not in content, (item, secret[:12])
     said = "\n".join(run.lines)
     assert not [secret for secret in (*secrets.values(), token) if secret in said]
 
@@ -80,9 +82,9 @@ def test_jobs_want_the_token_and_no_secret_is_written(tmp_path: Path, sessions: 
 def command() -> tuple[list[str], dict[str, str]]:
     """What `kuberay/base` starts as MLflow's server."""
     documents = yaml.safe_load_all((REPOSITORY / "kuberay/base/mlflow.yaml").read_text())
-    (deployment,) = [one for one in documents if one["kind"] == "Deployment"]
+    (deployment,) = [document for document in documents if document["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    env = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    env = {item["name"]: item["value"] for item in container["env"] if "value" in item}
     return container["args"], env
 
 
@@ -137,9 +139,9 @@ def test_a_model_cannot_be_a_file_of_the_server(server: str, source: str) -> Non
         return requests.post(f"{server}/{API}/{what}", json=body, timeout=10)
 
     post("registered-models/create", name="pets")
-    got = post("model-versions/create", name="pets", source=source)
-    assert 400 <= got.status_code < 500, got.text
-    assert "root:" not in got.text
+    response = post("model-versions/create", name="pets", source=source)
+    assert 400 <= response.status_code < 500, response.text
+    assert "root:" not in response.text
 
 
 def test_jobs_and_webhooks_are_not_for_strangers(server: str) -> None:

@@ -42,17 +42,19 @@ BIRD[0, 0, 0], BIRD[0, 1, 0] = 200, 130
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Versions 1 to 3, each with other probabilities; the first is champion."""
-    found = registered.make(tmp_path_factory.mktemp("serving") / "storage")
+    endpoint = registered.make(tmp_path_factory.mktemp("serving") / "storage")
     for threshold in (100, 120, 140):
-        found.add(threshold)
-    crown(found, 1)
-    return found
+        endpoint.add(threshold)
+    crown(endpoint, 1)
+    return endpoint
 
 
 @pytest.fixture(scope="module")
 def live(registry: Registry) -> Iterator[Endpoint]:
-    with serving(registry, "--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5") as found:
-        yield found
+    with serving(
+        registry, "--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5"
+    ) as endpoint:
+        yield endpoint
 
 
 def crown(registry: Registry, version: int) -> None:
@@ -68,14 +70,14 @@ def offline(registry: Registry, version: int) -> Any:
 
 @pytest.fixture
 def clients(live: Endpoint) -> Iterator[Clients]:
-    found = Clients(live.url, BIRD.tolist())
-    yield found
-    found.stop()
+    result = Clients(live.url, BIRD.tolist())
+    yield result
+    result.stop()
 
 
 def served(live: Endpoint) -> dict[str, Any]:
-    found: dict[str, Any] = requests.get(f"{live.url}/model", timeout=10).json()
-    return found
+    response: dict[str, Any] = requests.get(f"{live.url}/model", timeout=10).json()
+    return response
 
 
 def await_version(live: Endpoint, version: int) -> None:
@@ -130,16 +132,20 @@ def test_a_killed_replica_costs_no_request(live: Endpoint, clients: Clients) -> 
 
 def listening(pids: set[int]) -> set[tuple[str, int]]:
     """Addresses and ports on which some processes listen."""
-    found = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.pid in pids]
-    return {(one.laddr.ip, one.laddr.port) for one in found if one.laddr}
+    result = [
+        connection
+        for connection in psutil.net_connections("tcp")
+        if connection.status == "LISTEN" and connection.pid in pids
+    ]
+    return {(item.laddr.ip, item.laddr.port) for item in result if item.laddr}
 
 
 def test_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoint) -> None:
     family = live.driver.children(recursive=True)
-    proxies = {one.pid for one in family if "haproxy" in one.name()}
+    proxies = {item.pid for item in family if "haproxy" in item.name()}
     assert {address for address, _ in listening(proxies)} == {"127.0.0.1"}
     assert live.port in {port for _, port in listening(proxies)}
-    everything = listening({one.pid for one in family})
+    everything = listening({item.pid for item in family})
     assert {address for address, port in everything if port == live.port} == {"127.0.0.1"}
     dashboards = {address for address, port in everything if 8265 <= port < 8265 + 50}
     assert dashboards == {"127.0.0.1"}
@@ -152,9 +158,9 @@ def test_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
         numbers = {"instances": [BIRD.tolist()]}
         answered = requests.post(f"{live.url}/predict", json=numbers, timeout=20)
         assert answered.status_code == 200, answered.text
-        proxies = {one.pid for one in live.driver.children(recursive=True) if "haproxy" in one.name()}
+        proxies = {item.pid for item in live.driver.children(recursive=True) if "haproxy" in item.name()}
         assert {address for address, _ in listening(proxies)} == {"::1"}
-    left = {one.name for one in set(Path(tempfile.gettempdir()).iterdir()) - before}
+    left = {item.name for item in set(Path(tempfile.gettempdir()).iterdir()) - before}
     assert not [name for name in left if name.startswith(("distml-", "pymp-"))]
 
 
@@ -185,6 +191,6 @@ def test_what_is_under_way_is_answered_when_it_ends(registry: Registry) -> None:
         began = time.monotonic()
         stack.close()
         assert time.monotonic() - began <= 20
-        codes = {one.result().status_code for one in answer}
+        codes = {item.result().status_code for item in answer}
         assert codes <= {200, 429}
         assert 200 in codes

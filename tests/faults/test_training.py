@@ -118,11 +118,11 @@ def test_half_written_checkpoint_is_passed_over(root: Path) -> None:
         run.wait_for("epoch 2/4")
         attempt = root / "runs" / "half-written" / "001" / "attempt-001"
         deadline = time.monotonic() + 120
-        while not (found := list(attempt.glob("epoch-00003-*"))):
+        while not (actual := list(attempt.glob("epoch-00003-*"))):
             assert time.monotonic() < deadline
             time.sleep(0.0005)
         run.kill_all()
-    torn = found[0]
+    torn = actual[0]
     if (torn / "manifest.json").exists() and (torn / "arrays.npz").exists():
         # The copy won the race: tear it as a killed one would be.
         os.truncate(torn / "arrays.npz", (torn / "arrays.npz").stat().st_size // 2)

@@ -94,14 +94,14 @@ def test_tables_get_the_answers_of_the_offline_model(
     assert (code, result["rows"], result["failed"], result["parts"]) == (0, 9000, 0, 2)
     assert (result["model"], result["version"], result["done_before"]) == ("pets", 3, 0)
     assert "part 2/2  9,000 rows" in err
-    found = written(output)
+    actual = written(output)
     expected = offline(root, images)
-    np.testing.assert_allclose(np.array(found["probabilities"].to_pylist()), expected, atol=1e-4)
-    assert found["label"].to_pylist() == np.array(found["probabilities"].to_pylist()).argmax(1).tolist()
-    assert found["class"].to_pylist()[:50] == [CLASSES[label] for label in found["label"].to_pylist()[:50]]
-    assert found["input_label"].to_pylist() == truth.tolist()
-    assert found["row"].to_pylist() == list(range(9000))
-    assert set(found["model_version"].to_pylist()) == {3}
+    np.testing.assert_allclose(np.array(actual["probabilities"].to_pylist()), expected, atol=1e-4)
+    assert actual["label"].to_pylist() == np.array(actual["probabilities"].to_pylist()).argmax(1).tolist()
+    assert actual["class"].to_pylist()[:50] == [CLASSES[label] for label in actual["label"].to_pylist()[:50]]
+    assert actual["input_label"].to_pylist() == truth.tolist()
+    assert actual["row"].to_pylist() == list(range(9000))
+    assert set(actual["model_version"].to_pylist()) == {3}
     manifest = json.loads((output / "manifest.json").read_text())
     assert (manifest["rows"], manifest["failed"], len(manifest["parts"])) == (9000, 0, 2)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
@@ -124,10 +124,10 @@ def test_pictures_that_cannot_be_read_are_counted_and_listed(
     (listed,) = json.loads((output / "manifest.json").read_text())["unreadable"]
     assert listed["source"] == "some/2.png"
     assert "is not a readable picture" in listed["error"]
-    found = written(output)
-    assert found["label"].null_count == found["probabilities"].null_count == 1
+    actual = written(output)
+    assert actual["label"].null_count == actual["probabilities"].null_count == 1
     expected = offline(root, noise[[0, 1, 3, 4], ..., None]).argmax(1).tolist()
-    assert [label for label in found["label"].to_pylist() if label is not None] == expected
+    assert [label for label in actual["label"].to_pylist() if label is not None] == expected
 
 
 @pytest.mark.fault

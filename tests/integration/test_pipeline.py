@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def test_every_stage_is_done_and_told(whole: tuple[Path, dict[str, Any], str]) -> None:
     _, result, err = whole
     assert result["status"] == "finished"
-    assert [(name, one["status"]) for name, one in result["stages"].items()] == [
+    assert [(name, stage["status"]) for name, stage in result["stages"].items()] == [
         (name, "finished") for name in STAGES
     ]
     assert (result["decision"], result["champion"], result["model"]) == ("promoted", 1, NAME)
@@ -83,7 +83,9 @@ def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, di
     _, result, _ = whole
     assert result["serving"] is False
     port = int(result["endpoint"].rpartition(":")[2])
-    listening = [one.laddr for one in psutil.net_connections("tcp") if one.status == "LISTEN"]
+    listening = [
+        connection.laddr for connection in psutil.net_connections("tcp") if connection.status == "LISTEN"
+    ]
     assert port not in {address.port for address in listening if address}
 
 
@@ -96,7 +98,7 @@ def test_again_it_skips_what_is_done_and_asks_the_endpoint_that_others_keep_up(
         for status in ("finished", "skipped"):
             code, result, err = command(root, serve__url=standing.url, serve__port=8000)
             assert code == 0, err
-            stages = {name: one["status"] for name, one in result["stages"].items()}
+            stages = {name: stage["status"] for name, stage in result["stages"].items()}
             skipped = dict.fromkeys(("ingest", "train", "promote"), "skipped")
             assert stages == skipped | {"serve": status, "smoke": "finished"}
             assert (result["endpoint"], result["serving"]) == (standing.url, True)

@@ -151,12 +151,12 @@ def ask(
 def test_the_champion_answers(alias: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, result, err = ask(alias, capsys, tmp_path, "--top", "2")
     assert (code, result["status"], result["model"], result["version"]) == (0, "finished", "pets", 1)
-    for one, name in zip(result["predictions"], ("one.png", "two.png"), strict=True):
-        assert one["file"].endswith(name)
-        assert one["class"] == CLASSES[one["label"]]
-        assert one["top"][0]["class"] == one["class"]
-        assert len(one["top"]) == 2
-        assert 1 / 3 <= one["probability"] <= 1
+    for prediction, name in zip(result["predictions"], ("one.png", "two.png"), strict=True):
+        assert prediction["file"].endswith(name)
+        assert prediction["class"] == CLASSES[prediction["label"]]
+        assert prediction["top"][0]["class"] == prediction["class"]
+        assert len(prediction["top"]) == 2
+        assert 1 / 3 <= prediction["probability"] <= 1
     assert "one.png" in err
     assert "no version is the champion" not in err
 
@@ -188,8 +188,8 @@ def test_bad_files_are_told_and_good_ones_still_answered(
     code, result, err = ask(registry, capsys, tmp_path, "--version", "2", *bad)
     assert (code, result["status"]) == (1, "failed")
     assert len(result["predictions"]) == 2
-    assert [one["file"] for one in result["failed"]] == bad
-    assert all(one["error"] in err for one in result["failed"])
+    assert [item["file"] for item in result["failed"]] == bad
+    assert all(item["error"] in err for item in result["failed"])
 
 
 def test_a_run_of_this_storage_answers_without_the_registry(

@@ -86,7 +86,7 @@ def test_the_number_of_images_changes_no_answer(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "found"),
+    ("images", "said"),
     [
         (IMAGES.astype(np.float32), "not float32 [5, 12, 10, 3]."),
         (IMAGES[0], "not uint8 [12, 10, 3]."),
@@ -94,10 +94,10 @@ def test_the_number_of_images_changes_no_answer(predictor: Predictor) -> None:
         (IMAGES[..., :1], "not uint8 [5, 12, 10, 1]."),
     ],
 )
-def test_other_arrays_are_refused_in_one_sentence(predictor: Predictor, images: Any, found: str) -> None:
+def test_other_arrays_are_refused_in_one_sentence(predictor: Predictor, images: Any, said: str) -> None:
     with pytest.raises(ModelError) as caught:
         predictor.predict(images)
-    assert str(caught.value) == f"the model takes uint8 [N, 12, 10, 3], {found}"
+    assert str(caught.value) == f"the model takes uint8 [N, 12, 10, 3], {said}"
 
 
 def test_one_changed_byte_of_the_weights_is_never_loaded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,12 +36,12 @@ WEAK, GOOD, BETTER, CRAMMED = 1, 2, 3, 4
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    found = registered.make(tmp_path_factory.mktemp("promote") / "storage")
+    result = registered.make(tmp_path_factory.mktemp("promote") / "storage")
     for number, threshold in enumerate((100, 150, 160), 1):
-        assert found.add(threshold, run=f"pets-{number}") == number
-    assert found.add(120, crammed=True, run="pets-4") == CRAMMED
-    Sweep("pets", 1, "0", runs={f"c{number}": f"pets-{number}" for number in (1, 2, 4)}).save(found.storage)
-    return found
+        assert result.add(threshold, run=f"pets-{number}") == number
+    assert result.add(120, crammed=True, run="pets-4") == CRAMMED
+    Sweep("pets", 1, "0", runs={f"c{number}": f"pets-{number}" for number in (1, 2, 4)}).save(result.storage)
+    return result
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def command(made: Registry, capsys: pytest.CaptureFixture[str]) -> Promote:
 
 
 def said(registry: Registry, version: int) -> list[alias.Record]:
-    return [one for one in alias.read(aliases.versions(registry.config)) if one.version == version]
+    return [aliase for aliase in alias.read(aliases.versions(registry.config)) if aliase.version == version]
 
 
 def test_the_best_of_a_sweep_on_validation_rows_wins(registry: Registry, command: Promote) -> None:
@@ -92,7 +92,7 @@ def test_better_ones_replace_it_equal_and_worse_ones_do_not(registry: Registry, 
     assert registry.aliases() == {"champion": BETTER, "previous": GOOD}
     again = command("--version", str(BETTER))[1]
     assert (again["decision"], again["champion"]) == ("kept", BETTER)
-    assert [one.decision for one in said(registry, BETTER)] == ["promoted"]
+    assert [item.decision for item in said(registry, BETTER)] == ["promoted"]
     (kept,) = said(registry, WEAK)
     assert (kept.decision, kept.champion, kept.metric) == ("kept", GOOD, "val_accuracy")
     assert kept.why == result["why"]

@@ -84,7 +84,7 @@ def test_a_champion_that_is_rejected_leaves_the_last(registry: Registry) -> None
     watch = Watch(registry.config)
     assert watch.look()
     assert watch.models.aliases == {"champion": 1}
-    assert [(one.version, one.alias) for one in watch.models.refused] == [(3, "champion")]
+    assert [(model.version, model.alias) for model in watch.models.refused] == [(3, "champion")]
 
 
 def test_without_its_files_the_last_champion_is_no_order(registry: Registry, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_changed_classes_are_taken_over_where_that_is_accepted(registry: Registr
     reordered = registry.add(100, classes=["fish", "dog", "cat"])
     crown(registry, reordered)
     assert watch.look()
-    assert [one.version for one in watch.models.refused] == [reordered]
+    assert [model.version for model in watch.models.refused] == [reordered]
 
 
 def following(registry: Registry, **serve: Any) -> Config:

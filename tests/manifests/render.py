@@ -36,10 +36,10 @@ def kustomizations(root: Path) -> list[Path]:
         FileNotFoundError: There is none; nothing validated is nothing proven.
     """
     files = sorted(root.rglob("kustomization.yaml"))
-    found = [path.parent for path in files if yaml.safe_load(path.read_text())["kind"] == "Kustomization"]
-    if not found:
+    folders = [path.parent for path in files if yaml.safe_load(path.read_text())["kind"] == "Kustomization"]
+    if not folders:
         raise FileNotFoundError(f"no kustomization.yaml below {root}")
-    return found
+    return folders
 
 
 def render(folder: Path) -> list[Manifest]:
@@ -51,17 +51,17 @@ def render(folder: Path) -> list[Manifest]:
     done = subprocess.run([*_kustomize(), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{folder}: {done.stderr.strip()}")
-    return embedded([one for one in yaml.safe_load_all(done.stdout) if one])
+    return embedded([item for item in yaml.safe_load_all(done.stdout) if item])
 
 
 def embedded(manifests: list[Manifest]) -> list[Manifest]:
     """The manifests and those that ConfigMaps carry as files."""
-    found = list(manifests)
-    for one in manifests:
-        for name, text in (one.get("data") or {}).items() if one["kind"] == "ConfigMap" else ():
+    result = list(manifests)
+    for manifest in manifests:
+        for name, text in (manifest.get("data") or {}).items() if manifest["kind"] == "ConfigMap" else ():
             if name.endswith((".yaml", ".yml")) and "apiVersion:" in text:
-                found += [inner for inner in yaml.safe_load_all(text) if inner and "kind" in inner]
-    return found
+                result += [inner for inner in yaml.safe_load_all(text) if inner and "kind" in inner]
+    return result
 
 
 def crds() -> Path | None:

@@ -39,7 +39,7 @@ def pods(manifest: Manifest) -> Iterator[Pod]:
         if "submitterPodTemplate" in spec:
             yield _pod(f"{name(manifest)} submitter", spec["submitterPodTemplate"])
     elif kind == "WorkflowTemplate":
-        for template in (one for one in spec["templates"] if "container" in one):
+        for template in (item for item in spec["templates"] if "container" in item):
             made = {"containers": [template["container"]], "volumes": spec.get("volumes", [])}
             made |= {key: spec[key] for key in ("securityContext", "serviceAccountName") if key in spec}
             yield f"{name(manifest)} {template['name']}", made, template["metadata"]["labels"]
@@ -50,7 +50,7 @@ def _pod(where: str, template: dict[str, Any]) -> Pod:
 
 
 def _ray(where: str, cluster: dict[str, Any]) -> Iterator[Pod]:
-    kinds = [("head", cluster["headGroupSpec"]), *(("worker", one) for one in cluster["workerGroupSpecs"])]
+    kinds = [("head", cluster["headGroupSpec"]), *(("worker", item) for item in cluster["workerGroupSpecs"])]
     for kind, group in kinds:
         at, spec, labels = _pod(f"{where} {group.get('groupName', kind)}", group["template"])
         yield at, spec, labels | {"ray.io/node-type": kind, "ray.io/cluster": where.partition("/")[2]}
@@ -63,10 +63,10 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def images(manifests: list[Manifest]) -> Iterator[str]:
     """No `latest`, and a digest unless we build it."""
-    for one in manifests:
-        for where, spec, _ in pods(one):
+    for manifest in manifests:
+        for where, spec, _ in pods(manifest):
             for container in containers(spec):
-                yield from _image(f"{where} {container.get('name', 'main')}", container["image"], one)
+                yield from _image(f"{where} {container.get('name', 'main')}", container["image"], manifest)
 
 
 def _image(where: str, image: str, manifest: Manifest) -> Iterator[str]:
@@ -84,10 +84,10 @@ def _image(where: str, image: str, manifest: Manifest) -> Iterator[str]:
 
 def locked(manifests: list[Manifest]) -> Iterator[str]:
     """Pods that Pod Security "restricted" admits, on a root file system they cannot write."""
-    for one in manifests:
-        for where, spec, _ in pods(one):
+    for manifest in manifests:
+        for where, spec, _ in pods(manifest):
             whole = spec.get("securityContext", {})
-            root = (one["kind"], one["metadata"].get("name")) in ROOTS
+            root = (manifest["kind"], manifest["metadata"].get("name")) in ROOTS
             if not root and (not whole.get("runAsNonRoot") or not whole.get("runAsUser", 0) > 0):
                 yield f"{where} may run as root"
             if whole.get("seccompProfile", {}).get("type") != "RuntimeDefault":
@@ -104,12 +104,12 @@ def locked(manifests: list[Manifest]) -> Iterator[str]:
 
 def bounded(manifests: list[Manifest]) -> Iterator[str]:
     """Every container requests and is limited in CPU and memory; no limit is below its request."""
-    for one in manifests:
-        for where, spec, _ in pods(one):
+    for manifest in manifests:
+        for where, spec, _ in pods(manifest):
             for container in containers(spec):
-                found = container.get("resources", {})
+                resources = container.get("resources", {})
                 for kind in ("cpu", "memory"):
-                    asked, limit = (found.get(key, {}).get(kind) for key in ("requests", "limits"))
+                    asked, limit = (resources.get(key, {}).get(kind) for key in ("requests", "limits"))
                     if asked is None or limit is None:
                         yield f"{where} {container.get('name', 'main')} has no {kind} request or limit"
                     elif quantity(asked) > quantity(limit):
@@ -118,11 +118,11 @@ def bounded(manifests: list[Manifest]) -> Iterator[str]:
 
 def quantity(text: str | int) -> float:
     """A quantity of Kubernetes as a number."""
-    found = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|Ti|k|M|G)?", str(text))
-    if not found:
+    match = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|Ti|k|M|G)?", str(text))
+    if not match:
         raise ValueError(f"{text} is no quantity")
     units = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9}
-    return float(found[1]) * units.get(found[2] or "", 1)
+    return float(match[1]) * units.get(match[2] or "", 1)
 
 
 def references(manifests: list[Manifest], provided: set[tuple[str, str]]) -> Iterator[str]:
@@ -132,14 +132,14 @@ def references(manifests: list[Manifest], provided: set[tuple[str, str]]) -> Ite
         manifests: All objects of an overlay.
         provided: Kind and name of what the set-up Job draws or the README asks for.
     """
-    there = {(one["kind"], one["metadata"].get("name", "")) for one in manifests} | provided
-    for one in manifests:
-        for where, spec, _ in pods(one):
+    there = {(manifest["kind"], manifest["metadata"].get("name", "")) for manifest in manifests} | provided
+    for manifest in manifests:
+        for where, spec, _ in pods(manifest):
             for kind, wanted in _named(spec):
                 if (kind, wanted) not in there:
                     yield f"{where} names {kind} {wanted}, which nobody makes"
             volumes = {volume["name"] for volume in spec.get("volumes", [])} | {
-                claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])
+                claim["metadata"]["name"] for claim in manifest["spec"].get("volumeClaimTemplates", [])
             }
             for container in containers(spec):
                 for mount in container.get("volumeMounts", []):
@@ -151,28 +151,28 @@ def references(manifests: list[Manifest], provided: set[tuple[str, str]]) -> Ite
 
 
 def _auth(manifests: list[Manifest]) -> Iterator[str]:
-    for one in manifests:
-        spec = one.get("spec", {})
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
         for cluster in (spec, spec.get("rayClusterSpec"), spec.get("rayClusterConfig")):
             if isinstance(cluster, dict) and "secretName" in cluster.get("authOptions", {}):
                 yield cluster["authOptions"]["secretName"]
 
 
 _PLACES: dict[str, Callable[[Any], str | None]] = {
-    "secretKeyRef": lambda found: found["name"],
-    "configMapKeyRef": lambda found: found["name"],
-    "secretRef": lambda found: found["name"],
-    "configMapRef": lambda found: found["name"],
-    "secret": lambda found: found.get("secretName") or found.get("name"),
-    "configMap": lambda found: found["name"],
-    "persistentVolumeClaim": lambda found: found["claimName"],
+    "secretKeyRef": lambda item: item["name"],
+    "configMapKeyRef": lambda item: item["name"],
+    "secretRef": lambda item: item["name"],
+    "configMapRef": lambda item: item["name"],
+    "secret": lambda item: item.get("secretName") or item.get("name"),
+    "configMap": lambda item: item["name"],
+    "persistentVolumeClaim": lambda item: item["claimName"],
 }
 
 
 def _named(spec: Any) -> Iterator[tuple[str, str]]:
     if isinstance(spec, list):
-        for one in spec:
-            yield from _named(one)
+        for item in spec:
+            yield from _named(item)
     elif isinstance(spec, dict):
         for key, below in spec.items():
             if key in _PLACES and isinstance(below, dict) and not below.get("optional"):
@@ -187,75 +187,77 @@ def _named(spec: Any) -> Iterator[tuple[str, str]]:
 
 def reachable(manifests: list[Manifest]) -> Iterator[str]:
     """Services, NetworkPolicies and PodDisruptionBudgets select a pod; their ports are open there."""
-    everyone = [pod for one in manifests for pod in pods(one)]
-    for one in manifests:
-        kind, spec = one["kind"], one.get("spec", {})
+    everyone = [pod for manifest in manifests for pod in pods(manifest)]
+    for manifest in manifests:
+        kind, spec = manifest["kind"], manifest.get("spec", {})
         if kind == "Service":
             chosen = [pod for pod in everyone if _fits(spec.get("selector", {}), pod[2])]
             if not chosen:
-                yield f"{name(one)} selects no pod"
+                yield f"{name(manifest)} selects no pod"
             for port in spec["ports"]:
                 target = port.get("targetPort", port["port"])
                 if chosen and not any(_opens(pod[1], target) for pod in chosen):
-                    yield f"{name(one)}: no selected pod opens {target}"
+                    yield f"{name(manifest)}: no selected pod opens {target}"
         elif kind in ("NetworkPolicy", "PodDisruptionBudget", "Deployment", "StatefulSet"):
             selector = spec.get("podSelector", spec.get("selector", {}))
             mine = [
-                pod for pod in everyone if kind not in ("Deployment", "StatefulSet") or pod[0] == name(one)
+                pod
+                for pod in everyone
+                if kind not in ("Deployment", "StatefulSet") or pod[0] == name(manifest)
             ]
             if selector and not any(_matches(selector, pod[2]) for pod in mine):
-                yield f"{name(one)} selects no pod"
+                yield f"{name(manifest)} selects no pod"
 
 
-def _fits(labels: dict[str, str], found: dict[str, str]) -> bool:
-    return labels.items() <= found.items()
+def _fits(labels: dict[str, str], value: dict[str, str]) -> bool:
+    return labels.items() <= value.items()
 
 
-def _matches(selector: dict[str, Any], found: dict[str, str]) -> bool:
-    return _fits(selector.get("matchLabels", {}), found) and all(
-        rule["operator"] != "In" or found.get(rule["key"]) in rule["values"]
+def _matches(selector: dict[str, Any], value: dict[str, str]) -> bool:
+    return _fits(selector.get("matchLabels", {}), value) and all(
+        rule["operator"] != "In" or value.get(rule["key"]) in rule["values"]
         for rule in selector.get("matchExpressions", [])
     )
 
 
 def _opens(spec: dict[str, Any], port: str | int) -> bool:
-    ports = [one for container in containers(spec) for one in container.get("ports", [])]
-    return any(port in (one.get("name"), one["containerPort"]) for one in ports)
+    ports = [item for container in containers(spec) for item in container.get("ports", [])]
+    return any(port in (item.get("name"), item["containerPort"]) for item in ports)
 
 
 def versions(manifests: list[Manifest], ray: str) -> Iterator[str]:
     """Ray's version everywhere is the one of the requirements."""
-    for one in manifests:
-        spec = one.get("spec", {})
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
         for key, cluster in (
             ("", spec),
             *((key, spec.get(key)) for key in ("rayClusterSpec", "rayClusterConfig")),
         ):
             if isinstance(cluster, dict) and "headGroupSpec" in cluster:
                 if cluster.get("rayVersion") != ray:
-                    yield f"{name(one)} {key} has Ray {cluster.get('rayVersion')}, the requirements {ray}"
+                    yield f"{name(manifest)} {key} has Ray {cluster.get('rayVersion')}, not {ray}"
                 if cluster.get("authOptions", {}).get("mode") != "token":
-                    yield f"{name(one)} {key} lets everybody in: authOptions.mode is not token"
+                    yield f"{name(manifest)} {key} lets everybody in: authOptions.mode is not token"
 
 
 def kuberay(manifests: list[Manifest]) -> Iterator[str]:
     """What KubeRay 1.7.0 refuses although its schema allows it."""
-    for one in manifests:
-        spec, kind = one.get("spec", {}), one["kind"]
+    for manifest in manifests:
+        spec, kind = manifest.get("spec", {}), manifest["kind"]
         longest = {"RayCluster": 53, "RayJob": 47, "RayService": 47}.get(kind)
-        if longest and len(one["metadata"].get("name", "")) > longest:
-            yield f"{name(one)}: the name is longer than {longest}"
+        if longest and len(manifest["metadata"].get("name", "")) > longest:
+            yield f"{name(manifest)}: the name is longer than {longest}"
         if kind == "RayJob":
-            yield from (f"{name(one)}: {said}" for said in _rayjob(spec))
+            yield from (f"{name(manifest)}: {said}" for said in _rayjob(spec))
         for where, group in _groups(spec):
             if {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys() and group.get(
                 "resources"
             ):
-                yield f"{name(one)} {where}: resources in rayStartParams and in resources"
+                yield f"{name(manifest)} {where}: resources in rayStartParams and in resources"
             if "labels" in group["rayStartParams"]:
-                yield f"{name(one)} {where}: rayStartParams.labels"
+                yield f"{name(manifest)} {where}: rayStartParams.labels"
             if where != "head" and not {"minReplicas", "maxReplicas"} <= group.keys():
-                yield f"{name(one)} {where}: minReplicas and maxReplicas"
+                yield f"{name(manifest)} {where}: minReplicas and maxReplicas"
 
 
 def _groups(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -283,12 +285,12 @@ def _rayjob(spec: dict[str, Any]) -> Iterator[str]:
 
 def lasting(manifests: list[Manifest]) -> Iterator[str]:
     """A pod with a volume that outlives it does not go through all its files at every start."""
-    for one in manifests:
-        for where, spec, _ in pods(one):
+    for manifest in manifests:
+        for where, spec, _ in pods(manifest):
             claimed = any("persistentVolumeClaim" in volume for volume in spec.get("volumes", []))
             whole = spec.get("securityContext", {})
             if (
-                (claimed or one["spec"].get("volumeClaimTemplates"))
+                (claimed or manifest["spec"].get("volumeClaimTemplates"))
                 and "fsGroup" in whole
                 and whole.get("fsGroupChangePolicy") != "OnRootMismatch"
             ):
@@ -297,18 +299,22 @@ def lasting(manifests: list[Manifest]) -> Iterator[str]:
 
 def confined(manifests: list[Manifest]) -> Iterator[str]:
     """Namespaces enforce "restricted", but for the one of the root container; a default deny is there."""
-    for one in manifests:
-        if one["kind"] == "Namespace":
-            enforced = one["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
-            if enforced != "restricted" and one["metadata"]["name"] != "distml-folder":
-                yield f"{name(one)} enforces {enforced}"
-    denied = [one for one in manifests if one["kind"] == "NetworkPolicy" and one["spec"]["podSelector"] == {}]
-    if not any(set(one["spec"]["policyTypes"]) == {"Ingress", "Egress"} for one in denied):
+    for manifest in manifests:
+        if manifest["kind"] == "Namespace":
+            enforced = manifest["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
+            if enforced != "restricted" and manifest["metadata"]["name"] != "distml-folder":
+                yield f"{name(manifest)} enforces {enforced}"
+    denied = [
+        manifest
+        for manifest in manifests
+        if manifest["kind"] == "NetworkPolicy" and manifest["spec"]["podSelector"] == {}
+    ]
+    if not any(set(item["spec"]["policyTypes"]) == {"Ingress", "Egress"} for item in denied):
         yield "no NetworkPolicy denies by default"
 
 
 def secrets(manifests: list[Manifest]) -> Iterator[str]:
     """No Secret is written down."""
-    for one in manifests:
-        if one["kind"] == "Secret":
-            yield f"{name(one)} is in git"
+    for manifest in manifests:
+        if manifest["kind"] == "Secret":
+            yield f"{name(manifest)} is in git"

@@ -31,16 +31,16 @@ def _problems(text: str, crds: Path | None) -> tuple[str, ...]:
     where = f"{manifest['kind']}/{manifest['metadata'].get('name', '(generated)')}"
     group = str(manifest["apiVersion"]).partition("/")[0]
     if group in ("ray.io", "argoproj.io"):
-        found = _custom(manifest, crds)
+        result = _custom(manifest, crds)
     else:
         try:
             kubernetes_validate.validate(manifest, VERSION, strict=True)
-            found = []
+            result = []
         except kubernetes_validate.ValidationError as error:
-            found = [f"{'.'.join(map(str, error.path))}: {error.message}"]
+            result = [f"{'.'.join(map(str, error.path))}: {error.message}"]
         except kubernetes_validate.SchemaNotFoundError:
-            found = [f"{manifest['apiVersion']} has no such kind"]
-    return tuple(f"{where}: {one}" for one in found)
+            result = [f"{manifest['apiVersion']} has no such kind"]
+    return tuple(f"{where}: {item}" for item in result)
 
 
 def _custom(manifest: Manifest, crds: Path | None) -> list[str]:
@@ -65,7 +65,7 @@ def _strict(schema: Any) -> Any:
     Objects without properties of their own and those marked to keep what they do not know stay open.
     """
     if isinstance(schema, list):
-        return [_strict(one) for one in schema]
+        return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("x-kubernetes-int-or-string"):

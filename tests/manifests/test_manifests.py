@@ -37,15 +37,15 @@ def every_rule(manifests: list[Manifest], overlay: str) -> list[str]:
         *(rules.images, rules.locked, rules.bounded, rules.reachable, rules.kuberay, rules.confined),
         rules.secrets,
         rules.lasting,
-        lambda found: rules.references(found, provided),
-        lambda found: rules.versions(found, RAY[1]),
+        lambda item: rules.references(item, provided),
+        lambda item: rules.versions(item, RAY[1]),
     ]
     return [said for check in checks for said in check(manifests)]
 
 
 def everything(manifests: list[Manifest], overlay: str) -> list[str]:
-    found = [said for one in manifests for said in schema.problems(one, CRDS)]
-    return found + every_rule(manifests, overlay)
+    result = [said for manifest in manifests for said in schema.problems(manifest, CRDS)]
+    return result + every_rule(manifests, overlay)
 
 
 def test_there_are_overlays_and_no_file_is_left_out() -> None:
@@ -72,15 +72,15 @@ def test_the_schemas_of_ray_and_argo_are_here() -> None:
 @pytest.mark.parametrize("folder", APPLIED, ids=lambda folder: folder.name)
 def test_a_cluster_accepts_every_object(folder: Path) -> None:
     assert RENDERED[folder]
-    assert [said for one in RENDERED[folder] for said in schema.problems(one, CRDS)] == []
+    assert [said for item in RENDERED[folder] for said in schema.problems(item, CRDS)] == []
 
 
 @pytest.mark.parametrize("folder", APPLIED, ids=lambda folder: folder.name)
 def test_what_is_applied_keeps_our_rules(folder: Path) -> None:
-    found = every_rule(RENDERED[folder], folder.name)
+    actual = every_rule(RENDERED[folder], folder.name)
     if folder not in OVERLAYS:  # it is applied beside one, which has the namespace and its default deny
-        found = [said for said in found if "denies by default" not in said]
-    assert found == []
+        actual = [said for said in actual if "denies by default" not in said]
+    assert actual == []
 
 
 @pytest.mark.parametrize("overlay", BROUGHT)
@@ -102,7 +102,9 @@ def test_a_folder_kustomize_refuses_is_an_error(tmp_path: Path) -> None:
 
 def find(manifests: list[Manifest], kind: str, name: str | None = None) -> dict[str, Any]:
     return next(
-        one for one in manifests if one["kind"] == kind and name in (None, one["metadata"].get("name"))
+        manifest
+        for manifest in manifests
+        if manifest["kind"] == kind and name in (None, manifest["metadata"].get("name"))
     )
 
 
@@ -117,8 +119,8 @@ def head(manifests: list[Manifest]) -> dict[str, Any]:
 
 
 def step(manifests: list[Manifest]) -> dict[str, Any]:
-    found: dict[str, Any] = find(manifests, "WorkflowTemplate")["spec"]["templates"][0]
-    return found
+    known: dict[str, Any] = find(manifests, "WorkflowTemplate")["spec"]["templates"][0]
+    return known
 
 
 Break = Callable[[list[Manifest]], Any]
@@ -200,7 +202,7 @@ def test_the_checks_bite(wrong: str) -> None:
     manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])  # which the tests above found whole
     damage, said = (MUTATIONS | CUSTOM)[wrong]
     damage(manifests)
-    assert any(said in one for one in everything(manifests, "k3d"))
+    assert any(said in manifest for manifest in everything(manifests, "k3d"))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda folder: folder.name)
@@ -208,7 +210,7 @@ def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay
     spec = pod(RENDERED[overlay], "Deployment", "mlflow")
     (first,), (server,) = spec["initContainers"], spec["containers"]
     assert (first["command"], first["image"]) == (["distml", "cluster", "database"], server["image"])
-    uris = [[one for one in each["env"] if one["name"] == database.URI] for each in (first, server)]
+    uris = [[item for item in each["env"] if item["name"] == database.URI] for each in (first, server)]
     assert uris[0] == uris[1] != []
 
 
@@ -221,14 +223,14 @@ def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
         "rayservice/endpoint",
     ]
     assert [name for name, *_ in waited["production"]] == ["deployment/mlflow", "rayservice/distml"]
-    assert {namespace for found in waited.values() for _, namespace, _ in found} == {"distml"}
+    assert {namespace for value in waited.values() for _, namespace, _ in value} == {"distml"}
 
 
 def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:
     manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
     cpus = memory = 0.0
-    for one in manifests:
-        for where, spec, _ in rules.pods(one):
+    for manifest in manifests:
+        for where, spec, _ in rules.pods(manifest):
             times = 2 if where.endswith(" cpu") else 1
             for container in rules.containers(spec):
                 asked = container["resources"]["requests"]
@@ -242,7 +244,7 @@ def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:
 def test_the_image_the_manifests_run_is_the_one_that_is_built() -> None:
     text = (KUBERAY / "overlays" / "k3d" / "kustomization.yaml").read_text()
     images = yaml.safe_load(text)["images"]
-    assert {one["name"]: one["newTag"] for one in images} == dict.fromkeys(cluster.IMAGES, __version__)
+    assert {image["name"]: image["newTag"] for image in images} == dict.fromkeys(cluster.IMAGES, __version__)
     for folder in cluster.IMAGES.values():
         dockerfile = (ROOT / folder / "Dockerfile").read_text()
         assert re.search(r"^ARG BASE_IMAGE=\S+@sha256:[0-9a-f]{64}$", dockerfile, re.MULTILINE)
@@ -254,18 +256,24 @@ def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_servi
     assert (config["apiVersion"], config["kind"]) == ("k3d.io/v1alpha5", "Simple")
     manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
     path = find(manifests, "PersistentVolume")["spec"]["hostPath"]["path"]
-    assert [one["volume"] for one in config["volumes"]] == ["${DISTML_FOLDER}:" + path]
-    ports = {one["port"] for one in config["ports"]}
+    assert [volume["volume"] for volume in config["volumes"]] == ["${DISTML_FOLDER}:" + path]
+    ports = {item["port"] for item in config["ports"]}
     assert all(port.startswith("127.0.0.1:") for port in ports)
     balanced = [
-        one for one in manifests if one["kind"] == "Service" and one["spec"].get("type") == "LoadBalancer"
+        manifest
+        for manifest in manifests
+        if manifest["kind"] == "Service" and manifest["spec"].get("type") == "LoadBalancer"
     ]
     admitted = find(manifests, "NetworkPolicy", "browser")["spec"]["ingress"][0]["from"]
-    ranges = [one["spec"].get("loadBalancerSourceRanges") for one in manifests if one["kind"] == "Service"]
-    assert [one for one in ranges if one] == [[config["subnet"]]] * 2
-    assert config["subnet"] in [one["ipBlock"]["cidr"] for one in admitted if "ipBlock" in one]
+    ranges = [
+        manifest["spec"].get("loadBalancerSourceRanges")
+        for manifest in manifests
+        if manifest["kind"] == "Service"
+    ]
+    assert [item for item in ranges if item] == [[config["subnet"]]] * 2
+    assert config["subnet"] in [item["ipBlock"]["cidr"] for item in admitted if "ipBlock" in item]
     assert set(config["metadata"]) == {"name"}, "the schema of k3d refuses annotations"
-    wanted = {port["port"] for one in balanced for port in one["spec"]["ports"]}
+    wanted = {port["port"] for item in balanced for port in item["spec"]["ports"]}
     wanted |= {
         port["port"] for port in find(manifests, "RayService")["spec"]["serveService"]["spec"]["ports"]
     }

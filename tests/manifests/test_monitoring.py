@@ -35,11 +35,11 @@ def known() -> set[str]:
 
 def expressions() -> dict[str, str]:
     """Every expression by where it stands."""
-    found = {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
+    result = {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):
-            found[f"{panel['title']} {target['refId']}"] = target["expr"]
-    return found
+            result[f"{panel['title']} {target['refId']}"] = target["expr"]
+    return result
 
 
 def test_there_are_alerts_and_panels() -> None:
@@ -109,4 +109,4 @@ def test_what_it_started_ends_with_it(tmp_path: Path, how: signal.Signals) -> No
         script.send_signal(how)
         script.wait(10)
     assert not any(psutil.pid_exists(int(line[1])) for line in lines)
-    assert {one.name for one in tmp_path.iterdir()} == {"prometheus", "grafana"}
+    assert {item.name for item in tmp_path.iterdir()} == {"prometheus", "grafana"}

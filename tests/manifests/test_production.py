@@ -32,7 +32,7 @@ IMAGE = {"BINARY_PATH": "/opt/code/distml/serving/haproxy.py", "PROGRAM": "/opt/
 
 
 def find(overlay: str, kind: str) -> Manifest:
-    return next(one for one in RENDERED[overlay] if one["kind"] == kind)
+    return next(item for item in RENDERED[overlay] if item["kind"] == kind)
 
 
 def outside(value: Any) -> Any:
@@ -41,8 +41,8 @@ def outside(value: Any) -> Any:
 
 def modules(manifests: list[Manifest]) -> Iterator[str]:
     """What `python -m` is to run in any container."""
-    for one in manifests:
-        for _, spec, _ in rules.pods(one):
+    for manifest in manifests:
+        for _, spec, _ in rules.pods(manifest):
             for container in rules.containers(spec):
                 words = [*container.get("command", []), *container.get("args", [])]
                 if "-m" in words:
@@ -51,16 +51,16 @@ def modules(manifests: list[Manifest]) -> Iterator[str]:
 
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_every_module_a_container_runs_exists(overlay: str) -> None:
-    found = set(modules(RENDERED[overlay]))
-    assert found
-    assert {name for name in found if importlib.util.find_spec(name) is None} == set()
+    actual = set(modules(RENDERED[overlay]))
+    assert actual
+    assert {name for name in actual if importlib.util.find_spec(name) is None} == set()
 
 
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_pipeline_accepts_what_the_workflow_and_the_job_give_it(overlay: str) -> None:
     parameters = {
-        one["name"]: one["value"]
-        for one in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
+        argument["name"]: argument["value"]
+        for argument in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
     }
     job = shlex.split(find(overlay, "RayJob")["spec"]["entrypoint"])
     for words in (
@@ -72,17 +72,17 @@ def test_the_pipeline_accepts_what_the_workflow_and_the_job_give_it(overlay: str
 
 
 def served(overlay: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(find(overlay, "RayService")["spec"]["serveConfigV2"])
-    return found
+    document: dict[str, Any] = yaml.safe_load(find(overlay, "RayService")["spec"]["serveConfigV2"])
+    return document
 
 
 @pytest.mark.parametrize(("overlay", "root"), [("k3d", "/data"), ("production", "s3://distml")])
 def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: str, root: str) -> None:
-    (one,) = served(overlay)["applications"]
-    module, _, name = one["import_path"].partition(":")
+    (application,) = served(overlay)["applications"]
+    module, _, name = application["import_path"].partition(":")
     built = getattr(importlib.import_module(module), name)
     assert built is deploy.declared
-    bound = built({key: outside(value) for key, value in one["args"].items()})._bound_deployment
+    bound = built({key: outside(value) for key, value in application["args"].items()})._bound_deployment
     config = Config.model_validate(bound.init_args[0])
     assert (bound.name, config.storage.root) == ("Replica", root)
     assert config.serve.host == served(overlay)["http_options"]["host"]
@@ -98,12 +98,14 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
     # KubeRay names the Service after the RayService, or as it is told.
     given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
     name = given or f"{service['metadata']['name']}-serve-svc"
-    (one,) = served(overlay)["applications"]
-    bound = deploy.declared({key: outside(value) for key, value in one["args"].items()})._bound_deployment
+    (application,) = served(overlay)["applications"]
+    bound = deploy.declared(
+        {key: outside(value) for key, value in application["args"].items()}
+    )._bound_deployment
     serving = Config.model_validate(bound.init_args[0])
     parameters = {
-        one["name"]: one["value"]
-        for one in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
+        argument["name"]: argument["value"]
+        for argument in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
     }
     words = ["--config", parameters["config"], *shlex.split(parameters["overrides"])]
     pipeline, _ = flags.parse(flags.make_parser("pipeline", ""), [outside(word) for word in words])
@@ -115,23 +117,23 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_training(overlay: str) -> None:
     names = {
-        kind: {one["metadata"]["name"] for one in RENDERED[overlay] if one["kind"] == kind}
+        kind: {item["metadata"]["name"] for item in RENDERED[overlay] if item["kind"] == kind}
         for kind in ("RayCluster", "RayService", "Service")
     }
     # Each gets a Service NAME-head-svc from KubeRay, and what it makes itself must not be applied as well.
     assert not names["RayCluster"] & names["RayService"]
     assert "serve" not in names["Service"]
     for kind, part in (("RayCluster", "training"), ("RayJob", "training"), ("RayService", "endpoint")):
-        for one in RENDERED[overlay]:
+        for item in RENDERED[overlay]:
             labels = [
-                found
-                for where, _, found in rules.pods(one)
-                if one["kind"] == kind and "submitter" not in where
+                rule
+                for where, _, rule in rules.pods(item)
+                if item["kind"] == kind and "submitter" not in where
             ]
-            assert {found["app.kubernetes.io/name"] for found in labels} <= {part}
-    for one in RENDERED[overlay]:
-        if one["kind"] == "PodDisruptionBudget" and "mlflow" not in one["metadata"]["name"]:
-            chosen = one["spec"]["selector"]["matchLabels"]
+            assert {label["app.kubernetes.io/name"] for label in labels} <= {part}
+    for item in RENDERED[overlay]:
+        if item["kind"] == "PodDisruptionBudget" and "mlflow" not in item["metadata"]["name"]:
+            chosen = item["spec"]["selector"]["matchLabels"]
             assert chosen["ray.io/node-type"] == "worker", "one pod of one would hold up every drain"
             assert "app.kubernetes.io/name" in chosen
 
@@ -144,7 +146,9 @@ def test_serve_runs_there_as_distml_serve_would_run_it(overlay: str, monkeypatch
     wanted = ingress.variables(ServeConfig(host="0.0.0.0", proxy="haproxy"), local=False)
     wanted |= {"RAY_SERVE_HAPROXY_BINARY_PATH": IMAGE["BINARY_PATH"]}
     there = next(
-        one for one in RENDERED[overlay] if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "serve")
+        item
+        for item in RENDERED[overlay]
+        if (item["kind"], item["metadata"]["name"]) == ("ConfigMap", "serve")
     )
     for _, spec, _ in rules.pods(find(overlay, "RayService")):
         assert {"configMapRef": {"name": "serve"}} in spec["containers"][0]["envFrom"]
@@ -187,7 +191,11 @@ def test_who_keeps_the_logs_sees_the_folder_ray_writes(kind: str) -> None:
         ray, keeper = spec["containers"][:2]
         assert (keeper["name"], keeper["command"][-1]) == ("logs", "distml.kube.logs")
         mounted = [
-            {one["name"] for one in container["volumeMounts"] if one["mountPath"] in ("/tmp", "/tmp/ray")}
+            {
+                mount["name"]
+                for mount in container["volumeMounts"]
+                if mount["mountPath"] in ("/tmp", "/tmp/ray")
+            }
             for container in (ray, keeper)
         ]
         assert mounted[0] == mounted[1]

@@ -17,7 +17,9 @@ RENDERED = {folder: render.render(folder) for folder in OVERLAYS}
 
 
 def find(folder: Path, kind: str, name: str) -> dict[str, Any]:
-    return next(one for one in RENDERED[folder] if (one["kind"], one["metadata"].get("name")) == (kind, name))
+    return next(
+        item for item in RENDERED[folder] if (item["kind"], item["metadata"].get("name")) == (kind, name)
+    )
 
 
 def step(folder: Path) -> dict[str, Any]:
@@ -29,11 +31,11 @@ def step(folder: Path) -> dict[str, Any]:
 def test_the_step_has_the_rights_it_uses_and_no_other(folder: Path) -> None:
     account = find(folder, "WorkflowTemplate", "distml")["spec"]["serviceAccountName"]
     bound = [
-        one["roleRef"]
-        for one in RENDERED[folder]
-        if one["kind"].endswith("RoleBinding") and account in [whom["name"] for whom in one["subjects"]]
+        item["roleRef"]
+        for item in RENDERED[folder]
+        if item["kind"].endswith("RoleBinding") and account in [whom["name"] for whom in item["subjects"]]
     ]
-    assert [(one["kind"], one["name"]) for one in bound] == [("Role", "workflow")]
+    assert [(item["kind"], item["name"]) for item in bound] == [("Role", "workflow")]
     allowed = [
         (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
         for rule in find(folder, "Role", "workflow")["rules"]
@@ -82,10 +84,10 @@ def test_pods_of_the_step_are_replaced_after_pauses_and_the_step_knows_the_last(
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
 def test_a_workflow_that_ends_otherwise_than_well_stops_what_it_left_running(folder: Path) -> None:
     spec = find(folder, "WorkflowTemplate", "distml")["spec"]
-    templates = {one["name"]: one for one in spec["templates"]}
+    templates = {template["name"]: template for template in spec["templates"]}
     [[last]] = templates[spec["onExit"]]["steps"]
     assert (last["template"], last["when"]) == (spec["entrypoint"], "{{workflow.status}} != Succeeded")
     assert last["arguments"]["parameters"] == [{"name": "only-stop", "value": "true"}]
-    given = {one["name"]: one["value"] for one in step(folder)["inputs"]["parameters"]}
+    given = {parameter["name"]: parameter["value"] for parameter in step(folder)["inputs"]["parameters"]}
     assert given["only-stop"] == "false"
     assert "--only-stop={{inputs.parameters.only-stop}}" in step(folder)["container"]["args"]

@@ -108,7 +108,9 @@ def test_a_python_block_compiles_and_names_what_there_is(block: Block) -> None:
             assert not [name.name for name in node.names if not named(module, name.name)]
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("api."):
             function = getattr(api, ast.unparse(node.func).removeprefix("api."))
-            inspect.signature(function).bind(*node.args, **{str(one.arg): one for one in node.keywords})
+            inspect.signature(function).bind(
+                *node.args, **{str(keyword.arg): keyword for keyword in node.keywords}
+            )
 
 
 def named(module: ModuleType, name: str) -> bool:

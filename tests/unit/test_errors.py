@@ -17,9 +17,9 @@ def family(base: type[DistmlError]) -> list[type[DistmlError]]:
     return [base, *(below for child in base.__subclasses__() for below in family(child))]
 
 
-for found in pkgutil.walk_packages(distml.__path__, "distml."):
-    if found.name.startswith(("distml.data.", "distml.errors")) and not found.name.endswith(".feed"):
-        importlib.import_module(found.name)
+for package in pkgutil.walk_packages(distml.__path__, "distml."):
+    if package.name.startswith(("distml.data.", "distml.errors")) and not package.name.endswith(".feed"):
+        importlib.import_module(package.name)
 FAMILY = family(DistmlError)
 
 

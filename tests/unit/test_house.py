@@ -98,13 +98,13 @@ SINGLE_IMPORTERS = 0.32
 
 def modules(*folders: str) -> dict[str, Path]:
     """Dotted name and file of every module under the given folders of the repository."""
-    found = {}
+    result = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    assert found, f"no Python files under {folders}"
-    return found
+            result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert result, f"no Python files under {folders}"
+    return result
 
 
 OURS = modules("distml")
@@ -123,20 +123,20 @@ def executed(tree: ast.AST) -> Iterator[ast.AST]:
 
 def imports(name: str) -> set[str]:
     """Dotted names a module imports, `from a import b` as both a and a.b."""
-    found: set[str] = set()
+    result: set[str] = set()
     package = name if OURS.get(name, Path()).name == "__init__.py" else name.rpartition(".")[0]
     for node in executed(TREES[name]):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, base] if base else parents)
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            result |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
-    return found
+            result |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
+    return result
 
 
 def inside(name: str, owners: tuple[str, ...]) -> bool:
@@ -162,7 +162,7 @@ def test_verbs_import_nouns_and_never_the_reverse(name: str) -> None:
 def test_lower_layers_do_not_know_higher_ones(name: str) -> None:
     for lower, higher in NOT_FROM.items():
         if inside(name, (lower,)) and name not in ABOVE:
-            assert not {one for one in known(imports(name)) if inside(one, higher)}
+            assert not {item for item in known(imports(name)) if inside(item, higher)}
 
 
 def test_no_import_goes_round_in_a_circle() -> None:
@@ -175,7 +175,7 @@ def test_no_import_goes_round_in_a_circle() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_heavy_imports_have_owners(name: str) -> None:
     for heavy, owners in OWNERS.items():
-        taken = {one for one in imports(name) if inside(one, (heavy,))}
+        taken = {item for item in imports(name) if inside(item, (heavy,))}
         assert not taken or inside(name, owners), f"{name} imports {taken}; its owners are {owners}"
 
 
@@ -313,11 +313,11 @@ def test_requirements_are_pinned_by_hash_and_hold_no_address() -> None:
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_a_machine_gets_one_tensorflow_at_most(extra: str) -> None:
     lines = (ROOT / "requirements" / f"{extra}.txt").read_text().splitlines()
-    found = [line.rstrip(" \\") for line in lines if line.startswith(("tensorflow==", "tensorflow-cpu=="))]
+    actual = [line.rstrip(" \\") for line in lines if line.startswith(("tensorflow==", "tensorflow-cpu=="))]
     if extra == "gpu":
-        assert found == ["tensorflow==2.21.0 ; sys_platform == 'linux'"]
+        assert actual == ["tensorflow==2.21.0 ; sys_platform == 'linux'"]
     else:
-        assert found == [
+        assert actual == [
             "tensorflow==2.21.0 ; platform_machine != 'x86_64' or sys_platform != 'linux'",
             "tensorflow-cpu==2.21.0 ; platform_machine == 'x86_64' and sys_platform == 'linux'",
         ]

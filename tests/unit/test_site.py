@@ -148,13 +148,13 @@ def test_every_page_is_built_and_filled(site: Path) -> None:
 
 
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
-    found = 0
+    actual = 0
     for page in site.rglob("*.html"):
         parser = Loads()
         parser.feed(page.read_text())
-        found += len(parser.urls)
+        actual += len(parser.urls)
         assert not [url for url in parser.urls if re.match(r"(https?:)?//", url)], page
-    assert found
+    assert actual
     styles = [sheet.read_text() for sheet in site.rglob("*.css")]
     assert styles
     assert not [url for sheet in styles for url in re.findall(r"url\([\"']?((?:https?:)?//[^)]*)", sheet)]

@@ -35,15 +35,15 @@ def test_a_file_of_any_size_and_mode_fits(
     image = Image.fromarray(np.asarray(image, np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.save(path)
-    found = files.read_picture(str(path), Policy(shape))
-    assert found.dtype == np.uint8
-    assert found.shape == shape
+    actual = files.read_picture(str(path), Policy(shape))
+    assert actual.dtype == np.uint8
+    assert actual.shape == shape
 
 
 def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
     GRAY.save(tmp_path / "image.png")
-    found = files.read_picture(str(tmp_path / "image.png"), Policy((28, 28, 1)))
-    np.testing.assert_array_equal(found[..., 0], np.asarray(GRAY))
+    actual = files.read_picture(str(tmp_path / "image.png"), Policy((28, 28, 1)))
+    np.testing.assert_array_equal(actual[..., 0], np.asarray(GRAY))
 
 
 def test_a_photograph_is_no_bomb(tmp_path: Path) -> None:

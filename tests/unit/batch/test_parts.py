@@ -47,14 +47,14 @@ def test_row_groups_are_gathered_into_parts_that_cover_every_row_once(
     }
     folder = Folder(str(tmp_path))
     planned = parts.plan(folder, "model")
-    assert [(one.names, one.groups, one.first) for one in planned] == [
+    assert [(item.names, item.groups, item.first) for item in planned] == [
         (("a.parquet",), (0, 4), 0),
         (("a.parquet",), (4, 8), 120),
         (("a.parquet",), (8, 9), 240),
         (("b/c.parquet",), (0, 4), 0),
     ]
-    assert [one.at for one in planned] == [0, 1, 2, 3]
-    read = [rows for one in planned for rows in parts.read(folder, one, Policy(SHAPE))]
+    assert [item.at for item in planned] == [0, 1, 2, 3]
+    read = [rows for item in planned for rows in parts.read(folder, item, Policy(SHAPE))]
     np.testing.assert_array_equal(
         np.concatenate([rows.images for rows in read]), np.concatenate(list(images.values()))
     )
@@ -81,8 +81,8 @@ def test_pictures_are_parts_of_a_thousand(tmp_path: Path, monkeypatch: pytest.Mo
         place.write_bytes(png(value=at))
     folder = Folder(str(tmp_path))
     planned = parts.plan(folder, "model")
-    assert [len(one.names) for one in planned] == [4, 4, 2]
-    read = [rows for one in planned for rows in parts.read(folder, one, Policy(SHAPE))]
+    assert [len(item.names) for item in planned] == [4, 4, 2]
+    read = [rows for item in planned for rows in parts.read(folder, item, Policy(SHAPE))]
     sources = [name for rows in read for name in rows.identity["source"].to_pylist()]
     assert sorted(sources) == sorted(folder.sizes)
     values = np.concatenate([rows.images[:, 0, 0, 0] for rows in read])
@@ -112,9 +112,9 @@ def rows_of(folder: Path, column: Any) -> parts.Rows:
     pq.write_table(
         pa.table({"image": column, "id": [f"id {at}" for at in range(len(column))]}), folder / "a.parquet"
     )
-    found = Folder(str(folder))
-    (part,) = parts.plan(found, "model")
-    (rows,) = parts.read(found, part, Policy(SHAPE))
+    result = Folder(str(folder))
+    (part,) = parts.plan(result, "model")
+    (rows,) = parts.read(result, part, Policy(SHAPE))
     assert rows.identity["id"].to_pylist() == [f"id {at}" for at in range(len(column))]
     return rows
 

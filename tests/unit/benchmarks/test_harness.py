@@ -50,9 +50,9 @@ def test_ours_and_the_peer_take_turns() -> None:
     def call(name: str) -> Callable[[], int]:
         return lambda: order.append(name) or len(order)  # type: ignore[func-returns-value]
 
-    found = harness.alternate({"ours": call("ours"), "peer": call("peer")}, 3)
+    actual = harness.alternate({"ours": call("ours"), "peer": call("peer")}, 3)
     assert order == ["ours", "peer"] * 3
-    assert found == {"ours": [1, 3, 5], "peer": [2, 4, 6]}
+    assert actual == {"ours": [1, 3, 5], "peer": [2, 4, 6]}
 
 
 def test_a_figure_compares_medians_with_the_bar() -> None:

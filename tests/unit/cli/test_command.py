@@ -47,8 +47,8 @@ def test_a_failure_is_one_sentence_and_no_traceback(
     def run(config: Config) -> dict[str, Any]:
         raise error
 
-    found, result, err = call(capsys, run)
-    assert (found, result["status"], result["error"]) == (code, status, str(error))
+    done, result, err = call(capsys, run)
+    assert (done, result["status"], result["error"]) == (code, status, str(error))
     assert result["kind"] == type(error).__name__
     assert err == f"distml test: {error}\n"
 

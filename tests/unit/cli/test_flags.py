@@ -73,11 +73,11 @@ def test_there_is_a_flag_for_every_key_and_none_else() -> None:
     ],
 )
 def test_a_flag_is_typed_like_its_key(words: list[str], path: str, value: Any) -> None:
-    found: Any = read(*words)
+    actual: Any = read(*words)
     for part in path.split("."):
-        found = getattr(found, part)
-    assert found == value
-    assert type(found) is type(value)
+        actual = getattr(actual, part)
+    assert actual == value
+    assert type(actual) is type(value)
 
 
 def test_a_flag_wins_over_the_file_and_null_puts_nothing(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from distml.config import Config, TrainConfig
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
-    found = [model]
+    result = [model]
     for field in model.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += sections(field.annotation)
-    return found
+            result += sections(field.annotation)
+    return result
 
 
 @pytest.mark.parametrize("section", sections(Config), ids=lambda section: section.__name__)

@@ -65,7 +65,7 @@ class Programs:
 
     def fail(self, *patterns: str) -> None:
         """Let calls that fit a shell pattern fail."""
-        (self.folder / "fails").write_text("".join(f"{one}\n" for one in patterns))
+        (self.folder / "fails").write_text("".join(f"{pattern}\n" for pattern in patterns))
 
     def called(self) -> list[str]:
         """Every call so far."""

@@ -62,7 +62,7 @@ def pod(cluster: Cluster, *more: str, looks: int = 3) -> Iterator[subprocess.Pop
         text=True,
     )
     try:
-        wait(lambda: sum(one.startswith("GET rayjobs/") for one in cluster.asked[seen:]) >= looks)
+        wait(lambda: sum(item.startswith("GET rayjobs/") for item in cluster.asked[seen:]) >= looks)
         yield step
     finally:
         step.kill()
@@ -471,7 +471,7 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "found",
+    "workflow",
     [
         changed(),
         changed(spec={"shutdown": ""}),
@@ -480,12 +480,12 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
         changed(spec={"activeDeadlineSeconds": 60}),  # not started yet
     ],
 )
-def test_a_workflow_goes_on(found: dict[str, Any]) -> None:
-    assert submission.ending(found, "uid-1", NOW) == ""
+def test_a_workflow_goes_on(workflow: dict[str, Any]) -> None:
+    assert submission.ending(workflow, "uid-1", NOW) == ""
 
 
 @pytest.mark.parametrize(
-    ("found", "why"),
+    ("workflow", "why"),
     [
         (None, "was deleted"),
         (apiserver.workflow("uid-2"), "was deleted"),
@@ -501,5 +501,5 @@ def test_a_workflow_goes_on(found: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_workflow_ends(found: dict[str, Any] | None, why: str) -> None:
-    assert why in submission.ending(found, "uid-1", NOW)
+def test_a_workflow_ends(workflow: dict[str, Any] | None, why: str) -> None:
+    assert why in submission.ending(workflow, "uid-1", NOW)

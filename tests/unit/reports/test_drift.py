@@ -57,9 +57,9 @@ def log(
 
 
 def test_the_training_rows_fill_tenths() -> None:
-    found = ground()
-    assert found.labels == (2000, 2000)
-    for name, counts in zip(found.names, found.counts, strict=True):
+    actual = ground()
+    assert actual.labels == (2000, 2000)
+    for name, counts in zip(actual.names, actual.counts, strict=True):
         assert sum(counts) == 4000
         assert counts[0] == counts[-1] == 0  # beyond the training rows
         if name != "foreground share":  # of 64 pixels: many ties
@@ -68,16 +68,16 @@ def test_the_training_rows_fill_tenths() -> None:
 
 def test_a_statistic_that_never_changes_has_one_bin_between_two() -> None:
     measured = np.full((100, 13), 0.5, np.float32)
-    found = statistics.Reference.of(manifest(100), measured, np.zeros(100, np.int32))
-    assert set(found.counts) == {(0, 100, 0)}
-    assert statistics.count(np.array([0.4, 0.5, 0.6], np.float32), found.edges[0]).tolist() == [1, 1, 1]
+    actual = statistics.Reference.of(manifest(100), measured, np.zeros(100, np.int32))
+    assert set(actual.counts) == {(0, 100, 0)}
+    assert statistics.count(np.array([0.4, 0.5, 0.6], np.float32), actual.edges[0]).tolist() == [1, 1, 1]
 
 
 def test_the_index_is_what_the_formula_says() -> None:
-    found = ground()
+    actual = ground()
     measured = np.zeros((1000, 13), np.float32)
     logged = drift.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
-    mix = next(shift for shift in drift.compare(PETS, found, logged) if shift.name == drift.CLASS_MIX)
+    mix = next(shift for shift in drift.compare(PETS, actual, logged) if shift.name == drift.CLASS_MIX)
     expected = 0.25 * np.log(0.75 / 0.5) - 0.25 * np.log(0.25 / 0.5)
     assert mix.psi == pytest.approx(expected, rel=0.01)
     assert mix.served == (0.75, 0.25)
@@ -86,13 +86,13 @@ def test_the_index_is_what_the_formula_says() -> None:
 
 
 def test_chance_is_about_what_drawing_again_gives() -> None:
-    found = ground()
+    actual = ground()
     indices, chances = [], []
     for seed in range(1, 21):
         logged = drift.Logged(
             statistics.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
         )
-        shifts = [shift for shift in drift.compare(PETS, found, logged) if shift.name != drift.CLASS_MIX]
+        shifts = [shift for shift in drift.compare(PETS, actual, logged) if shift.name != drift.CLASS_MIX]
         indices += [shift.psi for shift in shifts]
         chances += [shift.chance for shift in shifts]
     assert np.mean(indices) == pytest.approx(np.mean(chances), rel=0.35)
@@ -102,9 +102,9 @@ def test_chance_is_about_what_drawing_again_gives() -> None:
 def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     log(storage, pictures(500, 1, brighter=60), [0, 1] * 250)
-    found = ground()
-    logged = drift.read(storage, "pets", found, None)
-    shifts = {shift.name: shift.psi for shift in drift.compare(PETS, found, logged)}
+    actual = ground()
+    logged = drift.read(storage, "pets", actual, None)
+    shifts = {shift.name: shift.psi for shift in drift.compare(PETS, actual, logged)}
     assert next(iter(shifts)).startswith(("mean", "intensity", "foreground"))
     assert shifts["mean intensity"] > 1
     assert shifts["contrast"] < 0.2

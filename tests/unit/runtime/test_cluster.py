@@ -41,9 +41,9 @@ def decide(resources: dict[str, float], **train: Any) -> Plan:
 def test_a_run_that_fits(
     train: dict[str, Any], resources: dict[str, float], workers: tuple[int, int], use_gpu: bool
 ) -> None:
-    found = decide(resources, **train)
-    assert (found.workers, found.use_gpu) == (workers, use_gpu)
-    assert f"{int(resources.get('GPU', 0))} GPU" in found.reason
+    actual = decide(resources, **train)
+    assert (actual.workers, actual.use_gpu) == (workers, use_gpu)
+    assert f"{int(resources.get('GPU', 0))} GPU" in actual.reason
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_where_nodes_may_join_an_elastic_run_keeps_its_most() -> None:
 
 def test_an_autoscaler_fetches_what_is_short() -> None:
     train = TrainConfig.model_validate({"workers": 2, "device": "gpu"})
-    found = cluster.plan(train, {"CPU": 1}, autoscaled=True)
-    assert (found.workers, found.use_gpu) == ((2, 2), True)
+    actual = cluster.plan(train, {"CPU": 1}, autoscaled=True)
+    assert (actual.workers, actual.use_gpu) == ((2, 2), True)
 
 
 def test_a_dashboard_is_told_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:

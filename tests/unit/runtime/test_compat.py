@@ -63,7 +63,7 @@ def test_what_is_used_of_keras_is_still_there() -> None:
     shapes = [
         [tuple(variable.shape) for variable in compat.own_variables(layer)] for layer in compat.layers(model)
     ]
-    assert sorted(one for one in shapes if one) == [[(2, 2), (2,)], [(2, 3), (3,)], [(3, 4), (4,)]]
+    assert sorted(shape for shape in shapes if shape) == [[(2, 2), (2,)], [(2, 3), (3,)], [(3, 4), (4,)]]
     dense: Any = compat.layers(model)[-1]
     before = [tuple(variable.shape) for variable in dense.variables]
     kind = type("Kind", (keras.layers.Dense,), {})

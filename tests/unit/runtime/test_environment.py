@@ -167,7 +167,7 @@ def test_what_the_shell_sets_is_known_by_the_first_entry_that_fits(
         "http_proxy": "",
         "EDITOR": "vi",
     }
-    known = {name: one.effect for name, one in environment.user_settings(shell)}
+    known = {name: setting.effect for name, setting in environment.user_settings(shell)}
     assert known == {
         "RAY_X": "used",
         "TF_CONFIG": "replaced",

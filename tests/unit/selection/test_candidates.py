@@ -23,8 +23,8 @@ def config(*given: dict[str, Any], **values: Any) -> Config:
 def test_each_name_trains_the_model_it_names() -> None:
     """The system we follow trained the batch-norm model under the name of the dropout model."""
     values = load.load_file(str(ROOT / "configs" / "sweep.yaml"))
-    found = candidates(Config.resolve(values))
-    assert {one.name: one.config.model.name for one in found} == {
+    actual = candidates(Config.resolve(values))
+    assert {item.name: item.config.model.name for item in actual} == {
         "cnn": "cnn",
         "cnn_batchnorm": "cnn_batchnorm",
         "cnn_dropout": "cnn_dropout",
@@ -32,16 +32,19 @@ def test_each_name_trains_the_model_it_names() -> None:
 
 
 def test_no_two_candidates_share_a_folder() -> None:
-    names = [one.config.run.name for one in candidates(config({"model.name": "cnn"}, {"train.epochs": 9}))]
+    names = [
+        candidate.config.run.name
+        for candidate in candidates(config({"model.name": "cnn"}, {"train.epochs": 9}))
+    ]
     assert names == ["s-cnn", "s-epochs-9"]
 
 
 def test_a_candidate_is_a_run_like_any_other() -> None:
-    (one,) = candidates(config({"train.epochs": 9, "name": "long"}))
-    assert (one.name, one.overrides) == ("long", {"train.epochs": 9})
-    assert one.config.train.epochs == 9
-    assert not one.config.sweep.wanted
-    assert one.config.model_dump(exclude={"run", "sweep", "train"}) == Config().model_dump(
+    (candidate,) = candidates(config({"train.epochs": 9, "name": "long"}))
+    assert (candidate.name, candidate.overrides) == ("long", {"train.epochs": 9})
+    assert candidate.config.train.epochs == 9
+    assert not candidate.config.sweep.wanted
+    assert candidate.config.model_dump(exclude={"run", "sweep", "train"}) == Config().model_dump(
         exclude={"run", "sweep", "train"}
     )
 
@@ -54,14 +57,14 @@ def test_another_model_does_not_inherit_the_options_of_the_first() -> None:
 
 
 def test_nested_overrides_are_dotted_ones() -> None:
-    (one,) = candidates(config({"model": {"name": "resnet", "options": {"blocks": 1}}}))
-    assert one.overrides == {"model.name": "resnet", "model.options.blocks": 1}
+    (candidate,) = candidates(config({"model": {"name": "resnet", "options": {"blocks": 1}}}))
+    assert candidate.overrides == {"model.name": "resnet", "model.options.blocks": 1}
 
 
 def test_seeds_are_compared_on_the_same_rows() -> None:
-    one, other = candidates(config({"run.seed": 1}, {"run.seed": 2}))
-    assert (one.name, one.config.run.seed, other.config.run.seed) == ("seed-1", 1, 2)
-    assert shards.folder(one.config) == shards.folder(other.config)
+    candidate, other = candidates(config({"run.seed": 1}, {"run.seed": 2}))
+    assert (candidate.name, candidate.config.run.seed, other.config.run.seed) == ("seed-1", 1, 2)
+    assert shards.folder(candidate.config) == shards.folder(other.config)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def test_the_best_is_the_best_by_the_metric_and_among_equals_the_surer_and_older
 
 
 def test_no_test_metric_reaches_the_gate() -> None:
-    known = {one.name for one in dataclasses.fields(Score)} | set(inspect.signature(gate.decide).parameters)
+    known = {dataclass.name for dataclass in dataclasses.fields(Score)} | set(
+        inspect.signature(gate.decide).parameters
+    )
     assert not {name for name in known if "test" in name}
     with pytest.raises(ValueError, match="metric"):
         PromoteConfig.model_validate({"metric": "test_accuracy"})

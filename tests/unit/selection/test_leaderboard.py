@@ -19,20 +19,20 @@ ROWS = [
 
 
 def test_the_test_split_chooses_nothing() -> None:
-    found = leaderboard.result(ROWS[:2])
-    assert (found["status"], found["best"], found["version"], found["run_id"]) == (
+    actual = leaderboard.result(ROWS[:2])
+    assert (actual["status"], actual["best"], actual["version"], actual["run_id"]) == (
         "finished",
         "better",
         2,
         "b",
     )
-    assert [row["candidate"] for row in found["leaderboard"]] == ["better", "worse"]
+    assert [row["candidate"] for row in actual["leaderboard"]] == ["better", "worse"]
 
 
 def test_a_failed_candidate_is_told_and_fails_the_sweep() -> None:
-    found = leaderboard.result(ROWS)
-    assert (found["status"], found["best"]) == ("failed", "better")
-    assert found["leaderboard"][-1]["error"] == "out of memory"
+    actual = leaderboard.result(ROWS)
+    assert (actual["status"], actual["best"]) == ("failed", "better")
+    assert actual["leaderboard"][-1]["error"] == "out of memory"
     assert leaderboard.result(ROWS[2:])["best"] is None
     assert leaderboard.result(ROWS, search=True)["status"] == "finished"
     assert leaderboard.result(ROWS[2:], search=True)["status"] == "failed"

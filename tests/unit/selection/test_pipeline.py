@@ -56,11 +56,11 @@ def test_a_failure_is_not_remembered_and_told(
     step(stages, done, 1)
     with pytest.raises(ZeroDivisionError):
         stages.do("promote", 1, lambda: {"x": 1 // 0}, lambda _: True)
-    assert {name: one["status"] for name, one in stages.summary().items()} == {
+    assert {name: stage["status"] for name, stage in stages.summary().items()} == {
         "train": "finished",
         "promote": "failed",
     }
-    stages.show({"train": lambda found: f"{found['times']} time"})
+    stages.show({"train": lambda item: f"{item['times']} time"})
     shown = capsys.readouterr().err
     assert "1 time" in shown
     assert "failed" in shown

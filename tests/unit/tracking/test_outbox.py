@@ -149,17 +149,17 @@ def test_an_attempt_that_failed_does_not_undo_the_end_of_the_next(config: Config
     tracker.put(CloseRun("FINISHED"))
     assert tracker.close()
     assert left(config) == []  # the run that ended has sent it
-    found = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
-    assert found.status == "FINISHED"
-    assert found.end_time > then + 30_000
+    run = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
+    assert run.status == "FINISHED"
+    assert run.end_time > then + 30_000
 
 
 def test_a_run_ended_when_it_ended_and_not_when_that_was_sent(config: Config) -> None:
     then = int(time.time() * 1000) + 60_000  # after the run was made, which is now
     put(config, "a-001-0", opened("a", at=then - 1), ended("KILLED", at=then))
     outbox.deliver(config)
-    found = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
-    assert (found.status, found.end_time) == ("KILLED", then)
+    run = tracking.client(config).get_run(str(tracking.find(config, "a"))).info
+    assert (run.status, run.end_time) == ("KILLED", then)
 
 
 def finished(config: Config) -> runs.Run:

@@ -137,10 +137,10 @@ def test_the_newest_finished_generation_is_found_past_an_unfinished_one(storage:
     where = storage.uri(*first.paths.folder, "export-1a2b")
     finish(first, storage, artifacts=where)
     runs.begin(config(run__restart=True), storage)
-    found = runs.finished(storage, "mine")
-    assert found is not None
-    assert found.generation == 1
-    assert storage.uri(*found.paths.export) == where
+    actual = runs.finished(storage, "mine")
+    assert actual is not None
+    assert actual.generation == 1
+    assert storage.uri(*actual.paths.export) == where
 
 
 def test_an_export_is_found_after_the_storage_was_moved() -> None:
