@@ -143,6 +143,24 @@ def cluster(_config: Config, own: Namespace) -> dict[str, Any]:
             return {"ready": True}
 
 
+def status(config: Config, own: Namespace) -> dict[str, Any]:
+    """Show what an endpoint serves, what it refuses and why, its replicas, rate, latency and drift.
+
+    distml status --config configs/fashion_mnist.yaml
+
+    Returns:
+        `url`, `model`, `version`, `aliases`, `loaded`, `refused`, `missing`, `registry_age_s`, `replicas`,
+        `requests_per_s`, `failed_per_s`, `p50_s`, `p99_s` (of all requests since the start) and `drifted`.
+
+    Raises:
+        ServingError: Nothing answers there, or it asks for another key.
+    """
+    from distml.serving import deploy, run
+
+    own_url = config.serve.url or deploy.url(config.serve)
+    return run.status(config, (own.url or own_url).rstrip("/"), own.url is None, own.over_s)
+
+
 def keys(config: Config, own: Namespace) -> dict[str, Any]:
     """Draw an API key, list the names that have one, or take a name's keys away.
 

@@ -358,6 +358,14 @@ def restore(parser: Parser) -> None:
     add("--artifacts", metavar="URI", help=_ARTIFACTS)
 
 
+def status(parser: Parser) -> None:
+    """Add the arguments of `status`."""
+    parser.add_argument(
+        "--url", metavar="URL", help="of the endpoint; without it serve.url, else this machine's"
+    )
+    parser.add_argument("--over-s", metavar="S", type=float, default=2.0, help="seconds to count requests in")
+
+
 OWN: dict[str, Callable[[Parser], None]] = {
     "backup": backup,
     "cluster": cluster,
@@ -365,6 +373,7 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "init": init,
     "inspect": inspect,
     "keys": keys,
+    "status": status,
     "models": models,
     "pipeline": pipeline,
     "predict": predict,

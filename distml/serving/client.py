@@ -154,6 +154,38 @@ def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     return np.array(parts, np.float32)
 
 
+def get(url: str, own: bool = False) -> dict[str, Any]:
+    """Ask a route; returns the JSON of its answer.
+
+    Raises:
+        ServingError: No answer, or a refusal.
+    """
+    return _answer("GET", url, own)
+
+
+Samples = list[tuple[str, dict[str, str], float]]
+"""Name, labels and value."""
+
+
+def scrape(url: str, own: bool = False) -> Samples:
+    """Return the metrics of an endpoint.
+
+    Raises:
+        ServingError: No answer, or a refusal.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        response = requests.get(
+            f"{url}/metrics", timeout=_TIMEOUT_S, headers=keys.sent(own), verify=verify(url)
+        )
+        response.raise_for_status()
+    except requests.RequestException as error:
+        raise ServingError(f"{url}/metrics does not answer: {str(error)[:200]}.") from None
+    families = text_string_to_metric_families(response.text)
+    return [(one.name, dict(one.labels), one.value) for family in families for one in family.samples]
+
+
 def post(url: str, own: bool = False, **body: Any) -> dict[str, Any]:
     """Send a request; returns the JSON of its answer.
 

@@ -252,8 +252,9 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     _deploy(config)
     try:
         return await_champion(config, url(config.serve), champion, deadline, _require_hope, _status)
-    except BaseException:
-        if not stood:
+    except BaseException as error:
+        ends_anyway = isinstance(error, KeyboardInterrupt) and cluster.address() is None
+        if not stood and not ends_anyway:
             stop()
         raise
 

@@ -7,6 +7,7 @@ that rates stay right whoever answers, and a replica that has gone drops out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -64,18 +65,26 @@ class Metrics:
         keyed = Counter("distml_key_requests", sentence, ["key", "outcome"], **kept)
         sentence = "Requests without a valid API key, by what was wrong with it."
         self.unauthorized = Counter("distml_unauthorized_requests", sentence, ["reason"], **kept)
-        sentence = "Version of the champion that is loaded, 0 for none."
-        self.champion = Gauge("distml_champion_version", sentence, **kept)
-        sentence = "Versions that an alias points at and that were refused."
-        self.refused = Gauge("distml_refused_versions", sentence, **kept)
-        sentence = "Aliases and versions that are followed and that the registry does not have."
-        self.missing = Gauge("distml_missing_versions", sentence, **kept)
-        sentence = "Time since the registry answered the watcher."
-        self.registry_age = Gauge("distml_registry_age_seconds", sentence, **kept)
         # Finding a labelled child takes longer than counting.
         self._counter = lru_cache(1024)(self._requests.labels)
         self.keyed = lru_cache(1024)(keyed.labels)
         self._timer = lru_cache(256)(self._seconds.labels)
+        self._add_state()
+
+    def _add_state(self) -> None:
+        """Add what describes the replica's state rather than its requests."""
+        sentence = "Version of the champion that is loaded, 0 for none."
+        self.champion = Gauge("distml_champion_version", sentence, registry=self._registry)
+        sentence = "Versions that an alias points at and that were refused."
+        self.refused = Gauge("distml_refused_versions", sentence, registry=self._registry)
+        sentence = "Aliases and versions that are followed and that the registry does not have."
+        self.missing = Gauge("distml_missing_versions", sentence, registry=self._registry)
+        sentence = "Time since the registry answered the watcher."
+        self.registry_age = Gauge("distml_registry_age_seconds", sentence, registry=self._registry)
+        sentence = "Time since this replica last answered a request of an image or a model."
+        last = Gauge("distml_replica_last_answer_age_seconds", sentence, registry=self._registry)
+        last.set_function(lambda: time.time() - self._answered_at if self._answered_at else float("nan"))
+        self._answered_at = 0.0
 
     def answered(self, route: str, method: str, answer: Answer | None, seconds: float) -> None:
         """Count one answer.
@@ -89,6 +98,8 @@ class Metrics:
         status, version = (_GONE, None) if answer is None else (answer.status_code, answer.version)
         self._counter(route, method, str(status), "" if version is None else str(version)).inc()
         self._timer(route).observe(seconds)
+        if version is not None:
+            self._answered_at = time.time()
         if answer is not None and answer.images:
             self._images.observe(answer.images)
 

@@ -153,6 +153,8 @@ class RegistryStatus(Schema):
 class ModelDescription(VersionDescription):
     """The champion, and what else is there."""
 
+    aliases: dict[str, int]
+    """Loaded version of each alias that is followed, the champion first."""
     versions: list[VersionDescription]
     """Every loaded version, the champion first."""
     refused: list[RefusedVersion]
@@ -303,7 +305,11 @@ def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None
         versions = [_version(served) for served in service.served()]
         refused = [asdict(refusal) for refusal in service.refused()]
         registry = _registry(service, config)
-        described = {**_version(first), "versions": versions, "refused": refused, "registry": registry}
+        described = {**_version(first), "aliases": dict(service.aliases())} | {
+            "versions": versions,
+            "refused": refused,
+            "registry": registry,
+        }
         return answer(described, first.version)
 
 

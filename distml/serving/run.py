@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import requests
@@ -14,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from distml.config import Config
-from distml.errors import ConfigError
+from distml.errors import ConfigError, DistmlError
 from distml.runtime import cluster
 from distml.serving import client, deploy, keys
 from distml.serving.deploy import Endpoint
+from distml.storage import Storage
 
 _LOOK_S = 2.0
 
@@ -80,6 +82,114 @@ def changes(before: Described, now: Described) -> list[str]:
     return lines
 
 
+_QUANTILES = (0.5, 0.99)
+
+
+def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]:
+    """Look at an endpoint, count its requests for a while, and print a screen.
+
+    Args:
+        config: Names the storage with the comparisons of drift.
+        url: Of the endpoint.
+        own: It is this Ray's (`keys.sent`).
+        over_s: Seconds in which requests are counted.
+
+    Raises:
+        ServingError: Nothing answers there, or it asks for another key.
+    """
+    described = client.get(f"{url}/model", own)
+    before = client.scrape(url, own)
+    time.sleep(over_s)
+    found = {
+        "url": url,
+        "model": described["name"],
+        "version": described["version"],
+        "aliases": described["aliases"],
+        "loaded": [version["version"] for version in described["versions"]],
+        "refused": described["refused"],
+        "missing": described["registry"]["missing"],
+        "registry_age_s": described["registry"]["age_s"],
+        **measured(before, client.scrape(url, own), over_s),
+        "drifted": _drifted(Storage(config.storage.root)),
+    }
+    _print(Console(stderr=True, highlight=False, soft_wrap=True), found)
+    return found
+
+
+def measured(before: client.Samples, after: client.Samples, seconds: float) -> dict[str, Any]:
+    """Derive rates and latencies from two scrapes of the metrics."""
+
+    def total(samples: client.Samples, failed: bool) -> float:
+        return sum(
+            value
+            for name, labels, value in samples
+            if name == "distml_requests_total" and (not failed or labels["status"][0] == "5")
+        )
+
+    def rate(failed: bool) -> float:
+        return round(max(0.0, total(after, failed) - total(before, failed)) / seconds, 2)
+
+    replicas = {labels.get("replica", "") for name, labels, _ in after if name == "distml_champion_version"}
+    quantiles = {f"p{share * 100:.0f}_s": _quantile(after, share) for share in _QUANTILES}
+    return {
+        "replicas": len(replicas),
+        "requests_per_s": rate(failed=False),
+        "failed_per_s": rate(failed=True),
+        **quantiles,
+    }
+
+
+def _quantile(samples: client.Samples, share: float) -> float | None:
+    """The bound of the bucket that holds a share of the requests for predictions; None without any."""
+    buckets: dict[float, float] = {}
+    for name, labels, value in samples:
+        if name == "distml_request_seconds_bucket" and any(word in labels["route"] for word in _PREDICTING):
+            bound = float(labels["le"])
+            buckets[bound] = buckets.get(bound, 0.0) + value
+    most = max(buckets.values(), default=0.0)
+    return (
+        min((bound for bound, count in buckets.items() if count >= share * most), default=None)
+        if most
+        else None
+    )
+
+
+_PREDICTING = ("predict", "infer")
+
+
+def _drifted(storage: Storage) -> bool | None:
+    """What the last `distml drift` said, None where there was none."""
+    with contextlib.suppress(DistmlError, ValueError, KeyError):
+        last = storage.names("drift")[-1:]
+        return json.loads(storage.read_text("drift", *last, "drift.json"))["drifted"] if last else None
+    return None
+
+
+def _print(console: Console, found: Mapping[str, Any]) -> None:
+    aliases = ", ".join(f"{alias} {version}" for alias, version in found["aliases"].items())
+    age = found["registry_age_s"]
+    lines = [
+        f"{found['model']} at {found['url']}",
+        f"aliases   {aliases or 'none'}; loaded {', '.join(map(str, found['loaded']))}",
+        *(
+            f"refused   version {one['version']} ({one['alias']}): {one['reason']}"
+            for one in found["refused"]
+        ),
+        *(f"missing   {one}" for one in found["missing"]),
+        f"registry  {'never answered' if age is None else f'answered {age:.0f} s ago'}",
+        f"replicas  {found['replicas']}",
+        f"requests  {found['requests_per_s']:g}/s, failed {found['failed_per_s']:g}/s",
+        f"latency   p50 {_shown(found['p50_s'])}, p99 {_shown(found['p99_s'])}",
+        f"drift     { {None: 'not compared yet', True: 'drifted', False: 'none'}[found['drifted']] }",
+    ]
+    for line in lines:
+        console.print(escape(line))
+
+
+def _shown(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"up to {1000 * seconds:g} ms"
+
+
 def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
     """Start the endpoint and wait for SIGINT or SIGTERM; requests under way are answered before the end.
 
@@ -99,8 +209,9 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     deploy.require(config, before_ray=True)
     # Ray sets handlers of its own when it starts.
-    with cluster.connect(config, variables=deploy.prepare(config)), _signals() as ended:
+    with cluster.connect(config, variables=deploy.prepare(config)), _signals() as answering:
         endpoint = deploy.start(config)
+        ended = answering()
         _show(console, endpoint, time.monotonic() - began)
         if not detach:
             follow(console, endpoint.url, ended)
@@ -137,8 +248,13 @@ def _require_cluster() -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the next one interrupts whatever is going on."""
+def _signals() -> Iterator[Callable[[], threading.Event]]:
+    """Let SIGINT and SIGTERM interrupt whatever is going on, as there is nothing to lose while models load.
+
+    Gives:
+        What to call when the endpoint answers; it returns an event that the first signal then sets, so that
+        requests under way are answered. The next one interrupts again.
+    """
     ended = threading.Event()
     kinds = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in kinds}
@@ -148,10 +264,15 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, _interrupt)
         ended.set()
 
+    def answering() -> threading.Event:
+        for number in kinds:
+            signal.signal(number, end)
+        return ended
+
     for number in kinds:
-        signal.signal(number, end)
+        signal.signal(number, _interrupt)
     try:
-        yield ended
+        yield answering
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

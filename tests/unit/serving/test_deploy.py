@@ -136,3 +136,24 @@ def test_a_port_that_is_taken_is_said_before_ray_starts(
     monkeypatch.setattr(cluster, "connect", lambda *_, **__: pytest.fail("started Ray first"))
     with pytest.raises(ResourceError, match=f"{standing.server_port} of 127.0.0.1 cannot be used"):
         start(configured(standing))
+
+
+@pytest.mark.parametrize(("address", "stops"), [(None, []), ("http://127.0.0.1:8265", [True])])
+def test_an_interrupted_start_stops_what_would_outlive_this_process(
+    standing: Standing,
+    stopped: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    stops: list[bool],
+) -> None:
+    def interrupted(config: Config, champion: int) -> None:
+        raise KeyboardInterrupt
+
+    standing.versions = [1]
+    monkeypatch.setattr(cluster, "address", lambda: address)
+    monkeypatch.setattr(deploy, "stands", lambda: False)
+    monkeypatch.setattr(deploy, "require_champion", lambda config: 2)
+    monkeypatch.setattr(deploy, "_require_hope", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.start(configured(standing), 30)
+    assert stopped == stops

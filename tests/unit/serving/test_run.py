@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
+import requests
 from rich.console import Console
 
-from distml.serving import run
+from distml import cli
+from distml.serving import client, run
+from distml.serving.service import Refusal
+from tests import serving
 
 
 def described(
@@ -57,3 +65,52 @@ def test_following_ends_at_once_with_its_event() -> None:
     stream = io.StringIO()
     run.follow(Console(file=stream), "http://127.0.0.1:9", ended)
     assert stream.getvalue() == ""
+
+
+def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    core = serving.core()
+    core.swap(core._loaded, core.aliases(), (Refusal(9, "champion", "its files are gone.", 1.0),))
+    with serving.running(core) as url:
+        for _ in range(3):
+            assert requests.post(f"{url}/predict", json={"instances": [[[3] * 5] * 4]}, timeout=10).ok
+        flags = ["--url", url, "--storage.root", str(tmp_path), "--over-s", "0.2"]
+        assert cli.run("status", flags) == 0
+        printed = capsys.readouterr()
+        assert "distml_replica_last_answer_age_seconds " in requests.get(f"{url}/metrics", timeout=10).text
+    found = json.loads(printed.out)
+    assert (found["model"], found["version"], found["aliases"]) == ("pets", 7, {"champion": 7, "previous": 5})
+    assert (found["replicas"], found["loaded"], found["drifted"]) == (1, [7, 5], None)
+    assert 0 < found["p50_s"] <= found["p99_s"] <= 5
+    assert "version 9 (champion): its files are gone." in printed.err
+    assert cli.run("status", ["--url", url, "--storage.root", str(tmp_path)]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_rates_come_from_two_scrapes_of_all_replicas() -> None:
+    def samples(good: float, bad: float) -> client.Samples:
+        return [
+            ("distml_champion_version", {"replica": "a"}, 3.0),
+            ("distml_champion_version", {"replica": "b"}, 3.0),
+            ("distml_requests_total", {"status": "200", "replica": "a"}, good),
+            ("distml_requests_total", {"status": "503", "replica": "b"}, bad),
+            ("distml_request_seconds_bucket", {"route": "/predict", "le": "0.01", "replica": "a"}, 98.0),
+            ("distml_request_seconds_bucket", {"route": "/predict", "le": "+Inf", "replica": "a"}, 100.0),
+            ("distml_request_seconds_bucket", {"route": "/healthz", "le": "0.001", "replica": "a"}, 900.0),
+        ]
+
+    found = run.measured(samples(10, 1), samples(30, 2), 2.0)
+    assert (found["replicas"], found["requests_per_s"], found["failed_per_s"]) == (2, 10.5, 0.5)
+    assert (found["p50_s"], found["p99_s"]) == (0.01, float("inf"))
+
+
+def test_a_signal_interrupts_loading_and_ends_an_endpoint_that_answers() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with run._signals() as answering:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        ended = answering()
+        signal.raise_signal(signal.SIGINT)
+        assert ended.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
