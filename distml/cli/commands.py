@@ -143,6 +143,29 @@ def cluster(_config: Config, own: Namespace) -> dict[str, Any]:
             return {"ready": True}
 
 
+def feedback(config: Config, own: Namespace) -> dict[str, Any]:
+    """Join true labels that came later with logged predictions.
+
+    distml feedback labels.csv --config configs/fashion_mnist.yaml
+
+    Returns:
+        `labels` in the file, `joined` with a logged prediction, and `live_accuracy` by version, with its
+        interval.
+
+    Raises:
+        DataError: The file or the log cannot be read, or a label is no class of the model.
+        StorageError: The storage cannot be read or written.
+    """
+    from distml.reports import drift as comparison
+
+    found = comparison.feedback(config, own.file)
+    print(f"{found['joined']} of {found['labels']} labels have a logged prediction", file=sys.stderr)
+    for version, live in found["live_accuracy"].items():
+        between = " to ".join(f"{bound:.1%}" for bound in live["interval"])
+        print(f"version {version}: {live['accuracy']:.1%} of {live['rows']} ({between})", file=sys.stderr)
+    return found
+
+
 def status(config: Config, own: Namespace) -> dict[str, Any]:
     """Show what an endpoint serves, what it refuses and why, its replicas, rate, latency and drift.
 

@@ -358,6 +358,11 @@ def restore(parser: Parser) -> None:
     add("--artifacts", metavar="URI", help=_ARTIFACTS)
 
 
+def feedback(parser: Parser) -> None:
+    """Add the arguments of `feedback`."""
+    parser.add_argument("file", metavar="FILE", help="CSV or Parquet with the columns id, label and position")
+
+
 def status(parser: Parser) -> None:
     """Add the arguments of `status`."""
     parser.add_argument(
@@ -372,6 +377,7 @@ OWN: dict[str, Callable[[Parser], None]] = {
     "fetch-weights": fetch_weights,
     "init": init,
     "inspect": inspect,
+    "feedback": feedback,
     "keys": keys,
     "status": status,
     "models": models,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -315,8 +316,110 @@ def _judged(
     stream = io.BytesIO()
     draw(shifts, ground.classes, threshold, rows, trained).savefig(stream, format="png", dpi=110)
     where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+    if live := live_accuracy(storage, config.tracking.registered_model):
+        line["live_accuracy"] = live
     whole = line | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
     storage.write_bytes(stream.getvalue(), where, "drift.png")
     storage.write_bytes(json.dumps(whole, indent=1).encode(), where, "drift.json")
     places = {"figure": storage.uri(where, "drift.png"), "report": storage.uri(where, "drift.json")}
     return line | places | ({"status": "drifted"} if beyond else {})
+
+
+_FEEDBACK = "feedback"
+_Z = 1.96
+"""Standard deviations on either side that hold 95 %."""
+
+
+def feedback(config: Config, path: str) -> dict[str, Any]:
+    """Join true labels that came later with the logged predictions of a classifier.
+
+    Args:
+        config: Names the storage and the model.
+        path: CSV (`.csv`) or Parquet with the columns `id` (the request's `x-request-id`), `label` (name or
+            number of the class) and, for requests of several images, `position`, counted from 0. Of several
+            lines for an image the last one counts.
+
+    Returns:
+        `labels` in the file, `joined` with a logged prediction, and `live_accuracy` by version: `rows`,
+        `accuracy` and its 95 % `interval` (Wilson). They are kept for `distml drift`, too.
+
+    Raises:
+        DataError: The file or the log cannot be read, or a label is no class of the model.
+        StorageError: The storage cannot be read or written.
+    """
+    storage, model = Storage(config.storage.root), config.tracking.registered_model
+    truth = _truth(path)
+    joined: dict[int, list[bool]] = {}
+    for place in request_log.listed(storage, model):
+        described, table = _labelled(storage, place)
+        numbers = {name: number for number, name in enumerate(described.get("classes", ()))}
+        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        for request, position, version, label in rows:
+            if (told := truth.get((request, position))) is not None:
+                joined.setdefault(version, []).append(_number(told, numbers, path) == label)
+    live = {str(version): _accuracy(right) for version, right in sorted(joined.items())}
+    found = {"labels": len(truth), "joined": sum(map(len, joined.values())), "live_accuracy": live}
+    storage.write_bytes(json.dumps(found, indent=1).encode(), _FEEDBACK, f"{model}.json")
+    return found
+
+
+def _labelled(storage: Storage, path: str) -> tuple[dict[str, Any], Any]:
+    try:
+        with pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))) as file:
+            described = json.loads(file.schema_arrow.metadata[request_log.DESCRIPTION])
+            return described, file.read(["request", "position", "version", "label"], use_threads=False)
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{storage.uri(path)} is not a file of a classifier's request log: {error}.", "Delete it."
+        ) from None
+
+
+def _truth(path: str) -> dict[tuple[str, int], str]:
+    """True labels by request and position."""
+    try:
+        if path.endswith(".csv"):
+            texts = csv.ConvertOptions(column_types={"id": pa.string(), "label": pa.string()})
+            table = csv.read_csv(path, convert_options=texts)
+        else:
+            table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Give CSV or Parquet.") from None
+    if missing := sorted({"id", "label"} - set(table.column_names)):
+        raise DataError(
+            f"{path} has no column {missing[0]!r}; its columns are {', '.join(table.column_names[:9])}.",
+            "Give id, label and, for requests of several images, position.",
+        )
+    places = table["position"].to_pylist() if "position" in table.column_names else [0] * len(table)
+    rows = zip(table["id"].to_pylist(), places, table["label"].to_pylist(), strict=True)
+    known = [row for row in rows if None not in row]
+    return {(str(name), int(place)): str(label) for name, place, label in known}
+
+
+def _number(label: str, numbers: dict[str, int], path: str) -> int:
+    if label in numbers:
+        return numbers[label]
+    if label.isdigit() and int(label) < len(numbers):
+        return int(label)
+    raise DataError(
+        f"{path} has the label {label[:80]!r}, which is no class: {', '.join(list(numbers)[:9])}.",
+        "Write the classes as /model names them, or their numbers.",
+    )
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    """Share of right predictions, with Wilson's interval, which holds for few rows, too."""
+    rows, share = len(right), sum(right) / len(right)
+    centre = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+    half = _Z / (1 + _Z**2 / rows) * (share * (1 - share) / rows + _Z**2 / (4 * rows**2)) ** 0.5
+    interval = [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+    return {"rows": rows, "accuracy": round(share, 4), "interval": interval}
+
+
+def live_accuracy(storage: Storage, model: str) -> dict[str, Any]:
+    """Return what `feedback` last said of each version, {} where it never did."""
+    if not storage.exists(_FEEDBACK, f"{model}.json"):
+        return {}
+    try:
+        return dict(json.loads(storage.read_text(_FEEDBACK, f"{model}.json"))["live_accuracy"])
+    except (ValueError, KeyError, TypeError):
+        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distml import cli
 from distml.data import schema, shards, statistics
 from distml.errors import DataError
 from distml.reports import drift
@@ -143,3 +145,39 @@ def test_every_number_of_classes_can_be_drawn(tmp_path: Path) -> None:
         figure = drift.draw([shift, other], names, 0.2, 500, 60_000)
         figure.savefig(tmp_path / f"{classes}.png")
         assert (tmp_path / f"{classes}.png").stat().st_size > 10_000
+
+
+def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(str(tmp_path / "storage"))
+    flags = ["--storage.root", storage.root, "--tracking.registered_model", "pets"]
+    served = Served("pets", 3, Classification(("cat", "dog")))
+    for request, version, chosen in (("a", 3, [0, 1]), ("b", 3, [1]), ("c", 4, [0])):
+        outputs = np.eye(2, dtype=np.float32)[chosen] * 0.8 + 0.1
+        entry = rows.Entry(
+            time.time(),
+            request,
+            dataclasses.replace(served, version=version),
+            pictures(len(chosen), 1),
+            outputs,
+            0.1,
+        )
+        rows.write(storage, [entry], False)
+    file = tmp_path / "labels.csv"
+    file.write_text("id,position,label\na,0,cat\na,1,cat\nb,0,1\nc,0,cat\nb,0,dog\nunknown,0,cat\n")
+    assert cli.run("feedback", [str(file), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["labels"], found["joined"]) == (5, 4)
+    third, fourth = found["live_accuracy"]["3"], found["live_accuracy"]["4"]
+    assert (third["rows"], third["accuracy"]) == (3, 0.6667)
+    assert third["interval"] == [0.2077, 0.9385]  # Wilson's, of 2 in 3
+    assert fourth == {"rows": 1, "accuracy": 1.0, "interval": [0.2065, 1.0]}
+    assert drift.live_accuracy(storage, "pets") == found["live_accuracy"]
+    assert drift.live_accuracy(storage, "others") == {}
+    file.write_text("id,label\na,bird\n")
+    assert cli.run("feedback", [str(file), *flags]) == 1
+    assert "the label 'bird', which is no class: cat, dog" in capsys.readouterr().err
+    file.write_text("request,label\na,cat\n")
+    assert cli.run("feedback", [str(file), *flags]) == 1
+    assert "no column 'id'; its columns are request, label" in capsys.readouterr().err
