@@ -51,7 +51,7 @@ class Case:
         classes: Number of classes, labels or numbers that are predicted.
         task: What describes the task beside their names.
         options: For the builder.
-        mirror: As `model.mirror` has it.
+        views: Of an image that predictions average, as `model.views` has them.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Case:
     classes: int
     task: dict[str, Any]
     options: dict[str, Any]
-    mirror: bool
+    views: tuple[str, ...]
 
     @property
     def key(self) -> str:
         """Digest of everything but the user's files."""
         versions = [__version__, metadata.version("keras"), sys.version]
         text = json.dumps(
-            [self.name, self.shape, self.classes, self.task, self.options, self.mirror, versions]
+            [self.name, self.shape, self.classes, self.task, self.options, self.views, versions]
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -76,7 +76,9 @@ def of(config: Config, shape: tuple[int, int, int], task: Task) -> Case | None:
     model = config.model
     if ":" not in model.name:
         return None
-    return Case(model.name, shape, len(task.names), task.spec(), dict(model.builder_options), model.mirror)
+    return Case(
+        model.name, shape, len(task.names), task.spec(), dict(model.builder_options), tuple(model.views)
+    )
 
 
 def run(case: Case, storage: Storage) -> list[str]:
@@ -143,7 +145,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the user's module prints
     given = json.load(sys.stdin)
-    case = Case(**given | {"shape": tuple(given["shape"])})
+    case = Case(**given | {"shape": tuple(given["shape"]), "views": tuple(given["views"])})
     with tempfile.TemporaryDirectory(prefix="distml-preflight-") as folder, answer:
         try:
             outcome = _try(case, Path(folder))
@@ -218,8 +220,8 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
         _step(network, case)
     except Exception as error:  # whatever the user's layers raise is told in a sentence
         raise ModelError(f"{case.name} cannot be trained: {_first(error)}") from error
-    if case.mirror:
-        network = transform.mirrored(network)
+    if case.views:
+        network = transform.averaged(network, case.views)
     images = np.random.default_rng(0).integers(0, 256, (_EXAMPLES, *case.shape), np.uint8)
     pixels = images.astype(np.float32)
     logits, again = (np.asarray(network(pixels, training=False)) for _ in range(2))

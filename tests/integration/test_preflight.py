@@ -102,7 +102,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def case(function: str) -> Case:
-    return Case(f"own_tried:{function}", SHAPE, 3, TASK.spec(), {}, False)
+    return Case(f"own_tried:{function}", SHAPE, 3, TASK.spec(), {}, ("mirror",))
 
 
 def built(function: str) -> Any:
@@ -115,7 +115,9 @@ def test_a_network_is_tried_once_until_its_files_change(
     own: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
-    tried = preflight.of(Config.load(**{"model.name": "own_tried:tutorial"}), SHAPE, TASK)
+    tried = preflight.of(
+        Config.load(**{"model.name": "own_tried:tutorial", "model.mirror": True}), SHAPE, TASK
+    )
     assert tried == case("tutorial")
     notes = preflight.run(tried, storage)
     scaled, ends = line("1 / 255"), line('activation="softmax"')
