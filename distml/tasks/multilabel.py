@@ -301,7 +301,7 @@ def _indicators(values: Array, split: str) -> npt.NDArray[np.float32]:
 def _texts(row: Any, split: str) -> list[str]:
     if isinstance(row, str) or not isinstance(row, list | tuple | np.ndarray):
         raise DataError(
-            f"the {split} label {row!r} is no list of labels.",
+            f"the {split} label {str(row)!r} is no list of labels.",
             "Separate the labels of a row by | or ; or give a column for each.",
         )
     return [str(label) for label in row]

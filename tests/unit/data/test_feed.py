@@ -111,3 +111,15 @@ def test_the_global_batch_never_depends_on_the_world_size(world_size: int) -> No
     sizes = [feed.replica_batch_size(256, rank, world_size) for rank in range(world_size)]
     assert sum(sizes) == 256
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_balanced_order_draws_all_strata_alike_and_is_a_function_of_its_seed() -> None:
+    strata = np.array([0] * 90 + [1] * 9 + [2], np.int32)
+    drawn = feed.balanced_order(strata, 10, 60, (0, 1, 2))
+    assert (drawn.shape, drawn.dtype) == ((60, 10), np.int32)
+    counts = np.bincount(strata[drawn.ravel()], minlength=3)
+    assert (np.abs(counts - 200) < 50).all()
+    rare = np.bincount(drawn[strata[drawn] == 1], minlength=100)[90:99]
+    assert rare.max() - rare.min() <= 1  # all rows of a stratum before one comes again
+    np.testing.assert_array_equal(drawn, feed.balanced_order(strata, 10, 60, (0, 1, 2)))
+    assert (drawn != feed.balanced_order(strata, 10, 60, (0, 2, 2))).any()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 
 from distml.config import PromoteConfig
 from distml.selection import gate
 from distml.selection.gate import Score
+from distml.selection.score import measure
+from distml.tasks.classification import Classification
 
 ACCURACY = "val_accuracy"
 
@@ -78,3 +81,44 @@ def test_no_test_metric_reaches_the_gate() -> None:
     assert not {name for name in known if "test" in name}
     with pytest.raises(ValueError, match="metric"):
         PromoteConfig.model_validate({"metric": "test_accuracy"})
+
+
+def sampled(version: int, hits: int, rows: int = 400) -> Score:
+    """A version that is right for the first rows, with the rows themselves."""
+    task, targets = Classification(("cat", "dog")), (np.arange(rows) % 2).astype(np.int32)
+    outputs = np.eye(2, dtype=np.float32)[np.where(np.arange(rows) < hits, targets, 1 - targets)]
+    return measure(task, outputs, targets, version)
+
+
+def test_a_gain_inside_the_noise_is_said_to_be_and_kept_back_where_asked() -> None:
+    close = gate.decide(PromoteConfig(), ACCURACY, sampled(2, 361), sampled(1, 360))
+    assert close.promote
+    assert "the gain is inside the noise (95 % interval +0.0000" in close.why
+    kept = gate.decide(PromoteConfig(beyond_noise=True), ACCURACY, sampled(2, 361), sampled(1, 360))
+    assert not kept.promote
+    assert kept.why.endswith("promote.beyond_noise is set.")
+    clear = gate.decide(PromoteConfig(beyond_noise=True), "val_macro_f1", sampled(2, 380), sampled(1, 300))
+    assert clear.promote
+    assert "outside the noise" in clear.why
+
+
+@pytest.mark.parametrize(
+    ("guards", "said"),
+    [
+        (
+            {"min_recall": {"dog": 0.95}},
+            "its recall of dog is 0.9000, promote.guards.min_recall asks for 0.95",
+        ),
+        ({"min_recall": {"bird": 0.1}}, "its recall of bird is 0.0000"),
+        ({"max_ece": 0.05}, "its calibration error is 0.1000, promote.guards.max_ece allows 0.05"),
+        ({"max_latency_ms": 5}, "a prediction takes not known"),
+    ],
+)
+def test_a_guard_holds_back_what_would_have_won(guards: dict[str, object], said: str) -> None:
+    rules = PromoteConfig.model_validate({"guards": guards})
+    for champion in (None, sampled(1, 300)):
+        decision = gate.decide(rules, ACCURACY, sampled(2, 360), champion)
+        assert not decision.promote
+        assert said in decision.why
+    met = PromoteConfig.model_validate({"guards": {"min_recall": {"dog": 0.9}, "max_ece": 0.1}})
+    assert gate.decide(met, ACCURACY, sampled(2, 360), None).promote

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distml import tasks
+from distml.data.source import label_array
+from distml.errors import DataError
+from distml.tasks.regression import Regression
+
+TARGETS = np.array([[10.0, 0.0], [20.0, 1.0], [30.0, 2.0], [40.0, 3.0]], np.float32)
+SIZES = Regression(("length", "width")).fitted(TARGETS)
+
+
+def test_numbers_are_read_by_column_and_keep_their_names() -> None:
+    assert Regression.read({"length": "1.5", "width": 2}) == (1.5, 2.0)
+    assert Regression.named(("length", "width")) == ("length", "width")
+    task, encoded = Regression.encode({"train": label_array([(1.0, 2.0), (3.0, 4.0)])}, ["a", "b"])
+    assert (task.names, encoded["train"].tolist()) == (("a", "b"), [[1, 2], [3, 4]])
+    task, encoded = Regression.encode({"train": np.array([1.0, 2.0])})
+    assert (task.names, encoded["train"].shape) == (("value",), (2, 1))
+
+
+@pytest.mark.parametrize("value", ["", "long", None, "nan", "inf"])
+def test_what_is_no_number_is_rejected(value: Any) -> None:
+    with pytest.raises(DataError, match="as length, which is no number"):
+        Regression.read({"length": value})
+
+
+def test_targets_that_do_not_fit_are_rejected() -> None:
+    with pytest.raises(DataError, match="test has 1 numbers a row, train has 2"):
+        Regression.encode({"train": TARGETS, "test": TARGETS[:, :1]})
+    with pytest.raises(DataError, match="row 1 of train has no finite number"):
+        Regression.encode({"train": np.array([1.0, np.nan])})
+
+
+def test_outputs_are_scaled_back_by_the_training_rows() -> None:
+    assert np.ravel(SIZES.scale) == pytest.approx([25.0, 11.1803, 1.5, 1.1180], abs=1e-3)
+    assert SIZES.activate(np.zeros((1, 2))).tolist() == [[25.0, 1.5]]
+    scaled = (TARGETS - [25.0, 1.5]) / SIZES.unit
+    np.testing.assert_allclose(SIZES.activate(scaled), TARGETS, rtol=1e-6)
+    assert tasks.restore(SIZES.names, json.loads(json.dumps(SIZES.spec()))) == SIZES
+    assert Regression(("a",)).fitted(np.ones((3, 1), np.float32)).unit == [1.0]  # a constant has no deviation
+
+
+def test_errors_are_in_the_units_of_the_targets_and_add_up_over_parts() -> None:
+    outputs = TARGETS + np.array([[2.0, 0.0], [-2.0, 0.0], [4.0, 0.5], [0.0, -0.5]], np.float32)
+    parts = [SIZES.tally(TARGETS[rows], outputs[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    metrics = SIZES.tallied(parts[0] + parts[1])
+    assert metrics["mae"] == pytest.approx((2.0 + 0.25) / 2)
+    assert metrics["rmse"] == pytest.approx((np.sqrt(6) + np.sqrt(0.125)) / 2)
+    variances = (1 - 24 / 500, 1 - 0.5 / 5)
+    assert metrics["r2"] == pytest.approx(np.mean(variances))
+    evaluation = SIZES.evaluate(TARGETS, outputs, np.zeros(4))
+    assert evaluation.per_class == pytest.approx({"length": 2.0, "width": 0.25})
+    assert evaluation.scatter["length"][0] == (10.0, 12.0)
+    assert (evaluation.main, evaluation.confusion) == ("mae", None)
+
+
+def test_tolerances_are_shares_of_the_deviation() -> None:
+    moved = TARGETS + np.array([0.5, 0.0], np.float32)
+    assert SIZES.difference(TARGETS, moved) == pytest.approx(0.5 / 11.1803, rel=1e-3)
+    assert SIZES.agree(TARGETS, moved).all()
+    assert not SIZES.agree(TARGETS, TARGETS + np.float32(0.5)).any()  # of the width it is much
+
+
+def test_drift_counts_tenths_of_the_training_rows() -> None:
+    values = np.arange(1000, dtype=np.float32)[:, None]
+    task = Regression(("x",)).fitted(values)
+    assert task.mix(values).tolist() == [100] * 10
+    assert task.mix(values + 900)[-1] == 1000
+    assert task.mix_names[0] == "x 1"
+    assert np.bincount(task.strata(values)).tolist() == [100] * 10
+
+
+def test_predictions_name_the_numbers() -> None:
+    (prediction,) = SIZES.predictions(np.array([[1.5, 2.0]], np.float32))
+    assert prediction["named"] == {"length": 1.5, "width": 2.0}
+    assert SIZES.columns(TARGETS)["predicted_width"][0] == [0.0, 1.0, 2.0, 3.0]
+    assert SIZES.shown(SIZES.described(TARGETS[0], 3)) == ("length 10, width 0",)
+    assert SIZES.mistakes(TARGETS, TARGETS, np.array([0, 3.0, 1, 2]), 1)[0].row == 1
