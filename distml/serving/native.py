@@ -155,6 +155,8 @@ class ModelDescription(VersionDescription):
 
     aliases: dict[str, int]
     """Loaded version of each alias that is followed, the champion first."""
+    what: str
+    """What `classes` are: classes, labels or numbers."""
     versions: list[VersionDescription]
     """Every loaded version, the champion first."""
     refused: list[RefusedVersion]

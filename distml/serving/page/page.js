@@ -67,17 +67,20 @@ async function getModel() {
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
 function describe() {
-  const { name, version, shape, classes, metrics = {} } = model;
+  const { name, version, shape, classes, metrics = {}, what = "classes" } = model;
   const [height, width, channels] = shape;
   const colours = channels === 1 ? "shades of gray" : "colour";
   document.title = `${name} · distml`;
   $("name").textContent = name;
-  $("line").textContent = `Version ${version}: ${classes.length} classes, pictures of ${width} × ${height} in ${colours}`;
+  $("line").textContent = `Version ${version}: ${classes.length} ${what}, pictures of ${width} × ${height} in ${colours}`;
   const facts = {
     Version: version,
     Run: model.run_id,
     "Test accuracy": metrics.test_accuracy === undefined ? null : percent(metrics.test_accuracy),
     "Validation accuracy": metrics.val_accuracy === undefined ? null : percent(metrics.val_accuracy),
+    ...Object.fromEntries(
+      ["macro_f1", "mae"].filter((name) => model.target?.kind && `test_${name}` in metrics)
+        .map((name) => [`Test ${name.replace("_", "-")}`, metrics[`test_${name}`].toFixed(4)])),
     "Test loss": metrics.test_loss?.toFixed(4),
     Digest: model.sha256?.slice(0, 16),
     Data: model.data_digest?.slice(0, 16),
@@ -180,7 +183,7 @@ function fillBars(probabilities, best) {
   }
   order.forEach((label, row) => {
     const item = list.children[row], [name, track, value] = item.children;
-    item.className = label === best ? "best" : "";
+    item.className = [best].flat().includes(label) ? "best" : "";
     name.textContent = model.classes[label];
     name.title = model.classes[label];
     track.firstChild.style.width = `${100 * probabilities[label]}%`;
@@ -209,12 +212,29 @@ async function ask() {
     return;
   }
   const first = found.predictions[0];
-  verdict(`${first.class}, ${percent(first.probability)}`);
-  fillBars(first.probabilities, first.label);
+  showPrediction(first);
   drawMatrix(first.label);
   $("said").textContent =
     `${precision(first)}Version ${found.model.version} answered in ${Math.round(performance.now() - began)} ms.`;
   if (found.model.version !== model.version) getModelQuietly();
+}
+
+// What a prediction holds says how it is shown: one class, several labels, or numbers by name.
+function showPrediction({ class: name, label, labels, named, probability, probabilities }) {
+  if (named) {
+    verdict(Object.entries(named).map(([number, value]) => `${number} ${Number(value.toPrecision(4))}`).join(", "));
+    fillNumbers(Object.values(named));
+    return;
+  }
+  verdict(labels ? labels.join(", ") || "none of the labels" : `${name}, ${percent(probability)}`);
+  fillBars(probabilities, labels ? labels.map((one) => model.classes.indexOf(one)) : label);
+}
+
+function fillNumbers(values) {
+  fillBars(values.map(() => 0), -1);
+  [...$("bars").children].forEach((item, at) => {
+    item.children[2].textContent = at < values.length ? Number(values[at].toPrecision(4)) : "";
+  });
 }
 
 function precision({ class: name, label }) {

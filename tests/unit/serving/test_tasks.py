@@ -1,0 +1,72 @@
+"""The three protocols for models that give labels or numbers instead of one class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from distml.config import ServeConfig
+from distml.serving import client
+from distml.serving.core import Core, Loaded
+from distml.tasks import Task
+from distml.tasks.multilabel import Multilabel
+from distml.tasks.regression import Regression
+from tests import serving
+
+TASKS: dict[str, Task] = {
+    "multilabel": Multilabel(("cat", "dog"), thresholds=(0.5, 0.2)),
+    "regression": Regression(("length", "width"), scale=((10.0, 5.0), (0.0, 1.0))),
+}
+OUTPUTS = np.array([[0.4, 0.3], [0.9, 0.1]], np.float32)
+IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Task]]:
+    task = TASKS[request.param]
+    described = dataclasses.replace(
+        serving.served(1, task.names, (4, 4, 1)), target=task.spec(), metrics={"test_mae": 0.5}
+    )
+    core = Core(ServeConfig())
+    core.swap({1: Loaded(described, lambda images: OUTPUTS[: len(images)])}, {"champion": 1})
+    with serving.running(core) as url:
+        yield url, task
+
+
+def test_our_own_protocol_names_what_was_predicted(served: tuple[str, Task]) -> None:
+    url, task = served
+    found: Any = requests.post(f"{url}/predict", json={"instances": IMAGES.tolist()}).json()["predictions"]
+    if task.kind == "multilabel":
+        assert [row["labels"] for row in found] == [["dog"], ["cat"]]
+    else:
+        assert found[1]["named"] == {"length": pytest.approx(0.9), "width": pytest.approx(0.1)}
+    model = client.describe(url)
+    assert model.task == task
+    np.testing.assert_allclose(client.outputs(url, IMAGES, model), OUTPUTS)
+    assert requests.get(f"{url}/model").json()["what"] == task.what
+
+
+def test_tensorflow_serving_and_open_inference_give_the_outputs(served: tuple[str, Task]) -> None:
+    url, task = served
+    name = serving.NAME
+    rows = requests.post(f"{url}/v1/models/{name}:predict", json={"instances": IMAGES.tolist()}).json()
+    np.testing.assert_allclose(rows["predictions"], OUTPUTS)
+    metadata = requests.get(f"{url}/v1/models/{name}/metadata").json()["metadata"]["signature_def"]
+    assert list(metadata["signature_def"]["serving_default"]["outputs"]) == [task.output]
+    raw = {"name": "image", "datatype": "UINT8", "shape": [2, 4, 4, 1], "data": IMAGES.ravel().tolist()}
+    answer: Any = requests.post(f"{url}/v2/models/{name}/infer", json={"inputs": [raw]}).json()
+    given = {tensor["name"]: tensor for tensor in answer["outputs"]}
+    assert list(given) == list(task.tensors)
+    np.testing.assert_allclose(given[task.output]["data"], OUTPUTS.ravel())
+    declared = requests.get(f"{url}/v2/models/{name}").json()["outputs"]
+    assert [one["datatype"] for one in declared] == list(task.tensors.values())
+    if task.kind == "multilabel":
+        assert given["labels"]["data"] == [False, True, True, False]
+    unknown = {"inputs": [raw], "outputs": [{"name": "class"}]}
+    rejected = requests.post(f"{url}/v2/models/{name}/infer", json=unknown)
+    assert (rejected.status_code, f"each of {', '.join(task.tensors)}" in rejected.text) == (400, True)
