@@ -6,6 +6,7 @@ float32 [N, K]: what an exported model returns for images.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -117,7 +118,7 @@ class Task(ABC):
     def spec(self) -> dict[str, Any]:
         """What describes the task beside its names, as plain values."""
         told = {key: value for key, value in asdict(self).items() if key != "names"}
-        return {"kind": self.kind, **told}
+        return {"kind": self.kind, **json.loads(json.dumps(told))}
 
     # Targets
 

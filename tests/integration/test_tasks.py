@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,30 @@ def test_the_gate_compares_by_the_metric_of_the_task(bars: Trained) -> None:
     assert decision.promote
     assert "outside the noise" in decision.why
     assert not gate.decide(PromoteConfig(), "val_mae", dataclasses.replace(worse, version=3), good).promote
+
+
+def test_the_best_epoch_is_exported_and_not_the_last_one() -> None:
+    import keras
+
+    from distml.training import evaluate
+    from distml.training.epoch import Epochs
+    from distml.training.events import EpochFinished
+
+    def network() -> Any:
+        return keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+
+    model = network()
+    rank: Any = SimpleNamespace(
+        config=Config.resolve({"train": {"restore_best": True}}),
+        monitor="val_macro_f1",
+        history=[],
+        best=None,
+        step=SimpleNamespace(model=model),
+        network=network,
+    )
+    for epoch, value in enumerate((0.5, 0.9, 0.7), 1):
+        model.set_weights([np.full(weight.shape, epoch, np.float32) for weight in model.get_weights()])
+        Epochs(rank)._keep_best({rank.monitor: value})
+        rank.history.append(EpochFinished(epoch, epoch, {rank.monitor: value}))
+    assert all((weight == 2).all() for weight in evaluate._network(rank).get_weights())
+    assert evaluate._best_epoch(rank) == 2
