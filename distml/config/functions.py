@@ -48,6 +48,7 @@ class Use:
 MODEL = Use("model.name", "model.options", 2)
 OPTIMIZER = Use("train.optimizer", "train.optimizer_options", 1)
 SCHEDULE = Use("train.schedule", "train.schedule_options.own", 3)
+LOSS = Use("train.loss", "train.loss", 2)
 LAYERS = Use("train.augment.layers", "train.augment.layers")
 
 
@@ -118,6 +119,8 @@ def check_train(train: TrainConfig) -> None:
     Raises:
         ConfigError: One does not exist or does not take its options, or a value would not be used.
     """
+    if ":" in train.loss:
+        check_own(train.loss, {}, LOSS)
     check_layers(train.augment.layers)
     if ":" in train.schedule:
         check_own(train.schedule, train.schedule_options.own, SCHEDULE)

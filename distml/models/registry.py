@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distml import tasks
 from distml.config import Config, ModelConfig, functions
 from distml.config.functions import check as check_options
 from distml.config.functions import require_accepted
@@ -120,6 +121,7 @@ def check_run(config: Config) -> None:
     """
     check_config(config.model)
     functions.check_train(config.train)
+    tasks.check(config)
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:

@@ -5,14 +5,13 @@ A loss takes targets and float32 logits [N, K] and returns the loss of each row,
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from distml.errors import ConfigError
+from distml.config import functions
 from distml.tasks.task import Task
 
 Tensor = Any
@@ -141,7 +140,7 @@ def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequen
     """
     parts = _PARTS[task.kind](task, smoothing, weights)
     if ":" in wanted:
-        own = imported(wanted, "train.loss")
+        own = functions.load(wanted, functions.LOSS)
         return lambda targets, logits: parts.weighed(own(targets, logits), targets)
     built: Loss = parts.loss(task.losses_allowed[0] if wanted == AUTO else wanted)
     return built
@@ -156,26 +155,6 @@ def curve(task: Task) -> Loss:
     """The metric of a training step, see `Task.curve`; of each row, so that it adds up over workers."""
     measured: Loss = _PARTS[task.kind](task, 0.0, ()).curve
     return measured
-
-
-def imported(name: str, key: str) -> Callable[..., Any]:
-    """Import the user's own function.
-
-    Args:
-        name: `module:function`.
-        key: Of the configuration, for messages.
-
-    Raises:
-        ConfigError: It cannot be imported.
-    """
-    module, _, function = name.partition(":")
-    try:
-        own = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the user's module may raise anything, and it is the user who reads this
-        raise ConfigError(f"{key} = {name!r}: importing {module} fails: {error!r}.") from error
-    if not callable(own):
-        raise ConfigError(f"{key} = {name!r}: {function} is not a function of {module}.")
-    return own  # type: ignore[no-any-return]
 
 
 def head(task: Task, logits: Tensor) -> Tensor:

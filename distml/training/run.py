@@ -212,7 +212,6 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     """
     began = time.monotonic()
     registry.check_run(config)
-    tasks.check(config)
     storage = Storage(config.storage.root)
     storage.probe()
     pretrained.resolve(config, storage)

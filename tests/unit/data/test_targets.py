@@ -58,7 +58,8 @@ def test_numbers_are_scaled_by_the_training_rows_alone(tmp_path: Path) -> None:
     path = folder(tmp_path / "sizes", "length", [f"{at}" for at in range(ROWS)])
     storage, manifest = ingest(tmp_path, "regression", path, label_column="length")
     _, targets = shards.read(storage, manifest, "train")
-    ((mean, deviation),) = manifest.target["scale"] if manifest.target else ()
+    assert manifest.target is not None
+    ((mean, deviation),) = manifest.target["scale"]
     assert (mean, deviation) == pytest.approx((targets.mean(), targets.std()))
     assert mean != pytest.approx((ROWS - 1) / 2)  # of all rows
     assert manifest.classes == ("length",)

@@ -5,6 +5,7 @@ import pytest
 
 from distml.config import Config
 from distml.errors import ConfigError
+from distml.models import registry
 from distml.tasks import check
 from distml.tasks import quality as quality
 from distml.tasks.classification import Classification
@@ -93,3 +94,11 @@ def test_losses_and_metrics_of_another_task_are_rejected(
 def test_every_task_has_defaults_that_are_its_own() -> None:
     for kind in ("classification", "multilabel", "regression"):
         check(Config.resolve({"task": {"kind": kind}}))
+
+
+def test_a_loss_of_ones_own_is_looked_for_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"train\.loss"):
+        registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:missing"}}))
+    registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:bars"}}))
+    with pytest.raises(ConfigError, match=r"train\.loss = mse is no loss"):
+        registry.check_run(Config.resolve({"train": {"loss": "mse"}}))
