@@ -308,6 +308,7 @@ def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None
         refused = [asdict(refusal) for refusal in service.refused()]
         registry = _registry(service, config)
         described = {**_version(first), "aliases": dict(service.aliases())} | {
+            "what": first.task.what,
             "versions": versions,
             "refused": refused,
             "registry": registry,
