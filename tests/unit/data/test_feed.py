@@ -116,7 +116,7 @@ def test_the_global_batch_never_depends_on_the_world_size(world_size: int) -> No
 def test_a_balanced_order_draws_all_strata_alike_and_is_a_function_of_its_seed() -> None:
     strata = np.array([0] * 90 + [1] * 9 + [2], np.int32)
     drawn = feed.balanced_order(strata, 10, 60, (0, 1, 2))
-    assert (drawn.shape, drawn.dtype) == ((60, 10), np.int32)
+    assert (drawn.shape, drawn.dtype.name) == ((60, 10), "int32")
     counts = np.bincount(strata[drawn.ravel()], minlength=3)
     assert (np.abs(counts - 200) < 50).all()
     rare = np.bincount(drawn[strata[drawn] == 1], minlength=100)[90:99]

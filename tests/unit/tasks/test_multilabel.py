@@ -36,7 +36,7 @@ def test_lists_and_columns_become_indicators() -> None:
     task, targets = Multilabel.encode(given)
     assert task.names == ("cat", "dog")
     assert targets["train"].tolist() == [[1, 1], [0, 1], [0, 0]]
-    assert (targets["test"].tolist(), targets["test"].dtype) == ([[1, 0]], np.float32)
+    assert (targets["test"].tolist(), targets["test"].dtype.name) == ([[1, 0]], "float32")
     _, numbers = Multilabel.encode({"train": np.array([[1, 0], [0, 1]])}, ["a", "b"])
     assert numbers["train"].tolist() == [[1, 0], [0, 1]]
 
