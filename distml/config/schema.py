@@ -157,7 +157,7 @@ class DataConfig(Section):
     format: str = "auto"
     """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""
     image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
-    """Side or [height, width]; auto is the pictures' own size where all have one of at most 256, else 224."""
+    """Side or [height, width]; auto: the backbone's own, else one size of all up to 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
     """How a picture of another size is fitted, in training and wherever the model is asked."""
     channels: Literal["auto", 1, 3] = "auto"
@@ -664,6 +664,58 @@ class DriftConfig(Section):
     """Compare only the rows of the last days; none takes all that are kept."""
 
 
+_SIDES: Mapping[str, int] = {
+    **dict.fromkeys(
+        (
+            "convnext_base",
+            "convnext_large",
+            "convnext_small",
+            "convnext_tiny",
+            "convnext_xlarge",
+            "densenet121",
+            "densenet169",
+            "densenet201",
+            "efficientnet_b0",
+            "efficientnet_lite0",
+            "efficientnetv2_b0",
+            "mobilenet",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "mobilenet_v3_small",
+            "nasnet_mobile",
+            "resnet101",
+            "resnet101_v2",
+            "resnet152",
+            "resnet152_v2",
+            "resnet50",
+            "resnet50_v2",
+            "vgg16",
+            "vgg19",
+        ),
+        224,
+    ),
+    **dict.fromkeys(("efficientnet_b1", "efficientnet_lite1", "efficientnetv2_b1"), 240),
+    **dict.fromkeys(("efficientnet_b2", "efficientnet_lite2", "efficientnetv2_b2"), 260),
+    **dict.fromkeys(("efficientnet_lite3",), 280),
+    **dict.fromkeys(("inception_resnet_v2", "inception_v3", "xception"), 299),
+    **dict.fromkeys(("efficientnet_b3", "efficientnet_lite4", "efficientnetv2_b3"), 300),
+    **dict.fromkeys(("nasnet_large",), 331),
+    **dict.fromkeys(("efficientnet_b4",), 380),
+    **dict.fromkeys(("efficientnetv2_s",), 384),
+    **dict.fromkeys(("efficientnet_b5",), 456),
+    **dict.fromkeys(("efficientnetv2_l", "efficientnetv2_m"), 480),
+    **dict.fromkeys(("efficientnet_b6",), 528),
+    **dict.fromkeys(("efficientnet_b7",), 600),
+}
+"""Side of the images that each backbone was trained on; a test holds it to `models.backbones`, which reading a
+configuration must not load."""
+
+
+def _given(section: Any, key: str) -> Any:
+    """A value of a section that is a mapping or already a section."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
 class Config(Section):
     """Everything a verb needs to know."""
 
@@ -693,6 +745,20 @@ class Config(Section):
     """Request log."""
     drift: DriftConfig = DriftConfig()
     """Drift."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_backbone(cls, values: Any) -> Any:
+        """Settle `image_size: auto` for a backbone, so that candidates of a sweep share prepared data."""
+        if not isinstance(values, Mapping):
+            return values
+        data = values.get("data")
+        side = _SIDES.get(str(_given(values.get("model"), "name")))
+        if side is None or _given(data, "path") is None or _given(data, "image_size") not in (None, "auto"):
+            return values
+        sized = {"image_size": side}
+        settled = {**data, **sized} if isinstance(data, Mapping) else data.model_copy(update=sized)
+        return {**values, "data": settled}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, /, **overrides: Any) -> Self:

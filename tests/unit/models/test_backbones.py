@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distml import cli
-from distml.config import ModelConfig
+from distml.config import Config, DataConfig, ModelConfig
 from distml.errors import ConfigError, ModelError
 from distml.models import backbones, registry
 
@@ -111,3 +111,21 @@ def test_a_backbone_may_be_frozen_and_dropout_reaches_the_builder() -> None:
     assert ModelConfig.model_validate({"options": {"dropout": 0.1}}).builder_options == {"dropout": 0.1}
     with pytest.raises(ValueError, match=r"dropout or options\.dropout, not both"):
         ModelConfig.model_validate({"dropout": 0.1, "options": {"dropout": 0.1}})
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_a_size_left_open_is_that_of_the_backbone(name: str) -> None:
+    given = {"model": {"name": name}, "data": {"path": "photos"}}
+    assert Config.resolve(given).data.image_size == backbones.BACKBONES[name].image_size
+
+
+def test_a_size_that_is_given_and_networks_of_ours_keep_theirs() -> None:
+    model = {"name": "efficientnet_b3"}
+    assert Config.resolve({"model": model, "data": {"path": "x", "image_size": 64}}).data.image_size == 64
+    assert (
+        Config.resolve({"model": model, "data": {"path": "x", "image_size": "auto"}}).data.image_size == 300
+    )
+    assert Config.resolve({"model": model}).data.image_size == "auto"
+    assert Config.resolve({"model": {"name": "resnet"}, "data": {"path": "x"}}).data.image_size == "auto"
+    made = Config(model=ModelConfig(name="efficientnet_b3"), data=DataConfig(path="x"))
+    assert (made.data.image_size, made.data.path) == (300, "x")
