@@ -707,8 +707,8 @@ _SIDES: Mapping[str, int] = {
     **dict.fromkeys(("efficientnet_b6",), 528),
     **dict.fromkeys(("efficientnet_b7",), 600),
 }
-"""Side of the images that each backbone was trained on; a test holds it to `models.backbones`, which reading a
-configuration must not load."""
+"""Side of the images that each backbone was trained on; a test holds it to `models.backbones`, which nothing
+that reads a configuration may load."""
 
 
 def _given(section: Any, key: str) -> Any:

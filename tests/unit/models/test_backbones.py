@@ -127,5 +127,6 @@ def test_a_size_that_is_given_and_networks_of_ours_keep_theirs() -> None:
     )
     assert Config.resolve({"model": model}).data.image_size == "auto"
     assert Config.resolve({"model": {"name": "resnet"}, "data": {"path": "x"}}).data.image_size == "auto"
+    assert Config.resolve({"model": model, "data": {"path": "x"}}).data.path == "x"
     made = Config(model=ModelConfig(name="efficientnet_b3"), data=DataConfig(path="x"))
     assert (made.data.image_size, made.data.path) == (300, "x")
