@@ -752,7 +752,7 @@ class Config(Section):
         """Settle `image_size: auto` for a backbone, so that candidates of a sweep share prepared data."""
         if not isinstance(values, Mapping):
             return values
-        data = values.get("data")
+        data: Any = values.get("data")
         side = _SIDES.get(str(_given(values.get("model"), "name")))
         if side is None or _given(data, "path") is None or _given(data, "image_size") not in (None, "auto"):
             return values
