@@ -220,12 +220,12 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
         _step(network, case)
     except Exception as error:  # whatever the user's layers raise is told in a sentence
         raise ModelError(f"{case.name} cannot be trained: {_first(error)}") from error
-    if case.views:
-        network = transform.averaged(network, case.views)
     images = np.random.default_rng(0).integers(0, 256, (_EXAMPLES, *case.shape), np.uint8)
     pixels = images.astype(np.float32)
     logits, again = (np.asarray(network(pixels, training=False)) for _ in range(2))
     _require_logits(case, logits, again)
+    if case.views:
+        network = transform.averaged(network, case.views)
     described = {"name": "preflight", "classes": _names(case), "shape": case.shape, "task": case.task}
     try:
         export.export(network, folder, described | {"policy": None}, images)
