@@ -163,19 +163,33 @@ def _seen(gathered: Gathered) -> Signatures:
 def pairs(seen: Signatures) -> Pairs:
     """Return near duplicates as int64 [P, 2], the lower number first, sorted.
 
-    Hashes within a distance d agree in one of d + 1 bands of their bits: only those are compared.
+    Hashes within a distance d agree in one of d + 1 bands of their bits: only those are compared. Of rows
+    with the same signature, all but the first are paired with the first alone: N copies are N - 1 pairs.
     """
     usable = np.flatnonzero(seen.usable)
-    distance = DISTANCE if len(usable) <= _MANY else _FAR
-    found = [np.empty((0, 2), np.int64)]
+    first, copies = _copies(seen, usable)
+    distance = DISTANCE if len(first) <= _MANY else _FAR
+    close = [np.empty((0, 2), np.int64)]
     for shift, mask in _bands(distance + 1):
-        keys = (seen.hashes[usable] >> np.uint64(shift)) & np.uint64(mask)
-        order = usable[np.argsort(keys, kind="stable")]
+        keys = (seen.hashes[first] >> np.uint64(shift)) & np.uint64(mask)
+        order = first[np.argsort(keys, kind="stable")]
         ends = np.flatnonzero(np.diff(np.sort(keys))) + 1
-        found += [_close(seen, some, distance) for some in np.split(order, ends) if len(some) > 1]
-    candidates = np.unique(np.concatenate(found), axis=0)
+        close += [_close(seen, some, distance) for some in np.split(order, ends) if len(some) > 1]
+    candidates = np.unique(np.concatenate(close), axis=0)
     alike: Pairs = candidates[_same_colours(seen.colours, candidates)]
-    return alike
+    return np.unique(np.concatenate([alike, copies]), axis=0)
+
+
+def _copies(seen: Signatures, usable: Indices) -> tuple[Indices, Pairs]:
+    """Return the first row of each signature, and each other row paired with its first."""
+    if not len(usable):
+        return usable, np.empty((0, 2), np.int64)
+    colours = seen.colours[usable].reshape(len(usable), -1)
+    whole = np.concatenate([seen.hashes[usable].view(np.uint8).reshape(len(usable), -1), colours], 1)
+    keys = np.ascontiguousarray(whole).view(f"V{whole.shape[1]}").ravel()
+    _, index, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    of = np.stack([usable[index[inverse.ravel()]], usable], 1)
+    return np.sort(usable[index]), of[of[:, 0] != of[:, 1]]
 
 
 def _bands(count: int) -> Iterator[tuple[int, int]]:
@@ -250,11 +264,17 @@ class Across:
 
     def warnings(self) -> tuple[str, ...]:
         """Say which splits share pictures, a sentence for each two."""
+        seen = concatenated(self._parts)
+        grouped = groups(len(seen), pairs(seen))
+        firsts: dict[int, dict[str, int]] = {}
+        for row, group in enumerate(grouped.tolist()):
+            firsts.setdefault(group, {}).setdefault(self._splits[row], row)
         leaks: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        for left, right in pairs(concatenated(self._parts)).tolist():
-            if self._splits[left] != self._splits[right]:
-                first, second = sorted((left, right), key=lambda row: _ORDER[self._splits[row]])
-                leaks.setdefault((self._splits[first], self._splits[second]), []).append((first, second))
+        for row, group in enumerate(grouped.tolist()):
+            held = self._splits[row]
+            for of, first in firsts[group].items():
+                if _ORDER[of] < _ORDER[held]:
+                    leaks.setdefault((of, held), []).append((first, row))
         return tuple(self._sentence(of, held, rows) for (of, held), rows in leaks.items())
 
     def _sentence(self, of: str, held: str, rows: Sequence[tuple[int, int]]) -> str:

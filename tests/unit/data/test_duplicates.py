@@ -219,3 +219,14 @@ def test_signatures_are_read_as_they_were_written() -> None:
     for name, values in vars(seen).items():
         np.testing.assert_array_equal(getattr(again, name), values)
     assert len(duplicates.Signatures.from_bytes(b"")) == 0
+
+
+def test_copies_of_a_few_pictures_are_as_many_pairs_as_copies() -> None:
+    few = looked([encoded(scene(seed), "PNG") for seed in range(5)])
+    which = np.random.default_rng(0).integers(0, 5, 20_000)
+    many = duplicates.Signatures(few.hashes[which], few.colours[which], few.usable[which])
+    alike = duplicates.pairs(many)  # two hundred million pairs would not fit
+    assert len(alike) == 20_000 - 5
+    grouped = duplicates.groups(len(which), alike)
+    assert all(len(set(which[grouped == group])) == 1 for group in set(grouped.tolist()))
+    assert len(set(grouped.tolist())) == 5
