@@ -39,7 +39,7 @@ def test_the_command_looks_at_everything_imports_nothing_heavy_and_leaves_nothin
     checks = {check["name"]: check for check in result["checks"]}
     assert checks.keys() == {
         *("tensorflow", "keras", "model", "data", "batch", "memory", "shared memory", "run", "workers"),
-        *("ports", "storage", "storage from a worker", "disk", "scratch", "tracking"),
+        *("ports", "storage", "storage from a worker", "disk", "scratch", "tracking", "shell"),
     }
     assert {name for name, check in checks.items() if check["status"] == "problem"} == set(), checks
     assert (code, result["status"]) == (0, "finished")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from distml.data.schema import Images, Labels
 from distml.serving import request_log
 from distml.serving.request_log import Journal
 from distml.storage import Storage
+from tests import serving
 
 pytestmark = [pytest.mark.usefixtures("plain_logging"), pytest.mark.timeout(240)]
 
@@ -46,7 +46,7 @@ def serve(config: Config, pictures: Images, labels: Labels, **log: Any) -> None:
     manifest = shards.find(config, storage)
     assert manifest is not None
     journal = Journal(LogConfig(enabled=True, **log), storage)
-    served = SimpleNamespace(name=config.tracking.registered_model, version=1, classes=manifest.classes)
+    served = serving.served(1, manifest.classes, manifest.shape, config.tracking.registered_model)
     probabilities = np.eye(manifest.num_classes, dtype=np.float32)[labels]
     for at in range(0, len(pictures), 100):
         journal.record(f"{at}", served, pictures[at : at + 100], probabilities[at : at + 100], 0.001)
