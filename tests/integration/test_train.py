@@ -91,7 +91,11 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
     assert run.inputs.dataset_inputs[0].dataset.name == "fashion_mnist"
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert {file.path for file in client.list_artifacts(result["run_id"], "figures")} == {
-        f"figures/{name}.png" for name in ("learning_curves", "confusion_matrix", "worst_mistakes")
+        f"figures/{name}.png"
+        for name in (
+            *("learning_curves", "confusion_matrix", "worst_mistakes"),
+            *("calibration", "precision_recall"),
+        )
     }
     assert [file.path for file in client.list_artifacts(result["run_id"], "report")] == ["report/report.html"]
     version = client.get_model_version(result["model"], str(result["version"]))
