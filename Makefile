@@ -42,7 +42,7 @@ serve: $(STAMP) ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 	$(BIN)/python -m distml.serve --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes), JOBS at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: $(STAMP) ## Format, lint, types and the documentation
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,11 +48,26 @@ def _isolate() -> None:
 _isolate()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that start Ray in one: two at once are slow to start."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, and all that start Ray in one: two at once are slow to start.
+
+    pytest-xdist 3.8 has groups for that, which pytest 9.2 does not show it any more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    here = Path(__file__).parent
+    with_ray = {
+        path.relative_to(here.parent).as_posix()
+        for path in here.rglob("test_*.py")
+        if "pytest.mark.ray" in path.read_text()
+    }
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file in with_ray else file
+
+    return ByFile(config, log)
 
 
 def pytest_unconfigure() -> None:
