@@ -247,7 +247,8 @@ def _below(root: str, place: str) -> str | None:
     """The path of a place below a root, "" for the root itself, None where it lies elsewhere."""
     for form in _forms(root):
         if place == form or place.startswith(f"{form}/"):
-            return place[len(form) :].strip("/")
+            path = place[len(form) :].strip("/")
+            return None if ".." in path.split("/") else path  # rows are written by everybody
     return None
 
 
