@@ -75,6 +75,13 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def _own_tracking_uri() -> Iterator[None]:
+    """`mlflow.set_tracking_uri` writes the variable, which the tests after it would follow."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture
 def storage_root(tmp_path: Path) -> Path:
     """An empty folder to use as `storage.root`."""
