@@ -105,3 +105,10 @@ def test_a_process_that_fails_says_why() -> None:
     broken = json.loads(spec()) | {"manifest": "{"}
     with pytest.raises(TrainingError, match=r"the probe failed: .*manifest"):
         probe.measure(json.dumps(broken), 8 << 30)
+
+
+def test_the_peak_is_that_of_the_process_alone() -> None:
+    before = bytearray(600 << 20)
+    code = "from distml.training import probe; print(probe._peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 << 20 < int(done.stdout) < len(before)
