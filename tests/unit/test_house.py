@@ -92,7 +92,7 @@ UNSAFE_FLAGS = {("safe_mode", False), ("allow_pickle", True)}
 FUNCTION_LINES = 40
 MODULES = 140
 """Modules of the package at most, `__init__` not counted."""
-SINGLE_IMPORTERS = 0.32
+SINGLE_IMPORTERS = 0.25
 """Share of modules at most that a single module imports; the number may only sink."""
 
 
