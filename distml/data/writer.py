@@ -303,6 +303,10 @@ class _Writer:
             self.counts[split][label] += count
 
 
+_PACKED_BYTES = 1 << 14
+"""Pixels of an image from which packing pays; smaller ones stay tensors, which all readers of Arrow know."""
+
+
 def encoding(config: Config, source: Source, train_bytes: int) -> str:
     """Decide how rows are kept: as tensors, the pixels packed (raw), or jpeg.
 
@@ -323,4 +327,5 @@ def encoding(config: Config, source: Source, train_bytes: int) -> str:
     fits = train_bytes <= config.data.memory_budget_bytes * config.train.min_workers
     if asked == "jpeg" or (asked == "auto" and files and not fits):
         return "jpeg"
-    return "raw" if files else "tensor"
+    large = asked == "raw" or int(np.prod(source.shape)) >= _PACKED_BYTES
+    return "raw" if files and large else "tensor"
