@@ -122,7 +122,7 @@ def against_others(photos: Path) -> list[report.Figure]:
     """Two CPUs against a loop on one, against one of ours, and against `datasets`."""
     folder = divided(photos, Path(tempfile.mkdtemp(prefix="distml-divided-")), 3_000)
     loop = [sys.executable, "-m", "benchmarks.peers.pillow_loop", str(folder), str(SIDE)]
-    found = harness.alternate(
+    results = harness.alternate(
         {
             "two": ingest(folder, 2),
             "one": ingest(folder, 1),
@@ -131,16 +131,16 @@ def against_others(photos: Path) -> list[report.Figure]:
         },
         REPEATS,
     )
-    two, one = per_second(found["two"]), per_second(found["one"])
-    cpu = [result["rows"] / result["cpu_s"] for result in found["two"]]
-    loop_cpu = [result["rows"] / result["cpu_s"] for result in found["pillow"]]
+    both, single = per_second(results["two"]), per_second(results["one"])
+    cpu = [result["rows"] / result["cpu_s"] for result in results["two"]]
+    loop_cpu = [result["rows"] / result["cpu_s"] for result in results["pillow"]]
     return [
         report.Figure(
-            "pictures/s on two CPUs vs a Pillow loop on one", two, per_second(found["pillow"]), 1.5
+            "pictures/s on two CPUs vs a Pillow loop on one", both, per_second(results["pillow"]), 1.5
         ),
         report.Figure("pictures a CPU-second vs a Pillow loop, which writes nothing", cpu, loop_cpu, 1.5),
-        report.Figure("pictures/s on two CPUs vs on one", two, one, 1.8),
-        report.Figure("pictures/s vs datasets, num_proc=2", two, per_second(found["datasets"]), 1.3),
+        report.Figure("pictures/s on two CPUs vs on one", both, single, 1.8),
+        report.Figure("pictures/s vs datasets, num_proc=2", both, per_second(results["datasets"]), 1.3),
     ]
 
 
@@ -148,10 +148,10 @@ def growth(photos: Path) -> list[report.Figure]:
     """Seconds a picture and the driver's memory, from few pictures to many."""
     above = Path(tempfile.mkdtemp(prefix="distml-growth-"))
     folders = {count: divided(photos, above / str(count), count) for count in GROWTH}
-    found = harness.alternate(
+    results = harness.alternate(
         {str(count): ingest(folder, 2, ray="no") for count, folder in folders.items()}, REPEATS
     )
-    few, many = found[str(GROWTH[0])], found[str(GROWTH[-1])]
+    few, many = results[str(GROWTH[0])], results[str(GROWTH[-1])]
     times = [[1000 * result["seconds"] / result["rows"] for result in some] for some in (many, few)]
     memory = [[result["rss_mb"] for result in some] for some in (many, few)]
     span = f"{GROWTH[-1]:,} vs {GROWTH[0]:,} pictures"

@@ -14,7 +14,8 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving.application import application
 from distml.serving.core import Core, Function, Loaded
-from distml.serving.service import Outputs, Served, Service
+from distml.serving.service import Served, Service
+from distml.tasks import Outputs
 
 NAME, CLASSES, SHAPE = "pets", ("cat", "dog", "bird"), (4, 5, 1)
 

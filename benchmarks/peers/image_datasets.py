@@ -19,7 +19,9 @@ def fitted(batch: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image, ImageOps
 
     size = (SIDE, SIDE)
-    pictures = [ImageOps.fit(one.convert("RGB"), size, Image.Resampling.BICUBIC) for one in batch["image"]]
+    pictures = [
+        ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC) for picture in batch["image"]
+    ]
     return {"image": pictures}
 
 

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,8 +47,34 @@ _DATA = {str(PurePosixPath(MODEL).with_name(name)) for name in ("keras_module.tx
 _AGAIN = "Fetch the model again, or train it again."
 
 
+class Described:
+    """What an export says of its model, wherever it is known: on disk, in a replica or from an endpoint.
+
+    Attributes:
+        classes: Names of what is predicted.
+        shape: (H, W, C) of an image.
+        policy: How pictures become images, None where nobody says.
+        target: Describes the task beside the names, None where that is classification.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    policy: Policy | None
+    target: Mapping[str, Any] | None
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return tasks.restore(self.classes, self.target)
+
+    @property
+    def pictures(self) -> Policy:
+        """How a picture becomes an image that the model takes."""
+        return self.policy or Policy.of_arrays(self.shape)
+
+
 @dataclass(frozen=True)
-class Export:
+class Export(Described):
     """An export that has been verified.
 
     Attributes:
@@ -71,16 +98,6 @@ class Export:
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
-
-    @property
-    def task(self) -> Task:
-        """What the model predicts."""
-        return tasks.restore(self.classes, self.target)
-
-    @property
-    def pictures(self) -> Policy:
-        """How a picture becomes an image that the model takes."""
-        return self.policy or Policy.of_arrays(self.shape)
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:

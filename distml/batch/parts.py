@@ -304,6 +304,4 @@ class Classifier:
 
 def _codes(images: Images, usual: plausible.Usual | None) -> list[list[str] | None]:
     """What is odd about each image, None where nothing is."""
-    found = plausible.odd(images, usual) if len(images) else {}
-    each = [[code for code, odd in found.items() if odd[at]] for at in range(len(images))]
-    return [codes or None for codes in each]
+    return [codes or None for codes in plausible.codes(images, usual)]

@@ -158,12 +158,12 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
     """
     from distml.reports import drift as comparison
 
-    found = comparison.feedback(config, own.file)
-    print(f"{found['joined']} of {found['labels']} labels have a logged prediction", file=sys.stderr)
-    for version, live in found["live_accuracy"].items():
+    joined = comparison.feedback(config, own.file)
+    print(f"{joined['joined']} of {joined['labels']} labels have a logged prediction", file=sys.stderr)
+    for version, live in joined["live_accuracy"].items():
         between = " to ".join(f"{bound:.1%}" for bound in live["interval"])
         print(f"version {version}: {live['accuracy']:.1%} of {live['rows']} ({between})", file=sys.stderr)
-    return found
+    return joined
 
 
 def status(config: Config, own: Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distml.errors import ConfigError, ModelError
+from distml.errors import ConfigError, DistmlError, ModelError
 from distml.runtime import compat
 
 if TYPE_CHECKING:
@@ -91,13 +91,29 @@ def load(name: str, use: Use) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    return imported(name, module, function, use, ModelError)
+
+
+def imported(name: str, module: str, function: str, use: Use, kind: type[DistmlError]) -> Callable[..., Any]:
+    """Import a module and return a function of it.
+
+    Args:
+        name: As the user wrote it.
+        module: Importable module.
+        function: Name in that module.
+        use: Where it is named.
+        kind: Of the error.
+
+    Raises:
+        DistmlError: Of that kind: importing the module fails, or it has no such function.
+    """
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        given = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # the user's module may raise anything, and it is the user who reads this
-        raise ModelError(f"{use.key} = {name!r}: importing {module} fails: {error!r}.") from error
-    if not callable(found):
-        raise ModelError(f"{use.key} = {name!r}: {function} is not a function of {module}.")
-    return found  # type: ignore[no-any-return]
+        raise kind(f"{use.key} = {name!r}: importing {module} fails: {error!r}.") from error
+    if not callable(given):
+        raise kind(f"{use.key} = {name!r}: {function} is not a function of {module}.")
+    return given  # type: ignore[no-any-return]
 
 
 def called(name: str, function: Callable[..., Any], use: Use, *given: Any, **options: Any) -> Any:

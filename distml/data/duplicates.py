@@ -23,6 +23,7 @@ from PIL import Image
 from distml.data.image import Policy, refit
 from distml.data.schema import Images
 from distml.data.source import Gathered, Indices, Rows
+from distml.data.split import SPLITS
 
 _LOG = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def of_rows(rows: Rows, run: Run | None = None) -> Signatures | None:
     chunks = [np.arange(len(rows.labels), dtype=np.int64)[first : first + _CHUNK] for first in starts]
     if run is None or small.only is None:
         with ThreadPoolExecutor(_READERS) as readers:
-            return concatenated(list(readers.map(lambda wanted: _seen(small.gather(wanted)), chunks)))
+            return concatenated(list(readers.map(lambda wanted: of_gathered(small.gather(wanted)), chunks)))
     readers_of = ((first, small.only(chunk)) for first, chunk in zip(starts, chunks, strict=True))
     made = dict(run(_look, readers_of))
     return concatenated([made[first] for first in starts])
@@ -151,10 +152,11 @@ def of_rows(rows: Rows, run: Run | None = None) -> Signatures | None:
 
 def _look(given: tuple[int, Callable[[], Gathered]]) -> tuple[int, Signatures]:
     first, read = given
-    return first, _seen(read())
+    return first, of_gathered(read())
 
 
-def _seen(gathered: Gathered) -> Signatures:
+def of_gathered(gathered: Gathered) -> Signatures:
+    """Compute the signatures of rows as they were read; those that could not be are never alike."""
     seen = signatures(gathered.images)
     seen.usable[list(gathered.faults)] = False
     return seen
@@ -273,7 +275,7 @@ class Across:
         for row, group in enumerate(grouped.tolist()):
             held = self._splits[row]
             for of, first in firsts[group].items():
-                if _ORDER[of] < _ORDER[held]:
+                if SPLITS.index(of) < SPLITS.index(held):
                     leaks.setdefault((of, held), []).append((first, row))
         return tuple(self._sentence(of, held, rows) for (of, held), rows in leaks.items())
 
@@ -283,9 +285,6 @@ class Across:
             f"{held} repeats {of}: near duplicates are {many} of its pictures, like {self._names[second]} "
             f"of {self._names[first]}; they measure memory, not learning."
         )
-
-
-_ORDER = {"train": 0, "validation": 1, "test": 2}
 
 
 def to_keep_together(rows: Rows, run: Run | None = None) -> Indices | None:

@@ -170,6 +170,12 @@ def doubts(images: Images, usual: Usual | None = None) -> list[Doubt]:
     return [doubt(code, np.flatnonzero(is_odd).tolist()) for code, is_odd in found.items()] + list(noted)
 
 
+def codes(images: Images, usual: Usual | None = None) -> list[list[str]]:
+    """Return the codes of what is odd about each image; arguments as `odd`."""
+    kinds = odd(images, usual) if len(images) else {}
+    return [[code for code, rows in kinds.items() if rows[at]] for at in range(len(images))]
+
+
 def odd(images: Images, usual: Usual | None = None) -> dict[str, npt.NDArray[np.bool_]]:
     """Return which images are odd, bool [N], by the code of what is odd about them; mostly nothing.
 

@@ -9,7 +9,6 @@ import ast
 import contextlib
 import difflib
 import functools
-import importlib
 import inspect
 import logging
 import random
@@ -191,13 +190,7 @@ def _load(name: str) -> Callable[..., Any]:
         setattr(known, RAW_PIXELS, True)
         return known
     module, function = _split(name)
-    try:
-        builder = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the user's module may raise anything, and it is the user who reads this
-        raise ConfigError(f"model.name = {name!r}: importing {module} fails: {error!r}.") from error
-    if not callable(builder):
-        raise ConfigError(f"model.name = {name!r}: {function} is not a function of {module}.")
-    return builder  # type: ignore[no-any-return]
+    return functions.imported(name, module, function, functions.MODEL, ConfigError)
 
 
 @contextlib.contextmanager

@@ -63,10 +63,14 @@ def resnet(
             halve = stage > 1 and block == 1
             features = _block(unit, features, width, 2 if halve else 1, f"stage{stage}_block{block}")
     pooled = layers.GlobalAveragePooling2D(name="pool")(features)
+    return keras.Model(inputs, _logits(pooled, classes, dropout), name="resnet")
+
+
+def _logits(pooled: Tensor, classes: int, dropout: float) -> Tensor:
+    """The last layers, the same in both networks."""
     if dropout:
         pooled = layers.Dropout(dropout, name="dropout")(pooled)
-    logits = layers.Dense(classes, dtype="float32", name="logits")(pooled)
-    return keras.Model(inputs, logits, name="resnet")
+    return layers.Dense(classes, dtype="float32", name="logits")(pooled)
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,7 @@ def poolnet(
                 deeper = unit(deeper, width, f"stage{stage}_conv{number}")
             features = layers.Add(name=f"stage{stage}_add")([deeper, features])
     pooled = layers.GlobalMaxPooling2D(name="pool")(features)
-    if dropout:
-        pooled = layers.Dropout(dropout, name="dropout")(pooled)
-    logits = layers.Dense(classes, dtype="float32", name="logits")(pooled)
-    return keras.Model(inputs, logits, name="poolnet")
+    return keras.Model(inputs, _logits(pooled, classes, dropout), name="poolnet")
 
 
 @dataclass(frozen=True)

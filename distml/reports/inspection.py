@@ -36,7 +36,7 @@ from distml.data.image import Policy
 from distml.data.listing import Folder
 from distml.data.opening import open_source
 from distml.data.schema import Images
-from distml.data.source import Fault, Rows, Source
+from distml.data.source import Fault, Gathered, Rows, Source
 from distml.data.split import SPLITS, Part
 from distml.errors import DistmlError, StorageError
 from distml.reports import page
@@ -236,8 +236,7 @@ def _look(source: Source) -> _Seen:
         def read(first: int, small: Rows = small) -> tuple[Any, ...]:
             last = min(first + _CHUNK, len(small.labels))
             gathered = small.gather(np.arange(first, last, dtype=np.int64))
-            signatures = duplicates.signatures(_colour(gathered.images))
-            signatures.usable[list(gathered.faults)] = False
+            signatures = duplicates.of_gathered(Gathered(_colour(gathered.images), gathered.faults))
             return signatures, *_statistics(gathered.images), tuple(gathered.faults.values())
 
         with ThreadPoolExecutor(_READERS) as readers:
@@ -340,9 +339,8 @@ def _names(seen: _Seen, rows: Sequence[int]) -> list[str]:
 
 def _leaks(rows: Sequence[_Row], leaks: dict[str, list[tuple[str, str]]]) -> None:
     """Pair each held-out row of a group with the first row of a split before it."""
-    order = {"test": 0, "validation": 1, "train": 2}
     for held in rows:
-        other = next((row for row in rows if order[row.split] > order[held.split]), None)
+        other = next((row for row in rows if SPLITS.index(row.split) < SPLITS.index(held.split)), None)
         if other is not None:
             leaks.setdefault(f"{held.split} / {other.split}", []).append((held.name, other.name))
 

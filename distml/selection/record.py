@@ -29,7 +29,7 @@ from distml.tracking.runs import RunPaths, numbered
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "sweeps"
+FOLDER = runs.SWEEPS
 RECORD = "sweep.json"
 
 

@@ -18,7 +18,7 @@ import requests
 import urllib3
 from PIL import Image
 
-from distml import tasks
+from distml.artifacts.layout import Described
 from distml.config import Config
 from distml.data import shards
 from distml.data.image import Policy
@@ -38,7 +38,7 @@ _BATCH_BYTES = 900_000
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Described):
     """Who answers.
 
     Args:
@@ -60,16 +60,6 @@ class Model:
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
-
-    @property
-    def task(self) -> Task:
-        """What it predicts."""
-        return tasks.restore(self.classes, self.target)
-
-    @property
-    def pictures(self) -> Policy:
-        """How a picture becomes an image that the model takes."""
-        return self.policy or Policy.of_arrays(self.shape)
 
 
 def describe(url: str, own: bool = False) -> Model:

@@ -22,7 +22,8 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, OverloadedError, TimedOutError, UnknownVersionError
 from distml.serving.metrics import Metrics
-from distml.serving.service import Outputs, Refusal, RegistryState, Served, Usage
+from distml.serving.service import Refusal, RegistryState, Served, Usage
+from distml.tasks import Outputs
 
 logger = logging.getLogger(__name__)
 

@@ -53,7 +53,6 @@ _DEFAULTS = """defaults
     option http-buffer-request
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
-_TLS = "ssl-min-ver TLSv1.2 alpn "
 _FRONTEND_GRPC = re.compile(r"^(frontend grpc_frontend\n(?: *#.*\n)* *bind \S+).*\n", re.M)
 _SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
@@ -130,11 +129,14 @@ def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundl
     headers = _HEADERS.format(websocket=_body(_WEBSOCKET))
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
-    tls = f" ssl crt {bundle} {_TLS}" if bundle else ""
-    if tls:
-        text = _FRONTEND_GRPC.sub(lambda frontend: f"{frontend[1]}{tls}h2\n", text)
+        text = _FRONTEND_GRPC.sub(lambda frontend: f"{frontend[1]}{_tls(bundle, 'h2')}\n", text)
     text = text.replace(" mode 666 level admin", " mode 600 level admin", 1)  # it may change certificates
-    return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{tls and tls + 'http/1.1'}\n{headers}", text)
+    return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{_tls(bundle, 'http/1.1')}\n{headers}", text)
+
+
+def _tls(bundle: Path | None, protocol: str) -> str:
+    """What a frontend binds with to take a protocol over TLS, empty where there is no bundle."""
+    return f" ssl crt {bundle} ssl-min-ver TLSv1.2 alpn {protocol}" if bundle else ""
 
 
 def _body(sentence: str) -> str:

@@ -20,7 +20,8 @@ from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
 from distml.serving.route import Route
-from distml.serving.service import Outputs, Served, Service, champion, warn
+from distml.serving.service import Served, Service, champion, warn
+from distml.tasks import Outputs
 
 
 class Instances(RequestBody):

@@ -44,7 +44,7 @@ from distml.storage import Storage
 logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
-"""Environment variables: that range."""
+"""Environment variables: the range in which Ray allocates the ports of requests."""
 _BEAT_S, _LOOK_S, _CHECK_S = 0.5, 0.1, 2.0
 
 
@@ -87,7 +87,8 @@ class Health:
     def __init__(self, host: str, limit_s: float) -> None:
         self._host, self._limit_s = host, limit_s
         self._beat_at = time.monotonic()
-        self._error = ""
+        self.error = ""
+        """Why nobody can ask at the port, in a sentence; empty where all is well."""
 
     def start(self) -> None:
         """Begin, from within the event loop; the port is known when Ray has bound that of the requests."""
@@ -97,11 +98,6 @@ class Health:
     def alive(self) -> bool:
         """Whether the event loop ran within the limit."""
         return time.monotonic() - self._beat_at <= self._limit_s
-
-    @property
-    def error(self) -> str:
-        """Why nobody can ask at the port, in a sentence; empty where all is well."""
-        return self._error
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beat_at = time.monotonic()
@@ -115,10 +111,10 @@ class Health:
                 server.serve_forever()
         except OSError as error:
             reason = error.strerror or str(error)
-            self._error = (
+            self.error = (
                 f"port {port + HEALTH_PORT_OFFSET}, at which HAProxy asks for health, is not free: {reason}"
             )
-            logger.error("%s", self._error)
+            logger.error("%s", self.error)
 
 
 def listening() -> int | None:

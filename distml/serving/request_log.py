@@ -128,8 +128,7 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
 
 def _warnings(images: Images, usual: plausible.Usual | None) -> list[str]:
     """Codes of what is odd about each image, separated by blanks."""
-    found = plausible.odd(images, usual)
-    return [" ".join(code for code, odd in found.items() if odd[at]) for at in range(len(images))]
+    return [" ".join(codes) for codes in plausible.codes(images, usual)]
 
 
 def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:

@@ -261,9 +261,10 @@ def _method(name: str) -> Callable[..., Awaitable[Message]]:
 
 @dataclass(slots=True)
 class _Call:
-    """A call under way, its context, and what came of it."""
+    """A call under way: its context, the metadata its client sent, and what came of it."""
 
     context: Any
+    headers: list[exchange.Header]
     version: int | None = None
     images: int = 0
 
@@ -309,10 +310,11 @@ class Rpc:
             request: Its message.
             context: Ray Serve's, of this call.
         """
-        path, started, call = f"/{_PROCEDURES[name]}/{name}", time.perf_counter(), _Call(context)
+        path, started = f"/{_PROCEDURES[name]}/{name}", time.perf_counter()
+        call = _Call(context, _headers(context))
         self._metrics.running.inc()
         try:
-            self._require(name, path, request, context)
+            self._require(name, path, request, call.headers)
             response = await self._functions[name](request, call)
             said = Answer(b"", version=call.version, images=call.images)
         except Exception as error:
@@ -325,9 +327,9 @@ class Rpc:
         self._metrics.answered(path, "POST", said, time.perf_counter() - started)
         return response
 
-    def _require(self, name: str, path: str, request: Message, context: Any) -> None:
+    def _require(self, name: str, path: str, request: Message, headers: list[exchange.Header]) -> None:
         if self._keys and name not in _OPEN:
-            scope = {"path": path, "method": "POST", "headers": _headers(context)}
+            scope = {"path": path, "method": "POST", "headers": headers}
             if rejected := self._keys.reject(scope):
                 raise rejected
         size = request.ByteSize()
@@ -337,7 +339,7 @@ class Rpc:
 
     async def _classify(self, images: Images, version: int | None, call: _Call) -> tuple[Outputs, Served]:
         """Classify images; version and doubts go into the trailing metadata, as into HTTP's headers."""
-        identity = dict(_headers(call.context)).get(b"x-request-id", b"").decode("latin-1") or None
+        identity = dict(call.headers).get(b"x-request-id", b"").decode("latin-1") or None
         outputs, served = await self._service.classify(images, version, identity)
         call.version, call.images = served.version, len(images)
         trailing = [("x-model-version", str(served.version))]
@@ -462,9 +464,9 @@ def _given(request: Message) -> Given:
     member = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     parameters = _parameters(tensor.parameters)
     parameters.pop("binary_data_size", None)
-    values: Any = getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "bytes_contents"))
+    field = _CONTENTS.get(tensor.datatype, "bytes_contents")
+    values: Any = getattr(tensor.contents, field)
     if len(raw) > 1 or (len(raw) == 1) == bool(len(values)):
-        field = _CONTENTS.get(tensor.datatype, "bytes_contents")
         raise RejectedError(
             400, f"the values of {tensor.name[:80]!r} must stand either in raw_input_contents or in {field}"
         )

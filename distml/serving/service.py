@@ -8,26 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from starlette.requests import Request
 
-from distml import tasks
+from distml.artifacts.layout import Described
 from distml.data.image import Policy
 from distml.data.plausible import Doubt, Usual
 from distml.data.schema import Images
 from distml.serving.exchange import Answer, RejectedError
-from distml.tasks import Task
-
-Outputs = npt.NDArray[np.float32]
-"""float32 [N, K], as the task of the model has them."""
+from distml.tasks import Outputs
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Described):
     """A loaded version of the model.
 
     Args:
@@ -59,16 +53,6 @@ class Served:
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
-
-    @cached_property
-    def task(self) -> Task:
-        """What the model predicts."""
-        return tasks.restore(self.classes, self.target)
-
-    @property
-    def pictures(self) -> Policy:
-        """How a picture becomes an image that this version takes."""
-        return self.policy or Policy.of_arrays(self.shape)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.serving import encoded, pixels
 from distml.serving.exchange import JSON, OCTETS, Answer, Document, RejectedError, json_type
-from distml.serving.service import Outputs, Served
-from distml.tasks import Task
+from distml.serving.service import Served
+from distml.tasks import Outputs, Task
 
 RAW, ENCODED = "image", "image_bytes"
 _TYPES = {"UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}

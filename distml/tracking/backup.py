@@ -33,8 +33,7 @@ from distml.tracking.database import Contents
 logger = logging.getLogger(__name__)
 
 MANIFESTS, OBJECTS, ARTIFACTS = "manifests", "objects", "mlflow-artifacts"
-SWEEPS = "sweeps"
-_RECORDS = (runs.FOLDER, SWEEPS, outbox.FOLDER)
+_RECORDS = (runs.FOLDER, runs.SWEEPS, outbox.FOLDER)
 _SCHEMA = 1
 _PROXIED = "mlflow-artifacts:"
 

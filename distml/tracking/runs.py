@@ -19,7 +19,8 @@ from distml.config import Config, binding
 from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
 
-FOLDER = "runs"
+FOLDER, SWEEPS = "runs", "sweeps"
+"""Folders below the storage root: records of runs, and of sweeps."""
 RECORD = "run.json"
 
 

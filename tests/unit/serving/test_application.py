@@ -19,7 +19,7 @@ from distml.serving import application
 from distml.serving.core import Core
 from distml.serving.exchange import Answer
 from distml.serving.metrics import Metrics
-from distml.serving.service import Outputs
+from distml.tasks import Outputs
 from tests import malformed, serving
 
 GOOD = malformed.one(malformed.IMAGE)
