@@ -95,7 +95,8 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/readyz", timeout=5).status_code == 200:
+            # Until the line is printed a signal still means "stop loading", whatever answers by then.
+            if requests.get(f"{url}/readyz", timeout=5).status_code == 200 and "answers at" in log.read_text():
                 return
         time.sleep(0.5)
     raise AssertionError(log.read_text())
