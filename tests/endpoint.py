@@ -96,7 +96,10 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         assert process.poll() is None, log.read_text()
         with contextlib.suppress(requests.RequestException):
             # Until the line is printed a signal still means "stop loading", whatever answers by then.
-            if requests.get(f"{url}/readyz", timeout=5).status_code == 200 and "answers at" in log.read_text():
+            if (
+                requests.get(f"{url}/readyz", timeout=5).status_code == 200
+                and "answers at" in log.read_text()
+            ):
                 return
         time.sleep(0.5)
     raise AssertionError(log.read_text())

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -17,16 +18,20 @@ from distml.checks import Check, failed, ok, problem, size, warning
 from distml.config import Config
 from distml.data.fetch import is_archive, is_remote
 from distml.data.formats import fashion_mnist, image_folder
-from distml.data.image import policy
+from distml.data.image import Header, policy
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.data.opening import format_of
+from distml.data.source import Fault
 from distml.errors import DistmlError, StorageError
 from distml.storage import Storage
 
 TIMEOUT_S = 3.0
 SAMPLE = 500
 """Pictures whose headers are read: under a second on a local disk."""
+LISTING_S, LOOKING_S = 3.0, 2.0
+"""Longest time for the names in a folder and for the headers: a slow store may have any number of files."""
+_AT_ONCE = 50
 _NAME = "data"
 
 
@@ -71,26 +76,42 @@ def folder(config: Config) -> Check:
     data = config.data
     if is_remote(data.path):
         return _remote(str(data.path))
-    found = Folder(str(data.path))
+    found = Folder(str(data.path), LISTING_S)
     if is_archive(str(data.path)):
         return ok(_NAME, f"{found.root}: {size(sum(found.sizes.values()))}, to be unpacked once")
     form = format_of(found) if data.format == "auto" else data.format
     total = size(sum(found.sizes.values()))
-    detail = f"{found.root}: {len(found.sizes)} files, {total}, to be read as {form}"
+    more = "" if found.complete else f" in the first {LISTING_S:g} s, and more"
+    detail = f"{found.root}: {len(found.sizes)} files, {total}{more}, to be read as {form}"
     if form != "image_folder":
         return ok(_NAME, detail)
     names = [*image_folder.pictures(found), *found.dangling]
-    sample = names[:: max(1, len(names) // SAMPLE)]
-    headers, bad = image_folder.survey(found, sample, data.max_pixels)
+    headers, bad = _looked_at(found, names, data.max_pixels)
+    seen = len(headers) + len(bad)
     if bad:
         shown = "; ".join(fault.reason.rstrip(".") for fault in bad[:5])
-        told = f"{detail}; {len(bad)} of {len(sample)} that were looked at cannot be used: {shown}"
+        told = f"{detail}; {len(bad)} of {seen} that were looked at cannot be used: {shown}"
         remedy = "Mend or remove them, or set data.on_error: skip."
         return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy)
     sizes = {(one.width, one.height) for one in headers.values()}
     height, width, depth = policy(list(headers.values()), data).shape
-    shown = f"{len(sizes)} sizes among {len(sample)} that were looked at"
+    shown = f"{len(sizes)} sizes among {seen} that were looked at"
     return ok(_NAME, f"{detail}; {shown}, to be fitted to {height}x{width}x{depth}")
+
+
+def _looked_at(found: Folder, names: Sequence[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:
+    """Read headers all over the folder, as many as there is time for."""
+    step = max(1, len(names) // SAMPLE)
+    sample = [name for first in range(0, _AT_ONCE * step, step) for name in names[first :: _AT_ONCE * step]]
+    headers: dict[str, Header] = {}
+    bad: list[Fault] = []
+    end_s = time.monotonic() + LOOKING_S
+    for first in range(0, len(sample), _AT_ONCE):
+        some, faults = image_folder.survey(found, sample[first : first + _AT_ONCE], max_pixels)
+        headers, bad = headers | some, bad + faults
+        if time.monotonic() > end_s:
+            break
+    return headers, bad
 
 
 def _remote(url: str) -> Check:

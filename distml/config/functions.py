@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _ANYTHING = "**"
 """Stands for the options of a function that takes any."""
+_FLIPS = ("horizontal", "vertical", "horizontal_and_vertical")
+"""Of Keras 3.15's RandomFlip, which takes any other text and then flips nothing."""
 _MIXING = {"MixUp": "train.augment.mixup", "CutMix": "train.augment.cutmix"}
 
 
@@ -190,6 +192,24 @@ def check_layers(layers: list[dict[str, Any]]) -> None:
             require_accepted(
                 name, {key: accepted[key] for key in accepted if key != _ANYTHING}, options, LAYERS
             )
+            _require_effective(name, options)
+
+
+def _require_effective(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse values that a Keras layer takes and that make it do nothing, or flatten the images."""
+    mode = options.get("mode", _FLIPS[0])
+    if name == "RandomFlip" and mode not in _FLIPS:
+        near = difflib.get_close_matches(str(mode), _FLIPS, 1)
+        raise ConfigError(
+            f"{LAYERS.key}: mode = {mode!r} is not accepted by RandomFlip.",
+            f"Did you mean {near[0]}?" if near else f"It accepts {', '.join(_FLIPS)}.",
+        )
+    limits = options.get("value_range", [0, 255])
+    if max(limits) <= 1:  # Keras would clip the images to it
+        raise ConfigError(
+            f"{LAYERS.key}: value_range = {limits} of {name}, but images have values from 0 to 255.",
+            "Leave it out.",
+        )
 
 
 def _require_given(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ class Job:
         labels: Targets of the task.
         numbers: int64 [N], each row's position in its split.
         encoding: tensor, raw or jpeg.
-        inner: (H, W) in the middle of the images by which near duplicates are found, None to look for none.
+        near: Whether near duplicates are looked for.
     """
 
     storage: Storage
@@ -92,7 +92,7 @@ class Job:
     labels: Targets
     numbers: Indices
     encoding: str
-    inner: tuple[int, int] | None = None
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def run(job: Job) -> Record:
     done = _done(job)
     if done is not None:
         return done
-    record = write(job.storage, job.path, job.read(), job.labels, job.numbers, job.encoding, job.inner)
+    record = write(job.storage, job.path, job.read(), job.labels, job.numbers, job.encoding, job.near)
     job.storage.write_bytes(record.to_json().encode(), job.note)
     return record
 
@@ -169,7 +169,8 @@ def write(
     labels: Targets,
     numbers: Indices,
     encoding: str,
-    inner: tuple[int, int] | None = None,
+    near: bool = False,
+    plain: Images | None = None,
 ) -> Record:
     """Write the usable rows as one Parquet file and look at them.
 
@@ -180,17 +181,19 @@ def write(
         labels: Targets of the task.
         numbers: int64 [N], each row's position in its split.
         encoding: tensor and raw keep pixels, jpeg compressed images.
-        inner: As `Job` has it.
+        near: As `Job` has it. A margin does not matter: signatures are of the whole image, scaled.
+        plain: The same rows without the margin that these have, by which identical ones are told.
     """
     images = gathered.images
     if gathered.faults:
         kept = np.ones(len(images), bool)
         kept[list(gathered.faults)] = False
         images, labels, numbers = images[kept], labels[kept], numbers[kept]
+        plain = None if plain is None else plain[kept]
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
     constant = np.flatnonzero(flat.min(1) == flat.max(1)).tolist() if len(flat) else []
-    digests = tuple(hashlib.blake2b(row.tobytes(), digest_size=12).hexdigest() for row in flat)
-    signatures = b"" if inner is None else _signatures(images, inner)
+    digests = tuple(map(_digest, flat if plain is None else plain))
+    signatures = duplicates.signatures(images).to_bytes() if near else b""
     table = _TABLES[encoding](images, labels, numbers)
     size = min(_GROUP_ROWS, max(1, _GROUP_BYTES * len(table) // max(1, table.nbytes)))
     sink = pa.BufferOutputStream()
@@ -202,8 +205,8 @@ def write(
     return Record(shard, top, tuple(constant), digests, signatures, dict(gathered.faults))
 
 
-def _signatures(images: Images, inner: tuple[int, int]) -> bytes:
-    return duplicates.signatures(schema.centred(images, inner)).to_bytes()
+def _digest(row: Images) -> str:
+    return hashlib.blake2b(row.tobytes(), digest_size=12).hexdigest()
 
 
 def _compressed(images: Images, labels: Targets, numbers: Indices) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from distml import tasks
 from distml.config import Config, DataConfig
 from distml.data import fetch
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
-from distml.data.listing import Folder
+from distml.data.listing import Folder, suffix
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
@@ -68,7 +67,7 @@ def format_of(folder: Folder) -> str:
     Raises:
         DataError: None that distml knows.
     """
-    suffixes = {PurePosixPath(name).suffix.lower() for name in [*folder.sizes, *folder.dangling]}
+    suffixes = {suffix(name) for name in [*folder.sizes, *folder.dangling]}
     if webdataset.is_webdataset(folder):
         return "webdataset"
     if table.tables(folder):

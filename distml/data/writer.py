@@ -17,7 +17,17 @@ from distml.config import Config
 from distml.data import duplicates, jobs, schema
 from distml.data.jobs import Job, Pool, Record
 from distml.data.manifest import Manifest, Shard
-from distml.data.source import ENOUGH_FAULTS, Fault, Gathered, Rows, Source, require_usable, with_margin
+from distml.data.schema import Images
+from distml.data.source import (
+    ENOUGH_FAULTS,
+    Fault,
+    Gathered,
+    Indices,
+    Rows,
+    Source,
+    require_usable,
+    with_margin,
+)
 from distml.data.split import Part, plan
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
@@ -208,7 +218,6 @@ class _Writer:
         self.look = SecondLook()
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
-        self.inner = source.shape[:2] if source.pictures else None
         self.wide = with_margin(source, config.data.margin)
         self.counts = {split: [0] * len(source.task.names) for split in parts}
         self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))
@@ -258,7 +267,7 @@ class _Writer:
         numbers = np.arange(piece.first, piece.last, dtype=np.int64)
         return Job(
             *(self._storage, piece.path, piece.note, rows.only(wanted), rows.labels[wanted], numbers),
-            *(self.encoding, self.inner),
+            *(self.encoding, self._source.pictures),
         )
 
     def _passes(self, pieces: Mapping[str, Sequence[_Piece]]) -> Generator[Record]:
@@ -274,16 +283,26 @@ class _Writer:
             some = pieces[begin : begin + at_once]
             base = some[0].first
             gathered = rows.gather(wanted[base : some[-1].last])
+            plain = self._plain(split, wanted[base : some[-1].last])
             for piece in some:
                 first, last = piece.first - base, piece.last - base
                 faults = {at - first: fault for at, fault in gathered.faults.items() if first <= at < last}
                 mine = Gathered(gathered.images[first:last], faults)
                 numbers = np.arange(piece.first, piece.last, dtype=np.int64)
                 labels = rows.labels[wanted[piece.first : piece.last]]
-                record = jobs.write(
-                    self._storage, piece.path, mine, labels, numbers, self.encoding, self.inner
+                yield jobs.write(
+                    *(self._storage, piece.path, mine, labels, numbers, self.encoding, self._source.pictures),
+                    plain=None if plain is None else plain[first:last],
                 )
-                yield record
+
+    def _plain(self, split: str, wanted: Indices) -> Images | None:
+        """Rows without the margin that those to be written have, where arrays are scaled.
+
+        Copies of pictures are found as near duplicates, for which no picture is decoded twice.
+        """
+        if split != "train" or self.wide is None or self._source.pictures:
+            return None
+        return self._source.splits[self._parts[split].origin].gather(wanted).images
 
     def _bear(self, record: Record) -> None:
         """Count what cannot be used, and end where it is enough to see that the data must be mended."""

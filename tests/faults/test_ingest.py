@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -26,9 +27,11 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
+from distml.checks import sources
 from distml.config import Config
 from distml.data import fetch, shards
 from distml.data.formats import fashion_mnist
+from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.data.schema import Images, Labels
 from distml.errors import DataError
@@ -461,6 +464,53 @@ def test_a_file_deleted_between_listing_and_reading_is_named(tmp_path: Path, on_
     assert name == "class1/00007.png"
     assert "No such file" in reason
     assert sum(manifest.rows.values()) == 23
+
+
+def test_a_folder_of_200000_files_on_a_slow_store_is_looked_at_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name takes a millisecond and each file fifty: all of them would take three minutes and more."""
+    folder = _few(tmp_path / "pictures")
+    real, opened = os.scandir, Folder.open
+    entries = {str(path): list(real(path)) for path in (folder, *folder.iterdir())}
+    listed = 0
+
+    @contextlib.contextmanager
+    def slow(path: str) -> Iterator[Iterator[Any]]:
+        def named() -> Iterator[Any]:
+            nonlocal listed
+            for entry in entries[str(path)]:
+                for number in range(1 if entry.is_dir() else 200_000 // 24):
+                    listed += 1
+                    yield Entry(entry, number)
+
+        yield named()
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str], number: int) -> None:
+            self.path, self._entry = entry.path, entry
+            self.name = f"{number:06}-{entry.name}" if number else entry.name
+
+        def stat(self) -> os.stat_result:
+            time.sleep(0.001)
+            return self._entry.stat()
+
+    def slowly(self: Folder, name: str) -> Any:
+        time.sleep(0.05)
+        return opened(self, name)
+
+    monkeypatch.setattr("distml.data.listing.os.scandir", slow)
+    monkeypatch.setattr(Folder, "open", slowly)
+    monkeypatch.setattr(sources, "LISTING_S", 0.5)
+    monkeypatch.setattr(sources, "LOOKING_S", 0.2)
+    config = Config.model_validate({"data": {"path": str(folder)}})
+    check = sources.check(config, Storage(str(tmp_path / "root")))
+    assert check.status == "ok", check
+    assert "in the first 0.5 s, and more, to be read as image_folder" in check.detail
+    looked_at = int(re.search(r"sizes among (\d+) that", check.detail)[1])  # type: ignore[index]
+    assert looked_at % sources._AT_ONCE == 0
+    assert looked_at < sources.SAMPLE
+    assert 1_000 <= listed < 10_000
 
 
 def test_a_disk_that_is_full_at_shard_3_is_gone_on_with(

@@ -287,7 +287,7 @@ _NAME = re.compile(r"(?P<set>.*?)(?P<kind>images|labels)[-.]?idx\d(?:[-.]u?byte)
 
 def is_idx(name: str) -> bool:
     """Whether a file is called as those of the MNIST family are, like `train-images-idx3-ubyte.gz`."""
-    return _NAME.fullmatch(PurePosixPath(name).name) is not None
+    return _NAME.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:

@@ -19,7 +19,7 @@ import numpy as np
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import SUFFIXES, Header, Policy, header, policy
-from distml.data.listing import Folder
+from distml.data.listing import Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import divide_folders
 from distml.errors import DataError
@@ -73,7 +73,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     Raises:
         DataError: No pictures, one outside a class folder, a class without any, or too many unusable files.
     """
-    names = [*pictures(folder), *(name for name in folder.dangling if _suffix(name) in SUFFIXES)]
+    names = [*pictures(folder), *(name for name in folder.dangling if suffix(name) in SUFFIXES)]
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
@@ -93,19 +93,15 @@ def pictures(folder: Folder) -> list[str]:
     """Return the names of files that are pictures, or are meant to be; the others go into the ledger."""
     found = []
     for name in folder.sizes:
-        suffix = _suffix(name)
-        if suffix in SUFFIXES or (suffix not in _OTHERS and image.is_picture(folder.read(name, 32))):
+        ending = suffix(name)
+        if ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
             found.append(name)
         else:
             folder.ledger.skip(name, "no picture")
     for name in folder.dangling:
-        if _suffix(name) not in SUFFIXES:
+        if suffix(name) not in SUFFIXES:
             folder.ledger.skip(name, "a link to nowhere")
     return found
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def _class_of(name: str, path: str) -> str:
@@ -117,8 +113,8 @@ def _class_of(name: str, path: str) -> str:
 
 def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> None:
     """Refuse a class folder of which no file is a picture, beside others that hold some."""
-    kept = {str(PurePosixPath(name).parent) for name in names}
-    above = {str(PurePosixPath(name).parent.parent) for name in names}
+    kept = {name.rpartition("/")[0] or "." for name in names}
+    above = {parent.rpartition("/")[0] or "." for parent in kept}
     lost: dict[str, list[str]] = {}
     for name in folder.ledger.names("no picture"):
         parent = PurePosixPath(name).parent

@@ -20,7 +20,7 @@ from distml.config import DataConfig
 from distml.data import source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES
-from distml.data.listing import Folder
+from distml.data.listing import Folder, suffix
 from distml.data.source import Source
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
@@ -38,10 +38,10 @@ Row = Mapping[str, Any]
 
 def tables(folder: Folder) -> list[str]:
     """Return the tables beside pictures that may say their labels."""
-    paths = [PurePosixPath(name) for name in folder.sizes]
-    if not any(path.suffix.lower() in SUFFIXES for path in paths):
+    endings = {name: suffix(name) for name in folder.sizes}
+    if not any(ending in SUFFIXES for ending in endings.values()):
         return []
-    named = [path for path in paths if path.suffix.lower() in _ENDINGS]
+    named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
     return [str(path) for path in named if path.stem.lower() in _STEMS]
 
 

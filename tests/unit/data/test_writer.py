@@ -104,6 +104,32 @@ def test_training_rows_keep_a_margin_and_the_others_none(
     assert statistics.of(storage, manifest).names == statistics.names(manifest.shape)
 
 
+@pytest.mark.parametrize("lay", [in_folder, in_parquet])
+def test_copies_in_another_split_are_told_whatever_the_margin(
+    tmp_path: Path, storage_root: Path, lay: Callable[[Path], None]
+) -> None:
+    for split in ("train", "test"):
+        lay(tmp_path / "data" / split)
+    data = DataConfig(path=str(tmp_path / "data"), image_size=40, margin=0.3, val_fraction=0.2)
+    manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
+    said = [one for one in manifest.warnings if one.startswith("test repeats train: near duplicates are ")]
+    assert said, manifest.warnings
+
+
+def test_copies_of_arrays_in_another_split_are_told_whatever_the_margin(
+    tmp_path: Path, storage_root: Path
+) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8), np.arange(30) % 3
+    np.savez(tmp_path / "train.npz", x=images, y=labels)
+    np.savez(tmp_path / "test.npz", x=images[:5], y=labels[:5])
+    data = DataConfig(path=str(tmp_path), image_size=4, margin=0.5)
+    manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
+    assert manifest.train_size == (6, 6)
+    (said,) = (one for one in manifest.warnings if "the same as an earlier one" in one)
+    assert said.startswith("5 images are the same")
+    assert "5 of them in another split" in said
+
+
 def test_a_margin_is_part_of_the_recipe_and_none_changes_nothing() -> None:
     plain = shards.folder(Config())
     assert shards.folder(Config(data=DataConfig(margin="auto"))) == plain
