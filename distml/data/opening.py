@@ -48,17 +48,24 @@ def open_source(config: Config, storage: Storage) -> Source:
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
     remote = fetch.is_remote(data.path)
-    path = fetch.downloaded(data.path, storage) if remote else data.path
-    folder = Folder(path)
-    packed = fetch.is_archive(path) and data.format != "webdataset"
-    packed = packed and not webdataset.is_webdataset(folder)
-    told = fetch.version(data.path) if remote else folder.fingerprint()
-    if packed:
-        folder = Folder(fetch.unpacked(path, storage))
+    given, folder = located(data.path, data.format, storage)
+    told = fetch.version(data.path) if remote else given.fingerprint()
     form = format_of(folder) if data.format == "auto" else data.format
     source = refitted(_OPENERS[form](folder, data, task), data)
     with_margin(source, data.margin)  # refused before anything is written
-    return replace(source, fingerprint=told) if packed or remote else source
+    return replace(source, fingerprint=told) if folder is not given or remote else source
+
+
+def located(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
+    """Return what a path or URI names and the folder to be read: another one where it names an archive.
+
+    Raises:
+        DataError: There is nothing, or it cannot be fetched or unpacked.
+    """
+    path = fetch.downloaded(path, storage) if fetch.is_remote(path) else path
+    given = Folder(path)
+    as_it_lies = form == "webdataset" or not fetch.is_archive(path) or webdataset.is_webdataset(given)
+    return given, given if as_it_lies else Folder(fetch.unpacked(path, storage))
 
 
 def format_of(folder: Folder) -> str:
@@ -85,7 +92,7 @@ def format_of(folder: Folder) -> str:
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(
         f"{folder.root} holds no pictures, Parquet, IDX, npz or CSV of pixels, but {shown}.",
-        "Set data.format.",
+        "Give pictures or one of these; anything else by a function of yours: data.format: module:function.",
     )
 
 

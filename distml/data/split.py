@@ -82,7 +82,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
     A folder that alone holds everything else is passed through. Folders are splits where their names have a
     word for one and agree in the rest, as `seg_train` and `seg_test`; one called `train` among others that
-    holds files alone is a class.
+    holds files alone is a class. Splits may also stand within each class folder.
 
     Args:
         names: Files, with `/` between folders.
@@ -104,7 +104,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
         smelling = [top for top in others if set(_words(top)) & set(_SMELLS)]
         if smelling:
             raise DataError(f"{smelling[0]} looks like a part of the data that is no class.", _REMEDY)
-        return {"train": paths}
+        return _within_classes(paths) or {"train": paths}
     loose = [path for path in paths.values() if "/" not in path]
     if others or loose:
         odd = next((path for path in paths.values() if path.partition("/")[0] in others), (loose or [""])[0])
@@ -114,6 +114,30 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
         top, _, rest = path.partition("/")
         splits.setdefault(named[top][0], {})[name] = rest
     return {split: _through(files, split) for split, files in _settled(splits).items()}
+
+
+def unlabelled(divided: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the files of a test split without class folders, beside a train that has them: a contest's."""
+    test = divided.get("test", {})
+    classes = {path.partition("/")[0] for path in divided["train"].values() if "/" in path}
+    if not classes or any(path.partition("/")[0] in classes for path in test.values()):
+        return []
+    depths = {path.count("/") for path in test.values()}
+    alone = depths == {0} or (depths == {1} and len({path.partition("/")[0] for path in test.values()}) == 1)
+    return list(test) if alone else []
+
+
+def _within_classes(paths: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
+    """Divide class folders each of which holds folders of splits and nothing else, as `cat/train/1.jpg`."""
+    parts = {name: path.split("/") for name, path in paths.items()}
+    words = {some[1]: split_word(some[1]) for some in parts.values() if len(some) > 2}
+    named = {word: found[0] for word, found in words.items() if found and not found[1]}
+    if len(set(named.values())) < 2 or any(len(some) < 3 or some[1] not in named for some in parts.values()):
+        return None
+    splits: dict[str, dict[str, str]] = {}
+    for name, (top, word, *rest) in parts.items():
+        splits.setdefault(named[word], {})[name] = "/".join((top, *rest))
+    return _settled(splits)
 
 
 def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:

@@ -279,5 +279,8 @@ def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
     numbers = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
     wrong = known[numbers] != labels
     if wrong.any():
-        raise DataError(f"the {split} label {labels[wrong][0]!s} is not among the classes.")
+        raise DataError(
+            f"the {split} label {labels[wrong][0]!s} is not among the classes.",
+            f"Name the classes of {split} as those of the training rows are, or leave {split} out.",
+        )
     return np.asarray(numbers, np.int32)

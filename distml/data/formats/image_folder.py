@@ -21,7 +21,7 @@ from distml.data import image, source
 from distml.data.image import SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
-from distml.data.split import divide_folders
+from distml.data.split import divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -77,6 +77,12 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
+    if alone := unlabelled(divided):
+        for name in alone:
+            folder.ledger.skip(name, "a test picture without a class")
+        gone = set(alone)
+        names = [name for name in names if name not in gone]
+        divided = {split: paths for split, paths in divided.items() if split != "test"}
     classes_of = {
         split: {name: _class_of(name, path) for name, path in paths.items()}
         for split, paths in divided.items()
@@ -87,6 +93,19 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
     source.require_usable(bad, len(names), data)
     return of_files(folder, classes_of, headers, data, bad, task)
+
+
+def in_classes(folder: Folder) -> bool:
+    """Whether the names of the pictures say their classes: every one lies in a folder, of several."""
+    names = [name for name in folder.sizes if suffix(name) in SUFFIXES]
+    try:
+        divided = divide_folders(names)
+    except DataError:
+        return False
+    alone = set(unlabelled(divided))
+    paths = [path for some in divided.values() for name, path in some.items() if name not in alone]
+    classes = {path.partition("/")[0] for path in divided["train"].values()}
+    return len(classes) > 1 and all("/" in path for path in paths)
 
 
 def pictures(folder: Folder) -> list[str]:
@@ -107,7 +126,10 @@ def pictures(folder: Folder) -> list[str]:
 def _class_of(name: str, path: str) -> str:
     first, _, rest = path.partition("/")
     if not rest:
-        raise DataError(f"{name} lies outside a class folder.", "Lay the data out as CLASS/PICTURE.")
+        raise DataError(
+            f"{name} lies outside a class folder.",
+            "Lay the data out as CLASS/PICTURE, or put a metadata.csv with file_name and label beside them.",
+        )
     return first
 
 

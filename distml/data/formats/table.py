@@ -21,6 +21,7 @@ from distml.data import source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES
 from distml.data.listing import Folder, suffix
+from distml.data.schema import LABEL
 from distml.data.source import Source
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
@@ -31,18 +32,47 @@ _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LABELS = ("label", "labels", "class", "target", "category", "y", "breed", "diagnosis", "dx")
-_SPLITS = ("split", "subset", "partition")
+_SPLITS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set")
+_ONE_HOT = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
 
 Row = Mapping[str, Any]
 
 
 def tables(folder: Folder) -> list[str]:
-    """Return the tables beside pictures that may say their labels."""
+    """Return the tables beside pictures that may say their labels.
+
+    Where no table is called as such tables are and the folders are no classes, they are those whose first row
+    names a file: `train.csv` of a contest.
+    """
     endings = {name: suffix(name) for name in folder.sizes}
     if not any(ending in SUFFIXES for ending in endings.values()):
         return []
     named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
-    return [str(path) for path in named if path.stem.lower() in _STEMS]
+    called = [str(path) for path in named if path.stem.lower() in _STEMS]
+    if called or not named or image_folder.in_classes(folder):
+        return called
+    return [
+        str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
+    ]
+
+
+def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
+    try:
+        rows = _rows(folder, str(path))
+    except DataError:
+        return False
+    places = _places(folder)
+    return any(_file(folder, places, path, str(value)) for row in rows[:1] for value in row.values() if value)
+
+
+def _places(folder: Folder) -> dict[str, str | None]:
+    """Where each file name stands, with and without its ending; None where several are called so."""
+    places: dict[str, str | None] = {}
+    for name in (*folder.sizes, *folder.dangling):
+        last = name.rpartition("/")[2]
+        for key in {last, last[: len(last) - len(suffix(last))]} if suffix(last) in SUFFIXES else ():
+            places[key] = None if key in places else name
+    return places
 
 
 def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -55,26 +85,43 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     if not names:
         raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
     labelled: dict[str, dict[str, Any]] = {}
-    for name in names:
-        columns = _read(folder, name, data, task, labelled)
+    places, columns, blank = _places(folder), None, []
+    for name in sorted(names, key=lambda name: split_of_file(name) == "test"):
+        labels = _read(folder, places, name, data, task, labelled, columns)
+        columns = labels or columns
+        blank += [] if labels else [name]
+    assert columns is not None
     chosen = dict.fromkeys(picture for some in labelled.values() for picture in some)
     for picture in image_folder.pictures(folder):
         if picture not in chosen:
             folder.ledger.skip(picture, "in no table")
     for name in names:
         folder.ledger.reasons.pop(name, None)
+    for name in blank:
+        folder.ledger.skip(name, "a test table without labels")
     headers, bad = image_folder.survey(folder, chosen, data.max_pixels)
     source.require_usable(bad, len(chosen), data)
     return image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(columns))
 
 
 def _read(
-    folder: Folder, name: str, data: DataConfig, task: type[Task], into: dict[str, dict[str, Any]]
-) -> list[str]:
-    """Read a table; returns the columns that hold the labels."""
+    folder: Folder,
+    places: Mapping[str, str | None],
+    name: str,
+    data: DataConfig,
+    task: type[Task],
+    into: dict[str, dict[str, Any]],
+    before: list[str] | None,
+) -> list[str] | None:
+    """Read a table; returns the columns that hold the labels, None for a contest's test that has none."""
     rows = _rows(folder, name)
     has = list(rows[0]) if rows else []
+    if before is not None and split_of_file(name) == "test" and not set(before) & set(has):
+        return None
     file_column = _column(name, has, _FILES, data.image_column, "image_column")
+    if (classes := _one_hot(rows, file_column, data)) and task.scalar:
+        rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
+        has = [*has, LABEL]
     label_columns = _label_columns(name, has, data)
     split_column = next((key for key in has if key.lower() in _SPLITS), None)
     for number, row in enumerate(rows, 1):
@@ -82,7 +129,7 @@ def _read(
         given = row.get(file_column)
         if given is None or given == "":
             raise DataError(f"{where} has no {file_column}.", "Fill it in, or remove the row.")
-        picture = _file(folder, str(PurePosixPath(name).parent), str(given))
+        picture = _file(folder, places, PurePosixPath(name), str(given))
         if picture is None:
             raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
         split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
@@ -120,13 +167,33 @@ def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | No
     return called[0]
 
 
-def _file(folder: Folder, above: str, given: str) -> str | None:
-    """Find a named file: below the table's folder or the root, with or without its ending."""
-    start = [given, f"images/{given}", f"train/{given}"]
-    places = [*(start if above == "." else [f"{above}/{one}" for one in start]), *start]
+def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[str]:
+    """Return the columns that together say the class, a 1 in one of them and 0 in the others, or none.
+
+    Columns of numbers alone are looked at; the rest of a table may say anything.
+    """
+    if data.label_column is not None or not rows:
+        return []
+    names = [name for name in rows[0] if name != file_column]
+    if any(name.lower() in _LABELS for name in names):
+        return []
+    classes = [name for name in names if all(row.get(name) in _ONE_HOT for row in rows)]
+    whole = all(sum(float(row[name]) for name in classes) == 1 for row in rows)
+    return classes if len(classes) > 1 and whole else []
+
+
+def _file(folder: Folder, places: Mapping[str, str | None], table: PurePosixPath, given: str) -> str | None:
+    """Find a named file: below the table's folder or the root, or the only one of that name.
+
+    The ending may be missing, and the path may be one of another machine.
+    """
+    given, above = given.replace("\\", "/"), str(table.parent)
+    start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
+    tried = [*(start if above == "." else [f"{above}/{one}" for one in start]), *start]
     endings = ("", ".jpg", ".jpeg", ".png")
-    found = (f"{place}{ending}" for place in places for ending in endings)
-    return next((one for one in found if one in folder.sizes or one in folder.dangling), None)
+    found = (f"{place}{ending}" for place in tried for ending in endings)
+    there = next((one for one in found if one in folder.sizes or one in folder.dangling), None)
+    return there or places.get(given.rpartition("/")[2])
 
 
 def _split(value: Any, where: str) -> str:
@@ -146,9 +213,15 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         text = data.decode("utf-8-sig")
         if name.lower().endswith(".jsonl"):
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-        delimiter = (
-            "\t" if name.lower().endswith(".tsv") else csv.Sniffer().sniff(text[:4096], ",;\t").delimiter
-        )
-        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+        return list(csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text)))
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
+
+
+def _delimiter(name: str, text: str) -> str:
+    if name.lower().endswith(".tsv"):
+        return "\t"
+    try:
+        return csv.Sniffer().sniff(text[:4096], ",;\t").delimiter
+    except csv.Error:  # a table of one column
+        return ","

@@ -180,3 +180,63 @@ def test_csv_of_pixels(tmp_path: Path, storage_root: Path) -> None:
         (tmp_path / "x.csv").write_bytes(wrong)
         with pytest.raises(DataError, match=said):
             ingest(storage_root, tmp_path / "x.csv", format="csv_pixels")
+
+
+@pytest.mark.parametrize("column", ["image_id", "image"])
+def test_the_tables_of_a_contest_say_the_labels(given: Path, storage_root: Path, column: str) -> None:
+    (given / "images").rename(given / "train")
+    (given / "test").mkdir()
+    (given / "train" / "59.png").rename(given / "test" / "59.png")
+    train = rows(**{column: [str(k) for k in range(59)], "label": NAMES[:59].tolist()})
+    (given / "train.csv").write_bytes(as_csv(train))
+    (given / "test.csv").write_bytes(as_csv(rows(**{column: ["59"]})))
+    (given / "sample_submission.csv").write_bytes(as_csv(rows(**{column: ["59"], "label": ["ant"]})))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert manifest.classes == ("ant", "bee", "cow")
+    assert sum(manifest.rows.values()) == 59
+    assert manifest.skipped == {"a test table without labels": 1, "in no table": 1, "no picture": 1}
+
+
+def test_paths_of_another_machine_and_a_table_of_each_split(given: Path, storage_root: Path) -> None:
+    for split, some in (("train", range(40)), ("test", range(40, 60))):
+        places = [f"C:\\data\\flowers\\images\\{k}.png" for k in some]
+        table = rows(**{"": list(some), "image": places, "label": [NAMES[k] for k in some]})
+        (given / f"{split}.csv").write_bytes(as_csv(table))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert (manifest.rows["test"], manifest.classes) == (20, ("ant", "bee", "cow"))
+
+
+def test_columns_of_zeros_and_a_one_say_the_class(given: Path, storage_root: Path) -> None:
+    hot = {name: [f"{float(one == name)}" for one in NAMES] for name in ("ant", "bee", "cow")}
+    (given / "GroundTruth.csv").write_bytes(as_csv(rows(image=[f"{k}" for k in range(60)], **hot)))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert manifest.classes == ("ant", "bee", "cow")
+    _, labels = shards.read(Storage(str(storage_root)), manifest, "train")
+    assert len(set(np.bincount(labels).tolist())) == 1
+
+
+def test_a_table_beside_class_folders_is_no_table_of_labels(given: Path, storage_root: Path) -> None:
+    for k in range(60):
+        (given / "images" / NAMES[k]).mkdir(exist_ok=True)
+        (given / "images" / f"{k}.png").rename(given / "images" / NAMES[k] / f"{k}.png")
+    (given / "boxes.csv").write_bytes(as_csv(rows(image=[f"{k}.png" for k in range(60)], label=[1] * 60)))
+    assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
+
+
+def test_splits_within_class_folders_are_splits(given: Path, storage_root: Path) -> None:
+    for k in range(60):
+        place = given / NAMES[k] / ("test" if k >= 48 else "train")
+        place.mkdir(parents=True, exist_ok=True)
+        (given / "images" / f"{k}.png").rename(place / f"{k}.png")
+    manifest = ingest(storage_root, given, image_size=8)
+    assert (manifest.classes, manifest.rows["test"]) == (("ant", "bee", "cow"), 12)
+
+
+def test_a_test_split_without_classes_is_left_out_and_counted(given: Path, storage_root: Path) -> None:
+    for k in range(60):
+        place = given / "train" / NAMES[k] if k < 54 else given / "test"
+        place.mkdir(parents=True, exist_ok=True)
+        (given / "images" / f"{k}.png").rename(place / f"{k}.png")
+    manifest = ingest(storage_root, given, image_size=8)
+    assert sum(manifest.rows.values()) == 54
+    assert manifest.skipped == {"a test picture without a class": 6}
