@@ -189,18 +189,14 @@ class Job:
                 method, f"{base.rstrip('/')}/api/jobs/{path}", headers=headers, timeout=self.timeout_s
             )
         except requests.RequestException as error:
-            raise ClusterError(
-                f"Ray's dashboard {base} does not response ({type(error).__name__})."
-            ) from None
+            raise ClusterError(f"Ray's dashboard {base} does not respond ({type(error).__name__}).") from None
         if response.status_code in (401, 403):
             raise ClusterError(
-                f"Ray's dashboard {base} responseed {response.status_code}.",
+                f"Ray's dashboard {base} responded {response.status_code}.",
                 "RAY_AUTH_TOKEN must hold the cluster's token, from the Secret ray-token.",
             )
         if response.status_code >= 400:
-            raise ClusterError(
-                f"Ray's dashboard {base} responseed {response.status_code} to {method} {path}."
-            )
+            raise ClusterError(f"Ray's dashboard {base} responded {response.status_code} to {method} {path}.")
         return response
 
 

@@ -1,0 +1,257 @@
+"""The chaos suite: its plan fits the overlays, its judgement is right, and a cell runs to its end."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from PIL import Image
+
+from distml.errors import ClusterError
+from tests.chaos import load, plan, record
+from tests.chaos.__main__ import main
+from tests.chaos.cluster import Cluster, restarts
+from tests.chaos.plan import Cell
+from tests.chaos.record import Record
+from tests.chaos.run import Settings, longest_gap, perform
+from tests.manifests.render import KUBERAY, render
+
+CELL = Cell("k3d", "training worker", "SIGTERM", "training")
+ONCE = ("setup", "folder", "backup")
+
+
+def _templates(manifest: Any) -> Iterator[dict[str, str]]:
+    """Labels of the pods that an object makes."""
+    kind, spec = manifest["kind"], manifest.get("spec", {})
+    if kind in ("Deployment", "StatefulSet", "Job"):
+        yield spec["template"]["metadata"]["labels"]
+    for key in ("rayClusterSpec", "rayClusterConfig"):
+        if key in spec:
+            yield from _templates({"kind": "RayCluster", "spec": spec[key]})
+    if "headGroupSpec" in spec:
+        yield spec["headGroupSpec"]["template"]["metadata"]["labels"] | {"ray.io/node-type": "head"}
+        for group in spec["workerGroupSpecs"]:
+            yield group["template"]["metadata"]["labels"] | {"ray.io/node-type": "worker"}
+    if "submitterPodTemplate" in spec:
+        yield spec["submitterPodTemplate"]["metadata"]["labels"]
+    for template in spec.get("templates", []):
+        if "container" in template:
+            yield template["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("overlay", sorted(plan.SELECTORS))
+def test_the_plan_has_every_kind_of_pod_of_the_overlay(overlay: str) -> None:
+    pods = [labels for each in render(KUBERAY / "overlays" / overlay) for labels in _templates(each)]
+    standing = [labels for labels in pods if labels.get(plan.COMPONENT) not in ONCE]
+    chosen: set[int] = set()
+    for kind, selector in plan.SELECTORS[overlay].items():
+        wanted = dict(pair.split("=") for pair in selector.split(","))
+        fits = {at for at, labels in enumerate(standing) if wanted.items() <= labels.items()}
+        assert fits, f"no pod of {overlay} is a {kind}"
+        chosen |= fits
+    assert chosen == set(range(len(standing))), "pods that nothing kills"
+
+
+@pytest.mark.parametrize("overlay", sorted(plan.SELECTORS))
+def test_a_dry_run_prints_the_plan_and_asks_nobody(
+    overlay: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.run", None)
+    assert main(["--dry-run", "--overlay", overlay]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    kinds, moments = len(plan.SELECTORS[overlay]), len(plan.MOMENTS)
+    assert len(lines) == kinds * moments * len(plan.FAULTS)
+    without_run = len(plan.OF_A_RUN[overlay]) * 2 * len(plan.FAULTS)
+    assert total == f"{len(lines) - without_run} cells to run, {len(lines)} in all"
+    assert sum("no workflow runs" in line for line in lines) == without_run
+
+
+def test_the_command_refuses_an_unknown_kind_and_a_missing_context(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, said in (
+        (["--kinds", "moon"], "'moon' is no kind of pod; there are"),
+        ([], "--context is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().err
+
+
+def _healed(**parts: Any) -> Record:
+    made: dict[str, Any] = {"recovery_s": 30.0, "workflow": "Succeeded", "versions": 1, "requests": 90}
+    made |= {"cell": CELL, "date": "2026-11-28"} | parts
+    return Record(**made)
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ({}, "healed"),
+        ({"recovery_s": None}, "no new pod became ready"),
+        ({"workflow": "Failed"}, "the workflow is Failed"),
+        ({"twice": 2, "never": 1}, "2 epochs twice; 1 epochs never"),
+        ({"versions": 2}, "2 versions instead of 1"),
+        ({"lost": 3}, "3 requests lost"),
+        ({"lost": 3, "cell": Cell("k3d", "endpoint", "SIGKILL", "training")}, "healed"),
+        ({"lost": 3, "cell": Cell("production", "serving head", "SIGKILL", "training")}, "3 requests lost"),
+        ({"workflow": "", "versions": 0}, "healed"),
+        ({"recovery_s": None, "error": "waited in vain"}, "waited in vain"),
+    ],
+)
+def test_the_verdict_names_what_is_wrong(parts: dict[str, Any], verdict: str) -> None:
+    assert _healed(**parts).verdict == verdict
+
+
+def test_the_table_has_the_last_record_of_each_cell_and_says_what_was_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "chaos.jsonl"
+    assert record.load(path) == {}
+    for made in (_healed(lost=5), _healed()):
+        record.save(path, made)
+    rows = record.table(plan.cells("k3d", kinds=["training worker"], moments=["training"]), record.load(path))
+    _, _, first, *others = rows.splitlines()
+    assert "| 30 s | 0 of 90 |" in first
+    assert first.endswith("| healed |")
+    assert [line.split(" | ")[1] for line in others] == ["SIGKILL", "drain"]
+    assert all(line.endswith("| not run |") for line in others)
+    step = record.table(plan.cells("k3d", kinds=["step"], moments=["idle"]), {})
+    assert len(step.splitlines()) == 2  # no such pod: no row
+
+
+def test_the_longest_gap_is_between_answers_and_restarts_leave_out_what_was_killed() -> None:
+    assert longest_gap([(0.0, 200, 0.5), (1.0, 0, 3.0), (5.0, 503, 0.1), (6.0, 200, 0.5)]) == 6.0
+    assert longest_gap([(0.0, 0, 1.0)]) == 0.0
+    old, new = _pod("a", "1", restarted=1), _pod("a", "1", restarted=3)
+    assert restarts([old], [new, _pod("b", "2")], expected=1) == 2
+    assert restarts([old], [new, _pod("b", "2"), _pod("c", "3")], expected=1) == 3
+
+
+def _pod(name: str, uid: str, restarted: int = 0, component: str = "ray") -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "uid": uid, "labels": {plan.COMPONENT: component}},
+        "spec": {"nodeName": "node", "containers": [{"image": "distml:1"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"restartCount": restarted}],
+        },
+    }
+
+
+class Fake(Cluster):
+    """A cluster of one worker and MLflow, which puts a new pod in the place of one that goes."""
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self.calls: list[str] = []
+        self.worker, self.heals, self.looks = 1, True, 0
+
+    def kubectl(self, *words: str, given: str | None = None, limit_s: float = 60.0) -> str:
+        call = " ".join(words)
+        self.calls.append(call.partition("import")[0])
+        match words:
+            case [_, _, "get", "pods", *selector]:
+                return json.dumps({"items": self._pods(" ".join(selector))})
+            case ["create", *_]:
+                self.workflow = json.loads(given or "")
+                return json.dumps({"metadata": {"name": "chaos-1"}})
+            case [_, _, "get", "workflow", *_]:
+                return json.dumps({"status": {"phase": "Succeeded"}})
+            case [_, _, "logs", "-l", *_]:
+                return "\ningest\n\ntrain\nepoch 1 of 4\n"
+            case [_, _, "logs", "chaos", *_]:
+                self.looks += 1
+                return "".join(f"{4e9 + at:.3f} 200 0.010\n" for at in range(20 * self.looks))
+            case [_, _, "exec", *_]:
+                self.looks += 1
+                return f"a warning\n{json.dumps(self.records())}\n"
+            case [_, _, "delete", "pod", *_] | ["drain", *_]:
+                self.worker += self.heals
+        return ""
+
+    def records(self) -> dict[str, Any]:
+        return {"steps": [1, 2, 3, 4], "versions": 6 if hasattr(self, "workflow") and self.looks > 1 else 5}
+
+    def _pods(self, selector: str) -> list[dict[str, Any]]:
+        worker = _pod("worker", f"worker-{self.worker}")
+        mlflow = _pod("mlflow", "mlflow-1", component="mlflow")
+        return [mlflow] if "mlflow" in selector else [worker] if "training" in selector else [worker, mlflow]
+
+
+QUICK = Settings(limit_s=5, poll_s=0.001, requests=40)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("SIGTERM", "-n distml delete pod worker --wait=false"),
+        ("SIGKILL", "-n distml delete pod worker --wait=false --grace-period=0 --force"),
+        ("drain", "drain node --pod-selector=app.kubernetes.io/name=training,ray.io/node-type=worker"),
+    ],
+)
+def test_a_cell_runs_to_its_end_and_is_recorded(fault: str, words: str) -> None:
+    cluster, said = Fake(), list[str]()
+    made = perform(cluster, Cell("k3d", "training worker", fault, "training"), QUICK, 7, said.append)
+    assert (made.verdict, made.workflow, made.versions, made.lost) == ("healed", "Succeeded", 1, 0), made
+    assert made.requests >= 20
+    assert any(call.startswith(words) for call in cluster.calls)
+    assert ("uncordon node" in cluster.calls) is (fault == "drain")
+    assert cluster.calls[-1].startswith("delete namespace distml-chaos")
+    parameters = cluster.workflow["spec"]["arguments"]["parameters"]
+    expected = f"--run.name chaos-training-worker-{fault.lower()}-training-7 --train.epochs 4"
+    assert parameters[0]["value"].startswith(expected)
+
+
+def test_a_pod_that_does_not_come_back_is_no_healed_cell() -> None:
+    cluster = Fake()
+    cluster.heals = False
+    settings = Settings(limit_s=0.2, poll_s=0.001)
+    made = perform(cluster, CELL, settings, 1, lambda _: None)
+    assert made.verdict == "waited 0.2 s in vain for as many pods as before"
+    assert cluster.calls[-1].startswith("delete namespace distml-chaos")
+
+
+def test_kubectl_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="kubectl cannot be started: No such file"):
+        Cluster("mine").pods()
+    (tmp_path / "kubectl").write_text("#!/bin/sh\necho no such context >&2\nexit 1\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    with pytest.raises(ClusterError, match="get pods -o json` failed: no such context"):
+        Cluster("mine").pods()
+
+
+class _Answers(BaseHTTPRequestHandler):
+    bodies: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        given = self.rfile.read(int(self.headers["Content-Length"]))
+        self.bodies.append((self.path, given))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+def test_the_requests_carry_a_picture_and_count_silence_as_lost() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"127.0.0.1:{server.server_address[1]}"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert load.ask(host, load.body(), headers) == 200
+    server.shutdown()
+    server.server_close()
+    assert load.ask(host, load.body(), headers) == 0
+    ((path, given),) = _Answers.bodies
+    assert path == "/predict/image"
+    assert load.picture() in given
+    with Image.open(io.BytesIO(load.picture())) as picture:
+        picture.load()
+        assert (picture.size, picture.mode) == ((28, 28), "L")
