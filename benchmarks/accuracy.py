@@ -17,15 +17,15 @@ def measure() -> Sequence[report.Figure]:
     for name, (accuracy, seconds) in PROMISED.items():
         if os.environ.get("ONLY", name) != name:
             continue
-        found = [
+        results = [
             ours.train(root, "--config", f"configs/{name}.yaml", f"--run.seed={seed}")()
             for seed in os.environ.get("SEEDS", "0").split(",")
         ]
         figures.append(
-            report.Figure(f"{name}: test accuracy", report.pick(found, "test_accuracy"), [accuracy], 1.0)
+            report.Figure(f"{name}: test accuracy", report.pick(results, "test_accuracy"), [accuracy], 1.0)
         )
         figures.append(
-            report.Figure(f"{name}: wall s", report.pick(found, "wall_s"), [seconds], 1.0, "at most")
+            report.Figure(f"{name}: wall s", report.pick(results, "wall_s"), [seconds], 1.0, "at most")
         )
     return figures
 

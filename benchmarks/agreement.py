@@ -10,10 +10,12 @@ from benchmarks import ours, report
 def measure() -> Sequence[report.Figure]:
     """Train with one worker and with two."""
     root = ours.root()
-    one, two = (ours.train(root, "--train.epochs=4", f"--train.workers={workers}")() for workers in (1, 2))
+    single, double = (
+        ours.train(root, "--train.epochs=4", f"--train.workers={workers}")() for workers in (1, 2)
+    )
     gaps = [
         abs(mine["loss"] - other["loss"]) / other["loss"]
-        for mine, other in zip(two["history"], one["history"], strict=True)
+        for mine, other in zip(double["history"], single["history"], strict=True)
     ]
     return [
         report.Figure(

@@ -79,15 +79,15 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
     Returns:
         What each call returned, in order.
     """
-    found: dict[str, list[Any]] = {name: [] for name in calls}
+    results: dict[str, list[Any]] = {name: [] for name in calls}
     for turn in range(1, repeats + 1):
         for name, call in calls.items():
             began = time.monotonic()
-            found[name].append(call())
-            said = json.dumps(found[name][-1])
+            results[name].append(call())
+            said = json.dumps(results[name][-1])
             said = said if len(said) < 1000 else f"{said[:1000]}..."  # with its history by epoch
             say(f"{name} {turn}/{repeats}: {said} in {time.monotonic() - began:.0f} s")
-    return found
+    return results
 
 
 def say(text: str) -> None:
@@ -109,15 +109,19 @@ def data_folder() -> str:
         else [*(cache.root for cache in fashion_mnist.caches(storage)), str(fashion_mnist.INSTALLED)]
     )
 
-    def found() -> str | None:
+    def _installed_data() -> str | None:
         return next(
-            (one for one in folders if all(Path(one, f"{name}.gz").exists() for name in fashion_mnist.FILES)),
+            (
+                place
+                for place in folders
+                if all(Path(place, f"{name}.gz").exists() for name in fashion_mnist.FILES)
+            ),
             None,
         )
 
-    if not named and not found():
+    if not named and not _installed_data():
         fashion_mnist.open_builtin(Config(), storage)
-    folder = found()
+    folder = _installed_data()
     if folder is None:
         raise BenchmarkError(f"Fashion-MNIST is in none of {', '.join(folders)}; set FMNIST")
     return folder

@@ -62,5 +62,5 @@ class Load:
         )
         if done.returncode:
             raise BenchmarkError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result

@@ -26,15 +26,15 @@ def measure() -> Sequence[report.Figure]:
     """Measure both in turn."""
     data, root = harness.data_folder(), ours.root()
     flags = [f"--train.workers={WORKERS}", f"--train.epochs={EPOCHS}", f"--train.global_batch_size={BATCH}"]
-    found = harness.alternate(
+    results = harness.alternate(
         {
             "distml": ours.train(root, *flags),
             "bare_step": harness.peer("bare_step", WORKERS, EPOCHS, BATCH, data),
         },
         REPEATS,
     )
-    whole = [_row_seconds(result) for result in found["distml"]]
-    bare = [1e6 / speed for speed in report.pick(found["bare_step"], "steady_samples_per_s")]
+    whole = [_row_seconds(result) for result in results["distml"]]
+    bare = [1e6 / speed for speed in report.pick(results["bare_step"], "steady_samples_per_s")]
     return [report.Figure("microseconds a row vs the bare step", whole, bare, 1.05, "at most")]
 
 

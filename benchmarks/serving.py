@@ -73,19 +73,19 @@ def _running(name: str, command: Sequence[str], environment: Mapping[str, str]) 
         process.wait()
 
 
-def _measured(url: str, one: Load, many: Load) -> dict[str, float]:
+def _measured(url: str, single: Load, many: Load) -> dict[str, float]:
     """Wait until a server answers, warm it, then measure it at 1 and at 64 connections."""
     deadline = time.monotonic() + _START_S
     while True:
         with contextlib.suppress(harness.BenchmarkError):  # nobody listens yet
-            found = one.run(url, 1, 1)
-            if found["rps"] > 10 and not found["errors"]:
+            warmed = single.run(url, 1, 1)
+            if warmed["rps"] > 10 and not warmed["errors"]:
                 break
         if time.monotonic() > deadline:
             raise harness.BenchmarkError(f"{url} does not answer after {_START_S} s")
         time.sleep(0.5)
-    one.run(url, 16, 3)
-    alone, busy, batch = one.run(url, 1, SECONDS), one.run(url, 64, SECONDS), many.run(url, 1, SECONDS)
+    single.run(url, 16, 3)
+    alone, busy, batch = single.run(url, 1, SECONDS), single.run(url, 64, SECONDS), many.run(url, 1, SECONDS)
     return {
         "p50_ms_1": alone["p50_ms"],
         "rps_64": busy["rps"],
@@ -98,10 +98,10 @@ def _measured(url: str, one: Load, many: Load) -> dict[str, float]:
 def measure() -> Sequence[report.Figure]:
     """Measure all servers in turn, each alone."""
     root, model = _champion()
-    one, many = Load.of(1), Load.of(BATCH)
+    single, many = Load.of(1), Load.of(BATCH)
     environment = os.environ | {
         "MODEL": str(model),
-        "LOGS": str(one.folder),
+        "LOGS": str(single.folder),
         "PYTHONPATH": str(harness.ROOT),
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
@@ -112,7 +112,7 @@ def measure() -> Sequence[report.Figure]:
         def measured() -> dict[str, float]:
             port = ingress.free_ports()[0]
             with _running(name, command(port), environment):
-                return _measured(f"http://127.0.0.1:{port}/predict", one, many)
+                return _measured(f"http://127.0.0.1:{port}/predict", single, many)
 
         return measured
 
@@ -120,11 +120,11 @@ def measure() -> Sequence[report.Figure]:
     return _figures(harness.alternate(calls, REPEATS))
 
 
-def _figures(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[report.Figure]:
-    mine = found["distml"]
+def _figures(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[report.Figure]:
+    mine = measured["distml"]
     if sum(report.pick(mine, "errors")):
         raise harness.BenchmarkError("requests to distml failed")
-    peers = {name: results for name, results in found.items() if name not in ("distml", "ray_docs")}
+    peers = {name: results for name, results in measured.items() if name not in ("distml", "ray_docs")}
     rps = {name: report.pick(results, "rps_64") for name, results in peers.items()}
     best = max(rps, key=lambda name: sorted(rps[name])[len(rps[name]) // 2])
     figures = [
@@ -132,21 +132,21 @@ def _figures(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[rep
         report.Figure(
             "the same vs Ray Serve as documented",
             report.pick(mine, "rps_64"),
-            report.pick(found["ray_docs"], "rps_64"),
+            report.pick(measured["ray_docs"], "rps_64"),
             5.0,
         ),
         report.Figure("p50 ms, 1 connection", report.pick(mine, "p50_ms_1"), [2.5], 1.0, "at most"),
         report.Figure(f"images/s, {BATCH} a request", report.pick(mine, "images_per_s"), [5000], 1.0),
     ]
     for name in ("litserve", "bentoml"):
-        theirs = report.pick(found[name], "p50_ms_1")
+        theirs = report.pick(measured[name], "p50_ms_1")
         figures.append(
             report.Figure(
                 f"p50 ms, 1 connection, vs {name}", report.pick(mine, "p50_ms_1"), theirs, 1.0, "at most"
             )
         )
     for name in (*peers, "ray_docs"):
-        theirs = report.pick(found[name], "p99_ms_64")
+        theirs = report.pick(measured[name], "p99_ms_64")
         figures.append(
             report.Figure(
                 f"p99 ms, 64 connections, vs {name}", report.pick(mine, "p99_ms_64"), theirs, 1.0, "at most"

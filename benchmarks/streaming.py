@@ -86,9 +86,9 @@ def measure() -> Sequence[report.Figure]:
         write(data)
         began = time.monotonic()
         calls = {"streamed": _call(root, data, BUDGET), "in memory": _call(root, data, 10 * BUDGET)}
-        found = harness.alternate(calls, REPEATS)
+        results = harness.alternate(calls, REPEATS)
         harness.say(f"measured in {time.monotonic() - began:.0f} s")
-    streamed = found["streamed"]
+    streamed = results["streamed"]
     return [
         report.Figure(
             "peak worker RSS, bytes", report.pick(streamed, "peak_rss"), [ALLOWED_RSS], 1.0, "at most"
@@ -96,7 +96,7 @@ def measure() -> Sequence[report.Figure]:
         report.Figure(
             "samples/s vs in memory",
             report.pick(streamed, "samples_per_s"),
-            report.pick(found["in memory"], "samples_per_s"),
+            report.pick(results["in memory"], "samples_per_s"),
             0.6,
         ),
     ]

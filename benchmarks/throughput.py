@@ -23,7 +23,7 @@ def measure() -> Sequence[report.Figure]:
     flags.append("--data.val_fraction=0.01")  # both sides train on (nearly) the same 60,000 rows
     command = ours.train(root, *flags)
     command()  # ingests this split
-    found = harness.alternate(
+    results = harness.alternate(
         {
             "distml": command,
             "distml auto": ours.train(root, *flags, "--train.precision=auto"),
@@ -32,9 +32,9 @@ def measure() -> Sequence[report.Figure]:
         },
         REPEATS,
     )
-    speed = [ours.best_samples_per_s(result) for result in found["distml"]]
-    automatic = [ours.best_samples_per_s(result) for result in found["distml auto"]]
-    plain, documented = found["plain_mwms"], found["ray_docs"]
+    speed = [ours.best_samples_per_s(result) for result in results["distml"]]
+    automatic = [ours.best_samples_per_s(result) for result in results["distml auto"]]
+    plain, documented = results["plain_mwms"], results["ray_docs"]
     return [
         report.Figure("samples/s vs plain MWMS", speed, report.pick(plain, "steady_samples_per_s"), 1.25),
         report.Figure(
@@ -45,7 +45,7 @@ def measure() -> Sequence[report.Figure]:
         ),
         report.Figure(
             "wall s vs plain MWMS",
-            report.pick(found["distml"], "wall_s"),
+            report.pick(results["distml"], "wall_s"),
             report.pick(plain, "wall_s"),
             1.15,
             "at most",

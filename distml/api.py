@@ -163,15 +163,29 @@ class Prediction:
 
     Attributes:
         file: As it was given.
-        label: Name of the most probable class.
-        probability: Of that class, 0 to 1.
-        top: The most probable classes and their probabilities, best first.
+        label: Name of the most probable class; None for another task.
+        probability: Of that class, 0 to 1; None for another task.
+        top: The most probable names and their probabilities, best first; empty for regression.
+        result: The whole prediction as in the result line: `labels` of a multilabel model, `values` of a
+            regression.
     """
 
     file: str
-    label: str
-    probability: float
+    label: str | None
+    probability: float | None
     top: tuple[tuple[str, float], ...]
+    result: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Self:
+        """Make it of a member of `predictions` of a result line."""
+        return cls(
+            file=result["file"],
+            label=result.get("class"),
+            probability=result.get("probability"),
+            top=tuple((entry["class"], entry["probability"]) for entry in result.get("top", ())),
+            result=result,
+        )
 
 
 def ingest(config: Config) -> Manifest:
@@ -262,26 +276,25 @@ def predict(
         One prediction an image, in the order given.
 
     Raises:
-        DataError: A file cannot be read; the first one and the number of others are named.
+        ConfigError: `url` stands beside `run` or `version`, or is not one of HTTP.
+        DataError: A file cannot be read; the first and the number of others are named.
         DistmlError: There is no model to ask, or it cannot be trusted.
     """
     from distml.batch import files
-    from distml.errors import DataError
+    from distml.errors import ConfigError, DataError
+    from distml.serving import client
 
-    result = files.predict_files(config, images, run=run, version=version, url=url, top=top)
+    if url and (run or version):
+        raise ConfigError("url asks what is served there.", "Leave out run and version.")
+    if url:
+        result = files.classify(images, top, *client.asking(url))
+    else:
+        result = files.predict_files(config, images, run=run, version=version, top=top)
     failed = result.get("failed", [])
     if failed:
         more = f" ({len(failed) - 1} more cannot be read.)" if len(failed) > 1 else ""
         raise DataError(f"{failed[0]['error']}{more}")
-    return [
-        Prediction(
-            file=item["file"],
-            label=item["class"],
-            probability=item["probability"],
-            top=tuple((entry["class"], entry["probability"]) for entry in item["top"]),
-        )
-        for item in result["predictions"]
-    ]
+    return [Prediction.of(prediction) for prediction in result["predictions"]]
 
 
 def drift(config: Config) -> Mapping[str, Any]:

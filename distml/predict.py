@@ -1,7 +1,6 @@
 """Classify image files in this process, or a whole data set on Ray, with a trained model (driver).
 
-python -m distml.predict shoe.png bag.jpg                 the registry's champion
-python -m distml.predict photos/ 'new/*.jpg'              all pictures of a folder, and of a pattern
+python -m distml.predict shoe.png photos/ 'new/*.jpg'     files, folders and patterns; by the champion
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
 python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers
@@ -18,6 +17,7 @@ from distml import cli
 from distml.batch import files
 from distml.cli import flags
 from distml.config import Config
+from distml.serving import client
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
@@ -26,7 +26,9 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
     model = {"run": own.run, "version": own.version}
     if own.data:
         return files.predict_data(config, own.data, own.output, **model)
-    return files.predict_files(config, own.images, url=own.url, top=own.top, **model)
+    if own.url:
+        return files.classify(own.images, own.top, *client.asking(own.url))
+    return files.predict_files(config, own.images, top=own.top, **model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

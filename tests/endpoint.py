@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import requests
 
 from distml.serving import ingress
 from tests import registered
-from tests.runner import REPOSITORY
+from tests.runner import REPOSITORY, command, environment
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,12 @@ def serving(registry: registered.Registry, *flags: str, host: str = "127.0.0.1")
     """Run `distml.serve` on a registry that has a champion."""
     port = ingress.free_ports()[0]
     own = [*registry.flags(), f"--serve.host={host}", f"--serve.port={port}"]
-    command = [sys.executable, "-m", "distml.serve", *own, *flags]
     log = Path(registry.config.storage.root, "serve.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command,
+            command("serve", *own, *flags),
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=stream,
         )

@@ -44,14 +44,14 @@ class Case:
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
 
 
-def one(image: Any) -> bytes:
+def single(image: Any) -> bytes:
     """The native body with one image."""
     return json.dumps({"instances": [image]}).encode()
 
 
 def with_pixel(text: str) -> bytes:
     """The native body whose last pixel is written like this."""
-    return one(IMAGE)[: -len("0]]]}")] + text.encode() + b"]]]}"
+    return single(IMAGE)[: -len("0]]]}")] + text.encode() + b"]]]}"
 
 
 def infer(**tensor: Any) -> bytes:
@@ -95,34 +95,34 @@ _TEXT = b"k\0\0" + zlib.compress(bytes(1_000_000), 9)
 BODIES = [
     Case("empty", PREDICT, b"", "the body is not JSON: it is empty"),
     Case("no JSON", PREDICT, b"instances=1", "the body is not JSON: "),
-    Case("cut off", PREDICT, one(IMAGE)[:-2], "the body is not JSON: "),
+    Case("cut off", PREDICT, single(IMAGE)[:-2], "the body is not JSON: "),
     Case("no UTF-8", PREDICT, b'{"instances": "\xff"}', "not valid UTF-8"),
-    Case("byte order mark", PREDICT, b"\xef\xbb\xbf" + one(IMAGE), "the body is not JSON: "),
+    Case("byte order mark", PREDICT, b"\xef\xbb\xbf" + single(IMAGE), "the body is not JSON: "),
     Case("an array", PREDICT, b"[1]", "the body is an array, not a JSON object"),
     Case("deep nesting", PREDICT, b"[" * 100_000, "it is nested too deeply"),
     Case("deep objects", PREDICT, b'{"a":' * 100_000, "it is nested too deeply"),
-    Case("duplicate key", PREDICT, b'{"instances": [1], ' + one(IMAGE)[1:], "'instances' stands twice"),
+    Case("duplicate key", PREDICT, b'{"instances": [1], ' + single(IMAGE)[1:], "'instances' stands twice"),
     Case("unknown key", PREDICT, b'{"instance": []}', "the key 'instance' is not known"),
     Case("missing key", PREDICT, b"{}", "the key 'instances' is missing"),
     Case("NaN", PREDICT, with_pixel("NaN"), "the body is not JSON: "),
     Case("Infinity", PREDICT, with_pixel("-Infinity"), "the body is not JSON: "),
     Case("huge number", PREDICT, with_pixel("1e999"), "the body is not JSON: number is infinity"),
-    Case("wrong content type", PREDICT, one(IMAGE), "'text/csv' is not taken here", 415, headers={"content-type": "text/csv"}),
-    Case("wrong encoding", PREDICT, one(IMAGE), "encoding 'br' is not known", 415, headers={"content-encoding": "br"}),
-    Case("no gzip", PREDICT, one(IMAGE), "the body is not gzip data", headers={"content-encoding": "gzip"}),
-    Case("cut-off gzip", PREDICT, gzip.compress(one(IMAGE))[:-9], "not one complete gzip stream", headers={"content-encoding": "gzip"}),
+    Case("wrong content type", PREDICT, single(IMAGE), "'text/csv' is not taken here", 415, headers={"content-type": "text/csv"}),
+    Case("wrong encoding", PREDICT, single(IMAGE), "encoding 'br' is not known", 415, headers={"content-encoding": "br"}),
+    Case("no gzip", PREDICT, single(IMAGE), "the body is not gzip data", headers={"content-encoding": "gzip"}),
+    Case("cut-off gzip", PREDICT, gzip.compress(single(IMAGE))[:-9], "not one complete gzip stream", headers={"content-encoding": "gzip"}),
     Case("gzip bomb", PREDICT, gzip.compress(bytes(100_000_000)), "the body is larger than", 413, headers={"content-encoding": "gzip"}),
 ]  # fmt: skip
 
 PIXELS = [
     Case("no image", PREDICT, b'{"instances": []}', "instances must be a list of at least one image"),
     Case("a number", PREDICT, b'{"instances": 5}', "instances must be a list of at least one image"),
-    Case("null", PREDICT, one(None), "instances[0] is null, not a list of 4 rows"),
-    Case("a row too few", PREDICT, one(IMAGE[:3]), "instances[0] has 3 rows; the model takes 4"),
-    Case("a short row", PREDICT, one([*IMAGE[:3], [0] * 4]), "instances[0][3] has 4 pixels; the model takes 5"),
-    Case("a number for a row", PREDICT, one([5] * 4), "instances[0][0] is a number, not a list of 5 pixels"),
-    Case("two channels", PREDICT, one([[[0, 0]] * 5] * 4), "instances[0][0][0] has 2 channels; the model takes 1"),
-    Case("no channel", PREDICT, one([[[]] * 5] * 4), "instances[0][0][0] has 0 channels; the model takes 1"),
+    Case("null", PREDICT, single(None), "instances[0] is null, not a list of 4 rows"),
+    Case("a row too few", PREDICT, single(IMAGE[:3]), "instances[0] has 3 rows; the model takes 4"),
+    Case("a short row", PREDICT, single([*IMAGE[:3], [0] * 4]), "instances[0][3] has 4 pixels; the model takes 5"),
+    Case("a number for a row", PREDICT, single([5] * 4), "instances[0][0] is a number, not a list of 5 pixels"),
+    Case("two channels", PREDICT, single([[[0, 0]] * 5] * 4), "instances[0][0][0] has 2 channels; the model takes 1"),
+    Case("no channel", PREDICT, single([[[]] * 5] * 4), "instances[0][0][0] has 0 channels; the model takes 1"),
     Case("too large", PREDICT, with_pixel("256"), "instances[0][3][4] is 256, not a whole number from 0 to 255"),
     Case("enormous", PREDICT, with_pixel("1" + "0" * 40), "instances[0][3][4] is 1e+40, not a whole number"),
     Case("negative", PREDICT, with_pixel("-1"), "instances[0][3][4] is -1, not a whole number from 0 to 255"),
@@ -132,10 +132,10 @@ PIXELS = [
     Case("an object", PREDICT, with_pixel('{"b64": ""}'), "instances[0][3][4] is an object, not a whole number"),
     Case("base64 among numbers", PREDICT, b'{"instances": [{"b64": ""}, [[0]]]}', 'instances[1] is an array, not {"b64"'),
     Case("other key", PREDICT, b'{"instances": [{"url": "file:///etc/passwd"}]}', "instances[0] is an object with the keys ['url']"),
-    Case("no base64", PREDICT, one({"b64": "@@@"}), "instances[0].b64 is not base64"),
-    Case("cut-off base64", PREDICT, one({"b64": "abcde"}), "instances[0].b64 is not base64"),
-    Case("base64 of no ASCII", PREDICT, one({"b64": "é"}), "instances[0].b64 is not base64"),
-    Case("base64 of no picture", PREDICT, one({"b64": "abcd"}), "instances[0] is not a readable picture"),
+    Case("no base64", PREDICT, single({"b64": "@@@"}), "instances[0].b64 is not base64"),
+    Case("cut-off base64", PREDICT, single({"b64": "abcde"}), "instances[0].b64 is not base64"),
+    Case("base64 of no ASCII", PREDICT, single({"b64": "é"}), "instances[0].b64 is not base64"),
+    Case("base64 of no picture", PREDICT, single({"b64": "abcd"}), "instances[0] is not a readable picture"),
 ]  # fmt: skip
 
 PICTURES = [

@@ -133,6 +133,10 @@ class Registry:
         images, labels = shards.read(self.storage, manifest, split)
         return float(np.mean((images[:, 0, 1, 0] <= threshold) | (labels == 0)))
 
+    def alias(self, name: str, version: int) -> None:
+        """Point an alias, as `champion`, at a version."""
+        self.client.set_registered_model_alias(NAME, name, str(version))
+
     def aliases(self) -> dict[str, int]:
         result = self.client.get_registered_model(NAME).aliases
         return {alias: int(version) for alias, version in result.items()}
@@ -169,4 +173,11 @@ def make(root: Path) -> Registry:
     )
     result = Registry(config, tracking.client(config))
     result.client.create_registered_model(NAME)
+    return result
+
+
+def make_champion(root: Path, threshold: int = 100) -> Registry:
+    """A registry whose only version is champion."""
+    result = make(root)
+    result.alias("champion", result.add(threshold))
     return result

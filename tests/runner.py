@@ -25,6 +25,16 @@ SMALL = [
 STEPS_PER_EPOCH = 18_000 // 256
 
 
+def command(verb: str, *flags: str) -> list[str]:
+    """The command line of a verb in this interpreter."""
+    return [sys.executable, "-m", f"distml.{verb}", *flags]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's variables, with this checkout's package to be imported."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables
+
+
 class Training:
     """The process group of one `distml.train`, or of another verb."""
 
@@ -32,9 +42,8 @@ class Training:
         self, root: Path, name: str, *flags: str, env: dict[str, str] | None = None, verb: str = "train"
     ) -> None:
         self.root = root
-        command = [sys.executable, "-m", f"distml.{verb}", f"--storage.root={root}", f"--run.name={name}"]
         self.process = subprocess.Popen(
-            [*command, *SMALL, *flags],
+            command(verb, f"--storage.root={root}", f"--run.name={name}", *SMALL, *flags),
             cwd=root.parent,
             env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{root.parent}"} | (env or {}),
             stdout=subprocess.PIPE,

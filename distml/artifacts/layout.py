@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -71,6 +71,31 @@ class Described:
     def pictures(self) -> Policy:
         """How a picture becomes an image that the model takes."""
         return self.policy or Policy.of_arrays(self.shape)
+
+
+@dataclass(frozen=True)
+class Model(Described):
+    """The model that answers, in this process or behind an endpoint.
+
+    Attributes:
+        name: Of the registered model.
+        version: Its version, None where it is not registered.
+        shape: (H, W, C) of an image.
+        classes: Names of what is predicted.
+        metrics: What training measured, as `test_accuracy`.
+        policy: How pictures become images, None where the endpoint does not say.
+        target: Describes the task beside the names, None where that is classification.
+        usual: Statistics of training images, None where they are not known in this process.
+    """
+
+    name: str
+    version: int | None
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    policy: Policy | None = None
+    target: Mapping[str, Any] | None = None
+    usual: Usual | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from distml import log, storage
 from distml.artifacts import layout
-from distml.artifacts.layout import DIGESTS
+from distml.artifacts.layout import DIGESTS, Model
 from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
 from distml.data import image, plausible, schema
@@ -35,8 +35,6 @@ from distml.data.image import Images, Policy
 from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
 from distml.runtime import cluster
-from distml.serving import client
-from distml.serving.client import Model
 from distml.storage import Storage
 from distml.tasks import Task
 from distml.tracking.locate import Chosen, choose
@@ -208,35 +206,25 @@ def predict_files(
     *,
     run: str | None = None,
     version: int | None = None,
-    url: str | None = None,
     top: int = 3,
 ) -> dict[str, Any]:
-    """Classify image files with a model in this process, or by a running endpoint.
+    """Predict image files with a registered model or a run's, loaded in this process.
 
     Args:
         config: Names storage and registry.
         images: Paths of image files and folders, patterns like `photos/*.jpg`, and `-` for a path on each
             line of standard input.
-        run: Name of a run, or an MLflow run id, whose model is asked.
-        version: Registered version that is asked; without run and version the champion is.
-        url: Address of an endpoint that is asked instead.
+        run: Name of a run, or an MLflow run id, whose model is loaded.
+        version: Registered version; without run and version the champion.
         top: Classes listed for a file.
 
     Returns:
-        `model`, `version`, `predictions` in the files' order, and `failed` with the files that could not be
-        read; then the status is failed, too.
+        As `classify`.
 
     Raises:
-        ConfigError: The endpoint's address is none, or a model is named besides it.
-        DistmlError: There is no model to ask, or it cannot be trusted.
+        DistmlError: There is no such model, or its files do not match their digests.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    images = expanded(images)
-    if url:
-        _require_address(url, run, version)
-        address = url.rstrip("/")
-        served = client.describe(address)
-        return _classify(console, images, top, served, lambda pixels: client.outputs(address, pixels, served))
     with _model(config, run, version, console) as (chosen, export):
         here = Model(
             chosen.model,
@@ -247,7 +235,7 @@ def predict_files(
             target=export.target,
             usual=export.usual,
         )
-        return _classify(console, images, top, here, _asking(export))
+        return classify(images, top, here, _asking(export))
 
 
 def predict_data(
@@ -288,17 +276,28 @@ def _model(
         yield chosen, layout.verify(chosen.folder, chosen.sha256)
 
 
-def _classify(
-    console: Console,
+def classify(
     files: Sequence[str],
     top: int,
     model: Model,
     ask: Callable[[schema.Images], npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Read the files, ask about those that can be read, and tell of all."""
+    """Predict the image files that can be read, and print a table and the files that cannot.
+
+    Args:
+        files: See `expanded`.
+        top: Classes listed for a file.
+        model: Describes the images that `ask` takes and the outputs that it returns.
+        ask: From uint8 [N, H, W, C] to float32 [N, K].
+
+    Returns:
+        `model`, `version`, `predictions` in the files' order; where files cannot be read, `failed` with
+        `file` and `error` of each, and `status`, which is failed.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     predictions: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    names = list(dict.fromkeys(files))
+    names = list(dict.fromkeys(expanded(files)))
     for first in range(0, len(names), _AT_ONCE):
         images, unreadable, noted = read_all(names[first : first + _AT_ONCE], model.pictures)
         failed += unreadable
@@ -319,13 +318,6 @@ def _classify(
 def _doubts(image: Images, model: Model, noted: Sequence[plausible.Doubt]) -> dict[str, Any]:
     """The member `warnings` of a file's prediction, as the endpoint has it."""
     return plausible.described([*plausible.doubts(image[None], model.usual), *noted])
-
-
-def _require_address(url: str, run: str | None, version: int | None) -> None:
-    if run or version:
-        raise ConfigError("--url asks what is served there.", "Leave out --run, --version and --data.")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url is {url}, which is no address.", "Write http://HOST:PORT.")
 
 
 def _asking(export: layout.Export) -> Callable[[Images], npt.NDArray[np.float32]]:

@@ -137,7 +137,7 @@ class Rows:
     errors: list[str | None]
 
 
-Found = list[Images | str]
+ImagesOrErrors = list[Images | str]
 """For each row its image, uint8 [H, W, C], or why there is none."""
 
 
@@ -171,7 +171,7 @@ def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
 
 
-def _rows(identity: dict[str, Any], images_or_errors: Found, shape: tuple[int, int, int]) -> Rows:
+def _rows(identity: dict[str, Any], images_or_errors: ImagesOrErrors, shape: tuple[int, int, int]) -> Rows:
     images = [item for item in images_or_errors if not isinstance(item, str)]
     errors = [item if isinstance(item, str) else None for item in images_or_errors]
     readable = np.array([error is None for error in errors], bool)
@@ -195,12 +195,12 @@ def _file(folder: Folder, name: str, policy: Policy) -> Images | str:
         return str(error)
 
 
-def _column(column: Any, policy: Policy) -> Found:
+def _column(column: Any, policy: Policy) -> ImagesOrErrors:
     shape = policy.shape
     encoded = columns.encoded(column)
     if encoded is not None:
         return [_picture(value.as_py(), policy) for value in encoded]
-    results: Found = ["there is no image."] * len(column)
+    results: ImagesOrErrors = ["there is no image."] * len(column)
     present = np.flatnonzero(np.asarray(column.is_valid().to_numpy(zero_copy_only=False)))
     try:
         arrays = columns.arrays(column.drop_null(), "the column") if len(present) else np.empty((0, *shape))

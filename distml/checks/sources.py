@@ -76,30 +76,32 @@ def folder(config: Config) -> Check:
     data = config.data
     if is_remote(data.path):
         return _remote(str(data.path))
-    found = Folder(str(data.path), LISTING_S)
+    source = Folder(str(data.path), LISTING_S)
     if is_archive(str(data.path)):
-        return ok(_NAME, f"{found.root}: {size(sum(found.sizes.values()))}, to be unpacked once")
-    form = format_of(found) if data.format == "auto" else data.format
-    total = size(sum(found.sizes.values()))
-    more = "" if found.complete else f" in the first {LISTING_S:g} s, and more"
-    detail = f"{found.root}: {len(found.sizes)} files, {total}{more}, to be read as {form}"
+        return ok(_NAME, f"{source.root}: {size(sum(source.sizes.values()))}, to be unpacked once")
+    form = format_of(source) if data.format == "auto" else data.format
+    total = size(sum(source.sizes.values()))
+    more = "" if source.complete else f" in the first {LISTING_S:g} s, and more"
+    detail = f"{source.root}: {len(source.sizes)} files, {total}{more}, to be read as {form}"
     if form != "image_folder":
         return ok(_NAME, detail)
-    names = [*image_folder.pictures(found), *found.dangling]
-    headers, bad = _looked_at(found, names, data.max_pixels)
+    names = [*image_folder.pictures(source), *source.dangling]
+    headers, bad = _looked_at(source, names, data.max_pixels)
     seen = len(headers) + len(bad)
     if bad:
         shown = "; ".join(fault.reason.rstrip(".") for fault in bad[:5])
         told = f"{detail}; {len(bad)} of {seen} that were looked at cannot be used: {shown}"
         remedy = "Mend or remove them, or set data.on_error: skip."
         return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy)
-    sizes = {(one.width, one.height) for one in headers.values()}
+    sizes = {(header.width, header.height) for header in headers.values()}
     height, width, depth = policy(list(headers.values()), data).shape
     shown = f"{len(sizes)} sizes among {seen} that were looked at"
     return ok(_NAME, f"{detail}; {shown}, to be fitted to {height}x{width}x{depth}")
 
 
-def _looked_at(found: Folder, names: Sequence[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:
+def _looked_at(
+    source: Folder, names: Sequence[str], max_pixels: int
+) -> tuple[dict[str, Header], list[Fault]]:
     """Read headers all over the folder, as many as there is time for."""
     step = max(1, len(names) // SAMPLE)
     sample = [name for first in range(0, _AT_ONCE * step, step) for name in names[first :: _AT_ONCE * step]]
@@ -107,7 +109,7 @@ def _looked_at(found: Folder, names: Sequence[str], max_pixels: int) -> tuple[di
     bad: list[Fault] = []
     end_s = time.monotonic() + LOOKING_S
     for first in range(0, len(sample), _AT_ONCE):
-        some, faults = image_folder.survey(found, sample[first : first + _AT_ONCE], max_pixels)
+        some, faults = image_folder.survey(source, sample[first : first + _AT_ONCE], max_pixels)
         headers, bad = headers | some, bad + faults
         if time.monotonic() > end_s:
             break

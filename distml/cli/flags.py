@@ -190,7 +190,7 @@ def require_images_or_data(given: argparse.Namespace) -> None:
         raise ConfigError("give picture files, or a data set by --data.", "Give one of the two.")
     if bool(given.data) != bool(given.output):
         raise ConfigError("--data and --output belong together.", "Give both.")
-    if given.url and given.data:
+    if given.url and (given.data or given.run or given.version):
         raise ConfigError("--url asks what is served there.", "Leave out --run, --version and --data.")
 
 

@@ -92,27 +92,27 @@ class Mirror:
         if not re.match(r"https?://", self.base):
             raise UnavailableError(f"{self.base} is not an http or https URL")
         url = f"{self.base.rstrip('/')}/{name}"
-        got = bytearray()
-        attempts = _retrying(url, lambda: len(got))
+        received = bytearray()
+        attempts = _retrying(url, lambda: len(received))
         try:
-            attempts(self._more, url, got, limit)
+            attempts(self._more, url, received, limit)
         except _BrokenError as broken:
             raise UnavailableError(f"{name}: {broken}, {TRIES} tries") from None
-        return bytes(got)
+        return bytes(received)
 
-    def _more(self, url: str, got: bytearray, limit: int) -> None:
+    def _more(self, url: str, received: bytearray, limit: int) -> None:
         """Append what is missing, asking only for the rest when there is a beginning."""
         request = urllib.request.Request(url, headers={"User-Agent": "distml"})  # noqa: S310 - checked above
-        if got:
-            request.add_header("Range", f"bytes={len(got)}-")
+        if received:
+            request.add_header("Range", f"bytes={len(received)}-")
         with self._open(request) as answer:
-            if not str(answer.headers.get("Content-Range")).startswith(f"bytes {len(got)}-"):
-                got.clear()  # the server sends the whole file
+            if not str(answer.headers.get("Content-Range")).startswith(f"bytes {len(received)}-"):
+                received.clear()  # the server sends the whole file
             give_up = time.monotonic() + FILE_TIMEOUT_S
             try:
                 while chunk := answer.read(_CHUNK_BYTES):
-                    got += chunk
-                    if len(got) > limit:
+                    received += chunk
+                    if len(received) > limit:
                         raise DataError(f"{url} is damaged: more than {limit:,} bytes came.")
                     if time.monotonic() > give_up:
                         raise UnavailableError(f"{url} took longer than {FILE_TIMEOUT_S:.0f} s")

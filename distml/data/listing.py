@@ -63,13 +63,13 @@ class Folder:
         self.dangling: dict[str, str] = {}
         try:
             self._system, base = storage.arrow()
-            found = _Walk(self, limit_s).entries(base) if storage.local else self._listed(base)
+            entries = _Walk(self, limit_s).entries(base) if storage.local else self._listed(base)
         except FileNotFoundError:
             raise DataError(f"there are no data at {self.root}.", "Check data.path.") from None
         except OSError as error:
             cause = error.strerror or error
             raise DataError(f"cannot list {self.root}: {cause}.", "Check data.path.") from None
-        self.entries = dict(sorted(found.items()))
+        self.entries = dict(sorted(entries.items()))
         self.ledger.entries = len(self.entries) + len(self.dangling) + len(self.ledger.reasons)
         self.sizes = {name: entry.size for name, entry in self.entries.items()}
         if not self.sizes and not self.dangling:
@@ -82,7 +82,7 @@ class Folder:
             above = base
             infos = self._system.get_file_info(fs.FileSelector(base, recursive=True))
         cut = len(above.rstrip("/")) + 1
-        found = {}
+        entries = {}
         for info in infos:
             name = str(info.path)[cut:]
             if not info.is_file:
@@ -90,8 +90,8 @@ class Folder:
             if any(_is_junk(part) for part in name.split("/")):
                 self.ledger.skip(name, "hidden")
             else:
-                found[name] = _Entry(str(info.path), int(info.size or 0), int(info.mtime_ns or 0))
-        return found
+                entries[name] = _Entry(str(info.path), int(info.size or 0), int(info.mtime_ns or 0))
+        return entries
 
     def open(self, name: str) -> Any:
         """Open one file for reading at random."""
@@ -154,7 +154,7 @@ class _Walk:
         self, path: str, prefix: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[tuple[str, _Entry]]:
         with os.scandir(path) as listed:
-            for entry in listed if self._limited else sorted(listed, key=lambda one: one.name):
+            for entry in listed if self._limited else sorted(listed, key=lambda item: item.name):
                 name = prefix + readable(entry.name)
                 self._left -= 1
                 if self._left < 0 and time.monotonic() > self._end_s:

@@ -151,13 +151,13 @@ class Manifest:
             DataError: Cut off, changed, or not a manifest.
         """
         try:
-            found = json.loads(text)
-            digest = found.pop("digest")
-            shards = {s: tuple(Shard(**one) for one in many) for s, many in found.pop("shards").items()}
-            sources = tuple(Origin(**one) for one in found.pop("sources"))
-            shape, classes = tuple(found.pop("shape")), tuple(found.pop("classes"))
-            policy, train_size = found.pop("policy", None), found.pop("train_size", None)
-            left_out = tuple((str(name), str(reason)) for name, reason in found.pop("left_out", ()))
+            fields = json.loads(text)
+            digest = fields.pop("digest")
+            shards = {s: tuple(Shard(**entry) for entry in many) for s, many in fields.pop("shards").items()}
+            sources = tuple(Origin(**entry) for entry in fields.pop("sources"))
+            shape, classes = tuple(fields.pop("shape")), tuple(fields.pop("classes"))
+            policy, train_size = fields.pop("policy", None), fields.pop("train_size", None)
+            left_out = tuple((str(name), str(reason)) for name, reason in fields.pop("left_out", ()))
             manifest = cls(
                 shape=shape,
                 classes=classes,
@@ -166,8 +166,8 @@ class Manifest:
                 policy=None if policy is None else Policy.from_dict(policy),
                 left_out=left_out,
                 train_size=None if train_size is None else (int(train_size[0]), int(train_size[1])),
-                warnings=tuple(found.pop("warnings", ())),
-                **found,
+                warnings=tuple(fields.pop("warnings", ())),
+                **fields,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where} is damaged: {error}.", _AGAIN) from None

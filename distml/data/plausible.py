@@ -84,10 +84,10 @@ class Usual:
         measured = statistics.measure(images[::step])
         names = statistics.names((height, width, depth))
         edges = [statistics.edges(column) for column in measured.T]
-        counts = [statistics.count(column, one) for column, one in zip(measured.T, edges, strict=True)]
+        counts = [statistics.count(column, values) for column, values in zip(measured.T, edges, strict=True)]
         plain = cls(
-            {name: tuple(map(float, one)) for name, one in zip(names, edges, strict=True)},
-            {name: tuple(map(int, one)) for name, one in zip(names, counts, strict=True)},
+            {name: tuple(map(float, values)) for name, values in zip(names, edges, strict=True)},
+            {name: tuple(map(int, values)) for name, values in zip(names, counts, strict=True)},
             0.0,
         )
         ratios = plain.ratios(dict(zip(names, measured.T, strict=True)))
@@ -96,8 +96,8 @@ class Usual:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `dataclasses.asdict` and JSON made of it; raises KeyError, TypeError or ValueError."""
-        edges = {str(name): tuple(map(float, one)) for name, one in values["edges"].items()}
-        counts = {str(name): tuple(map(int, one)) for name, one in values["counts"].items()}
+        edges = {str(name): tuple(map(float, numbers)) for name, numbers in values["edges"].items()}
+        counts = {str(name): tuple(map(int, numbers)) for name, numbers in values["counts"].items()}
         if edges.keys() != counts.keys() or any(len(counts[name]) != len(edges[name]) + 1 for name in edges):
             raise ValueError("statistics without their counts")
         return cls(edges, counts, float(values["ratio"]))
@@ -105,13 +105,13 @@ class Usual:
     @functools.cached_property
     def _densities(self) -> Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
         """Edges and the logarithm of each bin's density, by statistic that an inversion mirrors."""
-        found = {}
+        densities = {}
         for name, edges in self.edges.items():
             if "intensity" in name:
                 widths = np.diff(np.concatenate([[0.0], np.clip(edges, 0, 1), [1.0]])) + 1e-3
                 shares = (np.array(self.counts[name]) + 0.5) / (sum(self.counts[name]) + 0.5 * len(widths))
-                found[name] = (np.array(edges), np.log(shares / widths))
-        return found
+                densities[name] = (np.array(edges), np.log(shares / widths))
+        return densities
 
     def ratios(self, measured: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
         """Return the logarithm of how much likelier each inverted image is than the image itself.
@@ -166,8 +166,8 @@ def doubts(images: Images, usual: Usual | None = None) -> list[Doubt]:
     noted = NOTED.get()
     if len(images) == 1 and not noted and _is_usual(images, usual):
         return []
-    found = odd(images, usual)
-    return [doubt(code, np.flatnonzero(is_odd).tolist()) for code, is_odd in found.items()] + list(noted)
+    odd_images = odd(images, usual)
+    return [doubt(code, np.flatnonzero(is_odd).tolist()) for code, is_odd in odd_images.items()] + list(noted)
 
 
 def codes(images: Images, usual: Usual | None = None) -> list[list[str]]:
@@ -236,7 +236,7 @@ def unused(bits: list[int]) -> tuple[Doubt, ...]:
     return (doubt("unused_bits", odd, what),)
 
 
-def described(found: Iterable[Doubt]) -> dict[str, Any]:
+def described(doubts: Iterable[Doubt]) -> dict[str, Any]:
     """The member `warnings` of a result, none where nothing is odd."""
-    warnings = [{"code": one.code, "sentence": one.sentence} for one in found]
+    warnings = [{"code": item.code, "sentence": item.sentence} for item in doubts]
     return {"warnings": warnings} if warnings else {}

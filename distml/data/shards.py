@@ -247,13 +247,13 @@ def read(
     count = len(range(rank, manifest.rows[split], world_size))
     images, labels = np.empty((count, *manifest.shape_of(split)), np.uint8), manifest.task.empty(count)
     first = filled = 0
-    for found in tables(storage, manifest, split):
+    for table in tables(storage, manifest, split):
         mine = slice((rank - first) % world_size, None, world_size)
-        some = schema.to_targets(found[schema.LABEL])[mine]
-        images[filled : filled + len(some)] = schema.to_images(found[schema.IMAGE])[mine]
+        some = schema.to_targets(table[schema.LABEL])[mine]
+        images[filled : filled + len(some)] = schema.to_images(table[schema.IMAGE])[mine]
         labels[filled : filled + len(some)] = some
         filled += len(some)
-        first += len(found)
+        first += len(table)
     return images, labels
 
 

@@ -50,8 +50,8 @@ def split_of_file(name: str) -> str | None:
     """Return the split that a file's first folder names, or the first word of its own name."""
     path = PurePosixPath(name)
     for part in path.parts[:1] if len(path.parts) > 1 else ():
-        if found := split_word(part):
-            return found[0]
+        if match := split_word(part):
+            return match[0]
     word = re.match(r"[a-z]+\d*[a-z]*", path.name.lower())
     if word is None or path.name[word.end() : word.end() + 1] not in ("-", "_", "."):
         return None
@@ -95,9 +95,9 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """
     paths = _through({name: name for name in names})
     tops = Counter(path.partition("/")[0] for path in paths.values() if "/" in path)
-    named = {top: found for top in tops if (found := split_word(top))}
+    named = {top: match for top in tops if (match := split_word(top))}
     if len({rest for _, rest in named.values()}) > 1:
-        named = {top: found for top, found in named.items() if top.lower() in _SPLIT_WORDS}
+        named = {top: match for top, match in named.items() if top.lower() in _SPLIT_WORDS}
     others = sorted(set(tops) - set(named))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
@@ -131,7 +131,7 @@ def _within_classes(paths: Mapping[str, str]) -> dict[str, dict[str, str]] | Non
     """Divide class folders each of which holds folders of splits and nothing else, as `cat/train/1.jpg`."""
     parts = {name: path.split("/") for name, path in paths.items()}
     words = {some[1]: split_word(some[1]) for some in parts.values() if len(some) > 2}
-    named = {word: found[0] for word, found in words.items() if found and not found[1]}
+    named = {word: fields[0] for word, fields in words.items() if fields and not fields[1]}
     if len(set(named.values())) < 2 or any(len(some) < 3 or some[1] not in named for some in parts.values()):
         return None
     splits: dict[str, dict[str, str]] = {}

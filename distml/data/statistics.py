@@ -107,9 +107,9 @@ class Reference:
             digest=manifest.digest,
             version=VERSION,
             names=names(manifest.shape),
-            edges=tuple(tuple(map(float, one)) for one in bins),
+            edges=tuple(tuple(map(float, bounds)) for bounds in bins),
             counts=tuple(
-                tuple(count(column, one).tolist()) for column, one in zip(measured.T, bins, strict=True)
+                tuple(count(column, bounds).tolist()) for column, bounds in zip(measured.T, bins, strict=True)
             ),
             classes=manifest.task.mix_names,
             labels=tuple(manifest.task.mix(labels).tolist()),
@@ -148,9 +148,9 @@ def of(storage: Storage, manifest: shards.Manifest) -> Reference:
         kept = _parsed(storage.read_text(manifest.folder, _FILE))
         if kept and (kept.digest, kept.version) == (manifest.digest, VERSION):
             return kept
-    found = Reference.of(manifest, *_measured(storage, manifest))
-    storage.write_bytes(json.dumps(asdict(found)).encode(), manifest.folder, _FILE)
-    return found
+    reference = Reference.of(manifest, *_measured(storage, manifest))
+    storage.write_bytes(json.dumps(asdict(reference)).encode(), manifest.folder, _FILE)
+    return reference
 
 
 def _measured(storage: Storage, manifest: shards.Manifest) -> tuple[Features, Targets]:

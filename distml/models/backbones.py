@@ -199,11 +199,11 @@ def _backbone(name: str, shape: tuple[int, int, int], options: dict[str, Any]) -
 
     from distml.models import residual
 
-    found = BACKBONES[name]
-    if not found.function:
+    backbone = BACKBONES[name]
+    if not backbone.function:
         network = residual.lite_features(name, shape)
     else:
-        network = _keras_network(found, include_top=False, weights=None, input_shape=shape, **options)
+        network = _keras_network(backbone, include_top=False, weights=None, input_shape=shape, **options)
     first = network.get_layer("stem_conv_pad") if name.startswith("efficientnet_b") else network
     # EfficientNet-B scales in its first layers, by statistics that only its published weights bring.
     return keras.Model(first.input, network.output, name=BACKBONE)
@@ -229,13 +229,13 @@ def built_by_keras(name: str, path: Path, alpha: float = 1.0) -> keras.Model:
     Raises:
         ValueError: Keras refuses the file.
     """
-    found = BACKBONES[name]
-    options: dict[str, Any] = {"weights": str(path)} | ({"alpha": alpha} if found.alpha else {})
-    size = found.image_size
+    backbone = BACKBONES[name]
+    options: dict[str, Any] = {"weights": str(path)} | ({"alpha": alpha} if backbone.alpha else {})
+    size = backbone.image_size
     try:
-        return _keras_network(found, include_top=False, input_shape=(size, size, 3), **options)
+        return _keras_network(backbone, include_top=False, input_shape=(size, size, 3), **options)
     except ValueError:  # it may hold the classifier, too
-        return _keras_network(found, include_top=True, input_shape=(size, size, 3), **options)
+        return _keras_network(backbone, include_top=True, input_shape=(size, size, 3), **options)
 
 
 def _scaled(image: Tensor, scaling: Scaling) -> Tensor:

@@ -41,7 +41,7 @@ def split(network: keras.Model) -> Parts | None:
     Returns:
         Its parts, None where it has no layers named `backbone` and `pool`.
     """
-    inner = next((one for one in (network, *network.layers) if _has_backbone(one)), None)
+    inner = next((part for part in (network, *network.layers) if _has_backbone(part)), None)
     if inner is None:
         return None
     pooled = inner.get_layer(POOL).output

@@ -196,14 +196,14 @@ def _read_before_3(file: Any) -> dict[str, Arrays]:
 
 def _walk(file: Any) -> Iterator[tuple[str, Arrays]]:
     """Layers as Keras 3 writes them: the group `vars` has the weights by number and the layer's name."""
-    found: list[Any] = []
+    groups: list[Any] = []
 
     def visit(path: str, group: Any) -> None:
         if path.rpartition("/")[2] == "vars" and len(group):
-            found.append(group)
+            groups.append(group)
 
     file.visititems(visit)
-    for group in sorted(found, key=lambda group: _natural(group.name)):
+    for group in sorted(groups, key=lambda group: _natural(group.name)):
         name = group.attrs.get("name") or group.parent.attrs.get("name")
         arrays: Arrays = [("", np.asarray(group[key])) for key in sorted(group, key=int)]
         yield _text(name) if name else group.parent.name.rpartition("/")[2], arrays

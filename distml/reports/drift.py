@@ -358,9 +358,9 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
             if (told := truth.get((request, position))) is not None:
                 joined.setdefault(version, []).append(_number(told, numbers, path) == label)
     live = {str(version): _accuracy(right) for version, right in sorted(joined.items())}
-    found = {"labels": len(truth), "joined": sum(map(len, joined.values())), "live_accuracy": live}
-    storage.write_bytes(json.dumps(found, indent=1).encode(), _FEEDBACK, f"{model}.json")
-    return found
+    result = {"labels": len(truth), "joined": sum(map(len, joined.values())), "live_accuracy": live}
+    storage.write_bytes(json.dumps(result, indent=1).encode(), _FEEDBACK, f"{model}.json")
+    return result
 
 
 def _labelled(storage: Storage, path: str) -> tuple[dict[str, Any], Any]:

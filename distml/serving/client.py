@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import itertools
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,13 +18,12 @@ import requests
 import urllib3
 from PIL import Image
 
-from distml.artifacts.layout import Described
+from distml.artifacts.layout import Model
 from distml.config import Config
 from distml.data import shards
 from distml.data.image import Policy
-from distml.data.plausible import Usual
 from distml.data.schema import Images
-from distml.errors import ServingError
+from distml.errors import ConfigError, ServingError
 from distml.serving import keys
 from distml.storage import Storage
 from distml.tasks import Outputs, Task
@@ -37,31 +36,6 @@ _BATCH_BYTES = 900_000
 """Below `serve.max_body_bytes` as it is set by default; a pixel takes at most four characters."""
 
 
-@dataclass(frozen=True)
-class Model(Described):
-    """Who answers.
-
-    Args:
-        name: Of the registered model.
-        version: Its version, None where it is not registered.
-        shape: (H, W, C) that it takes.
-        classes: Names of what it predicts.
-        metrics: What training measured, as `test_accuracy`.
-        policy: How pictures become such images, None where the endpoint does not say.
-        target: Describes the task beside the names, None where that is classification.
-        usual: How training images look, None where that is not known here.
-    """
-
-    name: str
-    version: int | None
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    policy: Policy | None = None
-    target: Mapping[str, Any] | None = None
-    usual: Usual | None = None
-
-
 def describe(url: str, own: bool = False) -> Model:
     """Ask what answers.
 
@@ -72,23 +46,24 @@ def describe(url: str, own: bool = False) -> Model:
     Raises:
         ServingError: Nothing does, or no endpoint of ours.
     """
-    found = _answer("GET", f"{url}/model", own)
+    described = _answer("GET", f"{url}/model", own)
     try:
-        height, width, depth = found["shape"]
-        shape, classes = (height, width, depth), tuple(found["classes"])
-        policy = Policy.from_dict(found["policy"]) if found.get("policy") else None
+        height, width, depth = described["shape"]
+        shape, classes = (height, width, depth), tuple(described["classes"])
+        policy = Policy.from_dict(described["policy"]) if described.get("policy") else None
         return Model(
-            found["name"],
-            found["version"],
+            described["name"],
+            described["version"],
             shape,
             classes,
-            dict(found["metrics"]),
+            dict(described["metrics"]),
             policy,
-            found.get("target"),
+            described.get("target"),
         )
     except (KeyError, TypeError, ValueError):
         raise ServingError(
-            f"{url}/model does not describe a model: {str(found)[:200]}.", "Give the address of distml serve."
+            f"{url}/model does not describe a model: {str(described)[:200]}.",
+            "Give the address of distml serve.",
         ) from None
 
 
@@ -102,7 +77,7 @@ def verify(url: str) -> bool:
 
 
 def _is_here(host: str) -> bool:
-    addresses = {one.address for interface in psutil.net_if_addrs().values() for one in interface}
+    addresses = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
     try:
         return host in addresses or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -135,13 +110,30 @@ def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     step = min(_BATCH, max(1, _BATCH_BYTES // (4 * images[0].size)))
     parts = []
     for at in range(0, len(images), step):
-        found = post(f"{url}/predict", json={"instances": images[at : at + step].tolist()})
-        if found["model"]["version"] != model.version:
-            raise ServingError(f"{url} went over to version {found['model']['version']}.", "Ask again.")
-        for warning in found.get("warnings", ()):
+        answer = post(f"{url}/predict", json={"instances": images[at : at + step].tolist()})
+        if answer["model"]["version"] != model.version:
+            raise ServingError(f"{url} went over to version {answer['model']['version']}.", "Ask again.")
+        for warning in answer.get("warnings", ()):
             logger.warning("%s", warning["sentence"])
-        parts += [one[model.task.output] for one in found["predictions"]]
+        parts += [prediction[model.task.output] for prediction in answer["predictions"]]
     return np.array(parts, np.float32)
+
+
+def asking(url: str) -> tuple[Model, Callable[[Images], npt.NDArray[np.float32]]]:
+    """Describe the model of an endpoint, and return the function that asks it about images.
+
+    Args:
+        url: Of the endpoint, `http://HOST:PORT`.
+
+    Raises:
+        ConfigError: The URL is not one of HTTP.
+        ServingError: No endpoint of distml answers there.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url is {url}, which is no address.", "Write http://HOST:PORT.")
+    address = url.rstrip("/")
+    model = describe(address)
+    return model, lambda images: outputs(address, images, model)
 
 
 def get(url: str, own: bool = False) -> dict[str, Any]:
@@ -173,7 +165,8 @@ def scrape(url: str, own: bool = False) -> Samples:
     except requests.RequestException as error:
         raise ServingError(f"{url}/metrics does not answer: {str(error)[:200]}.") from None
     families = text_string_to_metric_families(response.text)
-    return [(one.name, dict(one.labels), one.value) for family in families for one in family.samples]
+    samples = itertools.chain.from_iterable(family.samples for family in families)
+    return [(sample.name, dict(sample.labels), sample.value) for sample in samples]
 
 
 def post(url: str, own: bool = False, **body: Any) -> dict[str, Any]:
@@ -277,13 +270,13 @@ def _ask(url: str, expected: tuple[str, int], task: Task, **body: Any) -> Output
     until = time.monotonic() + _LATE_S
     while True:
         answer = post(url, True, **body)
-        found = (answer["model"]["name"], answer["model"]["version"])
-        if found == expected or time.monotonic() > until:
+        actual = (answer["model"]["name"], answer["model"]["version"])
+        if actual == expected or time.monotonic() > until:
             break
         time.sleep(0.5)
-    if found != expected:
+    if actual != expected:
         raise ServingError(
-            f"{url} answers with {found[0]} version {found[1]}, not {expected[0]} version {expected[1]}."
+            f"{url} answers with {actual[0]} version {actual[1]}, not {expected[0]} version {expected[1]}."
         )
     return np.array([prediction[task.output] for prediction in answer["predictions"]], np.float32)
 

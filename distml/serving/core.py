@@ -77,12 +77,12 @@ class Batcher:
         """
         if self._images and self._images + len(images) > self._limit:
             raise OverloadedError(f"{self._images} images are waiting, and {self._limit} may.", "Ask again.")
-        one = _Waiting(images, function, version, asyncio.get_running_loop().create_future())
-        self._queue.append(one)
+        waiting = _Waiting(images, function, version, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
         self._images += len(images)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return await one.answer
+        return await waiting.answer
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,7 +92,7 @@ class Batcher:
                 try:
                     await loop.run_in_executor(self._thread, _compute, batch)
                 finally:
-                    size = sum(len(one.images) for one in batch)
+                    size = sum(len(waiting.images) for waiting in batch)
                     self._images -= size
                     self.calls[batch[0].version] += 1
                     self._metrics.batch.observe(size)
@@ -116,7 +116,7 @@ class Batcher:
 
 def _compute(batch: list[_Waiting]) -> None:
     loop = batch[0].answer.get_loop()
-    images = batch[0].images if len(batch) == 1 else np.concatenate([one.images for one in batch])
+    images = batch[0].images if len(batch) == 1 else np.concatenate([waiting.images for waiting in batch])
     try:
         answers = batch[0].function(images)
     except Exception as error:  # whatever the engine raises belongs to those who asked
@@ -127,16 +127,16 @@ def _compute(batch: list[_Waiting]) -> None:
 
 def _answer(batch: list[_Waiting], answers: Outputs) -> None:
     at = 0
-    for one in batch:
-        if not one.answer.done():
-            one.answer.set_result(answers[at : at + len(one.images)])
-        at += len(one.images)
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_result(answers[at : at + len(waiting.images)])
+        at += len(waiting.images)
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for one in batch:
-        if not one.answer.done():
-            one.answer.set_exception(error)
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
 
 
 class Shadow:
@@ -265,9 +265,7 @@ class Core:
 
     def aliases(self) -> Mapping[str, int]:
         """Return the loaded version of each alias, the champion first."""
-        return {
-            alias: self._aliases[alias] for alias in sorted(self._aliases, key=lambda one: one != "champion")
-        }
+        return {alias: self._aliases[alias] for alias in sorted(self._aliases, key="champion".__ne__)}
 
     def usage(self, version: int) -> Usage:
         """Return what a version has been asked."""
@@ -287,11 +285,11 @@ class Core:
                 version = self._aliases.get(canary.alias, version)
             if version is None:
                 raise NotReadyError("no model has been loaded yet.", "Ask again.")
-        found = self._loaded.get(version)
-        if found is None:
+        served = self._loaded.get(version)
+        if served is None:
             loaded = ", ".join(map(str, sorted(self._loaded))) or "none"
             raise UnknownVersionError(f"version {version} is not loaded; loaded: {loaded}.")
-        return found
+        return served
 
     async def classify(
         self, images: Images, version: int | None = None, request: str | None = None
@@ -299,8 +297,8 @@ class Core:
         """See `Service.classify`."""
         chosen = self._choose(version)
         if images.ndim != 4 or images.shape[1:] != chosen.served.shape or not len(images):
-            expected, found = ["N", *chosen.served.shape], list(images.shape)
-            raise ModelError(f"the model takes images {expected}, not {found}.".replace("'", ""))
+            expected, actual = ["N", *chosen.served.shape], list(images.shape)
+            raise ModelError(f"the model takes images {expected}, not {actual}.".replace("'", ""))
         began, limit_s = time.perf_counter(), self._serve.request_timeout_s
         usage = self._usage[chosen.served.version]
         try:

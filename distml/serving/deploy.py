@@ -105,7 +105,7 @@ def require_followed(config: Config) -> None:
         logger.warning("%s What serve.canary, serve.shadow and serve.versions name is not looked for.", error)
 
 
-def require_room(serve: ServeConfig) -> None:
+def require_resources(serve: ServeConfig) -> None:
     """Refuse what would wait for resources for ever, and a port that somebody else has.
 
     Raises:
@@ -113,13 +113,13 @@ def require_room(serve: ServeConfig) -> None:
     """
     import ray
 
-    found = ray.cluster_resources()
+    resources = ray.cluster_resources()
     for kind, each in (("CPU", serve.cpus_per_replica), ("GPU", serve.gpus_per_replica)):
         wanted = each * serve.replicas.min
-        if wanted > found.get(kind, 0.0):
+        if wanted > resources.get(kind, 0.0):
             raise ResourceError(
                 f"serve.replicas.min = {serve.replicas.min} needs {wanted:g} {kind}, but the cluster has "
-                f"{found.get(kind, 0.0):g}.",
+                f"{resources.get(kind, 0.0):g}.",
                 "Take fewer replicas or a larger cluster.",
             )
     if not stands():
@@ -247,7 +247,7 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
     champion = require(config)
-    require_room(config.serve)
+    require_resources(config.serve)
     stood = stands()
     _deploy(config)
     try:
@@ -378,15 +378,15 @@ def _require_hope(config: Config, champion: int) -> None:
     """Raise where waiting longer would change nothing."""
     from ray import serve
 
-    found = serve.status().applications.get(APPLICATION)
-    if found is None:
+    application = serve.status().applications.get(APPLICATION)
+    if application is None:
         return
-    if found.status == "DEPLOY_FAILED":
-        raise ServingError(f"the endpoint cannot be deployed: {found.message[-600:].strip()}")
-    watcher = found.deployments.get(_WATCHER)
+    if application.status == "DEPLOY_FAILED":
+        raise ServingError(f"the endpoint cannot be deployed: {application.message[-600:].strip()}")
+    watcher = application.deployments.get(_WATCHER)
     if watcher is not None and watcher.status == "HEALTHY":
         models = serve.get_deployment_handle(_WATCHER, APPLICATION).models.remote().result(timeout_s=10)
-        bad = next((one for one in models.refused if one.version == champion), None)
+        bad = next((refusal for refusal in models.refused if refusal.version == champion), None)
         if bad is not None:
             raise ServingError(
                 f"version {bad.version} of {config.tracking.registered_model} is refused: {bad.reason}"
@@ -397,9 +397,11 @@ def _status() -> str:
     """Say what Ray Serve is doing."""
     from ray import serve
 
-    found = serve.status().applications.get(APPLICATION)
+    application = serve.status().applications.get(APPLICATION)
     parts = (
-        [f"{name} is {one.status}: {one.message}" for name, one in found.deployments.items()] if found else []
+        [f"{name} is {state.status}: {state.message}" for name, state in application.deployments.items()]
+        if application
+        else []
     )
     return " ".join(parts)[:600]
 

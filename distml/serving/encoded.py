@@ -103,12 +103,12 @@ def unwrap(value: Any, where: str) -> bytes:
         RejectedError: 400, another object or not base64.
     """
     if not isinstance(value, dict) or value.keys() != {"b64"} or not isinstance(value["b64"], str):
-        found = (
+        shown = (
             f"an object with the keys {sorted(value)[:5]}"
             if isinstance(value, dict)
             else f"{json_type(value)}"
         )
-        raise RejectedError(400, f'{where} is {found}, not {{"b64": "…"}}')
+        raise RejectedError(400, f'{where} is {shown}, not {{"b64": "…"}}')
     return plain(value["b64"], f"{where}.b64")
 
 

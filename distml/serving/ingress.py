@@ -37,17 +37,17 @@ def free_ports(count: int = 1) -> list[int]:
     Raises:
         OSError: There are none.
     """
-    found: list[int] = []
+    ports: list[int] = []
     with ExitStack() as stack:  # held together, so that no port comes twice
         for port in random.SystemRandom().sample(_RANGE, _TRIES):
-            one = stack.enter_context(socket.socket())
+            listener = stack.enter_context(socket.socket())
             try:
-                one.bind(("127.0.0.1", port))
+                listener.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            found.append(port)
-            if len(found) == count:
-                return found
+            ports.append(port)
+            if len(ports) == count:
+                return ports
     raise OSError(f"{count} free ports of 127.0.0.1 were not found in {_TRIES} tries")
 
 

@@ -130,11 +130,13 @@ class _Merged(Collector):
         self._counted = counted
 
     def collect(self) -> Iterator[Metric]:
-        found: dict[str, Metric] = {}
+        by_name: dict[str, Metric] = {}
         for replica, families in self._counted.items():
             label = {"replica": replica} if replica else {}
             for family in families:
                 merged = Metric(family.name, family.documentation, family.type)
-                merged = found.setdefault(family.name, merged)
-                merged.samples += [one._replace(labels={**one.labels, **label}) for one in family.samples]
-        yield from found.values()
+                merged = by_name.setdefault(family.name, merged)
+                merged.samples += [
+                    sample._replace(labels={**sample.labels, **label}) for sample in family.samples
+                ]
+        yield from by_name.values()

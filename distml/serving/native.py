@@ -217,8 +217,8 @@ async def images(document: exchange.Document, served: Served, decode: encoded.De
     members = document.members
     if members.keys() != {"instances"}:
         unknown = sorted(members.keys() - {"instances"})
-        found = f"the key {unknown[0][:80]!r} is not known" if unknown else "the key 'instances' is missing"
-        raise RejectedError(400, f'{found}; send {{"instances": […]}}')
+        problem = f"the key {unknown[0][:80]!r} is not known" if unknown else "the key 'instances' is missing"
+        raise RejectedError(400, f'{problem}; send {{"instances": […]}}')
     values = members["instances"]
     if isinstance(values, list) and values and isinstance(values[0], dict):
         names = [f"instances[{index}]" for index in range(len(values))]
@@ -247,9 +247,9 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
 
 
 def _answered(request: Request, given: Images, outputs: Outputs, served: Served) -> Answer:
-    found = plausible.doubts(given, served.usual)
-    document = predictions(outputs, served) | plausible.described(found)
-    return warn(request, answer(document, served.version, images=len(given)), found)
+    doubts = plausible.doubts(given, served.usual)
+    document = predictions(outputs, served) | plausible.described(doubts)
+    return warn(request, answer(document, served.version, images=len(given)), doubts)
 
 
 _FORM = {

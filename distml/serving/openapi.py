@@ -115,7 +115,7 @@ def specialise(
     _lift(document)
     if not served:
         return document
-    versions = [str(one.version) for one in served]
+    versions = [str(model.version) for model in served]
     values = {"name": [served[0].name], "version": versions, "label": list(labels)}
     for path in document["paths"].values():
         for operation in path.values():

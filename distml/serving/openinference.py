@@ -264,7 +264,7 @@ def described(service: Service, served: Served) -> dict[str, Any]:
     wide = len(served.classes)
     return {
         "name": served.name,
-        "versions": [str(one.version) for one in service.served()],
+        "versions": [str(model.version) for model in service.served()],
         "platform": "tensorflow_savedmodel",
         "inputs": [{"name": tensors.RAW, "datatype": "UINT8", "shape": [-1, *served.shape]}],
         "outputs": [
@@ -393,7 +393,7 @@ def _statistics(service: Service, wanted: int | None) -> dict[str, Any]:
             },
         }
 
-    return {"model_stats": [of(one) for one in service.served() if wanted in (None, one.version)]}
+    return {"model_stats": [of(model) for model in service.served() if wanted in (None, model.version)]}
 
 
 def _add_repository(routes: APIRouter, service: Service) -> None:
@@ -415,13 +415,13 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
     async def index(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""
         named = [
-            {"name": one.name, "version": str(one.version), "state": "READY", "reason": ""}
-            for one in service.served()
+            {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
+            for model in service.served()
         ]
         name = named[0]["name"] if named else ""
         named += [
-            {"name": name, "version": str(one.version), "state": "UNAVAILABLE", "reason": one.reason}
-            for one in service.refused()
+            {"name": name, "version": str(model.version), "state": "UNAVAILABLE", "reason": model.reason}
+            for model in service.refused()
         ]
         return answer(named)
 

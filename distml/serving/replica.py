@@ -36,7 +36,7 @@ from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet
-from distml.serving.request_log import Journal
+from distml.serving.request_log import RequestLog
 from distml.serving.rpc import Rpc, procedures
 from distml.serving.service import Served
 from distml.storage import Storage
@@ -146,9 +146,9 @@ class Replica:
         self._models = ModelSet()
         self._loaded: dict[int, Loaded] = {}
         self._name = ray.get_runtime_context().get_actor_id()[:8]
-        self._journal = Journal(self._config.log, Storage(self._config.storage.root))
-        self._core = Core(self._config.serve, Metrics(self._name), self._journal.record)
-        for outcome in self._journal.counts():
+        self._log = RequestLog(self._config.log, Storage(self._config.storage.root))
+        self._core = Core(self._config.serve, Metrics(self._name), self._log.record)
+        for outcome in self._log.counts():
             self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
         self._tasks: list[asyncio.Task[None]] = []
         self._health = Health(self._config.serve.host, self._config.serve.request_timeout_s)
@@ -164,7 +164,7 @@ class Replica:
         while not self._core.ready() and not await self._watcher.vacant.remote():
             await self._follow_once()
         await self._share_once()
-        self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._share())]
+        self._tasks = [asyncio.create_task(loop) for loop in (self._follow(), self._share())]
         if haproxy.HOST in os.environ:  # HAProxy is the ingress
             self._health.start()
         serve, metrics = self._config.serve, self._core.metrics
@@ -173,7 +173,7 @@ class Replica:
         return application(self._core, serve, metrics, keys, decoder)
 
     def _rows(self, outcome: str) -> float:
-        return self._journal.counts()[outcome]
+        return self._log.counts()[outcome]
 
     async def _share(self) -> None:
         while True:
@@ -213,7 +213,9 @@ class Replica:
             await asyncio.sleep(0.5)  # a rejection has been reported, and the next model set is without it
             return
         self._models = models
-        self._loaded = {number: one for number, one in self._loaded.items() if number in models.versions}
+        self._loaded = {
+            number: served for number, served in self._loaded.items() if number in models.versions
+        }
         self._core.swap(self._loaded, models.aliases, models.refused)
         self._say(models)
 
@@ -247,7 +249,7 @@ class Replica:
 
     async def __del__(self) -> None:
         self._core.draining = True
-        await asyncio.to_thread(self._journal.close)
+        await asyncio.to_thread(self._log.close)
 
 
 def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:

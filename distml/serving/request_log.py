@@ -1,7 +1,7 @@
 """The log of served requests: sampled answers, written beside the serving and never in its way (replica).
 
-`Journal.record` only puts references into a bounded list. One thread makes files of them; when it cannot keep
-up, or the storage refuses, rows are dropped and counted, and answering goes on as if nothing were logged.
+`RequestLog.record` only puts references into a bounded list. A thread writes them to files; where it
+cannot keep up, or the storage rejects a file, rows are dropped and counted, and answers do not change.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
     identities = [entry.request for entry, count in zip(entries, counts, strict=True) for _ in range(count)]
     positions = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
     version = np.full(len(images), entries[0].served.version, np.int32)
-    found = {
+    columns = {
         "time": schema.to_array(times, pa.timestamp("us", "UTC")),
         "request": _texts(identities),
         "position": schema.to_array(positions, pa.int32()),
@@ -122,8 +122,8 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
     if with_images:
         shape = images.shape[1:]
         flat = pa.FixedSizeListArray.from_arrays(schema.to_array(images, pa.uint8()), int(np.prod(shape)))
-        found["image"] = pa.ExtensionArray.from_storage(schema.tensor_type(shape), flat)
-    return found
+        columns["image"] = pa.ExtensionArray.from_storage(schema.tensor_type(shape), flat)
+    return columns
 
 
 def _warnings(images: Images, usual: plausible.Usual | None) -> list[str]:
@@ -178,12 +178,12 @@ def listed(storage: Storage, model: str | None = None) -> dict[str, tuple[float,
         sizes = Folder(storage.uri(*parts)).sizes
     except DataError:  # a folder without files
         return {}
-    found = []
+    files = []
     for name, size in sizes.items():
         stamp = name.rpartition("/")[2].partition("-")[0]
         if name.endswith(".parquet") and stamp.isdigit():
-            found.append((int(stamp) / 1000, "/".join([*parts, name]), size))
-    return {path: (stamp, size) for stamp, path, size in sorted(found)}
+            files.append((int(stamp) / 1000, "/".join([*parts, name]), size))
+    return {path: (stamp, size) for stamp, path, size in sorted(files)}
 
 
 def expire(storage: Storage, days: float, limit_bytes: int) -> int:
@@ -218,7 +218,7 @@ def _sweep(storage: Storage) -> None:
                 storage.delete(FOLDER, model, day)
 
 
-__all__ = ["Counts", "Entry", "Journal"]
+__all__ = ["Counts", "Entry", "RequestLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Counts:
     lost: int = 0
 
 
-class Journal:
+class RequestLog:
     """Logs answered requests in the background. Final.
 
     Args:

@@ -130,12 +130,12 @@ class Application(FastAPI):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._keys and (rejection := self._keys.reject(scope)):
             return await self._reject(rejection, scope, receive, send)
-        found = self._find(scope["method"], scope["path"])
-        if isinstance(found, Answer):
-            return await found(scope, receive, send)
-        if found is not None:
-            scope["app"], scope["path_params"] = self, found[1]
-            return await found[0].app(scope, receive, send)
+        match = self._find(scope["method"], scope["path"])
+        if isinstance(match, Answer):
+            return await match(scope, receive, send)
+        if match is not None:
+            scope["app"], scope["path_params"] = self, match[1]
+            return await match[0].app(scope, receive, send)
         return await super().__call__(scope, receive, send)
 
     def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any]] | Answer | None:

@@ -183,19 +183,6 @@ INFERENCE, PREDICTION, MODELS = (
     "tensorflow.serving.PredictionService",
     "tensorflow.serving.ModelService",
 )
-_PROCEDURES = {
-    "ServerLive": INFERENCE,
-    "ServerReady": INFERENCE,
-    "ModelReady": INFERENCE,
-    "ServerMetadata": INFERENCE,
-    "ModelMetadata": INFERENCE,
-    "ModelInfer": INFERENCE,
-    "Predict": PREDICTION,
-    "GetModelMetadata": PREDICTION,
-    "GetModelStatus": MODELS,
-}
-_OPEN = ("ServerLive", "ServerReady")
-"""Probes need no key."""
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -230,17 +217,17 @@ Kind = TypeVar("Kind", bound=type)
 
 def add(servicer: Any, server: Any) -> None:
     """Add all procedures to a server, as Ray Serve calls it: `grpc_servicer_functions`."""
-    for name in dict.fromkeys(_PROCEDURES.values()):
+    for service_name in (INFERENCE, PREDICTION, MODELS):
         handlers = {
             procedure: grpc.unary_unary_rpc_method_handler(
                 getattr(servicer, procedure),
                 request_deserializer=message(f"{procedure}Request").FromString,
                 response_serializer=message(f"{procedure}Response").SerializeToString,
             )
-            for procedure, of in _PROCEDURES.items()
-            if of == name
+            for procedure, row in _PROCEDURES.items()
+            if row.service == service_name
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
 
 
 def procedures(kind: Kind) -> Kind:
@@ -290,17 +277,6 @@ class Rpc:
     ) -> None:
         self._service, self._limit, self._metrics = models, config.max_body_bytes, metrics
         self._decode, self._keys = decode, keys
-        self._functions: Mapping[str, Callable[[Message, _Call], Awaitable[Message]]] = {
-            "ServerLive": self._live,
-            "ServerReady": self._ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._server,
-            "ModelMetadata": self._model,
-            "ModelInfer": self._infer,
-            "Predict": self._predict,
-            "GetModelMetadata": self._signatures,
-            "GetModelStatus": self._status,
-        }
 
     async def call(self, name: str, request: Message, context: Any) -> Message:
         """Answer a procedure; what is rejected has its status and sentence in the context.
@@ -310,12 +286,13 @@ class Rpc:
             request: Its message.
             context: Ray Serve's, of this call.
         """
-        path, started = f"/{_PROCEDURES[name]}/{name}", time.perf_counter()
+        procedure, started = _PROCEDURES[name], time.perf_counter()
+        path = f"/{procedure.service}/{name}"
         call = _Call(context, _headers(context))
         self._metrics.running.inc()
         try:
-            self._require(name, path, request, call.headers)
-            response = await self._functions[name](request, call)
+            self._require(procedure, path, request, call.headers)
+            response = await procedure.answer(self, request, call)
             said = Answer(b"", version=call.version, images=call.images)
         except Exception as error:
             rejected = rejection(error, path)
@@ -327,8 +304,10 @@ class Rpc:
         self._metrics.answered(path, "POST", said, time.perf_counter() - started)
         return response
 
-    def _require(self, name: str, path: str, request: Message, headers: list[exchange.Header]) -> None:
-        if self._keys and name not in _OPEN:
+    def _require(
+        self, procedure: _Procedure, path: str, request: Message, headers: list[exchange.Header]
+    ) -> None:
+        if self._keys and procedure.needs_key:
             scope = {"path": path, "method": "POST", "headers": headers}
             if rejected := self._keys.reject(scope):
                 raise rejected
@@ -437,10 +416,32 @@ class Rpc:
     async def _status(self, request: Message, call: _Call) -> Message:
         wanted, _ = self._specified(request.model_spec)
         response = message("GetModelStatusResponse")()
-        for version in sorted((one.version for one in self._service.served()), reverse=True):
+        for version in sorted((model.version for model in self._service.served()), reverse=True):
             if wanted in (None, version):
                 response.model_version_status.add(version=version, state=_AVAILABLE)
         return response
+
+
+@dataclass(frozen=True, slots=True)
+class _Procedure:
+    """A procedure: its gRPC service and the method that answers it; probes need no key."""
+
+    service: str
+    answer: Callable[[Rpc, Message, _Call], Awaitable[Message]]
+    needs_key: bool = True
+
+
+_PROCEDURES = {
+    "ServerLive": _Procedure(INFERENCE, Rpc._live, needs_key=False),
+    "ServerReady": _Procedure(INFERENCE, Rpc._ready, needs_key=False),
+    "ModelReady": _Procedure(INFERENCE, Rpc._model_ready),
+    "ServerMetadata": _Procedure(INFERENCE, Rpc._server),
+    "ModelMetadata": _Procedure(INFERENCE, Rpc._model),
+    "ModelInfer": _Procedure(INFERENCE, Rpc._infer),
+    "Predict": _Procedure(PREDICTION, Rpc._predict),
+    "GetModelMetadata": _Procedure(PREDICTION, Rpc._signatures),
+    "GetModelStatus": _Procedure(MODELS, Rpc._status),
+}
 
 
 def _headers(context: Any) -> list[exchange.Header]:

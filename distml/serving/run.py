@@ -61,7 +61,7 @@ def changes(before: Described, now: Described) -> list[str]:
     lines = []
     if now["version"] != before["version"]:
         lines.append(f"version {now['version']} of {now['name']} answers now, before it {before['version']}")
-    known = [] if start else [(one["version"], one["alias"]) for one in before["refused"]]
+    known = [] if start else [(entry["version"], entry["alias"]) for entry in before["refused"]]
     for refusal in now["refused"]:
         if (refusal["version"], refusal["alias"]) not in known:
             what = f"version {refusal['version']} ({refusal['alias']})"
@@ -100,7 +100,7 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
     described = client.get(f"{url}/model", own)
     before = client.scrape(url, own)
     time.sleep(over_s)
-    found = {
+    state = {
         "url": url,
         "model": described["name"],
         "version": described["version"],
@@ -112,8 +112,8 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
         **measured(before, client.scrape(url, own), over_s),
         "drifted": _drifted(Storage(config.storage.root)),
     }
-    _print(Console(stderr=True, highlight=False, soft_wrap=True), found)
-    return found
+    _print(Console(stderr=True, highlight=False, soft_wrap=True), state)
+    return state
 
 
 def measured(before: client.Samples, after: client.Samples, seconds: float) -> dict[str, Any]:
@@ -165,22 +165,22 @@ def _drifted(storage: Storage) -> bool | None:
     return None
 
 
-def _print(console: Console, found: Mapping[str, Any]) -> None:
-    aliases = ", ".join(f"{alias} {version}" for alias, version in found["aliases"].items())
-    age = found["registry_age_s"]
+def _print(console: Console, state: Mapping[str, Any]) -> None:
+    aliases = ", ".join(f"{alias} {version}" for alias, version in state["aliases"].items())
+    age = state["registry_age_s"]
     lines = [
-        f"{found['model']} at {found['url']}",
-        f"aliases   {aliases or 'none'}; loaded {', '.join(map(str, found['loaded']))}",
+        f"{state['model']} at {state['url']}",
+        f"aliases   {aliases or 'none'}; loaded {', '.join(map(str, state['loaded']))}",
         *(
-            f"refused   version {one['version']} ({one['alias']}): {one['reason']}"
-            for one in found["refused"]
+            f"refused   version {refusal['version']} ({refusal['alias']}): {refusal['reason']}"
+            for refusal in state["refused"]
         ),
-        *(f"missing   {one}" for one in found["missing"]),
+        *(f"missing   {missing}" for missing in state["missing"]),
         f"registry  {'never answered' if age is None else f'answered {age:.0f} s ago'}",
-        f"replicas  {found['replicas']}",
-        f"requests  {found['requests_per_s']:g}/s, failed {found['failed_per_s']:g}/s",
-        f"latency   p50 {_shown(found['p50_s'])}, p99 {_shown(found['p99_s'])}",
-        f"drift     { {None: 'not compared yet', True: 'drifted', False: 'none'}[found['drifted']] }",
+        f"replicas  {state['replicas']}",
+        f"requests  {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
+        f"latency   p50 {_shown(state['p50_s'])}, p99 {_shown(state['p99_s'])}",
+        f"drift     { {None: 'not compared yet', True: 'drifted', False: 'none'}[state['drifted']] }",
     ]
     for line in lines:
         console.print(escape(line))

@@ -125,7 +125,9 @@ class Guard:
         name = _name(host)
         if _address(name) or _loopback(name) or name in self._hosts or name == self._bound:
             return True
-        return _ANY in self._hosts or any(name.endswith(one[1:]) for one in self._hosts if one[:2] == "*.")
+        return _ANY in self._hosts or any(
+            name.endswith(pattern[1:]) for pattern in self._hosts if pattern[:2] == "*."
+        )
 
 
 def _headers(scope: Scope) -> tuple[str, str, str]:

@@ -174,11 +174,11 @@ WARNINGS = b"x-input-warnings"
 """Header with the codes of what is odd about the images."""
 
 
-def warn(request: Request, answer: Answer, found: Sequence[Doubt]) -> Answer:
+def warn(request: Request, answer: Answer, doubts: Sequence[Doubt]) -> Answer:
     """Name the doubts in a header, count them and leave a line in the log."""
-    if found:
-        answer.raw_headers.append((WARNINGS, ", ".join(doubt.code for doubt in found).encode()))
-        for doubt in found:
+    if doubts:
+        answer.raw_headers.append((WARNINGS, ", ".join(doubt.code for doubt in doubts).encode()))
+        for doubt in doubts:
             request.app.metrics.doubted.labels(doubt.code).inc(doubt.images)
     return answer
 
@@ -242,5 +242,5 @@ def named(service: Service, name: str, version: int | None) -> Served:
     for served in service.served():
         if served.version == version:
             return served
-    loaded = ", ".join(str(one.version) for one in service.served())
+    loaded = ", ".join(str(model.version) for model in service.served())
     raise RejectedError(404, f"version {version} of {name!r} is not loaded; loaded: {loaded}")

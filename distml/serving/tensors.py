@@ -96,8 +96,8 @@ def pixel_values(tensor: Given, shape: pixels.Shape, booleans: bool) -> Images:
     """
     expected = ["N", *shape]
     if tensor.shape[1:] not in ([*shape], [*shape][: 2 if shape[2] == 1 else 3]) or not tensor.shape[0]:
-        wanted, found = str(expected).replace("'", ""), tensor.shape
-        raise RejectedError(400, f"the shape of {tensor.name!r} is {found}; the model takes {wanted}")
+        wanted, actual = str(expected).replace("'", ""), tensor.shape
+        raise RejectedError(400, f"the shape of {tensor.name!r} is {actual}; the model takes {wanted}")
     count, where = tensor.shape[0], f"{tensor.name}.data"
     if isinstance(tensor.data, memoryview):
         return _from_bytes(tensor, tensor.data).reshape(count, *shape)
@@ -109,9 +109,9 @@ def pixel_values(tensor: Given, shape: pixels.Shape, booleans: bool) -> Images:
     return pixels.flat(tensor.data, where, booleans).reshape(count, *shape)
 
 
-def _require_count(found: int, expected: int, where: str, unit: str = "values") -> None:
-    if found != expected:
-        raise RejectedError(400, f"{where} holds {found} {unit}; its shape asks for {expected}")
+def _require_count(actual: int, expected: int, where: str, unit: str = "values") -> None:
+    if actual != expected:
+        raise RejectedError(400, f"{where} holds {actual} {unit}; its shape asks for {expected}")
 
 
 def _from_bytes(tensor: Given, data: memoryview) -> Images:
@@ -138,7 +138,7 @@ async def pictures(tensor: Given, policy: Policy, decode: encoded.Decode) -> Ima
     if isinstance(tensor.data, memoryview):
         files = _strings(tensor.data)
     else:
-        nested = tensor.data and all(isinstance(one, list) for one in tensor.data)
+        nested = tensor.data and all(isinstance(element, list) for element in tensor.data)
         words = list(chain.from_iterable(tensor.data)) if nested else tensor.data
         files = []
         for index, word in enumerate(words):
@@ -152,17 +152,17 @@ async def pictures(tensor: Given, policy: Policy, decode: encoded.Decode) -> Ima
 
 def _strings(data: memoryview) -> list[bytes]:
     """Split elements that each follow their length, 4 bytes little-endian."""
-    found: list[bytes] = []
+    elements: list[bytes] = []
     at = 0
     while at < len(data):
         start = at + _LENGTH_BYTES
         at = start + int.from_bytes(data[at:start], "little")
         if at > len(data) or start > len(data):
             raise RejectedError(
-                400, f"element {len(found)} of {ENCODED} is longer than what follows the JSON"
+                400, f"element {len(elements)} of {ENCODED} is longer than what follows the JSON"
             )
-        found.append(bytes(data[start:at]))
-    return found
+        elements.append(bytes(data[start:at]))
+    return elements
 
 
 HEADER = b"inference-header-content-length"
@@ -197,10 +197,14 @@ def wanted(document: Document, task: Task) -> list[Wanted]:
         listed = [{"name": called} for called in task.tensors]
     if not isinstance(listed, list):
         raise RejectedError(400, f"outputs is {json_type(listed)}, not an array")
-    found: list[Wanted] = []
+    outputs: list[Wanted] = []
     for index, member in enumerate(listed):
         called = member.get("name") if isinstance(member, dict) else None
-        if not isinstance(called, str) or called not in task.tensors or called in {one.name for one in found}:
+        if (
+            not isinstance(called, str)
+            or called not in task.tensors
+            or called in {output.name for output in outputs}
+        ):
             known = ", ".join(task.tensors)
             raise RejectedError(
                 400, f"outputs[{index}] names {str(called)[:80]!r}; each of {known} may stand once"
@@ -214,17 +218,17 @@ def wanted(document: Document, task: Task) -> list[Wanted]:
             raise RejectedError(400, sentence)
         if "shared_memory_region" in own:
             raise RejectedError(400, "shared memory is not offered; leave it out")
-        found.append(Wanted(called, _flag(own, "binary_data", binary), ranked))
-    return found
+        outputs.append(Wanted(called, _flag(own, "binary_data", binary), ranked))
+    return outputs
 
 
 def _parameters(member: dict[str, Any], where: str) -> dict[str, Any]:
-    found = member.get("parameters")
-    if found is None:
+    parameters = member.get("parameters")
+    if parameters is None:
         return {}
-    if not isinstance(found, dict):
-        raise RejectedError(400, f"the parameters of {where} are {json_type(found)}, not an object")
-    return found
+    if not isinstance(parameters, dict):
+        raise RejectedError(400, f"the parameters of {where} are {json_type(parameters)}, not an object")
+    return parameters
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
@@ -237,10 +241,10 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
 def render(identity: dict[str, str], asked: list[Wanted], outputs: Outputs, served: Served) -> Answer:
     """Answer with the wanted outputs, those in binary after the JSON."""
     described, following = [], []
-    for one in asked:
-        datatype, elements = values(one, outputs, served.task)
-        member: dict[str, Any] = {"name": one.name, "datatype": datatype, "shape": sizes(elements)}
-        if one.binary:
+    for output in asked:
+        datatype, elements = values(output, outputs, served.task)
+        member: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": sizes(elements)}
+        if output.binary:
             following.append(to_bytes(elements))
             member["parameters"] = {"binary_data_size": len(following[-1])}
         else:
@@ -260,11 +264,11 @@ def render(identity: dict[str, str], asked: list[Wanted], outputs: Outputs, serv
     return Answer(b"".join([text, *following]), 200, OCTETS, length, served.version, count)
 
 
-def values(one: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
+def values(output: Wanted, outputs: Outputs, task: Task) -> tuple[str, Any]:
     """Return datatype and elements of an output, [N] or [N, K]."""
-    if not one.ranked:
-        return task.tensors[one.name], task.tensor(one.name, outputs)
-    order = np.argsort(-outputs, 1, kind="stable")[:, : one.ranked]
+    if not output.ranked:
+        return task.tensors[output.name], task.tensor(output.name, outputs)
+    order = np.argsort(-outputs, 1, kind="stable")[:, : output.ranked]
     return "BYTES", [
         [f"{row[label]:f}:{label}:{task.names[label]}" for label in labels]
         for row, labels in zip(outputs, order.tolist(), strict=True)

@@ -290,7 +290,7 @@ def _add_description(routes: APIRouter, service: Service) -> None:
         wanted = number(service, request)
         choose(service, request, wanted)
         fine = {"error_code": "OK", "error_message": ""}
-        versions = [one.version for one in service.served() if wanted in (None, one.version)]
+        versions = [model.version for model in service.served() if wanted in (None, model.version)]
         states = [
             {"version": str(version), "state": "AVAILABLE", "status": fine}
             for version in sorted(versions, reverse=True)

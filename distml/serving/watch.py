@@ -139,7 +139,9 @@ class Watch:
         asked = {number: registry.by_number(self._config, number) for number, _ in numbers}
         self._gone = tuple(f"version {number}" for number, version in asked.items() if version is None)
         pinned = [asked[number] or version for number, version in numbers]
-        return {alias: one for alias, one in named.items() if one}, [one for one in pinned if one]
+        return {alias: target for alias, target in named.items() if target}, [
+            target for target in pinned if target
+        ]
 
     def _settle(self, pointed: Mapping[str, ModelVersion], pinned: list[ModelVersion]) -> bool:
         """Accept what can be trusted; an alias whose version cannot be keeps the one it had."""
@@ -160,18 +162,19 @@ class Watch:
                     self._former[alias] = last
             if alias not in chosen and last and (version or alias == registry.CHAMPION):
                 chosen[alias] = last
-        return self._change(chosen, [one for one in pinned if not self._judge(one, "version")], refused)
+        trusted = [version for version in pinned if not self._judge(version, "version")]
+        return self._change(chosen, trusted, refused)
 
     def _change(
         self, chosen: Mapping[str, ModelVersion], pinned: list[ModelVersion], refused: list[Refusal]
     ) -> bool:
         before = self.models
         # The last champion stays: requests that name it end well, and a rollback takes no time.
-        former = [one for one in [self._former.get(registry.CHAMPION)] if one in self._verified]
+        former = [version for version in [self._former.get(registry.CHAMPION)] if version in self._verified]
         now = replace(
             before,
-            aliases={alias: one.version for alias, one in chosen.items()},
-            versions={one.version: one for one in (*chosen.values(), *pinned, *former) if one},
+            aliases={alias: version.version for alias, version in chosen.items()},
+            versions={kept.version: kept for kept in (*chosen.values(), *pinned, *former) if kept},
             refused=tuple(refused),
             confirmed=self._heard,
         )
@@ -251,10 +254,14 @@ class Watch:
         bad = self._refuse(version, "a replica", reason)
         before = self.models
         held = {alias: before.versions[number] for alias, number in before.aliases.items()}
-        back = {alias: self._former.get(alias) if one == version else one for alias, one in held.items()}
-        refused = [Refusal(number, alias, reason, bad.since) for alias, one in held.items() if one == version]
-        pinned = [one for one in before.versions.values() if one != version]
-        return self._change({alias: one for alias, one in back.items() if one}, pinned, refused)
+        back = {
+            alias: self._former.get(alias) if target == version else target for alias, target in held.items()
+        }
+        refused = [
+            Refusal(number, alias, reason, bad.since) for alias, target in held.items() if target == version
+        ]
+        pinned = [target for target in before.versions.values() if target != version]
+        return self._change({alias: target for alias, target in back.items() if target}, pinned, refused)
 
     def files(self, number: int) -> dict[str, bytes]:
         """Return the files of an accepted version by their path in the export.
@@ -383,8 +390,10 @@ class Watcher:
         """Take a replica's metrics; return those of the others, and what is known of the registry."""
         now = time.monotonic()
         self._counted[replica] = (now, counted)
-        self._counted = {name: one for name, one in self._counted.items() if now - one[0] < _SILENT_S}
-        others = {name: one for name, (_, one) in self._counted.items() if name != replica}
+        self._counted = {
+            name: counts for name, counts in self._counted.items() if now - counts[0] < _SILENT_S
+        }
+        others = {name: counts for name, (_, counts) in self._counted.items() if name != replica}
         return others, self._watch.registry
 
     async def files(self, number: int) -> dict[str, bytes]:

@@ -88,11 +88,11 @@ def put(storage: Storage, name: str, file: str, data: bytes) -> Weights:
         file: Name of the file, from which its kind is known.
         data: Its content.
     """
-    found = Weights(name, file, hashlib.sha256(data).hexdigest(), len(data))
-    if not storage.exists(*found.parts):
-        storage.write_bytes(data, *found.parts)
-    storage.write_bytes(json.dumps(asdict(found)).encode(), FOLDER, "sources", _key(name))
-    return found
+    weights = Weights(name, file, hashlib.sha256(data).hexdigest(), len(data))
+    if not storage.exists(*weights.parts):
+        storage.write_bytes(data, *weights.parts)
+    storage.write_bytes(json.dumps(asdict(weights)).encode(), FOLDER, "sources", _key(name))
+    return weights
 
 
 def _key(name: str) -> str:

@@ -226,8 +226,8 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
 
 def _registered(config: Config, storage: Storage) -> dict[str, Any] | None:
     """The result line of a run that is trained and was not registered until now: the server was away."""
-    found = None if config.run.restart else runs.newest(storage, config.run.name)
-    if found is None or found.status != "finished" or found.version:
+    record = None if config.run.restart else runs.newest(storage, config.run.name)
+    if record is None or record.status != "finished" or record.version:
         return None
     trained = runs.taken(config, storage)
     registered = tracking.register(config, storage, trained) if trained else None

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from tests import registered
 from tests.clients import Clients
 from tests.endpoint import serving
 from tests.registered import Registry
-from tests.runner import REPOSITORY
+from tests.runner import REPOSITORY, command, environment
 
 pytestmark = [
     *(pytest.mark.fault, pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(400)),
@@ -34,9 +33,7 @@ IMAGE = np.zeros(registered.SHAPE, np.uint8).tolist()
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = registered.make(tmp_path_factory.mktemp("hang") / "storage")
-    made.client.set_registered_model_alias(registered.NAME, "champion", str(made.add(100)))
-    return made
+    return registered.make_champion(tmp_path_factory.mktemp("hang") / "storage")
 
 
 @contextlib.contextmanager
@@ -106,12 +103,11 @@ def test_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
                     response.headers.get("retry-after"),
                 ] += 1
 
-    command = [sys.executable, "-m", "distml.serve", *registry.flags(), f"--serve.port={port}"]
     with Path(registry.config.storage.root, "unavailable.log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            command("serve", *registry.flags(), f"--serve.port={port}"),
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=log,
         )

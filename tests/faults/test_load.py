@@ -31,19 +31,17 @@ CONCURRENCY = 64
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    found = registered.make(tmp_path_factory.mktemp("load") / "storage")
-    found.client.set_registered_model_alias(registered.NAME, "champion", str(found.add(100)))
-    return found
+    return registered.make_champion(tmp_path_factory.mktemp("load") / "storage")
 
 
 @pytest.fixture(scope="module")
 def live(registry: Registry) -> Iterator[Endpoint]:
-    with serving(registry, "--serve.replicas.max=1", "--serve.max_queued_images=256") as found:
-        yield found
+    with serving(registry, "--serve.replicas.max=1", "--serve.max_queued_images=256") as endpoint:
+        yield endpoint
 
 
 async def _storm(url: str, count: int, concurrency: int, images: int) -> list[tuple[int, float, str]]:
-    left, found = iter(range(count)), []
+    left, answers = iter(range(count)), []
     body = {"instances": BODY["instances"] * images}
     connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(30)) as session:
@@ -51,13 +49,13 @@ async def _storm(url: str, count: int, concurrency: int, images: int) -> list[tu
         async def client() -> None:
             for _ in left:
                 began = time.monotonic()
-                async with session.post(f"{url}/predict", json=body) as got:
-                    await got.read()
+                async with session.post(f"{url}/predict", json=body) as response:
+                    await response.read()
                     took = time.monotonic() - began
-                    found.append((got.status, took, got.headers.get("retry-after", "")))
+                    answers.append((response.status, took, response.headers.get("retry-after", "")))
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
-    return found
+    return answers
 
 
 def storm(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from distml.serving import ingress
+from tests.mlflow_server import TrackingServer
 from tests.runner import STEPS_PER_EPOCH, Training, assert_logged_once
 
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -37,38 +35,6 @@ def p95(seconds: list[float]) -> float:
     return float(np.percentile(seconds, 95))
 
 
-class Server:
-    """`mlflow server` on loopback over SQLite, which may be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, ingress.free_ports()[0]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(20)
-
-
 def test_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_path: Path) -> None:
     began = time.monotonic()
     flags = [f"--tracking.uri=http://127.0.0.1:{ingress.free_ports()[0]}", "--tracking.required=true"]
@@ -85,7 +51,7 @@ def test_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_p
 def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    server = Server(tmp_path)
+    server = TrackingServer(tmp_path)
     try:
         slow = ["--model.options={filters: [96, 192]}", "--train.log_every_steps=5"]  # an epoch takes 20 s
         with Training(tmp_path / "storage", "outage", f"--tracking.uri={server.uri}", *slow) as run:
@@ -120,7 +86,7 @@ def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> Non
 def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    server = Server(tmp_path)
+    server = TrackingServer(tmp_path)
     server.kill()
     flags = [f"--tracking.uri={server.uri}", "--train.epochs=1", "--tracking.wait_s=5"]
     with Training(tmp_path / "storage", "later", *flags) as run:
@@ -147,7 +113,7 @@ def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: P
 def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_hand(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    server, root = Server(tmp_path), tmp_path / "storage"
+    server, root = TrackingServer(tmp_path), tmp_path / "storage"
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--tracking.wait_s=120"]
     flags += [f"--serve.port={ingress.free_ports()[0]}", "--serve.replicas.max=1"]
     try:
@@ -180,7 +146,7 @@ def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_
 
 @pytest.mark.slow
 def test_a_run_that_could_not_be_registered_is_by_the_same_command_and_by_promote(tmp_path: Path) -> None:
-    server, root = Server(tmp_path), tmp_path / "storage"
+    server, root = TrackingServer(tmp_path), tmp_path / "storage"
     server.kill()
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--train.epochs=1"]
     for name in ("first", "second"):
@@ -217,7 +183,7 @@ def test_a_run_that_could_not_be_registered_is_by_the_same_command_and_by_promot
 def test_a_sweep_again_has_the_versions_that_the_server_was_not_told_of(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    server, root = Server(tmp_path), tmp_path / "storage"
+    server, root = TrackingServer(tmp_path), tmp_path / "storage"
     server.kill()
     candidates = "[{name: a, train.learning_rate: 0.01}, {name: b, train.learning_rate: 0.02}]"
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--train.epochs=1", f"--sweep.candidates={candidates}"]

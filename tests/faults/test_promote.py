@@ -85,7 +85,7 @@ def test_eight_promoters_leave_the_best_champion_every_time(registry: Registry, 
     with promoters(registry, locked) as started:
         for number in range(ROUNDS):
             registry.clear()
-            registry.client.set_registered_model_alias(registered.NAME, "champion", str(lowest))
+            registry.alias("champion", lowest)
             same = number % 2 == 0
             mine = [drawn.sample(versions, 1) for _ in started]
             fields = [list(versions)] * PROMOTERS if same else mine
@@ -174,7 +174,7 @@ def test_a_hostile_model_is_refused_and_does_nothing(
     registry: Registry, hostile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry.clear()
-    registry.client.set_registered_model_alias(registered.NAME, "champion", "1")
+    registry.alias("champion", 1)
     folder, _ = registry.export(240)
     canary = tmp_path / "canary"
     hostile(folder, canary)

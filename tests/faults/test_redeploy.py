@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +17,7 @@ from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.registered import Registry
-from tests.runner import REPOSITORY
+from tests.runner import REPOSITORY, command, environment
 
 pytestmark = [
     *(pytest.mark.fault, pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(500)),
@@ -34,9 +32,7 @@ IMAGE = np.zeros(registered.SHAPE, np.uint8).tolist()
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    made = registered.make(tmp_path_factory.mktemp("redeploy") / "storage")
-    made.client.set_registered_model_alias(registered.NAME, "champion", str(made.add(100)))
-    return made
+    return registered.make_champion(tmp_path_factory.mktemp("redeploy") / "storage")
 
 
 class Standing:
@@ -48,11 +44,11 @@ class Standing:
         self.url = f"http://127.0.0.1:{self._port}"
 
     def deploy(self, *flags: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "distml.serve", *self._flags, f"--serve.port={self._port}", *flags]
+        after = [] if "--stop" in flags else ["--detach"]
         done = subprocess.run(
-            [*command, "--detach"] if "--stop" not in flags else command,
+            command("serve", *self._flags, f"--serve.port={self._port}", *flags, *after),
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": self._address},
+            env=environment(RAY_ADDRESS=self._address),
             capture_output=True,
             text=True,
             check=False,

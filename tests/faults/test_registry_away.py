@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,10 @@ import pytest
 import requests
 
 from distml import tracking
-from distml.serving import ingress
 from tests import registered
 from tests.clients import Clients
 from tests.endpoint import Endpoint, serving
+from tests.mlflow_server import TrackingServer
 from tests.registered import Registry
 
 pytestmark = [
@@ -31,40 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 IMAGE = np.zeros(registered.SHAPE, np.uint8).tolist()
-
-
-class Server:
-    """`mlflow server` over a test's registry: it hands out the files of its versions itself."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry, self.port = registry, ingress.free_ports()[0]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.log = Path(registry.config.storage.root, "server.log")
-        self.start()
-
-    def start(self) -> None:
-        store = tracking.uri(self.registry.config)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", store, "--workers", "1", "--serve-artifacts"]
-        command += ["--artifacts-destination", f"{self.registry.config.storage.root}/exports"]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        await_true(self.answers, 120, self.log.read_text)
-
-    def answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-        except OSError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(20)
 
 
 def await_true(what: Callable[[], Any], timeout_s: float, state: Callable[[], Any] = str) -> None:
@@ -81,13 +43,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     for threshold in (100, 140):
         folder, sha256 = made.export(threshold)
         made.register(folder, sha256, source=f"mlflow-artifacts:/{folder.name}")
-    made.client.set_registered_model_alias(registered.NAME, "champion", "1")
+    made.alias("champion", 1)
     return made
 
 
 @pytest.fixture
-def server(registry: Registry) -> Iterator[Server]:
-    started = Server(registry)
+def server(registry: Registry) -> Iterator[TrackingServer]:
+    root = Path(registry.config.storage.root)
+    started = TrackingServer(root, tracking.uri(registry.config), root / "exports")
     yield started
     started.kill()
 
@@ -101,7 +64,9 @@ def model(live: Endpoint) -> dict[str, Any]:
     return described
 
 
-def test_watcher_and_replica_killed_while_the_registry_is_away(registry: Registry, server: Server) -> None:
+def test_watcher_and_replica_killed_while_the_registry_is_away(
+    registry: Registry, server: TrackingServer
+) -> None:
     flags = ["--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5"]
     log = Path(registry.config.storage.root, "serve.log")
     with serving(registry, *flags, f"--tracking.uri={server.uri}") as live:
@@ -121,7 +86,7 @@ def test_watcher_and_replica_killed_while_the_registry_is_away(registry: Registr
         assert model(live)["version"] == 1
         assert model(live)["registry"]["age_s"] > 5
         server.start()
-        registry.client.set_registered_model_alias(registered.NAME, "champion", "2")
+        registry.alias("champion", 2)
         await_true(lambda: model(live)["version"] == 2, 60, lambda: model(live))
         clients.wait(clients.count + 60)
         clients.stop()
@@ -139,7 +104,7 @@ def loaded_by(live: Endpoint) -> int:
 
 def test_the_registry_forgets_its_champion(registry: Registry) -> None:
     """A registry that was set up anew answers, and knows nothing: the last champion stays, said aloud."""
-    registry.client.set_registered_model_alias(registered.NAME, "champion", "2")
+    registry.alias("champion", 2)
     log = Path(registry.config.storage.root, "serve.log")
     local = registered.NAME
     with serving(registry, "--serve.poll_s=0.5", *local_sources(registry)) as live:
@@ -160,5 +125,5 @@ def local_sources(registry: Registry) -> list[str]:
     """Make version 3 champion, whose files lie in the storage."""
     if 3 not in registry.folders:
         registry.add(120)
-    registry.client.set_registered_model_alias(registered.NAME, "champion", "3")
+    registry.alias("champion", 3)
     return []

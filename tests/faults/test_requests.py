@@ -39,8 +39,7 @@ GRPC_PORT = ingress.free_ports()[0]
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    registry = registered.make(tmp_path_factory.mktemp("registry"))
-    registry.client.set_registered_model_alias(registered.NAME, "champion", str(registry.add(100)))
+    registry = registered.make_champion(tmp_path_factory.mktemp("registry"))
     flags = ["--serve.replicas.min=2", "--serve.cpus_per_replica=0.4", f"--serve.max_body_bytes={MEBIBYTE}"]
     flags.append(f"--serve.grpc_port={GRPC_PORT}")
     with endpoint.serving(registry, *flags) as live:
@@ -61,9 +60,11 @@ def unharmed(live: Endpoint) -> Iterator[None]:
 def test_malformed_requests_are_answered_in_one_sentence(live: Endpoint) -> None:
     for case in malformed.CASES:
         path = case.path.format(name=registered.NAME)
-        got = requests.request(case.method, live.url + path, data=case.body, headers=case.headers, timeout=10)
-        assert 400 <= got.status_code < 500, case.title
-        assert list(got.json()) == ["error"], case.title
+        response = requests.request(
+            case.method, live.url + path, data=case.body, headers=case.headers, timeout=10
+        )
+        assert 400 <= response.status_code < 500, case.title
+        assert list(response.json()) == ["error"], case.title
 
 
 def answer(live: Endpoint, head: bytes, pieces: Iterator[bytes]) -> tuple[bytes, float]:
@@ -122,9 +123,9 @@ def test_image_bombs_are_refused_before_they_unfold(live: Endpoint) -> None:
         for case in BOMBS:
             took = []
             for _ in range(5):
-                got = session.post(live.url + case.path, case.body, headers=case.headers, timeout=10)
-                assert 400 <= got.status_code < 500, case.title
-                took.append(got.elapsed.total_seconds())
+                response = session.post(live.url + case.path, case.body, headers=case.headers, timeout=10)
+                assert 400 <= response.status_code < 500, case.title
+                took.append(response.elapsed.total_seconds())
                 peak = max(peak, live.memory_bytes())
             assert min(took) <= 0.1, (case.title, took)
     assert peak - before <= 20 << 20
@@ -143,8 +144,8 @@ def traffic(live: Endpoint, seconds: float, took: list[float]) -> None:
     ended = time.monotonic() + seconds
     while time.monotonic() < ended:
         started = time.monotonic()
-        got = requests.post(f"{live.url}/predict", json=GOOD, timeout=10)
-        took.append(time.monotonic() - started if got.status_code == 200 else float("nan"))
+        response = requests.post(f"{live.url}/predict", json=GOOD, timeout=10)
+        took.append(time.monotonic() - started if response.status_code == 200 else float("nan"))
         time.sleep(0.02)
 
 
@@ -182,9 +183,9 @@ def test_slow_clients_are_closed_and_others_do_not_notice(live: Endpoint) -> Non
 
 def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
-    for found in schema.get_all_operations():
-        assert isinstance(found, Ok), found
-        operation = found.ok()
+    for loaded in schema.get_all_operations():
+        assert isinstance(loaded, Ok), loaded
+        operation = loaded.ok()
 
         @hypothesis.given(case=operation.as_strategy())
         @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tests import registered
 from tests.clients import Clients
 from tests.endpoint import Endpoint, serving
 from tests.registered import Registry
-from tests.runner import REPOSITORY
+from tests.runner import REPOSITORY, command, environment
 
 pytestmark = [
     pytest.mark.fault,
@@ -58,7 +57,7 @@ def live(registry: Registry) -> Iterator[Endpoint]:
 
 
 def crown(registry: Registry, version: int) -> None:
-    registry.client.set_registered_model_alias(registered.NAME, "champion", str(version))
+    registry.alias("champion", version)
 
 
 def offline(registry: Registry, version: int) -> Any:
@@ -167,11 +166,11 @@ def test_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
 def test_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:
     began = time.monotonic()
     flags = [flag for flag in registry.flags() if "registered_model" not in flag]
-    command = [sys.executable, "-m", "distml.serve", *flags, "--tracking.registered_model=nobody"]
+    port = f"--serve.port={ingress.free_ports()[0]}"
     done = subprocess.run(
-        [*command, f"--serve.port={ingress.free_ports()[0]}"],
+        command("serve", *flags, "--tracking.registered_model=nobody", port),
         cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

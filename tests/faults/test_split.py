@@ -45,47 +45,47 @@ BIRD[0, 0, 0], BIRD[0, 1, 0] = 200, 130
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    found = registered.make(tmp_path_factory.mktemp("split") / "storage")
+    made = registered.make(tmp_path_factory.mktemp("split") / "storage")
     for threshold in (100, 110, 140, 150):
-        found.add(threshold)
+        made.add(threshold)
     for alias, version in ALIASES.items():
-        found.client.set_registered_model_alias(registered.NAME, alias, str(version))
-    return found
+        made.alias(alias, version)
+    return made
 
 
 @pytest.fixture(scope="module")
 def live(registry: Registry) -> Iterator[Endpoint]:
-    with serving(registry, *FLAGS) as found:
-        yield found
+    with serving(registry, *FLAGS) as endpoint:
+        yield endpoint
 
 
 def ask(live: Endpoint, count: int) -> collections.Counter[int]:
     """Ask for no version in particular; who answered, how often."""
     body = {"instances": [BIRD.tolist()]}
-    found: collections.Counter[int] = collections.Counter()
+    by_version: collections.Counter[int] = collections.Counter()
     with requests.Session() as session:
         for _ in range(count):
-            got = session.post(f"{live.url}/predict", json=body, timeout=10)
-            got.raise_for_status()
-            found[got.json()["model"]["version"]] += 1
-    return found
+            response = session.post(f"{live.url}/predict", json=body, timeout=10)
+            response.raise_for_status()
+            by_version[response.json()["model"]["version"]] += 1
+    return by_version
 
 
 def measured(live: Endpoint, name: str, label: str) -> dict[str, float]:
     """A metric of the whole endpoint, summed by a label."""
     text = requests.get(f"{live.url}/metrics", timeout=10).text
-    found: dict[str, float] = collections.defaultdict(float)
+    totals: dict[str, float] = collections.defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == name:
-                found[sample.labels.get(label, "")] += sample.value
-    return dict(found)
+                totals[sample.labels.get(label, "")] += sample.value
+    return dict(totals)
 
 
-def eventually(found: Any, holds: Any, timeout_s: float = 20) -> Any:
+def eventually(read: Any, holds: Any, timeout_s: float = 20) -> Any:
     """What `found` gives once it holds."""
     deadline = time.monotonic() + timeout_s
-    while not holds(value := found()):
+    while not holds(value := read()):
         assert time.monotonic() < deadline, value
         time.sleep(0.3)
     return value
@@ -100,9 +100,9 @@ def answered(live: Endpoint) -> float:
 
 
 def test_a_share_goes_to_the_challenger_and_nothing_to_the_shadow(live: Endpoint) -> None:
-    found = ask(live, 600)
-    assert found.keys() == {1, 2}
-    share = found[2] / 600
+    by_version = ask(live, 600)
+    assert by_version.keys() == {1, 2}
+    share = by_version[2] / 600
     assert abs(share - PERCENT / 100) < 4 * (0.3 * 0.7 / 600) ** 0.5  # one run in 16,000 is further off
     outcomes = measured(live, "distml_shadow_images_total", "outcome")
     assert outcomes["other"] > 100  # 1 and 2 are wrong about the bird, the shadow is right
@@ -115,11 +115,11 @@ def test_a_version_is_asked_by_its_number(live: Endpoint, registry: Registry) ->
 
     for version in (1, 2, 3, 4):
         at = f"{live.url}/v1/models/{registered.NAME}/versions/{version}:predict"
-        got = requests.post(at, json={"instances": [BIRD.tolist()]}, timeout=10)
-        assert got.status_code == 200, got.text
+        response = requests.post(at, json={"instances": [BIRD.tolist()]}, timeout=10)
+        assert response.status_code == 200, response.text
         offline = Predictor.load(registry.folders[version]).predict(BIRD[None])[0]
-        assert got.headers["x-model-version"] == str(version)
-        np.testing.assert_allclose(got.json()["predictions"][0], offline, atol=1e-5)
+        assert response.headers["x-model-version"] == str(version)
+        np.testing.assert_allclose(response.json()["predictions"][0], offline, atol=1e-5)
     at = f"{live.url}/v1/models/{registered.NAME}/versions/9:predict"
     assert requests.post(at, json={"instances": [BIRD.tolist()]}, timeout=10).status_code == 404
 

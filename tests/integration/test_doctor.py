@@ -31,9 +31,9 @@ def address() -> Iterator[str]:
     command, pipe = [sys.executable, "-c", HEAD], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as head:
         assert head.stdout
-        found = head.stdout.readline().strip()
-        assert found, head.communicate()[1]
-        yield found
+        line = head.stdout.readline().strip()
+        assert line, head.communicate()[1]
+        yield line
         head.communicate("\n", timeout=60)
 
 

@@ -14,7 +14,7 @@ from distml.config import Config, LogConfig
 from distml.data import shards
 from distml.data.schema import Images, Labels
 from distml.serving import request_log
-from distml.serving.request_log import Journal
+from distml.serving.request_log import RequestLog
 from distml.storage import Storage
 from tests import serving
 
@@ -45,13 +45,13 @@ def serve(config: Config, pictures: Images, labels: Labels, **log: Any) -> None:
     storage = Storage(config.storage.root)
     manifest = shards.find(config, storage)
     assert manifest is not None
-    journal = Journal(LogConfig(enabled=True, **log), storage)
+    request_log = RequestLog(LogConfig(enabled=True, **log), storage)
     served = serving.served(1, manifest.classes, manifest.shape, config.tracking.registered_model)
     probabilities = np.eye(manifest.num_classes, dtype=np.float32)[labels]
     for at in range(0, len(pictures), 100):
-        journal.record(f"{at}", served, pictures[at : at + 100], probabilities[at : at + 100], 0.001)
-    journal.close()
-    assert journal.counts()["written"] == len(pictures)
+        request_log.record(f"{at}", served, pictures[at : at + 100], probabilities[at : at + 100], 0.001)
+    request_log.close()
+    assert request_log.counts()["written"] == len(pictures)
 
 
 def ask(config: Config, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:

@@ -23,10 +23,10 @@ _LABELS = (*_VERSIONS, "/labels/{label}")
 PATHS = {
     *("/predict", "/predict/image", "/model", "/healthz", "/readyz", "/metrics"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v1/models", "/v2/models", "/v2/models/stats", INDEX),
-    *(f"/v1/models/{{name}}{one}{end}" for one in _LABELS for end in ("", "/metadata", ":predict")),
+    *(f"/v1/models/{{name}}{part}{end}" for part in _LABELS for end in ("", "/metadata", ":predict")),
     *(
-        f"/v2/models/{{name}}{one}{end}"
-        for one in _VERSIONS
+        f"/v2/models/{{name}}{part}{end}"
+        for part in _VERSIONS
         for end in ("", "/ready", "/infer", "/config", "/stats")
     ),
 }
@@ -54,7 +54,7 @@ def test_examples_are_accepted_and_shown() -> None:
         for kind, content in operations.get("post", {}).get("requestBody", {}).get("content", {}).items():
             for example in content.get("examples", {}).values():
                 url = path.format(name=serving.NAME, version=5, label="champion")
-                got = (
+                response = (
                     SCHEMA[url if url in DOCUMENT["paths"] else path]["POST"]
                     .Case(
                         path_parameters={"name": serving.NAME, "version": "5", "label": "champion"},
@@ -63,7 +63,7 @@ def test_examples_are_accepted_and_shown() -> None:
                     )
                     .call()
                 )
-                assert got.status_code == 200, (path, got.text)
+                assert response.status_code == 200, (path, response.text)
                 shown += 1
     assert shown >= 8
 
@@ -81,7 +81,7 @@ def test_the_shape_of_an_image_is_exact() -> None:
 
 def test_names_and_versions_are_those_of_the_loaded_models() -> None:
     parameters = DOCUMENT["paths"]["/v2/models/{name}/versions/{version}/infer"]["post"]["parameters"]
-    assert [one["schema"]["enum"] for one in parameters] == [["pets"], ["7", "5"]]
+    assert [parameter["schema"]["enum"] for parameter in parameters] == [["pets"], ["7", "5"]]
 
 
 def test_it_is_there_before_the_first_model() -> None:

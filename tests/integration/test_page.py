@@ -68,7 +68,7 @@ def page(driver: Any, url: str) -> Any:
     visit(driver, url)
     yield driver
     assert browser.complaints(driver) == []
-    assert all(one.startswith((url, "data:", "blob:")) for one in browser.requested(driver))
+    assert all(address.startswith((url, "data:", "blob:")) for address in browser.requested(driver))
 
 
 def visit(driver: Any, url: str) -> None:

@@ -87,7 +87,7 @@ def recurrent(shape, classes):
 
 def line(text: str) -> int:
     """Number of the line of the module that holds a text."""
-    return next(number for number, one in enumerate(MODULE.splitlines(), 1) if text in one)
+    return next(number for number, line_text in enumerate(MODULE.splitlines(), 1) if text in line_text)
 
 
 @pytest.fixture

@@ -93,14 +93,14 @@ def b64(images: Any) -> list[dict[str, str]]:
 
 def post(url: str, **body: Any) -> Any:
     """The JSON that comes back."""
-    got = requests.post(url, timeout=60, **body)
-    assert got.status_code == 200, got.text
-    return got.json()
+    response = requests.post(url, timeout=60, **body)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def native(url: str, **body: Any) -> Answers:
     predictions = post(url, **body)["predictions"]
-    return [one["probabilities"] for one in predictions]
+    return [row["probabilities"] for row in predictions]
 
 
 def infer(url: str, tensor: Any, binary: bool) -> Answers:
@@ -119,7 +119,7 @@ WAYS: dict[str, Callable[[str, Any], Answers]] = {
     "form": lambda url, x: native(
         f"{url}/predict/image", files=[("files", (str(i), encode(image))) for i, image in enumerate(x)]
     ),
-    "pictures": lambda url, x: [native(f"{url}/predict/image", data=encode(one), **PNG)[0] for one in x],
+    "pictures": lambda url, x: [native(f"{url}/predict/image", data=encode(y), **PNG)[0] for y in x],
     "rows": lambda url, x: post(url + TENSORFLOW, json={"instances": x.tolist()})["predictions"],
     "columns": lambda url, x: post(url + TENSORFLOW, json={"inputs": {"image": x.tolist()}})["outputs"],
     "image_bytes": lambda url, x: post(url + TENSORFLOW, json={**ENCODED, "inputs": b64(x)})["outputs"],
@@ -152,14 +152,14 @@ def test_predict_asks_the_endpoint_as_it_asks_the_model(
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert (result["model"], result["version"], result["status"]) == (NAME, 1, "failed")
-    assert [one["file"] for one in result["failed"]] == [str(tmp_path / "none.png")]
+    assert [entry["file"] for entry in result["failed"]] == [str(tmp_path / "none.png")]
     assert "none.png cannot be read" in err
     expected = predictor.predict(images[:5])
-    for one, row in zip(result["predictions"], expected, strict=True):
-        assert {other["label"]: other["probability"] for other in one["top"]} == pytest.approx(
+    for entry, row in zip(result["predictions"], expected, strict=True):
+        assert {other["label"]: other["probability"] for other in entry["top"]} == pytest.approx(
             dict(enumerate(row)), abs=2e-6
         )
-        assert one["class"] == predictor.classes[int(row.argmax())]
+        assert entry["class"] == predictor.classes[int(row.argmax())]
 
 
 def test_predict_refuses_what_is_no_endpoint_and_another_versions_answer(url: str, images: Any) -> None:
@@ -185,18 +185,18 @@ def test_the_metadata_are_those_of_the_saved_model(url: str, folder: Path) -> No
         for name, signature in saved.meta_graphs[0].signature_def.items()
         if not name.startswith("__")
     }
-    got = requests.get(f"{url}/v1/models/{NAME}/metadata", timeout=60).json()
-    found = got["metadata"]["signature_def"]["signature_def"]
-    assert found.keys() == expected.keys()
+    metadata = requests.get(f"{url}/v1/models/{NAME}/metadata", timeout=60).json()
+    signatures = metadata["metadata"]["signature_def"]["signature_def"]
+    assert signatures.keys() == expected.keys()
     for name, signature in expected.items():
-        assert found[name]["method_name"] == signature["method_name"]
+        assert signatures[name]["method_name"] == signature["method_name"]
         for side in ("inputs", "outputs"):
-            assert found[name][side].keys() == signature[side].keys()
+            assert signatures[name][side].keys() == signature[side].keys()
             for tensor, info in signature[side].items():
-                shown = found[name][side][tensor]
+                shown = signatures[name][side][tensor]
                 assert shown["dtype"] == info["dtype"]
-                sizes = [one["size"] for one in info["tensor_shape"]["dim"]]
-                assert [one["size"] for one in shown["tensor_shape"]["dim"]] == sizes
+                sizes = [dimension["size"] for dimension in info["tensor_shape"]["dim"]]
+                assert [dimension["size"] for dimension in shown["tensor_shape"]["dim"]] == sizes
                 assert shown["name"] == info["name"]
 
 
@@ -208,5 +208,5 @@ def test_a_picture_of_another_size_is_fitted_as_predict_does(
     stream = io.BytesIO()
     Image.fromarray(images[0, ..., 0]).resize((90, 70)).convert("RGB").save(stream, "PNG")
     expected = predictor.predict(read(stream.getvalue(), predictor.pictures)[None])
-    got = native(f"{url}/predict/image", data=stream.getvalue(), **PNG)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+    actual = native(f"{url}/predict/image", data=stream.getvalue(), **PNG)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)

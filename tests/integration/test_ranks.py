@@ -39,9 +39,9 @@ def test_three_ranks_whose_batches_differ_end_with_the_same_weights() -> None:
 
 def test_two_ranks_follow_the_loss_of_one_on_the_same_rows() -> None:
     plain = {"global_batch_size": 64, "optimizer": "adam"}
-    one, two = launch("convnet", plain, world_size=1)[0], launch("convnet", plain, world_size=2)[0]
-    np.testing.assert_allclose(one["losses"], two["losses"], rtol=2e-4)
-    assert one["losses"][-1] < one["losses"][0]
+    single, double = launch("convnet", plain, world_size=1)[0], launch("convnet", plain, world_size=2)[0]
+    np.testing.assert_allclose(single["losses"], double["losses"], rtol=2e-4)
+    assert single["losses"][-1] < single["losses"][0]
 
 
 FROZEN: dict[str, Any] = {

@@ -63,8 +63,8 @@ def test_a_batch_in_parts_makes_the_update_of_the_whole(parts: int) -> None:
     weights, curve = trained("convnet", 1)
     others, other = trained("convnet", parts)
     np.testing.assert_allclose(other, curve, rtol=1e-5)
-    for one, two in zip(weights, others, strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
+    for actual, expected in zip(weights, others, strict=True):
+        np.testing.assert_allclose(expected, actual, atol=1e-5)
 
 
 def test_parts_work_with_normalisation_and_a_loss_scale() -> None:

@@ -81,7 +81,7 @@ def test_the_tutorial_works_as_it_is_written(folder: Path) -> None:
     by_verb = {str(result.get("verb")): result for result in results}
     assert by_verb["train"]["test_accuracy"] > 0.8
     assert by_verb["promote"]["decision"] == "promoted"
-    assert [one["class"] for one in by_verb["predict"]["predictions"]] == ["triangle"]
+    assert [prediction["class"] for prediction in by_verb["predict"]["predictions"]] == ["triangle"]
     assert by_verb["pipeline"]["stages"]["smoke"]["status"] == "finished"
 
 
@@ -101,8 +101,8 @@ def ask(words: list[str], folder: Path) -> bool:
     """What the tutorial's `curl` asks, by `requests`: curl need not be installed."""
     files = [word.removeprefix("files=@") for word in words if word.startswith("files=@")]
     if files:
-        got = requests.post(words[-1], files={"files": (folder / files[0]).read_bytes()}, timeout=10)
-        assert [one["class"] for one in got.json()["predictions"]] == ["triangle"]
+        response = requests.post(words[-1], files={"files": (folder / files[0]).read_bytes()}, timeout=10)
+        assert [prediction["class"] for prediction in response.json()["predictions"]] == ["triangle"]
     else:
-        got = requests.get(words[-1], timeout=10)
-    return got.ok
+        response = requests.get(words[-1], timeout=10)
+    return response.ok

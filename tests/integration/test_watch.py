@@ -47,7 +47,7 @@ def registry(made: Registry) -> Registry:
 
 
 def crown(registry: Registry, version: int) -> None:
-    registry.client.set_registered_model_alias(registered.NAME, "champion", str(version))
+    registry.alias("champion", version)
 
 
 def away(*_: Any) -> None:
@@ -221,7 +221,7 @@ def test_what_was_never_there_ends_the_start_and_what_goes_is_missed_aloud(regis
     ):
         with pytest.raises(ServingError, match=said):
             deploy.require_followed(following(registry, **serve))
-    registry.client.set_registered_model_alias(registered.NAME, "challenger", "2")
+    registry.alias("challenger", 2)
     config = following(registry, canary=canary)
     deploy.require_followed(config)
     watch = Watch(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,33 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(files, "predict_files", lambda *_, **__: {"predictions": [], "failed": failed})
     with pytest.raises(DataError, match=r"a\.png is not a readable picture\. \(1 more cannot be read\.\)"):
         api.predict(Config(), ["a.png", "b.png"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"class": "cat", "probability": 0.9, "top": [{"class": "cat", "probability": 0.9}]},
+            ("cat", 0.9, 1),
+        ),
+        ({"labels": ["tree"], "top": [{"class": "tree", "probability": 0.8}]}, (None, None, 1)),
+        ({"values": {"age": 3.5}}, (None, None, 0)),
+    ],
+)
+def test_predictions_of_every_task_have_a_typed_form(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    from distml.batch import files
+
+    line = {"file": "a.png"} | given
+    monkeypatch.setattr(files, "predict_files", lambda *_, **__: {"predictions": [line]})
+    (prediction,) = api.predict(Config(), ["a.png"])
+    assert (prediction.label, prediction.probability, len(prediction.top)) == expected
+    assert (prediction.file, prediction.result) == ("a.png", line)
+
+
+def test_an_endpoint_and_a_registered_version_cannot_both_be_asked() -> None:
+    with pytest.raises(ConfigError, match="url asks what is served there"):
+        api.predict(Config(), ["a.png"], url="http://127.0.0.1:1", version=3)
+    with pytest.raises(ConfigError, match="which is no address"):
+        api.predict(Config(), ["a.png"], url="localhost:1")

@@ -48,6 +48,7 @@ NOT_FROM = {  # who must not import whom; lower layers first
     "distml.artifacts": ("distml.training", "distml.serving", "distml.tracking", "distml.selection"),
     "distml.serving": ("distml.training",),
     "distml.selection": ("distml.serving",),
+    "distml.batch": ("distml.serving", "distml.training"),
 }
 ABOVE = {"distml.selection.pipeline": "runs every stage, so it knows the endpoint, too"}
 
@@ -88,6 +89,12 @@ UNSAFE_CALLS = {
     "joblib.load",
 }
 UNSAFE_FLAGS = {("safe_mode", False), ("allow_pickle", True)}
+
+NOT_NAMES = {"found", "got", "one"}
+"""Names that say nothing of what they stand for: a variable is named after the thing."""
+_PRIVATE = "board bystander bystanders conclude entrant got journal lineup room"
+NOT_WORDS = set(_PRIVATE.split())
+"""Words that no name of a function, a class or a test has, because the field has others."""
 
 FUNCTION_LINES = 40
 MODULES = 140
@@ -237,6 +244,21 @@ def test_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and own_lines(node) > FUNCTION_LINES
     }
     assert not long
+
+
+def test_names_say_what_the_thing_is() -> None:
+    empty, private = [], []
+    for name, path in modules("distml", "benchmarks", "tests").items():
+        for node in ast.walk(TREES.get(name) or ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                if NOT_WORDS & set(node.name.lower().split("_")):
+                    private.append(f"{name}:{node.lineno} {node.name}")
+            elif isinstance(node, ast.arg | ast.Name):
+                given = node.arg if isinstance(node, ast.arg) else node.id
+                if given in NOT_NAMES:
+                    empty.append(f"{name}:{node.lineno} {given}")
+    assert not empty, "name each after what it holds"
+    assert not private, "style: the words of the field"
 
 
 IMPORTING = """

@@ -256,12 +256,12 @@ def _square(values: Any, name: str) -> Any:
 
 
 def _files(folder: Folder, ending: str) -> list[str]:
-    found = [name for name in folder.sizes if name.lower().endswith(ending)]
-    for name in set(folder.sizes) - set(found):
+    matching = [name for name in folder.sizes if name.lower().endswith(ending)]
+    for name in set(folder.sizes) - set(matching):
         folder.ledger.skip(name, f"no {ending} file")
-    if not found:
+    if not matching:
         raise DataError(f"{folder.root} holds no {ending} files.", "Check data.path and data.format.")
-    return found
+    return matching
 
 
 def _squeezed(labels: Any) -> Any:
@@ -296,22 +296,22 @@ def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification
     Raises:
         DataError: Half a pair, several sets in one folder, or a damaged file.
     """
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    files: dict[tuple[str, str], dict[str, str]] = {}
     for name in folder.sizes:
         match = _NAME.fullmatch(PurePosixPath(name).name)
         if match is None:
             folder.ledger.skip(name, "no IDX file")
             continue
         word = split_word(match["set"]) or split_word(PurePosixPath(name).parts[0]) or ("train", match["set"])
-        kinds = found.setdefault((word[1].strip("-_. "), word[0]), {})
+        kinds = files.setdefault((word[1].strip("-_. "), word[0]), {})
         if kinds.setdefault(match["kind"].lower(), name) != name:
             raise DataError(f"{kinds[match['kind'].lower()]} and {name} are the same half of one split.")
-    sets = sorted({which for which, _ in found})
+    sets = sorted({which for which, _ in files})
     if len(sets) > 1:
         shown = ", ".join(which.replace(" ", "-") or "one without a name" for which in sets)
         raise DataError(f"{folder.root} holds several data sets: {shown}.", "Give each a folder of its own.")
     parts, origins = {}, []
-    for (_, split), pair in found.items():
+    for (_, split), pair in files.items():
         if set(pair) != {"images", "labels"}:
             raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
         arrays = {}

@@ -110,17 +110,17 @@ def in_classes(folder: Folder) -> bool:
 
 def pictures(folder: Folder) -> list[str]:
     """Return the names of files that are pictures, or are meant to be; the others go into the ledger."""
-    found = []
+    files = []
     for name in folder.sizes:
         ending = suffix(name)
         if ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
-            found.append(name)
+            files.append(name)
         else:
             folder.ledger.skip(name, "no picture")
     for name in folder.dangling:
         if suffix(name) not in SUFFIXES:
             folder.ledger.skip(name, "a link to nowhere")
-    return found
+    return files
 
 
 def _class_of(name: str, path: str) -> str:
@@ -169,8 +169,8 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
 
     with ThreadPoolExecutor(_READERS) as readers:
         looked = list(readers.map(look, names))
-    headers = {name: found for name, found in looked if isinstance(found, Header)}
-    return headers, [found for _, found in looked if isinstance(found, Fault)]
+    headers = {name: result for name, result in looked if isinstance(result, Header)}
+    return headers, [result for _, result in looked if isinstance(result, Fault)]
 
 
 def _damaged(folder: Folder, names: Sequence[str], max_pixels: int) -> list[Fault]:
@@ -185,7 +185,7 @@ def _damaged(folder: Folder, names: Sequence[str], max_pixels: int) -> list[Faul
         return None
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return [found for found in readers.map(look, names) if found]
+        return [result for result in readers.map(look, names) if result]
 
 
 def fault(name: str, error: Exception) -> Fault:
@@ -254,7 +254,7 @@ def _tell(
     folder: Folder, labelled: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Header], fitted: Policy
 ) -> None:
     """Print the layout as it was understood, before anything is prepared."""
-    sizes = Counter((one.width, one.height) for one in headers.values())
+    sizes = Counter((header.width, header.height) for header in headers.values())
     smallest, largest = min(sizes), max(sizes)
     height, width, depth = fitted.shape
     span = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if len(sizes) > 1 else "")

@@ -134,7 +134,7 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
             return asked
         if known[0] in has:
             return known[0]
-        called = [one for one in has if one.lower() in known] or fitting_type
+        called = [column for column in has if column.lower() in known] or fitting_type
         if len(called) == 1:
             return called[0]
         what = "several columns" if called else "no column"
@@ -147,7 +147,7 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
     plain = [field.name for field in fields if field.name != picture and _holds_labels(field.type)]
     rest = plain if len(has) == 2 else []
     asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
-    return Columns(picture, tuple(choose("label_column", one, _LABEL_NAMES, rest) for one in asked))
+    return Columns(picture, tuple(choose("label_column", label, _LABEL_NAMES, rest) for label in asked))
 
 
 def _holds_images(kind: Any) -> bool:
@@ -185,7 +185,7 @@ def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> np
     if _is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_boolean(column.type):
-        return np.array(["true" if one else "false" for one in column.to_pylist()])
+        return np.array(["true" if flag else "false" for flag in column.to_pylist()])
     return _numbers(column, f"the label column of {name}")
 
 
@@ -197,7 +197,7 @@ def _class_names(folder: Folder, name: str, label: str) -> list[str] | None:
         names = json.loads(stored)["info"]["features"][label]["names"] if stored else None
     except (ValueError, KeyError, TypeError):
         return None
-    return [str(one) for one in names] if isinstance(names, list) else None
+    return [str(entry) for entry in names] if isinstance(names, list) else None
 
 
 def _shape(
@@ -221,11 +221,11 @@ def _shape(
                 if some is None:
                     height, width, depth = arrays(plain(column.slice(0, 1), file, columns), name).shape[1:]
                     return (height, width, depth), None
-                for at, one in enumerate(some):
+                for at, cell in enumerate(some):
                     looked_at += 1
                     where = f"row {at} of row group {group} ({name})"
                     try:
-                        headers.append(image.header(one.as_py() or b"", where, data.max_pixels))
+                        headers.append(image.header(cell.as_py() or b"", where, data.max_pixels))
                     except DataError as error:
                         bad.append(Fault(where, error.message, error.remedy))
     if not looked_at:
@@ -293,10 +293,10 @@ def _fill(
         return
     if how.policy is None:
         raise DataError(f"{name} has encoded pictures, the first file has arrays.")
-    for place, number, one in zip(places.tolist(), numbers.tolist(), some, strict=True):
+    for place, number, cell in zip(places.tolist(), numbers.tolist(), some, strict=True):
         where = f"row {number} ({name})"
         try:
-            images[place] = image.read(one.as_py() or b"", how.policy, where, how.max_pixels)
+            images[place] = image.read(cell.as_py() or b"", how.policy, where, how.max_pixels)
         except DataError as error:
             bad[place] = Fault(where, error.message, error.remedy)
 

@@ -158,8 +158,11 @@ def _label_columns(name: str, has: Sequence[str], data: DataConfig) -> list[str]
 
 
 def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | None, key: str) -> str:
-    called = [one for one in has if one == asked] if asked else [one for one in has if one.lower() in known]
-    called.sort(key=lambda one: known.index(one.lower()) if one.lower() in known else 0)
+    if asked:
+        called = [column for column in has if column == asked]
+    else:
+        called = [column for column in has if column.lower() in known]
+    called.sort(key=lambda column: known.index(column.lower()) if column.lower() in known else 0)
     if not called or (len(called) > 1 and called[0].lower() != known[0]):
         what = "has several columns" if called else "has no column"
         shown = ", ".join(called or has) or "nothing"
@@ -189,10 +192,10 @@ def _file(folder: Folder, places: Mapping[str, str | None], table: PurePosixPath
     """
     given, above = given.replace("\\", "/"), str(table.parent)
     start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
-    tried = [*(start if above == "." else [f"{above}/{one}" for one in start]), *start]
+    tried = [*(start if above == "." else [f"{above}/{path}" for path in start]), *start]
     endings = ("", ".jpg", ".jpeg", ".png")
-    found = (f"{place}{ending}" for place in tried for ending in endings)
-    there = next((one for one in found if one in folder.sizes or one in folder.dangling), None)
+    candidates = (f"{place}{ending}" for place in tried for ending in endings)
+    there = next((path for path in candidates if path in folder.sizes or path in folder.dangling), None)
     return there or places.get(given.rpartition("/")[2])
 
 

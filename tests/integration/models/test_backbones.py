@@ -41,8 +41,8 @@ def multiplications(keras: Any, network: Any) -> int:
 
 
 def test_every_network_of_keras_applications_is_there(keras: Any) -> None:
-    functions = {name for name, one in vars(keras.applications).items() if inspect.isfunction(one)}
-    assert {one.function for one in BACKBONES.values() if one.function} == functions
+    functions = {name for name, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    assert {value.function for value in BACKBONES.values() if value.function} == functions
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -115,9 +115,9 @@ def test_efficientnet_b_loses_only_its_own_scaling(keras: Any) -> None:
     theirs = keras.applications.EfficientNetB0(
         include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
     )
-    assert not [one for one in ours._flatten_layers() if isinstance(one, keras.layers.Normalization)]
+    assert not [layer for layer in ours._flatten_layers() if isinstance(layer, keras.layers.Normalization)]
     by_name = {weight.path: weight.numpy() for weight in ours.weights}
-    (front,) = (one for one in theirs.layers if isinstance(one, keras.layers.Normalization))
+    (front,) = (layer for layer in theirs.layers if isinstance(layer, keras.layers.Normalization))
     for weight in theirs.weights:
         if weight.path in by_name:
             weight.assign(by_name.pop(weight.path))
@@ -184,7 +184,7 @@ def test_momentum_reaches_every_normalisation_and_the_options_the_head(keras: An
     network = registry.build(
         "mobilenet_v2", (32, 32, 3), 3, {"momentum": 0.9, "alpha": 0.35, "dropout": 0}, 0
     )
-    norms = [one for one in network._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
+    norms = [part for part in network._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
     assert {norm.momentum for norm in norms} == {0.9}
     assert "dropout" not in [layer.name for layer in network.layers]
     assert network.count_params() < 1_000_000

@@ -45,9 +45,9 @@ def learn(model: Any, images: np.ndarray, training: bool) -> tuple[np.ndarray, l
         tape.watch(watched)
         outputs = model(watched, training=training)
         loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * weight)
-    gradients = tape.gradient(loss, [watched, *(one.value for one in model.trainable_variables)])
-    statistics = [one.numpy() for one in model.non_trainable_variables]
-    return tf.cast(outputs, tf.float32).numpy(), [one.numpy() for one in gradients] + statistics
+    gradients = tape.gradient(loss, [watched, *(variable.value for variable in model.trainable_variables)])
+    statistics = [variable.numpy() for variable in model.non_trainable_variables]
+    return tf.cast(outputs, tf.float32).numpy(), [variable.numpy() for variable in gradients] + statistics
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -114,9 +114,9 @@ def test_initial_weights_are_a_function_of_the_seed_alone(keras: Any, name: str)
     random.random()
     registry.build("cnn", SHAPE, 3, {}, 99)
     again, other = weights(7), weights(8)
-    for one, two in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert any(not np.array_equal(one, two) for one, two in zip(first, other, strict=True))
+    for left, right in zip(first, again, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert any(not np.array_equal(left, right) for left, right in zip(first, other, strict=True))
 
 
 def test_building_leaves_the_random_numbers_of_others_alone(keras: Any) -> None:

@@ -61,8 +61,8 @@ def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, poli
     np.testing.assert_allclose(logits, network(pixels, training=False), rtol=1e-5, atol=1e-5)
     trained = [variable.path for variable in cut.head.trainable_variables]
     assert len(trained) == (2 if name == "efficientnet_lite0" else 4)
-    both = {id(one) for one in (*cut.features.trainable_variables, *cut.head.trainable_variables)}
-    assert both == {id(one) for one in network.trainable_variables}
+    both = {id(weight) for weight in (*cut.features.trainable_variables, *cut.head.trainable_variables)}
+    assert both == {id(weight) for weight in network.trainable_variables}
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])

@@ -44,7 +44,7 @@ def published(network: Any, path: Path) -> None:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two networks have the same backbone."""
-    pairs = zip(*(one.get_layer(backbones.BACKBONE).weights for one in (first, second)), strict=True)
+    pairs = zip(*(model.get_layer(backbones.BACKBONE).weights for model in (first, second)), strict=True)
     return all(np.array_equal(a.numpy(), b.numpy()) for a, b in pairs)
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from distml import predict
+from distml.artifacts.layout import Model
 from distml.batch import files
 from distml.config import Config, load
 from distml.data.image import Policy
 from distml.errors import ConfigError, DataError, TrackingError
-from distml.serving import client
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.locate import choose
@@ -177,17 +177,15 @@ def test_many_files_are_read_and_asked_about_in_parts(
     (workdir / "bad.png").write_bytes(b"bad")
     asked: list[int] = []
 
-    def outputs(_address: str, images: Any, _model: Any) -> Any:
+    def outputs(images: Any) -> Any:
         asked.append(len(images))
         return np.tile(np.array([0.25, 0.75], np.float32), (len(images), 1))
 
-    model = client.Model("pets", 1, (28, 28, 1), ("cat", "dog"))
-    monkeypatch.setattr(client, "describe", lambda address: model)
-    monkeypatch.setattr(client, "outputs", outputs)
+    model = Model("pets", 1, (28, 28, 1), ("cat", "dog"))
     monkeypatch.setattr(files, "_AT_ONCE", 2)
-    result = files.predict_files(Config(), ["."], url="http://127.0.0.1:1")
+    result = files.classify(["."], 3, model, outputs)
     assert asked == [2, 2, 1]
-    assert [(one["file"], one["class"]) for one in result["predictions"]] == [
+    assert [(entry["file"], entry["class"]) for entry in result["predictions"]] == [
         (f"./{number}.png", "dog") for number in range(5)
     ]
-    assert [one["file"] for one in result["failed"]] == ["./bad.png"]
+    assert [entry["file"] for entry in result["failed"]] == ["./bad.png"]

@@ -18,8 +18,8 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
         time.sleep(0.2)
         return [ok("slow", "")]
 
-    found = doctor.gather({"a": slow, "b": lambda: [ok("fast", ""), ok("fast 2", "")], "c": list})
-    assert [check.name for check in found] == ["slow", "fast", "fast 2"]
+    results = doctor.gather({"a": slow, "b": lambda: [ok("fast", ""), ok("fast 2", "")], "c": list})
+    assert [check.name for check in results] == ["slow", "fast", "fast 2"]
 
 
 def test_questions_are_asked_side_by_side() -> None:
@@ -47,13 +47,13 @@ def test_a_question_without_an_answer_is_a_problem_and_hides_no_other() -> None:
 
     began = time.monotonic()
     asked: dict[str, doctor.Question] = {"hangs": hangs, "refuses": refuses, "breaks": breaks}
-    found = doctor.gather({**asked, "fine": lambda: [ok("fine", "")]}, 0.3)
+    results = doctor.gather({**asked, "fine": lambda: [ok("fine", "")]}, 0.3)
     stop.set()
     assert time.monotonic() - began < 5
-    assert [check.status for check in found] == ["problem", "problem", "problem", "ok"]
-    assert found[0].detail == "no answer within 0.3 s"
-    assert (found[1].detail, found[1].remedy) == ("it is gone.", "Bring it back.")
-    assert "ZeroDivisionError" in found[2].detail
+    assert [check.status for check in results] == ["problem", "problem", "problem", "ok"]
+    assert results[0].detail == "no answer within 0.3 s"
+    assert (results[1].detail, results[1].remedy) == ("it is gone.", "Bring it back.")
+    assert "ZeroDivisionError" in results[2].detail
 
 
 @pytest.mark.parametrize(

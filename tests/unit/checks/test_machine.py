@@ -26,7 +26,9 @@ def config(**train: Any) -> Config:
         ({"workers": 1, "device": "gpu"}, {"CPU": 8.0}, "problem", "needs 1 GPU, but the cluster has 0"),
     ],
 )
-def test_room_for_the_workers(train: Any, resources: dict[str, float], status: str, said: str) -> None:
+def test_cpus_for_the_workers_are_checked(
+    train: Any, resources: dict[str, float], status: str, said: str
+) -> None:
     check = machine.workers(config(**train), resources, "here")
     assert check.status == status
     assert said in check.detail
@@ -160,7 +162,7 @@ def test_a_path_that_is_not_there_yet_lies_on_the_disk_of_its_nearest_folder(tmp
 
 
 @pytest.mark.parametrize(
-    ("found", "gpus", "device", "status", "said"),
+    ("installed", "gpus", "device", "status", "said"),
     [
         ({"tensorflow-cpu": "2.21.0"}, 0, "auto", "ok", "tensorflow-cpu 2.21.0"),
         ({"tensorflow-cpu": "2.21.0"}, 2, "cpu", "ok", ""),
@@ -178,18 +180,20 @@ def test_a_path_that_is_not_there_yet_lies_on_the_disk_of_its_nearest_folder(tmp
         ),
     ],
 )
-def test_one_tensorflow_for_the_device(found: Any, gpus: int, device: str, status: str, said: str) -> None:
-    check = machine.tensorflow(found, gpus, device)
+def test_one_tensorflow_for_the_device(
+    installed: Any, gpus: int, device: str, status: str, said: str
+) -> None:
+    check = machine.tensorflow(installed, gpus, device)
     assert check.status == status
     assert said in check.detail
     assert bool(check.remedy) == (status != "ok")
 
 
 @pytest.mark.parametrize(
-    ("found", "status"), [({"keras": "3.15.1"}, "ok"), ({"keras": "2.15.0"}, "problem"), ({}, "problem")]
+    ("installed", "status"), [({"keras": "3.15.1"}, "ok"), ({"keras": "2.15.0"}, "problem"), ({}, "problem")]
 )
-def test_keras_3(found: dict[str, str], status: str) -> None:
-    assert machine.keras(found).status == status
+def test_keras_3(installed: dict[str, str], status: str) -> None:
+    assert machine.keras(installed).status == status
 
 
 def test_this_environment_has_one_tensorflow_and_keras_3() -> None:

@@ -193,11 +193,11 @@ def answering(
             self.wfile.write(text.encode())
 
         def do_GET(self) -> None:
-            found = json.dumps({"experiment": {"experiment_id": "4", "lifecycle_stage": stage}}).encode()
+            content = json.dumps({"experiment": {"experiment_id": "4", "lifecycle_stage": stage}}).encode()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(found)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(found)
+            self.wfile.write(content)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()

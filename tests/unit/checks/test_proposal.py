@@ -168,6 +168,6 @@ def test_flags_win_over_the_proposal() -> None:
 def test_the_machine_is_measured_in_about_half_a_second(folder: Path, tmp_path: Path) -> None:
     config = Config.model_validate({"storage": {"root": str(tmp_path / "storage")}})
     _, source = proposal.examine(config, str(folder))
-    found = proposal.measure(source)
-    assert found.gflops > 0.1
-    assert found.rows_per_s > 1
+    measured = proposal.measure(source)
+    assert measured.gflops > 0.1
+    assert measured.rows_per_s > 1

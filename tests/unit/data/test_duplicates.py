@@ -61,9 +61,9 @@ def test_the_same_form_in_another_colour_is_another_picture() -> None:
 
 def test_a_pair_of_close_hashes_is_one_only_where_the_colours_agree() -> None:
     random = np.random.default_rng(4)
-    one, other = random.integers(0, 200, (2, 8, 8, 3), np.uint8)
-    red = one + np.array([22, 0, 0], np.uint8)
-    colours = np.stack([one, other, red, one + np.uint8(9)])
+    first, other = random.integers(0, 200, (2, 8, 8, 3), np.uint8)
+    red = first + np.array([22, 0, 0], np.uint8)
+    colours = np.stack([first, other, red, first + np.uint8(9)])
     seen = duplicates.Signatures(np.zeros(4, np.uint64), colours, np.ones(4, bool))
     assert duplicates.pairs(seen).tolist() == [[0, 3]]
 
@@ -78,8 +78,8 @@ def test_the_hash_has_the_bits_of_imagehash() -> None:
     """Recorded from imagehash 4.3.2's `phash` of these pixels."""
     down, across = np.mgrid[0:32, 0:32]
     gray = ((across * 7 + down * 3 + (across * down) % 50) % 256).astype(np.uint8)
-    found = duplicates.signatures(np.repeat(gray[None, ..., None], 3, axis=3)).hashes
-    assert [f"{value:016x}" for value in found.tolist()] == ["90252b1a2c3f7a7d"]
+    hashes = duplicates.signatures(np.repeat(gray[None, ..., None], 3, axis=3)).hashes
+    assert [f"{value:016x}" for value in hashes.tolist()] == ["90252b1a2c3f7a7d"]
 
 
 def test_blocks_of_a_fitted_image_are_averaged_like_its_scaling() -> None:

@@ -147,13 +147,13 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def test_zip_and_tar_are_read_like_the_folder_in_them(tmp_path: Path, storage_root: Path) -> None:
-    one = ingest_archive(storage_root, zipped(tmp_path / "set.zip", members()))
+    first = ingest_archive(storage_root, zipped(tmp_path / "set.zip", members()))
     other = ingest_archive(
         storage_root, tarred(tmp_path / "set.tar.gz", members(), link("set/cat/up", "/etc/passwd"))
     )
-    assert one.classes == other.classes == ("cat", "dog")
-    assert [s.sha256 for s in one.shards["train"]] == [s.sha256 for s in other.shards["train"]]
-    assert ingest_archive(storage_root, tmp_path / "set.zip") == one
+    assert first.classes == other.classes == ("cat", "dog")
+    assert [s.sha256 for s in first.shards["train"]] == [s.sha256 for s in other.shards["train"]]
+    assert ingest_archive(storage_root, tmp_path / "set.zip") == first
     zipped(tmp_path / "set.zip", members(20))
     assert sum(ingest_archive(storage_root, tmp_path / "set.zip").rows.values()) == 20
 

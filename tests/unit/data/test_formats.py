@@ -48,8 +48,8 @@ def ingest(
 def same_rows(images: Array, labels: Array, splits: dict[str, tuple[Array, Array]]) -> None:
     """Every given row, and no other, is in the splits."""
     given = sorted((x.tobytes(), int(y)) for x, y in zip(images, labels, strict=True))
-    found = [(x.tobytes(), int(y)) for xs, ys in splits.values() for x, y in zip(xs, ys, strict=True)]
-    assert sorted(found) == given
+    actual = [(x.tobytes(), int(y)) for xs, ys in splits.values() for x, y in zip(xs, ys, strict=True)]
+    assert sorted(actual) == given
 
 
 def png(image: Array) -> bytes:
@@ -422,7 +422,7 @@ def test_pictures_of_many_sizes_are_fitted(tmp_path: Path, storage_root: Path) -
     assert manifest.shape == (8, 12, 3)
     assert manifest.policy == Policy((8, 12, 3), "letterbox", (9, 9, 9))
     expected = image.read((tmp_path / "dog" / "wide.png").read_bytes(), manifest.policy)
-    assert any((one == expected).all() for images, _ in splits.values() for one in images)
+    assert any((row == expected).all() for images, _ in splits.values() for row in images)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_channels_can_be_chosen(tmp_path: Path, storage_root: Path) -> None:
     pictures(tmp_path, COLOUR)
     manifest, splits = ingest(storage_root, tmp_path, channels=1)
     assert manifest.shape == (4, 4, 1)
-    luma = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in COLOUR])
+    luma = np.stack([np.asarray(Image.fromarray(pixels).convert("L")) for pixels in COLOUR])
     same_rows(luma[..., None], LABELS, splits)
 
 
@@ -453,7 +453,7 @@ def test_encoded_pictures_in_parquet_are_fitted_too(tmp_path: Path, storage_root
     manifest, splits = ingest(storage_root, tmp_path, image_size=6)
     policy = Policy((6, 6, 3))
     assert manifest.policy == policy
-    same_rows(np.stack([image.read(one, policy) for one in files]), LABELS, splits)
+    same_rows(np.stack([image.read(file, policy) for file in files]), LABELS, splits)
 
 
 def test_arrays_are_fitted_where_a_size_is_asked_for(tmp_path: Path, storage_root: Path) -> None:
@@ -624,7 +624,7 @@ def test_classes_without_rows_are_said(tmp_path: Path, storage_root: Path) -> No
     [
         (pa.array(LABELS.astype(float)), ("0", "1", "2")),
         (pa.array(LABELS > 1), ("false", "true")),
-        (pa.array([f"c{one}" for one in LABELS], pa.string_view()), ("c0", "c1", "c2")),
+        (pa.array([f"c{value}" for value in LABELS], pa.string_view()), ("c0", "c1", "c2")),
         (pa.array(LABELS + 1, pa.uint64()), ("1", "2", "3")),
     ],
 )
@@ -669,7 +669,7 @@ def test_tensors_that_ray_data_wrote(tmp_path: Path, storage_root: Path, name: s
 
 
 def test_damaged_rows_can_be_skipped(tmp_path: Path, storage_root: Path) -> None:
-    files = [png(one) for one in GRAY]
+    files = [png(value) for value in GRAY]
     files[7], files[9] = b"", png(noise(40, 40))[:900]
     pq.write_table(pa.table({"image": files, "label": LABELS}), tmp_path / "x.parquet")
     asked: dict[str, Any] = {"on_error": "skip", "max_error_fraction": 0.05, "image_size": 6}

@@ -35,10 +35,10 @@ def seen(name: str) -> Image.Image:
     "name", [n for n in ZOO if not any(w in n for w in ("alpha", "keyed", "large", "1 bit"))]
 )
 def test_a_picture_becomes_what_is_seen(name: str) -> None:
-    got, expected = image.read(ZOO[name], OWN), np.asarray(seen(name))
+    actual, expected = image.read(ZOO[name], OWN), np.asarray(seen(name))
     if any(word in name for word in ("gray", "16 bit", "2 bit")):
         expected = np.asarray(seen(name).convert("L").convert("RGB"))
-    off = np.abs(got.astype(int) - expected).mean()
+    off = np.abs(actual.astype(int) - expected).mean()
     assert off < (30 if "bit" in name or "gif" in name else 9), name  # few colours, or compressed
 
 
@@ -54,8 +54,8 @@ def test_the_exif_orientation_is_obeyed(way: int) -> None:
     raw = Image.open(io.BytesIO(ZOO[f"turned {way}-jpg"]))
     upright = ImageOps.exif_transpose(raw)
     assert image.upright_size(image.open_picture(ZOO[f"turned {way}-jpg"])) == upright.size
-    found = image.read(ZOO[f"turned {way}-jpg"], Policy((upright.height, upright.width, 3)))
-    np.testing.assert_array_equal(found, np.asarray(upright))
+    actual = image.read(ZOO[f"turned {way}-jpg"], Policy((upright.height, upright.width, 3)))
+    np.testing.assert_array_equal(actual, np.asarray(upright))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -72,8 +72,8 @@ def test_black_on_transparent_shows() -> None:
         icon = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
         icon.paste((0, 0, 0, 255), (3, 3, 6, 6))
         data = zoo.encoded(icon.convert(mode), "PNG")
-        found = image.read(data, Policy((9, 9, 1)))[..., 0]
-        assert (found[4, 4], found[0, 0]) == (0, 255)
+        actual = image.read(data, Policy((9, 9, 1)))[..., 0]
+        assert (actual[4, 4], actual[0, 0]) == (0, 255)
         assert image.read(data, Policy((9, 9, 3), background=(9, 8, 7)))[0, 0].tolist() == [9, 8, 7]
 
 

@@ -60,8 +60,8 @@ def test_the_result_depends_neither_on_the_threads_nor_on_who_decodes(
         monkeypatch.setattr(jobs, "_cores", lambda cores=cores: cores)
         prepared.append(shards.prepare(configured(pictures), Storage(str(tmp_path / str(cores)))))
     manifest = prepared[0]
-    assert len({one.digest for one in prepared}) == 1
-    assert {one.left_out for one in prepared} == {manifest.left_out}
+    assert len({made.digest for made in prepared}) == 1
+    assert {made.left_out for made in prepared} == {manifest.left_out}
     assert [name for name, _ in manifest.left_out] == ["cat/99.png"]
     assert sum(manifest.rows.values()) == COUNT
     assert all(shard.rows <= 6 for some in manifest.shards.values() for shard in some)

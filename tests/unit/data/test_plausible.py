@@ -63,15 +63,15 @@ def test_sixteen_bits_of_which_few_are_used_are_scaled_by_those_and_said(url: st
     kind = {"content-type": "image/png"}
     files = [png(plain.astype(np.uint8)), png(plain * 257), png(plain * 16), png(plain)]
     said = [requests.post(f"{url}/predict/image", file, headers=kind).json() for file in files]
-    assert len({one["predictions"][0]["class"] for one in said}) == 1
+    assert len({answer["predictions"][0]["class"] for answer in said}) == 1
     differences = [
         np.abs(
-            np.subtract(one["predictions"][0]["probabilities"], said[0]["predictions"][0]["probabilities"])
+            np.subtract(answer["predictions"][0]["probabilities"], said[0]["predictions"][0]["probabilities"])
         )
-        for one in said
+        for answer in said
     ]
     assert np.max(differences) < 0.05
-    assert ["warnings" in one for one in said] == [False, False, True, True]
+    assert ["warnings" in answer for answer in said] == [False, False, True, True]
     assert said[2]["warnings"][0]["code"] == "unused_bits"
     assert "uses 12 of its 16 bits" in said[2]["warnings"][0]["sentence"]
     form = [("files", (f"{index}.png", file, "image/png")) for index, file in enumerate(files)]
@@ -97,8 +97,8 @@ def test_light_and_dark_are_compared_with_the_training_images() -> None:
     assert odd(255 - fresh, usual)["inverted"].mean() > 0.9
     dim = odd(fresh // 8, usual)
     assert np.all(dim["very_dark"] ^ dim["low_contrast"])
-    one = [[doubt.code for doubt in plausible.doubts(255 - image[None], usual)] for image in fresh]
-    assert one.count(["inverted"]) == odd(255 - fresh, usual)["inverted"].sum()
+    codes = [[doubt.code for doubt in plausible.doubts(255 - image[None], usual)] for image in fresh]
+    assert codes.count(["inverted"]) == odd(255 - fresh, usual)["inverted"].sum()
     assert "inverted" not in odd(255 - fresh)  # nothing is known of the training images
     gray = np.random.default_rng(4).integers(40, 60, (5, 12, 12, 1)).astype(np.uint8)
     assert odd(gray, usual)["low_contrast"].all()
@@ -108,13 +108,13 @@ def test_light_and_dark_are_compared_with_the_training_images() -> None:
 
 
 def test_nothing_is_said_of_what_is_usual(url: str) -> None:
-    got = requests.post(f"{url}/predict", json={"instances": REAL.tolist()})
-    assert "warnings" not in got.json()
-    assert "x-input-warnings" not in got.headers
+    response = requests.post(f"{url}/predict", json={"instances": REAL.tolist()})
+    assert "warnings" not in response.json()
+    assert "x-input-warnings" not in response.headers
 
 
 def test_images_are_counted_by_what_is_odd() -> None:
     zeros = np.zeros((3, *serving.SHAPE), np.uint8)
-    found = doubts(np.concatenate([REAL, zeros, REAL // 128]))
-    assert [(doubt.code, doubt.images) for doubt in found] == [("constant", 3), ("values_0_to_1", 2)]
-    assert found[0].sentence.startswith("image 2 and 2 others: one value everywhere")
+    counted = doubts(np.concatenate([REAL, zeros, REAL // 128]))
+    assert [(doubt.code, doubt.images) for doubt in counted] == [("constant", 3), ("values_0_to_1", 2)]
+    assert counted[0].sentence.startswith("image 2 and 2 others: one value everywhere")

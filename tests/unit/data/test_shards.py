@@ -44,7 +44,7 @@ def prepared(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
 
 def test_the_table_is_the_split_in_order(prepared: tuple[Storage, Manifest]) -> None:
     storage, manifest = prepared
-    found = []
+    rows = []
     for split in SPLITS:
         table = shards.table(storage, manifest, split)
         assert table.column_names == ["image", "label", "row"]
@@ -55,8 +55,8 @@ def test_the_table_is_the_split_in_order(prepared: tuple[Storage, Manifest]) -> 
         images, labels = shards.read(storage, manifest, split)
         np.testing.assert_array_equal(to_images(table["image"]), images)
         assert table["label"].to_pylist() == labels.tolist()
-        found += [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
-    assert sorted(found) == sorted(
+        rows += [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
+    assert sorted(rows) == sorted(
         (image.tobytes(), label) for image, label in zip(IMAGES, LABELS, strict=True)
     )
 
@@ -180,9 +180,9 @@ def test_a_damaged_manifest_is_not_taken_for_an_absent_one(tmp_path: Path, given
 
 
 def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path: Path, given: Path) -> None:
-    one, two = (shards.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
-    assert one.digest == two.digest
-    assert {s.path for s in one.shards["train"]}.isdisjoint(s.path for s in two.shards["train"])
+    first, second = (shards.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
+    assert first.digest == second.digest
+    assert {s.path for s in first.shards["train"]}.isdisjoint(s.path for s in second.shards["train"])
 
 
 def test_neither_writing_nor_reading_imports_pandas(prepared: tuple[Storage, Manifest], given: Path) -> None:

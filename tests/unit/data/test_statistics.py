@@ -16,32 +16,32 @@ def of(image: np.ndarray) -> dict[str, float]:
 def test_a_gray_picture_measures_what_is_plain_to_see() -> None:
     image = np.zeros((30, 30, 1), np.uint8)
     image[:10, 20:] = 255  # one ninth is white: the upper right corner
-    found = of(image)
-    assert found["mean intensity"] == pytest.approx(1 / 9)
-    assert found["foreground share"] == pytest.approx(1 / 9)
-    assert found["contrast"] == pytest.approx((1 / 9 * 8 / 9) ** 0.5)
-    assert found["intensity top right"] == 1
-    assert sum(value for name, value in found.items() if name.startswith("intensity")) == 1
-    assert found["sharpness"] == pytest.approx(10 / (30 * 29))  # ten edges each way
+    values = of(image)
+    assert values["mean intensity"] == pytest.approx(1 / 9)
+    assert values["foreground share"] == pytest.approx(1 / 9)
+    assert values["contrast"] == pytest.approx((1 / 9 * 8 / 9) ** 0.5)
+    assert values["intensity top right"] == 1
+    assert sum(value for name, value in values.items() if name.startswith("intensity")) == 1
+    assert values["sharpness"] == pytest.approx(10 / (30 * 29))  # ten edges each way
 
 
 def test_colours_are_told_apart() -> None:
     image = np.zeros((6, 6, 3), np.uint8)
     image[..., 1] = 51
-    found = of(image)
-    assert (found["red"], found["green"], found["blue"]) == pytest.approx((0, 0.2, 0))
-    assert found["mean intensity"] == pytest.approx(0.2 / 3)
+    values = of(image)
+    assert (values["red"], values["green"], values["blue"]) == pytest.approx((0, 0.2, 0))
+    assert values["mean intensity"] == pytest.approx(0.2 / 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (3, 1, 4), (64, 48, 3)])
 def test_every_shape_has_one_value_per_name(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
-    found = statistics.measure(images)
-    assert found.shape == (4, len(statistics.names(shape)))
-    assert found.dtype == np.float32
-    assert np.isfinite(found).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
+    values = statistics.measure(images)
+    assert values.shape == (4, len(statistics.names(shape)))
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+    assert values.min() >= 0
+    assert values.max() <= 1
 
 
 def test_no_pictures_are_no_rows() -> None:
@@ -54,5 +54,5 @@ def test_many_at_once_measure_like_one_by_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(statistics, "_CHUNK_VALUES", 8 * 8 * 3 * 7)
     np.testing.assert_array_equal(statistics.measure(images), together)
     np.testing.assert_allclose(
-        np.concatenate([statistics.measure(one[None]) for one in images]), together, 1e-6
+        np.concatenate([statistics.measure(image[None]) for image in images]), together, 1e-6
     )

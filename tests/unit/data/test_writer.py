@@ -45,8 +45,8 @@ def test_no_more_rows_are_asked_for_than_the_budget_holds(
     manifest = write(config, storage, source, "set", "set/mine")
     assert max(asked) <= most_rows
     assert max(asked) > most_rows // 2 - 50  # and whole shards at a time, not row by row
-    found = np.concatenate([shards.read(storage, manifest, split)[0] for split in manifest.rows])
-    assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in IMAGES)
+    images = np.concatenate([shards.read(storage, manifest, split)[0] for split in manifest.rows])
+    assert sorted(image.tobytes() for image in images) == sorted(image.tobytes() for image in IMAGES)
 
 
 def drawn(folder: Path, count: int = 12) -> None:
@@ -95,7 +95,7 @@ def test_training_rows_keep_a_margin_and_the_others_none(
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert manifest.nbytes("train") == manifest.rows["train"] * 24 * 36 * 3
     for split, shape in (("train", (24, 36, 3)), ("validation", (20, 30, 3)), ("test", (20, 30, 3))):
-        expected = {image.read(one, Policy(shape)).tobytes() for one in pictures}
+        expected = {image.read(picture, Policy(shape)).tobytes() for picture in pictures}
         rows, _ = shards.read(storage, manifest, split)
         assert rows.shape[1:] == shape
         assert {row.tobytes() for row in rows} <= expected
@@ -112,7 +112,11 @@ def test_copies_in_another_split_are_told_whatever_the_margin(
         lay(tmp_path / "data" / split)
     data = DataConfig(path=str(tmp_path / "data"), image_size=40, margin=0.3, val_fraction=0.2)
     manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
-    said = [one for one in manifest.warnings if one.startswith("test repeats train: near duplicates are ")]
+    said = [
+        warning
+        for warning in manifest.warnings
+        if warning.startswith("test repeats train: near duplicates are ")
+    ]
     assert said, manifest.warnings
 
 
@@ -125,7 +129,7 @@ def test_copies_of_arrays_in_another_split_are_told_whatever_the_margin(
     data = DataConfig(path=str(tmp_path), image_size=4, margin=0.5)
     manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
     assert manifest.train_size == (6, 6)
-    (said,) = (one for one in manifest.warnings if "the same as an earlier one" in one)
+    (said,) = (warning for warning in manifest.warnings if "the same as an earlier one" in warning)
     assert said.startswith("5 images are the same")
     assert "5 of them in another split" in said
 

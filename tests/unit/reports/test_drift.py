@@ -167,13 +167,13 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     file = tmp_path / "labels.csv"
     file.write_text("id,position,label\na,0,cat\na,1,cat\nb,0,1\nc,0,cat\nb,0,dog\nunknown,0,cat\n")
     assert cli.run("feedback", [str(file), *flags]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["labels"], found["joined"]) == (5, 4)
-    third, fourth = found["live_accuracy"]["3"], found["live_accuracy"]["4"]
+    result = json.loads(capsys.readouterr().out)
+    assert (result["labels"], result["joined"]) == (5, 4)
+    third, fourth = result["live_accuracy"]["3"], result["live_accuracy"]["4"]
     assert (third["rows"], third["accuracy"]) == (3, 0.6667)
     assert third["interval"] == [0.2077, 0.9385]  # Wilson's, of 2 in 3
     assert fourth == {"rows": 1, "accuracy": 1.0, "interval": [0.2065, 1.0]}
-    assert drift.live_accuracy(storage, "pets") == found["live_accuracy"]
+    assert drift.live_accuracy(storage, "pets") == result["live_accuracy"]
     assert drift.live_accuracy(storage, "others") == {}
     file.write_text("id,label\na,bird\n")
     assert cli.run("feedback", [str(file), *flags]) == 1

@@ -142,7 +142,7 @@ def test_labels_that_a_model_contradicts_on_held_out_rows_are_suspect(tmp_path: 
     config = configured(tmp_path / "data", tmp_path / "storage")
     source = opening.open_source(config, Storage(config.storage.root))
     suspects = inspection.suspects(source, writer.divide(config, source), _Oracle())
-    assert [(one.name, one.split, one.given, one.predicted) for one in suspects] == [
+    assert [(suspect.name, suspect.split, suspect.given, suspect.predicted) for suspect in suspects] == [
         ("test/dim/5.png", "test", "dim", "lit")
     ]
     assert suspects[0].probability == pytest.approx(0.02)

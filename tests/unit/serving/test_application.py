@@ -22,7 +22,7 @@ from distml.serving.metrics import Metrics
 from distml.tasks import Outputs
 from tests import malformed, serving
 
-GOOD = malformed.one(malformed.IMAGE)
+GOOD = malformed.single(malformed.IMAGE)
 
 
 @pytest.fixture
@@ -40,26 +40,26 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_page_loads_nothing_from_elsewhere_and_cannot_be_framed(page: str) -> None:
     for path, kind in (("/", "text/html"), ("/draw.js", "text/javascript")):
-        got = requests.get(page + path)
-        assert (got.status_code, got.headers["content-type"].partition(";")[0]) == (200, kind)
-        policy = got.headers["content-security-policy"]
+        response = requests.get(page + path)
+        assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, kind)
+        policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none';")
         assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy
-        assert got.headers["x-content-type-options"] == "nosniff"
-        assert got.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
 
 
 def test_the_page_does_not_hide_errors_of_the_protocols(page: str) -> None:
     assert requests.get(f"{page}/predict").status_code == 405
     assert requests.post(f"{page}/model").headers["allow"] == "GET, HEAD, OPTIONS"
     for path in ("/none.html", "/../secret", "/%2e%2e/secret", "/v1/models/pets/labels/x"):
-        got = requests.get(page + path)
-        assert (got.status_code, list(got.json())) == (404, ["error"])
+        response = requests.get(page + path)
+        assert (response.status_code, list(response.json())) == (404, ["error"])
     for path in ("/", "/draw.js"):
-        got = requests.post(page + path)
-        assert (got.status_code, got.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
-        assert got.json()["error"] == f"{path} does not take POST"
+        response = requests.post(page + path)
+        assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert response.json()["error"] == f"{path} does not take POST"
     assert requests.post(f"{page}/v1/models/a:b:predict").status_code == 404
 
 
@@ -92,9 +92,9 @@ def test_what_classifies_has_no_head(page: str) -> None:
 
 def test_other_origins_are_not_let_in(page: str) -> None:
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
-    got = requests.options(f"{page}/predict", headers=asked)
-    assert got.status_code == 204
-    for answer in (got, requests.post(f"{page}/predict", GOOD, headers=asked)):
+    preflight = requests.options(f"{page}/predict", headers=asked)
+    assert preflight.status_code == 204
+    for answer in (preflight, requests.post(f"{page}/predict", GOOD, headers=asked)):
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
@@ -112,11 +112,13 @@ def test_what_the_service_raises_is_a_status(
     core = serving.core()
     monkeypatch.setattr(core, "classify", fail)
     with serving.running(core) as url:
-        got = requests.post(url + path, GOOD)
-    assert got.status_code == status
-    assert ("retry-after" in got.headers) == (status == 429)
-    assert "secret" not in got.text
-    assert got.json()["error"] == ("the endpoint failed; its log says why" if status == 500 else str(error))
+        response = requests.post(url + path, GOOD)
+    assert response.status_code == status
+    assert ("retry-after" in response.headers) == (status == 429)
+    assert "secret" not in response.text
+    assert response.json()["error"] == (
+        "the endpoint failed; its log says why" if status == 500 else str(error)
+    )
 
 
 def test_a_champion_of_another_shape_is_followed() -> None:
@@ -148,34 +150,34 @@ def test_requests_are_counted() -> None:
             requests.post(f"{url}/predict", body)
         requests.get(f"{url}/v2/models/somebody")
         requests.get(f"{url}/predict")
-        got = requests.get(f"{url}/metrics")
-    assert got.headers["content-type"].startswith("text/plain; version=0.0.4")
-    counted = metrics(got.text, "distml_requests_total")
+        response = requests.get(f"{url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    counted = metrics(response.text, "distml_requests_total")
     assert counted == {
         ("POST", "/predict", "200", "7"): 2,
         ("POST", "/predict", "400", ""): 1,
         ("GET", "/v2/models/{name}", "404", ""): 1,
     }
-    assert metrics(got.text, "distml_request_images_sum") == {(): 2}
-    assert metrics(got.text, "distml_request_seconds_count")[("/predict",)] == 3
-    assert metrics(got.text, "distml_requests_running") == {(): 1}
+    assert metrics(response.text, "distml_request_images_sum") == {(): 2}
+    assert metrics(response.text, "distml_request_seconds_count")[("/predict",)] == 3
+    assert metrics(response.text, "distml_requests_running") == {(): 1}
 
 
 def test_any_replica_answers_for_all() -> None:
-    one, two = Metrics("one"), Metrics("two")
-    for counted, count in ((one, 3), (two, 4)):
+    first, second = Metrics("one"), Metrics("two")
+    for counted, count in ((first, 3), (second, 4)):
         for _ in range(count):
             counted.answered("/predict", "POST", Answer(b"", version=7, images=2), 0.1)
-    one.hear({"two": pickle.loads(pickle.dumps(two.families()))})
-    text = one.text().decode()
+    first.hear({"two": pickle.loads(pickle.dumps(second.families()))})
+    text = first.text().decode()
     assert metrics(text, "distml_requests_total") == {
         ("POST", "one", "/predict", "200", "7"): 3,
         ("POST", "two", "/predict", "200", "7"): 4,
     }
     assert metrics(text, "distml_request_images_sum") == {("one",): 6, ("two",): 8}
     assert text.count("# TYPE distml_requests_total counter") == 1
-    one.hear({})
-    assert "two" not in one.text().decode()
+    first.hear({})
+    assert "two" not in first.text().decode()
 
 
 def test_batches_and_what_waits_are_measured() -> None:
@@ -192,8 +194,8 @@ def test_a_shadow_is_asked_and_compared_and_never_answers() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (40, 1, *serving.SHAPE), np.uint8)
     with serving.running(core, config) as url:
         for picture in pictures:
-            got = requests.post(f"{url}/predict", json={"instances": picture.tolist()})
-            assert got.json()["model"]["version"] == 7
+            response = requests.post(f"{url}/predict", json={"instances": picture.tolist()})
+            assert response.json()["model"]["version"] == 7
         requests.post(f"{url}/v1/models/{serving.NAME}/versions/7:predict", GOOD)  # its version was chosen
         text = requests.get(f"{url}/metrics").text
     counted = metrics(text, "distml_shadow_images_total")
@@ -242,5 +244,5 @@ def test_nothing_is_loaded_yet() -> None:
     with serving.running(Core(ServeConfig())) as url:
         document = requests.get(f"{url}/openapi.json").json()
         assert document["paths"]["/predict"]
-        got = requests.post(f"{url}/v2/models/pets/infer", malformed.infer())
-        assert (got.status_code, got.headers["retry-after"]) == (503, "1")
+        response = requests.post(f"{url}/v2/models/pets/infer", malformed.infer())
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")

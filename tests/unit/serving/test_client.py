@@ -66,8 +66,8 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
             rows = [{"probabilities": np.eye(3)[label].tolist()} for label in labels]
             self.answer({"model": served.model, "predictions": rows})
 
-        def answer(self, found: dict[str, Any]) -> None:
-            content = json.dumps(found).encode()
+        def answer(self, document: dict[str, Any]) -> None:
+            content = json.dumps(document).encode()
             self.send_response(served.status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("x-model-version", str(served.model["version"]))
@@ -94,8 +94,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
-    found = client.check_answers(config, endpoint[1], 3, 0.95)
-    assert found == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
+    result = client.check_answers(config, endpoint[1], 3, 0.95)
+    assert result == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
     assert client.version(endpoint[1]) == 3
 
 

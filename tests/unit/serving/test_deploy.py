@@ -57,7 +57,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(deploy, "_deploy", lambda config: None)
     monkeypatch.setattr(deploy, "_require_hope", lambda config, champion: None)
     monkeypatch.setattr(deploy, "_status", lambda: "")
-    monkeypatch.setattr(deploy, "require_room", lambda serve: None)
+    monkeypatch.setattr(deploy, "require_resources", lambda serve: None)
     return calls
 
 
@@ -72,8 +72,8 @@ def test_the_predecessors_answer_is_not_the_champions(
     standing.versions = [1, 1, 2]
     monkeypatch.setattr(deploy, "stands", lambda: True)
     monkeypatch.setattr(deploy, "require_champion", lambda config: 2)
-    found = deploy.start(configured(standing), 30)
-    assert (found.model, found.version) == ("shoes", 2)
+    endpoint = deploy.start(configured(standing), 30)
+    assert (endpoint.model, endpoint.version) == ("shoes", 2)
 
 
 @pytest.mark.usefixtures("stopped")

@@ -141,7 +141,7 @@ def test_the_connection_survives_a_refused_body(url: str) -> None:
         for _ in range(2):
             assert session.post(f"{url}/predict", bytes(200_000)).status_code == 413
             assert session.post(f"{url}/predict", iter([bytes(60_000)] * 2)).status_code == 413
-            good = session.post(f"{url}/predict", malformed.one(malformed.IMAGE))
+            good = session.post(f"{url}/predict", malformed.single(malformed.IMAGE))
             assert good.status_code == 200, good.text
 
 

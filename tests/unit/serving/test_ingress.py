@@ -272,17 +272,17 @@ def test_a_new_replica_whose_first_check_is_slow_costs_no_request(tmp_path: Path
 
 
 def test_ports_differ_and_can_be_opened() -> None:
-    found = ingress.free_ports(6)
-    assert len(set(found)) == 6
-    for port in found:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", port))
+    ports = ingress.free_ports(6)
+    assert len(set(ports)) == 6
+    for port in ports:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
 
 
 def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        taken = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        taken = listener.getsockname()[1]
         monkeypatch.setattr(ingress, "_RANGE", range(taken, taken + 1))
         monkeypatch.setattr(ingress, "_TRIES", 1)
         with pytest.raises(OSError, match="not found"):

@@ -163,9 +163,9 @@ def url(file: Path) -> Iterator[str]:
 
 
 def test_over_http_a_refusal_says_how_and_requests_are_counted_by_name(url: str) -> None:
-    got = requests.post(f"{url}/predict", data=b"x" * 100_000, timeout=10)
-    assert (got.status_code, got.headers["www-authenticate"]) == (401, 'Bearer realm="distml"')
-    assert "Authorization: Bearer" in got.json()["error"]
+    response = requests.post(f"{url}/predict", data=b"x" * 100_000, timeout=10)
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="distml"')
+    assert "Authorization: Bearer" in response.json()["error"]
     assert requests.post(f"{url}/predict", headers={"X-API-Key": SECRET + "y"}, timeout=10).status_code == 401
     with_key = {"Authorization": f"Bearer {SECRET}"}
     assert requests.get(f"{url}/model", headers=with_key, timeout=10).json()["version"] == 7
@@ -185,8 +185,8 @@ def test_a_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_allowed_page(f
     with serving.running(serving.core(config=config), config) as url:
         asked = {"origin": origin, "access-control-request-method": "POST"}
         assert requests.options(f"{url}/predict", headers=asked, timeout=10).status_code == 204
-        got = requests.post(f"{url}/predict", headers={"origin": origin}, timeout=10)
-    assert (got.status_code, got.headers["access-control-allow-origin"]) == (401, origin)
+        response = requests.post(f"{url}/predict", headers={"origin": origin}, timeout=10)
+    assert (response.status_code, response.headers["access-control-allow-origin"]) == (401, origin)
 
 
 def test_our_own_clients_send_the_key_of_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_the_command_prints_a_key_once_and_lists_names(
     assert answered(check(file), x_api_key=key) == 200
     assert cli.run("keys", ["list", *flags]) == 0
     listed = json.loads(capsys.readouterr().out)["keys"]
-    assert [one["name"] for one in listed] == ["alice", "bob", "carol"]
+    assert [line["name"] for line in listed] == ["alice", "bob", "carol"]
     assert cli.run("keys", ["new", "no name", *flags]) == 2
     assert cli.run("keys", ["new", *flags]) == 2
     assert cli.run("keys", ["new", "dora"]) == 2

@@ -19,11 +19,11 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize("case", malformed.CASES, ids=lambda case: case.title)
 def test_it_is_answered_with_one_sentence(url: str, case: malformed.Case) -> None:
     path = case.path.format(name=serving.NAME)
-    got = requests.request(case.method, url + path, data=case.body, headers=case.headers)
-    assert got.headers["content-type"] == "application/json", got.text
-    sentence = got.json()["error"]
-    assert (got.status_code, list(got.json())) == (case.status, ["error"]), sentence
+    response = requests.request(case.method, url + path, data=case.body, headers=case.headers)
+    assert response.headers["content-type"] == "application/json", response.text
+    sentence = response.json()["error"]
+    assert (response.status_code, list(response.json())) == (case.status, ["error"]), sentence
     assert case.said in sentence
     assert len(sentence) < 300
     assert "\n" not in sentence
-    assert (case.status == 405) == ("allow" in got.headers)
+    assert (case.status == 405) == ("allow" in response.headers)

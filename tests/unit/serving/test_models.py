@@ -27,7 +27,7 @@ def version(number: int, location: str = "/exports/1", name: str = "pets") -> Mo
 
 def models(number: int, asked_at: float = 100.0, location: str = "/exports/1", **aliases: int) -> ModelSet:
     named = {"champion": number, **aliases}
-    versions = {one: version(one, location) for one in named.values()}
+    versions = {at: version(at, location) for at in named.values()}
     return ModelSet(named, versions, {number: {"acc": 0.5}}, asked_at=asked_at)
 
 

@@ -33,18 +33,18 @@ def encode(image: Any, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def require_expected(got: requests.Response, expected: Any = EXPECTED) -> None:
+def require_expected(response: requests.Response, expected: Any = EXPECTED) -> None:
     """Every prediction is that of the champion."""
-    assert got.status_code == 200, got.text
-    body = got.json()
-    assert got.headers["x-model-version"] == "7"
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert response.headers["x-model-version"] == "7"
     assert body["model"] == {"name": "pets", "version": 7, "run_id": f"{7:032x}", "sha256": f"{7:064x}"}
     assert len(body["predictions"]) == len(expected)
-    for one, row in zip(body["predictions"], expected, strict=True):
-        np.testing.assert_allclose(one["probabilities"], row, atol=1e-7)
+    for prediction, row in zip(body["predictions"], expected, strict=True):
+        np.testing.assert_allclose(prediction["probabilities"], row, atol=1e-7)
         label = int(row.argmax())
-        assert (one["label"], one["class"]) == (label, serving.CLASSES[label])
-        assert one["probability"] == one["probabilities"][label]
+        assert (prediction["label"], prediction["class"]) == (label, serving.CLASSES[label])
+        assert prediction["probability"] == prediction["probabilities"][label]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_pictures_in_base64_are_classified(url: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["image/png", "IMAGE/PNG; q=1", "application/octet-stream", None])
 def test_a_picture_as_the_body_is_classified(url: str, kind: str | None) -> None:
-    got = requests.post(f"{url}/predict/image", encode(IMAGES[0]), headers={"content-type": kind})
-    require_expected(got, EXPECTED[:1])
+    response = requests.post(f"{url}/predict/image", encode(IMAGES[0]), headers={"content-type": kind})
+    require_expected(response, EXPECTED[:1])
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -76,7 +76,7 @@ def test_the_files_of_a_form_are_classified_in_their_order(url: str, count: int)
 
 def test_the_model_is_described(url: str) -> None:
     body = requests.get(f"{url}/model").json()
-    assert [one["version"] for one in body["versions"]] == [7, 5]
+    assert [version["version"] for version in body["versions"]] == [7, 5]
     assert {key: body[key] for key in body["versions"][0]} == body["versions"][0]
     assert body["classes"] == list(serving.CLASSES)
     assert (body["shape"], body["metrics"], body["refused"]) == ([4, 5, 1], {"acc": 0.5}, [])

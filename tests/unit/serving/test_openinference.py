@@ -66,7 +66,7 @@ def test_the_client_gets_every_output(
     client: triton.InferenceServerClient, binary_in: bool, binary_out: bool, compression: str | None
 ) -> None:
     many = np.concatenate([IMAGES] * 100)  # enough for a compressed answer
-    got = client.infer(
+    result = client.infer(
         serving.NAME,
         [tensor(many, binary_in)],
         outputs=[
@@ -76,18 +76,18 @@ def test_the_client_gets_every_output(
         request_compression_algorithm=compression,
         response_compression_algorithm=compression,
     )
-    np.testing.assert_allclose(got.as_numpy("probabilities"), np.concatenate([EXPECTED] * 100), atol=1e-7)
-    assert got.as_numpy("label").tolist() == [*LABELS] * 100
-    names = [name.decode() if isinstance(name, bytes) else name for name in got.as_numpy("class")]
+    np.testing.assert_allclose(result.as_numpy("probabilities"), np.concatenate([EXPECTED] * 100), atol=1e-7)
+    assert result.as_numpy("label").tolist() == [*LABELS] * 100
+    names = [name.decode() if isinstance(name, bytes) else name for name in result.as_numpy("class")]
     assert names == NAMES * 100
-    head = got.get_response()
+    head = result.get_response()
     assert (head["id"], head["model_name"], head["model_version"]) == ("mine", serving.NAME, "7")
 
 
 def test_the_client_asks_a_version_without_naming_outputs(client: triton.InferenceServerClient) -> None:
-    got = client.infer(serving.NAME, [tensor(IMAGES, True)], model_version="5")
-    np.testing.assert_allclose(got.as_numpy("probabilities"), serving.function(5)(IMAGES), atol=1e-7)
-    assert got.get_response()["model_version"] == "5"
+    result = client.infer(serving.NAME, [tensor(IMAGES, True)], model_version="5")
+    np.testing.assert_allclose(result.as_numpy("probabilities"), serving.function(5)(IMAGES), atol=1e-7)
+    assert result.get_response()["model_version"] == "5"
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -97,8 +97,8 @@ def test_whole_numbers_of_other_types_are_pixels(
 ) -> None:
     kinds = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64}
     given = IMAGES.astype(kinds[datatype])
-    got = client.infer(serving.NAME, [tensor(given, binary, datatype=datatype)])
-    np.testing.assert_allclose(got.as_numpy("probabilities"), EXPECTED, atol=1e-7)
+    result = client.infer(serving.NAME, [tensor(given, binary, datatype=datatype)])
+    np.testing.assert_allclose(result.as_numpy("probabilities"), EXPECTED, atol=1e-7)
     given[2, 3, 4, 0] = -1
     with pytest.raises(InferenceServerException, match=r"image\S*\[59\] is -1(\.0)?, not a whole number"):
         client.infer(serving.NAME, [tensor(given, binary, datatype=datatype)])
@@ -114,9 +114,9 @@ def test_no_other_float_is_a_pixel(client: triton.InferenceServerClient, value: 
 
 def test_the_client_gets_ranked_classes(client: triton.InferenceServerClient) -> None:
     wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    got = client.infer(serving.NAME, [tensor(IMAGES, True)], outputs=wanted).as_numpy("probabilities")
-    assert got.shape == (3, 2)
-    value, label, name = got[0, 0].decode().split(":")
+    result = client.infer(serving.NAME, [tensor(IMAGES, True)], outputs=wanted).as_numpy("probabilities")
+    assert result.shape == (3, 2)
+    value, label, name = result[0, 0].decode().split(":")
     assert (int(label), name) == (LABELS[0], NAMES[0])
     assert float(value) == pytest.approx(EXPECTED[0].max(), abs=1e-6)
 
@@ -129,24 +129,24 @@ def test_pictures_are_bytes(client: triton.InferenceServerClient, binary: bool) 
         Image.fromarray(image[..., 0]).save(stream, "PNG")
         files.append(stream.getvalue() if binary else base64.b64encode(stream.getvalue()))
     for given in (np.array(files, np.object_), np.array(files, np.object_)[:, None]):
-        got = client.infer(serving.NAME, [tensor(given, binary, "image_bytes", "BYTES")])
-        np.testing.assert_allclose(got.as_numpy("probabilities"), EXPECTED, atol=1e-7)
+        result = client.infer(serving.NAME, [tensor(given, binary, "image_bytes", "BYTES")])
+        np.testing.assert_allclose(result.as_numpy("probabilities"), EXPECTED, atol=1e-7)
 
 
 @pytest.mark.parametrize("cut", [1, 30, 65])
 def test_a_tensor_that_is_cut_off_is_refused(url: str, cut: int) -> None:
     body, length = triton.InferenceServerClient.generate_request_body([tensor(IMAGES, True)])
     headers = {"inference-header-content-length": str(length)}
-    got = requests.post(url + INFER, body[: len(body) - cut], headers=headers)
-    assert got.status_code == 400
+    response = requests.post(url + INFER, body[: len(body) - cut], headers=headers)
+    assert response.status_code == 400
 
 
 def test_bytes_that_lie_about_their_length_are_refused(url: str) -> None:
     made = tensor(np.array([b"x" * 40], np.object_), True, "image_bytes", "BYTES")
     body, length = triton.InferenceServerClient.generate_request_body([made])
     lying = body[:length] + (2**32 - 1).to_bytes(4, "little") + body[length + 4 :]
-    got = requests.post(url + INFER, lying, headers={"inference-header-content-length": str(length)})
-    assert "element 0 of image_bytes is longer than" in got.json()["error"]
+    response = requests.post(url + INFER, lying, headers={"inference-header-content-length": str(length)})
+    assert "element 0 of image_bytes is longer than" in response.json()["error"]
 
 
 @pytest.mark.parametrize("shape", [[3, 4, 5, 1], [3, 4, 5]])
@@ -154,16 +154,16 @@ def test_data_may_be_flat_or_nested(url: str, shape: list[int]) -> None:
     for data in (IMAGES.ravel().tolist(), IMAGES.tolist(), IMAGES[..., 0].tolist()):
         plain = {"name": "image", "datatype": "UINT8", "shape": shape, "data": data}
         wanted = {"outputs": [{"name": "label"}], "parameters": {"priority": 1}, "extra": None}
-        got = requests.post(url + INFER, json={"inputs": [plain], **wanted}).json()
+        answer = requests.post(url + INFER, json={"inputs": [plain], **wanted}).json()
         expected = {"name": "label", "datatype": "INT32", "shape": [3], "data": LABELS.tolist()}
-        assert got == {"model_name": "pets", "model_version": "7", "outputs": [expected]}
+        assert answer == {"model_name": "pets", "model_version": "7", "outputs": [expected]}
 
 
 def test_the_client_reads_index_configuration_and_statistics(
     url: str, client: triton.InferenceServerClient
 ) -> None:
     index = client.get_model_repository_index()
-    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+    assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
         (serving.NAME, "7", "READY"),
         (serving.NAME, "5", "READY"),
     ]
@@ -173,8 +173,8 @@ def test_the_client_reads_index_configuration_and_statistics(
     assert config["max_batch_size"] > 1
 
     def counted(version: str) -> dict[str, Any]:
-        (one,) = client.get_inference_statistics(serving.NAME, version)["model_stats"]
-        return dict(one)
+        (statistics,) = client.get_inference_statistics(serving.NAME, version)["model_stats"]
+        return dict(statistics)
 
     before = counted("5")
     body = {

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_refused_and_what_is_right_is_read(shape: tuple[int, in
         form = images[..., 0] if shape[2] == 1 and RANDOM.random() < 0.5 else images
         document = exchange.parse_json(json.dumps({"x": mutate(form.tolist())}).encode())
         values = document.members["x"]
-        if all(is_image(one, form.shape[1:]) for one in values):
+        if all(is_image(value, form.shape[1:]) for value in values):
             read = pixels.images(values, shape, "x", document.booleans)
             np.testing.assert_array_equal(read.reshape(-1, *form.shape[1:]), values)
         else:

@@ -20,7 +20,7 @@ from distml.config import LogConfig
 from distml.data import schema, statistics
 from distml.errors import StorageError
 from distml.serving import request_log
-from distml.serving.request_log import Journal
+from distml.serving.request_log import RequestLog
 from distml.storage import Storage
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -53,12 +53,12 @@ def logged(storage: Storage) -> list[Any]:
 
 def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    journal = Journal(LogConfig(**SOON), storage)
+    log = RequestLog(LogConfig(**SOON), storage)
     images, probabilities = answered(3)
     before = time.time()
-    journal.record("abc", PETS, images, probabilities, 0.25)
-    journal.close()
-    assert journal.counts() == {"written": 3, "dropped": 0, "lost": 0, "waiting": 0}
+    log.record("abc", PETS, images, probabilities, 0.25)
+    log.close()
+    assert log.counts() == {"written": 3, "dropped": 0, "lost": 0, "waiting": 0}
     (table,) = logged(storage)
     np.testing.assert_array_equal(schema.to_images(table["image"]), images)
     np.testing.assert_allclose(np.array(table["probabilities"].to_pylist()), probabilities)
@@ -78,30 +78,30 @@ def test_a_request_is_written_as_it_was_answered(storage_root: Path) -> None:
 
 def test_without_images_the_statistics_stay(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    journal = Journal(LogConfig(**SOON, images=False), storage)
-    journal.record("abc", PETS, *answered(), 0.1)
-    journal.close()
+    log = RequestLog(LogConfig(**SOON, images=False), storage)
+    log.record("abc", PETS, *answered(), 0.1)
+    log.close()
     (table,) = logged(storage)
     assert "image" not in table.column_names
     assert len(table["statistics"]) == 2
 
 
 def test_off_by_default(storage_root: Path) -> None:
-    journal = Journal(LogConfig(), Storage(str(storage_root)))
+    log = RequestLog(LogConfig(), Storage(str(storage_root)))
     threads = threading.active_count()
-    journal.record("abc", PETS, *answered(), 0.1)
-    journal.close()
+    log.record("abc", PETS, *answered(), 0.1)
+    log.close()
     assert threading.active_count() == threads
     assert not list(storage_root.iterdir())
 
 
 def test_enough_rows_or_enough_time_make_a_file(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    by_rows = Journal(LogConfig(**SOON, flush_rows=4), storage)
+    by_rows = RequestLog(LogConfig(**SOON, flush_rows=4), storage)
     for k in range(4):
         by_rows.record(f"{k}", PETS, *answered(1, k), 0.1)
     wait(lambda: by_rows.counts()["written"] == 4)
-    by_time = Journal(LogConfig(enabled=True, flush_s=0.05), storage)
+    by_time = RequestLog(LogConfig(enabled=True, flush_s=0.05), storage)
     by_time.record("later", PETS, *answered(1), 0.1)
     wait(lambda: by_time.counts()["written"] == 1)
     by_rows.close()
@@ -117,20 +117,20 @@ def wait(until: Any, limit_s: float = 20) -> None:
 
 def test_versions_and_shapes_have_files_of_their_own(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    journal = Journal(LogConfig(**SOON), storage)
-    journal.record("a", PETS, *answered(), 0.1)
-    journal.record("b", Served("pets", 4, PETS.task), *answered(), 0.1)
-    journal.record("c", PETS, *answered(shape=(4, 4, 3)), 0.1)
-    journal.close()
+    log = RequestLog(LogConfig(**SOON), storage)
+    log.record("a", PETS, *answered(), 0.1)
+    log.record("b", Served("pets", 4, PETS.task), *answered(), 0.1)
+    log.record("c", PETS, *answered(shape=(4, 4, 3)), 0.1)
+    log.close()
     assert sorted(table["request"].to_pylist()[0] for table in logged(storage)) == ["a", "b", "c"]
 
 
 def test_a_share_of_the_requests_is_logged_whole(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    journal = Journal(LogConfig(**SOON, sample=0.3), storage)
+    log = RequestLog(LogConfig(**SOON, sample=0.3), storage)
     for k in range(500):
-        journal.record(f"{k}", PETS, *answered(2, k), 0.1)
-    journal.close()
+        log.record(f"{k}", PETS, *answered(2, k), 0.1)
+    log.close()
     (table,) = logged(storage)
     taken = set(table["request"].to_pylist())
     assert 90 < len(taken) < 210  # six standard deviations about 150
@@ -148,15 +148,15 @@ def test_when_the_storage_stands_still_rows_are_dropped_and_counted(
         return write(*arguments)
 
     monkeypatch.setattr(request_log, "write", stuck)
-    journal = Journal(LogConfig(**SOON, flush_rows=5), storage)
+    log = RequestLog(LogConfig(**SOON, flush_rows=5), storage)
     for k in range(200):
-        journal.record(f"{k}", PETS, *answered(1, k), 0.1)
-    counts = journal.counts()
+        log.record(f"{k}", PETS, *answered(1, k), 0.1)
+    counts = log.counts()
     assert counts["waiting"] <= 40  # eight files' worth
     assert counts["dropped"] > 100
     still.set()
-    journal.close()
-    counts = journal.counts()
+    log.close()
+    counts = log.counts()
     assert counts["written"] + counts["dropped"] == 200
     assert counts["waiting"] == 0
 
@@ -166,14 +166,14 @@ def test_large_pictures_are_bounded_by_their_bytes(
 ) -> None:
     still = threading.Event()
     monkeypatch.setattr(request_log, "write", lambda *_: still.wait(30))
-    journal = Journal(LogConfig(**SOON), Storage(str(storage_root)))
+    log = RequestLog(LogConfig(**SOON), Storage(str(storage_root)))
     images, probabilities = np.zeros((8, 1000, 1000, 1), np.uint8), answered(8)[1]
     for k in range(20):
-        journal.record(f"{k}", PETS, images, probabilities, 0.1)
-    assert journal.counts()["waiting"] <= 64
-    assert journal.counts()["dropped"] > 0
+        log.record(f"{k}", PETS, images, probabilities, 0.1)
+    assert log.counts()["waiting"] <= 64
+    assert log.counts()["dropped"] > 0
     still.set()
-    journal.close()
+    log.close()
 
 
 def test_a_storage_that_refuses_loses_rows_and_no_answers(
@@ -188,22 +188,22 @@ def test_a_storage_that_refuses_loses_rows_and_no_answers(
         return write(*arguments)
 
     monkeypatch.setattr(request_log, "write", refuse)
-    journal = Journal(LogConfig(**SOON, flush_rows=1), storage)
-    journal.record("a", PETS, *answered(), 0.1)
-    wait(lambda: journal.counts()["lost"] == 2)
+    log = RequestLog(LogConfig(**SOON, flush_rows=1), storage)
+    log.record("a", PETS, *answered(), 0.1)
+    wait(lambda: log.counts()["lost"] == 2)
     broken.clear()
-    journal.record("b", PETS, *answered(), 0.1)
-    journal.close()
-    assert journal.counts() == {"written": 2, "dropped": 0, "lost": 2, "waiting": 0}
+    log.record("b", PETS, *answered(), 0.1)
+    log.close()
+    assert log.counts() == {"written": 2, "dropped": 0, "lost": 2, "waiting": 0}
 
 
 def test_whatever_is_handed_over_raises_nothing(storage_root: Path) -> None:
-    journal = Journal(LogConfig(**SOON), Storage(str(storage_root)))
+    log = RequestLog(LogConfig(**SOON), Storage(str(storage_root)))
     nonsense: Any = None
-    journal.record("a", PETS, nonsense, nonsense, 0.1)
-    journal.record("b", PETS, answered(2)[0], answered(3)[1], 0.1)  # found out only by the writer
-    journal.close()
-    assert journal.counts() == {"written": 0, "dropped": 1, "lost": 2, "waiting": 0}
+    log.record("a", PETS, nonsense, nonsense, 0.1)
+    log.record("b", PETS, answered(2)[0], answered(3)[1], 0.1)  # found out only by the writer
+    log.close()
+    assert log.counts() == {"written": 0, "dropped": 1, "lost": 2, "waiting": 0}
 
 
 def test_logging_does_not_import_pandas(storage_root: Path) -> None:
@@ -212,14 +212,14 @@ import sys
 from types import SimpleNamespace
 import numpy as np
 from distml.config import LogConfig
-from distml.serving.request_log import Journal
+from distml.serving.request_log import RequestLog
 from distml.storage import Storage
 from distml.tasks.classification import Classification
-journal = Journal(LogConfig(enabled=True), Storage(sys.argv[1]))
+log = RequestLog(LogConfig(enabled=True), Storage(sys.argv[1]))
 served = SimpleNamespace(name="pets", version=1, task=Classification(("a", "b")))
-journal.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
-journal.close()
-assert journal.counts()["written"] == 2
+log.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
+log.close()
+assert log.counts()["written"] == 2
 assert "pandas" not in sys.modules
 """
     command = [sys.executable, "-c", script, str(storage_root)]
@@ -247,13 +247,13 @@ def test_old_files_go_first_by_age_then_by_size(storage_root: Path) -> None:
     assert request_log.listed(storage, "pets") == {}
 
 
-def test_the_journal_keeps_to_its_limits(storage_root: Path) -> None:
+def test_retention_limits_are_applied(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
-    journal = Journal(LogConfig(**SOON, flush_rows=2, retention_bytes=20_000), storage)
+    log = RequestLog(LogConfig(**SOON, flush_rows=2, retention_bytes=20_000), storage)
     for k in range(30):
-        journal.record(f"{k}", PETS, *answered(2, k), 0.1)
-        wait(lambda k=k: journal.counts()["written"] == 2 * (k + 1))
-    journal.close()
+        log.record(f"{k}", PETS, *answered(2, k), 0.1)
+        wait(lambda k=k: log.counts()["written"] == 2 * (k + 1))
+    log.close()
     kept = request_log.listed(storage)
     assert 0 < sum(size for _, size in kept.values()) <= 20_000
     assert len(kept) < 30

@@ -159,8 +159,8 @@ def test_pictures_are_decoded(call: Call, raw: bool) -> None:
         request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
     else:
         tensor.contents.bytes_contents.append(data)
-    found = np.frombuffer(outputs(infer(call, request)[0])["probabilities"], "<f4")
-    np.testing.assert_allclose(found, EXPECTED[0], rtol=1e-6)
+    actual = np.frombuffer(outputs(infer(call, request)[0])["probabilities"], "<f4")
+    np.testing.assert_allclose(actual, EXPECTED[0], rtol=1e-6)
 
 
 def test_another_version_is_answered_by_its_number_and_label(call: Call) -> None:

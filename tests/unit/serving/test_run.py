@@ -77,10 +77,10 @@ def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.Ca
         assert cli.run("status", flags) == 0
         printed = capsys.readouterr()
         assert "distml_replica_last_answer_age_seconds " in requests.get(f"{url}/metrics", timeout=10).text
-    found = json.loads(printed.out)
-    assert (found["model"], found["version"], found["aliases"]) == ("pets", 7, {"champion": 7, "previous": 5})
-    assert (found["replicas"], found["loaded"], found["drifted"]) == (1, [7, 5], None)
-    assert 0 < found["p50_s"] <= found["p99_s"] <= 5
+    state = json.loads(printed.out)
+    assert (state["model"], state["version"], state["aliases"]) == ("pets", 7, {"champion": 7, "previous": 5})
+    assert (state["replicas"], state["loaded"], state["drifted"]) == (1, [7, 5], None)
+    assert 0 < state["p50_s"] <= state["p99_s"] <= 5
     assert "version 9 (champion): its files are gone." in printed.err
     assert cli.run("status", ["--url", url, "--storage.root", str(tmp_path)]) == 1
     assert "does not answer" in capsys.readouterr().err
@@ -98,9 +98,9 @@ def test_rates_come_from_two_scrapes_of_all_replicas() -> None:
             ("distml_request_seconds_bucket", {"route": "/healthz", "le": "0.001", "replica": "a"}, 900.0),
         ]
 
-    found = run.measured(samples(10, 1), samples(30, 2), 2.0)
-    assert (found["replicas"], found["requests_per_s"], found["failed_per_s"]) == (2, 10.5, 0.5)
-    assert (found["p50_s"], found["p99_s"]) == (0.01, float("inf"))
+    state = run.measured(samples(10, 1), samples(30, 2), 2.0)
+    assert (state["replicas"], state["requests_per_s"], state["failed_per_s"]) == (2, 10.5, 0.5)
+    assert (state["p50_s"], state["p99_s"]) == (0.01, float("inf"))
 
 
 def test_a_signal_interrupts_loading_and_ends_an_endpoint_that_answers() -> None:

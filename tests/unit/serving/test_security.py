@@ -46,10 +46,10 @@ def post(url: str, path: str, **headers: str) -> requests.Response:
     ids=["origin", "form", "null", "other port", "no origin"],
 )
 def test_pages_of_others_may_not_post(url: str, path: str, headers: dict[str, str]) -> None:
-    got = post(url, path, **headers)
-    assert got.status_code == 403
-    assert "serve.cors_origins" in got.json()["error"]
-    assert "access-control-allow-origin" not in got.headers
+    response = post(url, path, **headers)
+    assert response.status_code == 403
+    assert "serve.cors_origins" in response.json()["error"]
+    assert "access-control-allow-origin" not in response.headers
 
 
 def test_the_own_page_programs_and_links_are_served(url: str) -> None:
@@ -69,9 +69,9 @@ def test_the_own_page_programs_and_links_are_served(url: str) -> None:
 def test_a_name_that_was_made_to_point_here_is_rejected(url: str, method: str, host: str) -> None:
     headers = {"host": host, "origin": f"http://{host}"}
     path = "/model" if method == "GET" else "/predict"
-    got = requests.request(method, url + path, headers=headers, data=BODY)
-    assert got.status_code == 421
-    assert "serve.allowed_hosts" in got.json()["error"]
+    response = requests.request(method, url + path, headers=headers, data=BODY)
+    assert response.status_code == 421
+    assert "serve.allowed_hosts" in response.json()["error"]
     assert requests.get(f"{url}/healthz", headers=headers).status_code == 200
 
 
@@ -110,11 +110,11 @@ def test_an_origin_that_is_listed_asks_and_reads() -> None:
         preflight = requests.options(f"{url}/predict", headers=asked)
         assert preflight.status_code == 204
         assert "content-type" in preflight.headers["access-control-allow-headers"]
-        for got in (preflight, post(url, "/v1/models/pets:predict", origin="https://shop.example")):
-            assert got.headers["access-control-allow-origin"] == "https://shop.example"
-            assert got.headers["vary"] == "origin"
-        got = post(url, "/v1/models/pets:predict", origin="https://shop.example")
-        assert got.status_code == 400
+        for response in (preflight, post(url, "/v1/models/pets:predict", origin="https://shop.example")):
+            assert response.headers["access-control-allow-origin"] == "https://shop.example"
+            assert response.headers["vary"] == "origin"
+        response = post(url, "/v1/models/pets:predict", origin="https://shop.example")
+        assert response.status_code == 400
         for origin in ("http://shop.example", "https://shop.example.evil.example"):
             assert post(url, "/predict", origin=origin).status_code == 403
             other = requests.options(f"{url}/predict", headers=asked | {"origin": origin})

@@ -40,11 +40,13 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Task]]:
 
 def test_our_own_protocol_names_what_was_predicted(served: tuple[str, Task]) -> None:
     url, task = served
-    found: Any = requests.post(f"{url}/predict", json={"instances": IMAGES.tolist()}).json()["predictions"]
+    predictions: Any = requests.post(f"{url}/predict", json={"instances": IMAGES.tolist()}).json()[
+        "predictions"
+    ]
     if task.kind == "multilabel":
-        assert [row["labels"] for row in found] == [["dog"], ["cat"]]
+        assert [row["labels"] for row in predictions] == [["dog"], ["cat"]]
     else:
-        assert found[1]["named"] == {"length": pytest.approx(0.9), "width": pytest.approx(0.1)}
+        assert predictions[1]["named"] == {"length": pytest.approx(0.9), "width": pytest.approx(0.1)}
     model = client.describe(url)
     assert model.task == task
     np.testing.assert_allclose(client.outputs(url, IMAGES, model), OUTPUTS)
@@ -64,7 +66,7 @@ def test_tensorflow_serving_and_open_inference_give_the_outputs(served: tuple[st
     assert list(given) == list(task.tensors)
     np.testing.assert_allclose(given[task.output]["data"], OUTPUTS.ravel())
     declared = requests.get(f"{url}/v2/models/{name}").json()["outputs"]
-    assert [one["datatype"] for one in declared] == list(task.tensors.values())
+    assert [output["datatype"] for output in declared] == list(task.tensors.values())
     if task.kind == "multilabel":
         assert given["labels"]["data"] == [False, True, True, False]
     unknown = {"inputs": [raw], "outputs": [{"name": "class"}]}

@@ -42,15 +42,15 @@ BYTES = {"signature_name": "image_bytes"}
         ({"instances": IMAGES[..., 0].tolist(), "signature_name": "serving_default"}, "predictions"),
         ({"instances": [{"image": image} for image in BARE], "signature_name": ""}, "predictions"),
         ({"instances": ENCODED, **BYTES}, "predictions"),
-        ({"instances": [{"image_bytes": one} for one in ENCODED], **BYTES}, "predictions"),
+        ({"instances": [{"image_bytes": text} for text in ENCODED], **BYTES}, "predictions"),
         ({"inputs": BARE, "unknown": True}, "outputs"),
         ({"inputs": {"image": BARE}}, "outputs"),
         ({"inputs": ENCODED, **BYTES}, "outputs"),
         ({"inputs": {"image_bytes": ENCODED}, **BYTES}, "outputs"),
         ({"instances": ENCODED}, "predictions"),
-        ({"instances": [{"image_bytes": one} for one in ENCODED]}, "predictions"),
+        ({"instances": [{"image_bytes": text} for text in ENCODED]}, "predictions"),
         (
-            {"instances": [{"image": one} for one in ENCODED], "signature_name": "serving_default"},
+            {"instances": [{"image": text} for text in ENCODED], "signature_name": "serving_default"},
             "predictions",
         ),
         ({"inputs": ENCODED}, "outputs"),
@@ -58,18 +58,22 @@ BYTES = {"signature_name": "image_bytes"}
     ],
 )
 def test_every_form_of_a_request_gets_the_same_answer(url: str, body: dict[str, Any], under: str) -> None:
-    got = requests.post(f"{url}{MODEL}:predict", json=body)
-    assert got.status_code == 200, got.text
-    assert list(got.json()) == [under]
-    np.testing.assert_allclose(got.json()[under], serving.function(7)(IMAGES), atol=1e-7)
+    response = requests.post(f"{url}{MODEL}:predict", json=body)
+    assert response.status_code == 200, response.text
+    assert list(response.json()) == [under]
+    np.testing.assert_allclose(response.json()[under], serving.function(7)(IMAGES), atol=1e-7)
 
 
 def test_a_version_answers_for_itself_and_the_content_type_does_not_matter(url: str) -> None:
     for version in (5, 7):
         path, body = f"{MODEL}/versions/{version}:predict", f'{{"instances": {BARE}}}'
-        got = requests.post(url + path, body, headers={"content-type": "application/x-www-form-urlencoded"})
-        np.testing.assert_allclose(got.json()["predictions"], serving.function(version)(IMAGES), atol=1e-7)
-        assert got.headers["x-model-version"] == str(version)
+        response = requests.post(
+            url + path, body, headers={"content-type": "application/x-www-form-urlencoded"}
+        )
+        np.testing.assert_allclose(
+            response.json()["predictions"], serving.function(version)(IMAGES), atol=1e-7
+        )
+        assert response.headers["x-model-version"] == str(version)
 
 
 def test_the_status_lists_versions(url: str) -> None:
@@ -82,22 +86,26 @@ def test_the_status_lists_versions(url: str) -> None:
 
 
 def test_the_metadata_describe_both_signatures(url: str) -> None:
-    got = requests.get(f"{url}{MODEL}/versions/5/metadata").json()
-    assert got["model_spec"] == {"name": serving.NAME, "signature_name": "", "version": "5"}
-    signatures = got["metadata"]["signature_def"]["signature_def"]
+    answer = requests.get(f"{url}{MODEL}/versions/5/metadata").json()
+    assert answer["model_spec"] == {"name": serving.NAME, "signature_name": "", "version": "5"}
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
     image = signatures["serving_default"]["inputs"]["image"]
     assert image["dtype"] == "DT_UINT8"
-    assert [one["size"] for one in image["tensor_shape"]["dim"]] == ["-1", "4", "5", "1"]
+    assert [dimension["size"] for dimension in image["tensor_shape"]["dim"]] == ["-1", "4", "5", "1"]
     assert signatures["image_bytes"]["inputs"]["image_bytes"]["dtype"] == "DT_STRING"
     for signature in signatures.values():
-        sizes = [one["size"] for one in signature["outputs"]["probabilities"]["tensor_shape"]["dim"]]
+        sizes = [
+            dimension["size"] for dimension in signature["outputs"]["probabilities"]["tensor_shape"]["dim"]
+        ]
         assert sizes == ["-1", "3"]
 
 
 def test_labels_stand_for_the_aliases_that_are_followed(url: str) -> None:
     for label, version in (("champion", 7), ("previous", 5)):
-        got = requests.post(f"{url}{MODEL}/labels/{label}:predict", json={"instances": BARE})
-        np.testing.assert_allclose(got.json()["predictions"], serving.function(version)(IMAGES), atol=1e-7)
+        response = requests.post(f"{url}{MODEL}/labels/{label}:predict", json={"instances": BARE})
+        np.testing.assert_allclose(
+            response.json()["predictions"], serving.function(version)(IMAGES), atol=1e-7
+        )
         (state,) = requests.get(f"{url}{MODEL}/labels/{label}").json()["model_version_status"]
         assert state["version"] == str(version)
         metadata = requests.get(f"{url}{MODEL}/labels/{label}/metadata").json()

@@ -36,7 +36,7 @@ def test_a_temperature_undoes_overconfidence_and_leaves_the_classes() -> None:
     logits = random.normal(0, 1, (3000, 3)) + 1.5 * np.eye(3)[targets]
     task = Classification(tuple("abc"))
     tuned = task.tuned(targets, 4 * logits, calibrate=True)
-    before, after = (one.measure(targets, one.activate(4 * logits)) for one in (task, tuned))
+    before, after = (variant.measure(targets, variant.activate(4 * logits)) for variant in (task, tuned))
     assert before["ece"] > 0.1
     assert after["ece"] < 0.03
     assert after["accuracy"] == before["accuracy"]

@@ -53,11 +53,11 @@ def test_without_weights_nothing_is_written(storage: Storage, none: str | None) 
 
 def test_a_file_is_copied_under_its_digest_and_read_back(storage: Storage, tmp_path: Path) -> None:
     path = npz(tmp_path / "mine.npz")
-    found = pretrained.resolve(config(storage, str(path)), storage)
-    assert found is not None
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (found.file, found.bytes) == ("mine.npz", path.stat().st_size)
-    with pretrained.opened(storage, found) as copy:
+    weights = pretrained.resolve(config(storage, str(path)), storage)
+    assert weights is not None
+    assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (weights.file, weights.bytes) == ("mine.npz", path.stat().st_size)
+    with pretrained.opened(storage, weights) as copy:
         assert copy.read_bytes() == path.read_bytes()
         assert copy.name == "mine.npz"
 
@@ -93,12 +93,12 @@ def test_where_the_file_is_gone_the_copy_is_taken_and_said(
 
 
 def test_a_copy_that_was_changed_is_refused(storage: Storage, tmp_path: Path) -> None:
-    found = pretrained.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
-    assert found is not None
-    storage.write_bytes(b"PK other", *found.parts)
+    weights = pretrained.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
+    assert weights is not None
+    storage.write_bytes(b"PK other", *weights.parts)
     with (
         pytest.raises(ModelError, match=r"mine.npz is not what its name says"),
-        pretrained.opened(storage, found),
+        pretrained.opened(storage, weights),
     ):
         pass
 
@@ -146,9 +146,9 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
     assert put["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Path(put["place"]).read_bytes() == path.read_bytes()
     path.unlink()
-    found = pretrained.resolve(config(storage, "imagenet"), storage)
-    assert found is not None
-    assert found.sha256 == put["sha256"]
+    weights = pretrained.resolve(config(storage, "imagenet"), storage)
+    assert weights is not None
+    assert weights.sha256 == put["sha256"]
     assert cli.run("fetch-weights", [LITE, "--storage.root", storage.root]) == 0
     assert json.loads(capsys.readouterr().out)["place"] == put["place"]
 
@@ -230,9 +230,9 @@ def trained(storage: Storage) -> Path:
 
 
 def test_an_earlier_run_gives_its_verified_model(storage: Storage, trained: Path) -> None:
-    found = pretrained.resolve(config(storage, "runs:/first"), storage)
-    assert found is not None
-    assert (found.file, found.sha256) == (
+    weights = pretrained.resolve(config(storage, "runs:/first"), storage)
+    assert weights is not None
+    assert (weights.file, weights.sha256) == (
         "model.keras",
         hashlib.sha256((trained / MODEL).read_bytes()).hexdigest(),
     )

@@ -45,17 +45,17 @@ def test_when_every_place_fails_each_is_named_with_its_reason(
 
 def test_the_built_in_data_are_what_they_should_be(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with caplog.at_level(logging.INFO):
-        found = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path)))
+        source = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path)))
     assert "the data come from" in caplog.text
-    assert (found.shape, len(found.task.names)) == ((28, 28, 1), 10)
+    assert (source.shape, len(source.task.names)) == ((28, 28, 1), 10)
     for split, count in (("train", 60_000), ("test", 10_000)):
-        labels = found.splits[split].labels
+        labels = source.splits[split].labels
         assert labels.dtype == np.int32
         assert (np.bincount(labels) == count // 10).all()
-    images = found.splits["test"].gather(np.arange(2)).images
+    images = source.splits["test"].gather(np.arange(2)).images
     assert images.dtype == np.uint8
     assert images.shape == (2, 28, 28, 1)
-    assert [origin.name for origin in found.origins] == [f"{name}.gz" for name in fashion_mnist.FILES]
+    assert [origin.name for origin in source.origins] == [f"{name}.gz" for name in fashion_mnist.FILES]
 
 
 needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")

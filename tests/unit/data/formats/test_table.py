@@ -207,7 +207,7 @@ def test_paths_of_another_machine_and_a_table_of_each_split(given: Path, storage
 
 
 def test_columns_of_zeros_and_a_one_say_the_class(given: Path, storage_root: Path) -> None:
-    hot = {name: [f"{float(one == name)}" for one in NAMES] for name in ("ant", "bee", "cow")}
+    hot = {name: [f"{float(label == name)}" for label in NAMES] for name in ("ant", "bee", "cow")}
     (given / "GroundTruth.csv").write_bytes(as_csv(rows(image=[f"{k}" for k in range(60)], **hot)))
     manifest = ingest(storage_root, given, image_size=8)
     assert manifest.classes == ("ant", "bee", "cow")
