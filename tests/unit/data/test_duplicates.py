@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -230,3 +231,25 @@ def test_copies_of_a_few_pictures_are_as_many_pairs_as_copies() -> None:
     grouped = duplicates.groups(len(which), alike)
     assert all(len(set(which[grouped == group])) == 1 for group in set(grouped.tolist()))
     assert len(set(grouped.tolist())) == 5
+
+
+def test_pictures_that_look_much_alike_are_compared_in_bounded_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hundred gray and a hundred red blots whose hashes are all close; two of them are a pair."""
+    random = np.random.default_rng(0)
+    asked: list[int] = []
+    real = duplicates._same_colours
+
+    def counted(colours: npt.NDArray[np.uint8], candidates: duplicates.Pairs) -> Any:
+        asked.append(len(candidates))
+        return real(colours, candidates)
+
+    colours = random.integers(0, 256, (200, 8, 8, 3), np.uint8)
+    colours[100:] = np.clip(colours[100:] * np.array([1.0, 0.2, 0.2]), 0, 255)
+    colours[199] = colours[3] ^ 1
+    seen = duplicates.Signatures(np.arange(200, dtype=np.uint64) % 8, colours, np.ones(200, bool))
+    monkeypatch.setattr(duplicates, "_same_colours", counted)
+    monkeypatch.setattr(duplicates, "_BLOCK", 50)
+    assert duplicates.pairs(seen).tolist() == [[3, 199]]
+    assert 0 < max(asked) <= 50
