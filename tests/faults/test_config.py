@@ -124,7 +124,7 @@ def test_a_bad_value_is_exit_2_with_its_key(tmp_path: Path, text: str, key: str)
 
 @pytest.mark.parametrize("name", ["../../x", "/abs/x", "..", "a/b", "", ".hidden", "x\\..\\y"])
 @pytest.mark.parametrize("key", ["run.name", "data.name"])
-def test_a_name_that_leaves_the_root_is_refused(tmp_path: Path, key: str, name: str) -> None:
+def test_a_name_that_leaves_the_root_is_rejected(tmp_path: Path, key: str, name: str) -> None:
     section, leaf = key.split(".")
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_a_name_that_leaves_the_root_is_refused(tmp_path: Path, key: str, name: 
 
 
 @pytest.mark.parametrize("verb", ["validate", "train"])
-def test_a_link_that_leaves_the_root_is_refused(tmp_path: Path, verb: str) -> None:
+def test_a_link_that_leaves_the_root_is_rejected(tmp_path: Path, verb: str) -> None:
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()
     (root / "runs").mkdir(parents=True)
@@ -179,7 +179,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_file_is_refused_quickly_and_runs_nothing(
+def test_a_hostile_file_is_rejected_quickly_and_runs_nothing(
     tmp_path: Path, accepted: Ended, kind: str
 ) -> None:
     content, said = HOSTILE[kind]
@@ -191,7 +191,7 @@ def test_a_hostile_file_is_refused_quickly_and_runs_nothing(
     assert not (tmp_path / CANARY).exists()
 
 
-def test_the_canary_would_have_sung(tmp_path: Path) -> None:
+def test_the_canary_detects_executed_code(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", f"import yaml; yaml.unsafe_load({HOSTILE['object'][0]!r})"],
         cwd=tmp_path,

@@ -103,9 +103,7 @@ def test_a_first_start_that_was_cut_off_begins_again(server: Postgres) -> None:
     assert not (server.volume / "pgdata.new").exists()
 
 
-def test_mlflow_heals_by_itself_when_its_database_comes_back(
-    server: Postgres, pods: Callable[[str], Mlflow]
-) -> None:
+def test_mlflow_recovers_when_its_database_returns(server: Postgres, pods: Callable[[str], Mlflow]) -> None:
     from mlflow import MlflowClient
 
     pod = pods("one")
@@ -147,7 +145,7 @@ def test_two_servers_start_at_once_on_an_empty_database(
     assert PASSWORD not in "".join(pod.log() for pod in both)
 
 
-def test_the_tables_are_made_once_by_who_comes_first_and_kept_by_the_rest(server: Postgres) -> None:
+def test_concurrent_servers_create_the_tables_once(server: Postgres) -> None:
     with ThreadPoolExecutor(3) as together:
         list(together.map(lambda _: database.upgrade(server.uri, 120), range(3)))
     engine = sqlalchemy.create_engine(server.uri)
@@ -167,7 +165,7 @@ def test_the_tables_are_made_once_by_who_comes_first_and_kept_by_the_rest(server
         engine.dispose()
 
 
-def test_a_turn_that_does_not_come_is_a_sentence(server: Postgres) -> None:
+def test_a_migration_lock_that_times_out_is_an_error_message(server: Postgres) -> None:
     holder = connection(server)
     with holder, holder.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (database._LOCK,))
@@ -177,14 +175,14 @@ def test_a_turn_that_does_not_come_is_a_sentence(server: Postgres) -> None:
     assert PASSWORD not in str(refused.value)
 
 
-def test_a_database_that_stays_away_is_a_sentence(server: Postgres) -> None:
+def test_an_unreachable_database_is_an_error_message(server: Postgres) -> None:
     server.kill()
     with pytest.raises(TrackingError, match=r"has not answered for 1 s: .*refused") as refused:
         database.upgrade(server.uri, 1)
     assert PASSWORD not in str(refused.value)
 
 
-def test_rows_survive_the_way_from_postgresql_to_sqlite_and_back(server: Postgres, tmp_path: Path) -> None:
+def test_rows_survive_a_dump_from_postgresql_to_sqlite_and_back(server: Postgres, tmp_path: Path) -> None:
     import mlflow
 
     database.upgrade(server.uri)

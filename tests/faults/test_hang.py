@@ -46,7 +46,7 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-def test_the_other_replica_takes_over_when_one_of_two_hangs(registry: Registry) -> None:
+def test_the_second_replica_takes_over_when_the_first_hangs(registry: Registry) -> None:
     with serving(registry, "--serve.replicas.min=2", "--serve.replicas.max=2") as live:
         replicas = live.replicas()
         clients = Clients(live.url, IMAGE, per_s=20)
@@ -83,7 +83,7 @@ def test_the_only_replica_is_replaced_when_it_hangs(registry: Registry) -> None:
         assert recovered < 22  # 20 answers at 10 a second are two seconds
 
 
-def test_before_the_start_and_after_the_end_it_is_unavailable_and_never_unknown(
+def test_before_start_and_after_stop_requests_get_503_never_404(
     registry: Registry,
 ) -> None:
     port, seen, over = (

@@ -38,14 +38,14 @@ def application(tmp_path: Path) -> dict[str, Any]:
     return args | {"serve.host": "0.0.0.0", "serve.replicas.min": 1, "serve.replicas.max": 1}
 
 
-def test_the_first_champion_is_taken_over_and_answers_soon_after_the_one_pod_is_back(
+def test_a_first_champion_is_served_soon_after_the_only_pod_restarts(
     tmp_path: Path, application: dict[str, Any]
 ) -> None:
     result = pods.run("alone", str(tmp_path), json.dumps(application))
     assert result["back_s"] <= BACK_S
 
 
-def test_no_request_is_lost_and_no_replica_replaced_while_the_head_is_gone_and_comes_back(
+def test_a_restart_of_the_head_loses_no_request_and_replaces_no_replica(
     tmp_path: Path, application: dict[str, Any]
 ) -> None:
     if shutil.which("redis-server") is None:

@@ -172,7 +172,7 @@ def _header(content: bytes, at: int, value: int) -> bytes:
         pytest.param(lambda c: _header(c, 4, 60_001), "says 60001 = 60,001", "60,000 follow", id="count"),
     ],
 )
-def test_damaged_content_is_refused_with_expected_and_actual(
+def test_damaged_content_is_rejected_with_expected_and_actual_digest(
     ingest: Ingest,
     storage_root: Path,
     fashion: dict[str, bytes],
@@ -189,7 +189,7 @@ def test_damaged_content_is_refused_with_expected_and_actual(
     assert files(storage_root) == {}
 
 
-def test_a_byte_flipped_on_the_way_is_refused(ingest: Ingest, storage_root: Path) -> None:
+def test_a_byte_flipped_in_transfer_is_rejected(ingest: Ingest, storage_root: Path) -> None:
     ingest.mirror.files[LABELS] = _flipped(ingest.mirror.files[LABELS])
     code, result, _ = ingest.run(storage_root)
     assert code == 1
@@ -211,7 +211,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_is_said_and_space_cures_it(ingest: Ingest, small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_the_next_run_succeeds_with_space(
+    ingest: Ingest, small_disk: Path
+) -> None:
     begun = time.monotonic()
     code, result, _ = ingest.run(small_disk)
     assert time.monotonic() - begun < 30  # measured: 3 to 8 s
@@ -273,7 +275,7 @@ def test_four_at_once_publish_once_and_another_run_does_nothing(ingest: Ingest, 
     assert files(storage_root) | files(ingest.cache) == before
 
 
-def test_a_damaged_cache_is_passed_over_and_healed(ingest: Ingest, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_skipped_and_replaced(ingest: Ingest, tmp_path: Path) -> None:
     folder = ingest.cache / "distml" / fashion_mnist.PACKAGE
     folder.mkdir(parents=True)
     for name, content in ingest.mirror.files.items():
@@ -286,7 +288,7 @@ def test_a_damaged_cache_is_passed_over_and_healed(ingest: Ingest, tmp_path: Pat
     assert published(tmp_path / "root")
 
 
-def test_damage_found_after_the_first_shards_takes_them_back(tmp_path: Path) -> None:
+def test_damage_detected_after_the_first_shards_removes_them(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for number in range(40):
             folder = tmp_path / "pictures" / split / f"class{number % 2}"
@@ -380,7 +382,7 @@ def _written(root: Path, notes: int, above: int) -> bool:
 
 
 @pytest.mark.ray
-def test_a_killed_task_is_done_again(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
+def test_a_killed_task_is_retried(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
     process = _ingesting(photographs, tmp_path, ray=True)
     killed = 0
     for written in (2, 6):
@@ -395,7 +397,9 @@ def test_a_killed_task_is_done_again(photographs: Path, undisturbed: str, tmp_pa
 
 
 @pytest.mark.ray
-def test_a_driver_killed_at_half_is_gone_on_with(photographs: Path, undisturbed: str, tmp_path: Path) -> None:
+def test_ingest_resumes_after_its_driver_was_killed_halfway(
+    photographs: Path, undisturbed: str, tmp_path: Path
+) -> None:
     process = _ingesting(photographs, tmp_path, ray=True)
     _await(process, lambda: _notes(tmp_path) >= 14)  # of 28 shards
     below = psutil.Process(process.pid).children(recursive=True)
@@ -414,7 +418,7 @@ def test_a_driver_killed_at_half_is_gone_on_with(photographs: Path, undisturbed:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_a_node_that_is_lost_takes_nothing_along(
+def test_a_lost_node_loses_no_shard(
     photographs: Path, undisturbed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster
@@ -513,7 +517,7 @@ def test_a_folder_of_200000_files_on_a_slow_store_is_looked_at_in_time(
     assert 1_000 <= listed < 10_000
 
 
-def test_a_disk_that_is_full_at_shard_3_is_gone_on_with(
+def test_ingest_resumes_after_a_full_disk_at_the_third_shard(
     photographs: Path, undisturbed: str, small_disk: Path
 ) -> None:
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)

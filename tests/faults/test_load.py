@@ -65,7 +65,7 @@ def storm(
     return asyncio.run(_storm(live.url, count, concurrency, images))
 
 
-def test_ten_thousand_requests_are_answered_and_an_overload_is_told(live: Endpoint) -> None:
+def test_ten_thousand_requests_are_answered_and_overload_is_429(live: Endpoint) -> None:
     answers = storm(live, 10_000)
     assert collections.Counter(status for status, *_ in answers) == {200: 10_000}
     assert np.quantile([took for _, took, _ in answers], 0.99) <= 0.5
@@ -82,7 +82,7 @@ def test_ten_thousand_requests_are_answered_and_an_overload_is_told(live: Endpoi
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two replicas want two processors")
-def test_replicas_follow_the_load(registry: Registry) -> None:
+def test_the_number_of_replicas_follows_the_load(registry: Registry) -> None:
     with serving(
         registry,
         "--serve.replicas.max=2",

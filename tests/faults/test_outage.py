@@ -83,7 +83,7 @@ def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: Path) -> None:
+def test_sync_sends_the_record_of_a_run_whose_server_stayed_unreachable(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     server = TrackingServer(tmp_path)
@@ -110,7 +110,7 @@ def test_a_server_that_stays_away_costs_the_record_and_sync_sends_it(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_hand(tmp_path: Path) -> None:
+def test_a_pipeline_finishes_after_its_tracking_server_died_and_returned(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     server, root = TrackingServer(tmp_path), tmp_path / "storage"
@@ -145,7 +145,7 @@ def test_a_pipeline_whose_server_dies_at_the_end_of_training_finishes_without_a_
 
 
 @pytest.mark.slow
-def test_a_run_that_could_not_be_registered_is_by_the_same_command_and_by_promote(tmp_path: Path) -> None:
+def test_an_unregistered_run_is_registered_by_train_and_by_promote(tmp_path: Path) -> None:
     server, root = TrackingServer(tmp_path), tmp_path / "storage"
     server.kill()
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--train.epochs=1"]
@@ -180,7 +180,7 @@ def test_a_run_that_could_not_be_registered_is_by_the_same_command_and_by_promot
 
 
 @pytest.mark.slow
-def test_a_sweep_again_has_the_versions_that_the_server_was_not_told_of(tmp_path: Path) -> None:
+def test_repeating_a_sweep_registers_the_missing_versions(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     server, root = TrackingServer(tmp_path), tmp_path / "storage"

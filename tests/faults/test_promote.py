@@ -79,7 +79,7 @@ def race(started: list[subprocess.Popen[str]], fields: list[list[int]]) -> list[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locked", ["locked", "unlocked"])
-def test_eight_promoters_leave_the_best_champion_every_time(registry: Registry, locked: str) -> None:
+def test_eight_concurrent_promotions_leave_the_best_champion(registry: Registry, locked: str) -> None:
     drawn = random.Random(3)
     lowest, versions = 1, range(2, PROMOTERS + 2)
     with promoters(registry, locked) as started:
@@ -170,7 +170,7 @@ def bomb(folder: Path, canary: Path) -> None:
 
 @pytest.mark.parametrize("hostile", [lambda_keras, lambda_h5, foreign_module, cloudpickle, bomb])
 @pytest.mark.usefixtures("plain_logging")
-def test_a_hostile_model_is_refused_and_does_nothing(
+def test_a_hostile_model_is_rejected_and_runs_nothing(
     registry: Registry, hostile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry.clear()

@@ -85,7 +85,7 @@ def standing(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
         cluster.shutdown()
 
 
-def test_deployed_again_under_load_loses_no_request(standing: Standing) -> None:
+def test_redeploying_under_load_loses_no_request(standing: Standing) -> None:
     first = standing.replicas()
     clients = Clients(standing.url, IMAGE, per_s=20, fresh=True)
     clients.wait(60)

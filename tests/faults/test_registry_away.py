@@ -64,7 +64,7 @@ def model(live: Endpoint) -> dict[str, Any]:
     return described
 
 
-def test_watcher_and_replica_killed_while_the_registry_is_away(
+def test_killed_watcher_and_replica_recover_without_the_registry(
     registry: Registry, server: TrackingServer
 ) -> None:
     flags = ["--serve.replicas.min=2", "--serve.replicas.max=2", "--serve.poll_s=0.5"]
@@ -102,7 +102,7 @@ def loaded_by(live: Endpoint) -> int:
     return sum(line.startswith("distml_champion_version{") for line in text.splitlines())
 
 
-def test_the_registry_forgets_its_champion(registry: Registry) -> None:
+def test_a_registry_that_lost_its_champion_changes_nothing_served(registry: Registry) -> None:
     """A registry that was set up anew answers, and knows nothing: the last champion stays, said aloud."""
     registry.alias("champion", 2)
     log = Path(registry.config.storage.root, "serve.log")

@@ -102,7 +102,7 @@ def chunked() -> tuple[bytes, Iterator[bytes]]:
 
 
 @pytest.mark.parametrize("body", [fixed, chunked])
-def test_a_huge_body_is_refused_at_once_and_not_kept(live: Endpoint, body: Any) -> None:
+def test_a_huge_body_is_rejected_at_once_and_not_kept(live: Endpoint, body: Any) -> None:
     answer(live, *body())
     before = live.memory_bytes()
     for _ in range(4):
@@ -116,7 +116,7 @@ def test_a_huge_body_is_refused_at_once_and_not_kept(live: Endpoint, body: Any) 
 BOMBS = [case for case in malformed.PICTURES if case.path == malformed.PICTURE]
 
 
-def test_image_bombs_are_refused_before_they_unfold(live: Endpoint) -> None:
+def test_image_bombs_are_rejected_before_they_are_decoded(live: Endpoint) -> None:
     requests.post(f"{live.url}{malformed.PICTURE}", malformed.picture("PNG"), timeout=10)
     before, peak = live.memory_bytes(), 0
     with requests.Session() as session:
@@ -149,7 +149,7 @@ def traffic(live: Endpoint, seconds: float, took: list[float]) -> None:
         time.sleep(0.02)
 
 
-def test_slow_clients_are_closed_and_others_do_not_notice(live: Endpoint) -> None:
+def test_slow_clients_are_closed_without_delaying_others(live: Endpoint) -> None:
     quiet: list[float] = []
     traffic(live, 10, quiet)
     opened = [half_open(live, index) for index in range(500)]
@@ -181,7 +181,7 @@ def test_slow_clients_are_closed_and_others_do_not_notice(live: Endpoint) -> Non
     assert np.quantile(busy, 0.99) <= max(2 * np.quantile(quiet, 0.99), 0.1)
 
 
-def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
+def test_no_generated_request_violates_the_openapi_description(live: Endpoint) -> None:
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     for loaded in schema.get_all_operations():
         assert isinstance(loaded, Ok), loaded
@@ -195,7 +195,7 @@ def test_no_generated_request_finds_a_fault(live: Endpoint) -> None:
         ask()
 
 
-def test_grpc_is_answered_as_http_is_and_bytes_that_are_no_message_harm_nobody(live: Endpoint) -> None:
+def test_grpc_answers_as_http_and_invalid_messages_do_no_harm(live: Endpoint) -> None:
     image = np.arange(np.prod(registered.SHAPE), dtype=np.uint8).reshape(registered.SHAPE)
     answered = requests.post(f"{live.url}/predict", json={"instances": [image.tolist()]}, timeout=10).json()
     request = message("ModelInferRequest")(model_name=registered.NAME)

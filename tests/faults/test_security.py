@@ -39,7 +39,7 @@ def sessions() -> Iterator[Path]:
 
 
 @pytest.mark.ray
-def test_jobs_want_the_token_and_no_secret_is_written(tmp_path: Path, sessions: Path) -> None:
+def test_the_jobs_api_needs_the_token_and_no_secret_is_logged(tmp_path: Path, sessions: Path) -> None:
     """One run with secrets of every kind in its environment; afterwards everything it wrote is searched."""
     secrets = {
         name: f"canary-of-{name.lower()}" for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN")
@@ -122,7 +122,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 API = "api/2.0/mlflow"
 
 
-def test_only_its_own_hosts_and_origins(server: str) -> None:
+def test_the_tracking_server_answers_only_its_own_hosts_and_origins(server: str) -> None:
     asked = f"{server}/{API}/experiments/search"
     body = {"max_results": 1}
     for host in ("evil.example", "10.evil.example", "mlflow.evil.example", "localhost.evil.example:5000"):
@@ -134,7 +134,7 @@ def test_only_its_own_hosts_and_origins(server: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["/etc/passwd", "file:///etc/passwd", "../../etc", "runs:/../../x"])
-def test_a_model_cannot_be_a_file_of_the_server(server: str, source: str) -> None:
+def test_a_model_source_cannot_name_a_file_of_the_server(server: str, source: str) -> None:
     def post(what: str, **body: Any) -> requests.Response:
         return requests.post(f"{server}/{API}/{what}", json=body, timeout=10)
 
@@ -144,7 +144,7 @@ def test_a_model_cannot_be_a_file_of_the_server(server: str, source: str) -> Non
     assert "root:" not in response.text
 
 
-def test_jobs_and_webhooks_are_not_for_strangers(server: str) -> None:
+def test_jobs_and_webhooks_of_mlflow_are_disabled(server: str) -> None:
     """CVE-2026-0545 and CVE-2026-2393: no job runs, and no server of ours calls a stranger's."""
     job = {"function_fullname": "os.system", "params": {"command": "true"}}
     assert requests.post(f"{server}/ajax-api/3.0/jobs/", json=job, timeout=10).status_code >= 400

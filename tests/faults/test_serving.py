@@ -87,7 +87,7 @@ def await_version(live: Endpoint, version: int) -> None:
     time.sleep(2)  # the other replica has heard of it, too
 
 
-def test_champions_change_under_load_and_every_answer_is_its_versions(
+def test_answers_match_their_version_while_champions_change_under_load(
     live: Endpoint, registry: Registry, clients: Clients
 ) -> None:
     for number, version in enumerate((2, 3, 1), 1):
@@ -139,7 +139,7 @@ def listening(pids: set[int]) -> set[tuple[str, int]]:
     return {(item.laddr.ip, item.laddr.port) for item in result if item.laddr}
 
 
-def test_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoint) -> None:
+def test_endpoint_proxy_and_dashboard_listen_on_loopback_alone(live: Endpoint) -> None:
     family = live.driver.children(recursive=True)
     proxies = {item.pid for item in family if "haproxy" in item.name()}
     assert {address for address, _ in listening(proxies)} == {"127.0.0.1"}
@@ -150,7 +150,7 @@ def test_endpoint_proxy_and_dashboard_listen_on_this_machine_alone(live: Endpoin
     assert dashboards == {"127.0.0.1"}
 
 
-def test_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
+def test_it_serves_on_the_ipv6_loopback_address(registry: Registry) -> None:
     """Ray would have HAProxy look for replicas at 127.0.0.1, wherever they listen."""
     before = set(Path(tempfile.gettempdir()).iterdir())
     with serving(registry, "--serve.replicas.max=1", host="::1") as live:
@@ -163,7 +163,7 @@ def test_on_the_other_loopback_it_answers_as_well(registry: Registry) -> None:
     assert not [name for name in left if name.startswith(("distml-", "pymp-"))]
 
 
-def test_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, tmp_path: Path) -> None:
+def test_without_a_champion_serve_fails_with_a_message(registry: Registry, tmp_path: Path) -> None:
     began = time.monotonic()
     flags = [flag for flag in registry.flags() if "registered_model" not in flag]
     port = f"--serve.port={ingress.free_ports()[0]}"
@@ -181,7 +181,7 @@ def test_without_a_champion_it_says_so_and_never_gets_ready(registry: Registry, 
     assert "no version of nobody is champion" in done.stderr
 
 
-def test_what_is_under_way_is_answered_when_it_ends(registry: Registry) -> None:
+def test_running_requests_are_answered_before_shutdown(registry: Registry) -> None:
     body = {"instances": [BIRD.tolist()] * 4096}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         live = stack.enter_context(serving(registry, "--serve.max_body_bytes=16000000"))

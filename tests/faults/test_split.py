@@ -99,7 +99,7 @@ def answered(live: Endpoint) -> float:
     )
 
 
-def test_a_share_goes_to_the_challenger_and_nothing_to_the_shadow(live: Endpoint) -> None:
+def test_a_share_of_traffic_goes_to_the_challenger_and_none_to_the_shadow(live: Endpoint) -> None:
     by_version = ask(live, 600)
     assert by_version.keys() == {1, 2}
     share = by_version[2] / 600
@@ -110,7 +110,7 @@ def test_a_share_goes_to_the_challenger_and_nothing_to_the_shadow(live: Endpoint
     assert measured(live, "distml_shadow_images_total", "version").keys() == {"3"}
 
 
-def test_a_version_is_asked_by_its_number(live: Endpoint, registry: Registry) -> None:
+def test_a_pinned_version_answers_by_its_number(live: Endpoint, registry: Registry) -> None:
     from distml.artifacts.predictor import Predictor
 
     for version in (1, 2, 3, 4):
@@ -124,7 +124,7 @@ def test_a_version_is_asked_by_its_number(live: Endpoint, registry: Registry) ->
     assert requests.post(at, json={"instances": [BIRD.tolist()]}, timeout=10).status_code == 404
 
 
-def test_any_replica_tells_the_metrics_of_all(live: Endpoint) -> None:
+def test_any_replica_exports_the_metrics_of_all(live: Endpoint) -> None:
     before = eventually(lambda: answered(live), lambda value: value >= 600)
     ask(live, 200)
     assert eventually(lambda: answered(live), lambda value: value >= before + 200) == before + 200
@@ -156,7 +156,7 @@ def registry_files(folder: str) -> list[Any]:
     return sorted(Path(folder.removeprefix("file://")).rglob("*.parquet"))
 
 
-def test_a_challenger_that_is_withdrawn_gets_nothing(live: Endpoint, registry: Registry) -> None:
+def test_a_withdrawn_challenger_gets_no_traffic(live: Endpoint, registry: Registry) -> None:
     registry.client.delete_registered_model_alias(registered.NAME, "challenger")
     time.sleep(3)
     assert ask(live, 60) == {1: 60}

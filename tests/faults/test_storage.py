@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_and_its_last_checkpoint_still_serves(small_disk: Path) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_its_last_checkpoint_usable(small_disk: Path) -> None:
     root = small_disk / "storage"
     with Training(root, "full", *BIG) as run:
         run.wait_for("epoch 3/4")  # its checkpoint is the one that does not fit

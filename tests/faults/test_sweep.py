@@ -24,7 +24,7 @@ SWEEP = [
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_takes_what_is_finished_and_goes_on_with_the_rest(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_with_the_unfinished_candidates(tmp_path: Path) -> None:
     root = tmp_path / "storage"
     with Training(root, "two", *SWEEP) as first:
         first.wait_for("b epoch 2/4")
@@ -39,7 +39,7 @@ def test_a_killed_sweep_takes_what_is_finished_and_goes_on_with_the_rest(tmp_pat
     assert {row["candidate"] for row in result["leaderboard"]} == {"a", "b"}
 
 
-def test_a_candidate_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_failed_candidate_does_not_stop_the_others(tmp_path: Path) -> None:
     root = tmp_path / "storage"
     bad = "--sweep.candidates=[{name: bad, train.optimizer: sgd, train.learning_rate: 1.0e+38}, {name: a}]"
     with Training(root, "two", *SWEEP[:-1], bad) as training:
@@ -53,7 +53,7 @@ def test_a_candidate_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert training.said("bad failed:") == 1
 
 
-def test_sigterm_closes_the_record_and_says_so(tmp_path: Path) -> None:
+def test_sigterm_closes_the_record_and_is_reported(tmp_path: Path) -> None:
     root = tmp_path / "storage"
     with Training(root, "two", *SWEEP) as training:
         training.wait_for("a epoch 1/4")

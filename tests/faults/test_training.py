@@ -34,7 +34,7 @@ def versions(root: Path, run_id: str) -> int:
     return len(client.search_model_versions(f"run_id = '{run_id}'"))
 
 
-def test_killed_worker_costs_its_epoch_and_nothing_else(root: Path) -> None:
+def test_a_killed_worker_loses_at_most_its_epoch(root: Path) -> None:
     with Training(root, "worker-killed") as run:
         run.wait_for("epoch 2/4")
         run.workers()[-1].send_signal(signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
         assert left == []
 
 
-def test_always_failing_tries_exactly_three_times(root: Path) -> None:
+def test_a_worker_that_always_fails_is_tried_three_times(root: Path) -> None:
     (root.parent / "dying.py").write_text(
         "import os, pathlib\n"
         "from distml.models.cnn import convnet\n"
@@ -112,7 +112,7 @@ def test_not_a_number_fails_at_once_and_registers_nothing(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_half_written_checkpoint_is_passed_over(root: Path) -> None:
+def test_a_half_written_checkpoint_is_skipped(root: Path) -> None:
     big = ["--model.options={dense: 2048}"]  # 40 MB of state: its upload can be caught halfway
     with Training(root, "half-written", *big) as run:
         run.wait_for("epoch 2/4")
@@ -180,7 +180,7 @@ def test_world_size_may_change(root: Path, undisturbed: dict[str, Any], before: 
     assert abs(result["test_accuracy"] - undisturbed["test_accuracy"]) <= 0.010
 
 
-def test_frozen_worker_is_found_and_replaced(root: Path) -> None:
+def test_a_frozen_worker_is_detected_and_replaced(root: Path) -> None:
     with Training(root, "frozen", "--train.stall_timeout_s=20") as run:
         run.wait_for("epoch 2/4")
         run.workers()[-1].send_signal(signal.SIGSTOP)
@@ -206,7 +206,7 @@ def test_impossible_request_names_the_resource(root: Path, flags: list[str], nam
     assert named in result["error"]
 
 
-def test_small_is_what_the_tests_say(root: Path) -> None:
+def test_the_small_training_set_has_the_expected_steps(root: Path) -> None:
     """The figure the tests count steps with is the manifest's."""
     manifests = list((root / "data").glob("*/manifest.json"))
     assert len(manifests) == 1
@@ -215,7 +215,7 @@ def test_small_is_what_the_tests_say(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_said_and_survived(root: Path) -> None:
+def test_running_out_of_memory_is_reported_and_retried(root: Path) -> None:
     (root.parent / "hungry.py").write_text(
         "import os, pathlib, threading, time\n"
         "from distml.models.cnn import convnet\n"

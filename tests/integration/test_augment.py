@@ -32,7 +32,7 @@ def compiled(augment: dict[str, Any], shape: tuple[int, int, int] = SHAPE) -> Ca
 LAYERS = [{"RandomFlip": {"mode": "horizontal"}}, {"RandomRotation": {"factor": 0.1}}, "RandomErasing"]
 
 
-def test_keras_layers_draw_the_same_for_a_seed_whatever_came_before() -> None:
+def test_keras_layers_draw_the_same_for_a_seed_at_any_step() -> None:
     before, after = compiled({"layers": LAYERS}), compiled({"layers": LAYERS})
     straight = [before(step) for step in range(4)]
     assert np.array_equal(after(3), straight[3])
@@ -53,7 +53,7 @@ def test_layers_within_layers_draw_from_the_seed_too() -> None:
         assert not np.array_equal(draws[0], draws[1])
 
 
-def test_a_layer_that_cannot_be_made_or_changes_the_size_is_refused() -> None:
+def test_a_layer_that_cannot_be_made_or_changes_the_size_is_rejected() -> None:
     with pytest.raises(ModelError, match=r"train\.augment\.layers: RandomRotation fails: "):
         compiled({"layers": [{"RandomRotation": {"factor": "x"}}]})
     with pytest.raises(ModelError, match=r"turns images of \(16, 12, 3\) into \(16, 12, 6\)"):
@@ -87,7 +87,7 @@ def test_a_resized_crop_takes_a_share_of_the_area_and_the_margin() -> None:
     assert images[:, 0, 0, 0].std() > 1
 
 
-def test_the_whole_image_is_a_crop_of_itself() -> None:
+def test_a_full_size_crop_equals_the_image() -> None:
     draw = compiled({"crop_scale": [1, 1], "crop_ratio": [0.75, 0.75]})
     np.testing.assert_allclose(draw(0), IMAGES, atol=1e-3)
 
@@ -107,7 +107,7 @@ def test_a_margin_is_cropped_at_random() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
-def test_the_share_of_a_target_is_that_of_its_image(kind: str) -> None:
+def test_the_weight_of_a_mixed_target_is_that_of_its_image(kind: str) -> None:
     import tensorflow as tf
 
     from distml.training.augment import Augmentation

@@ -81,7 +81,7 @@ def written(output: Path) -> Any:
     return pa.concat_tables([pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))])
 
 
-def test_tables_get_the_answers_of_the_offline_model(
+def test_predictions_of_tables_equal_the_offline_model(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9000, *SHAPE), np.uint8)
@@ -131,7 +131,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_listed(
 
 
 @pytest.mark.fault
-def test_after_a_kill_the_same_command_goes_on_with_what_is_left(root: Path, tmp_path: Path) -> None:
+def test_a_killed_prediction_resumes_with_the_remaining_parts(root: Path, tmp_path: Path) -> None:
     data, output = tmp_path / "data", tmp_path / "output"
     data.mkdir()
     random = np.random.default_rng(0)
@@ -163,7 +163,7 @@ def test_after_a_kill_the_same_command_goes_on_with_what_is_left(root: Path, tmp
     assert len(written(output)) == 12 * 4096
 
 
-def test_an_output_of_another_model_or_other_data_is_refused(
+def test_an_output_of_another_model_or_other_data_is_rejected(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()

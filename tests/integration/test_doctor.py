@@ -68,7 +68,7 @@ def test_the_cluster_is_asked_and_its_node_answers_from_the_storage(address: str
     assert [path.name for path in sorted(root.iterdir())] == ["a", "b"]
 
 
-def test_a_run_that_is_too_large_for_the_cluster_is_told_so(address: str, root: Path) -> None:
+def test_a_run_larger_than_the_cluster_is_reported(address: str, root: Path) -> None:
     code, checks, _ = doctor(address, root, "--train.workers", "5")
     assert code == 1
     assert "needs 6 CPU, but the cluster has 3" in checks["workers"]["detail"]

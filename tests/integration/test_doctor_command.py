@@ -30,7 +30,7 @@ def run(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     return ran.returncode, json.loads(ran.stdout.splitlines()[-1]), ran.stderr
 
 
-def test_the_command_looks_at_everything_imports_nothing_heavy_and_leaves_nothing(workdir: Path) -> None:
+def test_doctor_checks_everything_without_heavy_imports_or_leftovers(workdir: Path) -> None:
     (workdir / "own").mkdir()
     for name in ("a", "b"):
         (workdir / "own" / name).mkdir()
@@ -48,7 +48,7 @@ def test_the_command_looks_at_everything_imports_nothing_heavy_and_leaves_nothin
     assert [path.name for path in workdir.iterdir()] == ["own"]
 
 
-def test_a_configuration_that_cannot_run_here_exits_1_and_says_why(workdir: Path) -> None:
+def test_a_configuration_that_cannot_run_here_exits_1_with_the_reason(workdir: Path) -> None:
     code, result, _ = run(
         workdir,
         *("--train.workers", "99", "--model.name", "convnte", "--data.path", "nowhere"),

@@ -98,7 +98,7 @@ def test_requests_of_one_class_are_drift_of_the_mix(
     assert result["beyond"]["class mix"] > 1
 
 
-def test_few_rows_are_not_judged(
+def test_too_few_rows_give_no_verdict(
     config: Config, test_half: tuple[Images, Labels], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, result, err = ask(config, capsys)

@@ -87,7 +87,7 @@ def history(result: dict[str, Any]) -> list[dict[str, Any]]:
     return epochs
 
 
-def test_frozen_epochs_learn_from_features_and_the_run_goes_on_after_a_kill(root: Path) -> None:
+def test_frozen_epochs_train_on_features_and_resume_after_a_kill(root: Path) -> None:
     with Training(root, "fine", *FLAGS) as run:
         run.wait_for("epoch 3/4")
         run.kill_all()
@@ -113,7 +113,7 @@ def test_frozen_epochs_learn_from_features_and_the_run_goes_on_after_a_kill(root
     assert result["val_accuracy"] == other["val_accuracy"] == values[best]
 
 
-def test_a_network_that_cannot_be_cut_is_refused(root: Path) -> None:
+def test_a_network_that_cannot_be_cut_is_rejected(root: Path) -> None:
     own = root.parent / "own_finetune.py"
     own.write_text(own.read_text().replace('name="pool"', 'name="mean"'))
     with Training(root, "uncut", *FLAGS) as run:

@@ -14,7 +14,7 @@ from tests.unit.training.observers.test_exporters import EPOCH, STEPS
 
 
 @pytest.mark.ray
-def test_ray_exports_them_with_the_run_as_label() -> None:
+def test_ray_exports_gauges_labelled_by_run() -> None:
     import ray
 
     exporters._gauge.cache_clear()

@@ -34,11 +34,11 @@ PATHS = {
 
 @SCHEMA.parametrize()
 @hypothesis.settings(max_examples=12, deadline=None, derandomize=True, database=None)
-def test_no_request_finds_an_answer_that_is_not_described(case: schemathesis.Case[Any]) -> None:
+def test_every_response_is_described_in_openapi(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])
 
 
-def test_everything_is_described() -> None:
+def test_every_route_is_described() -> None:
     assert set(DOCUMENT["paths"]) == PATHS
     for path, operations in DOCUMENT["paths"].items():
         for method, operation in operations.items():
@@ -48,7 +48,7 @@ def test_everything_is_described() -> None:
             assert ("requestBody" in operation) == (method == "post" and path != INDEX)
 
 
-def test_examples_are_accepted_and_shown() -> None:
+def test_the_examples_of_the_description_are_accepted() -> None:
     shown = 0
     for path, operations in DOCUMENT["paths"].items():
         for kind, content in operations.get("post", {}).get("requestBody", {}).get("content", {}).items():
@@ -84,7 +84,7 @@ def test_names_and_versions_are_those_of_the_loaded_models() -> None:
     assert [parameter["schema"]["enum"] for parameter in parameters] == [["pets"], ["7", "5"]]
 
 
-def test_it_is_there_before_the_first_model() -> None:
+def test_the_description_exists_before_the_first_model() -> None:
     general = openapi.specialise(APP.openapi(), [], {})
     assert json.dumps(general)
     assert set(general["paths"]) == PATHS

@@ -53,7 +53,7 @@ def test_a_backbone_starts_as_with_an_optimizer_of_its_own(kind: str) -> None:
     assert int(both.iterations.numpy()) == STEPS
 
 
-def test_where_both_groups_are_alike_the_optimizer_is_kerass_own() -> None:
+def test_equal_groups_use_the_keras_optimizer() -> None:
     import keras
 
     from distml.training import optimizer as optimizers
@@ -106,7 +106,7 @@ def test_an_optimizer_of_the_users_is_trained_in_two_groups_as_ours_is() -> None
     assert not np.allclose(results[0], results[1])
 
 
-def test_what_is_no_optimizer_is_refused() -> None:
+def test_an_object_that_is_not_an_optimizer_is_rejected() -> None:
     from distml.training import optimizer as optimizers
 
     for name, message in (("nothing", "returns NoneType, not an optimizer"), ("gradient", "gradient fails")):

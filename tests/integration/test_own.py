@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return base / "storage", result, run
 
 
-def test_three_easy_classes_are_learnt(trained: tuple[Path, dict[str, Any], Training]) -> None:
+def test_three_separable_classes_are_learnt(trained: tuple[Path, dict[str, Any], Training]) -> None:
     _, result, run = trained
     assert min(result["val_accuracy"], result["test_accuracy"]) > 0.85  # 45 steps; a third by chance
     assert run.said("shards streamed") == 1

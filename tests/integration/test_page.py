@@ -108,7 +108,7 @@ def shown(driver: Any) -> list[float]:
     return [float(width.rstrip("%")) / 100 for width in widths]
 
 
-def test_a_file_is_answered_like_the_model_answers(page: Any, tmp_path: Path) -> None:
+def test_an_uploaded_file_gets_the_prediction_of_the_model(page: Any, tmp_path: Path) -> None:
     path = picture(tmp_path / "noise.png")
     name, probabilities = expected(path.read_bytes())
     page.find_element("id", "file").send_keys(str(path))
@@ -131,7 +131,7 @@ def test_the_model_is_described_with_its_matrix(page: Any) -> None:
     assert name.startswith("Confusion matrix of 10 classes. The most frequent mistake: ")
 
 
-def test_a_drawing_by_mouse_is_white_on_black_and_answered(page: Any) -> None:
+def test_a_mouse_drawing_is_sent_white_on_black(page: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     canvas = page.find_element("id", "canvas")
@@ -158,7 +158,7 @@ def drawing(driver: Any) -> bytes:
     return base64.b64decode(data.partition(",")[2])
 
 
-def test_the_keyboard_is_enough(page: Any) -> None:
+def test_the_page_can_be_used_by_keyboard_alone(page: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -184,7 +184,7 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     assert said(page, "No picture yet.")
 
 
-def test_inverting_asks_for_the_negative(page: Any, tmp_path: Path) -> None:
+def test_inverting_sends_the_negative_image(page: Any, tmp_path: Path) -> None:
     path = picture(tmp_path / "noise.png", seed=5)
     page.find_element("id", "file").send_keys(str(path))
     first = said(page, r"%")
@@ -204,13 +204,13 @@ def test_a_photograph_is_scaled_down_before_it_is_sent(page: Any, tmp_path: Path
     assert said(page, r"%")
 
 
-def test_what_is_no_picture_is_said_so(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_reported(page: Any, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     page.find_element("id", "file").send_keys(str(tmp_path / "text.png"))
     assert said(page, "is not a picture") == "text.png is not a picture this browser can read."
 
 
-def test_a_pasted_and_a_dropped_picture_are_taken(page: Any, tmp_path: Path) -> None:
+def test_pasted_and_dropped_images_are_accepted(page: Any, tmp_path: Path) -> None:
     name, _ = expected(picture(tmp_path / "noise.png").read_bytes())
     give = """
         const bytes = Uint8Array.from(atob(arguments[0]), (one) => one.charCodeAt(0));
@@ -250,7 +250,7 @@ def test_any_shape_and_number_of_classes(
         assert not browser.overflowing(driver)
 
 
-def test_an_endpoint_without_a_model_is_said_so_and_asked_again(driver: Any) -> None:
+def test_an_endpoint_without_a_model_is_reported_and_polled(driver: Any) -> None:
     empty = Core(ServeConfig())
     with running(empty) as url:
         driver.get(url)
@@ -262,7 +262,7 @@ def test_an_endpoint_without_a_model_is_said_so_and_asked_again(driver: Any) -> 
         browser.complaints(driver)
 
 
-def test_an_endpoint_that_goes_away_is_said_so(driver: Any, tmp_path: Path) -> None:
+def test_a_stopped_endpoint_is_reported(driver: Any, tmp_path: Path) -> None:
     with running(endpoint()) as url:
         visit(driver, url)
     driver.find_element("id", "file").send_keys(str(picture(tmp_path / "noise.png")))
@@ -273,7 +273,7 @@ def test_an_endpoint_that_goes_away_is_said_so(driver: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "width", "dark"), [("light", 1180, False), ("dark", 1180, True), ("phone", 400, False)]
 )
-def test_it_looks_right_in_both_themes_and_on_a_phone(
+def test_the_layout_fits_both_themes_and_a_phone(
     url: str, tmp_path: Path, name: str, width: int, dark: bool
 ) -> None:
     with browser.chromium(width, dark=dark) as driver:

@@ -64,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return root, result, err
 
 
-def test_every_stage_is_done_and_told(whole: tuple[Path, dict[str, Any], str]) -> None:
+def test_every_stage_runs_and_is_reported(whole: tuple[Path, dict[str, Any], str]) -> None:
     _, result, err = whole
     assert result["status"] == "finished"
     assert [(name, stage["status"]) for name, stage in result["stages"].items()] == [
@@ -89,7 +89,7 @@ def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, di
     assert port not in {address.port for address in listening if address}
 
 
-def test_again_it_skips_what_is_done_and_asks_the_endpoint_that_others_keep_up(
+def test_repeating_skips_finished_stages_and_checks_an_external_endpoint(
     whole: tuple[Path, dict[str, Any], str],
 ) -> None:
     root, before, _ = whole
@@ -118,7 +118,7 @@ def test_again_it_skips_what_is_done_and_asks_the_endpoint_that_others_keep_up(
     assert result["error"].startswith(f"{standing.url} does not answer yet.")
 
 
-def test_a_champion_that_was_moved_is_looked_at_again(whole: tuple[Path, dict[str, Any], str]) -> None:
+def test_a_moved_champion_is_checked_again(whole: tuple[Path, dict[str, Any], str]) -> None:
     from mlflow import MlflowClient
 
     root, _, _ = whole
@@ -132,7 +132,7 @@ def test_a_champion_that_was_moved_is_looked_at_again(whole: tuple[Path, dict[st
     assert int(client.get_model_version_by_alias(NAME, "champion").version) == 1
 
 
-def test_a_registry_that_was_lost_is_filled_again(whole: tuple[Path, dict[str, Any], str]) -> None:
+def test_a_lost_registry_is_filled_again(whole: tuple[Path, dict[str, Any], str]) -> None:
     # the last one here: the storage remembers the other registry from then on
     root, before, _ = whole
     other = f"sqlite:///{root.parent}/other.db"

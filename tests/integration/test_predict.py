@@ -91,7 +91,7 @@ def alias(registry: Registry) -> Iterator[Registry]:
     registry.client.delete_registered_model_alias("pets", "champion")
 
 
-def test_a_version_is_found_in_every_way(alias: Registry) -> None:
+def test_a_version_can_be_named_by_number_run_and_alias(alias: Registry) -> None:
     config = alias.config
     champion = champions.by_alias(config)
     assert champion is not None
@@ -103,7 +103,7 @@ def test_a_version_is_found_in_every_way(alias: Registry) -> None:
     assert newest.version == 3
 
 
-def test_what_is_not_there_is_none(registry: Registry) -> None:
+def test_a_missing_version_is_none(registry: Registry) -> None:
     config = registry.config
     other = Config.resolve(load.merge(config.model_dump(), load.nest({"tracking.registered_model": "none"})))
     assert champions.by_alias(config) is None
@@ -126,7 +126,9 @@ def test_files_on_this_machine_are_not_copied_and_missing_ones_are_named(
         locate.fetch(registry.config, gone, tmp_path)
 
 
-def test_a_server_that_is_away_is_one_sentence(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_an_error_message(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Config.resolve({"tracking": {"uri": "http://127.0.0.1:9", "wait_s": 0}})
     with pytest.raises(TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer"):
@@ -148,7 +150,9 @@ def ask(
     return code, json.loads(out.splitlines()[-1]), err
 
 
-def test_the_champion_answers(alias: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_predict_uses_the_champion(
+    alias: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     code, result, err = ask(alias, capsys, tmp_path, "--top", "2")
     assert (code, result["status"], result["model"], result["version"]) == (0, "finished", "pets", 1)
     for prediction, name in zip(result["predictions"], ("one.png", "two.png"), strict=True):
@@ -161,7 +165,7 @@ def test_the_champion_answers(alias: Registry, capsys: pytest.CaptureFixture[str
     assert "no version is the champion" not in err
 
 
-def test_a_version_and_its_run_answer_alike_and_unlike_another(
+def test_a_version_and_its_run_predict_the_same(
     registry: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     second = ask(registry, capsys, tmp_path, "--version", "2")[1]
@@ -171,7 +175,7 @@ def test_a_version_and_its_run_answer_alike_and_unlike_another(
     assert second["predictions"] != first["predictions"]
 
 
-def test_a_tampered_version_is_never_asked(
+def test_a_tampered_version_is_never_loaded(
     registry: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, result, err = ask(registry, capsys, tmp_path)
@@ -180,7 +184,7 @@ def test_a_tampered_version_is_never_asked(
     assert "digests.json has the SHA-256" in result["error"]
 
 
-def test_bad_files_are_told_and_good_ones_still_answered(
+def test_unreadable_files_are_reported_and_the_others_predicted(
     registry: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_text("no picture")
@@ -192,7 +196,7 @@ def test_bad_files_are_told_and_good_ones_still_answered(
     assert all(item["error"] in err for item in result["failed"])
 
 
-def test_a_run_of_this_storage_answers_without_the_registry(
+def test_a_run_of_this_storage_predicts_without_the_registry(
     registry: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from distml.storage import Storage

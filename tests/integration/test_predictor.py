@@ -59,7 +59,7 @@ def predictor(exported: Path, request: pytest.FixtureRequest) -> Predictor:
     return Predictor.of(layout.verify(exported), engine)
 
 
-def test_it_answers_like_the_network(predictor: Predictor, network: Any) -> None:
+def test_the_predictor_equals_the_network(predictor: Predictor, network: Any) -> None:
     logits = np.asarray(network(IMAGES.astype(np.float32)), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     answers = predictor.predict(IMAGES)
@@ -68,7 +68,7 @@ def test_it_answers_like_the_network(predictor: Predictor, network: Any) -> None
     assert (predictor.classes, predictor.shape) == (tuple(CLASSES_USED), SHAPE)
 
 
-def test_its_first_layer_is_our_normalisation(exported: Path) -> None:
+def test_the_first_layer_of_an_export_is_our_normalisation(exported: Path) -> None:
     import keras
 
     model = keras.saving.load_model(exported / MODEL, compile=False)
@@ -77,7 +77,7 @@ def test_its_first_layer_is_our_normalisation(exported: Path) -> None:
     np.testing.assert_allclose(np.asarray(scaled), schema.normalise(IMAGES), rtol=1e-6, atol=1e-7)
 
 
-def test_the_number_of_images_changes_no_answer(predictor: Predictor) -> None:
+def test_the_batch_size_does_not_change_predictions(predictor: Predictor) -> None:
     many = np.concatenate([IMAGES] * 60)
     answers = predictor.predict(many)
     assert answers.shape == (300, 3)
@@ -94,13 +94,13 @@ def test_the_number_of_images_changes_no_answer(predictor: Predictor) -> None:
         (IMAGES[..., :1], "not uint8 [5, 12, 10, 1]."),
     ],
 )
-def test_other_arrays_are_refused_in_one_sentence(predictor: Predictor, images: Any, said: str) -> None:
+def test_arrays_of_other_shapes_or_types_are_rejected(predictor: Predictor, images: Any, said: str) -> None:
     with pytest.raises(ModelError) as caught:
         predictor.predict(images)
     assert str(caught.value) == f"the model takes uint8 [N, 12, 10, 3], {said}"
 
 
-def test_one_changed_byte_of_the_weights_is_never_loaded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_byte_of_the_weights_is_rejected(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
@@ -111,7 +111,7 @@ def test_one_changed_byte_of_the_weights_is_never_loaded(own: Path, monkeypatch:
         Predictor.load(own)
 
 
-def test_a_bomb_with_a_matching_digest_is_never_loaded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_bomb_with_a_matching_digest_is_rejected(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
@@ -136,7 +136,7 @@ def replace(own: Path, model: Any) -> None:
     write_digests(own)
 
 
-def test_a_lambda_layer_is_refused(own: Path, canary: Path) -> None:
+def test_a_lambda_layer_is_rejected(own: Path, canary: Path) -> None:
     import keras
 
     image = keras.Input(SHAPE, dtype="uint8")
@@ -156,7 +156,7 @@ def test_a_lambda_layer_is_refused(own: Path, canary: Path) -> None:
     ("module", "name", "arguments"),
     [("os", "system", ["touch canary"]), ("keras.utils", "get_file", ["x", "http://127.0.0.1:9/x"])],
 )
-def test_a_configuration_that_names_foreign_code_is_refused(
+def test_a_configuration_that_names_foreign_code_is_rejected(
     own: Path, canary: Path, module: str, name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(canary.parent)
@@ -180,7 +180,7 @@ def test_a_configuration_that_names_foreign_code_is_refused(
     "described", [{"classes": ["one"], "shape": list(SHAPE)}, {"classes": CLASSES_USED, "shape": [28, 28, 1]}]
 )
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
-def test_a_description_that_does_not_fit_is_refused(
+def test_a_description_that_does_not_fit_is_rejected(
     own: Path, described: dict[str, Any], engine: Engine
 ) -> None:
     (own / CLASSES).write_text(json.dumps(described))
@@ -189,14 +189,14 @@ def test_a_description_that_does_not_fit_is_refused(
         Predictor.of(layout.verify(own), engine)
 
 
-def test_a_damaged_conversion_with_a_matching_digest_is_one_sentence(own: Path) -> None:
+def test_a_damaged_litert_file_with_a_matching_digest_is_an_error_message(own: Path) -> None:
     (own / LITE).write_bytes((own / LITE).read_bytes()[:1000])
     write_digests(own)
     with pytest.raises(ModelError, match="is not a model of images"):
         Predictor.load(own)
 
 
-def test_a_conversion_that_is_not_on_the_list_is_never_loaded(own: Path) -> None:
+def test_a_litert_file_without_a_digest_is_never_loaded(own: Path) -> None:
     content = (own / LITE).read_bytes()
     (own / LITE).unlink()
     write_digests(own)
@@ -205,9 +205,7 @@ def test_a_conversion_that_is_not_on_the_list_is_never_loaded(own: Path) -> None
         Predictor.load(own)
 
 
-def test_a_network_that_cannot_be_converted_is_answered_by_tensorflow(
-    own: Path, predictor: Predictor
-) -> None:
+def test_a_network_without_litert_file_runs_in_tensorflow(own: Path, predictor: Predictor) -> None:
     (own / LITE).unlink()
     write_digests(own)
     fallen_back = Predictor.load(own)
@@ -215,6 +213,6 @@ def test_a_network_that_cannot_be_converted_is_answered_by_tensorflow(
     assert type(fallen_back.function).__module__.startswith("tensorflow")
 
 
-def test_an_answer_does_not_depend_on_the_rest_of_the_batch(predictor: Predictor) -> None:
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(predictor: Predictor) -> None:
     alone = np.concatenate([predictor.predict(IMAGES[at : at + 1]) for at in range(len(IMAGES))])
     np.testing.assert_allclose(alone, predictor.predict(IMAGES), rtol=1e-5)

@@ -111,7 +111,7 @@ def built(function: str) -> Any:
 
 
 @pytest.mark.tensorflow
-def test_a_network_is_tried_once_until_its_files_change(
+def test_preflight_runs_once_until_the_files_change(
     own: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
@@ -134,12 +134,14 @@ def test_a_network_is_tried_once_until_its_files_change(
         preflight.run(tried, storage)
 
 
-def test_networks_of_ours_are_not_tried() -> None:
+def test_built_in_networks_skip_preflight() -> None:
     assert preflight.of(Config.load(), SHAPE, TASK) is None
 
 
 @pytest.mark.usefixtures("own")
-def test_a_process_that_ends_is_a_sentence(storage_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crashed_preflight_process_is_an_error_message(
+    storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelError, match="trying own_tried:pair ended with exit code 1: it said nothing"):
         preflight.run(case("pair"), Storage(str(storage_root)))
@@ -148,7 +150,7 @@ def test_a_process_that_ends_is_a_sentence(storage_root: Path, monkeypatch: pyte
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("function", ["separate", "popped", "nested", "tutorial"])
-def test_a_last_softmax_is_taken_off(function: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_final_softmax_is_removed(function: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "distml.models"):
         network = built(function)
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
@@ -168,7 +170,7 @@ def test_pixels_are_scaled_once(function: str, scaled: bool) -> None:
 
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("own")
-def test_what_lies_within_a_class_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     network = built("gate")  # nobody can tell where a class uses its layers
     assert (np.asarray(network(np.zeros((1, *SHAPE), np.float32))) == 0.5).all()
     assert not caplog.text

@@ -82,7 +82,7 @@ def test_the_best_of_a_sweep_on_validation_rows_wins(registry: Registry, command
     assert "version 2 is the champion" in err
 
 
-def test_better_ones_replace_it_equal_and_worse_ones_do_not(registry: Registry, command: Promote) -> None:
+def test_only_a_better_candidate_replaces_the_champion(registry: Registry, command: Promote) -> None:
     assert command("--version", str(GOOD))[1]["decision"] == "promoted"
     code, result, _ = command("--version", str(WEAK))
     assert (code, result["status"], result["decision"], result["champion"]) == (0, "finished", "kept", GOOD)
@@ -99,7 +99,7 @@ def test_better_ones_replace_it_equal_and_worse_ones_do_not(registry: Registry, 
     assert kept.value == pytest.approx(registry.accuracy(100))
 
 
-def test_too_small_a_gain_is_refused_with_the_numbers(registry: Registry, command: Promote) -> None:
+def test_too_small_a_gain_is_rejected_with_the_numbers(registry: Registry, command: Promote) -> None:
     command("--version", str(GOOD))
     code, result, err = command("--version", str(BETTER), "--promote.min_gain=0.5")
     gain = registry.accuracy(160) - registry.accuracy(150)
@@ -111,7 +111,7 @@ def test_too_small_a_gain_is_refused_with_the_numbers(registry: Registry, comman
     assert registry.aliases() == {"champion": GOOD}
 
 
-def test_logged_numbers_are_not_believed(registry: Registry, command: Promote) -> None:
+def test_scores_are_measured_and_not_read_from_the_run(registry: Registry, command: Promote) -> None:
     run = registry.client.get_model_version("pets", str(WEAK)).run_id
     registry.client.log_metric(run, "val_accuracy", 1.0)
     assert command("--run", "*")[1]["champion"] == BETTER
@@ -125,7 +125,7 @@ def test_a_dry_run_changes_nothing(registry: Registry, command: Promote) -> None
     assert not alias.read(aliases.versions(registry.config))
 
 
-def test_rolling_back_returns_to_the_previous_and_keeps_the_withdrawn_one_out(
+def test_a_rollback_restores_the_previous_and_bars_the_withdrawn_version(
     registry: Registry, command: Promote
 ) -> None:
     assert command("--rollback")[0] == 1  # there is nothing to return to
@@ -148,7 +148,7 @@ def test_rolling_back_to_a_version_of_choice(registry: Registry, command: Promot
     assert registry.aliases() == {"champion": WEAK, "previous": BETTER}
 
 
-def test_what_does_not_exist_is_one_sentence(registry: Registry, command: Promote) -> None:
+def test_a_missing_candidate_is_an_error_message(registry: Registry, command: Promote) -> None:
     assert command("--run", "nothing")[0] == 2
     assert command("--run", "pets", "--version", "1")[0] == 2
     assert command("--rollback", "--run", "pets")[0] == 2
@@ -173,7 +173,7 @@ def champion(registry: Registry, command: Promote) -> Registry:
     return registry
 
 
-def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> None:
+def test_a_missing_artifact_is_rejected(champion: Registry, command: Promote) -> None:
     folder, sha256 = champion.export(200)
     version = champion.register(folder, sha256)
     shutil.rmtree(folder)
@@ -182,7 +182,7 @@ def test_a_missing_artifact_is_refused(champion: Registry, command: Promote) -> 
     assert "digests.json" in refused(champion, command, version)
 
 
-def test_a_flipped_byte_is_refused_before_it_is_loaded(champion: Registry, command: Promote) -> None:
+def test_a_flipped_byte_is_rejected_before_it_is_loaded(champion: Registry, command: Promote) -> None:
     folder, sha256 = champion.export(200)
     content = bytearray((folder / MODEL).read_bytes())
     content[len(content) // 2] ^= 1
@@ -196,7 +196,9 @@ def test_a_flipped_byte_is_refused_before_it_is_loaded(champion: Registry, comma
 
 
 @pytest.mark.parametrize("source", ["/etc/passwd", "{root}/../outside", "http://127.0.0.1:9/canary"])
-def test_a_foreign_source_is_never_asked(champion: Registry, command: Promote, source: str) -> None:
+def test_a_source_outside_the_storage_is_never_read(
+    champion: Registry, command: Promote, source: str
+) -> None:
     folder, sha256 = champion.export(200)
     outside = Path(champion.config.storage.root).parent / "outside"
     shutil.copytree(folder, outside, dirs_exist_ok=True)
@@ -205,7 +207,7 @@ def test_a_foreign_source_is_never_asked(champion: Registry, command: Promote, s
     assert "says that its files are at" in refused(champion, command, version)
 
 
-def test_a_model_that_answers_nonsense_is_refused(champion: Registry, command: Promote) -> None:
+def test_a_model_with_unusable_outputs_is_rejected(champion: Registry, command: Promote) -> None:
     folder, _ = champion.export(200)
     example = json.loads((folder / EXAMPLE).read_text())
     (folder / EXAMPLE).write_text(json.dumps({"inputs": [[[["x"]]]]}))
@@ -221,7 +223,7 @@ def test_a_model_that_answers_nonsense_is_refused(champion: Registry, command: P
     assert "no probabilities" in refused(champion, command, version)
 
 
-def test_a_model_of_other_data_is_refused(champion: Registry, command: Promote) -> None:
+def test_a_model_of_other_data_is_rejected(champion: Registry, command: Promote) -> None:
     other = champion.register(*champion.export(200, classes=["a", "b", "c"]))
     said = refused(champion, command, other)
     assert (

@@ -129,13 +129,15 @@ WAYS: dict[str, Callable[[str, Any], Answers]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_answer_is_the_offline_models(way: str, url: str, predictor: Predictor, images: Any) -> None:
+def test_every_protocol_returns_the_predictions_of_the_offline_model(
+    way: str, url: str, predictor: Predictor, images: Any
+) -> None:
     expected = predictor.predict(images)
     assert len(np.unique(expected.argmax(1))) > 1
     np.testing.assert_allclose(np.asarray(WAYS[way](url, images), np.float64), expected, rtol=0, atol=1e-6)
 
 
-def test_predict_asks_the_endpoint_as_it_asks_the_model(
+def test_predict_by_url_equals_predict_by_model(
     url: str,
     predictor: Predictor,
     images: Any,
@@ -162,7 +164,7 @@ def test_predict_asks_the_endpoint_as_it_asks_the_model(
         assert entry["class"] == predictor.classes[int(row.argmax())]
 
 
-def test_predict_refuses_what_is_no_endpoint_and_another_versions_answer(url: str, images: Any) -> None:
+def test_predict_rejects_other_servers_and_other_versions(url: str, images: Any) -> None:
     model = endpoint.describe(url)
     with pytest.raises(ServingError, match=r"went over to version 1\. Ask again"):
         endpoint.outputs(url, images, replace(model, version=2))
@@ -200,9 +202,7 @@ def test_the_metadata_are_those_of_the_saved_model(url: str, folder: Path) -> No
                 assert shown["name"] == info["name"]
 
 
-def test_a_picture_of_another_size_is_fitted_as_predict_does(
-    url: str, predictor: Predictor, images: Any
-) -> None:
+def test_the_endpoint_fits_images_as_predict_does(url: str, predictor: Predictor, images: Any) -> None:
     from distml.data.image import read
 
     stream = io.BytesIO()

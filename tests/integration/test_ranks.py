@@ -23,7 +23,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("model", ["cnn_batchnorm", "cnn_dropout"])
-def test_two_ranks_end_with_the_same_weights_whatever_is_switched_on(model: str) -> None:
+def test_two_ranks_end_with_equal_weights_for_every_option(model: str) -> None:
     first, second = launch(model, EVERYTHING, steps=6)
     assert first["done"] == second["done"] == 6
     assert first["weights"] == second["weights"]
@@ -53,7 +53,7 @@ FROZEN: dict[str, Any] = {
 }
 
 
-def test_a_frozen_backbone_stays_to_the_last_bit_and_is_then_trained_alike_on_all_ranks() -> None:
+def test_a_frozen_backbone_stays_bitwise_equal_and_then_trains_equally_on_all_ranks() -> None:
     first, second = launch_frozen(FROZEN)
     assert first == second
     for way in first.values():

@@ -11,7 +11,7 @@ from tests.reports import rendered
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1180, False), (1180, True), (420, False)])
-def test_a_browser_shows_it_without_a_complaint(tmp_path: Path, width: int, dark: bool) -> None:
+def test_a_browser_shows_the_report_without_errors(tmp_path: Path, width: int, dark: bool) -> None:
     path = tmp_path / "report.html"
     path.write_text(rendered(["shirt", "a class with quite a long name", "bag"], shape=(28, 28, 1)))
     with browser.chromium(width, dark=dark) as driver:

@@ -59,7 +59,7 @@ def trained(model: str, parts: int, precision: str = "float32") -> tuple[list[np
 
 
 @pytest.mark.parametrize("parts", [2, 5, 17])
-def test_a_batch_in_parts_makes_the_update_of_the_whole(parts: int) -> None:
+def test_gradient_accumulation_equals_one_large_batch(parts: int) -> None:
     weights, curve = trained("convnet", 1)
     others, other = trained("convnet", parts)
     np.testing.assert_allclose(other, curve, rtol=1e-5)
@@ -67,12 +67,12 @@ def test_a_batch_in_parts_makes_the_update_of_the_whole(parts: int) -> None:
         np.testing.assert_allclose(expected, actual, atol=1e-5)
 
 
-def test_parts_work_with_normalisation_and_a_loss_scale() -> None:
+def test_gradient_accumulation_works_with_normalisation_and_loss_scaling() -> None:
     _, curve = trained("cnn_batchnorm", 3, "mixed_float16")
     assert np.isfinite(curve).all()
 
 
-def test_a_row_counts_as_much_as_its_class() -> None:
+def test_rows_are_weighted_by_class() -> None:
     weights = (1.0, 3.0, 0.5)
     loss, rows, labels = first_loss(weights)
     assert loss == pytest.approx(float((rows * np.take(weights, labels)).mean()), rel=1e-5)

@@ -105,7 +105,9 @@ def test_the_tracking_server_has_one_parent_with_both(swept: tuple[Path, dict[st
     }
 
 
-def test_a_finished_sweep_is_told_again_without_training(swept: tuple[Path, dict[str, Any], str]) -> None:
+def test_repeating_a_finished_sweep_reports_it_without_training(
+    swept: tuple[Path, dict[str, Any], str],
+) -> None:
     root, result, _ = swept
     code, again, err = command(root)
     assert code == 0
@@ -114,7 +116,7 @@ def test_a_finished_sweep_is_told_again_without_training(swept: tuple[Path, dict
     assert "dashboard" not in err
 
 
-def test_another_recipe_under_the_same_name_is_refused(swept: tuple[Path, dict[str, Any], str]) -> None:
+def test_another_recipe_under_the_same_name_is_rejected(swept: tuple[Path, dict[str, Any], str]) -> None:
     code, result, _ = command(swept[0], "--train.learning_rate=0.5")
     assert code == 2
     assert "train.learning_rate was 0.001 and is now 0.5" in result["error"]

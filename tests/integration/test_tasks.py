@@ -105,12 +105,12 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained(tmp_path_factory.mktemp("bars"), "regression", label_column="angle")
 
 
-def test_the_colours_of_drawn_pictures_are_told(colours: Trained) -> None:
+def test_the_colours_of_drawn_images_are_learnt(colours: Trained) -> None:
     assert colours.task.names == ("blue", "green", "red", "yellow")
     assert colours.evaluation.metrics["macro_f1"] >= 0.98
 
 
-def test_the_angle_of_a_drawn_bar_is_told_within_two_degrees(bars: Trained) -> None:
+def test_the_angle_of_a_drawn_bar_is_predicted_within_two_degrees(bars: Trained) -> None:
     assert bars.task.names == ("angle",)
     assert bars.evaluation.metrics["mae"] <= 2.0
 

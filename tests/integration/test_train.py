@@ -109,7 +109,7 @@ def test_mlflow_has_everything_once(trained: tuple[Path, dict[str, Any], str, st
 # MLflow says it of every model with a tensor signature, Keras of a reloaded model within a model.
 @pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning")
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`:UserWarning")
-def test_what_is_registered_predicts_what_training_measured(
+def test_the_registered_model_reproduces_the_measured_accuracy(
     trained: tuple[Path, dict[str, Any], str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
@@ -165,7 +165,7 @@ def test_the_record_and_a_checkpoint_of_each_epoch_stay(
     )
 
 
-def test_the_report_is_found_by_name_and_by_mlflow_run(
+def test_the_report_opens_by_run_name_and_by_mlflow_run(
     trained: tuple[Path, dict[str, Any], str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from distml import cli
@@ -182,7 +182,7 @@ def test_the_report_is_found_by_name_and_by_mlflow_run(
     assert f"report     {result['artifacts']}/report/report.html" in err
 
 
-def test_a_finished_run_is_refused_in_seconds(trained: tuple[Path, dict[str, Any], str, str]) -> None:
+def test_a_finished_run_is_rejected_in_seconds(trained: tuple[Path, dict[str, Any], str, str]) -> None:
     root, result, _, _ = trained
     code, out, err = command(root)
     assert code == 2

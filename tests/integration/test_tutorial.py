@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_tutorial_works_as_it_is_written(folder: Path) -> None:
+def test_the_tutorial_runs_as_written(folder: Path) -> None:
     port = str(ingress.free_ports()[0])
     results: list[dict[str, Any]] = []
     served: subprocess.Popen[bytes] | None = None

@@ -54,7 +54,7 @@ def away(*_: Any) -> None:
     raise TrackingError("the registry does not answer.")
 
 
-def test_while_the_registry_is_away_the_last_champion_is_ordered_but_not_as_its_word(
+def test_without_the_registry_the_last_champion_is_served_but_not_confirmed(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -71,7 +71,7 @@ def test_while_the_registry_is_away_the_last_champion_is_ordered_but_not_as_its_
     assert watch.registry.answered_at >= watch.models.asked_at
 
 
-def test_a_registry_that_forgot_its_champion_takes_none_away(registry: Registry) -> None:
+def test_a_registry_without_champion_withdraws_none(registry: Registry) -> None:
     registry.client.delete_registered_model_alias(registered.NAME, "champion")
     watch = Watch(registry.config)
     assert watch.look()
@@ -79,7 +79,7 @@ def test_a_registry_that_forgot_its_champion_takes_none_away(registry: Registry)
     assert watch.registry.missing == ("champion",)
 
 
-def test_a_champion_that_is_rejected_leaves_the_last(registry: Registry) -> None:
+def test_a_rejected_champion_leaves_the_previous_version_serving(registry: Registry) -> None:
     crown(registry, 3)
     watch = Watch(registry.config)
     assert watch.look()
@@ -87,7 +87,7 @@ def test_a_champion_that_is_rejected_leaves_the_last(registry: Registry) -> None
     assert [(model.version, model.alias) for model in watch.models.refused] == [(3, "champion")]
 
 
-def test_without_its_files_the_last_champion_is_no_order(registry: Registry, tmp_path: Path) -> None:
+def test_a_recorded_champion_without_files_is_not_served(registry: Registry, tmp_path: Path) -> None:
     registry.client.delete_registered_model_alias(registered.NAME, "champion")
     folder = registry.folders[1]
     shutil.move(folder, tmp_path / "gone")
@@ -101,7 +101,7 @@ def test_without_its_files_the_last_champion_is_no_order(registry: Registry, tmp
         shutil.move(tmp_path / "gone", folder)
 
 
-def test_a_watcher_learns_from_its_replicas_what_it_could_not_write_down(
+def test_a_restarted_watcher_recovers_the_model_set_from_replicas(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crown(registry, 2)
@@ -122,9 +122,7 @@ def test_a_watcher_learns_from_its_replicas_what_it_could_not_write_down(
     assert not watch.learn(held)
 
 
-def test_a_storage_that_refuses_the_record_is_asked_again(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_of_the_record_is_retried(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     crown(registry, 2)
     watch = Watch(registry.config)
     watch.look()
@@ -141,7 +139,7 @@ def test_a_storage_that_refuses_the_record_is_asked_again(
         assert again.models.aliases == {"champion": 2}
 
 
-def test_nothing_to_serve_is_what_the_registry_says_of_a_model_that_was_never_served(
+def test_a_model_never_served_gives_the_registrys_error(
     made: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.clear()
@@ -167,7 +165,7 @@ def test_nothing_to_serve_is_what_the_registry_says_of_a_model_that_was_never_se
     assert not again.vacant(), "one was served before, and its replicas may hold it"
 
 
-def test_a_version_without_its_digest_is_rejected_in_promotes_words(registry: Registry) -> None:
+def test_a_version_without_digest_is_rejected_with_the_message_of_promote(registry: Registry) -> None:
     unsigned = registry.register(registry.folders[2], None)
     crown(registry, unsigned)
     watch = Watch(registry.config)
@@ -184,7 +182,7 @@ def test_a_version_without_its_digest_is_rejected_in_promotes_words(registry: Re
         (["cat", "dog", "fish"], "new: fish; gone: bird"),
     ],
 )
-def test_other_classes_are_not_taken_over_silently(registry: Registry, classes: list[str], said: str) -> None:
+def test_a_champion_with_other_classes_is_rejected(registry: Registry, classes: list[str], said: str) -> None:
     watch = Watch(registry.config)
     watch.look()
     version = registry.add(100, classes=classes)
@@ -194,7 +192,7 @@ def test_other_classes_are_not_taken_over_silently(registry: Registry, classes: 
     assert said in watch.models.refused[0].reason
 
 
-def test_changed_classes_are_taken_over_where_that_is_accepted(registry: Registry) -> None:
+def test_changed_classes_are_accepted_where_configured(registry: Registry) -> None:
     serve = registry.config.serve.model_copy(update={"accept_changed_classes": True})
     watch = Watch(registry.config.model_copy(update={"serve": serve}))
     watch.look()
@@ -212,7 +210,7 @@ def following(registry: Registry, **serve: Any) -> Config:
     return registry.config.model_copy(update={"serve": section})
 
 
-def test_what_was_never_there_ends_the_start_and_what_goes_is_missed_aloud(registry: Registry) -> None:
+def test_a_missing_alias_fails_the_start_and_a_removed_alias_is_reported(registry: Registry) -> None:
     canary = {"alias": "challenger", "percent": 5.0}
     for serve, said in (
         ({"canary": canary}, "the alias 'challenger', which serve.canary.alias names"),
@@ -233,7 +231,7 @@ def test_what_was_never_there_ends_the_start_and_what_goes_is_missed_aloud(regis
     deploy.require_followed(config)  # it was there
 
 
-def test_a_pinned_version_that_goes_is_missed_aloud_and_goes_on_answering(registry: Registry) -> None:
+def test_a_deleted_pinned_version_is_reported_and_still_served(registry: Registry) -> None:
     pinned = registry.add(110)
     watch = Watch(following(registry, versions=[pinned]))
     watch.look()

@@ -89,12 +89,12 @@ def test_the_readme_names_the_secrets_a_person_creates(overlay: str) -> None:
     assert [name for _, name in BROUGHT[overlay] if f"secret generic {name} " not in text] == []
 
 
-def test_nothing_found_is_nothing_proven(tmp_path: Path) -> None:
+def test_checks_without_manifests_fail(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         render.kustomizations(tmp_path)
 
 
-def test_a_folder_kustomize_refuses_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_kustomize_rejects_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("kind: Kustomization\nresources: [missing.yaml]\n")
     with pytest.raises(RuntimeError, match=r"missing\.yaml"):
         render.render(tmp_path)
@@ -196,7 +196,7 @@ CUSTOM: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize("wrong", [*MUTATIONS, *CUSTOM])
-def test_the_checks_bite(wrong: str) -> None:
+def test_every_manifest_rule_rejects_a_violation(wrong: str) -> None:
     if wrong in CUSTOM and CRDS is None:
         pytest.skip("DISTML_CRDS names no folder")
     manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])  # which the tests above found whole
@@ -214,7 +214,7 @@ def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay
     assert uris[0] == uris[1] != []
 
 
-def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
+def test_cluster_up_waits_for_every_workload_of_the_overlay() -> None:
     waited = {folder.name: cluster.standing(RENDERED[folder]) for folder in OVERLAYS}
     assert [name for name, *_ in waited["k3d"]] == [
         "statefulset/postgres",
@@ -226,7 +226,7 @@ def test_what_is_waited_for_is_what_an_overlay_holds() -> None:
     assert {namespace for value in waited.values() for _, namespace, _ in value} == {"distml"}
 
 
-def test_the_sizes_of_the_laptop_stand_in_one_place_and_fit_two_cores() -> None:
+def test_the_laptop_sizes_are_defined_once_and_fit_two_cores() -> None:
     manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
     cpus = memory = 0.0
     for manifest in manifests:

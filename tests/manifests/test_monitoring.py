@@ -56,14 +56,14 @@ def test_an_expression_uses_metrics_that_exist(where: str) -> None:
     assert used - known() == set()
 
 
-def test_every_alert_says_what_happened_and_what_to_do() -> None:
+def test_every_alert_describes_the_event_and_the_remedy() -> None:
     for group in RULES["groups"]:
         for rule in group["rules"]:
             assert rule["annotations"].keys() == {"summary", "action"}
             assert rule["labels"]["severity"] in ("warning", "critical")
 
 
-def test_every_panel_has_a_place_of_its_own() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -84,14 +84,14 @@ def test_prometheus_accepts_the_files(words: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_laptop_script_is_a_script_and_make_calls_it() -> None:
+def test_the_laptop_script_is_executable_and_called_by_make() -> None:
     script = HERE / "laptop"
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
     assert str(script.relative_to(ROOT)) in (Path(ROOT) / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_what_it_started_ends_with_it(tmp_path: Path, how: signal.Signals) -> None:
+def test_processes_of_the_laptop_script_end_with_it(tmp_path: Path, how: signal.Signals) -> None:
     for name in ("prometheus", "grafana"):
         program = tmp_path / name
         program.write_text('#!/bin/sh\necho "$0 $$"\nexec sleep 60\n')

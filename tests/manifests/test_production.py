@@ -139,7 +139,9 @@ def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_tra
 
 
 @pytest.mark.parametrize("overlay", RENDERED)
-def test_serve_runs_there_as_distml_serve_would_run_it(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rayservice_application_equals_that_of_distml_serve(
+    overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", "linux")  # as in the image, wherever this test runs
     monkeypatch.setattr(haproxy, "program", lambda: IMAGE["PROGRAM"])
@@ -184,7 +186,7 @@ def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayService"])
-def test_who_keeps_the_logs_sees_the_folder_ray_writes(kind: str) -> None:
+def test_the_log_sidecar_mounts_the_log_folder_of_ray(kind: str) -> None:
     pods = [spec for _, spec, _ in rules.pods(find("production", kind)) if len(spec["containers"]) > 1]
     assert len(pods) >= 2
     for spec in pods:

@@ -82,7 +82,7 @@ def test_pods_of_the_step_are_replaced_after_pauses_and_the_step_knows_the_last(
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
-def test_a_workflow_that_ends_otherwise_than_well_stops_what_it_left_running(folder: Path) -> None:
+def test_a_failed_workflow_stops_its_running_jobs(folder: Path) -> None:
     spec = find(folder, "WorkflowTemplate", "distml")["spec"]
     templates = {template["name"]: template for template in spec["templates"]}
     [[last]] = templates[spec["onExit"]]["steps"]

@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
 HEADER = re.compile(r"\A# Purpose:  \S.*\n(?:#  .*\n)*# Hardware: \S.*\n# Measured: \S.*\n# Date:     \S.*\n")
 
 
-def test_there_are_configurations_and_not_too_many() -> None:
+def test_there_are_at_most_ten_configurations() -> None:
     assert {"fashion_mnist", "sweep", "smoke", "accuracy", "gpu", "photos"} <= {path.stem for path in FILES}
     assert len(FILES) <= 10
 
@@ -30,7 +30,7 @@ def test_a_configuration_is_accepted_with_its_model_and_candidates(path: Path) -
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_configuration_says_what_it_is_for(path: Path) -> None:
+def test_a_configuration_file_states_its_purpose(path: Path) -> None:
     assert HEADER.match(path.read_text())
 
 
@@ -39,7 +39,7 @@ def test_runs_of_different_configurations_do_not_share_a_folder() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_default_is_the_models_the_readme_promises() -> None:
+def test_the_default_model_is_that_of_the_readme() -> None:
     config = Config.resolve(load.load_file(str(ROOT / "configs" / "fashion_mnist.yaml")))
     assert (config.model.name, config.train.max_workers, config.train.epochs) == ("convnet", 2, 5)
     assert config.train.global_batch_size == 256

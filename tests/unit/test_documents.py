@@ -101,7 +101,7 @@ def test_a_yaml_block_is_a_configuration(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
-def test_a_python_block_compiles_and_names_what_there_is(block: Block) -> None:
+def test_a_python_block_compiles_and_uses_existing_names(block: Block) -> None:
     for node in ast.walk(compile(block.text, str(block), "exec", ast.PyCF_ONLY_AST)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distml"):
             module = importlib.import_module(str(node.module))
@@ -278,7 +278,7 @@ def said() -> str:
     return "\n".join(node.value for node in nodes if isinstance(node.value, str))
 
 
-def test_the_messages_of_the_troubleshooting_page_are_messages_of_ours() -> None:
+def test_the_messages_of_the_troubleshooting_page_exist() -> None:
     page = ROOT / "docs" / "guides" / "troubleshooting.md"
     cells = re.findall(r"^\| (?:400 with )?`([^|]+)` \|", page.read_text(), re.MULTILINE)
     parts = [part.strip() for cell in cells for part in cell.split("…")]

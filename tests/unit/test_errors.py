@@ -23,7 +23,7 @@ for package in pkgutil.walk_packages(distml.__path__, "distml."):
 FAMILY = family(DistmlError)
 
 
-def test_the_whole_family_is_here() -> None:
+def test_every_error_class_is_tested() -> None:
     names = {error.__name__ for error in FAMILY}
     assert names >= {
         *("ConfigError", "DataError", "StorageError", "ResourceError", "TrainingError", "TrackingError"),
@@ -42,5 +42,5 @@ def test_an_error_survives_pickling_with_its_fields(kind: type[DistmlError], giv
 
 
 @pytest.mark.parametrize("kind", FAMILY, ids=lambda kind: kind.__name__)
-def test_only_a_configuration_is_the_users_to_correct(kind: type[DistmlError]) -> None:
+def test_only_configuration_errors_exit_2(kind: type[DistmlError]) -> None:
     assert kind.exit_code == (2 if issubclass(kind, ConfigError) else 1)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("plain_logging")
 
 
 @pytest.mark.parametrize(("process", "rank", "mark"), [("driver", None, "driver"), ("worker", 3, "worker3")])
-def test_a_record_is_marked_and_goes_to_stderr(
+def test_a_log_record_goes_to_stderr_with_its_level(
     capsys: pytest.CaptureFixture[str], process: str, rank: int | None, mark: str
 ) -> None:
     log.configure(process, rank)
@@ -26,14 +26,14 @@ def test_a_record_is_marked_and_goes_to_stderr(
     assert err.endswith(f" I {mark} distml.some: said 7\n")
 
 
-def test_configuring_twice_says_things_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuring_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("driver")
     log.configure("driver")
     logging.getLogger("distml").info("once")
     assert capsys.readouterr().err.count("once") == 1
 
 
-def test_others_are_quieter_than_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_loggers_are_limited_to_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("driver", level=logging.DEBUG)
     logging.getLogger("distml").debug("ours")
     logging.getLogger("somebody.else").info("theirs")
@@ -44,7 +44,7 @@ def test_others_are_quieter_than_ours(capsys: pytest.CaptureFixture[str]) -> Non
     assert "their warning" in err
 
 
-def test_what_libraries_write_is_held_back_unless_it_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_libraries_is_shown_only_after_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
     with log.quietly():
         os.write(2, b"noise\n")
     sys.stderr.write("after\n")

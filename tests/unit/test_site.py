@@ -23,7 +23,7 @@ LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "sour
 """Elements that make a browser load something, and the attribute that says what."""
 
 
-def test_every_mark_has_a_generator_and_every_generator_a_mark() -> None:
+def test_every_marker_has_a_generator_and_every_generator_a_marker() -> None:
     marks = [name for page in PAGES for name in hooks.MARK.findall(page.read_text())]
     assert sorted(marks) == sorted(hooks.GENERATORS)
 

@@ -33,12 +33,12 @@ def test_a_remote_root_keeps_its_options_behind_what_is_appended() -> None:
 
 
 @pytest.mark.parametrize("root", ["", "http://host/x", "s3://", "nosuch://a/b", "a\0b"])
-def test_unknown_places_are_refused(root: str) -> None:
+def test_unknown_schemes_are_rejected(root: str) -> None:
     with pytest.raises(StorageError, match="not a place"):
         Storage(root)
 
 
-def test_a_password_in_a_root_is_refused_and_not_repeated() -> None:
+def test_a_password_in_a_root_is_rejected_and_not_repeated() -> None:
     with pytest.raises(StorageError) as caught:
         Storage("s3://key:hunter2@bucket/root")
     assert "hunter2" not in str(caught.value)
@@ -47,7 +47,7 @@ def test_a_password_in_a_root_is_refused_and_not_repeated() -> None:
 @pytest.mark.parametrize(
     "part", ["..", "../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\0b", "s3://b/x"]
 )
-def test_parts_that_leave_the_root_are_refused_by_every_method(tmp_path: Path, part: str) -> None:
+def test_paths_outside_the_root_are_rejected_by_every_method(tmp_path: Path, part: str) -> None:
     storage = Storage(str(tmp_path / "root"))
     for attempt in (
         lambda: storage.uri(part),
@@ -74,7 +74,7 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     assert list((tmp_path / "outside").iterdir()) == []
 
 
-def test_a_root_that_is_itself_a_link_works(tmp_path: Path) -> None:
+def test_a_root_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "real")
     Storage(str(tmp_path / "root")).write_bytes(b"x", "file")
@@ -101,7 +101,7 @@ def test_the_root_is_never_deleted(tmp_path: Path) -> None:
     assert tmp_path.exists()
 
 
-def test_what_the_system_refuses_is_one_sentence_with_the_place(tmp_path: Path) -> None:
+def test_errors_of_the_file_system_name_the_path(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes(b"x", "file")
     with pytest.raises(StorageError, match=rf"cannot read {tmp_path}/no: No such file or directory\."):
@@ -113,7 +113,7 @@ def test_what_the_system_refuses_is_one_sentence_with_the_place(tmp_path: Path) 
         storage.read_text("binary")
 
 
-def test_a_reader_never_sees_a_part_of_a_write(tmp_path: Path) -> None:
+def test_a_reader_never_sees_a_partial_write(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     contents = [bytes([letter]) * 2_000_000 for letter in b"ab"]
     storage.write_bytes(contents[0], "file")
@@ -134,7 +134,7 @@ def test_a_reader_never_sees_a_part_of_a_write(tmp_path: Path) -> None:
     assert storage.names(unfinished=True) == ["file"]
 
 
-def test_the_rest_of_a_killed_write_is_no_content(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_write_are_not_listed(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     (tmp_path / f"{files.TEMPORARY}1").write_bytes(b"half")
     assert storage.names() == []
@@ -177,7 +177,7 @@ with Storage(sys.argv[1]).lock("folder") as held:
 """
 
 
-def test_a_lock_excludes_others_and_dies_with_its_holder(tmp_path: Path) -> None:
+def test_a_lock_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"True\n"

@@ -46,7 +46,9 @@ def test_every_network_of_keras_applications_is_there(keras: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_the_table_says_what_is_built(keras: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_backbones_matches_the_networks(
+    keras: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind in ("GlorotUniform", "VarianceScaling", "TruncatedNormal"):  # drawing takes most of the time
         initialiser = getattr(keras.initializers, kind)
         monkeypatch.setattr(initialiser, "__call__", lambda _, shape, dtype=None: np.zeros(shape, "float32"))
@@ -61,7 +63,7 @@ def test_the_table_says_what_is_built(keras: Any, name: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_the_least_size_can_be_built(keras: Any, name: str) -> None:
+def test_a_backbone_can_be_built_at_its_minimum_size(keras: Any, name: str) -> None:
     least = BACKBONES[name].min_size
     assert registry.build(name, (least, least, 3), 2, {}, 0).output_shape == (None, 2)
 
@@ -82,7 +84,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_scaling_is_what_keras_says_of_the_family(keras: Any, module: str) -> None:
+def test_scaling_equals_keras_preprocess_input_of_the_family(keras: Any, module: str) -> None:
     name, scaling = MODULES[module]
     assert BACKBONES[name].scaling == scaling
     image = keras.Input((8, 8, 3))
@@ -100,7 +102,7 @@ def test_scaling_is_what_keras_says_of_the_family(keras: Any, module: str) -> No
         pytest.param("convnext_tiny", marks=pytest.mark.slow),
     ],
 )
-def test_scaling_that_keras_puts_inside_is_the_same_outside(keras: Any, name: str) -> None:
+def test_scaling_layers_inside_a_keras_network_equal_ours(keras: Any, name: str) -> None:
     ours = registry.build(name, (32, 32, 3), 2, {}, 0)
     build = getattr(keras.applications, BACKBONES[name].function)
     theirs = build(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
@@ -129,7 +131,7 @@ def test_efficientnet_b_loses_only_its_own_scaling(keras: Any) -> None:
     np.testing.assert_allclose(features(pixels(32)), theirs(pixels(32)), rtol=1e-3, atol=1e-4)
 
 
-def test_gray_images_are_seen_as_three_equal_colours(keras: Any) -> None:
+def test_gray_images_are_repeated_to_three_channels(keras: Any) -> None:
     gray = registry.build("efficientnet_lite0", (32, 32, 1), 3, {}, 5)
     colour = registry.build("efficientnet_lite0", (32, 32, 3), 3, {}, 5)
     once = pixels(32, channels=1)
@@ -166,7 +168,7 @@ def described(weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     return np.asarray(tf.reduce_mean(tf.nn.relu6(conv(x, "head")), [1, 2]))
 
 
-def test_efficientnet_lite_computes_what_its_description_says(keras: Any) -> None:
+def test_efficientnet_lite_matches_its_published_description(keras: Any) -> None:
     network = registry.build("efficientnet_lite0", (48, 64, 3), 3, {}, 0)
     numbers = np.random.default_rng(1)
     for weight in network.weights:  # uneven statistics, which fresh ones are not

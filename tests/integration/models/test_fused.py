@@ -79,14 +79,14 @@ def test_every_stock_layer_of_a_network_is_fused_and_its_weights_stay(keras: Any
 @pytest.mark.parametrize(
     "options", [{"renorm": True}, {"synchronized": True}, {"axis": 1}], ids=["renorm", "synchronized", "axis"]
 )
-def test_what_the_operation_cannot_do_is_left_alone(keras: Any, options: dict[str, Any]) -> None:
+def test_layers_that_cannot_be_fused_are_left_unchanged(keras: Any, options: dict[str, Any]) -> None:
     inputs = keras.Input(SHAPE)
     assert transform.fuse(keras.Model(inputs, keras.layers.BatchNormalization(**options)(inputs))) == 0
     flat = keras.Input((7,))
     assert transform.fuse(keras.Model(flat, keras.layers.BatchNormalization()(flat))) == 0
 
 
-def test_a_subclass_of_the_users_is_left_alone(keras: Any) -> None:
+def test_a_subclassed_layer_of_the_user_is_left_unchanged(keras: Any) -> None:
     class Own(keras.layers.BatchNormalization):
         pass
 
@@ -94,7 +94,7 @@ def test_a_subclass_of_the_users_is_left_alone(keras: Any) -> None:
     assert transform.fuse(keras.Model(inputs, Own()(inputs))) == 0
 
 
-def test_layers_of_a_subclassed_model_are_found(keras: Any) -> None:
+def test_layers_of_a_subclassed_model_are_fused(keras: Any) -> None:
     class Own(keras.Model):
         def __init__(self) -> None:
             super().__init__()

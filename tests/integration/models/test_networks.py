@@ -119,7 +119,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone(keras: Any, name: str)
     assert any(not np.array_equal(left, right) for left, right in zip(first, other, strict=True))
 
 
-def test_building_leaves_the_random_numbers_of_others_alone(keras: Any) -> None:
+def test_building_does_not_change_the_global_random_state(keras: Any) -> None:
     random.seed(5)
     expected = random.random()
     random.seed(5)
@@ -149,7 +149,7 @@ def test_options_reach_the_layers(keras: Any) -> None:
     assert registry.build("resnet", SHAPE, 10, {"widths": [8], "blocks": 3}, 0).count_params() < 5_000
 
 
-def test_what_the_users_keras_file_says_does_not_count(keras: Any) -> None:
+def test_the_users_keras_json_is_ignored(keras: Any) -> None:
     keras.config.set_image_data_format("channels_first")
     keras.config.set_floatx("float16")
     keras.config.set_epsilon(0.5)
@@ -180,7 +180,7 @@ def test_logits_are_float32_under_mixed_precision(keras: Any, policy: str, name:
 @pytest.mark.parametrize(
     ("name", "least"), [("cnn", 4), ("convnet", 10), ("cnn_dropout", 18), ("poolnet", 8)]
 )
-def test_too_small_images_are_answered_with_the_least_size(keras: Any, name: str, least: int) -> None:
+def test_too_small_images_are_rejected_with_the_minimum_size(keras: Any, name: str, least: int) -> None:
     assert registry.build(name, (least, least, 1), 10, {}, 0).output_shape == (None, 10)
     with pytest.raises(ModelError, match=f"{least + 9}x{least - 1} pixels .* need {least}x{least}"):
         registry.build(name, (least + 9, least - 1, 1), 10, {}, 0)
@@ -190,7 +190,7 @@ def test_resnet_takes_any_size(keras: Any) -> None:
     assert registry.build("resnet", (1, 3, 2), 10, {}, 0).output_shape == (None, 10)
 
 
-def test_poolnet_pools_before_it_normalises_and_lets_the_features_pass(keras: Any) -> None:
+def test_poolnet_pools_before_normalisation_and_keeps_the_features(keras: Any) -> None:
     names = [layer.name for layer in body("poolnet", widths=[4, 8], stem=4, depth=3)]
     assert [name for name in names if name.startswith("stage2")] == [
         *("stage2_conv1", "stage2_conv1_pool", "stage2_conv1_norm", "stage2_conv1_relu"),
@@ -233,7 +233,7 @@ def own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("own_keras", None)
 
 
-def test_a_users_builder_gets_the_same_front_and_end(keras: Any, own: str, policy: str) -> None:
+def test_a_builder_of_the_user_gets_the_same_scaling_and_head(keras: Any, own: str, policy: str) -> None:
     model = registry.build(f"{own}:halves", SHAPE, 4, {}, 0)
     assert model.output_shape == (None, 4)
     assert model.output.dtype == "float32"
@@ -248,7 +248,7 @@ def test_a_users_builder_gets_the_same_front_and_end(keras: Any, own: str, polic
         ("fails", "weights.h5"),
     ],
 )
-def test_a_users_wrong_network_is_answered_in_a_sentence(
+def test_an_unusable_network_of_the_user_is_an_error_message(
     keras: Any, own: str, function: str, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said) as caught:
@@ -256,20 +256,22 @@ def test_a_users_wrong_network_is_answered_in_a_sentence(
     assert f"{own}:{function}" in str(caught.value)
 
 
-def test_what_only_calling_can_tell_is_still_a_configuration_error(keras: Any, own: str) -> None:
+def test_errors_raised_by_the_builder_are_configuration_errors(keras: Any, own: str) -> None:
     with pytest.raises(ConfigError, match="width"):
         registry.build(f"{own}:wrapped", SHAPE, 10, {"widht": 3}, 0)
     with pytest.raises(ConfigError, match="constant is not a function"):
         registry.build(f"{own}:constant", SHAPE, 10, {}, 0)
 
 
-def test_a_module_that_cannot_be_imported_says_why(keras: Any, own: str, workdir: Path) -> None:
+def test_a_module_that_cannot_be_imported_is_reported_with_the_reason(
+    keras: Any, own: str, workdir: Path
+) -> None:
     (workdir / "own_absent.py").write_text("import absent_package\ndef network(shape, classes): ...\n")
     with pytest.raises(ConfigError, match=r"importing own_absent fails.*absent_package"):
         registry.build("own_absent:network", SHAPE, 10, {}, 0)
 
 
-def test_a_bad_value_is_answered_in_a_sentence(keras: Any) -> None:
+def test_a_bad_option_value_is_an_error_message(keras: Any) -> None:
     with pytest.raises(ModelError, match="rate"):
         registry.build("cnn_dropout", SHAPE, 10, {"rate": 1.5}, 0)
 

@@ -45,7 +45,7 @@ def own(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "own_parts:network", "own_parts:raw"])
-def test_both_parts_together_are_the_whole(keras: Any, own: str, name: str, policy: str) -> None:
+def test_backbone_and_head_together_equal_the_network(keras: Any, own: str, name: str, policy: str) -> None:
     keras.config.set_dtype_policy(policy)
     try:
         network = registry.build(name, SHAPE, 3, {}, 0)
@@ -83,7 +83,7 @@ def test_layers_in_front_of_the_first_that_learns_are_frozen(keras: Any, first: 
     assert network.get_layer("logits").trainable
 
 
-def test_frozen_layers_stay_to_the_last_bit_and_the_rest_learns(keras: Any) -> None:
+def test_frozen_layers_stay_bitwise_equal_and_the_others_learn(keras: Any) -> None:
     import tensorflow as tf
 
     from distml.config import AugmentConfig, TrainConfig
@@ -119,6 +119,6 @@ def test_frozen_layers_stay_to_the_last_bit_and_the_rest_learns(keras: Any) -> N
         ("resnet", "stem", "no layer of resnet is named backbone"),
     ],
 )
-def test_a_layer_that_is_not_there_is_named(keras: Any, name: str, first: str, message: str) -> None:
+def test_an_unknown_layer_name_is_reported(keras: Any, name: str, first: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         transform.freeze_below(registry.build(name, SHAPE, 3, {}, 0), first)

@@ -33,7 +33,7 @@ def test_logits_are_the_average_of_both_and_the_saved_model_is_plain_keras(
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_view_counts_once_and_is_saved_as_plain_keras(keras: Any, tmp_path: Path) -> None:
+def test_every_view_is_weighted_once_and_saved_as_plain_keras(keras: Any, tmp_path: Path) -> None:
     images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 1)).astype(np.float32)
     network = registry.build("resnet", (32, 32, 1), 10, {"widths": [4]}, 0)
     views = transform.averaged(network, VIEWS)

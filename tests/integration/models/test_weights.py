@@ -48,7 +48,7 @@ def same(first: Any, second: Any) -> bool:
     return all(np.array_equal(a.numpy(), b.numpy()) for a, b in pairs)
 
 
-def test_published_arrays_reach_every_layer_and_the_head_starts_fresh(keras: Any, tmp_path: Path) -> None:
+def test_published_arrays_load_into_every_layer_but_the_head(keras: Any, tmp_path: Path) -> None:
     source, network = drawn(), registry.build(LITE, SHAPE, 3, {}, 1)
     head = network.get_layer("logits").get_weights()
     published(source, tmp_path / "lite0.npz")
@@ -68,7 +68,7 @@ def test_published_arrays_reach_every_layer_and_the_head_starts_fresh(keras: Any
 
 @pytest.mark.parametrize("file", ["a.keras", "a.weights.h5", "a.h5"])
 @pytest.mark.parametrize(("classes", "count"), [(5, 247), (3, 245)])
-def test_what_keras_saved_is_loaded_and_the_head_where_it_fits(
+def test_keras_files_are_loaded_with_the_head_where_it_fits(
     keras: Any, tmp_path: Path, file: str, classes: int, count: int
 ) -> None:
     source, network = drawn(), registry.build(LITE, (40, 48, 1), classes, {}, 1)
@@ -111,7 +111,7 @@ def test_keras_own_files_are_loaded_with_and_without_their_classifier(
 
 
 @pytest.mark.slow
-def test_layers_that_keras_numbers_are_matched_by_their_place(keras: Any, tmp_path: Path) -> None:
+def test_layers_that_keras_numbers_are_matched_by_position(keras: Any, tmp_path: Path) -> None:
     source, network = (
         drawn("inception_v3", shape=(75, 75, 3)),
         registry.build("inception_v3", (75, 75, 3), 3, {}, 1),
@@ -129,7 +129,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_weights_of_another_network_are_refused_with_the_reason(
+def test_weights_of_another_network_are_rejected_with_the_reason(
     keras: Any, tmp_path: Path, kind: str
 ) -> None:
     other, name, said = OTHERS[kind]
@@ -141,14 +141,14 @@ def test_weights_of_another_network_are_refused_with_the_reason(
     assert all(np.array_equal(*both) for both in zip(before, network.get_weights(), strict=True))
 
 
-def test_what_fits_of_a_small_network_is_taken_and_the_rest_named(keras: Any, tmp_path: Path) -> None:
+def test_a_small_network_loads_the_matching_layers_and_lists_the_others(keras: Any, tmp_path: Path) -> None:
     drawn("convnet", shape=(28, 28, 1)).save(tmp_path / "gray.keras")
     loaded = weights.load(drawn("convnet", 5, 1, SHAPE), tmp_path / "gray.keras", "gray.keras")
     assert loaded.fresh == ("convnet/conv1/kernel", "convnet/dense/kernel")
     assert (loaded.loaded, loaded.unused) == (6, ())
 
 
-def test_a_backbone_is_loaded_whole_or_not_at_all(keras: Any, tmp_path: Path) -> None:
+def test_a_backbone_is_loaded_completely_or_rejected(keras: Any, tmp_path: Path) -> None:
     published(drawn(), tmp_path / "whole.npz")
     arrays = dict(np.load(tmp_path / "whole.npz"))
     del arrays["block03/expand/conv/kernel"]
@@ -159,14 +159,14 @@ def test_a_backbone_is_loaded_whole_or_not_at_all(keras: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["a.npz", "a.keras", "a.h5", "a.weights.h5"])
-def test_a_damaged_file_is_one_sentence(keras: Any, tmp_path: Path, file: str) -> None:
+def test_a_damaged_file_is_an_error_message(keras: Any, tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"PK\x03\x04 not what it seems")
     with pytest.raises(ModelError, match=f"weights mine/{file} cannot be read") as caught:
         weights.load(registry.build(LITE, SHAPE, 5, {}, 1), tmp_path / file, f"mine/{file}")
     assert "\n" not in str(caught.value)
 
 
-def test_pickled_arrays_are_refused(keras: Any, tmp_path: Path) -> None:
+def test_pickled_arrays_are_rejected(keras: Any, tmp_path: Path) -> None:
     arrays: dict[str, Any] = {"stem/conv/kernel": np.array([{"a": 1}], object)}
     np.savez(tmp_path / "evil.npz", **arrays)
     with pytest.raises(ModelError, match="cannot be read: Object arrays cannot be loaded"):

@@ -37,7 +37,7 @@ def ways(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
-def test_the_graph_gives_the_same_pixels(ways: dict[str, Any], fit: str) -> None:
+def test_the_graph_decodes_the_same_pixels_as_pillow(ways: dict[str, Any], fit: str) -> None:
     policy, fitted = ways[fit]
     compared = 0
     for name, data in ZOO.items():
@@ -50,7 +50,7 @@ def test_the_graph_gives_the_same_pixels(ways: dict[str, Any], fit: str) -> None
     assert compared >= 30
 
 
-def test_what_is_damaged_for_one_is_damaged_for_the_other(ways: dict[str, Any]) -> None:
+def test_images_damaged_for_pillow_are_damaged_for_the_graph(ways: dict[str, Any]) -> None:
     import tensorflow as tf
 
     policy, fitted = ways["crop"]

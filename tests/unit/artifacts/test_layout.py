@@ -66,7 +66,7 @@ def test_one_changed_byte_is_named(export: Path, name: str) -> None:
     assert hashlib.sha256(content).hexdigest() in said
 
 
-def test_a_list_that_was_made_to_fit_is_another_list(export: Path) -> None:
+def test_a_rewritten_list_of_digests_has_another_digest(export: Path) -> None:
     registered = layout.verify(export).sha256
     archive(export / MODEL, {"config.json": b"another"})
     write_digests(export)
@@ -101,25 +101,25 @@ def test_a_file_that_a_loader_could_pick_up_is_named(export: Path, name: str) ->
         (json.dumps({MODEL: "", "classes.json": "", "/etc/passwd": ""}), "lists '/etc/passwd'"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_refused(export: Path, content: str, said: str) -> None:
+def test_a_list_that_cannot_be_used_is_rejected(export: Path, content: str, said: str) -> None:
     (export / DIGESTS).write_text(content)
     assert said in refusal(export)
 
 
-def test_an_export_without_a_list_is_refused(export: Path) -> None:
+def test_an_export_without_a_list_is_rejected(export: Path) -> None:
     (export / DIGESTS).unlink()
     assert "digests.json cannot be read: No such file" in refusal(export)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_modest_archive_is_let_through(export: Path, compression: int) -> None:
+def test_an_archive_within_the_limits_is_accepted(export: Path, compression: int) -> None:
     members = {"config.json": b"{}" * 1000, "model.weights.h5": bytes(range(256)) * 1000}
     archive(export / MODEL, members, compression)
     write_digests(export)
     layout.verify(export)
 
 
-def test_a_bomb_is_refused_without_being_unpacked(export: Path) -> None:
+def test_a_zip_bomb_is_rejected_before_unpacking(export: Path) -> None:
     path = archive(export / MODEL, {"model.weights.h5": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
     write_digests(export)
@@ -127,7 +127,7 @@ def test_a_bomb_is_refused_without_being_unpacked(export: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_members_of_one_name_are_refused(export: Path) -> None:
+def test_two_members_of_one_name_are_rejected(export: Path) -> None:
     with zipfile.ZipFile(export / MODEL, "w") as stream:
         stream.writestr("config.json", "{}")
         stream.writestr("config.json", "[]")
@@ -136,7 +136,7 @@ def test_two_members_of_one_name_are_refused(export: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + b"x" * 100, b"PK\x03\x04" + b"\0" * 50])
-def test_what_is_no_archive_is_refused(export: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(export: Path, content: bytes) -> None:
     (export / MODEL).write_bytes(content)
     write_digests(export)
     assert "is not a Keras model" in refusal(export)
@@ -145,7 +145,7 @@ def test_what_is_no_archive_is_refused(export: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"classes": 3, "shape": [1, 1, 1]}', '{"classes": ["a"]}']
 )
-def test_a_model_without_a_description_is_refused(export: Path, content: str) -> None:
+def test_a_model_without_a_description_is_rejected(export: Path, content: str) -> None:
     (export / "classes.json").write_text(content)
     write_digests(export)
     assert "does not describe the model" in refusal(export)
@@ -154,14 +154,14 @@ def test_a_model_without_a_description_is_refused(export: Path, content: str) ->
 @pytest.mark.parametrize(
     "name", ["data/custom_objects.cloudpickle", "data/model.h5", "data/more/model.keras"]
 )
-def test_what_a_loader_might_run_is_refused_even_when_it_is_listed(export: Path, name: str) -> None:
+def test_executable_files_are_rejected_even_when_listed(export: Path, name: str) -> None:
     (export / name).parent.mkdir(exist_ok=True)
     (export / name).write_bytes(b"harm")
     write_digests(export)
     assert f"{name} does not belong to the model" in refusal(export)
 
 
-def test_a_second_model_is_trusted_when_it_is_listed_and_only_then(export: Path) -> None:
+def test_a_second_model_is_accepted_only_when_listed(export: Path) -> None:
     (export / "data/model.tflite").write_bytes(b"lite")
     assert "model.tflite does not belong to the model" in refusal(export)
     write_digests(export)

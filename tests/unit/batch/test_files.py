@@ -46,7 +46,7 @@ def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(actual[..., 0], np.asarray(GRAY))
 
 
-def test_a_photograph_is_no_bomb(tmp_path: Path) -> None:
+def test_a_large_photograph_is_accepted(tmp_path: Path) -> None:
     Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.png")
     assert set(files.read_picture(str(tmp_path / "photo.png"), Policy((28, 28, 1))).flat) == {77}
 
@@ -95,7 +95,7 @@ def config(storage_root: Path) -> Config:
     return Config.resolve(load.nest({"storage.root": str(storage_root)}))
 
 
-def test_a_runs_name_means_its_export_without_asking_a_registry(config: Config, storage_root: Path) -> None:
+def test_a_run_name_selects_its_export_without_the_registry(config: Config, storage_root: Path) -> None:
     chosen = choose(config, "done", None, storage_root)
     assert (chosen.model, chosen.version, chosen.sha256) == ("shoes", 4, None)
     assert chosen.folder == storage_root / "runs/done/001/export-1a"
@@ -110,7 +110,7 @@ def test_a_runs_name_means_its_export_without_asking_a_registry(config: Config, 
         ("done", 3, "--run and --version both name a model."),
     ],
 )
-def test_a_run_that_cannot_be_meant_is_refused(
+def test_an_unknown_or_unfinished_run_is_rejected(
     config: Config, storage_root: Path, run: str, version: int | None, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?").replace("(", r"\(")):
@@ -138,7 +138,7 @@ def test_without_a_registry_there_is_no_model_and_none_is_made(
         (["a.png", "--version", "x"], "argument --version: invalid number from 1 value: 'x'"),
     ],
 )
-def test_a_mistake_in_the_command_is_exit_2(
+def test_an_unusable_command_line_exits_2(
     capsys: pytest.CaptureFixture[str], plain_logging: None, words: list[str], said: str
 ) -> None:
     assert predict.main(words) == 2
@@ -147,7 +147,7 @@ def test_a_mistake_in_the_command_is_exit_2(
     assert said in result["error"]
 
 
-def test_folders_patterns_and_standard_input_mean_their_pictures(
+def test_folders_patterns_and_standard_input_expand_to_image_files(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a/2.JPG", "a/b/1.png", "a/.hidden/3.png", "a/._2.jpg", "a/notes.txt", "odd [1].png"):
@@ -160,7 +160,7 @@ def test_folders_patterns_and_standard_input_mean_their_pictures(
 
 
 @pytest.mark.parametrize("word", ["empty", "*.png", "-"])
-def test_a_word_that_means_no_picture_is_refused(
+def test_an_argument_without_images_is_rejected(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     (workdir / "empty").mkdir()
@@ -169,7 +169,7 @@ def test_a_word_that_means_no_picture_is_refused(
         files.expanded([word])
 
 
-def test_many_files_are_read_and_asked_about_in_parts(
+def test_files_are_predicted_in_batches(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, plain_logging: None
 ) -> None:
     for number in range(5):

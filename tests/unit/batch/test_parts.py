@@ -96,13 +96,15 @@ def test_pictures_are_parts_of_a_thousand(tmp_path: Path, monkeypatch: pytest.Mo
         ("a.parquet", b"no Parquet", "a.parquet cannot be read as Parquet"),
     ],
 )
-def test_what_is_no_data_set_is_a_sentence(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_an_unusable_data_set_is_an_error_message(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         parts.plan(Folder(str(tmp_path)), "model")
 
 
-def test_a_table_without_images_is_a_sentence(tmp_path: Path) -> None:
+def test_a_table_without_images_is_an_error_message(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [1], "label": [2]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has no column image, but picture, label"):
         parts.plan(Folder(str(tmp_path)), "model")
@@ -119,7 +121,7 @@ def rows_of(folder: Path, column: Any) -> parts.Rows:
     return rows
 
 
-def test_bad_pictures_take_no_neighbour_with_them(tmp_path: Path) -> None:
+def test_an_unreadable_image_does_not_affect_its_batch(tmp_path: Path) -> None:
     given = [png(value=1), b"no picture", None, png((50, 60), 4)]
     rows = rows_of(tmp_path, pa.array(given, pa.binary()))
     assert rows.readable.tolist() == [True, False, False, True]
@@ -129,7 +131,7 @@ def test_bad_pictures_take_no_neighbour_with_them(tmp_path: Path) -> None:
     assert rows.errors[2] == "there is no image."
 
 
-def test_bad_arrays_take_no_neighbour_with_them(tmp_path: Path) -> None:
+def test_an_unusable_array_does_not_affect_its_batch(tmp_path: Path) -> None:
     good = np.full(SHAPE[:2], 9, np.int64).tolist()
     beyond = np.full(SHAPE[:2], 300, np.int64).tolist()
     other = np.full((3, 3), 9, np.int64).tolist()

@@ -34,7 +34,7 @@ def test_a_command_is_answered_with_its_last_line() -> None:
         ("pass", "no JSON"),
     ],
 )
-def test_a_command_that_fails_says_why(program: str, said: str) -> None:
+def test_a_failed_command_is_reported_with_its_output(program: str, said: str) -> None:
     with pytest.raises(harness.BenchmarkError, match=said):
         harness.run(say(program))
 
@@ -44,7 +44,7 @@ def test_a_command_that_hangs_is_ended() -> None:
         harness.run(say("import time; time.sleep(60)"), limit_s=0.5)
 
 
-def test_ours_and_the_peer_take_turns() -> None:
+def test_ours_and_the_peer_alternate() -> None:
     order: list[str] = []
 
     def call(name: str) -> Callable[[], int]:
@@ -55,7 +55,7 @@ def test_ours_and_the_peer_take_turns() -> None:
     assert actual == {"ours": [1, 3, 5], "peer": [2, 4, 6]}
 
 
-def test_a_figure_compares_medians_with_the_bar() -> None:
+def test_a_figure_compares_the_ratio_of_medians_with_its_limit() -> None:
     faster = Figure("speed", [10.0, 30.0, 20.0], [10.0, 9.0, 100.0], 2.0)
     assert faster.ratio == 2.0
     assert faster.holds
@@ -67,7 +67,7 @@ def test_a_figure_compares_medians_with_the_bar() -> None:
     assert (line["ours"], line["peer"], line["ours_all"]) == (20.0, 10.0, [10.0, 30.0, 20.0])
 
 
-def test_the_last_line_is_the_result_and_a_missed_bar_is_exit_code_1(
+def test_the_last_line_is_the_result_and_a_missed_limit_exits_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, bad = Figure("good", [2.0], [1.0], 1.0), Figure("bad", [1.0], [2.0], 1.0)
@@ -81,7 +81,7 @@ def test_the_last_line_is_the_result_and_a_missed_bar_is_exit_code_1(
     assert "NO" in err
 
 
-def test_a_failed_measurement_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_measurement_is_an_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     def measure() -> list[Figure]:
         raise harness.BenchmarkError("the peer died")
 
@@ -90,7 +90,7 @@ def test_a_failed_measurement_is_a_sentence(capsys: pytest.CaptureFixture[str]) 
     assert (out, err) == ("", "the peer died\n")
 
 
-def test_an_unknown_benchmark_is_refused(
+def test_an_unknown_benchmark_is_rejected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speeed"])
@@ -98,7 +98,9 @@ def test_an_unknown_benchmark_is_refused(
     assert "speeed" in capsys.readouterr().err
 
 
-def test_the_data_are_found_where_fmnist_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_are_read_from_the_configured_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FMNIST", str(tmp_path))
     with pytest.raises(harness.BenchmarkError, match="set FMNIST"):
         harness.data_folder()
@@ -118,7 +120,7 @@ def test_a_peer_reads_rows_as_they_are_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, np.array([3, 9], np.int32))
 
 
-def test_a_peer_without_data_says_how_to_name_them(
+def test_a_peer_without_data_reports_how_to_configure_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("FMNIST", raising=False)

@@ -13,7 +13,7 @@ from distml.checks import Check, doctor, ok, problem, warning
 from distml.errors import DataError
 
 
-def test_answers_come_in_the_order_of_the_questions() -> None:
+def test_results_keep_the_order_of_the_checks() -> None:
     def slow() -> list[Check]:
         time.sleep(0.2)
         return [ok("slow", "")]
@@ -22,7 +22,7 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
     assert [check.name for check in results] == ["slow", "fast", "fast 2"]
 
 
-def test_questions_are_asked_side_by_side() -> None:
+def test_checks_run_concurrently() -> None:
     together = threading.Barrier(3, timeout=10)
 
     def meet() -> list[Check]:
@@ -32,7 +32,7 @@ def test_questions_are_asked_side_by_side() -> None:
     assert len(doctor.gather(dict.fromkeys("abc", meet))) == 3
 
 
-def test_a_question_without_an_answer_is_a_problem_and_hides_no_other() -> None:
+def test_a_check_that_fails_or_times_out_is_a_problem_and_hides_no_other() -> None:
     stop = threading.Event()
 
     def hangs() -> list[Check]:

@@ -140,7 +140,7 @@ def test_disk(free: int, status: str) -> None:
 
 
 @pytest.mark.parametrize(("used", "status"), [(0.5, "ok"), (0.95, "ok"), (0.96, "warning")])
-def test_scratch(used: float, status: str) -> None:
+def test_the_temporary_folder_is_checked(used: float, status: str) -> None:
     assert machine.scratch(Path("/tmp"), used).status == status
 
 
@@ -215,7 +215,7 @@ def test_the_model(model: dict[str, Any], status: str, said: str) -> None:
     assert said in check.detail
 
 
-def test_the_shell_is_described_by_what_becomes_of_it(
+def test_environment_variables_are_listed_with_their_effect(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -246,7 +246,7 @@ def test_the_shell_is_described_by_what_becomes_of_it(
         ("s3://b/r", {"MLFLOW_S3_ENDPOINT_URL": "http://m:9000"}, "and AWS_ENDPOINT_URL is not"),
     ],
 )
-def test_credentials_that_cannot_be_right_are_a_problem_where_they_are_needed(
+def test_invalid_credentials_are_a_problem_where_needed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, shell: dict[str, str], said: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -30,7 +30,7 @@ def test_a_root_is_written_here_and_answered_from_another_process(storage_root: 
     assert os.listdir(storage_root) == ["kept"]
 
 
-def test_a_root_that_was_not_there_is_not_there_afterwards(tmp_path: Path) -> None:
+def test_checking_does_not_create_the_storage_root(tmp_path: Path) -> None:
     checks = places.storage(str(tmp_path / "new"), places.echo)
     assert [check.status for check in checks] == ["ok", "ok"]
     assert not list(tmp_path.iterdir())
@@ -48,7 +48,7 @@ def test_a_root_of_an_unknown_kind_is_named() -> None:
     assert (check.name, check.status) == ("storage", "problem")
 
 
-def test_a_worker_with_another_disk_of_that_name_is_found_out(storage_root: Path, tmp_path: Path) -> None:
+def test_a_worker_with_another_disk_is_detected(storage_root: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
 
     def ask(root: str, name: str) -> str:
@@ -62,7 +62,7 @@ def test_a_worker_with_another_disk_of_that_name_is_found_out(storage_root: Path
     assert "shared mount" in checks[1].remedy
 
 
-def test_a_worker_that_reads_something_else_is_found_out(storage_root: Path) -> None:
+def test_a_worker_that_reads_other_content_is_detected(storage_root: Path) -> None:
     def ask(root: str, name: str) -> str:
         places.echo(root, name)
         return "something else"
@@ -70,7 +70,7 @@ def test_a_worker_that_reads_something_else_is_found_out(storage_root: Path) -> 
     assert places.storage(str(storage_root), ask)[1].status == "problem"
 
 
-def test_a_worker_that_cannot_write_is_found_out(storage_root: Path) -> None:
+def test_a_worker_that_cannot_write_is_detected(storage_root: Path) -> None:
     def ask(root: str, name: str) -> str:
         return (Path(root) / name).read_text()
 
@@ -96,11 +96,11 @@ def test_a_worker_that_does_not_answer_is_a_problem(storage_root: Path, answer: 
         ("host:port", None),
     ],
 )
-def test_where_an_address_points(address: str, place: tuple[str, int] | None) -> None:
+def test_the_host_of_an_address_is_classified(address: str, place: tuple[str, int] | None) -> None:
     assert places.endpoint(address) == place
 
 
-def test_an_address_where_nothing_answers_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_server_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
@@ -165,7 +165,9 @@ def test_a_folder_that_takes_no_database_is_a_problem() -> None:
         (None, "s3://bucket/place", "problem", "tracking.uri is not set"),
     ],
 )
-def test_other_places_are_judged_by_their_name(uri: str | None, root: str, status: str, said: str) -> None:
+def test_unknown_tracking_uris_are_checked_by_scheme(
+    uri: str | None, root: str, status: str, said: str
+) -> None:
     check = places.tracking_check(
         Config.model_validate({"tracking": {"uri": uri}, "storage": {"root": root}})
     )
@@ -238,7 +240,7 @@ def test_a_server_is_judged_by_its_answer(
         assert f"--allowed-hosts 127.0.0.1,{host}" in check.remedy
 
 
-def test_a_deleted_experiment_is_a_problem_that_can_be_undone(database: Path) -> None:
+def test_a_deleted_experiment_is_a_problem_with_a_remedy(database: Path) -> None:
     with answering(200, "{}", [], stage="deleted") as uri:
         check = places.tracking_check(tracked(uri=uri, experiment="x"))
     assert (check.status, check.detail) == ("problem", f"{uri}: experiment x is deleted.")
@@ -254,13 +256,15 @@ def test_a_deleted_experiment_is_a_problem_that_can_be_undone(database: Path) ->
     assert places.tracking_check(tracked(uri=f"sqlite:///{database}", experiment="y")).status == "ok"
 
 
-def test_an_address_of_the_shell_is_said_to_be(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
+def test_a_tracking_uri_of_the_environment_is_reported_as_such(
+    monkeypatch: pytest.MonkeyPatch, database: Path
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     assert places.tracking_check(Config.load()).detail == f"sqlite:///{database} (from MLFLOW_TRACKING_URI)"
 
 
 @pytest.mark.parametrize(("required", "status"), [(True, "problem"), (False, "warning")])
-def test_a_server_that_is_away_stops_only_who_requires_it(required: bool, status: str) -> None:
+def test_an_unreachable_server_is_a_problem_only_where_required(required: bool, status: str) -> None:
     check = places.tracking_check(tracked(uri="http://127.0.0.1:9", required=required))
     assert check.status == status
     assert check.detail == "http://127.0.0.1:9 does not answer: Connection refused"

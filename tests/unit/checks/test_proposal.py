@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_init_writes_a_file_that_loads_and_says_why_for_every_key(
+def test_init_writes_a_valid_file_with_a_reason_for_every_key(
     folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run("init", [str(folder), "--train.epochs", "7"]) == 0
@@ -75,7 +75,7 @@ def test_init_overwrites_nothing(folder: Path, workdir: Path, capsys: pytest.Cap
     assert not (workdir / "new.yaml").exists()
 
 
-def test_without_weights_it_works_offline_and_names_what_would_bring_them(
+def test_without_weights_init_works_offline_and_names_fetch_weights(
     folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run("init", [str(folder), "--to", "a.yaml", "--storage.root", "a b"]) == 0
@@ -86,7 +86,7 @@ def test_without_weights_it_works_offline_and_names_what_would_bring_them(
     assert command in shown.err
 
 
-def test_weights_at_hand_are_used_frozen(
+def test_local_weights_are_used_with_a_frozen_backbone(
     folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrained.put(Storage("./distml-data"), "imagenet:efficientnet_lite0", "x.npz", b"PK")

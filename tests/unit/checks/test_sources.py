@@ -38,7 +38,7 @@ def fill(folder: Path) -> None:
         (folder / f"{name}.gz").touch()
 
 
-def test_nothing_anywhere_is_a_problem_with_every_way_out(nowhere: Storage) -> None:
+def test_data_available_nowhere_is_a_problem_with_all_remedies(nowhere: Storage) -> None:
     check = sources.check(config(), nowhere)
     assert check.status == "problem"
     assert all(way in check.remedy for way in (fashion_mnist.PACKAGE, "data.mirrors", "data.path"))
@@ -50,7 +50,7 @@ def test_the_cache_is_named(nowhere: Storage) -> None:
     assert (check.status, "in the cache" in check.detail) == ("ok", True)
 
 
-def test_half_a_cache_is_none(nowhere: Storage) -> None:
+def test_an_incomplete_cache_is_ignored(nowhere: Storage) -> None:
     folder = Path(fashion_mnist.caches(nowhere)[0].root)
     fill(folder)
     next(folder.iterdir()).unlink()
@@ -62,7 +62,7 @@ def test_the_installed_package_is_named(nowhere: Storage) -> None:
     assert f"the package {fashion_mnist.PACKAGE} is installed" in sources.check(config(), nowhere).detail
 
 
-def test_a_mirror_is_asked_for_a_head_and_nothing_is_fetched(nowhere: Storage, tmp_path: Path) -> None:
+def test_a_mirror_is_checked_by_head_without_fetching(nowhere: Storage, tmp_path: Path) -> None:
     fill(tmp_path / "served")
     asked = []
 
@@ -83,13 +83,13 @@ def test_a_mirror_is_asked_for_a_head_and_nothing_is_fetched(nowhere: Storage, t
     assert {method for method, _ in asked} == {"HEAD"}
 
 
-def test_a_mirror_that_knows_get_alone_is_there(nowhere: Storage) -> None:
+def test_a_mirror_without_head_is_available(nowhere: Storage) -> None:
     with serving(Mirror({f"{name}.gz": b"x" for name in fashion_mnist.FILES})) as mirror:
         check = sources.check(config(mirrors=[mirror.url]), nowhere)
         assert (check.status, mirror.gets) == ("ok", [])
 
 
-def test_without_a_mirror_apt_is_only_a_hope(nowhere: Storage, tmp_path: Path) -> None:
+def test_without_a_mirror_apt_is_a_warning(nowhere: Storage, tmp_path: Path) -> None:
     for name in ("apt-get", "dpkg-deb"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
@@ -119,18 +119,18 @@ def test_a_users_folder_is_listed(
 @pytest.mark.parametrize(
     "data", [{"path": "/no/such/folder"}, {"format": "parquet"}, {"format": "no_such:f"}]
 )
-def test_what_cannot_be_found_is_a_problem(nowhere: Storage, data: dict[str, str]) -> None:
+def test_missing_data_are_a_problem(nowhere: Storage, data: dict[str, str]) -> None:
     check = sources.check(config(**data), nowhere)
     assert check.status == "problem"
     assert check.remedy
 
 
-def test_a_users_function_is_found_and_not_run(nowhere: Storage, workdir: Path) -> None:
+def test_a_loader_of_the_user_is_checked_without_running_it(nowhere: Storage, workdir: Path) -> None:
     (workdir / "own_data.py").write_text("raise RuntimeError('must not run')")
     assert sources.check(config(format="own_data:load"), nowhere).status == "ok"
 
 
-def test_damaged_pictures_are_told_of_before_anything_starts(nowhere: Storage, tmp_path: Path) -> None:
+def test_damaged_images_are_reported_before_anything_starts(nowhere: Storage, tmp_path: Path) -> None:
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / "mine" / name).parent.mkdir(parents=True)
         (tmp_path / "mine" / name).write_bytes(b"<html>404</html>")

@@ -41,7 +41,7 @@ def test_a_finished_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ("error", "code", "status"),
     [(TrainingError("it broke.", "Mend it."), 1, "failed"), (ConfigError("no.", "Yes."), 2, "invalid")],
 )
-def test_a_failure_is_one_sentence_and_no_traceback(
+def test_a_failure_is_a_message_without_traceback(
     capsys: pytest.CaptureFixture[str], error: Exception, code: int, status: str
 ) -> None:
     def run(config: Config) -> dict[str, Any]:
@@ -62,18 +62,18 @@ def test_a_mistake_of_the_user_starts_nothing(capsys: pytest.CaptureFixture[str]
     assert "--train.epochs" in result["error"]
 
 
-def test_a_verb_that_did_not_finish_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_verb_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     code, result, _ = call(capsys, lambda config: {"status": "failed", "checks": []})
     assert (code, result["status"]) == (1, "failed")
 
 
-def test_a_bug_of_ours_shows_its_traceback_and_a_result_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_internal_error_shows_traceback_and_result_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, result, err = call(capsys, lambda config: {"x": 1 // 0})
     assert (code, result["status"], result["kind"]) == (1, "failed", "ZeroDivisionError")
     assert "Traceback" in err
 
 
-def test_an_interrupted_verb_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_verb_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Config) -> dict[str, Any]:
         raise KeyboardInterrupt
 
@@ -98,7 +98,9 @@ def test_the_printed_configuration_is_the_configuration(capsys: pytest.CaptureFi
     assert printed.digest() == seen[0].digest()
 
 
-def test_what_is_printed_can_be_given_back(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_the_printed_configuration_can_be_read_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
     path = tmp_path / "config.yaml"
     cli.main("test", lambda config: {}, ["--train.learning_rate", "1e-7", "--print-config"])
     path.write_text(capsys.readouterr().out)
@@ -131,7 +133,7 @@ def test_the_console_script_lists_its_verbs(
     assert console(capsys, monkeypatch, "--version")[1].startswith("distml ")
 
 
-def test_the_console_script_knows_a_misspelt_verb(
+def test_a_misspelt_verb_gets_a_suggestion(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, err = console(capsys, monkeypatch, "trian")
@@ -155,7 +157,7 @@ def test_python_dash_m_distml_reaches_every_verb(verb: str) -> None:
     assert yaml.safe_load(ran.stdout)["run"]["name"] == "mine"
 
 
-def test_a_reader_that_leaves_is_no_crash() -> None:
+def test_a_closed_output_pipe_is_no_crash() -> None:
     program = (
         "from distml import cli\n"
         "def run(config):\n"

@@ -23,7 +23,7 @@ def refusal(*words: str) -> str:
     return str(caught.value)
 
 
-def test_there_is_a_flag_for_every_key_and_none_else() -> None:
+def test_there_is_exactly_one_flag_for_every_key() -> None:
     given = {action.dest for action in flags.make_parser("test", "").actions() if "." in action.dest}
     sections = {
         "train.schedule_options",
@@ -80,7 +80,7 @@ def test_a_flag_is_typed_like_its_key(words: list[str], path: str, value: Any) -
     assert type(actual) is type(value)
 
 
-def test_a_flag_wins_over_the_file_and_null_puts_nothing(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_file_and_null_clears_a_value(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("train: {epochs: 7, clip_norm: 1.0}\nrun: {name: filed}\n")
     config = read("--config", str(path), "--train.epochs", "3", "--train.clip_norm", "null")
@@ -118,7 +118,7 @@ def test_help_is_readable() -> None:
     assert not {"JSON", "dict[", "list[", "None"} & set(text.replace("(", " ").replace(")", " ").split())
 
 
-def test_a_verb_may_have_flags_that_ours_would_stand_in_the_way_of() -> None:
+def test_flags_of_a_verb_may_share_a_prefix_with_keys() -> None:
     def arguments(parser: flags.Parser) -> None:
         parser.add_argument("--run")
         parser.add_argument("--version", type=int)

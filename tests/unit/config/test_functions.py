@@ -46,7 +46,7 @@ def check(train: dict[str, Any]) -> None:
         {"schedule": "own_training:steps", "schedule_options": {"own": {"drops": 3}}},
     ],
 )
-def test_what_exists_is_accepted_without_running_it(own: None, train: dict[str, Any]) -> None:
+def test_existing_functions_are_accepted_without_running_them(own: None, train: dict[str, Any]) -> None:
     check(train)
 
 
@@ -85,12 +85,14 @@ def test_what_exists_is_accepted_without_running_it(own: None, train: dict[str, 
         ({"schedule": "nowhere:steps"}, "there is no Python module nowhere"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_a_sentence(own: None, train: dict[str, Any], message: str) -> None:
+def test_unusable_functions_are_rejected_with_a_message(
+    own: None, train: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         check(train)
 
 
-def test_augmentation_knows_whether_it_draws() -> None:
+def test_random_augmentation_layers_are_recognised() -> None:
     assert not AugmentConfig().drawn
     assert AugmentConfig(mixup=0.2).drawn
     assert AugmentConfig(flip=True, frozen_views=3).drawn
@@ -109,12 +111,12 @@ def test_augmentation_knows_whether_it_draws() -> None:
         ({"test_time_views": ["zoom", "zoom"]}, "name each view once"),
     ],
 )
-def test_a_part_of_a_model_that_cannot_be_is_refused(model: dict[str, Any], message: str) -> None:
+def test_an_unusable_optimizer_loss_or_layer_is_rejected(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         registry.check_run(Config.resolve({"model": model}))
 
 
-def test_the_mirror_image_is_a_view_among_others() -> None:
+def test_the_horizontal_flip_is_one_of_the_views() -> None:
     assert Config.resolve({"model": {"mirror": True, "test_time_views": ["zoom"]}}).model.views == [
         "mirror",
         "zoom",

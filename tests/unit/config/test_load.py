@@ -31,7 +31,7 @@ def test_dotted_and_nested_are_the_same_thing() -> None:
     assert load.nest(flat) == nested
 
 
-def test_a_path_below_a_value_is_refused() -> None:
+def test_a_path_below_a_value_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs lies below train, which has the value 5"):
         load.nest({"train": 5, "train.epochs": 3})
 
@@ -70,16 +70,16 @@ def test_the_nearest_path(path: str, near: str | None) -> None:
         ({"train": {"device": "tpu"}}, "train.device = \"tpu\" is not accepted: it should be 'auto'"),
     ],
 )
-def test_a_refusal_names_path_value_and_remedy(values: dict[str, Any], said: str) -> None:
+def test_a_rejection_names_path_value_and_remedy(values: dict[str, Any], said: str) -> None:
     assert said in refusal(values)
 
 
-def test_of_a_unions_attempts_the_one_that_came_furthest_is_told() -> None:
+def test_of_the_members_of_a_union_the_closest_is_reported() -> None:
     assert refusal({"train": {"workers": [1, "b"]}}).startswith('train.workers.1 = "b" is not accepted')
     assert "\n" not in refusal({"train": {"workers": [1, "b"]}})
 
 
-def test_every_problem_is_told_at_once_but_not_hundreds() -> None:
+def test_problems_are_reported_together_up_to_a_limit() -> None:
     assert refusal({"run": {"seed": -1}, "train": {"epochs": 0}}).count("is not accepted") == 2
     lines = refusal({"train": {f"key{number}": 1 for number in range(500)}}).splitlines()
     assert len(lines) == 11
@@ -162,10 +162,10 @@ def test_plain_values_are_read(text: str, value: Any) -> None:
         ("a: " + "x" * load.MAX_BYTES, "larger than"),
     ],
 )
-def test_a_surprise_is_refused_with_its_place(text: str, said: str) -> None:
+def test_unsafe_yaml_is_rejected_with_its_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load.parse_yaml(text)
 
 
-def test_a_merge_key_is_a_key_like_any_other() -> None:
+def test_a_yaml_merge_key_is_an_ordinary_key() -> None:
     assert load.parse_yaml("<<: {a: 1}") == {"<<": {"a": 1}}

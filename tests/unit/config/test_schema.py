@@ -31,7 +31,7 @@ def test_a_key_cannot_be_changed() -> None:
         Config().train.__setattr__("epochs", 3)
 
 
-def test_the_names_users_type_stay() -> None:
+def test_the_keys_of_the_configuration_are_stable() -> None:
     promised: dict[str, set[str]] = {
         "run": {"name", "seed"},
         "storage": {"root"},
@@ -80,7 +80,7 @@ def test_the_names_users_type_stay() -> None:
         ("serve", {"port": 0}),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused(section: str, values: dict[str, Any]) -> None:
+def test_an_invalid_value_is_rejected(section: str, values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Config.model_validate({section: values})
 
@@ -91,7 +91,7 @@ def test_workers_are_a_number_or_a_range(workers: Any, least: int, most: int) ->
     assert (train.min_workers, train.max_workers) == (least, most)
 
 
-def test_the_digest_is_of_the_meaning_and_survives_json() -> None:
+def test_the_digest_depends_on_values_and_survives_json() -> None:
     config = Config()
     again = Config.model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
     assert again == config

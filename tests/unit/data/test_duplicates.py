@@ -52,7 +52,7 @@ def test_copies_are_matched_and_other_pictures_are_not() -> None:
     assert duplicates.groups(len(files), alike).tolist() == [0, 1, 2, 3, 1, 1, 1]
 
 
-def test_the_same_form_in_another_colour_is_another_picture() -> None:
+def test_equal_shapes_in_other_colours_are_not_copies() -> None:
     gray = scene(5).convert("L")
     red = Image.merge("RGB", (gray, gray.point(lambda v: v // 2), gray.point(lambda v: v // 2)))
     blue = Image.merge("RGB", (gray.point(lambda v: v // 2), gray.point(lambda v: v // 2), gray))
@@ -60,7 +60,7 @@ def test_the_same_form_in_another_colour_is_another_picture() -> None:
     assert duplicates.pairs(looked(files)).tolist() == [[0, 2]]
 
 
-def test_a_pair_of_close_hashes_is_one_only_where_the_colours_agree() -> None:
+def test_close_hashes_are_copies_only_with_equal_colours() -> None:
     random = np.random.default_rng(4)
     first, other = random.integers(0, 200, (2, 8, 8, 3), np.uint8)
     red = first + np.array([22, 0, 0], np.uint8)
@@ -69,7 +69,7 @@ def test_a_pair_of_close_hashes_is_one_only_where_the_colours_agree() -> None:
     assert duplicates.pairs(seen).tolist() == [[0, 3]]
 
 
-def test_pictures_that_show_nothing_are_like_no_other() -> None:
+def test_uniform_images_are_no_copies() -> None:
     plain = np.full((3, 64, 64, 3), 250, np.uint8)
     assert not duplicates.pairs(duplicates.signatures(plain)).size
     assert not duplicates.pairs(duplicates.signatures(plain[:0])).size
@@ -93,7 +93,7 @@ def test_blocks_of_a_fitted_image_are_averaged_like_its_scaling() -> None:
     assert np.abs(fast.colours.astype(int) - slow.colours).max() < 30
 
 
-def test_the_search_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_equals_comparing_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**63, 300, dtype=np.uint64)
     for row in range(150, 300):  # copies with 0 to 12 bits flipped
@@ -141,7 +141,7 @@ def test_rows_without_near_duplicates_are_cut_as_before() -> None:
     np.testing.assert_array_equal(plain, alone)
 
 
-def test_groups_larger_than_the_share_are_divided_rather_than_nothing_held_out(
+def test_groups_larger_than_the_share_are_divided(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     held = held_out(LABELS, 0.2, np.random.default_rng(3), LABELS.astype(np.int64))
@@ -169,7 +169,7 @@ def ingested(path: str, root: Path) -> tuple[shards.Manifest, Storage]:
     return shards.prepare(config, storage), storage
 
 
-def test_ingest_keeps_copies_on_one_side_and_says_so(
+def test_ingest_keeps_copies_in_one_split_and_reports_them(
     tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = {}
@@ -222,7 +222,7 @@ def test_signatures_are_read_as_they_were_written() -> None:
     assert len(duplicates.Signatures.from_bytes(b"")) == 0
 
 
-def test_copies_of_a_few_pictures_are_as_many_pairs_as_copies() -> None:
+def test_many_copies_of_few_images_give_linearly_many_pairs() -> None:
     few = looked([encoded(scene(seed), "PNG") for seed in range(5)])
     which = np.random.default_rng(0).integers(0, 5, 20_000)
     many = duplicates.Signatures(few.hashes[which], few.colours[which], few.usable[which])

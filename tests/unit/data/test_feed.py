@@ -33,7 +33,9 @@ class Iterating:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("blocks", [1, 2, 5])
-def test_shares_are_disjoint_and_whole_but_for_the_remainder(world_size: int, blocks: int) -> None:
+def test_shards_of_ranks_are_disjoint_and_complete_but_for_the_remainder(
+    world_size: int, blocks: int
+) -> None:
     size = -(-100 // blocks)
     tables = [table(at, min(size, 100 - at)) for at in range(0, 100, size)]
     seen: list[int] = []
@@ -57,12 +59,12 @@ def test_no_more_blocks_are_read_than_needed() -> None:
     assert read == [0]
 
 
-def test_an_empty_share_says_what_to_do() -> None:
+def test_an_empty_shard_is_an_error_with_a_remedy() -> None:
     with pytest.raises(DataError, match="Take fewer"):
         feed.share([], 0, 0, 2)
 
 
-def test_windows_hold_whole_batches_and_every_row_once() -> None:
+def test_windows_hold_full_batches_and_every_row_once() -> None:
     stream = feed.Stream(Iterating(1000), 5 * 4 * 70, row_bytes=4, batch_size=32, largest_batch_size=32)
     assert stream.window_rows == 64
     windows = list(stream.windows(0))
@@ -72,12 +74,12 @@ def test_windows_hold_whole_batches_and_every_row_once() -> None:
     ]
 
 
-def test_a_budget_below_one_batch_still_moves() -> None:
+def test_a_budget_below_one_batch_still_yields_batches() -> None:
     stream = feed.Stream(Iterating(10), budget_bytes=1, row_bytes=4, batch_size=4, largest_batch_size=4)
     assert [len(labels) for _, labels in stream.windows(0)] == [4, 4, 2]
 
 
-def test_what_goes_wrong_while_reading_reaches_the_trainer() -> None:
+def test_errors_while_reading_reach_the_trainer() -> None:
     stream = feed.Stream(Iterating(10, fails=True), 10**6, row_bytes=4, batch_size=4, largest_batch_size=4)
     with pytest.raises(OSError, match="gone"):
         list(stream.windows(0))
@@ -93,13 +95,13 @@ def test_the_order_is_a_permutation_and_a_function_of_its_seed() -> None:
         assert (first != feed.order(103, 10, 10, other)).any()
 
 
-def test_rows_come_again_once_all_were_drawn() -> None:
+def test_rows_repeat_only_after_all_were_drawn() -> None:
     drawn = feed.order(10, 4, 6, (0,)).ravel()
     assert len(drawn) == 24
     assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
 
 
-def test_all_workers_train_as_many_steps_on_a_window() -> None:
+def test_all_workers_train_equally_many_steps_on_a_window() -> None:
     sizes = [feed.replica_batch_size(256, rank, 3) for rank in range(3)]
     streams = [feed.Stream(Iterating(10), 5 * 4 * 300, 4, size, sizes[0]) for size in sizes]
     assert [stream.window_steps for stream in streams] == [3, 3, 3]

@@ -40,48 +40,48 @@ def test_a_file_is_fetched_with_one_request(mirror: Mirror) -> None:
     assert mirror.gets == [("file", "")]
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(mirror: Mirror) -> None:
+def test_a_broken_transfer_resumes_at_its_offset(mirror: Mirror) -> None:
     mirror.drops["file"] = 2
     assert get(mirror) == CONTENT
     half, more = len(CONTENT) // 2, len(CONTENT) * 3 // 4
     assert mirror.gets == [("file", ""), ("file", f"bytes={half}-"), ("file", f"bytes={more}-")]
 
 
-def test_a_server_without_ranges_starts_again(mirror: Mirror) -> None:
+def test_a_server_without_ranges_restarts_the_transfer(mirror: Mirror) -> None:
     mirror.drops["file"] = 1
     mirror.ranges = False
     assert get(mirror) == CONTENT
 
 
-def test_three_tries_are_all(mirror: Mirror) -> None:
+def test_a_transfer_is_tried_three_times(mirror: Mirror) -> None:
     mirror.drops["file"] = 3
     with pytest.raises(UnavailableError, match=r"file: the connection closed with .* bytes to come, 3 tries"):
         get(mirror)
     assert len(mirror.gets) == 3
 
 
-def test_a_busy_server_is_asked_again(mirror: Mirror) -> None:
+def test_a_busy_server_is_retried(mirror: Mirror) -> None:
     mirror.errors["file"] = [503, 429]
     assert get(mirror) == CONTENT
 
 
-def test_a_missing_file_is_asked_for_once(mirror: Mirror) -> None:
+def test_a_missing_file_is_not_retried(mirror: Mirror) -> None:
     with pytest.raises(UnavailableError, match="HTTP 404"):
         get(mirror, "other")
     assert len(mirror.gets) == 1
 
 
-def test_more_bytes_than_the_limit_are_refused(mirror: Mirror) -> None:
+def test_more_bytes_than_the_limit_are_rejected(mirror: Mirror) -> None:
     with pytest.raises(DataError, match="more than 1,000 bytes came"):
         get(mirror, limit=1000)
 
 
-def test_only_http_is_spoken() -> None:
+def test_only_http_urls_are_accepted() -> None:
     with pytest.raises(UnavailableError, match="not an http or https URL"):
         fetch.Mirror("file:///etc", fetch.Patience()).get("passwd", LIMIT)
 
 
-def test_a_closed_port_and_an_unknown_host_are_given_up_at_once() -> None:
+def test_a_closed_port_and_an_unknown_host_fail_fast() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     begun = time.monotonic()
@@ -91,7 +91,7 @@ def test_a_closed_port_and_an_unknown_host_are_given_up_at_once() -> None:
     assert time.monotonic() - begun < 3
 
 
-def test_silence_uses_up_a_patience_that_all_mirrors_share() -> None:
+def test_silent_mirrors_share_one_time_limit() -> None:
     patience = fetch.Patience(left_s=1.0)
     begun = time.monotonic()
     with contextlib.ExitStack() as until:
@@ -161,7 +161,7 @@ def test_zip_and_tar_are_read_like_the_folder_in_them(tmp_path: Path, storage_ro
 @pytest.mark.parametrize(
     "name", ["../out.png", "/tmp/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"]
 )
-def test_members_that_lead_out_are_refused(tmp_path: Path, storage_root: Path, name: str) -> None:
+def test_members_outside_the_folder_are_rejected(tmp_path: Path, storage_root: Path, name: str) -> None:
     for given in (zipped(tmp_path / "x.zip", {name: b"x"}), tarred(tmp_path / "x.tgz", {name: b"x"})):
         with pytest.raises(DataError, match="which leads out of it"):
             ingest_archive(storage_root, given)
@@ -169,7 +169,7 @@ def test_members_that_lead_out_are_refused(tmp_path: Path, storage_root: Path, n
     assert not list(storage_root.rglob(".unpacking-*"))
 
 
-def test_zeros_without_end_are_stopped(
+def test_endless_members_stop_at_the_limit(
     tmp_path: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "_SPARE_BYTES", 1 << 20)
@@ -222,7 +222,7 @@ def test_an_archive_of_a_server_is_fetched_and_unpacked_once(tmp_path: Path, sto
         ("out.zip", "which leads out of it"),
     ],
 )
-def test_an_archive_that_cannot_be_had_is_a_sentence(
+def test_an_archive_that_cannot_be_fetched_is_an_error_message(
     tmp_path: Path, storage_root: Path, name: str, said: str
 ) -> None:
     out = zipped(tmp_path / "out.zip", {"../out.png": b"x"}).read_bytes()

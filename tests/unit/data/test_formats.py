@@ -157,7 +157,7 @@ def test_a_picture_that_does_not_fit_is_named(
     assert [p for p in storage_root.rglob("*") if p.is_file()] == []
 
 
-def test_files_that_are_no_pictures_are_left_out_aloud(
+def test_files_that_are_not_images_are_left_out_and_listed(
     tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures(tmp_path, GRAY)
@@ -369,12 +369,14 @@ def test_a_function_may_give_rows_one_by_one(
         ("third", "row 0 of distml_test_rows:third train is tuple, not"),
     ],
 )
-def test_rows_that_are_none_are_named(module: str, storage_root: Path, function: str, said: str) -> None:
+def test_unusable_rows_of_a_function_are_named(
+    module: str, storage_root: Path, function: str, said: str
+) -> None:
     with pytest.raises(DataError, match=said):
         ingest(storage_root, None, format=f"{module}:{function}")
 
 
-def test_a_ray_that_the_function_started_is_ended(
+def test_ray_started_by_a_loader_is_shut_down(
     module: str, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = iter([False, True])  # before the function is called, and after
@@ -487,7 +489,7 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path: Path, storage_root: Pa
         ingest(storage_root, tmp_path, shards=1, image_size=6)
 
 
-def test_larger_pictures_than_the_limit_are_refused(tmp_path: Path, storage_root: Path) -> None:
+def test_larger_pictures_than_the_limit_are_rejected(tmp_path: Path, storage_root: Path) -> None:
     pictures(tmp_path, GRAY)
     with pytest.raises(DataError, match="is larger than 29 pixels"):
         ingest(storage_root, tmp_path, max_pixels=29)
@@ -520,7 +522,7 @@ def test_skip_leaves_damaged_pictures_out_and_lists_them(tmp_path: Path, storage
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_a_class_that_loses_everything_ends_it(tmp_path: Path, storage_root: Path) -> None:
+def test_a_class_without_usable_rows_fails_ingest(tmp_path: Path, storage_root: Path) -> None:
     given = tmp_path / "given"
     pictures(given, GRAY)
     asked: dict[str, Any] = {"on_error": "skip", "max_error_fraction": 0.9, "image_size": 6}
@@ -538,14 +540,14 @@ def test_a_class_that_loses_everything_ends_it(tmp_path: Path, storage_root: Pat
         ingest(storage_root, given, **asked)
 
 
-def test_links_to_nowhere_are_named(tmp_path: Path, storage_root: Path) -> None:
+def test_broken_links_are_named(tmp_path: Path, storage_root: Path) -> None:
     pictures(tmp_path / "given", GRAY)
     (tmp_path / "given" / "cat" / "x.png").symlink_to("../annex/x.png")
     with pytest.raises(DataError, match=r"cat/x.png is a link to ../annex/x.png, where nothing is \(1 of 61"):
         ingest(storage_root, tmp_path / "given")
 
 
-def test_the_content_decides_not_the_ending(tmp_path: Path, storage_root: Path) -> None:
+def test_the_content_decides_the_format_and_not_the_suffix(tmp_path: Path, storage_root: Path) -> None:
     for at, name in enumerate(("cat/a.jfif", "cat/b", "cat/c.dat", "dog/a.PNG", "dog/b.jpg", "dog/c.tif")):
         (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "given" / name).write_bytes(png(noise(6, 5 + at)))
@@ -590,7 +592,7 @@ def test_a_failed_new_version_leaves_the_old_one(tmp_path: Path, storage_root: P
     assert len(shards.read(Storage(str(storage_root)), first, "train")[0]) == first.rows["train"]
 
 
-def test_what_a_person_would_notice_is_said(
+def test_suspicious_data_give_warnings(
     tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = tmp_path / "given"
@@ -610,7 +612,7 @@ def test_what_a_person_would_notice_is_said(
     assert "all pixel values lie in 0 to 15" in "\n".join(ingest(storage_root, dark)[0].warnings)
 
 
-def test_classes_without_rows_are_said(tmp_path: Path, storage_root: Path) -> None:
+def test_classes_without_rows_give_a_warning(tmp_path: Path, storage_root: Path) -> None:
     pictures(tmp_path / "given" / "train", GRAY[:30])
     pictures(tmp_path / "given" / "test", GRAY[30:32])
     assert "test has no row of eel." in ingest(storage_root, tmp_path / "given")[0].warnings
@@ -634,15 +636,13 @@ def test_labels_of_any_type(tmp_path: Path, storage_root: Path, label: Any, clas
 
 
 @pytest.mark.parametrize("names", [("img", "labels"), ("pixel_values", "target"), ("photograph", "kind")])
-def test_columns_are_found_where_they_are_unambiguous(
-    tmp_path: Path, storage_root: Path, names: tuple[str, str]
-) -> None:
+def test_unambiguous_columns_are_detected(tmp_path: Path, storage_root: Path, names: tuple[str, str]) -> None:
     picture, label = names
     pq.write_table(pa.table({picture: tensor(GRAY), label: LABELS}), tmp_path / "x.parquet")
     assert sum(ingest(storage_root, tmp_path / "x.parquet")[0].rows.values()) == 60
 
 
-def test_ambiguous_columns_are_asked_about_and_can_be_named(tmp_path: Path, storage_root: Path) -> None:
+def test_ambiguous_columns_are_rejected_and_can_be_configured(tmp_path: Path, storage_root: Path) -> None:
     table = pa.table({"img": tensor(GRAY), "fine": LABELS, "coarse": LABELS // 2, "id": np.arange(60)})
     given = tmp_path / "x.parquet"
     pq.write_table(table, given)
@@ -679,7 +679,7 @@ def test_damaged_rows_can_be_skipped(tmp_path: Path, storage_root: Path) -> None
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4, 13])
-def test_channels_first_are_refused(tmp_path: Path, storage_root: Path, bands: int) -> None:
+def test_channels_first_are_rejected(tmp_path: Path, storage_root: Path, bands: int) -> None:
     pq.write_table(
         pa.table({"image": tensor(noise(60, bands, 16, 16)), "label": LABELS}), tmp_path / "x.parquet"
     )

@@ -34,7 +34,7 @@ def seen(name: str) -> Image.Image:
 @pytest.mark.parametrize(
     "name", [n for n in ZOO if not any(w in n for w in ("alpha", "keyed", "large", "1 bit"))]
 )
-def test_a_picture_becomes_what_is_seen(name: str) -> None:
+def test_a_decoded_image_equals_its_appearance(name: str) -> None:
     actual, expected = image.read(ZOO[name], OWN), np.asarray(seen(name))
     if any(word in name for word in ("gray", "16 bit", "2 bit")):
         expected = np.asarray(seen(name).convert("L").convert("RGB"))
@@ -50,7 +50,7 @@ def test_gray_is_the_luma_of_the_colours() -> None:
 
 
 @pytest.mark.parametrize("way", range(1, 9))
-def test_the_exif_orientation_is_obeyed(way: int) -> None:
+def test_the_exif_orientation_is_applied(way: int) -> None:
     raw = Image.open(io.BytesIO(ZOO[f"turned {way}-jpg"]))
     upright = ImageOps.exif_transpose(raw)
     assert image.upright_size(image.open_picture(ZOO[f"turned {way}-jpg"])) == upright.size
@@ -62,12 +62,12 @@ def test_the_exif_orientation_is_obeyed(way: int) -> None:
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01"]
 )
-def test_damaged_exif_does_not_cost_the_picture(exif: bytes) -> None:
+def test_damaged_exif_is_ignored(exif: bytes) -> None:
     data = zoo.encoded(zoo.drawn(), "JPEG", exif=exif)
     np.testing.assert_array_equal(image.read(data, OWN), image.read(ZOO["plain-jpg"], OWN))
 
 
-def test_black_on_transparent_shows() -> None:
+def test_transparent_images_get_a_contrasting_background() -> None:
     for mode in ("RGBA", "LA"):
         icon = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
         icon.paste((0, 0, 0, 255), (3, 3, 6, 6))
@@ -77,7 +77,7 @@ def test_black_on_transparent_shows() -> None:
         assert image.read(data, Policy((9, 9, 3), background=(9, 8, 7)))[0, 0].tolist() == [9, 8, 7]
 
 
-def test_keyed_colours_show_the_background() -> None:
+def test_transparent_colours_show_the_background() -> None:
     for name in ("keyed colour-png", "keyed gray-png"):
         assert image.read(ZOO[name], Policy(OWN.shape, background=(1, 2, 3)))[0, 0].tolist() == [1, 2, 3]
     deep = zoo.encoded(Image.fromarray(np.array([[7, 65535]], np.uint16)), "PNG", transparency=7)
@@ -100,7 +100,7 @@ def test_many_bits_are_scaled_by_their_real_depth() -> None:
         (np.array([[0.0, 2.5]], np.float32), "it holds floats from 0 to 2.5"),
     ],
 )
-def test_numbers_that_are_no_pixels_are_refused(values: np.ndarray, said: str) -> None:
+def test_values_that_are_not_pixels_are_rejected(values: np.ndarray, said: str) -> None:
     with pytest.raises(DataError, match=said):
         image.read(zoo.encoded(Image.fromarray(values), "TIFF"), Policy((1, 2, 1)), "it")
 
@@ -140,13 +140,13 @@ def test_large_jpegs_are_decoded_at_reduced_scale() -> None:
     assert np.abs(image.read(data, policy).astype(int) - whole).mean() < 3
 
 
-def test_neither_one_nor_three_channels_is_refused() -> None:
+def test_neither_one_nor_three_channels_is_rejected() -> None:
     with pytest.raises(DataError, match="cannot become 4 channels"):
         image.read(ZOO["colour-png"], Policy((2, 2, 4)))
 
 
 @pytest.mark.parametrize("side", [1001, 10_000, 20_000])
-def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
+def test_a_bomb_is_rejected_before_it_is_decoded(side: int) -> None:
     begun = time.monotonic()
     with pytest.raises(DataError, match=r"it is larger than 1,000,000 pixels"):
         image.open_picture(zoo.header_only(side), "it", 1_000_000)
@@ -164,7 +164,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_rejected_by_name(data: bytes) -> None:
     with pytest.raises(DataError, match=r"cat.png is not a readable picture"):
         image.read(data, OWN, "cat.png")
 
@@ -187,7 +187,7 @@ def test_arrays_are_fitted_alike() -> None:
     np.testing.assert_array_equal(image.refit(pixels[None], policy)[0], image.read(ZOO["colour-png"], policy))
 
 
-def test_a_policy_survives_json_and_nothing_else_does() -> None:
+def test_a_policy_survives_json_and_other_documents_are_rejected() -> None:
     policy = Policy((20, 30, 1), "letterbox", (3, 4, 5))
     assert Policy.from_dict(asdict(policy)) == policy
     wrongs: list[Any] = [{}, [], {**asdict(policy), "fit": "zoom"}, {**asdict(policy), "shape": [1]}]

@@ -51,7 +51,7 @@ def configured(pictures: Path, **data: Any) -> Config:
     return Config.model_validate({"data": given | data})
 
 
-def test_the_result_depends_neither_on_the_threads_nor_on_who_decodes(
+def test_the_result_does_not_depend_on_threads_or_decoder(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "SHARD_BYTES", 8_000)
@@ -85,7 +85,7 @@ jobs_run = jobs.run
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("cannot write: No space left.")])
-def test_the_same_command_goes_on_where_it_was_interrupted(
+def test_an_interrupted_ingest_resumes(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     monkeypatch.setattr(jobs, "SHARD_BYTES", 8_000)
@@ -120,7 +120,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(
     assert not list((tmp_path / "root").rglob(writer.NOTES))
 
 
-def test_wrong_data_are_not_gone_on_with(
+def test_an_ingest_of_changed_data_does_not_resume(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match=r"cat/99\.png is not a readable picture"):
@@ -128,7 +128,7 @@ def test_wrong_data_are_not_gone_on_with(
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
 
 
-def test_what_another_ingest_left_is_removed(
+def test_leftovers_of_another_ingest_are_removed(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, storage = configured(pictures), Storage(str(tmp_path / "root"))
@@ -142,7 +142,7 @@ def test_what_another_ingest_left_is_removed(
     assert not left.exists()
 
 
-def test_a_job_carries_nothing_but_what_it_reads(pictures: Path, tmp_path: Path) -> None:
+def test_a_job_is_pickled_without_the_data_set(pictures: Path, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "root"))
     source = open_source(configured(pictures), storage)
     only = source.splits["train"].only
@@ -154,7 +154,7 @@ def test_a_job_carries_nothing_but_what_it_reads(pictures: Path, tmp_path: Path)
     )
 
 
-def test_a_note_is_read_as_it_was_written_and_nothing_else_is_one() -> None:
+def test_a_progress_note_round_trips_and_other_files_are_rejected() -> None:
     faults = {2: Fault("a.png", "a.png is broken.", "Mend it.")}
     record = Record(Shard("set/a.parquet", 2, 10, "00"), 200, (1,), ("aa", "bb"), b"\0x", faults)
     assert Record.from_json(record.to_json()) == replace(record, fresh=False)
@@ -197,7 +197,7 @@ def test_arrays_stay_tensors_and_four_channels_are_no_jpeg(tmp_path: Path, stora
         shards.prepare(Config.model_validate({"data": given | {"encoding": "jpeg"}}), storage)
 
 
-def test_progress_says_rate_and_time_left(
+def test_progress_shows_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
@@ -217,7 +217,7 @@ def test_progress_says_rate_and_time_left(
     ("rows", "connected", "expected"),
     [(20_000, False, "here"), (20_000, True, "ray"), (100_000, False, "started")],
 )
-def test_ray_is_taken_where_it_is_worth_it(
+def test_ray_is_used_for_large_ingests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int, connected: bool, expected: str
 ) -> None:
     from distml.runtime import cluster
@@ -241,7 +241,7 @@ def test_ray_is_taken_where_it_is_worth_it(
     assert chosen == expected
 
 
-def test_a_task_that_is_lost_again_and_again_and_what_it_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_keeps_failing_is_reported_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_: Any) -> Record:
         raise raised
 
@@ -259,7 +259,7 @@ def test_a_task_that_is_lost_again_and_again_and_what_it_raised(monkeypatch: pyt
         jobs._next([1])
 
 
-def test_the_note_of_another_file_is_not_believed(pictures: Path, tmp_path: Path) -> None:
+def test_a_progress_note_of_another_file_is_ignored(pictures: Path, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "root"))
     rows = open_source(configured(pictures), storage).splits["train"]
     assert rows.only is not None

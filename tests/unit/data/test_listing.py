@@ -11,7 +11,7 @@ from distml.data.listing import Folder
 from distml.errors import DataError
 
 
-def test_hidden_files_and_what_archivers_leave_are_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_archiver_leftovers_are_left_out(tmp_path: Path) -> None:
     for name in ("cat/a.png", "cat/._a.png", ".DS_Store", "cat/Thumbs.db", "__MACOSX/cat/a.png", ".git/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -21,7 +21,7 @@ def test_hidden_files_and_what_archivers_leave_are_left_out(tmp_path: Path) -> N
     assert folder.ledger.entries == 6
 
 
-def test_links_are_followed_and_those_that_lead_nowhere_are_kept_apart(tmp_path: Path) -> None:
+def test_links_are_followed_and_broken_ones_listed_apart(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(b"x")
     (tmp_path / "file.png").symlink_to("real/a.png")
@@ -36,7 +36,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_kept_apart(tmp_path:
     assert folder.ledger.entries == len(folder.sizes) + 2 + len(folder.ledger.reasons)
 
 
-def test_names_may_be_any_bytes(tmp_path: Path) -> None:
+def test_file_names_may_be_any_bytes(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as stream:
         stream.write(b"abc")
     folder = Folder(str(tmp_path))
@@ -65,7 +65,7 @@ def test_every_change_changes_the_fingerprint(tmp_path: Path) -> None:
     assert len(set(seen)) == len(seen)
 
 
-def test_what_is_not_there_or_closed_is_said(tmp_path: Path) -> None:
+def test_missing_and_unreadable_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         Folder(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="there are no data at"):

@@ -30,7 +30,7 @@ def test_a_manifest_survives_json_and_pickling() -> None:
     assert json.loads(MANIFEST.to_json())["digest"] == MANIFEST.digest
 
 
-def test_the_digest_is_of_the_data_and_not_of_their_place() -> None:
+def test_the_digest_depends_on_the_data_and_not_on_their_path() -> None:
     moved = dataclasses.replace(
         MANIFEST,
         folder="elsewhere",
@@ -55,6 +55,6 @@ def test_sizes_follow_from_rows_and_shape() -> None:
     "text",
     ["", "[]", "{}", MANIFEST.to_json()[:-40], MANIFEST.to_json().replace('"train": 100', '"train": 101')],
 )
-def test_a_damaged_manifest_is_refused_by_name(text: str) -> None:
+def test_a_damaged_manifest_is_rejected_by_name(text: str) -> None:
     with pytest.raises(DataError, match="here is damaged"):
         Manifest.from_json(text, "here")

@@ -35,7 +35,7 @@ def url() -> Iterator[str]:
         (REAL[0] // 16, "very_dark"),
     ],
 )
-def test_every_protocol_names_what_is_odd(url: str, image: Any, code: str) -> None:
+def test_every_protocol_reports_input_warnings(url: str, image: Any, code: str) -> None:
     given = np.stack([REAL[0], image])
     native = requests.post(f"{url}/predict", json={"instances": given.tolist()})
     assert native.status_code == 200
@@ -57,7 +57,7 @@ def png(values: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_sixteen_bits_of_which_few_are_used_are_scaled_by_those_and_said(url: str) -> None:
+def test_sixteen_bit_images_are_scaled_by_their_used_bits_with_a_warning(url: str) -> None:
     plain = REAL[0, ..., 0].astype(np.uint16)
     plain[0, 0] = 255
     kind = {"content-type": "image/png"}
@@ -107,13 +107,13 @@ def test_light_and_dark_are_compared_with_the_training_images() -> None:
     assert neither.get("inverted", np.zeros(1)).mean() < 0.02
 
 
-def test_nothing_is_said_of_what_is_usual(url: str) -> None:
+def test_usual_images_give_no_warning(url: str) -> None:
     response = requests.post(f"{url}/predict", json={"instances": REAL.tolist()})
     assert "warnings" not in response.json()
     assert "x-input-warnings" not in response.headers
 
 
-def test_images_are_counted_by_what_is_odd() -> None:
+def test_warnings_count_the_affected_images() -> None:
     zeros = np.zeros((3, *serving.SHAPE), np.uint8)
     counted = doubts(np.concatenate([REAL, zeros, REAL // 128]))
     assert [(doubt.code, doubt.images) for doubt in counted] == [("constant", 3), ("values_0_to_1", 2)]

@@ -42,7 +42,7 @@ def prepared(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
     return storage, shards.prepare(config(given), storage)
 
 
-def test_the_table_is_the_split_in_order(prepared: tuple[Storage, Manifest]) -> None:
+def test_the_table_of_a_split_keeps_its_order(prepared: tuple[Storage, Manifest]) -> None:
     storage, manifest = prepared
     rows = []
     for split in SPLITS:
@@ -100,7 +100,7 @@ def test_more_shards_than_rows_are_not_made(tmp_path: Path, given: Path) -> None
         assert len(manifest.shards[split]) == min(50, manifest.rows[split])
 
 
-def test_find_sees_only_what_is_published_and_changes_nothing(tmp_path: Path, given: Path) -> None:
+def test_find_reads_only_published_data_and_writes_nothing(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path / "root"))
     assert shards.find(config(given), storage) is None
     assert not (tmp_path / "root").exists()
@@ -130,7 +130,7 @@ def test_another_recipe_is_another_folder(
     )
 
 
-def test_preparing_again_reads_and_writes_nothing(tmp_path: Path, given: Path) -> None:
+def test_preparing_twice_reads_and_writes_nothing(tmp_path: Path, given: Path) -> None:
     source = shutil.copytree(given, tmp_path / "given")
     storage = Storage(str(tmp_path / "root"))
     manifest = shards.prepare(config(source), storage)
@@ -141,7 +141,7 @@ def test_preparing_again_reads_and_writes_nothing(tmp_path: Path, given: Path) -
     assert {p: s.st_mtime_ns for p, s in before.items()} == {p: s.st_mtime_ns for p, s in after.items()}
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path, given: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path))
     left = tmp_path / shards.folder(config(given))
     (left / "0badcafe").mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_a_changed_or_missing_shard_is_named(tmp_path: Path, given: Path) -> Non
         shards.read(storage, manifest, "train")
 
 
-def test_a_damaged_manifest_is_not_taken_for_an_absent_one(tmp_path: Path, given: Path) -> None:
+def test_a_damaged_manifest_is_an_error_and_not_absent(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path))
     manifest = shards.prepare(config(given), storage)
     path = tmp_path / manifest.folder / "manifest.json"
@@ -179,7 +179,7 @@ def test_a_damaged_manifest_is_not_taken_for_an_absent_one(tmp_path: Path, given
             asking(config(given), storage)
 
 
-def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path: Path, given: Path) -> None:
+def test_equal_data_have_equal_digests_in_any_folder(tmp_path: Path, given: Path) -> None:
     first, second = (shards.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
     assert first.digest == second.digest
     assert {s.path for s in first.shards["train"]}.isdisjoint(s.path for s in second.shards["train"])

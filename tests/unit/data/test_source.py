@@ -33,7 +33,7 @@ def test_pixels_in_range_become_uint8() -> None:
         (np.array(["a"]), "are not numbers"),
     ],
 )
-def test_pixels_of_unclear_meaning_are_refused(values: npt.NDArray[Any], said: str) -> None:
+def test_pixels_of_unclear_meaning_are_rejected(values: npt.NDArray[Any], said: str) -> None:
     with pytest.raises(DataError, match=rf"x: .*{said}"):
         to_uint8(values, "x")
 
@@ -44,7 +44,7 @@ def test_gray_images_get_a_channel() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 784), (5,), (5, 1, 2, 3, 4), (5, 0, 3), (5, 3, 32, 32)])
-def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+def test_other_shapes_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="x: images of shape"):
         to_nhwc(np.zeros(shape, np.uint8), "x")
 

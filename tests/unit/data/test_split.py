@@ -24,7 +24,7 @@ def test_cuts_have_the_same_share_of_every_class() -> None:
         assert (np.bincount(LABELS[parts[split].rows]) == count).all()
 
 
-def test_given_splits_are_kept_whole_and_in_order() -> None:
+def test_given_splits_are_kept_unchanged() -> None:
     parts = plan({"train": LABELS, "validation": LABELS[:50], "test": LABELS[:70]}, 0.5, 0)
     for split, count in (("validation", 50), ("test", 70)):
         assert parts[split].origin == split
@@ -54,7 +54,7 @@ def test_small_classes_keep_a_row_and_something_is_held_out() -> None:
     assert set(np.delete(labels, held_out(labels, 0.9, np.random.default_rng(0)))) == {0, 1, 2}
 
 
-def test_nothing_to_hold_out_is_refused() -> None:
+def test_nothing_to_hold_out_is_rejected() -> None:
     with pytest.raises(DataError, match="2 training rows are too few"):
         plan({"train": np.array([0, 1], np.int32)}, 0.1, 0)
 
@@ -80,7 +80,7 @@ def tree(*folders: str) -> list[str]:
         (["set/cat", "set/dog"], {"train"}),
     ],
 )
-def test_splits_are_known_by_the_names_that_public_sets_use(folders: list[str], splits: set[str]) -> None:
+def test_splits_are_recognised_by_common_names(folders: list[str], splits: set[str]) -> None:
     divided = divide_folders(tree(*folders))
     assert set(divided) == splits
     classes = {path.partition("/")[0] for paths in divided.values() for path in paths.values()}
@@ -103,12 +103,12 @@ def test_a_class_may_be_called_like_a_split(folders: list[str]) -> None:
         (["test/cat", "val/cat"], "there is test, validation, but no train"),
     ],
 )
-def test_what_may_be_a_split_is_asked_about(folders: list[str], said: str) -> None:
+def test_an_ambiguous_split_folder_is_rejected(folders: list[str], said: str) -> None:
     with pytest.raises(DataError, match=said):
         divide_folders(tree(*folders))
 
 
-def test_loose_pictures_beside_splits_are_named() -> None:
+def test_images_beside_split_folders_are_reported() -> None:
     with pytest.raises(DataError, match=r"loose.png lies beside test, train"):
         divide_folders([*tree("train/cat", "test/cat"), "loose.png"])
 

@@ -13,7 +13,7 @@ def of(image: np.ndarray) -> dict[str, float]:
     return dict(zip(statistics.names(shape), statistics.measure(image[None])[0].tolist(), strict=True))
 
 
-def test_a_gray_picture_measures_what_is_plain_to_see() -> None:
+def test_the_statistics_of_a_gray_image_match_by_hand() -> None:
     image = np.zeros((30, 30, 1), np.uint8)
     image[:10, 20:] = 255  # one ninth is white: the upper right corner
     values = of(image)
@@ -25,7 +25,7 @@ def test_a_gray_picture_measures_what_is_plain_to_see() -> None:
     assert values["sharpness"] == pytest.approx(10 / (30 * 29))  # ten edges each way
 
 
-def test_colours_are_told_apart() -> None:
+def test_statistics_differ_by_colour() -> None:
     image = np.zeros((6, 6, 3), np.uint8)
     image[..., 1] = 51
     values = of(image)
@@ -44,11 +44,11 @@ def test_every_shape_has_one_value_per_name(shape: tuple[int, int, int]) -> None
     assert values.max() <= 1
 
 
-def test_no_pictures_are_no_rows() -> None:
+def test_no_images_give_no_rows() -> None:
     assert statistics.measure(np.empty((0, 28, 28, 1), np.uint8)).shape == (0, 13)
 
 
-def test_many_at_once_measure_like_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_measures_like_single_images(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     together = statistics.measure(images)
     monkeypatch.setattr(statistics, "_CHUNK_VALUES", 8 * 8 * 3 * 7)

@@ -30,9 +30,7 @@ LABELS = (np.arange(600) % 5).astype(np.int32)
 @pytest.mark.parametrize(
     ("budget_bytes", "most_rows"), [(1_000_000, 100), (2_000_000, 200), (10_000_000, 600)]
 )
-def test_no_more_rows_are_asked_for_than_the_budget_holds(
-    tmp_path: Path, budget_bytes: int, most_rows: int
-) -> None:
+def test_reads_stay_within_the_memory_budget(tmp_path: Path, budget_bytes: int, most_rows: int) -> None:
     asked: list[int] = []
 
     def gather(indices: Indices) -> Gathered:
@@ -105,7 +103,7 @@ def test_training_rows_keep_a_margin_and_the_others_none(
 
 
 @pytest.mark.parametrize("lay", [in_folder, in_parquet])
-def test_copies_in_another_split_are_told_whatever_the_margin(
+def test_copies_in_another_split_are_reported_whatever_the_margin(
     tmp_path: Path, storage_root: Path, lay: Callable[[Path], None]
 ) -> None:
     for split in ("train", "test"):
@@ -120,7 +118,7 @@ def test_copies_in_another_split_are_told_whatever_the_margin(
     assert said, manifest.warnings
 
 
-def test_copies_of_arrays_in_another_split_are_told_whatever_the_margin(
+def test_copies_of_arrays_in_another_split_are_reported_whatever_the_margin(
     tmp_path: Path, storage_root: Path
 ) -> None:
     images, labels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8), np.arange(30) % 3

@@ -59,7 +59,7 @@ def test_the_plan_has_every_kind_of_pod_of_the_overlay(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", sorted(plan.SELECTORS))
-def test_a_dry_run_prints_the_plan_and_asks_nobody(
+def test_a_dry_run_prints_the_plan_and_asks_no_question(
     overlay: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.run", None)
@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_plan_and_asks_nobody(
     assert sum("no workflow runs" in line for line in lines) == without_run
 
 
-def test_the_command_refuses_an_unknown_kind_and_a_missing_context(
+def test_the_command_rejects_an_unknown_kind_and_a_missing_context(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for words, said in (
@@ -109,7 +109,7 @@ def test_the_verdict_names_what_is_wrong(parts: dict[str, Any], verdict: str) ->
     assert _healed(**parts).verdict == verdict
 
 
-def test_the_table_has_the_last_record_of_each_cell_and_says_what_was_not_run(tmp_path: Path) -> None:
+def test_the_table_has_the_last_record_of_each_cell_and_lists_what_was_not_run(tmp_path: Path) -> None:
     path = tmp_path / "chaos.jsonl"
     assert record.load(path) == {}
     for made in (_healed(lost=5), _healed()):
@@ -217,7 +217,7 @@ def test_a_pod_that_does_not_come_back_is_no_healed_cell() -> None:
     assert cluster.calls[-1].startswith("delete namespace distml-chaos")
 
 
-def test_kubectl_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_kubectl_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="kubectl cannot be started: No such file"):
         Cluster("mine").pods()

@@ -123,7 +123,7 @@ def test_up_builds_creates_installs_applies_and_waits(
     assert "http://127.0.0.1:8000" in said
 
 
-def test_up_again_leaves_what_is_there(programs: Programs, ran: Callable[..., Outcome]) -> None:
+def test_a_second_up_changes_nothing(programs: Programs, ran: Callable[..., Outcome]) -> None:
     programs.fail()
     code, _, said = ran("up")
     assert code == 0
@@ -155,9 +155,7 @@ def test_a_failing_step_names_its_command_and_the_remedy(
     assert not [call for call in programs.called() if call.startswith("k3d")]
 
 
-def test_an_image_that_a_node_did_not_take_is_a_failure(
-    programs: Programs, ran: Callable[..., Outcome]
-) -> None:
+def test_an_image_missing_on_a_node_is_a_failure(programs: Programs, ran: Callable[..., Outcome]) -> None:
     said = "ERRO[0010] failed to import images in node 'k3d-distml-agent-1': no space left on device"
     k3d_itself = (programs.folder / "k3d").read_text()
     (programs.folder / "k3d").write_text(
@@ -179,7 +177,7 @@ def test_another_cluster_is_not_touched_by_k3d_or_docker(
     assert not [call for call in programs.called() if "argo" in call]
 
 
-def test_the_subnet_of_k3ds_configuration_is_the_one_that_everything_lets_in(
+def test_the_subnet_of_k3d_is_used_by_every_network_policy(
     programs: Programs, ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "kuberay", tmp_path / "kuberay", symlinks=True)
@@ -201,7 +199,7 @@ def test_the_subnet_of_k3ds_configuration_is_the_one_that_everything_lets_in(
 
 
 @pytest.mark.parametrize("given", ["", "subnet: 172.28.0.0/33"])
-def test_a_subnet_that_is_none_is_a_sentence_before_anything_is_made(
+def test_an_invalid_subnet_is_an_error_before_anything_is_created(
     programs: Programs,
     ran: Callable[..., Outcome],
     monkeypatch: pytest.MonkeyPatch,
@@ -218,14 +216,14 @@ def test_a_subnet_that_is_none_is_a_sentence_before_anything_is_made(
     assert not programs.called()
 
 
-def test_an_overlay_is_waited_for_by_what_it_holds(programs: Programs, ran: Callable[..., Outcome]) -> None:
+def test_up_waits_for_the_workloads_of_an_overlay(programs: Programs, ran: Callable[..., Outcome]) -> None:
     (programs.folder / "rendered").write_text("kind: Deployment\nmetadata: {name: grafana, namespace: other}")
     assert ran("up", "--context", "mine", "--overlay", "kuberay/monitoring")[0] == 0
     waited = [call for call in programs.called() if "--timeout=600s" in call]
     assert waited == ["kubectl --context mine -n other rollout status deployment/grafana --timeout=600s"]
 
 
-def test_an_overlay_that_cannot_be_rendered_is_a_sentence(
+def test_an_overlay_that_cannot_be_rendered_is_an_error_message(
     programs: Programs, ran: Callable[..., Outcome]
 ) -> None:
     programs.fail("kubectl kustomize*")
@@ -247,7 +245,7 @@ def test_the_database_must_be_a_postgresql(
         assert "postgresql+psycopg2://" in result["error"]
 
 
-def test_a_missing_program_is_a_sentence(
+def test_a_missing_program_is_an_error_message(
     programs: Programs, ran: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (programs.folder / "k3d").unlink()
@@ -281,14 +279,16 @@ def test_status_is_ready_when_every_standing_pod_is(programs: Programs, ran: Cal
     assert "ErrImagePull" in said
 
 
-def test_status_of_no_cluster_is_a_sentence(programs: Programs, ran: Callable[..., Outcome]) -> None:
+def test_status_without_a_cluster_is_an_error_message(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
     programs.fail("*get pods*")
     code, result, _ = ran("status")
     assert code == 1
     assert "Is the cluster up" in result["error"]
 
 
-def test_down_deletes_our_cluster_and_of_another_only_what_we_applied(
+def test_down_deletes_our_cluster_and_only_our_objects_of_another(
     programs: Programs, ran: Callable[..., Outcome]
 ) -> None:
     assert ran("down")[0] == 0
@@ -300,7 +300,7 @@ def test_down_deletes_our_cluster_and_of_another_only_what_we_applied(
     ]
 
 
-def test_what_is_missing_is_drawn_and_what_exists_is_kept(tmp_path: Path) -> None:
+def test_missing_secrets_are_generated_and_existing_ones_kept(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret-canary")
     with apiserver.serving(apiserver.Cluster([])) as cluster:
         where = Server(cluster.url, "distml", tmp_path, patience_s=2)
@@ -318,7 +318,7 @@ def test_what_is_missing_is_drawn_and_what_exists_is_kept(tmp_path: Path) -> Non
     assert keys.read(file) == (keys.Key("cluster", keys.digest(given["key"])),)
 
 
-def test_a_refusal_is_a_sentence(tmp_path: Path) -> None:
+def test_a_rejection_is_an_error_message(tmp_path: Path) -> None:
     with apiserver.serving(apiserver.Cluster([])) as cluster, pytest.raises(ClusterError, match="401"):
         kube.create_secrets(Server(cluster.url, "distml", tmp_path, patience_s=2))
     assert cluster.secrets == {}

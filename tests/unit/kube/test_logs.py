@@ -11,7 +11,7 @@ import pytest
 from distml.kube import logs
 
 
-def test_what_was_written_last_is_kept_when_the_pod_ends(tmp_path: Path) -> None:
+def test_the_last_log_lines_are_kept_when_the_pod_ends(tmp_path: Path) -> None:
     source, root, ended = tmp_path / "logs", tmp_path / "kept", threading.Event()
     keeper = threading.Thread(target=logs.keep, args=(str(root), "pod-1", ended, source, 0.05))
     keeper.start()
@@ -26,7 +26,7 @@ def test_what_was_written_last_is_kept_when_the_pod_ends(tmp_path: Path) -> None
     assert (root / "pod-1" / "raylet.out").read_text() == "first\nlast\n"
 
 
-def test_a_storage_that_refuses_does_not_end_the_sidecar(tmp_path: Path) -> None:
+def test_a_storage_error_does_not_end_the_sidecar(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a").write_text("a")
     (tmp_path / "file").write_text("no folder")
@@ -35,7 +35,7 @@ def test_a_storage_that_refuses_does_not_end_the_sidecar(tmp_path: Path) -> None
     logs.keep(str(tmp_path / "file"), "pod-1", ended, tmp_path / "logs", 0.01)
 
 
-def test_a_folder_that_is_not_mounted_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_mount_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ended = threading.Event()
     keeper = threading.Thread(
         target=logs.keep, args=(str(tmp_path / "kept"), "pod-1", ended, tmp_path / "logs", 0.01)

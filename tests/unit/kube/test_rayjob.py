@@ -19,7 +19,7 @@ def test_names_follow_from_the_workflow_and_fit_kuberay() -> None:
 
 
 @pytest.mark.parametrize("base", ["", "1st", "A", "a_b", "a/b", "a-"])
-def test_what_kubernetes_refuses_is_refused_here(base: str) -> None:
+def test_names_that_kubernetes_rejects_are_rejected(base: str) -> None:
     with pytest.raises(ConfigError):
         rayjob.name(base, 1)
 
@@ -38,11 +38,11 @@ def test_what_kubernetes_refuses_is_refused_here(base: str) -> None:
         ({"jobDeploymentStatus": "ValidationFailed"}, "failed"),
     ],
 )
-def test_what_a_status_means(status: dict[str, Any], verdict: str) -> None:
+def test_the_status_of_a_rayjob_is_interpreted(status: dict[str, Any], verdict: str) -> None:
     assert rayjob.verdict({"status": status}) == verdict
 
 
-def test_kuberays_message_is_told_without_the_log_behind_it() -> None:
+def test_the_message_of_kuberay_is_shown_without_its_log() -> None:
     message = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20):\nx"
     status = {
         "jobDeploymentStatus": "Failed",
@@ -71,6 +71,6 @@ def test_only_the_image_called_distml_is_replaced() -> None:
         {"kind": "RayJob", "apiVersion": "ray.io/v1", "spec": {"jobId": "a"}},
     ],
 )
-def test_templates_that_cannot_work_are_refused(template: dict[str, Any]) -> None:
+def test_templates_that_cannot_work_are_rejected(template: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         rayjob.manifest(template, "a", "true", None, None)

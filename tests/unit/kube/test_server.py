@@ -16,7 +16,7 @@ def away() -> requests.Response:
     raise requests.ConnectionError
 
 
-def test_who_is_told_to_hurry_stops_waiting() -> None:
+def test_a_shortened_deadline_stops_the_wait() -> None:
     hurried = threading.Event()
     threading.Timer(0.2, hurried.set).start()
     began = time.monotonic()

@@ -42,7 +42,7 @@ def examine(*pods: Any, **parts: Any) -> dict[str, Line]:
     return {line.what: line for line in lines}
 
 
-def test_all_well_is_a_line_each_and_nothing_to_do() -> None:
+def test_a_healthy_cluster_has_a_line_each_and_no_action() -> None:
     lines = examine(pod(), pod("postgres-0"), models={"endpoint": {"name": "fashion", "version": 3}})
     assert not [line for line in lines.values() if line.todo]
     assert lines["mlflow-1"].state == "Running  0 restarts"
@@ -52,7 +52,7 @@ def test_all_well_is_a_line_each_and_nothing_to_do() -> None:
     assert lines["backups"].state == "none: the overlay makes none"
 
 
-def test_a_pod_that_starts_needs_nobody_and_one_that_never_does_needs_a_person() -> None:
+def test_a_starting_pod_needs_no_action_and_a_stuck_one_does() -> None:
     (line, *_) = examine(pod(ready=False)).values()
     assert (line.state, line.todo) == ("Pending, not ready  for 2 min  0 restarts", "")
     (line, *_) = examine(pod(ready=False, since="2026-11-28T11:40:00Z")).values()
@@ -66,7 +66,7 @@ def test_a_pod_that_starts_needs_nobody_and_one_that_never_does_needs_a_person()
 
 
 @pytest.mark.parametrize("reason", status._STUCK)
-def test_what_no_time_heals_needs_a_person_at_once(reason: str) -> None:
+def test_a_permanent_failure_needs_action_at_once(reason: str) -> None:
     (line, *_) = examine(pod(ready=False, state=waits(reason))).values()
     assert reason in line.state
     assert line.todo == status._STUCK[reason].format(name="mlflow-1")
@@ -141,7 +141,7 @@ def test_a_backup_that_was_missed_needs_a_person(
 
 
 @pytest.mark.parametrize(("spooled", "said"), [(2, "2 runs wait for MLflow"), (None, "not known")])
-def test_what_is_spooled_heals_by_itself(spooled: int | None, said: str) -> None:
+def test_spooled_operations_need_no_action(spooled: int | None, said: str) -> None:
     line = examine(pod(), spooled=spooled)["spool"]
     assert said in line.state
     assert not line.todo
@@ -181,7 +181,9 @@ exit 0
 
 
 @pytest.mark.usefixtures("plain_logging")
-def test_what_waits_is_counted_and_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_counts_spooled_operations_without_sending(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     storage = Storage(str(tmp_path))
     for name in ("a", "b"):
         storage.write_bytes(b"{}", outbox.FOLDER, outbox.new_name(name))

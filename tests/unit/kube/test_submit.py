@@ -115,9 +115,7 @@ def test_a_job_is_created_followed_and_its_results_handed_on(
     assert "backoffLimit" not in made["spec"]
 
 
-def test_who_comes_back_finds_the_job_again(
-    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
-) -> None:
+def test_a_restarted_pod_rejoins_its_job(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
     cluster = serve(Course([apiserver.RUNNING] * 30 + [apiserver.SUCCEEDED], success().logs[-1:]))
     with pod(cluster, OWNER, "--poll-s=0.1") as first:
         first.kill()  # as a node that is lost
@@ -127,7 +125,7 @@ def test_who_comes_back_finds_the_job_again(
     assert cluster.asked.count("POST rayjobs") == 1
 
 
-def test_a_job_that_ended_while_nobody_looked_counts(
+def test_a_job_that_ended_while_the_pod_was_gone_counts(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(success())
@@ -137,7 +135,7 @@ def test_a_job_that_ended_while_nobody_looked_counts(
     assert cluster.asked.count("POST rayjobs") == 1
 
 
-def test_a_failed_job_is_tried_again_under_a_name_of_its_own(
+def test_a_failed_job_is_retried_under_a_new_name(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(failure(), success())
@@ -147,7 +145,7 @@ def test_a_failed_job_is_tried_again_under_a_name_of_its_own(
 
 
 @pytest.mark.parametrize(("driver", "ours"), [(1, 1), (3, 3), (137, 1), (143, 1), (-9, 1)])
-def test_after_the_last_attempt_the_jobs_exit_code_is_ours(
+def test_after_the_last_attempt_submit_exits_as_the_job(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome], driver: int, ours: int
 ) -> None:
     """But for a driver that was killed: at 137 and 143 Argo takes our own pod for lost and starts others."""
@@ -160,7 +158,7 @@ def test_after_the_last_attempt_the_jobs_exit_code_is_ours(
     assert len(cluster.jobs) == 2
 
 
-def test_a_configuration_nobody_can_run_is_not_tried_again(
+def test_an_invalid_configuration_is_not_retried(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(failure(2))
@@ -168,13 +166,15 @@ def test_a_configuration_nobody_can_run_is_not_tried_again(
     assert len(cluster.jobs) == 1
 
 
-def test_a_job_kuberay_refuses_says_why(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
+def test_a_job_rejected_by_kuberay_is_reported_with_the_reason(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
+) -> None:
     code, result, _ = ran(serve(Course([apiserver.INVALID], [""], None)), "--attempts=1")
     assert code == 1
     assert "The RayJob spec is invalid" in result["error"]
 
 
-def test_a_job_somebody_stopped_is_not_started_again(
+def test_a_job_stopped_by_a_user_is_not_restarted(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(Course([apiserver.RUNNING, apiserver.STOPPED], [""], None))
@@ -194,7 +194,7 @@ def test_at_the_deadline_the_ray_job_is_stopped(
     assert cluster.stopped == ["nightly-1-x7k2p"]
 
 
-def test_coming_back_does_not_prolong_the_deadline(
+def test_a_restarted_pod_keeps_the_deadline(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(endless())
@@ -220,7 +220,7 @@ def test_sigterm_stops_a_job_that_no_workflow_owns(serve: Callable[..., Cluster]
     assert "cancelled" in result["error"]
 
 
-def test_pods_that_are_evicted_leave_the_job_to_the_next_and_use_up_no_attempt(
+def test_evicted_pods_hand_over_the_job_without_using_an_attempt(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
@@ -247,14 +247,14 @@ def test_a_workflow_that_ends_stops_its_job(serve: Callable[..., Cluster], workf
     assert "cancelled" in result["error"]
 
 
-def test_the_last_pod_leaves_no_job_without_a_watcher(serve: Callable[..., Cluster]) -> None:
+def test_the_last_pod_stops_its_job(serve: Callable[..., Cluster]) -> None:
     cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
     code, _, said = told_to_end(cluster, OWNER, "--retry=3", "--retry-limit=3")
     assert (code, cluster.stopped) == (143, ["nightly-1-x7k2p"])
     assert "last pod" in said
 
 
-def test_a_workflow_that_may_not_be_asked_stops_its_job_and_says_which_right_is_missing(
+def test_a_forbidden_workflow_read_stops_the_job_and_names_the_missing_right(
     serve: Callable[..., Cluster],
 ) -> None:
     cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()}, errors={"workflows": [403]})
@@ -263,7 +263,7 @@ def test_a_workflow_that_may_not_be_asked_stops_its_job_and_says_which_right_is_
     assert "accounts.yaml" in said
 
 
-def test_without_the_api_server_the_job_is_stopped_and_the_next_pod_goes_on_without_losing_an_attempt(
+def test_an_unreachable_api_server_stops_the_job_without_using_an_attempt(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     jobs = [endless(), failure(), success()]
@@ -280,7 +280,7 @@ def test_without_the_api_server_the_job_is_stopped_and_the_next_pod_goes_on_with
 
 
 @pytest.mark.parametrize("moment", ["before the job was found", "while it runs"])
-def test_a_pod_told_to_end_when_nobody_answers_counts_as_lost(
+def test_a_terminated_pod_without_api_server_counts_as_lost(
     serve: Callable[..., Cluster], moment: str
 ) -> None:
     cluster = serve(endless(), workflows={"nightly-1": apiserver.workflow()})
@@ -293,7 +293,7 @@ def test_a_pod_told_to_end_when_nobody_answers_counts_as_lost(
         assert step.wait(timeout=30) == 143, "the retryStrategy would not replace it"
 
 
-def test_a_pod_that_comes_back_shows_the_end_of_the_log_and_goes_on_from_there(
+def test_a_restarted_pod_shows_the_end_of_the_log_and_follows_it(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     log = "".join(f"line {number}\n" for number in range(1000))
@@ -310,7 +310,7 @@ def test_a_pod_that_comes_back_shows_the_end_of_the_log_and_goes_on_from_there(
     assert "800 lines are left out here" in said
 
 
-def test_a_pod_told_to_end_between_two_tries_starts_none(
+def test_a_pod_terminated_between_attempts_starts_none(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(failure(), success(), workflows={"nightly-1": apiserver.workflow()})
@@ -325,7 +325,7 @@ def test_a_pod_told_to_end_between_two_tries_starts_none(
     assert ran(cluster, OWNER)[0] == 0
 
 
-def test_there_is_no_other_try_when_the_deadline_comes_first(
+def test_there_is_no_retry_after_the_deadline(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(failure(), success())
@@ -357,16 +357,14 @@ def test_only_what_the_workflow_owns_is_stopped(
     assert cluster.stopped == []
 
 
-def test_a_lost_connection_is_taken_up_again(
-    serve: Callable[..., Cluster], ran: Callable[..., Outcome]
-) -> None:
+def test_a_lost_connection_is_resumed(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
     cluster = serve(success(), errors={"GET": [0, 503], "POST": [0, 500]})
     code, result, said = ran(cluster)
     assert (code, result["champion_version"]) == (0, 3)
     assert "does not answer" in said
 
 
-def test_an_api_server_that_stays_away_is_a_sentence(
+def test_an_unreachable_api_server_is_an_error_message(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     code, result, _ = ran(serve(errors={"GET": [0] * 99}))
@@ -377,7 +375,7 @@ def test_an_api_server_that_stays_away_is_a_sentence(
 @pytest.mark.parametrize(
     ("status", "remedy"), [(401, "automountServiceAccountToken"), (403, "accounts.yaml")]
 )
-def test_a_refusal_names_the_status_and_the_remedy(
+def test_a_rejection_names_the_status_and_the_remedy(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome], status: int, remedy: str
 ) -> None:
     cluster = serve(success(), errors={"POST": [status]})
@@ -388,7 +386,7 @@ def test_a_refusal_names_the_status_and_the_remedy(
     assert cluster.asked == ["GET rayjobs/nightly-1", "POST rayjobs"], "a refusal is not tried again"
 
 
-def test_a_job_created_by_somebody_faster_is_joined(
+def test_a_job_created_concurrently_is_joined(
     serve: Callable[..., Cluster], ran: Callable[..., Outcome]
 ) -> None:
     cluster = serve(success())
@@ -410,7 +408,7 @@ def test_a_job_of_another_workflow_is_left_alone(
     assert not cluster.stopped + cluster.deleted
 
 
-def test_a_deleted_job_is_no_success(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
+def test_a_deleted_job_is_a_failure(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
     cluster = serve(endless(), errors={"GET": [404]})
     cluster.errors["GET"] = [404, 404]
     code, result, _ = ran(cluster)
@@ -480,7 +478,7 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
         changed(spec={"activeDeadlineSeconds": 60}),  # not started yet
     ],
 )
-def test_a_workflow_goes_on(workflow: dict[str, Any]) -> None:
+def test_a_running_workflow_is_recognised(workflow: dict[str, Any]) -> None:
     assert submission.ending(workflow, "uid-1", NOW) == ""
 
 
@@ -501,5 +499,5 @@ def test_a_workflow_goes_on(workflow: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_workflow_ends(workflow: dict[str, Any] | None, why: str) -> None:
+def test_an_ended_workflow_is_recognised(workflow: dict[str, Any] | None, why: str) -> None:
     assert why in submission.ending(workflow, "uid-1", NOW)

@@ -36,19 +36,19 @@ def test_options_are_checked_against_the_backbone() -> None:
 @pytest.mark.parametrize(
     ("name", "guess"), [("efficientnet_b00", "efficientnet_b0"), ("mobilenetv2", "mobilenet_v2")]
 )
-def test_a_misspelt_backbone_is_answered_with_the_nearest(name: str, guess: str) -> None:
+def test_a_misspelt_backbone_gets_the_nearest_name(name: str, guess: str) -> None:
     with pytest.raises(ConfigError, match=f"Did you mean {guess}?.*`distml models` lists 45"):
         registry.check(name, {})
 
 
 @pytest.mark.parametrize(("name", "least"), [("xception", 71), ("inception_v3", 75), ("resnet50", 32)])
-def test_images_too_small_for_a_backbone_are_refused_before_anything_starts(name: str, least: int) -> None:
+def test_images_too_small_for_a_backbone_are_rejected_before_anything_starts(name: str, least: int) -> None:
     registry.check_shape(name, (least, least + 9, 3))
     with pytest.raises(ModelError, match=rf"{least + 9}x{least - 1} pixels .* {name}, which needs {least}"):
         registry.check_shape(name, (least + 9, least - 1, 3))
 
 
-def test_channels_that_are_no_colours_are_refused() -> None:
+def test_channels_other_than_1_or_3_are_rejected() -> None:
     registry.check_shape("resnet50", (64, 64, 1))
     registry.check_shape("resnet", (2, 2, 7))
     with pytest.raises(ModelError, match="4 channels cannot be given to resnet50"):
@@ -97,7 +97,7 @@ def test_listing_imports_neither_tensorflow_nor_keras() -> None:
         ({"name": "cnn", "dropout": 0.5}, "model.dropout = 0.5, but cnn has no option dropout"),
     ],
 )
-def test_what_a_model_does_not_have_is_refused(section: dict[str, Any], said: str) -> None:
+def test_options_that_a_model_lacks_are_rejected(section: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         registry.check_config(ModelConfig.model_validate(section))
     assert said in caught.value.message
@@ -114,7 +114,7 @@ def test_a_backbone_may_be_frozen_and_dropout_reaches_the_builder() -> None:
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
-def test_a_size_left_open_is_that_of_the_backbone(name: str) -> None:
+def test_the_image_size_defaults_to_that_of_the_backbone(name: str) -> None:
     given = {"model": {"name": name}, "data": {"path": "photos"}}
     assert Config.resolve(given).data.image_size == backbones.BACKBONES[name].image_size
 

@@ -37,7 +37,7 @@ def refusal(name: str, options: dict[str, Any] | None = None) -> str:
     return str(caught.value)
 
 
-def test_knows_the_three_variants_and_ours() -> None:
+def test_the_registry_lists_every_built_in_model() -> None:
     assert registry.names() == ["cnn", "cnn_batchnorm", "cnn_dropout", "convnet", "poolnet", "resnet"]
 
 
@@ -55,13 +55,13 @@ def test_checking_imports_neither_tensorflow_nor_keras() -> None:
 @pytest.mark.parametrize(
     ("name", "guess"), [("convnte", "convnet"), ("cnn_batch_norm", "cnn_batchnorm"), ("ResNet", "resnet")]
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, guess: str) -> None:
+def test_an_unknown_name_gets_the_nearest_name(name: str, guess: str) -> None:
     said = refusal(name)
     assert f"'{name}'" in said
     assert f"Did you mean {guess}?" in said
 
 
-def test_a_name_like_nothing_is_answered_with_all_names() -> None:
+def test_a_dissimilar_name_gets_the_list_of_names() -> None:
     said = refusal("transformer-9000")
     assert "Did you mean" not in said
     assert all(name in said for name in registry.names())
@@ -106,7 +106,7 @@ def test_accepts_options_of_the_right_type(name: str, options: dict[str, Any]) -
     registry.check(name, options)
 
 
-def test_the_shape_and_the_classes_are_no_options() -> None:
+def test_shape_and_classes_cannot_be_given_as_options() -> None:
     assert "model.options.classes" in refusal("cnn", {"classes": 3})
 
 
@@ -132,7 +132,7 @@ def test_a_users_missing_module_or_function_is_named(own: str, workdir: Path) ->
     assert "own_broken.py, line 1" in said
 
 
-def test_an_imported_builder_is_left_to_the_build(own: str, workdir: Path) -> None:
+def test_a_builder_without_readable_source_is_checked_when_built(own: str, workdir: Path) -> None:
     (workdir / "own_front.py").write_text("from own_networks import network as shown\nother = shown\n")
     registry.check("own_front:shown", {"width": 4})
     registry.check("own_front:other", {})

@@ -75,7 +75,7 @@ def test_a_statistic_that_never_changes_has_one_bin_between_two() -> None:
     assert statistics.count(np.array([0.4, 0.5, 0.6], np.float32), actual.edges[0]).tolist() == [1, 1, 1]
 
 
-def test_the_index_is_what_the_formula_says() -> None:
+def test_the_stability_index_matches_its_formula() -> None:
     actual = ground()
     measured = np.zeros((1000, 13), np.float32)
     logged = drift.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
@@ -87,7 +87,7 @@ def test_the_index_is_what_the_formula_says() -> None:
     assert mix.chance == pytest.approx(1 / 1000 + 1 / 4000)
 
 
-def test_chance_is_about_what_drawing_again_gives() -> None:
+def test_the_chance_level_matches_resampling() -> None:
     actual = ground()
     indices, chances = [], []
     for seed in range(1, 21):
@@ -101,7 +101,7 @@ def test_chance_is_about_what_drawing_again_gives() -> None:
     assert max(indices) < 0.2
 
 
-def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_root: Path) -> None:
+def test_brighter_images_change_mean_intensity_most(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     log(storage, pictures(500, 1, brighter=60), [0, 1] * 250)
     actual = ground()
@@ -113,7 +113,7 @@ def test_brighter_pictures_move_the_light_first_and_not_the_contrast(storage_roo
     assert shifts["class mix"] < 0.01
 
 
-def test_only_what_can_be_compared_is_read(storage_root: Path) -> None:
+def test_only_comparable_log_files_are_read(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     log(storage, pictures(3, 1), [0, 1, 1], version=4)
     log(storage, pictures(2, 2), [0, 1], version=5)

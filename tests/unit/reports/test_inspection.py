@@ -54,7 +54,7 @@ def configured(path: Path, root: Path) -> Config:
     return Config.model_validate({"data": data, "storage": {"root": str(root)}})
 
 
-def test_every_fault_is_noticed_and_the_leak_is_said_first(folder: Path, storage_root: Path) -> None:
+def test_every_fault_is_reported_and_the_leak_first(folder: Path, storage_root: Path) -> None:
     made, pictures = inspection.look(configured(folder, storage_root))
     assert made.leaks == {"test / train": [("test/a/leak.jpg", "train/a/3.png")]}
     assert made.findings()[0].startswith("1 picture of test also in train")
@@ -99,7 +99,7 @@ def test_the_command_writes_a_page_and_json(
     assert cli.run("inspect", [str(folder), "--to", "nowhere/out.html"]) == 1
 
 
-def test_a_class_far_larger_than_another_is_said() -> None:
+def test_a_class_imbalance_is_reported() -> None:
     made = inspection.Inspection("x", (8, 8, 3), {"train": 70}, {"train": {"cat": 60, "dog": 10}})
     assert made.findings() == ["Unbalanced: 60 training pictures of cat, 10 of dog."]
     assert made.summary()["findings"] == made.findings()

@@ -45,7 +45,7 @@ class _Checked(HTMLParser):
 
 @pytest.mark.parametrize("classes", [2, 3, 40, 41, 300])
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-def test_every_run_makes_a_whole_document(classes: int, epochs: int) -> None:
+def test_the_report_of_every_run_is_a_complete_document(classes: int, epochs: int) -> None:
     text = rendered([f"class {label}" for label in range(classes)], epochs)
     checked = _Checked()
     checked.feed(text)
@@ -55,7 +55,7 @@ def test_every_run_makes_a_whole_document(classes: int, epochs: int) -> None:
     assert checked.seen.count("tr") == epochs + 1 + classes + 1 + 2 + (4 if classes > 5 else 3)  # and metrics
 
 
-def test_its_figures_are_the_runs() -> None:
+def test_the_report_shows_the_figures_of_the_run() -> None:
     text = rendered()
     assert "1,234" in text
     assert "5,678" in text
@@ -69,13 +69,13 @@ def test_its_figures_are_the_runs() -> None:
     assert re.search(r"val_fraction: 0\.0833", text)
 
 
-def test_names_are_text_and_nothing_else() -> None:
+def test_names_are_escaped() -> None:
     text = rendered()
     assert "<b>bird</b>" not in text
     assert "&lt;b&gt;bird&lt;/b&gt;" in text
 
 
-def test_it_holds_everything_it_shows() -> None:
+def test_the_report_is_self_contained() -> None:
     text = rendered()
     assert "://" not in text.replace("sqlite:///", "")
     assert text.count("data:image/png;base64,") == 7
@@ -87,7 +87,7 @@ def test_pictures_of_any_depth_are_shown(shape: tuple[int, int, int]) -> None:
     assert rendered(shape=shape).count("data:image/png;base64,") == 7
 
 
-def test_a_perfect_run_has_no_mistakes_to_show() -> None:
+def test_a_run_without_mistakes_shows_none() -> None:
     assert "Worst mistakes" not in rendered(worst=[])
 
 
@@ -148,7 +148,7 @@ def ask(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[in
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_run_without_a_report_and_one_that_is_not_finished_are_sentences(
+def test_a_missing_report_and_an_unfinished_run_are_error_messages(
     storage_root: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = Storage(str(storage_root))

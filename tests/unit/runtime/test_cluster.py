@@ -57,7 +57,7 @@ def test_a_run_that_fits(
         ({"workers": 1}, {}, "needs 2 CPU, but the cluster has 0."),
     ],
 )
-def test_a_run_that_does_not_fit_is_told_which_resource_is_short(
+def test_a_run_that_does_not_fit_names_the_missing_resource(
     train: dict[str, Any], resources: dict[str, float], said: str
 ) -> None:
     with pytest.raises(ResourceError) as caught:
@@ -76,14 +76,14 @@ def test_a_run_that_does_not_fit_is_told_which_resource_is_short(
         (2, {"workers": 99}, 9),
     ],
 )
-def test_a_small_machine_gets_a_ticket_for_every_worker_and_one_for_the_data(
+def test_a_small_machine_gets_logical_cpus_for_workers_and_data(
     monkeypatch: pytest.MonkeyPatch, cores: int, train: dict[str, Any], cpus: int
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert cluster.local_cpus(TrainConfig.model_validate(train)) == cpus
 
 
-def test_a_machine_that_is_too_small_hears_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_with_too_few_cores_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     config = Config.model_validate({"train": {"workers": 99}})
     with pytest.raises(ResourceError, match="has 2 cores; take fewer train"):
@@ -127,7 +127,7 @@ def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest
         ("head:6379", "cannot connect to head:6379: The node timed out during startup.", "Check RAY_ADDRESS"),
     ],
 )
-def test_a_ray_that_does_not_start_is_one_sentence(
+def test_a_failed_start_of_ray_is_an_error_message(
     monkeypatch: pytest.MonkeyPatch, where: str | None, said: str, remedy: str
 ) -> None:
     def init(**_: Any) -> None:
@@ -143,7 +143,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(
     assert remedy in caught.value.remedy
 
 
-def test_where_nodes_may_join_an_elastic_run_keeps_its_most() -> None:
+def test_an_elastic_run_keeps_its_maximum_where_nodes_may_join() -> None:
     train = TrainConfig.model_validate({"workers": [1, 3], "device": "cpu"})
     assert cluster.plan(train, {"CPU": 2}).workers == (1, 1)
     assert cluster.plan(train, {"CPU": 2}, grows=True).workers == (1, 3)
@@ -151,13 +151,13 @@ def test_where_nodes_may_join_an_elastic_run_keeps_its_most() -> None:
         cluster.plan(train, {"CPU": 1}, grows=True)
 
 
-def test_an_autoscaler_fetches_what_is_short() -> None:
+def test_missing_resources_are_requested_from_the_autoscaler() -> None:
     train = TrainConfig.model_validate({"workers": 2, "device": "gpu"})
     actual = cluster.plan(train, {"CPU": 1}, autoscaled=True)
     assert (actual.workers, actual.use_gpu) == ((2, 2), True)
 
 
-def test_a_dashboard_is_told_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_address_is_logged_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE")
     url = "http://127.0.0.1:8265"
     assert Cluster({}, url, True, None).shown == f"dashboard {url} (token: ray get-auth-token)"

@@ -99,7 +99,7 @@ def test_ray_calls_what_the_local_trainer_overrides() -> None:
     assert "scaling_policy=" in fit
 
 
-def test_the_local_trainer_leaves_out_what_it_says_and_nothing_else() -> None:
+def test_the_local_trainer_skips_exactly_the_listed_steps() -> None:
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -146,7 +146,7 @@ def reaching(source: str) -> Iterator[int]:
                 yield node.lineno
 
 
-def test_no_other_module_reaches_for_a_private_name() -> None:
+def test_no_other_module_uses_a_private_name() -> None:
     files = [path for path in sorted((ROOT / "distml").rglob("*.py")) if path != COMPAT]
     assert len(files) > 100
     elsewhere = {f"{path.relative_to(ROOT)}:{line}" for path in files for line in reaching(path.read_text())}
@@ -166,10 +166,10 @@ def test_no_other_module_reaches_for_a_private_name() -> None:
         "deployment.options(_internal=True)",
     ],
 )
-def test_each_way_to_reach_for_one_is_seen(line: str) -> None:
+def test_every_use_of_a_private_name_is_detected(line: str) -> None:
     assert set(reaching(line)) == {1}
 
 
 @pytest.mark.parametrize("line", ["self._own()", "super()._own()", "row._replace(a=1)", "sys.modules[name]"])
-def test_what_is_ones_own_is_allowed(line: str) -> None:
+def test_own_private_names_are_allowed(line: str) -> None:
     assert not list(reaching(line))

@@ -78,7 +78,7 @@ def test_no_variable_is_set_outside_the_table() -> None:
         "ray.init(runtime_env={'env_vars': {'RAY_worker_niceness': '0'}})",
     ],
 )
-def test_each_way_to_set_one_is_seen(line: str) -> None:
+def test_every_way_to_set_a_variable_is_detected(line: str) -> None:
     assert list(settings(line)) == [1]
 
 
@@ -89,7 +89,7 @@ def test_reading_and_the_table_are_allowed(line: str) -> None:
     assert not list(settings(line))
 
 
-def test_every_group_is_used_and_says_where_it_ends() -> None:
+def test_every_group_of_variables_is_used_and_documents_its_end() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "distml").rglob("*.py") if path != OWNER)
     for name, group in environment.GROUPS.items():
         assert re.search(rf"\benvironment\.{name}\.(apply|values)\(", sources), name
@@ -100,7 +100,7 @@ def test_every_group_is_used_and_says_where_it_ends() -> None:
         assert len({variable.name for variable in group.variables}) == len(group.variables)
 
 
-def test_a_value_that_the_table_does_not_hold_is_a_mistake() -> None:
+def test_a_value_missing_in_the_table_is_an_error() -> None:
     group = Group("driver", "never", (Variable("A_B", "<the time>", "test"), Variable("C_D", "1", "test")))
     assert group.values({"A_B": "7"}) == {"A_B": "7", "C_D": "1"}
     for wrong in (None, {"A_B": "7", "X": "1"}, {"A_B": "7", "C_D": "2"}):
@@ -110,7 +110,7 @@ def test_a_value_that_the_table_does_not_hold_is_a_mistake() -> None:
         environment.override({"NO_SUCH": "1"})
 
 
-def test_a_default_gives_way_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_of_the_user_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
     monkeypatch.delenv("RAY_AIR_NEW_OUTPUT", raising=False)
     environment.SEARCH.apply()
@@ -144,7 +144,7 @@ def test_inherited_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert "RAY_TMPDIR" not in os.environ
 
 
-def test_haproxy_is_told_by_the_names_of_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_haproxy_use_the_names_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "uses_haproxy", lambda serve: True)
     monkeypatch.setattr(haproxy, "program", lambda: "/bin/haproxy")
     values = ingress.variables(ServeConfig(host="127.0.0.1"), local=True)
@@ -153,7 +153,7 @@ def test_haproxy_is_told_by_the_names_of_its_own_file(monkeypatch: pytest.Monkey
     assert set(re.findall(r'"(DISTML_\w+)"', Path(haproxy.__file__).read_text())) <= environment.NAMES
 
 
-def test_what_the_shell_sets_is_known_by_the_first_entry_that_fits(
+def test_variables_of_the_shell_match_the_first_entry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -20,7 +20,7 @@ SLEEPER = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
-def test_only_what_looks_on_steps_back() -> None:
+def test_only_monitoring_processes_get_lower_priority() -> None:
     def start(*words: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], stdout=subprocess.PIPE)
         assert process.stdout
@@ -50,7 +50,7 @@ def test_only_what_looks_on_steps_back() -> None:
             process.communicate()
 
 
-def test_a_child_without_a_command_line_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_a_command_line_keeps_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])  # as between two programs of one process
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as child:
         try:
@@ -84,7 +84,7 @@ def test_the_token_of_a_local_ray_is_its_owners_alone(
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
-def test_a_choice_already_made_is_left_alone(
+def test_an_existing_token_setting_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
@@ -96,7 +96,9 @@ def test_a_choice_already_made_is_left_alone(
     assert not list(tmp_path.iterdir())
 
 
-def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_use_a_temporary_folder_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     program = "import tempfile; print(tempfile.mkdtemp())"
@@ -113,7 +115,7 @@ def test_children_write_into_a_folder_that_ends(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("chosen", "sessions"), [("/elsewhere", "/elsewhere"), (None, "/usual")])
-def test_rays_sessions_stay_where_they_would_be(
+def test_sessions_of_ray_stay_in_their_default_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str | None, sessions: str
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")

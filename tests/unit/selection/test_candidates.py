@@ -39,7 +39,7 @@ def test_no_two_candidates_share_a_folder() -> None:
     assert names == ["s-cnn", "s-epochs-9"]
 
 
-def test_a_candidate_is_a_run_like_any_other() -> None:
+def test_a_candidate_is_an_ordinary_run() -> None:
     (candidate,) = candidates(config({"train.epochs": 9, "name": "long"}))
     assert (candidate.name, candidate.overrides) == ("long", {"train.epochs": 9})
     assert candidate.config.train.epochs == 9
@@ -84,7 +84,7 @@ def test_seeds_are_compared_on_the_same_rows() -> None:
         ([{"name": "x" * 80}], "longer than 63 letters"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(given: list[dict[str, Any]], said: str) -> None:
+def test_an_invalid_candidate_is_named_with_its_key(given: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         candidates(config(*given))
     assert said in str(caught.value)

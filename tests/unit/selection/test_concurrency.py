@@ -26,13 +26,13 @@ from distml.selection.candidates import concurrent
         (9, {"workers": 2}, 2, 0, 3),
     ],
 )
-def test_side_by_side_only_with_cores_or_gpus_of_their_own(
+def test_candidates_run_concurrently_only_with_their_own_cores_or_gpus(
     wanted: Any, train: dict[str, Any], cpus: float, gpus: int, expected: int
 ) -> None:
     assert concurrent(wanted, [TrainConfig.model_validate(train)] * 3, cpus, gpus) == expected
 
 
-def test_the_largest_candidate_counts() -> None:
+def test_concurrency_is_limited_by_the_largest_candidate() -> None:
     trains = [TrainConfig(workers=1), TrainConfig(workers=4)]
     assert concurrent("auto", trains, 5) == 1
     assert concurrent("auto", trains, 9) == 2

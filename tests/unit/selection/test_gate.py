@@ -68,7 +68,7 @@ def test_the_champion_does_not_challenge_itself() -> None:
     assert decision.why.endswith("is the champion already.")
 
 
-def test_the_best_is_the_best_by_the_metric_and_among_equals_the_surer_and_older() -> None:
+def test_ties_are_broken_by_loss_and_then_by_age() -> None:
     field = [score(4, 0.9, 0.3), score(2, 0.9, 0.3), score(3, 0.9, 0.4), score(1, 0.8, 0.1)]
     assert gate.best("val_accuracy", field).version == 2
     assert gate.best("val_loss", field).version == 1
@@ -90,7 +90,7 @@ def sampled(version: int, hits: int, rows: int = 400) -> Score:
     return measure(task, outputs, targets, version)
 
 
-def test_a_gain_inside_the_noise_is_said_to_be_and_kept_back_where_asked() -> None:
+def test_a_gain_within_the_noise_is_reported_and_rejected_where_configured() -> None:
     close = gate.decide(PromoteConfig(), ACCURACY, sampled(2, 361), sampled(1, 360))
     assert close.promote
     assert "the gain is inside the noise (95 % interval +0.0000" in close.why
@@ -114,7 +114,7 @@ def test_a_gain_inside_the_noise_is_said_to_be_and_kept_back_where_asked() -> No
         ({"max_latency_ms": 5}, "a prediction takes not known"),
     ],
 )
-def test_a_guard_holds_back_what_would_have_won(guards: dict[str, object], said: str) -> None:
+def test_a_guard_rejects_an_otherwise_better_candidate(guards: dict[str, object], said: str) -> None:
     rules = PromoteConfig.model_validate({"guards": guards})
     for champion in (None, sampled(1, 300)):
         decision = gate.decide(rules, ACCURACY, sampled(2, 360), champion)

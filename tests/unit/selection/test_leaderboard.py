@@ -18,7 +18,7 @@ ROWS = [
 ]
 
 
-def test_the_test_split_chooses_nothing() -> None:
+def test_the_test_split_never_selects() -> None:
     actual = leaderboard.result(ROWS[:2])
     assert (actual["status"], actual["best"], actual["version"], actual["run_id"]) == (
         "finished",
@@ -29,7 +29,7 @@ def test_the_test_split_chooses_nothing() -> None:
     assert [row["candidate"] for row in actual["leaderboard"]] == ["better", "worse"]
 
 
-def test_a_failed_candidate_is_told_and_fails_the_sweep() -> None:
+def test_a_failed_candidate_is_reported_and_fails_the_sweep() -> None:
     actual = leaderboard.result(ROWS)
     assert (actual["status"], actual["best"]) == ("failed", "better")
     assert actual["leaderboard"][-1]["error"] == "out of memory"
@@ -38,7 +38,7 @@ def test_a_failed_candidate_is_told_and_fails_the_sweep() -> None:
     assert leaderboard.result(ROWS[2:], search=True)["status"] == "failed"
 
 
-def test_what_was_stopped_early_never_wins() -> None:
+def test_a_candidate_stopped_early_never_wins() -> None:
     stopped = Row("early", "s-early", status="stopped", val_accuracy=0.99)
     assert leaderboard.result([*ROWS[:2], stopped])["best"] == "better"
     assert leaderboard.result([*ROWS[:2], stopped])["status"] == "finished"

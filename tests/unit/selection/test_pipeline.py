@@ -24,7 +24,7 @@ def step(stages: Stages, done: list[int], inputs: object, holds: bool = True) ->
     return str(stages.done["train"]["status"])
 
 
-def test_the_same_inputs_are_done_once_even_by_another_process(storage_root: Path, done: list[int]) -> None:
+def test_equal_inputs_run_once_across_processes(storage_root: Path, done: list[int]) -> None:
     storage = Storage(str(storage_root))
     assert step(Stages("a", storage), done, {"x": 1}) == "finished"
     assert step(Stages("a", storage), done, {"x": 1}) == "skipped"
@@ -33,14 +33,14 @@ def test_the_same_inputs_are_done_once_even_by_another_process(storage_root: Pat
     assert len(done) == 3
 
 
-def test_what_no_longer_holds_is_done_again(storage_root: Path, done: list[int]) -> None:
+def test_a_stage_whose_result_is_gone_runs_again(storage_root: Path, done: list[int]) -> None:
     storage = Storage(str(storage_root))
     step(Stages("a", storage), done, 1)
     assert step(Stages("a", storage), done, 1, holds=False) == "finished"
     assert step(Stages("a", storage, again=True), done, 1) == "finished"
 
 
-def test_without_a_condition_a_stage_is_done_every_time(storage_root: Path) -> None:
+def test_a_stage_without_condition_always_runs(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     for _ in range(2):
         stages = Stages("a", storage)
@@ -48,7 +48,7 @@ def test_without_a_condition_a_stage_is_done_every_time(storage_root: Path) -> N
         assert stages.done["smoke"]["status"] == "finished"
 
 
-def test_a_failure_is_not_remembered_and_told(
+def test_a_failed_stage_is_reported_and_not_cached(
     storage_root: Path, done: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = Storage(str(storage_root))
@@ -70,7 +70,7 @@ def test_a_failure_is_not_remembered_and_told(
     assert again.done["promote"]["status"] == "finished"
 
 
-def test_a_damaged_memory_is_forgotten(storage_root: Path, done: list[int]) -> None:
+def test_a_damaged_cache_of_stages_is_ignored(storage_root: Path, done: list[int]) -> None:
     storage = Storage(str(storage_root))
     storage.write_bytes(b"{", "pipelines", "a.json")
     assert step(Stages("a", storage), done, 1) == "finished"

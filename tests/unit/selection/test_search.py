@@ -15,7 +15,7 @@ def resolve(space: dict[str, Any], **options: Any) -> Any:
     return Config.resolve({"sweep": {"search": {"space": space, **options}}})
 
 
-def test_a_good_space_passes() -> None:
+def test_a_valid_search_space_is_accepted() -> None:
     candidates.check_space(
         resolve(
             {
@@ -37,7 +37,7 @@ def test_a_good_space_passes() -> None:
         ({"run.name": {"choice": ["a", "b"]}}, "a candidate cannot override run.name"),
     ],
 )
-def test_a_value_that_no_run_would_take_is_named(space: dict[str, Any], said: str) -> None:
+def test_an_invalid_value_of_a_search_space_is_named(space: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         candidates.check_space(resolve(space))
     assert said in str(caught.value)
@@ -70,5 +70,5 @@ def test_a_grid_is_finite_and_a_space_is_not_empty() -> None:
         )
 
 
-def test_a_trial_keeps_its_name_when_the_search_goes_on() -> None:
+def test_a_resumed_search_keeps_the_names_of_trials() -> None:
     assert candidates.trial_name("3f2a1_00007") == "trial-007"

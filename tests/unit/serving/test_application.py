@@ -84,13 +84,13 @@ def test_monitors_may_ask_for_the_head_and_the_options(page: str, path: str) -> 
     assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
 
 
-def test_what_classifies_has_no_head(page: str) -> None:
+def test_prediction_routes_do_not_take_head(page: str) -> None:
     assert requests.head(f"{page}/predict").status_code == 405
     assert requests.options(f"{page}/predict").headers["allow"] == "OPTIONS, POST"
     assert requests.options(f"{page}/none").status_code == 404
 
 
-def test_other_origins_are_not_let_in(page: str) -> None:
+def test_other_origins_get_no_cors_headers(page: str) -> None:
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     preflight = requests.options(f"{page}/predict", headers=asked)
     assert preflight.status_code == 204
@@ -103,7 +103,7 @@ def test_other_origins_are_not_let_in(page: str) -> None:
     [(OverloadedError("full."), 429), (TimedOutError("late."), 504), (ZeroDivisionError("secret"), 500)],
 )
 @pytest.mark.parametrize("path", ["/predict", "/v1/models/pets:predict"])
-def test_what_the_service_raises_is_a_status(
+def test_errors_of_the_service_map_to_statuses(
     error: Exception, status: int, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -121,7 +121,7 @@ def test_what_the_service_raises_is_a_status(
     )
 
 
-def test_a_champion_of_another_shape_is_followed() -> None:
+def test_a_champion_of_another_shape_is_served() -> None:
     core = serving.core()
     with serving.running(core) as url:
         assert requests.post(f"{url}/predict", GOOD).status_code == 200
@@ -163,7 +163,7 @@ def test_requests_are_counted() -> None:
     assert metrics(response.text, "distml_requests_running") == {(): 1}
 
 
-def test_any_replica_answers_for_all() -> None:
+def test_any_replica_exports_the_metrics_of_the_others() -> None:
     first, second = Metrics("one"), Metrics("two")
     for counted, count in ((first, 3), (second, 4)):
         for _ in range(count):
@@ -180,7 +180,7 @@ def test_any_replica_answers_for_all() -> None:
     assert "two" not in first.text().decode()
 
 
-def test_batches_and_what_waits_are_measured() -> None:
+def test_batch_sizes_and_queue_length_are_measured() -> None:
     with serving.running(serving.core()) as url:
         requests.post(f"{url}/predict", json={"instances": [malformed.IMAGE] * 5})
         text = requests.get(f"{url}/metrics").text
@@ -188,7 +188,7 @@ def test_batches_and_what_waits_are_measured() -> None:
     assert metrics(text, "distml_images_waiting") == {(): 0}
 
 
-def test_a_shadow_is_asked_and_compared_and_never_answers() -> None:
+def test_a_shadow_is_compared_and_never_answers() -> None:
     config = ServeConfig(shadow="previous")
     core = serving.core(config=config)
     pictures = np.random.default_rng(0).integers(0, 256, (40, 1, *serving.SHAPE), np.uint8)
@@ -208,7 +208,7 @@ def test_a_shadow_is_asked_and_compared_and_never_answers() -> None:
     assert metrics(text, "distml_shadow_difference_count")[()] > 0
 
 
-def test_a_shadow_that_fails_costs_no_answer() -> None:
+def test_a_failing_shadow_does_not_affect_answers() -> None:
     config = ServeConfig(shadow="previous")
     core = serving.core(config=config)
 
@@ -222,7 +222,7 @@ def test_a_shadow_that_fails_costs_no_answer() -> None:
     assert metrics(text, "distml_shadow_images_total")[("failed", "5")] >= 1
 
 
-def test_whoever_hears_the_answers_hears_each_once() -> None:
+def test_observers_of_answers_are_called_once_each() -> None:
     heard = []
     core = Core(ServeConfig(), hear=lambda *answer: heard.append(answer))
     core.swap(serving.core()._loaded, {"champion": 7})
@@ -240,7 +240,7 @@ def test_whoever_hears_the_answers_hears_each_once() -> None:
     assert all(seconds > 0 for *_, seconds in heard)
 
 
-def test_nothing_is_loaded_yet() -> None:
+def test_requests_before_the_first_model_get_503() -> None:
     with serving.running(Core(ServeConfig())) as url:
         document = requests.get(f"{url}/openapi.json").json()
         assert document["paths"]["/predict"]

@@ -93,19 +93,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def test_a_good_endpoint_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+def test_an_endpoint_with_correct_answers_passes(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     result = client.check_answers(config, endpoint[1], 3, 0.95)
     assert result == {"rows": 256, "accuracy": 1.0, "version": 3, "test_accuracy": 0.9}
     assert client.version(endpoint[1]) == 3
 
 
-def test_other_pixels_than_training_saw_are_noticed(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+def test_a_difference_in_preprocessing_is_detected(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].numbers = lambda image: right(image / 255)
     with pytest.raises(ServingError, match=r"right about 3\d\.\d% of 256 validation pictures"):
         client.check_answers(config, endpoint[1], 3, 0.95)
 
 
-def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
+def test_a_difference_between_files_and_numbers_is_detected(
     config: Config, endpoint: tuple[Endpoint, str]
 ) -> None:
     endpoint[0].files = lambda image: right(image / 255)
@@ -114,7 +114,7 @@ def test_files_that_are_treated_otherwise_than_numbers_are_noticed(
 
 
 @pytest.mark.parametrize("model", [{"name": "other", "version": 3}, {"name": NAME, "version": 2}])
-def test_another_model_than_the_champion_is_noticed(
+def test_an_answer_of_another_model_is_detected(
     config: Config,
     endpoint: tuple[Endpoint, str],
     model: dict[str, Any],
@@ -126,7 +126,7 @@ def test_another_model_than_the_champion_is_noticed(
         client.check_answers(config, endpoint[1], 3, 0.95)
 
 
-def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
+def test_a_replica_that_loads_the_champion_late_is_waited_for(
     config: Config, endpoint: tuple[Endpoint, str]
 ) -> None:
     served, url = endpoint
@@ -137,7 +137,7 @@ def test_a_replica_that_hears_late_of_the_champion_is_waited_for(
     news.join()
 
 
-def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tuple[Endpoint, str]) -> None:
+def test_no_answer_and_a_rejection_are_error_messages(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].status = 503
     assert client.version(endpoint[1]) is None
     with pytest.raises(ServingError, match="answers 503"):
@@ -147,7 +147,7 @@ def test_no_answer_and_a_refusal_are_one_sentence(config: Config, endpoint: tupl
     assert client.version("http://127.0.0.1:9") is None
 
 
-def test_the_data_are_told_apart_by_what_right_looks_at(tmp_path: Path) -> None:
+def test_the_drawn_data_differ_in_the_pixel_that_decides(tmp_path: Path) -> None:
     from tests.registered import pictures
 
     images, labels = pictures()["test"]

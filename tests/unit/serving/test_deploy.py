@@ -66,7 +66,7 @@ def configured(server: Standing) -> Config:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_the_predecessors_answer_is_not_the_champions(
+def test_an_answer_of_the_previous_endpoint_does_not_count(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
@@ -101,7 +101,7 @@ def test_only_an_endpoint_that_is_new_ends_with_a_failed_start(
     assert stopped == ([] if stood else [True])
 
 
-def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
+def test_an_external_endpoint_is_waited_for_and_not_stopped(
     standing: Standing, stopped: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.versions = [1, 1, 2]
@@ -116,7 +116,7 @@ def test_an_endpoint_of_others_is_waited_for_and_not_stopped(
     assert stopped == []
 
 
-def test_only_what_an_endpoint_depends_on_replaces_it() -> None:
+def test_only_changed_settings_of_an_endpoint_redeploy_it() -> None:
     def version(**sections: Any) -> str:
         return deploy._version(deploy._relevant(Config.resolve(sections)))
 
@@ -128,7 +128,7 @@ def test_only_what_an_endpoint_depends_on_replaces_it() -> None:
 
 
 @pytest.mark.parametrize("start", [run.run, lambda config: api.serve(config).__enter__()])
-def test_a_port_that_is_taken_is_said_before_ray_starts(
+def test_a_taken_port_is_reported_before_ray_starts(
     standing: Standing, monkeypatch: pytest.MonkeyPatch, start: Callable[[Config], Any]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -139,7 +139,7 @@ def test_a_port_that_is_taken_is_said_before_ray_starts(
 
 
 @pytest.mark.parametrize(("address", "stops"), [(None, []), ("http://127.0.0.1:8265", [True])])
-def test_an_interrupted_start_stops_what_would_outlive_this_process(
+def test_an_interrupted_start_stops_the_endpoint_it_deployed(
     standing: Standing,
     stopped: list[bool],
     monkeypatch: pytest.MonkeyPatch,

@@ -32,7 +32,7 @@ def decode(files: list[bytes], shape: tuple[int, int, int] = SHAPE) -> Any:
     )
 
 
-def test_pictures_are_fitted_as_everywhere() -> None:
+def test_images_of_requests_are_fitted_as_in_training() -> None:
     files = [
         malformed.picture("PNG", (40, 30)),
         malformed.picture("JPEG", (28, 28)),
@@ -49,7 +49,7 @@ def test_the_first_bad_file_is_named() -> None:
         decode([malformed.picture("PNG"), b"x", b"y"])
 
 
-def test_many_large_pictures_are_too_much_together() -> None:
+def test_too_many_large_images_are_rejected_together() -> None:
     large = malformed.picture("PNG", (1000, 1000))
     assert len(decode([large] * 16)) == 16
     with pytest.raises(RejectedError, match="the pictures together have more than 16,000,000 pixels"):
@@ -90,7 +90,7 @@ def chunks(count: int) -> bytes:
     ],
     ids=["scans", "chunks", "AVIF"],
 )
-def test_a_small_file_that_would_cost_much_is_rejected_at_once(data: bytes, said: str) -> None:
+def test_a_small_file_with_many_pixels_is_rejected_at_once(data: bytes, said: str) -> None:
     began = time.process_time()
     with pytest.raises(RejectedError, match=said):
         decode([data])
@@ -107,11 +107,11 @@ def test_a_small_file_that_would_cost_much_is_rejected_at_once(data: bytes, said
     ],
     ids=["empty photograph", "empty screenshot", "progressive", "chunks"],
 )
-def test_what_cameras_and_screens_make_is_decoded(data: bytes) -> None:
+def test_images_of_cameras_and_screens_are_decoded(data: bytes) -> None:
     assert decode([data]).shape == (1, *SHAPE)
 
 
-def test_pictures_that_wait_for_too_long_are_told_so() -> None:
+def test_images_that_wait_too_long_get_503() -> None:
     slow = encoded.Decoder(ServeConfig(request_timeout_s=0.05))
     data = encode(Image.new("RGB", (4032, 3024), (90, 90, 90)), "PNG")
     with pytest.raises(RejectedError) as caught:
@@ -119,7 +119,7 @@ def test_pictures_that_wait_for_too_long_are_told_so() -> None:
     assert caught.value.status == 504
 
 
-def test_an_example_is_a_picture_of_itself() -> None:
+def test_the_example_of_a_request_decodes() -> None:
     for shape in (SHAPE, (5, 4, 3)):
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         again = decode([encoded.unwrap(encoded.example(image), "x")], shape)
@@ -163,12 +163,12 @@ STANDARD = base64.b64encode(CONTENT).decode()
     ],
     ids=["plain", "line breaks", "no padding", "URL-safe", "URL-safe bare", "data URI", "data URI loud"],
 )
-def test_base64_is_read_as_its_writers_have_it(text: str) -> None:
+def test_base64_is_read_in_all_common_variants(text: str) -> None:
     assert encoded.plain(text, "x") == CONTENT
 
 
 @pytest.mark.parametrize("text", ["@@@@", "YWJjZ", "YWJjZA==YQ==", "YW=Jj", "\N{BULLET}", "abc%3D"])
-def test_what_is_no_base64_is_rejected(text: str) -> None:
+def test_invalid_base64_is_rejected(text: str) -> None:
     with pytest.raises(RejectedError, match="x is not base64: "):
         encoded.plain(text, "x")
 

@@ -49,25 +49,25 @@ def read(*messages: Any, limit: int = 10, **headers: str) -> bytes:
     return asyncio.run(exchange.body(request(*messages, **headers), Limits(limit, 5)))
 
 
-def test_pieces_are_joined() -> None:
+def test_chunks_of_a_body_are_joined() -> None:
     assert read(part(b"abc", False)) == b"abc"
     assert read(part(b"abc"), part(b""), part(b"de"), part(b"f", False)) == b"abcdef"
 
 
-def test_a_declared_length_is_refused_before_a_byte_is_read() -> None:
+def test_a_declared_length_is_rejected_before_a_byte_is_read() -> None:
     with pytest.raises(RejectedError) as caught:
         read(content_length="11")  # `next` of no messages would raise
     assert (caught.value.status, caught.value.sentence[:32]) == (413, "the body is larger than 10 bytes")
 
 
-def test_an_undeclared_length_is_refused_at_the_first_byte_too_many() -> None:
+def test_an_undeclared_length_is_rejected_at_the_first_byte_too_many() -> None:
     assert read(part(b"x" * 10, False)) == b"x" * 10
     with pytest.raises(RejectedError) as caught:
         read(part(b"x" * 5), part(b"x" * 6))
     assert caught.value.status == 413
 
 
-def test_a_client_that_leaves_is_no_failure() -> None:
+def test_a_disconnected_client_is_no_server_error() -> None:
     with pytest.raises(ClientDisconnect):
         read(part(b"x"), {"type": "http.disconnect"})
 
@@ -82,7 +82,7 @@ def test_compressed_bodies_are_unpacked_up_to_the_limit(encoding: str, pack: Any
         read(part(pack(b"0") + b"more", False), limit=1000, content_encoding=encoding)
 
 
-def test_answers_are_compressed_where_it_is_worth_it() -> None:
+def test_large_answers_are_compressed() -> None:
     long = b"0123456789" * 1000
     for accepted, named, unpack in (
         ("gzip, deflate", b"gzip", gzip.decompress),
@@ -129,14 +129,14 @@ def test_the_weights_of_encodings_are_respected(accepted: str, encoding: bytes |
 
 
 @pytest.mark.parametrize("headers", [{}, {"accept_encoding": "br"}, {"accept_encoding": "gzip"}])
-def test_a_cache_is_told_that_a_large_answer_depends_on_the_encoding(headers: dict[str, str]) -> None:
+def test_large_answers_vary_by_accept_encoding(headers: dict[str, str]) -> None:
     sent = exchange.compress(request(**headers), Answer(b"0123456789" * 1000)).raw_headers
     assert sent.count((b"vary", b"accept-encoding")) == 1
     short = exchange.compress(request(**headers), Answer(b"short")).raw_headers
     assert b"vary" not in dict(short)
 
 
-def test_the_connection_survives_a_refused_body(url: str) -> None:
+def test_the_connection_survives_a_rejected_body(url: str) -> None:
     with requests.Session() as session:
         for _ in range(2):
             assert session.post(f"{url}/predict", bytes(200_000)).status_code == 413
@@ -179,7 +179,7 @@ def test_many_large_bodies_that_arrive_at_once_are_too_much(monkeypatch: pytest.
         '{"a:": ":::", "b": {"c": 1, "c": 1}}',
     ],
 )
-def test_a_key_that_stands_twice_is_found_anywhere(text: str) -> None:
+def test_a_duplicate_key_is_rejected_at_any_depth(text: str) -> None:
     with pytest.raises(RejectedError, match="stands twice in one object"):
         exchange.parse_json(text.encode())
 
@@ -194,12 +194,12 @@ def test_a_key_that_stands_twice_is_found_anywhere(text: str) -> None:
         ('{"a": "false"}', {"a": "false"}, True),
     ],
 )
-def test_the_rest_is_parsed(text: str, members: object, booleans: bool) -> None:
+def test_valid_json_is_parsed(text: str, members: object, booleans: bool) -> None:
     document = exchange.parse_json(memoryview(text.encode()))
     assert (document.members, document.booleans) == (members, booleans)
 
 
-def test_depth_ends_in_a_sentence_whoever_parses() -> None:
+def test_deep_nesting_is_rejected_by_both_parsers() -> None:
     deep = '{"x:": ' + "[" * 900 + "]" * 900 + "}"
     assert exchange.parse_json(deep.encode()).members
     for depth in (1_100, 100_000):
@@ -207,7 +207,7 @@ def test_depth_ends_in_a_sentence_whoever_parses() -> None:
             exchange.parse_json(('{"x:": ' + "[" * depth + "]" * depth + "}").encode())
 
 
-def test_kinds_have_names() -> None:
+def test_json_types_have_names() -> None:
     values: list[object] = [True, 1, 1.5, "", [], {}, None]
     named = [exchange.json_type(value) for value in values]
     assert named == ["a boolean", "a number", "a number", "a string", "an array", "an object", "null"]

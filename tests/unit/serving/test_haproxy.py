@@ -46,7 +46,7 @@ listen stats
     ("host", "here"),
     [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("10.0.0.5", "10.0.0.5"), ("0.0.0.0", "127.0.0.1")],
 )
-def test_ports_and_replicas_of_this_machine_are_at_the_host(host: str, here: str) -> None:
+def test_ports_and_replicas_of_this_machine_use_the_configured_host(host: str, here: str) -> None:
     lines = [line.strip() for line in haproxy.corrected(WRITTEN, host, "10", "abns@x").splitlines()]
     assert [line for line in lines if line.startswith("bind")] == [
         f"bind {host}:8000",
@@ -60,7 +60,7 @@ def test_ports_and_replicas_of_this_machine_are_at_the_host(host: str, here: str
     ]
 
 
-def test_a_request_has_its_time_and_leaves_no_log() -> None:
+def test_a_request_has_a_time_limit_and_no_access_log() -> None:
     text = haproxy.corrected(WRITTEN, "127.0.0.1", "7.5", "abns@x")
     assert "timeout http-request 7.5s" in text
     assert "httplog" not in text
@@ -152,7 +152,7 @@ def _status(connection: http.client.HTTPSConnection) -> int:
 
 
 @pytest.mark.skipif(haproxy.program() is None, reason="there is no HAProxy here")
-def test_a_renewed_certificate_is_taken_over_and_no_connection_is_lost(tls: int, tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_loaded_without_losing_connections(tls: int, tmp_path: Path) -> None:
     context = ssl._create_unverified_context()
     before, serial = _connected(tls, context)
     assert serial == 1
@@ -182,7 +182,7 @@ def test_a_renewed_certificate_is_taken_over_and_no_connection_is_lost(tls: int,
         time.sleep(0.1)
 
 
-def test_a_certificate_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+def test_an_unusable_certificate_fails_the_start(tmp_path: Path) -> None:
     _certificate(tmp_path, 1)
     files = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
     ingress.require_certificate(files)
@@ -201,7 +201,7 @@ def test_a_certificate_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) 
         Config.resolve({"serve": {"tls": {"certificate": "cert.pem"}}})
 
 
-def test_tls_without_haproxy_is_refused_and_the_address_says_https() -> None:
+def test_tls_without_haproxy_is_rejected_and_urls_use_https() -> None:
     serve = ServeConfig.model_validate({"proxy": "ray", "tls": {"certificate": "c.pem", "key": "k.pem"}})
     with pytest.raises(ServingError, match=r"serve\.tls needs HAProxy"):
         ingress.variables(serve, local=True)
@@ -235,13 +235,13 @@ def test_a_replica_is_as_healthy_over_grpc_as_over_http() -> None:
     assert "tcp-check" not in text
 
 
-def test_a_replica_that_http_does_not_know_yet_is_asked_itself() -> None:
+def test_a_replica_unknown_to_http_is_checked_directly() -> None:
     text = haproxy.corrected(WRITTEN + GRPC.replace("two", "three"), "127.0.0.1", "10", "abns@x")
     assert "track" not in text
     assert "tcp-check connect" in text
 
 
-def test_grpc_comes_over_tls_where_http_does() -> None:
+def test_grpc_uses_tls_where_http_does() -> None:
     text = haproxy.corrected(WRITTEN + GRPC, "127.0.0.1", "10", "abns@x", Path("/tls/bundle.pem"))
     binds = [line.strip() for line in text.splitlines() if line.strip().startswith("bind")]
     assert binds[0].endswith("ssl crt /tls/bundle.pem ssl-min-ver TLSv1.2 alpn http/1.1")

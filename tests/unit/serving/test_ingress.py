@@ -195,7 +195,7 @@ def assert_unavailable(response: requests.Response) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/v2/health/ready", "/v1/models/pets", "/-/healthz", "/it's"])
-def test_without_an_application_every_path_is_unavailable_for_now(empty: Ingress, path: str) -> None:
+def test_without_an_application_every_path_is_503(empty: Ingress, path: str) -> None:
     assert_unavailable(requests.get(f"{empty.url}{path}", timeout=5))
 
 
@@ -216,24 +216,24 @@ def test_what_haproxy_answers_by_itself_is_json(single: Ingress, raw: bytes, sta
     assert list(json.loads(body)) == ["error"]
 
 
-def test_many_headers_are_no_fault(single: Ingress) -> None:
+def test_many_headers_are_accepted(single: Ingress) -> None:
     lines = b"".join(b"X%d: y\r\n" % number for number in range(150))
     assert single.talk(b"GET /readyz HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")[0] == 200
 
 
-def test_an_upgrade_to_http_2_is_ignored_as_it_may_be(single: Ingress) -> None:
+def test_an_upgrade_to_http_2_is_ignored(single: Ingress) -> None:
     raw = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     assert single.talk(raw + b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")[0] == 200
 
 
-def test_a_request_keeps_its_identity_unless_it_is_none(single: Ingress) -> None:
+def test_a_valid_request_id_is_kept(single: Ingress) -> None:
     for given, kept in (("order-7/a:b", "order-7/a:b"), ("x" * 201, "none"), ("a b", "none")):
         assert requests.get(single.url, headers={"x-request-id": given}, timeout=5).text == kept
     for raw in (b"X-Request-ID: \xff\xfe\r\n", b"X-Request-ID: a\r\nX-Request-ID: b\r\n"):
         assert single.talk(b"GET / HTTP/1.1\r\nHost: x\r\n" + raw + b"\r\n")[2] == b"none"
 
 
-def test_a_client_that_closes_its_half_is_answered(single: Ingress) -> None:
+def test_a_half_closed_connection_is_answered(single: Ingress) -> None:
     raw = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
     assert single.talk(raw, shut=True)[0] == 200
 
@@ -249,7 +249,7 @@ def test_a_replica_that_hangs_is_bypassed_within_the_time_limit(pair: Ingress) -
     assert seconds[-1] < 1
 
 
-def test_when_the_only_replica_hangs_clients_are_told_within_the_time_limit(single: Ingress) -> None:
+def test_when_the_only_replica_hangs_clients_get_504_in_time(single: Ingress) -> None:
     os.kill(single.replicas[0].pid, signal.SIGSTOP)
     began = time.monotonic()
     assert_unavailable(requests.post(single.url, data=b"[]", timeout=20))
@@ -279,7 +279,7 @@ def test_ports_differ_and_can_be_opened() -> None:
             listener.bind(("127.0.0.1", port))
 
 
-def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         taken = listener.getsockname()[1]
@@ -291,7 +291,7 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_that_is_listened_on_is_refused(host: str) -> None:
+def test_a_port_that_is_listened_on_is_rejected(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as server:
         port = server.getsockname()[1]
@@ -299,7 +299,7 @@ def test_a_port_that_is_listened_on_is_refused(host: str) -> None:
     assert ingress.port_refusal(host, port) is None
 
 
-def test_a_host_that_is_not_ours_is_refused() -> None:
+def test_a_host_of_another_machine_is_rejected() -> None:
     assert ingress.port_refusal("192.0.2.1", 8000) == os.strerror(errno.EADDRNOTAVAIL)
 
 
@@ -325,7 +325,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(serve, "start", start)
 
 
-def test_a_port_taken_meanwhile_is_named_and_nothing_stays(
+def test_a_port_taken_during_the_start_is_named_and_nothing_keeps_running(
     monkeypatch: pytest.MonkeyPatch, shut: list[bool]
 ) -> None:
     _failing(monkeypatch, BOUND)
@@ -334,7 +334,9 @@ def test_a_port_taken_meanwhile_is_named_and_nothing_stays(
     assert shut == [True]
 
 
-def test_a_proxy_lost_at_its_start_is_no_traceback(monkeypatch: pytest.MonkeyPatch, shut: list[bool]) -> None:
+def test_a_proxy_that_fails_to_start_is_an_error_message(
+    monkeypatch: pytest.MonkeyPatch, shut: list[bool]
+) -> None:
     from ray import serve
     from ray.exceptions import RayActorError
 
@@ -347,7 +349,7 @@ def test_a_proxy_lost_at_its_start_is_no_traceback(monkeypatch: pytest.MonkeyPat
     assert shut == [True]
 
 
-def test_another_failure_of_ray_serve_is_not_called_a_port(
+def test_other_failures_of_ray_serve_do_not_blame_the_port(
     monkeypatch: pytest.MonkeyPatch, shut: list[bool]
 ) -> None:
     _failing(monkeypatch, "something else")

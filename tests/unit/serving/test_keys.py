@@ -79,7 +79,7 @@ def test_a_new_key_is_valid_and_only_its_hash_is_kept(tmp_path: Path) -> None:
         ("alice short", "8 to 512 visible"),
     ],
 )
-def test_a_line_that_is_no_key_is_named_without_what_stands_in_it(file: Path, line: str, said: str) -> None:
+def test_an_invalid_key_line_is_named_without_its_content(file: Path, line: str, said: str) -> None:
     file.write_text(f"alice {SECRET}\n{line}\n")
     with pytest.raises(ConfigError, match=f"line 2 of .*{said}") as raised:
         keys.read(file)
@@ -88,7 +88,7 @@ def test_a_line_that_is_no_key_is_named_without_what_stands_in_it(file: Path, li
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o644, 0o602, 0o620])
-def test_a_file_that_others_can_read_or_change_is_refused(file: Path, mode: int) -> None:
+def test_a_file_that_others_can_read_or_change_is_rejected(file: Path, mode: int) -> None:
     file.chmod(mode)
     with pytest.raises(ConfigError, match=r"others can read or change it.*chmod 600"):
         keys.read(file)
@@ -96,7 +96,7 @@ def test_a_file_that_others_can_read_or_change_is_refused(file: Path, mode: int)
     assert keys.read(file)
 
 
-def test_a_file_that_lets_nobody_in_is_said_at_the_start(file: Path, tmp_path: Path) -> None:
+def test_a_keys_file_without_valid_keys_fails_the_start(file: Path, tmp_path: Path) -> None:
     keys.require(file)
     file.write_text(f"bob {SECRET} 2001-01-01\n")
     with pytest.raises(ConfigError, match=r"holds no valid key.*distml keys new NAME"):
@@ -105,7 +105,7 @@ def test_a_file_that_lets_nobody_in_is_said_at_the_start(file: Path, tmp_path: P
         keys.require(tmp_path / "none.txt")
 
 
-def test_probes_and_the_page_are_open_and_the_rest_needs_a_key(file: Path) -> None:
+def test_probes_and_the_page_need_no_key_and_other_routes_do(file: Path) -> None:
     checked = check(file)
     for path in ("/healthz", "/readyz", "/", "/page.js"):
         assert answered(checked, path, "GET") == 200
@@ -162,7 +162,7 @@ def url(file: Path) -> Iterator[str]:
         yield url
 
 
-def test_over_http_a_refusal_says_how_and_requests_are_counted_by_name(url: str) -> None:
+def test_a_401_explains_the_header_and_requests_are_counted_by_name(url: str) -> None:
     response = requests.post(f"{url}/predict", data=b"x" * 100_000, timeout=10)
     assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="distml"')
     assert "Authorization: Bearer" in response.json()["error"]
@@ -179,7 +179,7 @@ def test_over_http_a_refusal_says_how_and_requests_are_counted_by_name(url: str)
     assert SECRET not in counted + json.dumps(described)
 
 
-def test_a_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_allowed_page(file: Path) -> None:
+def test_a_preflight_needs_no_key_and_a_401_has_cors_headers(file: Path) -> None:
     origin = "https://shop.example.com"
     config = ServeConfig.model_validate({"auth": {"keys_file": str(file)}, "cors_origins": [origin]})
     with serving.running(serving.core(config=config), config) as url:

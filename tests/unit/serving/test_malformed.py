@@ -17,7 +17,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("case", malformed.CASES, ids=lambda case: case.title)
-def test_it_is_answered_with_one_sentence(url: str, case: malformed.Case) -> None:
+def test_malformed_requests_get_an_error_message(url: str, case: malformed.Case) -> None:
     path = case.path.format(name=serving.NAME)
     response = requests.request(case.method, url + path, data=case.body, headers=case.headers)
     assert response.headers["content-type"] == "application/json", response.text

@@ -31,14 +31,14 @@ def models(number: int, asked_at: float = 100.0, location: str = "/exports/1", *
     return ModelSet(named, versions, {number: {"acc": 0.5}}, asked_at=asked_at)
 
 
-def test_the_set_is_recalled_as_it_was_but_not_as_the_registrys_word(tmp_path: Path) -> None:
+def test_a_stored_model_set_is_restored_as_unconfirmed(tmp_path: Path) -> None:
     Record(config(tmp_path)).keep(models(3), {})
     recalled = Record(config(tmp_path)).recall()
     assert recalled == replace(models(3), confirmed=False)
     assert recalled.asked_at == 100.0
 
 
-def test_nothing_was_served_or_the_storage_is_away(tmp_path: Path) -> None:
+def test_a_missing_record_and_an_unreachable_storage_restore_nothing(tmp_path: Path) -> None:
     assert Record(config(tmp_path / "new")).recall() == ModelSet()
     (tmp_path / "file").write_text("no folder")
     away = Record(config(tmp_path / "file"))
@@ -50,7 +50,7 @@ def test_nothing_was_served_or_the_storage_is_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", '{"registry": null, "models": {', "[]", '{"registry": null}', "\xff"]
 )
-def test_half_a_record_counts_as_none(tmp_path: Path, content: str) -> None:
+def test_an_incomplete_record_is_ignored(tmp_path: Path, content: str) -> None:
     record = Record(config(tmp_path))
     record.keep(models(3), {})
     (path,) = (tmp_path / "serving" / "pets").glob("*.json")
@@ -96,7 +96,7 @@ def test_files_that_only_the_server_hands_out_are_copied_and_cleared(tmp_path: P
     assert record.fetch(version(4), tmp_path / "none") is None
 
 
-def test_a_set_is_known_by_its_content() -> None:
+def test_model_sets_are_compared_by_content() -> None:
     assert models(3, 100.0).digest == models(3, 200.0).digest
     assert models(3).digest != models(4).digest
     assert ModelSet().digest == ModelSet(refused=()).digest == ""
@@ -107,7 +107,7 @@ def test_a_set_is_known_by_its_content() -> None:
     ) == replace(models(3), confirmed=False)
 
 
-def test_which_sets_are_orders() -> None:
+def test_confirmed_model_sets_replace_served_ones() -> None:
     held = models(3, 100.0)
     assert not _orders(ModelSet(), held, "pets")  # a watcher that has just started
     assert not _orders(held, held, "pets")

@@ -52,7 +52,7 @@ def require_expected(response: requests.Response, expected: Any = EXPECTED) -> N
     [IMAGES[..., 0].tolist(), IMAGES.tolist(), IMAGES.astype(float).tolist()],
     ids=["rows", "channels", "floats"],
 )
-def test_numbers_are_classified(url: str, instances: Any) -> None:
+def test_arrays_are_classified(url: str, instances: Any) -> None:
     require_expected(requests.post(f"{url}/predict", json={"instances": instances}))
 
 

@@ -43,7 +43,7 @@ def tensor(data: Any, binary: bool, name: str = "image", datatype: str = "UINT8"
     return made.set_data_from_numpy(data, binary_data=binary)
 
 
-def test_the_client_finds_the_server_and_the_model(client: triton.InferenceServerClient) -> None:
+def test_the_client_reads_server_and_model_metadata(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready(serving.NAME)
@@ -105,7 +105,7 @@ def test_whole_numbers_of_other_types_are_pixels(
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 256, -1e30])
-def test_no_other_float_is_a_pixel(client: triton.InferenceServerClient, value: float) -> None:
+def test_fractions_are_rejected_as_pixels(client: triton.InferenceServerClient, value: float) -> None:
     given = IMAGES.astype(np.float32)
     given[0, 0, 0, 0] = value
     with pytest.raises(InferenceServerException, match=r"image\[0\] is .*, not a whole number from 0 to 255"):
@@ -134,14 +134,14 @@ def test_pictures_are_bytes(client: triton.InferenceServerClient, binary: bool) 
 
 
 @pytest.mark.parametrize("cut", [1, 30, 65])
-def test_a_tensor_that_is_cut_off_is_refused(url: str, cut: int) -> None:
+def test_a_tensor_that_is_cut_off_is_rejected(url: str, cut: int) -> None:
     body, length = triton.InferenceServerClient.generate_request_body([tensor(IMAGES, True)])
     headers = {"inference-header-content-length": str(length)}
     response = requests.post(url + INFER, body[: len(body) - cut], headers=headers)
     assert response.status_code == 400
 
 
-def test_bytes_that_lie_about_their_length_are_refused(url: str) -> None:
+def test_wrong_element_lengths_are_rejected(url: str) -> None:
     made = tensor(np.array([b"x" * 40], np.object_), True, "image_bytes", "BYTES")
     body, length = triton.InferenceServerClient.generate_request_body([made])
     lying = body[:length] + (2**32 - 1).to_bytes(4, "little") + body[length + 4 :]

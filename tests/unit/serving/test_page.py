@@ -13,7 +13,7 @@ from tests.serving import core, running
 MARKUP, SCRIPT, STYLE = ((PAGE / name).read_text() for name in ("index.html", "page.js", "page.css"))
 
 
-def test_each_file_comes_with_its_kind_and_the_policy() -> None:
+def test_each_file_has_its_content_type_and_the_policy() -> None:
     with running(core()) as url:
         for path, kind in (("", "text/html"), ("page.css", "text/css"), ("page.js", "text/javascript")):
             answer = requests.get(f"{url}/{path}", timeout=10)
@@ -24,7 +24,7 @@ def test_each_file_comes_with_its_kind_and_the_policy() -> None:
             assert requests.get(f"{url}/{path}", timeout=10).status_code == 404
 
 
-def test_the_page_asks_nobody_else_for_anything() -> None:
+def test_the_page_requests_nothing_from_other_hosts() -> None:
     addresses = set(re.findall(r"https?://[^\s\"'`]+", MARKUP + SCRIPT + STYLE))
     assert addresses <= {"http://www.w3.org/2000/svg"}
     assert "@import" not in STYLE
@@ -43,5 +43,5 @@ def test_every_element_the_script_names_is_on_the_page() -> None:
 
 
 @pytest.mark.parametrize("inline", [r"<script(?![^>]*src=)", r"\son\w+=", r"\sstyle=", r"<style"])
-def test_nothing_is_inline_for_the_policy_would_refuse_it(inline: str) -> None:
+def test_the_page_has_no_inline_script_or_style(inline: str) -> None:
     assert not re.findall(inline, MARKUP)

@@ -17,7 +17,9 @@ RANDOM = np.random.default_rng(0)
 @pytest.mark.parametrize("shape", [(4, 5, 1), (1, 1, 1), (3, 2, 3), (2, 2, 4)])
 @pytest.mark.parametrize("kind", [int, float])
 @pytest.mark.parametrize("booleans", [False, True])
-def test_every_form_is_read_exactly(shape: tuple[int, int, int], kind: type, booleans: bool) -> None:
+def test_every_form_of_numbers_is_read_exactly(
+    shape: tuple[int, int, int], kind: type, booleans: bool
+) -> None:
     images = RANDOM.integers(0, 256, (6, *shape), np.uint8)
     forms = [images, images[..., 0]] if shape[2] == 1 else [images]
     for form in forms:
@@ -54,7 +56,7 @@ def is_image(value: Any, sizes: tuple[int, ...]) -> bool:
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 3)])
-def test_what_is_wrong_is_refused_and_what_is_right_is_read(shape: tuple[int, int, int]) -> None:
+def test_invalid_nested_lists_are_rejected_and_valid_ones_read(shape: tuple[int, int, int]) -> None:
     refused = 0
     for _ in range(1000):
         images = RANDOM.integers(0, 256, (2, *shape), np.uint8)
@@ -76,7 +78,7 @@ def test_images_with_and_without_lists_of_one_channel_do_not_mix() -> None:
         pixels.images([[[0]], [[[0]]]], (1, 1, 1), "x")
 
 
-def test_five_is_not_five_zeros() -> None:
+def test_a_number_is_not_a_list_of_zeros() -> None:
     with pytest.raises(RejectedError, match=r"x\[0\] is a number, not a list of 5 rows"):
         pixels.images([5], (5, 5, 1), "x")
     with pytest.raises(RejectedError, match=r"x\[0\]\[0\] is a number, not a list of 5 pixels"):

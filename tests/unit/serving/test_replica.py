@@ -48,7 +48,7 @@ def _asked(port: int) -> int:
             time.sleep(0.02)
 
 
-def test_a_loop_that_runs_is_healthy_and_one_that_stands_is_not(requests_port: int) -> None:
+def test_a_blocked_event_loop_is_unhealthy(requests_port: int) -> None:
     async def replica() -> tuple[int, int]:
         state = Health("127.0.0.1", limit_s=1.0)
         state.start()

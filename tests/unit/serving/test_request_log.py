@@ -86,7 +86,7 @@ def test_without_images_the_statistics_stay(storage_root: Path) -> None:
     assert len(table["statistics"]) == 2
 
 
-def test_off_by_default(storage_root: Path) -> None:
+def test_the_request_log_is_off_by_default(storage_root: Path) -> None:
     log = RequestLog(LogConfig(), Storage(str(storage_root)))
     threads = threading.active_count()
     log.record("abc", PETS, *answered(), 0.1)
@@ -95,7 +95,7 @@ def test_off_by_default(storage_root: Path) -> None:
     assert not list(storage_root.iterdir())
 
 
-def test_enough_rows_or_enough_time_make_a_file(storage_root: Path) -> None:
+def test_a_file_is_written_after_enough_rows_or_time(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     by_rows = RequestLog(LogConfig(**SOON, flush_rows=4), storage)
     for k in range(4):
@@ -125,7 +125,7 @@ def test_versions_and_shapes_have_files_of_their_own(storage_root: Path) -> None
     assert sorted(table["request"].to_pylist()[0] for table in logged(storage)) == ["a", "b", "c"]
 
 
-def test_a_share_of_the_requests_is_logged_whole(storage_root: Path) -> None:
+def test_a_sampled_request_is_logged_with_all_images(storage_root: Path) -> None:
     storage = Storage(str(storage_root))
     log = RequestLog(LogConfig(**SOON, sample=0.3), storage)
     for k in range(500):
@@ -137,9 +137,7 @@ def test_a_share_of_the_requests_is_logged_whole(storage_root: Path) -> None:
     assert len(table) == 2 * len(taken)
 
 
-def test_when_the_storage_stands_still_rows_are_dropped_and_counted(
-    storage_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_blocked_storage_drops_and_counts_rows(storage_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(str(storage_root))
     still, write = threading.Event(), request_log.write
 
@@ -176,7 +174,7 @@ def test_large_pictures_are_bounded_by_their_bytes(
     log.close()
 
 
-def test_a_storage_that_refuses_loses_rows_and_no_answers(
+def test_a_storage_error_loses_rows_and_no_answers(
     storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(storage_root))
@@ -197,7 +195,7 @@ def test_a_storage_that_refuses_loses_rows_and_no_answers(
     assert log.counts() == {"written": 2, "dropped": 0, "lost": 2, "waiting": 0}
 
 
-def test_whatever_is_handed_over_raises_nothing(storage_root: Path) -> None:
+def test_recording_never_raises(storage_root: Path) -> None:
     log = RequestLog(LogConfig(**SOON), Storage(str(storage_root)))
     nonsense: Any = None
     log.record("a", PETS, nonsense, nonsense, 0.1)

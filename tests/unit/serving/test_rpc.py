@@ -163,7 +163,7 @@ def test_pictures_are_decoded(call: Call, raw: bool) -> None:
     np.testing.assert_allclose(actual, EXPECTED[0], rtol=1e-6)
 
 
-def test_another_version_is_answered_by_its_number_and_label(call: Call) -> None:
+def test_a_version_answers_by_number_and_label(call: Call) -> None:
     assert infer(call, inference(model_version="5"))[0].model_version == "5"
     request = prediction()
     request.model_spec.version_label = "previous"
@@ -273,7 +273,7 @@ INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
         ),
     ],
 )
-def test_what_is_rejected_has_a_status_and_a_sentence(
+def test_rejected_procedures_have_a_status_and_a_message(
     call: Call, request_: Message, code: grpc.StatusCode, sentence: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -296,11 +296,11 @@ def test_a_tensor_of_tensorflow_that_cannot_be_read_is_rejected(call: Call) -> N
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_doubts_are_told_in_the_trailing_metadata(call: Call) -> None:
+def test_input_warnings_are_in_the_trailing_metadata(call: Call) -> None:
     assert infer(call, inference(np.zeros_like(IMAGES)))[1]["x-input-warnings"] == "constant"
 
 
-def test_keys_are_asked_for(tmp_path: Path) -> None:
+def test_procedures_need_a_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"shop sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
     file.chmod(0o600)

@@ -26,12 +26,12 @@ def described(
     return {"name": "pets", "version": version, "refused": [], "registry": registry, **more}
 
 
-def test_nothing_is_said_of_what_does_not_change() -> None:
+def test_an_unchanged_state_prints_nothing() -> None:
     assert run.changes(described(), described()) == []
     assert run.changes(None, None) == []
 
 
-def test_a_take_over_a_refusal_an_outage_and_a_missing_alias_are_said_once() -> None:
+def test_each_change_of_the_model_set_is_printed_once() -> None:
     assert run.changes(described(3), described(4)) == ["version 4 of pets answers now, before it 3"]
     bad = {"version": 5, "alias": "champion", "reason": "its files are gone."}
     refused = described(refused=[bad])
@@ -49,12 +49,12 @@ def test_a_take_over_a_refusal_an_outage_and_a_missing_alias_are_said_once() -> 
     ]
 
 
-def test_what_is_amiss_at_the_start_is_said() -> None:
+def test_problems_at_the_start_are_printed() -> None:
     start = described(answers=False, missing=("challenger",))
     assert len(run.changes(start, start)) == 2
 
 
-def test_an_endpoint_that_goes_and_comes_back_is_said() -> None:
+def test_a_lost_and_returned_endpoint_is_printed() -> None:
     assert run.changes(described(), None) == ["the endpoint does not answer"]
     assert run.changes(None, described()) == ["the endpoint answers again"]
 
@@ -103,7 +103,7 @@ def test_rates_come_from_two_scrapes_of_all_replicas() -> None:
     assert (state["p50_s"], state["p99_s"]) == (0.01, float("inf"))
 
 
-def test_a_signal_interrupts_loading_and_ends_an_endpoint_that_answers() -> None:
+def test_a_signal_interrupts_loading_and_stops_a_ready_endpoint() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with run._signals() as answering:
         with pytest.raises(KeyboardInterrupt):

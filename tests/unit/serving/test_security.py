@@ -66,7 +66,7 @@ def test_the_own_page_programs_and_links_are_served(url: str) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8100", "localhost.evil.example", "127.0.0.1.nip.io"]
 )
-def test_a_name_that_was_made_to_point_here_is_rejected(url: str, method: str, host: str) -> None:
+def test_a_rebound_host_name_is_rejected(url: str, method: str, host: str) -> None:
     headers = {"host": host, "origin": f"http://{host}"}
     path = "/model" if method == "GET" else "/predict"
     response = requests.request(method, url + path, headers=headers, data=BODY)
@@ -89,7 +89,7 @@ def test_addresses_and_loopback_names_are_its_own(host: str) -> None:
     assert not rejected({"host": "0.0.0.0", "allowed_hosts": ["api.example.com"]}, host)
 
 
-def test_names_are_those_that_are_listed() -> None:
+def test_only_listed_host_names_are_accepted() -> None:
     listed = {"allowed_hosts": ["api.example.com", "*.shop.example"]}
     for host in ("api.example.com", "API.example.com.:443", "a.shop.example", "a.b.shop.example:1"):
         assert not rejected(listed, host)

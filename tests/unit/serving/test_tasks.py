@@ -38,7 +38,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Task]]:
         yield url, task
 
 
-def test_our_own_protocol_names_what_was_predicted(served: tuple[str, Task]) -> None:
+def test_the_native_protocol_names_predictions_of_every_task(served: tuple[str, Task]) -> None:
     url, task = served
     predictions: Any = requests.post(f"{url}/predict", json={"instances": IMAGES.tolist()}).json()[
         "predictions"

@@ -39,14 +39,14 @@ def test_integers_keep_their_number_where_names_say_what_they_mean() -> None:
         ({"train": np.array([[0], [1]])}, None, r"int64 \(2, 1\)"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(
+def test_labels_that_do_not_fit_are_rejected(
     given: dict[str, npt.NDArray[Any]], names: list[str] | None, said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
         Classification.encode(given, names)
 
 
-def test_an_answer_lists_the_most_probable_first() -> None:
+def test_predictions_list_the_most_probable_class_first() -> None:
     probabilities = np.array([0.1, 0.6, 0.3], np.float32)
     task = Classification(("cat", "dog", "bird"))
     assert task.described(probabilities, 2) == {

@@ -96,7 +96,7 @@ def test_every_task_has_defaults_that_are_its_own() -> None:
         check(Config.resolve({"task": {"kind": kind}}))
 
 
-def test_a_loss_of_ones_own_is_looked_for_before_anything_starts() -> None:
+def test_a_loss_of_the_user_is_checked_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"train\.loss"):
         registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:missing"}}))
     registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:bars"}}))

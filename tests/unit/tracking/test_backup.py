@@ -108,7 +108,7 @@ def test_a_restored_root_has_the_same_champion_runs_and_files(
         away.rename(original)
 
 
-def test_what_has_not_changed_is_neither_read_nor_copied_again(
+def test_unchanged_files_are_not_copied_again(
     original: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -126,7 +126,7 @@ def test_what_has_not_changed_is_neither_read_nor_copied_again(
     assert len(before) == 4
 
 
-def test_the_newest_backups_are_kept_with_what_they_hold(original: Path, tmp_path: Path) -> None:
+def test_the_newest_backups_are_kept_with_their_objects(original: Path, tmp_path: Path) -> None:
     extra = original / "mlflow-artifacts" / "extra"
     extra.write_text("only in the first")
     backup.backup(configuration(original), str(tmp_path))
@@ -174,7 +174,7 @@ def test_a_damaged_object_is_named_and_no_row_is_restored(place: Path, tmp_path:
     assert backup.restore(configuration(root), str(copy))["champions"] == {"model": 1}  # the same goes on
 
 
-def test_a_root_that_is_in_use_is_left_as_it_is(place: Path, tmp_path: Path) -> None:
+def test_restoring_into_a_used_root_changes_nothing(place: Path, tmp_path: Path) -> None:
     record = tmp_path / "runs" / "pets" / "001" / "run.json"
     record.parent.mkdir(parents=True)
     record.write_text("{}")
@@ -194,7 +194,7 @@ def test_a_root_that_is_in_use_is_left_as_it_is(place: Path, tmp_path: Path) -> 
         ("backup", ["{place}/x", "--storage.root", "{place}/empty"], 1, "there is no database"),
     ],
 )
-def test_a_mistake_is_a_sentence(
+def test_an_unusable_argument_is_an_error_message(
     original: Path, place: Path, verb: str, words: list[str], code: int, said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -224,5 +224,5 @@ def test_a_damaged_manifest_is_named(place: Path, tmp_path: Path) -> None:
         ("/old", "models:/m-1", "models:/m-1"),
     ],
 )
-def test_places_of_files_follow_the_root(root: str, uri: str, there: str) -> None:
+def test_paths_of_artifacts_follow_the_root(root: str, uri: str, there: str) -> None:
     assert backup.mover(root, configuration(Path("/new")))(uri) == there

@@ -26,7 +26,7 @@ def accepted(config: Config, location: str) -> bool:
     return True
 
 
-def test_what_lies_below_the_storage_root_is_accepted(tmp_path: Path) -> None:
+def test_sources_below_the_storage_root_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     known = config(str(tmp_path / "in"))
     for place in ("mlflow-artifacts/models/m-1/artifacts", "runs/a/001/export-1", "with space"):
@@ -64,20 +64,20 @@ def test_what_lies_below_the_storage_root_is_accepted(tmp_path: Path) -> None:
         "\0",
     ],
 )
-def test_any_other_place_is_refused(place: str, tmp_path: Path) -> None:
+def test_sources_elsewhere_are_rejected(place: str, tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
     assert not accepted(config(str(root)), place.format(root=root))
 
 
-def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
+def test_a_link_out_of_the_root_is_rejected(tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
     (root / "link").symlink_to("/etc")
     assert not accepted(config(str(root)), str(root / "link" / "passwd"))
 
 
-def test_a_root_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
+def test_a_root_that_is_a_link_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "real")
     assert accepted(config(str(tmp_path / "root")), str(tmp_path / "root" / "models" / "m"))
@@ -91,7 +91,7 @@ def test_the_tracking_server_hands_out_its_own_files_alone(tmp_path: Path) -> No
     assert not accepted(known, "http://mlflow:5000/1/models")
 
 
-def test_an_object_store_is_a_root_like_another() -> None:
+def test_an_object_store_may_be_the_root() -> None:
     known = config("s3://bucket/distml?endpoint_override=127.0.0.1:9", "http://mlflow:5000")
     assert accepted(known, "s3://bucket/distml/runs/a/001/export-1")
     assert not accepted(known, "s3://bucket/distml-other/model")
@@ -99,14 +99,14 @@ def test_an_object_store_is_a_root_like_another() -> None:
     assert not accepted(known, "s3://bucket/distml/%2e%2e/other")
 
 
-def test_more_places_can_be_allowed(tmp_path: Path) -> None:
+def test_further_sources_can_be_allowed(tmp_path: Path) -> None:
     known = config(str(tmp_path), roots=["s3://models/team", "/srv/models"])
     assert accepted(known, "s3://models/team/m-1")
     assert accepted(known, "/srv/models/m-1")
     assert not accepted(known, "/srv/other")
 
 
-def test_files_are_found_below_a_root_that_was_renamed_or_copied(tmp_path: Path) -> None:
+def test_files_of_a_renamed_or_copied_root_are_located(tmp_path: Path) -> None:
     export = ("mlflow-artifacts", "models", "m-1", "artifacts")
     old, new = tmp_path / "old", tmp_path / "with space"
     digests = b'{"data/model.keras": "0"}'

@@ -28,7 +28,7 @@ OPERATIONS: list[Operation] = [
 ]
 
 
-def test_every_kind_of_operation_is_tried_here() -> None:
+def test_every_kind_of_operation_is_tested() -> None:
     assert {type(operation) for operation in OPERATIONS} == set(Operation.__subclasses__())
     assert len({operation.kind for operation in OPERATIONS}) == len(OPERATIONS)
 

@@ -34,7 +34,7 @@ def test_samples_are_taken_until_it_is_closed_and_steps_ascend() -> None:
     assert len(taken) == count
 
 
-def test_a_short_run_has_the_sample_of_its_end_and_no_step_comes_twice() -> None:
+def test_a_short_run_has_a_final_sample_and_no_step_twice() -> None:
     taken: list[int] = []
     Watch(lambda step, _: taken.append(step), time.time(), interval_s=60).close()
     assert len(taken) == 1
@@ -81,7 +81,7 @@ def left(config: Config) -> list[str]:
     return Storage(config.storage.root).names(outbox.FOLDER)
 
 
-def test_what_is_refused_stays_and_does_not_keep_the_others_back(config: Config) -> None:
+def test_rejected_operations_stay_spooled_without_blocking_others(config: Config) -> None:
     put(config, "a-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
     put(config, "b-001-0", opened("b"), ended("FINISHED"))
     Storage(config.storage.root).write_bytes(b"{", outbox.FOLDER, "c-001-0.jsonl")
@@ -111,7 +111,7 @@ def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(config: Config) 
     assert tracking.sync(config) == {"sent": 1, "left": 0}
 
 
-def test_what_is_meant_for_another_server_is_left_to_sync(config: Config) -> None:
+def test_operations_for_another_server_are_left_to_sync(config: Config) -> None:
     other = configure(Path(config.storage.root), f"sqlite:///{config.storage.root}/other.db")
     put(other, "a-001-0", opened("a"), ended("FINISHED"))
     assert outbox.deliver(config) == outbox.Delivery()
@@ -121,7 +121,7 @@ def test_what_is_meant_for_another_server_is_left_to_sync(config: Config) -> Non
     assert tracking.find(other, "a")
 
 
-def test_a_server_that_is_away_is_waited_for_once(config: Config) -> None:
+def test_an_unreachable_server_is_waited_for_once(config: Config) -> None:
     gone = configure(Path(config.storage.root), "http://127.0.0.1:9")
     put(gone, "a-001-0", opened("a"))
     put(gone, "b-001-0", opened("b"))
@@ -132,7 +132,7 @@ def test_a_server_that_is_away_is_waited_for_once(config: Config) -> None:
     assert len(left(config)) == 2
 
 
-def test_a_storage_root_that_was_moved_is_where_it_lies(config: Config, tmp_path: Path) -> None:
+def test_a_moved_storage_root_is_sent_with_its_new_path(config: Config, tmp_path: Path) -> None:
     put(config, "a-001-0", opened("a"), ended("FINISHED"))
     shutil.move(config.storage.root, tmp_path / "moved")
     moved = configure(tmp_path / "moved")
@@ -185,27 +185,27 @@ def test_a_run_that_others_have_sent_is_completed_from_the_registry(config: Conf
     assert (known.result["run_id"], known.result["tracking_complete"]) == (created, True)
 
 
-def test_a_run_that_nobody_knows_stays_as_it_is(config: Config) -> None:
+def test_operations_of_an_unknown_run_stay_spooled(config: Config) -> None:
     run = finished(config)
     put(config, "other-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
     assert tracking.register(config, Storage(config.storage.root), run).result["version"] is None
 
 
-def test_a_run_whose_record_is_refused_says_why(config: Config) -> None:
+def test_a_rejected_record_of_a_run_is_reported_with_the_reason(config: Config) -> None:
     run = finished(config)
     put(config, f"{run.name}-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
     with pytest.raises(TrackingError, match=r"is trained but not registered: .* refuses what was recorded"):
         tracking.register(config, Storage(config.storage.root), run)
 
 
-def test_a_server_that_stays_away_is_given_up(config: Config) -> None:
+def test_waiting_for_an_unreachable_server_ends(config: Config) -> None:
     gone = configure(Path(config.storage.root), "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 has been away for 1 s") as caught:
         tracking.register(gone, Storage(config.storage.root), finished(gone))
     assert "the same command registers it" in caught.value.remedy
 
 
-def test_who_does_not_wait_leaves_it_to_another_who_is_sending(config: Config) -> None:
+def test_a_non_blocking_sync_leaves_a_locked_spool_alone(config: Config) -> None:
     put(config, "a-001-0", opened("a"), ended("FINISHED"))
     with Storage(config.storage.root).lock(outbox.FOLDER):
         assert outbox.deliver(config) == outbox.Delivery()

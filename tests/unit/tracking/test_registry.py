@@ -72,7 +72,7 @@ def config(wait_s: float) -> Config:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_whatever_is_asked_waits_for_a_server_that_is_away(
+def test_every_registry_call_waits_for_an_unreachable_server(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, answer = REQUESTS[name]
@@ -82,7 +82,7 @@ def test_whatever_is_asked_waits_for_a_server_that_is_away(
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_whatever_is_asked_is_given_up_in_the_same_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_registry_call_fails_with_the_same_message(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(away=10**6)
     monkeypatch.setattr(registry, "client", lambda _: server)
     with pytest.raises(
@@ -92,12 +92,12 @@ def test_whatever_is_asked_is_given_up_in_the_same_words(name: str, monkeypatch:
     assert server.calls == 1
 
 
-def test_who_asks_again_anyway_waits_briefly() -> None:
+def test_polling_registry_calls_wait_briefly() -> None:
     assert registry.briefly(config(300)).tracking.wait_s == 2
     assert registry.briefly(config(0)).tracking.wait_s == 0
 
 
-def test_a_version_is_a_number_wherever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_is_an_integer_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "_logged", lambda *_: "m-1")
     server: Any = Server(away=0)
     described = {"metrics": {}, "digest": "ab"}

@@ -32,7 +32,7 @@ def finish(run: runs.Run, storage: Storage, **result: Any) -> None:
     run.save(storage)
 
 
-def test_a_new_run_is_on_record_before_anything_else_happens(storage: Storage) -> None:
+def test_a_new_run_is_recorded_first(storage: Storage) -> None:
     run, resumed = runs.begin(config(), storage)
     assert not resumed
     assert (run.generation, run.attempts, run.status) == (1, 1, "running")
@@ -41,7 +41,7 @@ def test_a_new_run_is_on_record_before_anything_else_happens(storage: Storage) -
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])
-def test_an_unfinished_run_goes_on_under_its_key(storage: Storage, status: str) -> None:
+def test_an_unfinished_run_resumes_under_its_key(storage: Storage, status: str) -> None:
     first, _ = runs.begin(config(), storage)
     first.status, first.run_id = status, "abc"
     first.save(storage)
@@ -51,7 +51,7 @@ def test_an_unfinished_run_goes_on_under_its_key(storage: Storage, status: str) 
     assert (again.attempts, again.status) == (2, "running")
 
 
-def test_a_finished_run_is_refused_with_what_it_reached(storage: Storage) -> None:
+def test_a_finished_run_is_rejected_with_its_result(storage: Storage) -> None:
     run, _ = runs.begin(config(), storage)
     finish(run, storage)
     with pytest.raises(
@@ -61,7 +61,7 @@ def test_a_finished_run_is_refused_with_what_it_reached(storage: Storage) -> Non
     assert "--run.restart true" in caught.value.remedy
 
 
-def test_a_finished_run_without_figures_is_refused_all_the_same(storage: Storage) -> None:
+def test_a_finished_run_without_metrics_is_rejected(storage: Storage) -> None:
     run, _ = runs.begin(config(), storage)
     finish(run, storage, version=None, val_accuracy=None)
     with pytest.raises(ConfigError, match="is finished already"):
@@ -93,7 +93,7 @@ def test_restarting_keeps_the_old_generation(storage: Storage) -> None:
         ("run.seed", 7),
     ],
 )
-def test_what_is_learnt_cannot_change_half_way(storage: Storage, path: str, value: Any) -> None:
+def test_binding_keys_cannot_change_in_a_resumed_run(storage: Storage, path: str, value: Any) -> None:
     runs.begin(config(), storage)
     with pytest.raises(ConfigError, match="cannot go on with another configuration") as caught:
         runs.begin(config(**{path.replace(".", "__"): value}), storage)
@@ -114,14 +114,14 @@ def test_what_is_learnt_cannot_change_half_way(storage: Storage, path: str, valu
         ("storage.root", "elsewhere"),
     ],
 )
-def test_what_only_says_where_and_how_may_change(storage: Storage, path: str, value: Any) -> None:
+def test_free_keys_may_change_in_a_resumed_run(storage: Storage, path: str, value: Any) -> None:
     runs.begin(config(), storage)
     _, resumed = runs.begin(config(**{path.replace(".", "__"): value}), storage)
     assert resumed
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "mine"}', '{"foo": 1}'])
-def test_a_damaged_record_is_named_and_can_be_left_behind(storage: Storage, content: str) -> None:
+def test_a_damaged_record_is_named_and_can_be_restarted(storage: Storage, content: str) -> None:
     run, _ = runs.begin(config(), storage)
     storage.write_bytes(content.encode(), *run.paths.folder, "run.json")
     with pytest.raises(StorageError, match=r"run\.json is damaged") as caught:
@@ -130,7 +130,7 @@ def test_a_damaged_record_is_named_and_can_be_left_behind(storage: Storage, cont
     assert runs.begin(config(run__restart=True), storage)[0].generation == 2
 
 
-def test_the_newest_finished_generation_is_found_past_an_unfinished_one(storage: Storage) -> None:
+def test_the_newest_finished_generation_is_used_before_an_unfinished_one(storage: Storage) -> None:
     assert runs.finished(storage, "mine") is None
     first, _ = runs.begin(config(), storage)
     assert runs.finished(storage, "mine") is None
@@ -143,13 +143,13 @@ def test_the_newest_finished_generation_is_found_past_an_unfinished_one(storage:
     assert storage.uri(*actual.paths.export) == where
 
 
-def test_an_export_is_found_after_the_storage_was_moved() -> None:
+def test_an_export_is_located_after_the_storage_moved() -> None:
     for artifacts in ("/old/runs/mine/001/export-1a", "s3://b/p/runs/mine/001/export-1a?region=x/y"):
         run = runs.Run("mine", 1, "key", result={"artifacts": artifacts})
         assert run.paths.export == ("runs", "mine", "001", "export-1a")
 
 
-def test_a_link_out_of_the_storage_is_refused_and_nothing_is_written_there(
+def test_a_link_out_of_the_storage_is_rejected_and_nothing_is_written_there(
     storage: Storage, storage_root: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"

@@ -24,7 +24,7 @@ def location(root: str, uri: str | None) -> str | None:
     return server.artifact_location(Config.resolve({"storage": {"root": root}, "tracking": {"uri": uri}}))
 
 
-def test_artifacts_lie_under_the_root_or_beside_the_database_or_where_the_server_says(tmp_path: Path) -> None:
+def test_the_artifact_root_follows_root_database_or_server(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/mlflow.db"
     assert location(str(tmp_path), None) == f"file://{tmp_path}/mlflow-artifacts"
     assert location(str(tmp_path), database) == f"file://{tmp_path}/mlflow-artifacts"
@@ -58,7 +58,7 @@ def failing(times: int, error: Exception) -> tuple[Callable[[], str], list[float
 AWAY = requests.ConnectionError("connection refused")
 
 
-def test_an_outage_is_waited_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_waited_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     call, calls = failing(3, AWAY)
     with caplog.at_level(logging.INFO, "distml"):
         assert server.patiently(config(30), call) == "answer"
@@ -86,14 +86,14 @@ def test_without_time_it_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("mistake"), FileNotFoundError("gone"), PermissionError("no")])
-def test_what_no_server_mends_is_not_waited_for(error: Exception) -> None:
+def test_permanent_errors_are_not_retried(error: Exception) -> None:
     call, calls = failing(10**6, error)
     with pytest.raises(type(error)):
         server.patiently(config(300), call)
     assert len(calls) == 1
 
 
-def test_a_conflict_of_two_writers_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_conflict_is_retried_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     call, calls = failing(2, RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed"))
     assert server.patiently(config(0), call) == "answer"
@@ -113,7 +113,7 @@ def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(paused[:4]) < 4.0 < sum(paused[-10:])
 
 
-def test_whoever_gives_up_ends_the_pause() -> None:
+def test_giving_up_ends_the_pause() -> None:
     given_up = threading.Event()
     call, calls = failing(10**6, AWAY)
     noted: list[Any] = []
@@ -131,7 +131,7 @@ def test_whoever_gives_up_ends_the_pause() -> None:
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "mlruns"])
-def test_a_folder_is_refused_and_said_to_come_from_the_shell(
+def test_a_folder_as_tracking_uri_is_rejected_naming_the_variable(
     monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     with pytest.raises(TrackingError, match="is a folder, which MLflow"):
@@ -141,7 +141,9 @@ def test_a_folder_is_refused_and_said_to_come_from_the_shell(
         server.uri(Config.load())
 
 
-def test_the_address_in_the_shell_counts_where_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_tracking_uri_where_none_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     assert server.uri(Config.load()) == "http://mlflow.example:5000"
     assert server.uri(Config.load(tracking={"uri": "http://mine"})) == "http://mine"
@@ -150,7 +152,7 @@ def test_the_address_in_the_shell_counts_where_none_is_configured(monkeypatch: p
     assert server.uri(Config.load()).startswith("sqlite:///")
 
 
-def test_a_deleted_experiment_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_rejected_before_anything_is_spent(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     config = Config.resolve({"tracking": {"uri": f"sqlite:///{database}", "experiment": "x"}})
     server.require_experiment(config)
@@ -165,7 +167,7 @@ def test_a_deleted_experiment_is_refused_before_anything_is_spent(tmp_path: Path
         server.require_experiment(config)
 
 
-def test_a_server_is_entered_as_by_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_sent_as_mlflow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.login() == {"headers": {}}
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/ca.pem")

@@ -55,7 +55,7 @@ def test_every_kind_of_damage_is_skipped_with_its_reason(storage_root: Path) -> 
     assert "did not finish" in reasons["epoch-00003"]
 
 
-def test_no_checkpoint_is_no_checkpoint(storage_root: Path) -> None:
+def test_a_folder_without_checkpoints_gives_none(storage_root: Path) -> None:
     assert checkpoint.newest(Storage(str(storage_root)), RUN) == (None, [])
 
 

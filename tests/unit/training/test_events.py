@@ -51,7 +51,7 @@ EVENTS: list[Event] = [
 ]
 
 
-def test_every_kind_of_event_is_tried_here() -> None:
+def test_every_kind_of_event_is_tested() -> None:
     assert {type(event) for event in EVENTS} == set(Event.__subclasses__())
 
 
@@ -65,7 +65,7 @@ def test_an_event_arrives_as_it_was_sent(event: Event) -> None:
 
 
 @pytest.mark.parametrize("name", ["val_acuracy", "kind", "val_learning_rate", "test_rows_read", ""])
-def test_a_metric_that_is_misspelt_is_refused_where_the_event_is_made(name: str) -> None:
+def test_a_metric_that_is_misspelt_is_rejected_where_the_event_is_made(name: str) -> None:
     with pytest.raises(ValueError, match=f"no metric '{name}'"):
         StepsDone(1, 5, {"loss": 1.0, name: 0.5})
     with pytest.raises(ValueError, match=f"no metric '{name}'"):
@@ -113,7 +113,7 @@ def test_an_observer_that_fails_is_logged_and_stops_no_other(caplog: pytest.LogC
     assert "the disk is full" in caplog.text
 
 
-def test_the_outcome_is_the_last_event_or_the_error_that_it_tells() -> None:
+def test_the_outcome_is_the_last_event_or_its_error() -> None:
     outcome = Outcome()
     with pytest.raises(TrainingError, match="without a result"):
         outcome.finished("/logs")

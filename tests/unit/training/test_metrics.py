@@ -47,7 +47,7 @@ def values(**more: float) -> dict[str, float]:
     return {"loss": 0.5, "val_loss": 0.6, "samples_per_s": 100.0, "train_s": 2.0, **more}
 
 
-def test_names_are_unique_and_every_entry_says_what_it_is() -> None:
+def test_metric_names_are_unique_and_described() -> None:
     assert len(set(metrics.names())) == len(metrics.names())
     for metric in CATALOGUE:
         assert metric.help.endswith(".")

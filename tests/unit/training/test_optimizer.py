@@ -17,14 +17,14 @@ def table(**values: Any) -> list[float]:
     return optimizer.table(TrainConfig.model_validate({"learning_rate": 1e-3, **values}), STEPS)
 
 
-def test_constant() -> None:
+def test_a_constant_schedule_keeps_the_rate() -> None:
     assert set(table(schedule="constant", epochs=3)) == {1e-3}
 
 
 @pytest.mark.parametrize(
     ("epoch", "rate"), [(0, 1e-3), (2, 1e-3), (3, 1e-4), (6, 1e-4), (7, 1e-5), (9, 1e-5)]
 )
-def test_the_systems_decay(epoch: int, rate: float) -> None:
+def test_the_default_schedule_decays(epoch: int, rate: float) -> None:
     rates = table(schedule="piecewise", epochs=10)
     assert rates[epoch * STEPS : (epoch + 1) * STEPS] == pytest.approx([rate] * STEPS)
 
@@ -36,7 +36,7 @@ def test_piecewise_with_boundaries_within_an_epoch() -> None:
     assert rates == pytest.approx([1e-3] * 100 + [2e-3] * 100)
 
 
-def test_one_cycle_starts_low_peaks_where_it_says_and_ends_below_its_start() -> None:
+def test_one_cycle_warms_up_peaks_and_ends_below_its_start() -> None:
     rates = table(schedule="one_cycle", epochs=5)
     assert rates[0] == pytest.approx(1e-3 / 25)
     assert rates[-1] == pytest.approx(1e-3 / 1000)
@@ -46,7 +46,7 @@ def test_one_cycle_starts_low_peaks_where_it_says_and_ends_below_its_start() -> 
     assert rates[300:] == sorted(rates[300:], reverse=True)
 
 
-def test_cosine_warms_up_linearly_and_goes_to_nothing() -> None:
+def test_cosine_warms_up_linearly_and_ends_at_zero() -> None:
     rates = table(schedule="cosine", epochs=5)
     first = 1e-3 / 25
     assert rates[0] == pytest.approx(first)
@@ -58,7 +58,7 @@ def test_cosine_warms_up_linearly_and_goes_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["constant", "piecewise", "cosine", "one_cycle"])
-def test_the_rate_knows_nothing_of_the_workers(name: str) -> None:
+def test_the_rate_does_not_depend_on_workers(name: str) -> None:
     alone = table(schedule=name, epochs=3, workers=1)
     assert (
         alone == table(schedule=name, epochs=3, workers=8) == table(schedule=name, epochs=3, workers=[1, 8])
@@ -93,6 +93,6 @@ def test_a_schedule_of_the_users_gives_the_rate_of_each_step() -> None:
     assert table(**own) == [1e-3 * 0.5**epoch for epoch in range(4) for _ in range(STEPS)]
 
 
-def test_a_rate_that_is_none_is_refused() -> None:
+def test_a_rate_that_is_not_a_number_is_rejected() -> None:
     with pytest.raises(ModelError, match=r"negative returns -1.0 for step \d+ of \d+"):
         table(schedule="tests.unit.training.test_optimizer:negative")

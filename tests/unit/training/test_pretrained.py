@@ -82,7 +82,7 @@ def test_a_changed_file_is_noticed(storage: Storage, tmp_path: Path) -> None:
     assert pretrained.cached(storage, str(path)) == after
 
 
-def test_where_the_file_is_gone_the_copy_is_taken_and_said(
+def test_a_missing_file_falls_back_to_its_copy_with_a_warning(
     storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = npz(tmp_path / "mine.npz")
@@ -92,7 +92,7 @@ def test_where_the_file_is_gone_the_copy_is_taken_and_said(
     assert "The copy of mine.npz under the storage root is used." in caplog.text
 
 
-def test_a_copy_that_was_changed_is_refused(storage: Storage, tmp_path: Path) -> None:
+def test_a_copy_that_was_changed_is_rejected(storage: Storage, tmp_path: Path) -> None:
     weights = pretrained.resolve(config(storage, str(npz(tmp_path / "mine.npz"))), storage)
     assert weights is not None
     storage.write_bytes(b"PK other", *weights.parts)
@@ -103,7 +103,7 @@ def test_a_copy_that_was_changed_is_refused(storage: Storage, tmp_path: Path) ->
         pass
 
 
-def test_what_is_no_kind_of_weights_is_answered_with_the_kinds(storage: Storage) -> None:
+def test_an_unknown_kind_of_weights_gets_the_list_of_kinds(storage: Storage) -> None:
     for wanted in ("imagnet", "weights.pt", "folder/.npz", "https://x.example/w.bin"):
         error = refused(storage, wanted)
         assert error.exit_code == 2
@@ -119,7 +119,7 @@ def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".keras", ".h5", ".weights.h5"])
-def test_a_file_of_another_kind_than_its_name_is_refused(
+def test_a_file_of_another_kind_than_its_name_is_rejected(
     storage: Storage, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"wrong{suffix}"
@@ -129,14 +129,14 @@ def test_a_file_of_another_kind_than_its_name_is_refused(
     assert refused(storage, str(path)).exit_code == 2
 
 
-def test_imagenet_wants_a_backbone(storage: Storage) -> None:
+def test_imagenet_weights_need_a_backbone(storage: Storage) -> None:
     assert "nobody has trained convnet on ImageNet" in refused(storage, "imagenet", "convnet").message
     error = refused(storage, "imagenet")
     assert "Keras publishes none for efficientnet_lite0" in error.message
     assert "distml fetch-weights efficientnet_lite0 --file FILE" in error.remedy
 
 
-def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
+def test_fetched_weights_are_used_for_imagenet(
     storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = npz(tmp_path / "lite0.npz")
@@ -161,7 +161,7 @@ def test_weights_put_by_hand_are_what_imagenet_means_afterwards(
         ([LITE, "--file", "absent.npz"], "absent.npz"),
     ],
 )
-def test_what_cannot_be_fetched_is_answered_in_a_sentence(
+def test_weights_that_cannot_be_fetched_are_an_error_message(
     storage: Storage, workdir: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     assert cli.run("fetch-weights", [*words, "--storage.root", storage.root]) == 2
@@ -202,7 +202,7 @@ def test_keras_own_file_is_fetched_once(storage: Storage, monkeypatch: pytest.Mo
     assert download.asked == 1
 
 
-def test_a_failed_download_is_one_sentence_with_the_way_out(
+def test_a_failed_download_is_an_error_with_a_remedy(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", Downloader(None))
@@ -257,6 +257,6 @@ def test_an_unknown_run_or_a_version_without_a_number_is_named(storage: Storage,
     assert "has no such version" in refused(storage, "models:/pets@champion").message
 
 
-def test_validate_refuses_wrong_weights(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_rejects_wrong_weights(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run("validate", ["--model.weights", "imagenet"]) == 2
     assert "nobody has trained convnet" in json.loads(capsys.readouterr().out)["error"]

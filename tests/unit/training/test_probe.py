@@ -50,14 +50,12 @@ def test_the_batch_fits_and_leaves_an_epoch_its_steps(
     assert probe.choose({str(batch): 1.0 for batch in fits}, workers, rows, least) == size
 
 
-def test_a_worker_in_which_nothing_fits_is_refused() -> None:
+def test_a_worker_in_which_nothing_fits_is_rejected() -> None:
     with pytest.raises(TrainingError, match="not even 8 rows fit"):
         probe.choose({}, 2, 1000, 2)
 
 
-def test_what_was_measured_once_is_what_a_resumed_run_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_reuses_the_measured_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(str(tmp_path))
     measured = [{"8": 1.0, "16": 1.0}, {"8": 1.0}]
     monkeypatch.setattr(probe, "_on_a_worker", lambda spec, config: measured.pop(0))
@@ -71,7 +69,7 @@ def test_what_was_measured_once_is_what_a_resumed_run_takes(
     assert probe.resolve(given, storage, MANIFEST, ("runs", "b"), False) is given
 
 
-def test_auto_is_written_as_it_was_said() -> None:
+def test_the_auto_batch_is_recorded_as_auto() -> None:
     assert config().train.global_batch_size == 0
     assert config().model_dump(mode="json")["train"]["global_batch_size"] == "auto"
     assert config(global_batch_size=48).model_dump(mode="json")["train"]["global_batch_size"] == 48
@@ -101,7 +99,7 @@ def test_a_process_is_ended_when_it_takes_more_than_it_may() -> None:
         assert not probe._watched(child, 200 << 20)
 
 
-def test_a_process_that_fails_says_why() -> None:
+def test_a_failed_process_is_reported_with_the_reason() -> None:
     broken = json.loads(spec()) | {"manifest": "{"}
     with pytest.raises(TrainingError, match=r"the probe failed: .*manifest"):
         probe.measure(json.dumps(broken), 8 << 30)

@@ -49,6 +49,6 @@ def test_a_class_that_the_data_lack_is_named() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["balance", {"dog": 0}, {"dog": -1.0}, 3])
-def test_what_is_no_weight_is_refused(wrong: Any) -> None:
+def test_invalid_class_weights_are_rejected(wrong: Any) -> None:
     with pytest.raises(ValueError, match="class_weights"):
         TrainConfig.model_validate({"class_weights": wrong})

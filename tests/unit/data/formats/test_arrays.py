@@ -29,7 +29,7 @@ def test_content_is_a_view_of_the_shape_in_the_header() -> None:
         (b"", "is 0x00000000"),
     ],
 )
-def test_a_header_that_lies_is_named_with_what_was_expected(content: bytes, said: str) -> None:
+def test_a_wrong_header_is_reported_with_the_expected_size(content: bytes, said: str) -> None:
     with pytest.raises(DataError, match=rf"file.gz: .*{said}"):
         parse("file.gz", content, (3,))
 

@@ -16,7 +16,7 @@ from distml.errors import DataError
 from distml.storage import Storage
 
 
-def test_when_every_place_fails_each_is_named_with_its_reason(
+def test_when_every_source_fails_each_is_named_with_its_reason(
     tmp_path: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fashion_mnist.INSTALLED.exists():
@@ -43,7 +43,9 @@ def test_when_every_place_fails_each_is_named_with_its_reason(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_the_built_in_data_are_what_they_should_be(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_the_built_in_data_have_the_published_shape_and_labels(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with caplog.at_level(logging.INFO):
         source = fashion_mnist.open_builtin(Config(), Storage(str(tmp_path)))
     assert "the data come from" in caplog.text
@@ -61,14 +63,14 @@ def test_the_built_in_data_are_what_they_should_be(caplog: pytest.LogCaptureFixt
 needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")
 
 
-def test_an_installed_file_is_read_and_an_absent_one_is_no_surprise(tmp_path: Path) -> None:
+def test_an_installed_file_is_read_and_an_absent_one_skipped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     assert fashion_mnist.installed(tmp_path, "file") == b"x"
     with pytest.raises(UnavailableError, match=r"not installed \(other: No such file"):
         fashion_mnist.installed(tmp_path, "other")
 
 
-def test_a_machine_without_apt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_apt_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnavailableError, match="no apt-get here"):
         fashion_mnist.download("anything", ["file"])

@@ -59,7 +59,7 @@ FILES = [f"images/{k}.png" for k in range(60)]
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "metadata.parquet"])
-def test_a_table_says_the_labels(given: Path, storage_root: Path, name: str) -> None:
+def test_labels_are_read_from_a_table(given: Path, storage_root: Path, name: str) -> None:
     table = rows(file_name=FILES, label=NAMES.tolist())
     if name.endswith("parquet"):
         pq.write_table(pa.Table.from_pylist(table), given / name)
@@ -79,7 +79,7 @@ def test_other_names_of_columns_and_files_without_an_ending(given: Path, storage
     assert manifest.skipped == {"in no table": 3}
 
 
-def test_a_column_says_the_split(given: Path, storage_root: Path) -> None:
+def test_splits_are_read_from_a_column(given: Path, storage_root: Path) -> None:
     splits = ["training"] * 40 + ["val"] * 10 + ["test"] * 10
     (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, label=LABELS.tolist(), split=splits)))
     manifest = ingest(storage_root, given, image_size=8)
@@ -104,7 +104,7 @@ def test_a_table_in_the_folder_of_each_split(given: Path, storage_root: Path) ->
         ({"split": ["later"] * 60}, "row 1 of metadata.csv has the split later"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_named(
+def test_errors_in_a_table_are_named(
     given: Path, storage_root: Path, change: dict[str, Any], said: str
 ) -> None:
     columns = {"file_name": FILES, "label": NAMES.tolist(), **change}
@@ -113,7 +113,7 @@ def test_what_is_wrong_in_a_table_is_named(
         ingest(storage_root, given)
 
 
-def test_columns_that_are_not_clear_are_asked_about(given: Path, storage_root: Path) -> None:
+def test_ambiguous_columns_of_a_table_are_rejected(given: Path, storage_root: Path) -> None:
     (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, kind=NAMES.tolist())))
     with pytest.raises(
         DataError, match=r"has no column that may be the label: file_name, kind. Set data.label"

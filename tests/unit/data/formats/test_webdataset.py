@@ -80,7 +80,7 @@ def test_one_tar_and_damaged_pictures(tmp_path: Path, storage_root: Path) -> Non
         ingest(storage_root, tmp_path / "y.tar", image_size=6, on_error="skip", max_error_fraction=0.9)
 
 
-def test_what_cannot_be_used_is_named(tmp_path: Path, storage_root: Path) -> None:
+def test_unusable_archives_are_named(tmp_path: Path, storage_root: Path) -> None:
     members = samples(range(6))
     del members["00002.cls"]
     tar(tmp_path / "x.tar", members)

@@ -35,7 +35,7 @@ def test_only_a_terminal_gets_a_live_display(stream: io.StringIO, live: bool) ->
     assert (HIDE_CURSOR in shown) == live
 
 
-def test_a_fact_is_shown_as_it_is() -> None:
+def test_facts_are_displayed_verbatim() -> None:
     stream = io.StringIO()
     display = Display(2, Console(file=stream, soft_wrap=True, width=80))
     next_one = f"python -m distml.predict IMAGE --storage.root '{'x' * 90} [bold] #1'"
