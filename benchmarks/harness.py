@@ -70,7 +70,7 @@ def peer(name: str, workers: int, epochs: int, batch: int, data: str) -> Callabl
 
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
-    """Call each in turn, A B A B, so that what changes on the machine meets all of them alike.
+    """Call each in turn, A B A B, so that changes on the machine affect all of them equally.
 
     Args:
         calls: What to call, by the name to show.

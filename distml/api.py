@@ -114,7 +114,7 @@ class Decision:
         version: The best candidate.
         run_id: MLflow run of the best candidate.
         val_accuracy: The best candidate's share of the validation rows; None for another task.
-        test_accuracy: The same of the test rows: told, never used.
+        test_accuracy: The same of the test rows: reported, never used.
         champion_val_accuracy: What the earlier champion scored on the same rows.
         candidates: Validation accuracy by name.
         dry_run: Whether nothing was changed.
@@ -208,7 +208,7 @@ def train(config: Config) -> TrainResult:
 
     Raises:
         ConfigError: The configuration cannot be used; nothing was started.
-        DistmlError: The run failed; the same call goes on from its last checkpoint.
+        DistmlError: The run failed; the same call resumes from its last checkpoint.
     """
     from distml.training import run
 

@@ -17,7 +17,7 @@ _FORMAT = "%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to what `sys.stderr` is when a record comes: whoever calls us in a process may replace it."""
+    """Writes to the `sys.stderr` of the moment of each record: other code may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -39,7 +39,7 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("distml").setLevel(level)
-    # It tells of every attempt that is going to be repeated; what is given up in the end is told by us.
+    # It logs every attempt that will be repeated; we report the final failure.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     # Pillow warns of EXIF data that a camera cut off, without the file's name; the picture itself is well.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

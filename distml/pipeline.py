@@ -4,7 +4,7 @@ python -m distml.pipeline --config configs/sweep.yaml           on this machine;
 python -m distml.pipeline --config configs/sweep.yaml --stay    ... and answers until Ctrl-C
 RAY_ADDRESS=... python -m distml.pipeline --config FILE         on a cluster; the endpoint stays up there
 
-Every stage remembers what it was done for, so the same command goes on where the last one ended.
+Every stage remembers what it was done for, so repeating the command resumes it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def folder_lock(path: str, wait: bool = True) -> Iterator[bool]:
 
     Args:
         path: The folder.
-        wait: For whoever holds it now; else `BlockingIOError` is raised.
+        wait: Block until it is free; else `BlockingIOError` is raised.
 
     Raises:
         OSError: The folder cannot be made or opened.

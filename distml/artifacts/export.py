@@ -2,7 +2,7 @@
 
 A SavedModel runs where neither Python nor Pillow is, so for its signature `image_bytes` the arithmetic of
 `distml.data.image` is written out once more as TensorFlow operations. TensorFlow decodes JPEG, PNG, BMP, GIF
-and WebP only, and does not tell which colour of a GIF is transparent.
+and WebP only, and does not report which colour of a GIF is transparent.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _turned(image: Tensor, orientation: Tensor) -> Tensor:
 
 
 def _orientation(data: Tensor, is_jpeg: Tensor, is_webp: Tensor) -> Tensor:
-    """EXIF's orientation of a JPEG, PNG or WebP, 1 to 8, found without walking through the segments."""
+    """EXIF's orientation of a JPEG, PNG or WebP, 1 to 8, read without parsing the segments."""
     length = tf.where(is_webp, tf.strings.length(data), _HEAD_BYTES)  # in WebP it comes last
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, length), tf.uint8), tf.int32)
     head = tf.concat([head, tf.zeros(16, tf.int32)], 0)

@@ -53,7 +53,7 @@ class Described:
     Attributes:
         classes: Names of what is predicted.
         shape: (H, W, C) of an image.
-        policy: How pictures become images, None where nobody says.
+        policy: How pictures become images, None where it is not known.
         target: Describes the task beside the names, None where that is classification.
     """
 

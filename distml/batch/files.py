@@ -241,7 +241,7 @@ def predict_files(
 def predict_data(
     config: Config, data: str, output: str, *, run: str | None = None, version: int | None = None
 ) -> dict[str, Any]:
-    """Classify every row of a data set on Ray; the same call again goes on after an interruption.
+    """Classify every row of a data set on Ray; repeating the call resumes an interrupted run.
 
     Args:
         config: Names storage, registry and resources.
@@ -268,7 +268,7 @@ def predict_data(
 def _model(
     config: Config, run: str | None, version: int | None, console: Console
 ) -> Iterator[tuple[Chosen, layout.Export]]:
-    """The model that is meant and its verified export, both as long as the block runs."""
+    """The chosen model and its verified export; its files exist while the block runs."""
     with tempfile.TemporaryDirectory(prefix="distml-predict-") as folder:
         chosen = choose(config, run, version, Path(folder))
         if chosen.why:
@@ -340,7 +340,7 @@ def _asking(export: layout.Export) -> Callable[[Images], npt.NDArray[np.float32]
 def expanded(words: Sequence[str]) -> list[str]:
     """Return the files that words mean: files, folders, patterns, and `-` for the lines of standard input.
 
-    Of a folder all pictures at any depth are meant, sorted by name; hidden files are not.
+    A folder stands for its image files at any depth, sorted by name, without hidden files.
 
     Raises:
         ConfigError: A folder without pictures, a pattern that fits no file, or an empty standard input.

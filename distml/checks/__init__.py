@@ -15,7 +15,7 @@ class Check:
     Args:
         name: What was looked at.
         status: A problem will stop a run; a warning may make it slow or incomplete.
-        detail: What was found, with the value.
+        detail: The state, with the value.
         remedy: What to do about it; empty where nothing is to be done.
     """
 

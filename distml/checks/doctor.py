@@ -37,7 +37,7 @@ def gather(questions: dict[str, Question], limit_s: float = LIMIT_S) -> list[Che
     """Ask questions side by side.
 
     Args:
-        questions: By name; one that has no answer in time becomes a problem of that name.
+        questions: By name; a check that exceeds the time limit is a problem of that name.
         limit_s: Longest wait for all of them together.
 
     Returns:

@@ -282,7 +282,7 @@ def model(config: Config) -> Check:
 
 
 def shell(config: Config, environ: Mapping[str, str]) -> Check:
-    """What this shell and the user's files set for the packages below, and what becomes of it.
+    """What this shell and the user's files set for the packages below, and its effect.
 
     Args:
         config: Its places say which credentials matter.

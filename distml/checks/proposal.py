@@ -44,7 +44,7 @@ SAMPLE = 500
 SMALL_SIDE = 64
 """Pictures up to this side are learnt from noise: backbones were trained on 224 pixels and more."""
 CPU_BACKBONE, GPU_BACKBONE = "efficientnetv2_b0", "efficientnetv2_s"
-"""Proposed where no weights are at hand; Keras publishes both."""
+"""Proposed where no weights are stored; Keras publishes both."""
 _MEASURED_S = 0.25
 _PRODUCTS = 100
 _UNBALANCED = 5.0
@@ -133,7 +133,7 @@ class Proposal:
     Args:
         choices: In the order in which they are written.
         seconds: Estimated, by stage.
-        backbone: Whose weights would be better than noise; None where they are at hand or of no use.
+        backbone: Whose pretrained weights are worth fetching; None where they are stored or of no use.
     """
 
     choices: tuple[Choice, ...]
@@ -218,7 +218,7 @@ def propose(facts: Facts, where: Machine, weights: Sequence[str]) -> Proposal:
     Args:
         facts: Of the data.
         where: The machine.
-        weights: Backbones whose weights are at hand.
+        weights: Backbones whose weights are stored.
     """
     small = max(facts.shape[:2]) <= SMALL_SIDE
     name = None if small else _backbone(weights, where)
@@ -240,7 +240,7 @@ def propose(facts: Facts, where: Machine, weights: Sequence[str]) -> Proposal:
 
 
 def _backbone(weights: Sequence[str], where: Machine) -> str | None:
-    """On CPUs the cheapest that is at hand, but the very smallest; on GPUs the best up to 20 GFLOPs."""
+    """On CPUs the cheapest with at least 0.5 GFLOPs; on GPUs the most expensive with at most 20 GFLOPs."""
     if not weights:
         return None
     by_cost = sorted(weights, key=lambda name: BACKBONES[name].gflops)

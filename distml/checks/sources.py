@@ -60,7 +60,7 @@ def check(config: Config, storage: Storage) -> Check:
 
 
 def function(name: str) -> Check:
-    """A user's function: its module can be found; it is not run."""
+    """A user's function: its module exists; it is not run."""
     module = name.partition(":")[0]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -134,10 +134,12 @@ def main(
         _say(f"distml {verb}: interrupted; the same command goes on with it.")
         finish({"verb": verb, "status": "interrupted"})
         return 130
-    except BrokenPipeError:  # whoever read the output has left, and Python would complain when it ends
+    except BrokenPipeError:  # the reader closed the pipe, and Python would report it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # a bug of ours: the traceback for us, the result line for whoever waits
+    except (
+        Exception
+    ) as error:  # an internal error: the traceback for a report, the result line for the caller
         logger.exception("distml %s stopped on an unexpected error", verb)
         finish({"verb": verb, "status": "failed", "error": str(error), "kind": type(error).__name__})
         return 1
@@ -148,7 +150,7 @@ def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[
     if namespace.print_config:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    with contextlib.redirect_stdout(log.Aside()):  # Ray tells of lost nodes there, users' code of anything
+    with contextlib.redirect_stdout(log.Aside()):  # Ray reports lost nodes there, users' code prints anything
         result = run(config, namespace) if verb in OWN else run(config)
     finish({"verb": verb, "status": "finished"} | result)
     return 0 if result.get("status", "finished") == "finished" else 1

@@ -49,7 +49,7 @@ def sync(config: Config, own: Namespace) -> dict[str, Any]:
         `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent.
 
     Raises:
-        TrackingError: The server is away for longer than `tracking.wait_s`, or refuses a run.
+        TrackingError: The server is unreachable for longer than `tracking.wait_s`, or refuses a run.
     """
     from distml import tracking
     from distml.tracking import outbox

@@ -98,7 +98,7 @@ def parse_yaml(text: str) -> Any:
         Dictionaries with text keys, lists and scalars.
 
     Raises:
-        ConfigError: Not YAML, a tag, an alias, a duplicate key or nesting too deep to be meant.
+        ConfigError: Not YAML, a tag, an alias, a duplicate key or nesting that is too deep.
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"the text is larger than {MAX_BYTES} bytes.", "Configurations are short.")

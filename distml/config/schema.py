@@ -348,7 +348,7 @@ class TrainConfig(Section):
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None, BeforeValidator(_none)
     ] = None
-    """How much a row counts in the loss: none all alike, balanced all classes alike, or weights by class."""
+    """Weight of a row in the loss: none equal rows, balanced equal classes, or weights by class."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread evenly over all classes."""
     clip_norm: PositiveFloat | None = None
@@ -439,7 +439,7 @@ class SearchConfig(Section):
     grace_epochs: PositiveInt = 1
     """asha: epochs that every trial gets."""
     reduction: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 3
-    """asha: one in so many trials goes on from one rung to the next."""
+    """asha: one in so many trials continues from one rung to the next."""
 
     @model_validator(mode="after")
     def _finite_grid(self) -> Self:
@@ -486,7 +486,7 @@ class TrackingConfig(Section):
     required: bool = False
     """Refuse to start without the tracking server instead of spooling for later."""
     wait_s: Annotated[float, BeforeValidator(_number), Field(ge=0, le=86400)] = 300.0
-    """Seconds to wait for a tracking server that is away once nothing else is left to do; 0: not at all."""
+    """Seconds to wait for an unreachable tracking server once nothing else is left to do; 0: not at all."""
     system_metrics: bool = True
     """Log CPU, memory and network use of the driver's machine."""
     artifact_roots: list[str] = Field(default_factory=list)
@@ -635,7 +635,7 @@ class ServeConfig(Section):
 
 
 class LogConfig(Section):
-    """The log of served requests, from which drift is told."""
+    """The log of served requests, from which drift is computed."""
 
     enabled: bool = False
     """Log sampled requests and answers to Parquet under the storage root."""

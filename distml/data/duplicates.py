@@ -157,7 +157,7 @@ def _look(given: tuple[int, Callable[[], Gathered]]) -> tuple[int, Signatures]:
 
 
 def of_gathered(gathered: Gathered) -> Signatures:
-    """Compute the signatures of rows as they were read; those that could not be are never alike."""
+    """Compute the signatures of rows as they were read; unreadable rows match no other."""
     seen = signatures(gathered.images)
     seen.usable[list(gathered.faults)] = False
     return seen
@@ -301,7 +301,7 @@ class Across:
 
 
 def to_keep_together(rows: Rows, run: Run | None = None) -> Indices | None:
-    """Group the rows of a split that a cut must not divide, None where none are or nobody can tell."""
+    """Group the rows of a split that a cut must not divide, None where there are none or it is not known."""
     seen = of_rows(rows, run)
     alike = None if seen is None else pairs(seen)
     if alike is None or not len(alike):

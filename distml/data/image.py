@@ -42,7 +42,7 @@ SUFFIXES = (
     ),
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Endings of picture files. The content decides what a file is, the ending that it was meant as a picture."""
+"""Suffixes of image files. The content decides the format; the suffix, that a file counts as an image."""
 MAX_PIXELS = 100_000_000
 """A larger picture is refused before it is decoded: a small file can hold gigabytes of pixels."""
 

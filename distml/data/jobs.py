@@ -182,7 +182,7 @@ def write(
         numbers: int64 [N], each row's position in its split.
         encoding: tensor and raw keep pixels, jpeg compressed images.
         near: As `Job` has it. A margin does not matter: signatures are of the whole image, scaled.
-        plain: The same rows without the margin that these have, by which identical ones are told.
+        plain: The same rows without their margin; identical rows are recognised by them.
     """
     images = gathered.images
     if gathered.faults:
@@ -230,7 +230,7 @@ class Pool:
         """Call the function for each item, and yield what it returned in the order in which calls end.
 
         Args:
-            function: Is the same whoever calls it, and may be called again.
+            function: Pure: a task may be retried in any process.
             items: Are made as they are needed.
 
         Raises:

@@ -15,7 +15,7 @@ from distml.tasks import Task
 
 _PLACES = ("digest", "folder", "path", "uri")
 _ABOUT = ("fingerprint", "entries", "skipped", "left_out", "warnings")
-"""What is told about the preparation; the rows do not depend on it."""
+"""Warnings and times of the preparation; the rows do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Manifest:
         train_size: Height and width of the training rows where they keep a margin, None where they are as
             `shape` says.
         encoding: raw or jpeg where an image is one value of bytes, None where it is a tensor, as arrays are.
-        fingerprint: Of the source's names, sizes and times; another one means other data. None where nobody
-            can tell.
+        fingerprint: Of the source's names, sizes and times; a change means other data. None where they
+            are not known.
         entries: Files and links in the user's folder, None where there is no folder.
         skipped: How many of them were left out, by reason.
         left_out: Name and reason of every picture that could not be used.

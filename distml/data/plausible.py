@@ -1,6 +1,6 @@
 """Images that are probably not what their sender means, said beside the prediction (any process).
 
-The endpoint, `predict` and batch ask the same function. Nothing here rejects: a black image may be meant.
+The endpoint, `predict` and batch ask the same function. Nothing here rejects: a black image may be valid.
 What can only be an error (floats from 0 to 1 where pixels are whole numbers) is rejected where it is read.
 """
 
@@ -59,7 +59,7 @@ NOTED: contextvars.ContextVar[tuple[Doubt, ...]] = contextvars.ContextVar("noted
 
 @dataclass(frozen=True)
 class Usual:
-    """What images of the training data's kind look like: the statistics by which drift is told.
+    """Statistics of training images, the same that drift is computed from.
 
     Args:
         edges: Inner edges of the bins, by statistic.
@@ -76,7 +76,7 @@ class Usual:
         """Measure held-out rows.
 
         Args:
-            images: uint8 [N, H, W, C]; of many, or large ones, a sample is enough.
+            images: uint8 [N, H, W, C]; a sample is enough.
         """
         height, width, depth = images.shape[1:]
         most = max(1, min(_SAMPLE_ROWS, _SAMPLE_VALUES // (height * width * depth)))

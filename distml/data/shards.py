@@ -77,7 +77,7 @@ def find(config: Config, storage: Storage) -> Manifest | None:
 
 
 def changed(config: Config, manifest: Manifest) -> str | None:
-    """Say how the source differs from what was prepared, None where it does not or nobody can tell."""
+    """Say how the source differs from what was prepared, None where it does not or it is not known."""
     if config.data.path is None or manifest.fingerprint is None:
         return None
     if is_remote(config.data.path):
@@ -156,7 +156,7 @@ def _own(source: Source) -> str:
 
 
 def _clear(storage: Storage, where: str, mine: str) -> None:
-    """Remove what killed writers left, but what the present one goes on with."""
+    """Remove leftovers of killed writers, but those that this one resumes."""
     for name in storage.names(where, unfinished=True):
         if name == mine:
             done = len(storage.names(where, mine, NOTES))

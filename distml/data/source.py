@@ -120,8 +120,8 @@ class Source:
         origins: Where the bytes came from.
         policy: How pictures become images of that shape, None for data that are arrays.
         ledger: What became of every entry of the user's folder, None where there is none.
-        faults: Pictures that were found to be unusable before anything was decoded.
-        fingerprint: Another one means that the data changed, None where nobody can tell.
+        faults: Images that are unusable by their header, before anything is decoded.
+        fingerprint: Differs where the data changed; None where it is not known.
         scaled: Whether the rows were arrays that the policy only scales.
     """
 
@@ -137,7 +137,7 @@ class Source:
 
     @property
     def pictures(self) -> bool:
-        """Whether near duplicates are looked for: the few pixels of arrays are alike too easily."""
+        """Whether near duplicates are searched: small arrays give too many false matches."""
         return self.policy is not None and not self.scaled
 
     @property

@@ -38,7 +38,7 @@ _FEW_LEVELS = 32
 
 
 class SecondLook:
-    """Hears of every row once, when it is written. Final."""
+    """Called with every row once, when it is written. Final."""
 
     def __init__(self) -> None:
         self._across_splits = duplicates.Across()
@@ -298,7 +298,7 @@ class _Writer:
     def _plain(self, split: str, wanted: Indices) -> Images | None:
         """Rows without the margin that those to be written have, where arrays are scaled.
 
-        Copies of pictures are found as near duplicates, for which no picture is decoded twice.
+        Copies of images are detected as near duplicates, without decoding an image twice.
         """
         if split != "train" or self.wide is None or self._source.pictures:
             return None

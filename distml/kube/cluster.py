@@ -170,7 +170,7 @@ def k3d_steps(folder: Path, base_image: str | None) -> list[Step]:
         ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
         "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
         unless=_imported,
-        refusal="failed to import",  # k3d 5.9 tells of a node that took none and ends with 0
+        refusal="failed to import",  # k3d 5.9 reports a node that took none and exits 0
     )
     return [*build, create, load]
 
@@ -322,7 +322,7 @@ def remove_steps(kubectl: list[str], overlay: str) -> list[Step]:
     """Delete what an overlay holds.
 
     Ray's own objects go first: where the GCS is fault-tolerant, KubeRay starts a Job that clears its Redis,
-    and in a namespace that is being deleted nothing can be started, so that both would wait for ever.
+    and in a namespace that is being deleted nothing can be started, so that both would wait without end.
     """
     return [
         Step(
@@ -347,7 +347,7 @@ def _hexadecimal(key: str) -> dict[str, str]:
 
 
 def _api_keys() -> dict[str, str]:
-    """A keys file of the endpoint with one key, and that key alone, for whoever asks it first."""
+    """A keys file of the endpoint with one key, and that key alone, for the first client."""
     key = secrets.token_hex(32)
     return {"keys": f"{_API_KEY_NAME} {key}\n", "key": key}
 

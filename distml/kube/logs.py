@@ -21,7 +21,7 @@ _EVERY_S = 60.0
 def keep(
     root: str, pod: str, ended: threading.Event, source: Path = SESSION, every_s: float = _EVERY_S
 ) -> None:
-    """Copy the logs again and again until told to end, and then once more.
+    """Copy the logs repeatedly until it is terminated, and then once more.
 
     Args:
         root: Storage root; each pod has a folder of its name below it.

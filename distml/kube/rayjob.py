@@ -28,10 +28,10 @@ Verdict = Literal["waiting", "running", "succeeded", "failed", "stopped"]
 
 
 def name(base: str, attempt: int) -> str:
-    """Name of an attempt: a function of the base alone, so that whoever comes back finds it.
+    """Name of an attempt: a function of the base alone, so that a restarted pod can derive it.
 
     Args:
-        base: Such as a workflow's name; what is too long for KubeRay is cut and told apart by a digest.
+        base: Such as a workflow's name; what is too long for KubeRay is cut and made unique by a digest.
         attempt: From 1.
 
     Raises:
@@ -57,7 +57,7 @@ def manifest(
         job: Name.
         entrypoint: Command line of the driver.
         image: Takes the place of the image called `distml` in pods that the job brings itself.
-        owner: Owner reference; whoever deletes the owner deletes the job.
+        owner: Owner reference: deleting the owner deletes the job.
 
     Raises:
         ConfigError: The template is no RayJob, or fixes `jobId`.
@@ -111,7 +111,7 @@ def owner(text: str) -> dict[str, Any]:
 def verdict(state: dict[str, Any]) -> Verdict:
     """What a RayJob's status means.
 
-    `jobStatus` alone will not do: while KubeRay tries again it says FAILED, and a job that somebody stopped
+    `jobStatus` alone will not do: while KubeRay tries again it says FAILED, and a job that a user stopped
     ends as Complete (KubeRay 1.7.0).
     """
     status = state.get("status") or {}
@@ -253,7 +253,7 @@ class Follower:
         """Return when the job has ended, was stopped, or is left to the pod that comes after this one.
 
         Raises:
-            ClusterError: The API server is away for too long, or somebody deleted the RayJob.
+            ClusterError: The API server is unreachable for too long, or the RayJob was deleted.
         """
         while True:
             state = self._look()
@@ -297,7 +297,7 @@ class Follower:
     def _show(self, state: dict[str, Any]) -> bool:
         """Print what the log has more than last time; False when it could not be read."""
         job = self._job(state)
-        # A submitter's pod may still be on its way: only then is there a job, and with it a status and a log.
+        # A submitter's pod may not have started yet: only then are there a job, a status and a log.
         if job is None or verdict(state) == "waiting" or not state["status"].get("jobStatus"):
             return False
         try:

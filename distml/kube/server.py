@@ -26,7 +26,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 Object = dict[str, Any]
 
 _AWAY = 75
-"""Exit code when nobody answered: that of sysexits.h for what may go well later. Argo tries again then."""
+"""Exit code without an answer: EX_TEMPFAIL of sysexits.h, on which Argo retries."""
 
 _REMEDIES = {
     401: "The token of this pod's account is missing or has expired; is automountServiceAccountToken on?",
@@ -159,7 +159,7 @@ def patiently(
     first_pause_s: float = 0.5,
     hurried: threading.Event | None = None,
 ) -> requests.Response:
-    """Ask again, at growing intervals, while nobody answers or the answer is the server's own failure.
+    """Retry at growing intervals while there is no answer or a server error.
 
     Raises:
         ClusterError: No answer within `patience_s`, or none when `hurried` was set.

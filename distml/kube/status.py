@@ -27,7 +27,7 @@ _STUCK = {
     "CreateContainerConfigError": "a Secret or ConfigMap is missing: `kubectl -n distml describe pod {name}`",
     "CrashLoopBackOff": "`kubectl -n distml logs {name} --all-containers --previous`",
 }
-"""Reasons that no time heals, and what to do."""
+"""Permanent reasons, and the remedy of each."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
     Attributes:
         what: A pod, or what people ask about.
         state: What it is doing.
-        todo: What a person has to do, "" where it heals by itself or is well.
+        todo: What a person has to do, "" where it recovers by itself or is ready.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Snapshot:
         workflows: Of Argo.
         backups: CronJobs.
         models: What each RayService's endpoint says of its model, by name; None where it is not ready.
-        spooled: Runs that wait for the tracking server, None where nobody could be asked.
+        spooled: Runs that wait for the tracking server, None where it could not be read.
     """
 
     pods: list[Object]
@@ -231,7 +231,7 @@ def _unready(pod: Object) -> str:
 
 
 def _since(pod: Object, now: datetime) -> float | None:
-    """Seconds since a pod is not ready, None where nobody says."""
+    """Seconds since a pod is not ready, None where it is not known."""
     times = [
         each.get("lastTransitionTime")
         for each in pod.get("status", {}).get("conditions", [])

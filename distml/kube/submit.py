@@ -1,7 +1,7 @@
 """Running the pipeline as a RayJob from a pod of an Argo step, which may be lost at any time (driver).
 
 The RayJob's name follows from the workflow's, so that the pod that takes the place of a lost one finds it
-again. A pod that is told to end asks the workflow why: it stops the Ray job when the workflow ends, and
+again. A terminated pod reads the reason from the workflow: it stops the Ray job when the workflow ends, and
 leaves it to the next pod when only this pod does.
 """
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 WORKFLOWS = "apis/argoproj.io/v1alpha1/workflows"
 OUTPUTS = {"champion_version": "champion", "test_accuracy": "champion_test_accuracy", "endpoint": "endpoint"}
 """Files handed on to Argo and where the pipeline's result line has their content."""
-_INVALID = 2  # exit code of a configuration that nobody can run
+_INVALID = 2  # exit code of an invalid configuration
 _EVICTED = 143  # exit code of a process that SIGTERM ended; the retryStrategy of the workflow knows it
 _LONGEST_PAUSE_S = 120.0
 _ASK_S = 10.0
@@ -60,7 +60,7 @@ class Submission:
         attempts: RayJobs before giving up, 1 or more.
         pause_s: Seconds before the second attempt; doubled each time.
         deadline_s: Seconds from the first attempt's creation until the Ray job is stopped.
-        outputs: Folder for a file of each result that Argo hands on; None for none.
+        outputs: Folder for a file of each result that Argo passes on; None for none.
         image: Of pods that the job brings; None for `DISTML_IMAGE`.
         namespace: None for the pod's own, or `distml`.
         api_server: None for that of this pod.
@@ -94,7 +94,7 @@ def ending(workflow: dict[str, Any] | None, uid: str, now_s: float) -> str:
     """Why a workflow replaces none of its pods any more, in words; empty while it does.
 
     `argo stop` and `argo terminate` write `spec.shutdown` before they signal a pod, and a deletion removes or
-    marks the workflow before its pods: so whoever is told to end can ask the workflow for the reason.
+    marks the workflow before its pods: so a terminated pod can read the reason from the workflow.
 
     Args:
         workflow: As the API server has it, None when there is none of that name.
@@ -141,7 +141,7 @@ def _attach(server: Server, manifest: dict[str, Any]) -> tuple[dict[str, Any], b
             state = server.create(rayjob.PATH, manifest)
             logger.info("RayJob %s created", name)
             return state, False
-        except ConflictError:  # somebody was faster, our own earlier pod for one
+        except ConflictError:  # created concurrently, as by an earlier pod of this step
             state = server.read(f"{rayjob.PATH}/{name}") or {}
     if not _owned(state or manifest, (manifest["metadata"].get("ownerReferences") or [None])[0]):
         raise ClusterError(
@@ -168,7 +168,7 @@ class _Workflow:
 
     Attributes:
         server: Of the workflow.
-        reference: Owner reference of its RayJobs, None for a job that somebody started by hand.
+        reference: Owner reference of its RayJobs, None for a job started by hand.
         last_pod: Argo starts no other pod of this step whatever happens.
     """
 
@@ -210,7 +210,7 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
     sentence = sentences.get(ended.outcome, f"failed (attempt {attempts}): {str(cause).rstrip('.')}")
     error = JobError(f"the Ray job {name} {sentence}.", remedy)
     code = ended.exit_code or 1
-    # 137 and 143 tell Argo that the step's own pod was lost; a driver that was killed is another matter.
+    # 137 and 143 mean to Argo that the step's own pod was lost; a driver that was killed is another matter.
     evicted = ended.outcome in ("cancelled", "left")
     error.exit_code = _EVICTED if evicted else code if 0 < code < 128 else 1
     return error
@@ -219,7 +219,7 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
 def _follow(submission: Submission, server: Server, told_to_end: threading.Event) -> tuple[Ended, str]:
     """Start or find RayJob after RayJob until the end of one counts; returns that end and the name.
 
-    A job that was stopped while no pod looked is no attempt: an earlier pod of this step, told to end,
+    A job that was stopped while no pod looked is no attempt: an earlier, terminated pod of this step
     stopped it.
 
     Raises:
@@ -302,7 +302,7 @@ def stop_running(submission: Submission) -> dict[str, Any]:
 
     Raises:
         ConfigError: The owner or the name cannot be used.
-        ClusterError: The API server refuses or is away for too long.
+        ClusterError: The API server refuses or is unreachable for too long.
     """
     owner, stopped = rayjob.owner(submission.owner) if submission.owner else None, list[str]()
     with _server(submission) as (server, told_to_end):
@@ -319,14 +319,14 @@ def stop_running(submission: Submission) -> dict[str, Any]:
 
 
 def run(submission: Submission) -> dict[str, Any]:
-    """Start or find the Ray job, follow it to its end and hand on its results.
+    """Start or find the Ray job, follow it to its end and pass on its results.
 
     Returns:
         The RayJob's name and what the pipeline's own result line says.
 
     Raises:
         ConfigError: The manifest, the owner or the attempts cannot be used; nothing was started.
-        ClusterError: The API server refuses or is away for too long.
+        ClusterError: The API server refuses or is unreachable for too long.
         JobError: The job did not succeed; carries its exit code.
     """
     with _server(submission) as (server, told_to_end):

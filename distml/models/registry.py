@@ -49,7 +49,7 @@ RAW_PIXELS = "raw_pixels"
 Without it, a network whose first layer is a `Rescaling` of such values takes them, any other 0 to 1.
 """
 _SCALES_BYTES = 1 / 16
-"""A first `Rescaling` by less is meant for 0 to 255; by more, for what is 0 to 1 already."""
+"""A first `Rescaling` by less scales 0 to 255; by more, values from 0 to 1."""
 
 
 def names() -> list[str]:
@@ -198,7 +198,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed Python's generator, from which Keras draws the seeds of unseeded layers, and AugMix its chains.
 
     (`keras.src.random.seed_generator.make_default_seed`, 3.15); its
-    state is put back, so that building a model changes nobody else's random numbers.
+    state is put back, so that building a model does not change the global random state.
     """
     state = random.getstate()
     random.seed(seed)
@@ -268,7 +268,7 @@ def _without_probabilities(name: str, network: Any) -> Any:
 
     last = _last(network)
     activation = getattr(last, "activation", None)
-    if activation is keras.activations.sigmoid:  # which may be meant where numbers are predicted
+    if activation is keras.activations.sigmoid:  # which may be intended for regression
         where = line_of(name, "sigmoid")
         _LOG.warning("%s ends in a sigmoid%s: the export adds one where labels are predicted.", name, where)
     if activation is not keras.activations.softmax and not isinstance(last, keras.layers.Softmax):

@@ -160,7 +160,7 @@ def fuse(network: keras.Model) -> int:
     anew. Subclasses of the layer, synchronised ones and batch renormalisation are left as they are.
 
     Args:
-        network: Any model, also a user's; its layers are found at any depth.
+        network: Any model, also a user's; layers at any depth are replaced.
 
     Returns:
         The number of layers changed.

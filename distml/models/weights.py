@@ -1,4 +1,4 @@
-"""Weights from a file into a network: read, matched layer by layer, and told by count and name (worker).
+"""Weights from a file into a network: read, matched layer by layer, and reported by count and name (worker).
 
 Three kinds of file. `.npz`: arrays named `layer/weight`, where further slashes count as underscores.
 `.weights.h5` and `.h5`: as Keras saves weights, now or before version 3. `.keras`: a whole model, loaded in
@@ -184,7 +184,7 @@ def _text(name: Any) -> str:
 
 
 def _read_before_3(file: Any) -> dict[str, Arrays]:
-    """Layers as Keras wrote them before version 3; those within a layer are told by their weights' names."""
+    """Layers as Keras wrote them before version 3; nested layers are recognised by their weights' names."""
     layers: defaultdict[str, Arrays] = defaultdict(list)
     for group in (file[_text(name)] for name in file.attrs["layer_names"]):
         for name in map(_text, group.attrs["weight_names"]):

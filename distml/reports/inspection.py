@@ -95,7 +95,7 @@ class Inspection:
         leaks: Pairs of pictures of different splits that show the same, by "held-out split / other split".
         contradictions: Groups that show the same under different labels.
         suspects: Held-out rows whose label the model contradicts.
-        judged_by: The run whose predictions tell suspects, or why none were asked for.
+        judged_by: The run whose predictions mark suspects, or why there is none.
         seconds: Time taken.
     """
 
@@ -309,7 +309,7 @@ def _plain(seen: _Seen, made: Inspection) -> None:
 
 
 def _repeated(seen: _Seen, made: Inspection, pictures: bool) -> None:
-    """Groups that show the same; among arrays, whose few pixels are alike too easily, identical ones."""
+    """Groups that show the same; among arrays only identical rows."""
     colours = seen.signatures.colours.reshape(len(seen.rows), -1)
     keys: dict[bytes, list[int]] = {}
     for row in np.flatnonzero(seen.signatures.usable).tolist():

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SPARE_CPUS = 1.0
 """Logical CPUs kept free for Ray Data: Ray Train reserves its own first, and an ingest that finds
-none left waits for ever."""
+none left waits without end."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def local_cpus(train: TrainConfig, runs: int = 1) -> int:
 
 
 def address() -> str | None:
-    """Address of the cluster this process was told to use; None starts a local Ray."""
+    """Configured address of the cluster; None starts a local Ray."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
@@ -112,7 +112,7 @@ class Cluster:
 
     @property
     def shown(self) -> str:
-        """The dashboard as a person is told of it: where, and how to come in."""
+        """The dashboard's address and token, as logged."""
         if not self.dashboard:
             return "no dashboard"
         asks = self.local and processes.token_is_generated()
@@ -200,7 +200,7 @@ def require_plan(config: Config, connected: Cluster) -> Plan:
     """`plan` for a live connection; the nodes of a cluster that has just come up are given time to join.
 
     Raises:
-        ResourceError: A local Ray that was made too small is a configuration matter, told at once.
+        ResourceError: A local Ray is too small for the configuration.
     """
     # KubeRay sets the variable on the head, where drivers run, when an autoscaler runs beside it.
     autoscaled = not connected.local and "RAY_ENABLE_AUTOSCALER_V2" in os.environ

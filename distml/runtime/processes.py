@@ -47,7 +47,7 @@ def killed_at_exit() -> Iterator[None]:
     """Kill what is left of this process's own Ray after the body, which shuts it down.
 
     A worker ends by itself when it misses its raylet, and nearly always does: the controller of a sweep was
-    once found idle a quarter of an hour later, with all its memory.
+    seen idle a quarter of an hour later, with all its memory.
     """
     of_ray = _below_the_raylet()
     try:
@@ -74,7 +74,7 @@ def _token_file() -> Path:
 
 
 def token_is_generated() -> bool:
-    """Whether a local Ray's token is one from a file, not one that somebody chose, or none."""
+    """Whether a local Ray's token comes from a file, and not from the user's environment."""
     # RAY_AUTH_MODE stays unset: Ray then turns token authentication on for a local cluster, while a
     # variable set after `import ray` would reach its subprocesses and not this process.
     return os.environ.get("RAY_AUTH_MODE", "token") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
@@ -107,7 +107,7 @@ _NICENESS = 15
 
 
 def step_back() -> None:
-    """Let those children of this process that look on wait for idle cores; a Ray started elsewhere has none.
+    """Lower the scheduling priority of this process's monitoring children; a Ray started elsewhere has none.
 
     A dozen would take two cores from the workers: while they start, and in each step, where a rank that is
     kept waiting keeps all others waiting. The raylet stays, since the workers that it starts again inherit

@@ -1,9 +1,9 @@
 """Moving the alias, so that no other promoter's better champion is lost (driver).
 
 Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
-store, the registry alone decides, and it serves whoever writes last. Therefore each promoter first writes
+store, the registry alone decides, and the last write wins. Therefore each promoter first writes
 its record, then the alias, and then looks again until the alias names the best of all recorded versions.
-Why that suffices: the last write of all was followed by a look that found nothing better; whoever wrote a
+Why that suffices: the last write of all was followed by a read that showed nothing better; who wrote a
 record after that look has itself looked later, and would have written again had its version been better.
 Champions only ever get better on the same rows, so all versions recorded since the last
 rollback are candidates.

@@ -1,7 +1,7 @@
 """The candidates of a sweep, checked before anything starts, and a trial of one of them (driver, trial).
 
-A candidate differs from the others in keys of `model` and `train` and in its seed: whoever is to be compared
-has to be measured on the same rows.
+A candidate differs from the others in keys of `model` and `train` and in its seed: only so are all measured
+on the same rows.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def run_trial(
     parent: tuple[str, str],
     train: Train,
 ) -> None:
-    """One trial (trial process): train, and tell Tune of every epoch; Tune ends the process to stop it.
+    """One trial (trial process): train, and report every epoch to Tune; Tune ends the process to stop it.
 
     Args:
         params: Overrides that Tune has drawn.

@@ -82,7 +82,7 @@ def of_line(result: dict[str, Any]) -> dict[str, Row]:
 
 
 def order(rows: Sequence[Row]) -> list[Row]:
-    """Best on the validation rows first, finished ones before others; the order given breaks ties."""
+    """Finished candidates first, best on the validation rows first; the order given breaks ties."""
 
     def worse(row: Row) -> float:
         if row.val_score is None:

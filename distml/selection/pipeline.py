@@ -2,7 +2,7 @@
 
 `pipelines/<run.name>.json` holds, for every stage, the digest of its inputs and its result. A stage whose
 inputs are those of the last time, and whose result still holds, is skipped; so a pipeline that was
-interrupted, or is simply started again, goes on where something is left to do.
+interrupted, or repeated, runs the remaining stages.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(config: Config, stay: bool = False) -> Result:
         `endpoint`, and `serving`, whether that is still up.
 
     Raises:
-        DistmlError: A stage failed; the same command goes on from there.
+        DistmlError: A stage failed; repeating the command resumes there.
     """
     began = time.monotonic()
     stages = Stages(config.run.name, Storage(config.storage.root), again=config.run.restart)

@@ -52,7 +52,7 @@ class Outcome:
         candidates: All candidates.
         scores: Of each candidate, by version.
         excluded: Why a candidate could not win, by version.
-        test: The winner on the test rows: told, never used.
+        test: The winner on the test rows: reported, never used.
         metric: What they were compared by, as `val_accuracy`.
     """
 
@@ -175,7 +175,7 @@ def gather(config: Config, storage: Storage, run: str | None, version: int | Non
     """Return the candidates for promotion.
 
     Args:
-        config: Names the registry and, by `run.name`, the sweep or run that is meant by default.
+        config: Names the registry and, by `run.name`, the default sweep or run.
         storage: Where runs and sweeps are recorded.
         run: Name of a sweep or a run, or an MLflow run id; all versions of the registered model where it
             is "*".

@@ -44,7 +44,7 @@ class Sweep:
         run_id: MLflow run that is the parent, once known.
         status: running, failed or finished.
         runs: Name of the run of each candidate, by candidate.
-        recipe: What a search that goes on must share with its beginning.
+        recipe: Keys that a resumed search must not change.
         result: The result line of a finished sweep.
     """
 
@@ -214,10 +214,10 @@ def complete(config: Config, storage: Storage, rows: dict[str, Row], wait_s: flo
         config: Of the sweep.
         storage: Holds the records of the runs and the spool.
         rows: By candidate.
-        wait_s: Seconds to wait for a server that is away.
+        wait_s: Seconds to wait for a server that is unreachable.
 
     Raises:
-        TrackingError: It is away for longer, or refuses a run.
+        TrackingError: It is unreachable for longer, or refuses a run.
     """
     known = dict(rows)
     for name, row in rows.items():
@@ -229,7 +229,7 @@ def complete(config: Config, storage: Storage, rows: dict[str, Row], wait_s: flo
 
 
 def try_complete(config: Config, storage: Storage, rows: dict[str, Row]) -> dict[str, Row]:
-    """Return the same at the end of a sweep, which does not fail because the server is away."""
+    """Return the same at the end of a sweep, which does not fail because the server is unreachable."""
     try:
         return complete(config, storage, rows, 0.0)
     except TrackingError as error:
@@ -247,7 +247,7 @@ def complete_finished(config: Config, storage: Storage, sweep: Sweep, rows: dict
         rows: By candidate.
 
     Raises:
-        TrackingError: The server is away for longer, or refuses a run.
+        TrackingError: The server is unreachable for longer, or refuses a run.
     """
     if not any(_is_unregistered(row) for row in rows.values()):
         return rows

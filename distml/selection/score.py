@@ -158,7 +158,7 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
     folder = export.folder
     from distml.artifacts.predictor import Predictor
 
-    # The Keras model is the one that others load, too; that it loads safely is found out here or nowhere.
+    # The Keras model is what other programs load; only this check shows that it loads safely.
     predictor = Predictor.of(export, "tensorflow")
     images, outputs = _try(version, predictor, folder / EXAMPLE)
     served = predictor

@@ -1,7 +1,7 @@
 """A search over values of keys: the runs of a sweep chosen and stopped by Ray Tune (driver).
 
 Every trial is an ordinary run of this product, begun in a process of Tune's; Tune draws the values, says how
-many trials go on at a time and stops those that fall behind. An interrupted search goes on: Tune remembers
+many trials run at a time and stops those that fall behind. An interrupted search resumes: Tune stores
 its trials, and each trial resumes from its own checkpoint.
 """
 
@@ -219,7 +219,7 @@ class Reporter(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Tell of an epoch."""
+        """Print an epoch."""
         for metric in [key for key in result if key.startswith("val_")]:
             self._say(trial, f"epoch {result['epoch']}  {metric} {result[metric]:.4f}")
 

@@ -1,7 +1,7 @@
 """Training the candidates of a sweep and comparing them (driver).
 
 Each candidate is an ordinary resumable run; together they have one parent on the tracking server and one
-start of Ray. Running the sweep again takes finished candidates from their records and goes on with the rest.
+start of Ray. Running the sweep again takes finished candidates from their records and trains the rest.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def application(
     Args:
         service: Who classifies.
         config: Limits.
-        metrics: Where requests are counted; none makes new ones.
+        metrics: Where requests are counted; without it a new registry.
         keys: Decides by the key; none makes one where `serve.auth.keys_file` is set.
         decoder: Of pictures; none makes one.
 

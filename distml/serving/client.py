@@ -68,7 +68,7 @@ def describe(url: str, own: bool = False) -> Model:
 
 
 def verify(url: str) -> bool:
-    """Whether a certificate has to name the address: not on this machine, where nobody else is on the way."""
+    """Whether a certificate has to name the address: not on this machine."""
     host = urlsplit(url).hostname or ""
     if url.startswith("http:") or not _is_here(host):
         return True
@@ -99,7 +99,7 @@ def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     Args:
         url: Of the endpoint.
         images: uint8 [N, H, W, C].
-        model: As `describe` found it.
+        model: As `describe` returned it.
 
     Returns:
         float32 [N, K].
@@ -266,7 +266,7 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
 
 
 def _ask(url: str, expected: tuple[str, int], task: Task, **body: Any) -> Outputs:
-    """Send a request; returns the outputs for each picture. A replica may hear late of a champion."""
+    """Send a request; return outputs [N, K]. Waits for replicas that load the champion late."""
     until = time.monotonic() + _LATE_S
     while True:
         answer = post(url, True, **body)

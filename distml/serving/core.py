@@ -45,7 +45,7 @@ class Batcher:
     Args:
         most: Images per call of a function.
         limit: Images that may wait; more are refused.
-        metrics: Hears of batches and of what waits.
+        metrics: Records batch sizes and queue length.
     """
 
     def __init__(self, most: int, limit: int, metrics: Metrics) -> None:
@@ -140,11 +140,11 @@ def _fail(batch: list[_Waiting], error: Exception) -> None:
 
 
 class Shadow:
-    """Compares in the time that is left: one request at a time, none while somebody waits. Final.
+    """Compares in idle time: one request at a time, none while requests wait. Final.
 
     Args:
         batcher: Computes, in turn with what is answered.
-        metrics: Hears of agreement and of what was skipped.
+        metrics: Records agreement and skipped requests.
     """
 
     def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
@@ -184,7 +184,7 @@ class Shadow:
 
 
 Hear = Callable[[str | None, Served, Images, Outputs, float], None]
-"""Takes an answer without keeping anybody waiting."""
+"""Takes a response for comparison without blocking."""
 
 
 def age_s(state: RegistryState) -> float:
@@ -210,12 +210,12 @@ class Loaded:
 class Core:
     """Implements `Service` over loaded models; knows neither Ray nor the registry. Final.
 
-    Every change of the models replaces one dictionary, so that a request sees the old or the new ones.
+    Every change of the models replaces one dictionary, so that a request sees either the old or the new set.
 
     Args:
         serve: The section of the configuration.
-        metrics: Where batches and comparisons are counted; none makes new ones.
-        hear: Is told every answer: the request's identity, the version, its images and probabilities, and the
+        metrics: Where batches and comparisons are counted; without it a new registry.
+        hear: Called with every answer: the request's identity, the version, images and probabilities, and the
             seconds it took.
     """
 

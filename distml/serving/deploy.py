@@ -34,7 +34,7 @@ def require(config: Config, before_ray: bool = False) -> int:
         before_ray: Look at the port, too, where this process has no Ray yet and will start one, for seconds.
 
     Returns:
-        The number of the champion; while the registry is away, that of the champion that was served last.
+        The number of the champion; during an outage of the registry, of the champion served last.
 
     Raises:
         ServingError: No version is champion, or what else is followed was never there.
@@ -57,7 +57,7 @@ def require_champion(config: Config) -> int:
     """Refuse to start without a champion; the first question imports MLflow.
 
     Returns:
-        Its number; while the registry is away, that of the champion that was served last.
+        Its number; while the registry is unreachable, that of the champion that was served last.
 
     Raises:
         ServingError: No version is champion.
@@ -81,7 +81,7 @@ def require_champion(config: Config) -> int:
 def require_followed(config: Config) -> None:
     """Refuse to start with a canary, a shadow or a version that was never there.
 
-    One that this endpoint has served before is missed aloud, not refused.
+    An alias that this endpoint has served before only gives a warning.
 
     Raises:
         ServingError: The registry does not have it.
@@ -106,7 +106,7 @@ def require_followed(config: Config) -> None:
 
 
 def require_resources(serve: ServeConfig) -> None:
-    """Refuse what would wait for resources for ever, and a port that somebody else has.
+    """Reject replicas that the cluster cannot hold, and a port in use.
 
     Raises:
         ResourceError: The cluster cannot hold the replicas, or the port is taken.
@@ -127,7 +127,7 @@ def require_resources(serve: ServeConfig) -> None:
 
 
 def require_port(serve: ServeConfig) -> None:
-    """Refuse ports that somebody else has.
+    """Reject ports in use.
 
     Raises:
         ResourceError: One is taken.
@@ -197,7 +197,7 @@ def await_champion(
         state: Says what the endpoint is doing, for the error.
 
     Raises:
-        ServingError: No champion, or no answer of its in time.
+        ServingError: No champion, or it does not answer within the time limit.
         TrackingError: The registry does not answer.
     """
     said = f"{url} does not answer yet."
@@ -215,7 +215,7 @@ def await_champion(
 
 
 def elsewhere(config: Config) -> Endpoint:
-    """Wait for the endpoint at `serve.url`, which somebody else keeps up.
+    """Wait for the endpoint at `serve.url`, which runs outside this command.
 
     Raises:
         ServingError: No champion, or no answer of its within `serve.start_timeout_s`.
@@ -233,7 +233,7 @@ _REPLICA, _WATCHER = "Replica", "Watcher"
 def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """Deploy the endpoint, or replace the one that is there; returns when the champion answers.
 
-    What goes wrong ends an endpoint that is new; one that stood before goes on with what it has.
+    A failure ends a new endpoint; an endpoint that was running keeps its versions.
     `ingress.variables` must have reached Ray before.
 
     Args:
@@ -272,7 +272,7 @@ def stop() -> None:
 def _deploy(config: Config) -> None:
     from ray import serve
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would tell of its own steps
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would log its own steps
     ingress.listen(config.serve)
     serve.run_many(
         [serve.RunTarget(application(config), name=APPLICATION, route_prefix="/")],

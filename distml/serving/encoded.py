@@ -32,9 +32,9 @@ from distml.errors import DataError
 from distml.serving.exchange import RejectedError, json_type
 
 _FREE = 25_000_000
-"""Pixels times passes that anybody may ask for, however few bytes they take."""
+"""Pixels times passes that a request may need, however few bytes it has."""
 _PER_BYTE = 200
-"""Further ones for each byte: a real progressive photograph takes some 30."""
+"""Further pixels times passes for each byte: a real progressive photograph takes some 30."""
 _PASSES = {"JPEG": 1, "MPO": 1, "AVIF": 4}
 """Of other formats 2. Seconds for an empty picture of 50 megapixels on a core of the reference machine: JPEG
 0.02, and as much a scan; PNG 0.8, WebP 0.9, GIF 0.6."""

@@ -179,7 +179,7 @@ async def _collect(request: Request, limits: Limits) -> bytes:
 
 
 class _Arriving:
-    """Bytes of bodies that have arrived in part: many slow large ones must not fill the memory. Final."""
+    """Bytes of bodies that have arrived in part: many slow large bodies must not fill the memory. Final."""
 
     def __init__(self) -> None:
         self._bytes = 0

@@ -3,8 +3,8 @@
 
 Ray 2.60 writes HAProxy's configuration itself: statistics (8404) and metrics (9101) listen on every
 interface, clients may take hours for a request and lift the time limit of an answer, every request is
-logged to a port that nobody reads, and a proxy whose cluster was killed runs on with its ports. Ray can be
-told which program to start, so it starts this file, which corrects the configuration and becomes HAProxy.
+logged to a port without a reader, and a proxy whose cluster was killed runs on with its ports. Ray can be
+configured with another program, so it starts this file, which corrects the configuration and becomes HAProxy.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def renew(address: str, bundle: Path, content: bytes) -> str | None:
 
 
 def follow(address: str, bundle: Path, certificate: str, key: str) -> None:
-    """Let HAProxy take over every new certificate, for ever; one that cannot be used changes nothing."""
+    """Let HAProxy load every renewed certificate; an unusable certificate changes nothing."""
     taken, complaint = bundle.read_bytes(), None
     while True:
         time.sleep(_LOOK_S)
@@ -275,7 +275,7 @@ def _follow_in_child(address: str, bundle: Path, certificate: str, key: str) -> 
 def main(words: Sequence[str]) -> None:
     """Correct the configuration that `-f` names, then become HAProxy."""
     path = Path(words[words.index("-f") + 1])
-    # A name of its own: the process that this one takes over from goes on listening for a while.
+    # A name of its own: the process that this one replaces keeps listening for a while.
     nobody = f"abns@distml-{secrets.token_hex(8)}"
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     bundle = path.with_name("certificate.pem") if certificate else None

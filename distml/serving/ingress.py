@@ -27,12 +27,12 @@ from distml.serving import haproxy
 
 _RANGE = range(20_000, 32_768)
 """Above those of Ray's workers (10002-19999), below those that systems give to outgoing connections (Linux
-from 32768, macOS from 49152): one of these is taken between being found free and being opened."""
+from 32768, macOS from 49152): such a port may be taken between this check and its use."""
 _TRIES = 200
 
 
 def free_ports(count: int = 1) -> list[int]:
-    """Find ports of loopback that nobody has; all differ.
+    """Return free ports of loopback; all differ.
 
     Raises:
         OSError: There are none.
@@ -66,7 +66,7 @@ def listen(serve: ServeConfig) -> None:
     """Start Ray Serve, which opens the endpoint's port; where it runs already, this changes nothing.
 
     Raises:
-        ResourceError: Somebody took the port after it was found free, or the proxy was lost.
+        ResourceError: The port was taken meanwhile, or the proxy was lost.
     """
     from ray import serve as ray_serve
     from ray.exceptions import RayActorError

@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Key, ...]:
 
 
 def require(path: str | os.PathLike[str]) -> None:
-    """Refuse to start with a keys file that nobody could ask by.
+    """Reject a keys file without a valid key.
 
     Raises:
         ConfigError: As `read`, or it holds no key that is valid now.
@@ -187,7 +187,7 @@ def remove(path: str | os.PathLike[str], name: str) -> int:
 def internal() -> str | None:
     """Return the key of the commands that run with this Ray's token, None where Ray has none.
 
-    Whoever has the token may run code in Ray's processes, so the endpoint hides nothing from them. The
+    A holder of the token may run code in Ray's processes, so the endpoint hides nothing from them. The
     token itself is not sent.
     """
     token = os.environ.get("RAY_AUTH_TOKEN")

@@ -1,8 +1,8 @@
 """Prometheus metrics of the endpoint (replica).
 
-Several replicas share one port, so a scrape reaches any of them. Each therefore tells the others what it has
-counted, every few seconds, and whoever is asked answers for all: every sample carries its replica's name, so
-that rates stay right whoever answers, and a replica that has gone drops out.
+Several replicas share one port, so a scrape reaches any of them. Each therefore sends the others what it has
+counted, every few seconds, and each exports all: every sample carries its replica's name, so
+that rates do not depend on the replica asked, and a replica that has ended drops out.
 """
 
 from __future__ import annotations

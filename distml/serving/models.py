@@ -23,7 +23,7 @@ class ModelSet:
     """What replicas are to load.
 
     A set is known by its content, not by a number: a watcher that restarts counts from nothing again, and
-    what it says must be compared with what a replica was told by the one before.
+    what it says must be compared with what a replica received from the one before.
 
     Args:
         aliases: The accepted version of each alias.

@@ -144,7 +144,7 @@ class RegistryStatus(Schema):
     """Whether what is served is what the registry says now."""
 
     answers: bool
-    """False while it is away: what was served last goes on answering."""
+    """False while it is unreachable: the versions served last keep answering."""
     age_s: float | None
     """Seconds since it answered; none where it never did."""
     missing: list[str]
@@ -185,7 +185,7 @@ _PICTURES = (
 )
 
 _LATE_S = 10.0
-"""Of an answer of the registry, beside two looks: replicas hear of one every two seconds."""
+"""Of an answer of the registry, beside two looks: replicas receive one every two seconds."""
 
 
 def predictions(outputs: Outputs, served: Served) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 HAProxy asks every replica each second for its health and takes one that stays silent out of rotation. Asked
 at the port of the requests, the question waits behind them: a replica in overload, which answers 429 in time
-to its clients, missed its check, and all its requests were lost. So a thread of its own tells it at a port of
+to its clients, missed its check, and all its requests were lost. So a separate thread reports it at a port of
 its own: only a process that is stopped, or whose event loop has stood for longer than a request may take, is
 silent or says 503.
 """
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Health:
-    """Tells HAProxy whether the event loop of this replica runs. Final.
+    """Reports to HAProxy whether the event loop of this replica runs. Final.
 
     Args:
         host: Address to listen at.
@@ -88,7 +88,7 @@ class Health:
         self._host, self._limit_s = host, limit_s
         self._beat_at = time.monotonic()
         self.error = ""
-        """Why nobody can ask at the port, in a sentence; empty where all is well."""
+        """Why the port cannot be reached, in a sentence; empty where it can."""
 
     def start(self) -> None:
         """Begin, from within the event loop; the port is known when Ray has bound that of the requests."""
@@ -156,7 +156,7 @@ class Replica:
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champion, then make the application; Ray Serve calls this by its name.
 
-        Where nobody was champion yet it answers 503 until the first is: on Kubernetes the endpoint stands
+        Before the first champion it answers 503 until the first is: on Kubernetes the endpoint stands
         before the first training.
         """
         from distml.serving.application import application, key_check
@@ -192,7 +192,7 @@ class Replica:
         while True:
             try:
                 await self._follow_once()
-            except Exception as error:  # the watcher restarts; what is loaded goes on answering
+            except Exception as error:  # the watcher restarts; the loaded versions keep answering
                 logger.warning("the watcher does not answer: %s", str(error).partition("\n")[0][:200])
                 await asyncio.sleep(1.0)
 
@@ -235,7 +235,7 @@ class Replica:
         return None
 
     async def check_health(self) -> None:
-        """Tell Ray Serve whether this replica still computes; one that does not is replaced.
+        """Report to Ray Serve whether this replica still computes; a replica that does not is replaced.
 
         Raises:
             ServingError: The model has been computing one batch for far longer than any request may take, or
@@ -257,7 +257,7 @@ def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:
 
     One without a champion is no order: a watcher that knows of none has not been told yet. One that its
     watcher only remembers is good for a replica that holds nothing newer. One of another registered model is
-    meant for the replicas that take this one's place.
+    for the replicas that replace this one.
     """
     if models.champion is None or models.champion.name != name or models.digest == held.digest:
         return False

@@ -39,7 +39,7 @@ _DAY_S = 86_400.0
 
 
 class Answering(Protocol):
-    """What the log wants to know of the model that answered; `serving.service.Served` knows more."""
+    """What the log stores of the model that answered; `serving.service.Served` fits."""
 
     @property
     def name(self) -> str:
@@ -210,7 +210,7 @@ def expire(storage: Storage, days: float, limit_bytes: int) -> int:
 
 
 def _sweep(storage: Storage) -> None:
-    """Delete the folders of days that are over and empty; nobody writes into one of those."""
+    """Delete the folders of days that are over and empty."""
     yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - _DAY_S))
     for model in storage.names(FOLDER):
         for day in storage.names(FOLDER, model):
@@ -305,7 +305,7 @@ class RequestLog:
         return asdict(self._counts) | {"waiting": self._rows}
 
     def close(self, patience_s: float = 10.0) -> None:
-        """Write what waits and stop; what is not written in time is lost."""
+        """Write the remaining rows and stop; rows not written within the time limit are lost."""
         self._closed = True
         self._wake.set()
         if self._thread is not None:

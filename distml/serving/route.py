@@ -82,7 +82,7 @@ async def attempt(endpoint: Endpoint, request: Request) -> Answer:
 
 
 def rejection(error: Exception, what: str) -> RejectedError:
-    """Return what a client is told of an error; of one that nobody expected, the log says more.
+    """Return the rejection that a client gets for an error; an unexpected error is logged in full.
 
     Args:
         error: Raised while a request was answered.
@@ -100,7 +100,7 @@ def rejection(error: Exception, what: str) -> RejectedError:
 
 
 class Application(FastAPI):
-    """FastAPI whose `Route`s are found in a table and entered directly.
+    """FastAPI whose `Route`s are looked up in a table and called directly.
 
     Our routes handle their errors themselves, so the layers that FastAPI and Starlette put around every
     request do nothing for them but cost as much as parsing an image.

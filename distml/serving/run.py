@@ -1,4 +1,4 @@
-"""The endpoint from its start until it is told to end, and what the terminal is told meanwhile (driver)."""
+"""The endpoint from start to stop, and what the terminal shows meanwhile (driver)."""
 
 from __future__ import annotations
 

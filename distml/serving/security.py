@@ -162,7 +162,7 @@ def _authority(origin: str) -> str:
 
 
 def _address(name: str) -> bool:
-    """Whether it is no name: nobody can make an address point elsewhere."""
+    """Whether it is an address and not a name, which DNS could point elsewhere."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -249,7 +249,7 @@ class KeyCheck:
                 "missing", "this endpoint needs a key; send Authorization: Bearer KEY or X-API-Key"
             )
         digest = keys.digest(given)
-        key = self._keys.get(digest)  # by a hash: how long that takes tells nothing of a key
+        key = self._keys.get(digest)  # by a hash: the duration reveals nothing of a key
         if key is None or not hmac.compare_digest(key.digest, digest):
             return self._refuse("unknown", "the key that was sent is not known here")
         if key.expires is not None and time.time() >= key.expires:

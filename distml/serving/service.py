@@ -1,7 +1,7 @@
 """What the HTTP protocols see of the served models (replica): a service that classifies images.
 
-A protocol turns a request into images, calls `Service.classify` and renders the answer; it knows nothing
-of batching, versions on disk, Ray or the registry.
+A protocol turns a request into images, calls `Service.classify` and renders the answer; it does not
+depend on batching, versions on disk, Ray or the registry.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RegistryState:
 
     Args:
         answered_at: Seconds since 1970 when it answered last, 0 for never.
-        missing: Aliases that are followed and not set there; the champion that was goes on answering.
+        missing: Followed aliases that are not set there; the last champion keeps answering.
     """
 
     answered_at: float = 0.0

@@ -184,7 +184,7 @@ async def images(document: exchange.Document, served: Served, decode: encoded.De
 def _rows(values: Any, tensor: str) -> tuple[str, Any]:
     """Take every instance out of its object, where it stands in one; say which tensor they are of.
 
-    Encoded pictures can be meant for `image_bytes` alone, so it need not be named.
+    Encoded images fit the input `image_bytes` alone, so it need not be named.
     """
     first = values[0] if isinstance(values, list) and values else None
     if not isinstance(first, dict):

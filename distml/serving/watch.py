@@ -36,7 +36,7 @@ from distml.tracking.registry import ModelVersion
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 30.0
-"""Seconds after which a refused version is looked at again: somebody may have restored its files."""
+"""Seconds after which a rejected version is checked again: its files may have been restored."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Watch:
         return self._settle(pointed, pinned)
 
     def _note(self, pointed: Mapping[str, ModelVersion]) -> None:
-        """Keep what the registry said about the aliases; the log hears of a missing alias once."""
+        """Store the registry's answer about the aliases; a missing alias is logged once."""
         missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed) + self._gone
         if missing and missing != self.registry.missing:
             name = self._config.tracking.registered_model
@@ -122,7 +122,7 @@ class Watch:
         return replace(last, aliases=named, versions=usable)
 
     def learn(self, held: ModelSet) -> bool:
-        """Take what a replica was told by another watcher where it is newer than what this one remembers.
+        """Take the model set that a replica received from another watcher where it is newer than this one's.
 
         Returns:
             Whether it was; never once the registry has answered.
@@ -208,7 +208,7 @@ class Watch:
         return measured
 
     def _judge(self, version: ModelVersion, alias: str) -> _Bad | None:
-        """Say why a version cannot be trusted, None where it can; the log hears it once."""
+        """Return why a version cannot be trusted, None where it can; it is logged once."""
         bad = self._bad.get(version)
         if version in self._verified or (bad and time.time() - bad.looked < _RETRY_S):
             return bad
@@ -327,7 +327,7 @@ def _require_alike(export: layout.Export, champion: layout.Export, changed: bool
 _SILENT_S = 10.0
 """After which a replica that reports nothing has gone."""
 _PATIENCE_S = 20.0
-"""Longest wait for news in one call: shorter than any time limit on the way."""
+"""Seconds that one call waits for a change at most: shorter than the time limits of Ray's calls."""
 
 
 class Watcher:
@@ -402,7 +402,7 @@ class Watcher:
             return await asyncio.to_thread(self._watch.files, number)
 
     async def refuse(self, number: int, reason: str) -> None:
-        """Hear from a replica that a version cannot be loaded."""
+        """Take a replica's report that a version cannot be loaded."""
         async with self._turn:
             if self._watch.refuse(number, reason):
                 self._announce()

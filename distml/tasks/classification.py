@@ -43,7 +43,7 @@ class Classification(Task):
     def encode(
         cls, given: Mapping[str, Array], names: Sequence[str] | None = None
     ) -> tuple[Self, dict[str, Targets]]:
-        """Number the labels of all splits alike, int32 [N].
+        """Number the labels of all splits by one mapping, int32 [N].
 
         Whole floats count as integers, true and false as texts. Integers 0 to K-1 keep their number where K
         `names` are given. Otherwise the sorted distinct labels of the training rows, texts or integers,

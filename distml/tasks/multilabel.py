@@ -241,7 +241,7 @@ class Multilabel(Task):
         }
 
     def described(self, outputs: npt.NDArray[np.float32], top: int) -> dict[str, Any]:
-        """The labels that are given, and the most probable ones."""
+        """`labels` above their thresholds, and `top`, the most probable labels."""
         return {
             "labels": self._named(self.decide(outputs[None])[0]),
             "top": ranked(self.names, outputs, top),

@@ -133,7 +133,7 @@ def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequen
         task: Has targets of this form.
         wanted: A loss of the task, `auto` for its first one, or the user's own as `module:function`.
         smoothing: Share of a target spread evenly over the others.
-        weights: By name; () counts all rows alike.
+        weights: By name; () weights all rows equally.
 
     Raises:
         ConfigError: The task has no such loss, or it cannot be imported.

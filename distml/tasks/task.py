@@ -146,7 +146,7 @@ class Task(ABC):
             values: Of the columns that hold labels, by their names.
 
         Raises:
-            DataError: A value is missing or no label; the message goes on after the name of the row.
+            DataError: A value is missing or no label; the message follows the name of the row.
         """
 
     @classmethod

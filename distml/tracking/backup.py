@@ -6,7 +6,7 @@ A backup is content under its SHA-256, which backups share, and a manifest that 
     objects/ab/abcd...
 
 Records of runs are read before the database and files of models after it: whatever the database names had
-been written by then, and a run that goes on meanwhile is in the backup as it was before. Training data and
+been written by then, and a run in progress is in the backup as it was before. Training data and
 checkpoints are left out: data are prepared again from their source, and an unfinished run begins again.
 """
 
@@ -346,7 +346,7 @@ def _restore_file(target: Storage, storage: Storage, artifacts: str | None, path
 
 
 def mover(root: str, config: Config) -> Callable[[str], str]:
-    """Return what tells where a file of a backed up root is now.
+    """Return the mapping from a path in the backed up root to the restored path.
 
     Args:
         root: Storage root that was backed up.

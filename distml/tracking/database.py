@@ -45,7 +45,7 @@ def upgrade(uri: str, timeout_s: float = 600.0) -> None:
 
     Servers that start together do this at once, and MLflow 3.17 locks files of one machine only: one of them
     fails on what the other has just created. Here they take turns by a lock in the database, which ends with
-    its connection, so that one that is killed holds up nobody.
+    its connection, so that a killed process does not block others.
 
     Args:
         uri: Of a PostgreSQL, as SQLAlchemy takes it.
@@ -53,7 +53,7 @@ def upgrade(uri: str, timeout_s: float = 600.0) -> None:
 
     Raises:
         ConfigError: No PostgreSQL.
-        TrackingError: No answer or no turn in time, or the tables are of a newer MLflow.
+        TrackingError: No answer or no lock within the time limit, or the tables are of a newer MLflow.
     """
     if not uri.startswith("postgresql"):
         given = uri.partition(":")[0] or "nothing"
@@ -127,7 +127,7 @@ PLACES = (
 )
 """Tables and columns of MLflow that hold the URI of files; the first says only where new runs put theirs."""
 _OWN = ("runs", "registered_models", "logged_models")
-"""Tables with rows wherever somebody has recorded something."""
+"""Tables that have rows once anything was recorded."""
 _SQLITE = "sqlite:///"
 _BATCH_ROWS = 1000
 _VERSION = "alembic_version"

@@ -1,6 +1,6 @@
 """Which model a person means, from where its files may come, and fetching them (driver, watcher).
 
-Whoever may write to a registry may name any place as the source of a version. What is loaded from there
+A writer of a registry may name any URI as the source of a version. What is loaded from there
 is still checked against its SHA-256, but asking a stranger's server, or reading any file of this machine,
 is harm enough. So a place is accepted only when it is one that this product writes to.
 """
@@ -45,7 +45,7 @@ class Chosen:
 
 
 def choose(config: Config, run: str | None, version: int | None, into: Path) -> Chosen:
-    """Find the model that is meant and bring its files to this machine.
+    """Choose a model and bring its files to this machine.
 
     Args:
         config: Says where runs and the registry are.
@@ -176,7 +176,7 @@ def _moved(config: Config, location: str, sha256: str | None) -> str | None:
     """Return where a version's files are when the storage root was renamed, copied or mounted elsewhere.
 
     The registry has absolute places. Below the root, the files have the same path as before, and the list of
-    digests there has to be the one that was registered, so nobody is fooled by files of the same name.
+    digests there has to be the registered one, so other files of the same name are rejected.
 
     Args:
         config: Names the storage root.

@@ -68,7 +68,7 @@ class LogMetrics(Operation):
     """Log the metrics of a step, unless that step is already logged.
 
     Attributes:
-        guard: Name of the metric whose history tells which steps are logged.
+        guard: Name of the metric whose history shows which steps are logged.
         step: Optimizer step, or epoch.
         time_ms: Milliseconds since 1970.
         values: By name.

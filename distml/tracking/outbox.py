@@ -1,4 +1,4 @@
-"""The outbox of runs: operations sent in order by one thread, spooled while the server is away (driver).
+"""The outbox of runs: operations sent in order by one thread, spooled during an outage of it (driver).
 
 A spool file holds the operations of one run in order. The next command that meets the server sends it, and
 registers runs that the server does not know.
@@ -60,8 +60,8 @@ def deliver(config: Config, wait_s: float = 0.0, everywhere: bool = False) -> De
 
     Args:
         config: Names the storage root and the server.
-        wait_s: Seconds to wait for a server that is away.
-        everywhere: Send what is meant for other servers, too.
+        wait_s: Seconds to wait for a server that is unreachable.
+        everywhere: Send operations for other servers, too.
 
     Raises:
         StorageError: The spool cannot be read.
@@ -130,7 +130,7 @@ def waiting(config: Config) -> int:
 
 
 def sync(config: Config) -> dict[str, Any]:
-    """Send all that earlier runs spooled, waiting for a server that is away.
+    """Send all that earlier runs spooled, waiting for a server that is unreachable.
 
     Returns:
         `sent` and `left`, numbers of runs.
@@ -150,20 +150,20 @@ def sync(config: Config) -> dict[str, Any]:
 
 
 def register(config: Config, storage: Storage, run: Run, wait_s: float | None = None) -> Run:
-    """Complete the record of a finished run that the server was not told of, waiting for the server.
+    """Complete the record of a finished run that the server has not received, waiting for the server.
 
     Args:
         config: Names the registry.
         storage: Holds the record and the spool.
         run: The record of a finished run.
-        wait_s: Seconds to wait for a server that is away; `tracking.wait_s` by default.
+        wait_s: Seconds to wait for a server that is unreachable; `tracking.wait_s` by default.
 
     Returns:
         The record with the version and the MLflow run, saved; as it was where it has a version already, or
         where neither the server nor the spool knows the run.
 
     Raises:
-        TrackingError: The server is away for too long, or refuses what is spooled.
+        TrackingError: The server is unreachable for too long, or refuses what is spooled.
     """
     if run.version:
         return run
@@ -236,7 +236,7 @@ class Watch:
             psutil.cpu_percent()  # the first reading of a processor's use is the use since never: 0
             self._closed.wait(self._interval_s)  # MLflow is being imported meanwhile
             self._sample()
-        except Exception:  # whatever a machine's counters raise, the run goes on without them
+        except Exception:  # whatever a machine's counters raise, the run continues without them
             logger.exception("the machine is no longer watched")
 
     def _sample(self) -> None:
@@ -282,9 +282,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 5.0
-"""Between two tries while a run goes on: the curves of a run are looked at while it trains."""
+"""Between two attempts during a run: its curves are watched while it trains."""
 _PATIENCE_S = 30.0
-"""How long the end of a run waits for a server that is away before it spools: a sweep's next run is due."""
+"""Seconds that the end of a run waits for the server before it spools: a sweep's next run is due."""
 
 
 class Tracker:
@@ -356,7 +356,7 @@ class Tracker:
         """Send what is left and what earlier runs have spooled, then stop; spool what cannot be sent.
 
         Args:
-            patience_s: How long to wait for a server that is away before spooling.
+            patience_s: How long to wait for a server that is unreachable before spooling.
 
         Returns:
             Whether everything of this run is on record.

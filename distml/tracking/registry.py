@@ -1,6 +1,6 @@
 """The registry's only client: versions, their aliases and tags (driver, watcher).
 
-Questions are asked again while the server is away, for up to `tracking.wait_s`; `briefly` is for those who
+Requests are retried during an outage of the server, for up to `tracking.wait_s`; `briefly` is for those who
 ask again anyway, and for those whom a person waits for. The server keeps the alias that is written last;
 `selection.alias` makes that safe.
 """

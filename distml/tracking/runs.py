@@ -1,7 +1,7 @@
 """The life of a run: its folder, whether it may start, go on or must be refused (driver).
 
 `runs/<name>/<generation>/run.json` says what is being trained and how far it came. Starting the same
-name again goes on with an unfinished run; `run.restart` begins the next generation.
+name again resumes an unfinished run; `run.restart` begins the next generation.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
     """Open the run a configuration names.
 
     Returns:
-        The run, saved with one more attempt, and whether it goes on with an earlier one.
+        The run, saved with one more attempt, and whether it resumes an earlier attempt.
 
     Raises:
         ConfigError: A run of that name is finished, or was started with another configuration.

@@ -106,7 +106,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, descr
         f"models:/{model_id}",
         run_id,
         tags={"sha256": described["digest"]},
-        # What the list of versions shows, so that nobody opens three runs to compare them.
+        # Shown in the list of versions, so that they can be compared without opening their runs.
         description=", ".join(
             f"{key} accuracy {value:.4f}" for key, value in accuracies.items() if value is not None
         ),
@@ -212,7 +212,7 @@ class Sender:
                 raise NotImplementedError(f"no way to carry out {type(operation).__name__}")
 
     def _open(self, run: OpenRun) -> None:
-        """Open a run, found by its key where there is one; a parent is named in the same way."""
+        """Open a run, by its key where it has one; a parent is named in the same way."""
         from mlflow.entities import Param, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 

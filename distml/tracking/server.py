@@ -69,7 +69,7 @@ def login() -> dict[str, Any]:
 
 
 def deleted_experiment(config: Config) -> str | None:
-    """Return the id of the configured experiment where it is deleted; None where not, or nobody can tell.
+    """Return the id of the configured experiment where it is deleted; None where it is not or not known.
 
     Asked without importing MLflow, within two seconds.
     """
@@ -254,7 +254,7 @@ def _away(state: RetryCallState) -> bool:
 
 
 def patiently(config: Config, call: Callable[[], _Result], wait_s: float | None = None) -> _Result:
-    """Return what a call of the server returns, trying again while the server is away.
+    """Return what a call of the server returns, trying again while the server is unreachable.
 
     Args:
         config: Names the server.

@@ -1,4 +1,4 @@
-"""Checkpoints that are verified: written, found again and taken up (worker, driver).
+"""Verified checkpoints: writing, listing and restoring them (worker, driver).
 
 Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
 under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,
@@ -96,7 +96,7 @@ def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, l
         run: The run's folder, as parts.
 
     Returns:
-        The checkpoint, or None when there is none, and the skipped ones with reasons.
+        The checkpoint, or None when there is none, and the skipped checkpoints with reasons.
     """
     skipped: list[CheckpointSkipped] = []
     for parts in _candidates(storage, run):
@@ -108,7 +108,7 @@ def newest(storage: Storage, run: tuple[str, ...]) -> tuple[Checkpoint | None, l
 
 
 def folder_name(epoch: int, nonce: str) -> str:
-    """Name of the folder for a completed epoch; the nonce tells it from that of an interrupted attempt."""
+    """Name of the folder for a completed epoch; the nonce differs from that of an interrupted attempt."""
     return f"epoch-{epoch:05d}-{nonce}"
 
 

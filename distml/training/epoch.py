@@ -316,7 +316,7 @@ class Epochs:
     def _block(
         self, epoch: int, done: int, data: tuple[Any, Any], block: np.ndarray, scope: Scope
     ) -> np.ndarray:
-        """Run some steps in one graph call, tell the driver, stop at a loss that is no number."""
+        """Run some steps in one graph call, send their event, stop at a loss that is not finite."""
         rank, began = self._rank, time.perf_counter()
         curve, count = rank.step.train(*data, block, scope)
         values: np.ndarray = curve.numpy()[: int(count)]
@@ -371,7 +371,7 @@ class Epochs:
             rank.best = checkpoint.weights(rank)
 
     def _save(self, epoch: int) -> ray.train.Checkpoint | None:
-        """Write the checkpoint on rank 0 when one is due; Ray uploads it while training goes on."""
+        """Write the checkpoint on rank 0 when one is due; Ray uploads it in the background."""
         rank = self._rank
         due = (epoch + 1) % rank.config.train.checkpoint_every_epochs == 0 or self._ended()
         if rank.rank or not due:

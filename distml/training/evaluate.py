@@ -29,7 +29,7 @@ Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def evaluate_and_export(rank: Rank) -> None:
-    """Evaluate the validation and test splits on all workers; rank 0 exports and tells the driver."""
+    """Evaluate the validation and test splits on all workers; rank 0 exports and sends the result."""
     began = time.perf_counter()
     rank.step.swap()  # the moving averages replace the weights for evaluation and export
     network = _network(rank)

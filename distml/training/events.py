@@ -1,4 +1,4 @@
-"""What workers tell the driver while they train: typed events and the actor that queues them.
+"""Events that workers send to the driver during training, and the actor that queues them.
 
 Rank 0 and Ray Train's controller put events into the queue, one asynchronous call each; the driver polls
 it and calls its observers with every event in order. The driver alone talks to the tracking server and to the
@@ -276,7 +276,7 @@ class Outcome:
             logs: Folder of the workers' logs, for messages.
 
         Raises:
-            TrainingError: The run failed, or nothing tells that it finished.
+            TrainingError: The run failed, or no event reports that it finished.
         """
         if self._failed:
             raise TrainingError(self._failed.message, self._failed.remedy)

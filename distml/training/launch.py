@@ -193,7 +193,7 @@ def explain(error: BaseException, logs: str | None) -> TrainingError:
 
 
 class Failures(UserCallback):
-    """Tells the driver why a worker group is restarted, or ends the run where that cannot help. Final.
+    """Sends the driver the reason of a restart of the worker group, or ends the run. Final.
 
     An exception that leaves a callback ends the run without a restart (controller, Ray 2.60); only a full
     disk is meant to.

@@ -103,7 +103,7 @@ def charted(values: Iterable[str]) -> list[Metric]:
 
 
 def shown(values: Iterable[str]) -> list[str]:
-    """Names of an epoch's values for a line or a row: charted ones, those of validation, the throughput."""
+    """Names of an epoch's values for a line or a row: charted metrics, validation metrics, throughput."""
     measured = set(values)
     plain = [metric.name for metric in charted(measured)]
     order = [*plain, *(f"val_{name}" for name in plain), "samples_per_s"]

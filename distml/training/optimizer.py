@@ -159,7 +159,7 @@ def make(
     Args:
         train: The training section.
         rates: Learning rate of every step.
-        backbone: Variables that are trained in another way than the rest, None where all are alike.
+        backbone: Variables with their own learning rate, None where all share one.
     """
     import keras
 

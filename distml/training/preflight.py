@@ -218,7 +218,7 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
     files, own = _files(), _own_classes(network)
     try:
         _step(network, case)
-    except Exception as error:  # whatever the user's layers raise is told in a sentence
+    except Exception as error:  # any error of the user's layers becomes an error message
         raise ModelError(f"{case.name} cannot be trained: {_first(error)}") from error
     images = np.random.default_rng(0).integers(0, 256, (_EXAMPLES, *case.shape), np.uint8)
     pixels = images.astype(np.float32)

@@ -135,7 +135,7 @@ _KINDS = "none, imagenet, a .keras, .weights.h5 or .npz file or its URI, models:
 
 
 def check(config: Config) -> None:
-    """Check what can be known of the configured weights without asking anybody.
+    """Check the configured weights as far as that needs no network.
 
     Raises:
         ConfigError: No kind of weights, an absent file or one of another kind, or a network that Keras

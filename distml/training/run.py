@@ -281,7 +281,7 @@ def _tell(display: Display, trying: concurrent.futures.Future[list[str]] | None)
 
 
 def _observers(config: Config, storage: Storage, record: runs.Run, child: Child | None) -> list[Observer]:
-    """Those besides the display and the record that hear of the run's events."""
+    """Observers of the run's events besides the display and the tracker."""
     observers: list[Observer] = [Gauges(record.name)]
     if config.train.tensorboard:
         observers.append(TensorBoard(storage, record.paths.folder))

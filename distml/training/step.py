@@ -42,7 +42,7 @@ class StepSpec:
         label_smoothing: Share of the target spread over all classes.
         ema: Decay of the moving average of weights; 0 keeps none.
         augment: Augmentation of training images.
-        class_weights: Factor on the loss of a row by its label; () counts all alike.
+        class_weights: Factor on the loss of a row by its label; () weights all rows equally.
         accumulate_steps: Parts in which a worker takes its share of the batch; the update stays the same.
         stored_size: Height and width of training images that keep a margin, None where they keep none.
         task: What is predicted; None is classification by the outputs of the model.
@@ -161,8 +161,8 @@ class Step:
     def _compile(self, graph: _Graph) -> Any:
         replicas = self.strategy.num_replicas_in_sync
         batch = feed.replica_batch_size(self.spec.global_batch_size, self.spec.rank, replicas)
-        # One trace for whatever is passed: each trace numbers its collectives anew, and a rank that traced
-        # once more than the others would be waited for, for ever.
+        # One trace for all arguments: an extra trace on one rank renumbers its collectives and deadlocks
+        # the others.
         targets = self.task.empty(0)
         signature = [
             tf.TensorSpec([None, *graph.shape], graph.dtype),

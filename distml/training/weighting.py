@@ -29,7 +29,7 @@ def check(wanted: Wanted, classes: Sequence[str]) -> None:
 
 
 def weights(wanted: Wanted, classes: Sequence[str], counts: npt.NDArray[np.int64]) -> tuple[float, ...]:
-    """Return the weight of each class, () where all rows count alike.
+    """Return the weight of each class, () where all rows have equal weight.
 
     Args:
         wanted: `balanced` gives each class the same sum of weights, and all rows a mean weight of one; a

@@ -189,7 +189,7 @@ class Rank:
         return {"import_s": imported - began, "build_s": built - imported, "wait_data_s": waited}
 
     def ready(self, times: dict[str, float]) -> None:
-        """Tell the driver what is about to be trained."""
+        """Send the driver the facts of the training that starts."""
         event = Started(
             world_size=self.world_size,
             epoch=len(self.history),

@@ -109,7 +109,7 @@ def in_classes(folder: Folder) -> bool:
 
 
 def pictures(folder: Folder) -> list[str]:
-    """Return the names of files that are pictures, or are meant to be; the others go into the ledger."""
+    """Return the names of files that are images by suffix or content; the others go into the ledger."""
     files = []
     for name in folder.sizes:
         ending = suffix(name)
