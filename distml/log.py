@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -43,6 +44,19 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     # Pillow warns of EXIF data that a camera cut off, without the file's name; the picture itself is well.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def event(logger: logging.Logger, level: int, name: str, sentence: str, **facts: object) -> None:
+    """Log a sentence for people, and behind it the same as a JSON object for programs.
+
+    Args:
+        logger: Of the module.
+        level: How severe it is.
+        name: What happened, in one word.
+        sentence: What happened, for a person.
+        facts: What it is about; JSON values.
+    """
+    logger.log(level, "%s %s", sentence, json.dumps({"event": name, **facts}))
 
 
 class Aside:

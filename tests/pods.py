@@ -102,6 +102,7 @@ class Pod:
                 env=os.environ
                 | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
                 | serve
+                | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # a local Ray of this process sets 0
                 | variables,
                 stdout=log,
                 stderr=log,

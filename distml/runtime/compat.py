@@ -140,6 +140,19 @@ PRIVATE = (
         "ray",
         "2.60.0",
         (
+            "ray.serve._private.default_impl:add_grpc_address",
+            "ray/serve/_private/grpc_util.py: from ray.serve._private.default_impl import add_grpc_address",
+            "ray.serve._private.replica:add_port_to_grpc_server",
+            "ray._common.tls_utils:add_port_to_grpc_server",
+            "ray/_private/services.py: if not ray_constants.ENABLE_RAY_CLUSTER:",
+        ),
+        "`grpc_on_loopback`; with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, all of a local Ray listens on loopback",
+        "no time; about 15 ports were open on every interface of the machine",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
             "ray/serve/_private/haproxy_templates.py: frontend http_frontend",
             "ray/serve/_private/haproxy_templates.py: option httplog",
             "ray/serve/_private/haproxy_templates.py: option abortonclose",
@@ -208,6 +221,32 @@ def augmentation_layers(keras: Path) -> dict[str, Path]:
 def serve_version(version: str) -> dict[str, Any]:
     """Return the options of a Ray Serve deployment that give it a version."""
     return {"version": version, "_internal": True}
+
+
+def grpc_on_loopback() -> list[Any]:
+    """Let Ray Serve's gRPC servers in this process listen where Ray does, if that is loopback.
+
+    Replicas call it, and Ray does before its proxies start a server.
+
+    Returns:
+        No middlewares, which is what Ray asks its callback for.
+    """
+    import ray
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return []
+    from ray._common import tls_utils
+    from ray.serve._private import default_impl, replica
+
+    def add(server: Any, address: str) -> Any:
+        return tls_utils.add_port_to_grpc_server(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+
+    def add_plain(server: Any, address: str) -> None:
+        server.add_insecure_port(f"127.0.0.1:{address.rpartition(':')[2]}")
+
+    vars(replica)["add_port_to_grpc_server"] = add
+    vars(default_impl)["add_grpc_address"] = add_plain
+    return []
 
 
 def local_trainer() -> Any:

@@ -145,7 +145,18 @@ RAY = Group(
 LOCAL_RAY = Group(
     "driver that starts a local Ray, before `import ray`; Ray's processes inherit it",
     _PROCESS,
-    (Variable("RAY_worker_niceness", "0", "with Ray's 15, every other program comes before training", True),),
+    (
+        Variable(
+            "RAY_worker_niceness", "0", "with Ray's 15, every other program comes before training", True
+        ),
+        Variable(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+            "0",
+            "Ray listens on loopback, as on macOS; its dozen ports would be open on every interface, three "
+            "of them with metrics for which no token is asked",
+            True,
+        ),
+    ),
 )
 TOKEN = Group(
     "driver that starts a local Ray; Ray's processes inherit it",
@@ -370,6 +381,11 @@ HAPROXY = Group(
         Variable("DISTML_HAPROXY", "<path of HAProxy>", "for serving/haproxy.py"),
         Variable("DISTML_HAPROXY_HOST", "<serve.host>", "for serving/haproxy.py: the address to bind"),
         Variable(
+            "DISTML_HAPROXY_REPLICAS",
+            "<127.0.0.1 on a local Ray, else serve.host>",
+            "for serving/haproxy.py and replica.py: where replicas and HAProxy's statistics listen",
+        ),
+        Variable(
             "DISTML_HAPROXY_PATIENCE_S",
             "<serve.read_timeout_s>",
             "for serving/haproxy.py: seconds in which a request must arrive",
@@ -431,6 +447,11 @@ LOCAL_HAPROXY = Group(
     "the same, on a local Ray",
     f"{_PROCESS}; the folder is removed at its exit",
     (
+        Variable(
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+            "distml.runtime.compat.grpc_on_loopback",
+            "Ray Serve's gRPC servers listen on every interface; clients come by HAProxy",
+        ),
         Variable("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "<in a new folder>", _APART),
         Variable("RAY_SERVE_HAPROXY_SOCKET_PATH", "<in a new folder>", _APART),
         Variable("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "<in a new folder>", _APART),

@@ -28,7 +28,7 @@ from distml.selection import gate
 from distml.selection.gate import Decision, Score
 from distml.storage import Storage
 from distml.tasks import quality
-from distml.tracking import registry
+from distml.tracking import locate, registry
 from distml.tracking.registry import CHAMPION, PREVIOUS, ModelVersion
 
 _LOOKS = 20
@@ -167,6 +167,42 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
             if now is not None:
                 registry.tag(config, now, WITHDRAWN, f"was rolled back to version {version}")
         return decision, now
+
+
+def former(config: Config, known: Iterable[ModelVersion], now: int | None) -> int | None:
+    """Return the version that was champion before the present one, as promotions and endpoints recorded it.
+
+    An alias may be moved by hand, and the version it named before may be gone: what counts is which versions
+    were champion in fact, are still there and were not rolled back from since.
+
+    Args:
+        config: The registry and the storage.
+        known: All versions.
+        now: The present champion; None where there is none.
+
+    Returns:
+        None where nothing is recorded of another champion.
+    """
+    known = list(known)
+    signed = {version.version: version.sha256 for version in known}
+    events: list[tuple[float, int, bool]] = [
+        (champion.at, champion.version, True)
+        for champion in locate.served_champions(config)
+        if signed.get(champion.version) == champion.sha256
+    ]
+    for record in read(known):
+        if record.decision in ("promoted", "rolled back"):
+            at = int(record.key.partition("-")[0]) / 1000
+            if record.champion is not None:
+                events.append((at, record.champion, record.decision == "promoted"))
+            events.append((at, record.version, True))
+    champions: list[int] = []
+    for _, version, crowned in sorted(events, key=lambda event: event[0]):
+        if version in champions:
+            champions.remove(version)
+        if crowned:
+            champions.append(version)
+    return next((version for version in reversed(champions) if version != now and version in signed), None)
 
 
 PREFIX = "distml.promotion."

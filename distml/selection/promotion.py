@@ -129,7 +129,8 @@ def rollback(config: Config, version: int | None = None, dry: bool = False) -> d
 
     Args:
         config: The registry.
-        version: To return to; None for the previous champion.
+        version: To return to; None for the version that was champion before, in fact (`alias.former`), else
+            the one with the alias `previous`.
         dry: Change nothing.
 
     Returns:
@@ -139,12 +140,7 @@ def rollback(config: Config, version: int | None = None, dry: bool = False) -> d
         TrackingError: There is no such version, its files are gone, or the registry does not answer.
         ModelError: It must not be served; the alias has not moved.
     """
-    target = registry.aliases(config).get(PREVIOUS) if version is None else version
-    if target is None:
-        raise TrackingError(
-            f"{config.tracking.registered_model} has no {PREVIOUS} champion to return to.",
-            "Name a version with --version.",
-        )
+    target = _former(config) if version is None else version
     with tempfile.TemporaryDirectory(prefix="distml-promote-") as folder, log.quietly():
         trusted(config, require(config, target), Path(folder))
     decision, before = alias.back(config, Storage(config.storage.root), target, dry)
@@ -152,6 +148,22 @@ def rollback(config: Config, version: int | None = None, dry: bool = False) -> d
     console.print(_verdict(decision.promote, dry, f"version {target} is the {CHAMPION}", decision.why))
     line = _result(decision, "rolled back", before if dry else target, before, dry)
     return line | {"model": config.tracking.registered_model, "version": target}
+
+
+def _former(config: Config) -> int:
+    """The version to roll back to.
+
+    Raises:
+        TrackingError: There is none.
+    """
+    pointed, known = registry.aliases(config), registry.versions(config)
+    target = alias.former(config, known, pointed.get(CHAMPION)) or pointed.get(PREVIOUS)
+    if target is None or target == pointed.get(CHAMPION):
+        raise TrackingError(
+            f"{config.tracking.registered_model} has no {PREVIOUS} champion to return to.",
+            "Name a version with --version.",
+        )
+    return target
 
 
 def _verdict(moved: bool, dry: bool, what: str, why: str) -> str:

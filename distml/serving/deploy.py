@@ -315,7 +315,7 @@ def application(config: Config) -> Any:
         logging_config={"enable_access_log": False},
         **_scale(section),
     )
-    return replica.bind(values, watcher.bind(values))
+    return replica.bind(values, watcher.bind(values, time.time()))
 
 
 def _relevant(config: Config) -> dict[str, Any]:

@@ -27,12 +27,15 @@ GUARD = Path(__file__).resolve()
 """What Ray is to start instead of HAProxy."""
 PROGRAM, HOST, PATIENCE = "DISTML_HAPROXY", "DISTML_HAPROXY_HOST", "DISTML_HAPROXY_PATIENCE_S"
 """Environment variables: path of HAProxy, the address to bind, the seconds in which a request must arrive."""
+REPLICAS = "DISTML_HAPROXY_REPLICAS"
+"""Environment variable: the address at which replicas and HAProxy's statistics listen."""
 CERTIFICATE, KEY = "DISTML_HAPROXY_CERTIFICATE", "DISTML_HAPROXY_KEY"
 """Environment variables: PEM files for TLS, empty for none."""
 HEALTH_PORT_OFFSET = 1001
 """From the port of a replica's requests to that of its health: beyond the range in which Ray allocates."""
 
 _LISTEN = re.compile(r"^( *bind )(?:\*|):(\d+)", re.M)
+_SERVED = re.compile(r"^(frontend (?:http|grpc)_frontend\n(?: *#.*\n)* *bind )\S+:(\d+)", re.M)
 _HERE = re.compile(r"^( *server \S+ )127\.0\.0\.1:(\d+)", re.M)
 _CHECKED = re.compile(r"^( *server \S+ \S+:(\d+) check)(?!.* backup)", re.M)
 _DROPPED = re.compile(
@@ -97,23 +100,33 @@ def program() -> str | None:
         return shutil.which("haproxy")
 
 
-def corrected(configuration: str, host: str, patience_s: str, nobody: str, bundle: Path | None = None) -> str:
+def corrected(
+    configuration: str,
+    host: str,
+    patience_s: str,
+    nobody: str,
+    bundle: Path | None = None,
+    replicas_host: str | None = None,
+) -> str:
     """Correct a configuration of Ray's; at `nobody`, an address, HAProxy answers for replicas that are gone.
 
     Requests come over TLS where there is a `bundle`, a PEM file of certificates and their key.
 
-    Every port is bound to `host`. Ray's replicas listen there, too, and Ray would look for those of its own
-    machine at 127.0.0.1. A request reaches a replica when all of it (or a buffer full) has arrived,
-    within `patience_s`, so that slow clients hold a connection here and no more. The time limit is ours.
+    Requests are taken at `host`; every other port is bound to `replicas_host`, by default the same. Ray's
+    replicas listen there, too, and Ray would look for those of its own machine at 127.0.0.1. A request
+    reaches a replica when all of it (or a buffer full) has arrived, within `patience_s`, so that slow clients
+    hold a connection here and no more. The time limit is ours.
     What HAProxy answers by itself is JSON, with the status that it means: Ray would make 500 of 502 to 504,
     and 404 of a time in which no replica is there. A client that closes its half of the connection after
     its request is answered. A replica that is there and does nothing is known by its health check, which
     a thread of its own answers at a port of its own (replica.py); what waits for it is then asked of another.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
     """
-    text = _LISTEN.sub(rf"\g<1>{host}:\g<2>", configuration)
-    if host not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
-        text = _HERE.sub(rf"\g<1>{host}:\g<2>", text)
+    inner = replicas_host or host
+    text = _SERVED.sub(rf"\g<1>{host}:\g<2>", configuration)
+    text = _LISTEN.sub(rf"\g<1>{inner}:\g<2>", text)
+    if inner not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
+        text = _HERE.sub(rf"\g<1>{inner}:\g<2>", text)
     text = _CHECKED.sub(lambda server: f"{server[1]} port {int(server[2]) + HEALTH_PORT_OFFSET}", text)
     text = _DROPPED.sub("", text)
     text = text.replace("global\n", f"global\n    tune.http.maxhdr {_HEADERS_AT_MOST}\n", 1)
@@ -279,7 +292,8 @@ def main(words: Sequence[str]) -> None:
     nobody = f"abns@distml-{secrets.token_hex(8)}"
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     bundle = path.with_name("certificate.pem") if certificate else None
-    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody, bundle)
+    inner = os.environ.get(REPLICAS)  # none on a cluster of an earlier version
+    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody, bundle, inner)
     if bundle:
         _write_private(bundle, bundled(certificate, key))
         if address := _SOCKET.search(text):

@@ -22,7 +22,7 @@ from typing import Any
 
 from distml.config import ServeConfig, TlsConfig
 from distml.errors import ConfigError, ResourceError, ServingError
-from distml.runtime import environment
+from distml.runtime import cluster, environment
 from distml.serving import haproxy
 
 _RANGE = range(20_000, 32_768)
@@ -75,7 +75,7 @@ def listen(serve: ServeConfig) -> None:
     try:
         ray_serve.start(
             proxy_location="EveryNode",
-            http_options=HTTPOptions(host=serve.host, port=serve.port, request_timeout_s=None),
+            http_options=HTTPOptions(host=_inner_host(serve), port=serve.port, request_timeout_s=None),
             grpc_options=grpc_options(serve),
             logging_config={"enable_access_log": False},
         )
@@ -90,6 +90,12 @@ def listen(serve: ServeConfig) -> None:
             raise
         ray_serve.shutdown()  # its controller would stay behind on a cluster
         raise ResourceError(f"{taken[0]}: it was taken just now.", "Start it again.") from None
+
+
+def _inner_host(serve: ServeConfig, local: bool | None = None) -> str:
+    """Where Ray Serve's own processes listen: behind HAProxy of this machine alone, on loopback."""
+    local = cluster.address() is None if local is None else local
+    return "127.0.0.1" if local and uses_haproxy(serve) else serve.host
 
 
 def grpc_options(serve: ServeConfig) -> dict[str, Any] | None:
@@ -159,19 +165,20 @@ def variables(serve: ServeConfig, local: bool) -> dict[str, str]:
     if serve.tls.certificate and not uses_haproxy(serve):
         raise ServingError("serve.tls needs HAProxy, which is not the ingress here.", "Install haproxy.")
     if uses_haproxy(serve):
-        values |= _haproxy(serve)
+        values |= _haproxy(serve, _inner_host(serve, local))
         if local:
             values |= _apart()
     return values
 
 
-def _haproxy(serve: ServeConfig) -> dict[str, str]:
+def _haproxy(serve: ServeConfig, inner: str) -> dict[str, str]:
     timeout_s = int(serve.request_timeout_s + serve.read_timeout_s) + 5
     return environment.HAPROXY.values(
         {
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.GUARD),
             haproxy.PROGRAM: haproxy.program() or "",
             haproxy.HOST: serve.host,
+            haproxy.REPLICAS: inner,
             haproxy.CERTIFICATE: os.path.abspath(serve.tls.certificate) if serve.tls.certificate else "",
             haproxy.KEY: os.path.abspath(serve.tls.key) if serve.tls.key else "",
             haproxy.PATIENCE: f"{serve.read_timeout_s:g}",

@@ -30,6 +30,7 @@ from distml import log
 from distml.artifacts import layout
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
+from distml.runtime import compat
 from distml.serving import haproxy
 from distml.serving.core import Core, Loaded
 from distml.serving.encoded import Decoder
@@ -141,6 +142,7 @@ class Replica:
 
     def __init__(self, config: dict[str, Any], watcher: Any) -> None:
         log.configure("replica")
+        compat.grpc_on_loopback()
         self._config = Config.model_validate(config)
         self._watcher = watcher
         self._models = ModelSet()
@@ -151,7 +153,8 @@ class Replica:
         for outcome in self._log.counts():
             self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
         self._tasks: list[asyncio.Task[None]] = []
-        self._health = Health(self._config.serve.host, self._config.serve.request_timeout_s)
+        host = os.environ.get(haproxy.REPLICAS, self._config.serve.host)
+        self._health = Health(host, self._config.serve.request_timeout_s)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champion, then make the application; Ray Serve calls this by its name.

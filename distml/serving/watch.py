@@ -27,6 +27,7 @@ from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
+from distml.runtime import compat
 from distml.serving.metrics import Families
 from distml.serving.models import ModelSet, Record, aliases
 from distml.serving.service import Refusal, RegistryState
@@ -53,9 +54,12 @@ class Watch:
 
     Args:
         config: Names the registry, the model and what to serve of it.
+        began: When the endpoint was started, in seconds since 1970. A watcher that restarts holds every
+            version against the champion that was served since then, though it has not seen it itself.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, began: float = 0.0) -> None:
+        self._began = began
         self.models = ModelSet()
         self.registry = RegistryState()
         self._config = registry.briefly(config)  # it looks again soon
@@ -80,21 +84,25 @@ class Watch:
             pointed, pinned = self._asked()
         except TrackingError as error:
             if not self._silent:
-                logger.warning("%s What is loaded goes on answering.", error)
+                self._say(logging.WARNING, "registry_away", f"{error} What is loaded goes on answering.")
             self._silent = True
             return self.models.champion is None and self._recall()
         if self._silent:
-            logger.info("the registry answers again")
+            self._say(logging.INFO, "registry_back", "the registry answers again")
         self._silent = False
         self._note(pointed)
         return self._settle(pointed, pinned)
+
+    def _say(self, level: int, name: str, sentence: str, **facts: object) -> None:
+        log.event(logger, level, name, sentence, model=self._config.tracking.registered_model, **facts)
 
     def _note(self, pointed: Mapping[str, ModelVersion]) -> None:
         """Store the registry's answer about the aliases; a missing alias is logged once."""
         missing = tuple(alias for alias in aliases(self._config.serve) if alias not in pointed) + self._gone
         if missing and missing != self.registry.missing:
             name = self._config.tracking.registered_model
-            logger.warning("the registry has no %s of %s", ", ".join(missing), name)
+            sentence = f"the registry has no {', '.join(missing)} of {name}"
+            self._say(logging.WARNING, "missing", sentence, missing=missing)
         self.registry, self._heard = RegistryState(time.time(), missing), True
 
     def _recall(self) -> bool:
@@ -180,6 +188,12 @@ class Watch:
         )
         if now == before:
             return False
+        for alias, number in now.aliases.items():
+            if (last := self.models.aliases.get(alias)) != number:
+                sentence = f"{alias}: version {number} is taken over" + f" after version {last}" * (
+                    last is not None
+                )
+                self._say(logging.INFO, "taken_over", sentence, alias=alias, version=number, before=last)
         self.models = replace(now, asked_at=self.registry.answered_at, metrics=self._metrics(now))
         return True
 
@@ -191,6 +205,8 @@ class Watch:
         folders = {version: export.folder for version, export in self._verified.items()}
         try:
             self._record.keep(models, folders)
+            if models.champion:
+                locate.note_champion(self._config, models.champion)
         except StorageError as error:
             if self._kept is not None:
                 logger.warning("what is served cannot be written down: %s", error)
@@ -222,10 +238,21 @@ class Watch:
     def _verify(self, version: ModelVersion) -> layout.Export:
         locate.require_signed(version)
         export = self._fetched(version)
-        champion = self._verified.get(self.models.champion) if self.models.champion else None
-        if champion:
+        if champion := self._answering(version):
             _require_alike(export, champion, self._config.serve.accept_changed_classes)
         return export
+
+    def _answering(self, version: ModelVersion) -> layout.Export | None:
+        """The export that clients have answers of, None where that is not known or is the version itself."""
+        if self.models.champion:
+            return self._verified.get(self.models.champion)
+        last = self._record.recall()
+        if last.champion is None or last.champion == version or last.asked_at < self._began:
+            return None
+        try:
+            return self._fetched(last.champion)
+        except DistmlError:
+            return None  # its files are gone
 
     def _fetched(self, version: ModelVersion) -> layout.Export:
         into = self._folder / f"{version.version}-{version.sha256}"
@@ -242,7 +269,8 @@ class Watch:
         if last and last.reason == reason:
             last.looked = now
             return last
-        logger.error("%s: version %d of %s is refused: %s", alias, version.version, version.name, reason)
+        sentence = f"{alias}: version {version.version} of {version.name} is refused: {reason}"
+        self._say(logging.ERROR, "refused", sentence, alias=alias, version=version.version, reason=reason)
         self._bad[version] = _Bad(reason, now, now)
         return self._bad[version]
 
@@ -335,14 +363,15 @@ class Watcher:
 
     Args:
         config: The configuration, as a dictionary.
+        began: When the endpoint was started, in seconds since 1970.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], began: float = 0.0) -> None:
         log.configure("watcher")
+        compat.grpc_on_loopback()
         # its first question imports MLflow
-
         self._config = Config.model_validate(config)
-        self._watch = Watch(self._config)
+        self._watch = Watch(self._config, began)
         self._turn = asyncio.Lock()
         self._counted: dict[str, tuple[float, Families]] = {}
         self._news = asyncio.Event()

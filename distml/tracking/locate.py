@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -253,3 +255,61 @@ def _climbless(path: str) -> bool:
     while (plain := unquote(path)) != path:
         path = plain
     return not {".", ".."} & set(path.replace("\\", "/").split("/"))
+
+
+_CHAMPIONS = "champions"
+_REMEMBERED = 50
+"""Champions that are remembered of a model."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version that an endpoint has served as champion.
+
+    Attributes:
+        version: Its number.
+        sha256: Of its files; a registry that was set up anew counts from one again.
+        at: When, in seconds since 1970.
+    """
+
+    version: int
+    sha256: str | None
+    at: float
+
+
+def _history(config: Config) -> tuple[str, ...]:
+    registry_of = hashlib.sha256((config.tracking.uri or "").encode()).hexdigest()[:12]
+    return (_CHAMPIONS, config.tracking.registered_model, f"{registry_of}.json")
+
+
+def served_champions(config: Config) -> list[Champion]:
+    """Return the versions that endpoints have served as champion, oldest first.
+
+    A damaged file counts as none.
+
+    Raises:
+        StorageError: The storage does not answer.
+    """
+    storage = Storage(config.storage.root)
+    if not storage.exists(*_history(config)):
+        return []
+    try:
+        return [Champion(**entry) for entry in json.loads(storage.read_bytes(*_history(config)))]
+    except (ValueError, TypeError):
+        return []
+
+
+def note_champion(config: Config, version: ModelVersion) -> None:
+    """Remember that an endpoint serves a version as champion: an alias that is moved by hand leaves no trace.
+
+    Raises:
+        StorageError: The storage refuses.
+    """
+    storage = Storage(config.storage.root)
+    with storage.lock(*_history(config)[:2]):
+        known = served_champions(config)
+        if known and (known[-1].version, known[-1].sha256) == (version.version, version.sha256):
+            return
+        known.append(Champion(version.version, version.sha256, time.time()))
+        lines = [asdict(champion) for champion in known[-_REMEMBERED:]]
+        storage.write_bytes(json.dumps(lines, indent=1).encode(), *_history(config))

@@ -141,6 +141,48 @@ def test_a_rollback_restores_the_previous_and_bars_the_withdrawn_version(
     assert command("--version", str(BETTER))[1]["champion"] == BETTER  # named, it may
 
 
+def hand(registry: Registry, version: int, served: bool = False) -> None:
+    """Move the alias as MLflow's page does; an endpoint that runs meanwhile notices."""
+    registry.client.set_registered_model_alias(registered.NAME, "champion", str(version))
+    if served:
+        champion = aliases.by_alias(registry.config)
+        assert champion
+        locate.note_champion(registry.config, champion)
+
+
+def rolled(command: Promote) -> int:
+    """Where a rollback would lead."""
+    return int(command("--rollback", "--dry-run")[1]["version"])
+
+
+def test_rolling_back_knows_what_was_champion_in_fact(registry: Registry, command: Promote) -> None:
+    shutil.rmtree(Path(registry.config.storage.root, "champions"), ignore_errors=True)
+    command("--version", str(WEAK))
+    hand(registry, GOOD)
+    assert rolled(command) == WEAK  # by the record of its promotion
+    hand(registry, GOOD, served=True)
+    hand(registry, BETTER, served=True)
+    registry.client.set_registered_model_alias(registered.NAME, "previous", str(CRAMMED))
+    assert rolled(command) == GOOD  # the alias says what never was champion
+    assert command("--rollback")[1]["champion"] == GOOD
+    assert rolled(command) == WEAK  # not to where it came from
+    hand(registry, CRAMMED, served=True)
+    assert rolled(command) == GOOD
+
+
+def test_rolling_back_passes_over_a_champion_that_was_deleted(registry: Registry, command: Promote) -> None:
+    shutil.rmtree(Path(registry.config.storage.root, "champions"), ignore_errors=True)
+    extra = registry.register(registry.folders[WEAK], None)
+    command("--version", str(WEAK))
+    hand(registry, extra, served=True)
+    hand(registry, BETTER, served=True)
+    registry.client.delete_model_version(registered.NAME, str(extra))
+    del registry.folders[extra]
+    assert rolled(command) == WEAK
+    registry.client.delete_registered_model_alias(registered.NAME, "champion")  # nobody is, BETTER was last
+    assert rolled(command) == BETTER
+
+
 def test_rolling_back_to_a_version_of_choice(registry: Registry, command: Promote) -> None:
     command("--version", str(BETTER))
     assert command("--rollback", "--version", str(WEAK), "--dry-run")[1]["champion"] == BETTER

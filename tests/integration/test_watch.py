@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from distml.errors import ModelError, ServingError, TrackingError
 from distml.serving import deploy
 from distml.serving.models import ModelSet
 from distml.serving.watch import Watch
+from distml.tracking import locate
 from distml.tracking import registry as champions
 from tests import registered
 from tests.registered import Registry
@@ -203,6 +205,35 @@ def test_changed_classes_are_accepted_where_configured(registry: Registry) -> No
     crown(registry, reordered)
     assert watch.look()
     assert [model.version for model in watch.models.refused] == [reordered]
+
+
+def test_a_watcher_that_restarts_holds_versions_against_the_champion_it_did_not_see(
+    registry: Registry,
+) -> None:
+    """What a running watcher rejects must not be taken over because it was killed."""
+    other = registry.add(100, classes=["cat", "dog", "fish"])
+    crown(registry, other)
+    watch = Watch(registry.config)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    assert [model.version for model in watch.models.refused] == [other]
+    deliberate = Watch(registry.config, began=time.time() + 1)  # `distml serve` on what was served before
+    assert deliberate.look()
+    assert deliberate.models.aliases == {"champion": other}
+
+
+def test_what_was_served_as_champion_is_remembered_in_order(registry: Registry) -> None:
+    for version in (2, 1, 1):
+        crown(registry, version)
+        watch = Watch(registry.config)
+        watch.look()
+        watch.keep()
+    served = locate.served_champions(registry.config)
+    assert [champion.version for champion in served[-3:]] == [1, 2, 1]
+    Path(registry.config.storage.root, "champions", registered.NAME).rename(
+        Path(registry.config.storage.root, "gone")
+    )
+    assert locate.served_champions(registry.config) == []
 
 
 def following(registry: Registry, **serve: Any) -> Config:

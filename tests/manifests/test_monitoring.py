@@ -84,6 +84,51 @@ def test_prometheus_accepts_the_files(words: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+FIRED = {
+    "ChampionRefused": ('distml_refused_versions{replica="a"}', "0x4 1x10", "3m", "10m"),
+    "AliasMissing": ('distml_missing_versions{replica="a"}', "0x4 1x10", "3m", "10m"),
+    "RegistryAway": ('distml_registry_age_seconds{replica="a"}', "2x4 400x10", "3m", "10m"),
+    "NoChampionReady": ('up{job="serve"}', "1x4 0x10", "3m", "10m"),
+    "ServingErrors": ('distml_requests_total{status="500",version=""}', "0+100x30", "0m", "25m"),
+    "ServingSlow": ('distml_request_seconds_bucket{le="5.0"}', "0+100x40", "0m", "35m"),
+    "ReplicaSilent": ('distml_replica_last_answer_age_seconds{replica="a"}', "5x4 400x10", "3m", "10m"),
+}
+"""By alert: a series, its values minute by minute, a time at which it is quiet and one at which it fires."""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+def test_each_alert_of_the_endpoint_fires_when_it_should_and_not_before(tmp_path: Path) -> None:
+    answers = {"series": 'distml_requests_total{status="200",version="1"}', "values": "0+60x60"}
+    quick = {"series": 'distml_request_seconds_bucket{le="0.5"}', "values": "0x60"}
+    all_of_them = {"series": 'distml_request_seconds_bucket{le="+Inf"}', "values": "0+100x60"}
+    rules = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
+    cases = []
+    for name, (series, values, quiet, fired) in FIRED.items():
+        labels = dict(rules[name]["labels"])
+        labels |= {"replica": "a"} if name == "ReplicaSilent" else {}
+        notes = {
+            key: text.replace("{{ $labels.replica }}", "a")
+            for key, text in rules[name]["annotations"].items()
+        }
+        expected = [{"exp_labels": labels, "exp_annotations": notes}]
+        cases.append(
+            {
+                "interval": "1m",
+                "input_series": [{"series": series, "values": values}, answers, quick, all_of_them],
+                "alert_rule_test": [
+                    {"eval_time": quiet, "alertname": name, "exp_alerts": []},
+                    {"eval_time": fired, "alertname": name, "exp_alerts": expected},
+                ],
+            }
+        )
+    file = tmp_path / "alerts.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(HERE / "rules.yaml")], "tests": cases}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_laptop_script_is_executable_and_called_by_make() -> None:
     script = HERE / "laptop"
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0

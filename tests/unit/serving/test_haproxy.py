@@ -60,6 +60,19 @@ def test_ports_and_replicas_of_this_machine_use_the_configured_host(host: str, h
     ]
 
 
+def test_only_what_clients_ask_is_at_the_host_where_replicas_have_their_own() -> None:
+    grpc = "frontend grpc_frontend\n    # over cleartext\n    bind 127.0.0.1:8001 proto h2\n"
+    text = WRITTEN.replace("bind *:8000", "bind 127.0.0.1:8000") + grpc
+    lines = haproxy.corrected(text, "::", "10", "abns@x", replicas_host="127.0.0.1").splitlines()
+    assert [line.split()[1] for line in lines if line.strip().startswith("bind")] == [
+        ":::8000",
+        "127.0.0.1:8404",
+        ":::8001",
+        "abns@x",
+    ]
+    assert "    server one 127.0.0.1:30000 check port 31001" in lines
+
+
 def test_a_request_has_a_time_limit_and_no_access_log() -> None:
     text = haproxy.corrected(WRITTEN, "127.0.0.1", "7.5", "abns@x")
     assert "timeout http-request 7.5s" in text

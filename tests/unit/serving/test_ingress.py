@@ -356,3 +356,13 @@ def test_other_failures_of_ray_serve_do_not_blame_the_port(
     with pytest.raises(RuntimeError, match="something else"):
         ingress.listen(ServeConfig())
     assert shut == []
+
+
+@pytest.mark.parametrize(("local", "inner"), [(True, "127.0.0.1"), (False, "192.0.2.7")])
+def test_replicas_behind_haproxy_of_this_machine_stay_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, local: bool, inner: str
+) -> None:
+    monkeypatch.setattr(ingress, "uses_haproxy", lambda serve: True)
+    values = ingress.variables(ServeConfig(host="192.0.2.7"), local)
+    assert (values[haproxy.HOST], values[haproxy.REPLICAS]) == ("192.0.2.7", inner)
+    assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in values) == local
