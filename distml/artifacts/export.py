@@ -75,7 +75,26 @@ def _jpeg(data: Tensor, turn: Tensor, policy: Policy) -> Tensor:
     return tf.switch_case(power, [lambda ratio=ratio: decoded(ratio) for ratio in (1, 2, 4, 8)])
 
 
+_TOPS = [255, 1023, 4095, 16383, 65535]
+"""Highest values of the depths whose pictures stand in 16 bits, as `data.image` has them."""
+
+
 def _png(data: Tensor, policy: Policy) -> Tensor:
+    kind = tf.io.decode_raw(tf.strings.substr(data, 24, 2), tf.uint8)  # depth and colour type
+    deep_and_gray = tf.reduce_all(kind == tf.constant([16, 0], tf.uint8))
+    return tf.cond(deep_and_gray, lambda: _deep_png(data, policy), lambda: _plain_png(data, policy))
+
+
+def _deep_png(data: Tensor, policy: Policy) -> Tensor:
+    """Gray values of 16 bits, scaled by the depth that they use."""
+    pixels = tf.cast(tf.io.decode_png(data, channels=4, dtype=tf.uint16), tf.int32)
+    gray, alpha = pixels[..., :3], tf.where(pixels[..., 3:] > 0, 255, 0)
+    tops = tf.constant(_TOPS)
+    top = tf.gather(tops, tf.searchsorted(tops, tf.reduce_max(gray)[None])[0])
+    return _over((gray * 255 + top // 2) // top, alpha, policy)
+
+
+def _plain_png(data: Tensor, policy: Policy) -> Tensor:
     pixels = tf.cast(tf.io.decode_png(data, channels=4), tf.int32)
     # TensorFlow gives opaque pixels (1 << depth) - 1 as alpha, although it has widened the others to 8 bits.
     depth = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 24, 1), tf.uint8)[0], tf.int32)

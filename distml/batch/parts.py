@@ -129,16 +129,18 @@ class Rows:
         images: uint8 [M, H, W, C] of those that can be read.
         readable: bool [N], which those are.
         errors: Why the others cannot, None for those that can; [N].
+        unused_bits: Of 16-bit files, how many bits each leaves unused; [M].
     """
 
     identity: dict[str, Any]
     images: Images
     readable: npt.NDArray[np.bool_]
     errors: list[str | None]
+    unused_bits: list[int]
 
 
-ImagesOrErrors = list[Images | str]
-"""For each row its image, uint8 [H, W, C], or why there is none."""
+ImagesOrErrors = list[tuple[Images, int] | str]
+"""For each row its image, uint8 [H, W, C], and the bits its file leaves unused, or why there is none."""
 
 
 def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
@@ -172,10 +174,11 @@ def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
 
 
 def _rows(identity: dict[str, Any], images_or_errors: ImagesOrErrors, shape: tuple[int, int, int]) -> Rows:
-    images = [item for item in images_or_errors if not isinstance(item, str)]
+    read_rows = [item for item in images_or_errors if not isinstance(item, str)]
+    images = np.stack([image for image, _ in read_rows]) if read_rows else np.empty((0, *shape), np.uint8)
     errors = [item if isinstance(item, str) else None for item in images_or_errors]
     readable = np.array([error is None for error in errors], bool)
-    return Rows(identity, np.stack(images) if images else np.empty((0, *shape), np.uint8), readable, errors)
+    return Rows(identity, images, readable, errors, [bits for _, bits in read_rows])
 
 
 def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
@@ -188,9 +191,9 @@ def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
     return places | {name: batch.column(name) for name in batch.schema.names if name != IMAGE}
 
 
-def _file(folder: Folder, name: str, policy: Policy) -> Images | str:
+def _file(folder: Folder, name: str, policy: Policy) -> tuple[Images, int] | str:
     try:
-        return decoding.read(folder.read(name), policy, name)
+        return _read(folder.read(name), policy, name)
     except DataError as error:
         return str(error)
 
@@ -213,17 +216,22 @@ def _column(column: Any, policy: Policy) -> ImagesOrErrors:
             else [_column(column.slice(at, 1), policy)[0] for at in range(len(column))]
         )
     for at, image in zip(present, arrays, strict=True):
-        results[at] = image
+        results[at] = image, 0
     return results
 
 
-def _picture(data: bytes | None, policy: Policy) -> Images | str:
+def _picture(data: bytes | None, policy: Policy) -> tuple[Images, int] | str:
     if data is None:
         return "there is no image."
     try:
-        return decoding.read(data, policy)
+        return _read(data, policy)
     except DataError as error:
         return str(error)
+
+
+def _read(data: bytes, policy: Policy, name: str = "the image") -> tuple[Images, int]:
+    opened = decoding.open_picture(data, name)
+    return decoding.fit(opened, policy, name), decoding.unused_bits(opened)
 
 
 COUNTS = b"distml"
@@ -293,7 +301,7 @@ class Classifier:
         predicted = task.columns(self._predictor.predict(rows.images))
         predictions = {name: spread(*column) for name, column in predicted.items()} | {
             "model_version": pa.array([self._version] * count, pa.int32()),
-            "warnings": spread(_codes(rows.images, self._predictor.usual), pa.list_(pa.string())),
+            "warnings": spread(_codes(rows, self._predictor.usual), pa.list_(pa.string())),
             "error": pa.array(rows.errors, pa.string()),
         }
         named = {
@@ -302,6 +310,7 @@ class Classifier:
         return pa.table(named | predictions)
 
 
-def _codes(images: Images, usual: plausible.Usual | None) -> list[list[str] | None]:
-    """What is odd about each image, None where nothing is."""
-    return [codes or None for codes in plausible.codes(images, usual)]
+def _codes(rows: Rows, usual: plausible.Usual | None) -> list[list[str] | None]:
+    """What is odd about each image or its file, None where nothing is."""
+    every = zip(plausible.codes(rows.images, usual), rows.unused_bits, strict=True)
+    return [codes + ["unused_bits"] * (bits > 0) or None for codes, bits in every]

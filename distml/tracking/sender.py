@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
 from distml.storage import Storage
+from distml.tracking import database
 from distml.tracking.operations import (
     CloseRun,
     LogArtifacts,
@@ -243,6 +244,7 @@ class Sender:
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
+        database.relocate(self.config)
         name = self.config.tracking.experiment
         experiment = self.client.get_experiment_by_name(name)
         if experiment:

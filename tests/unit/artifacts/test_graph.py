@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distml.data import image
 from distml.data.image import Policy
@@ -14,7 +16,18 @@ from tests import zoo
 
 pytestmark = pytest.mark.tensorflow
 
-ZOO = zoo.files()
+
+def deep(factor: int, **options: Any) -> bytes:
+    """A gray PNG of 16 bits whose values reach from 0 to 255 times a factor."""
+    values = np.random.default_rng(factor).integers(0, 256, (50, 60), np.uint16) * factor
+    values[0, 0] = 255 * factor
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+DEEP = {f"{factor} of 257-png": deep(factor) for factor in (1, 4, 16, 60, 257)}
+ZOO = zoo.files() | DEEP | {"keyed and deep-png": deep(16, transparency=16 * 100)}
 LACKING = ("tiff", "avif", "ppm")
 """Formats that TensorFlow does not decode."""
 

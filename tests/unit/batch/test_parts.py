@@ -38,6 +38,21 @@ def png(size: tuple[int, int] = (5, 6), value: int = 7) -> bytes:
     return stream.getvalue()
 
 
+def test_what_a_file_leaves_of_its_16_bits_is_noted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for name, top in (("a.png", 256), ("b.png", 4096), ("c.png", 65536)):
+        values = rng.integers(0, top, SHAPE[:2], np.uint16)
+        values[0, 0] = top - 1
+        Image.fromarray(values).save(tmp_path / name)
+    (tmp_path / "d.png").write_bytes(b"no picture")
+    folder = Folder(str(tmp_path))
+    [rows] = [
+        rows for part in parts.plan(folder, "model") for rows in parts.read(folder, part, Policy(SHAPE))
+    ]
+    assert rows.unused_bits == [8, 4, 0]
+    assert parts._codes(rows, None) == [["unused_bits"], ["unused_bits"], None]
+
+
 def test_row_groups_are_gathered_into_parts_that_cover_every_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from distml import tracking
 from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
-from distml.tracking import outbox, runs
+from distml.tracking import database, outbox, runs
 from distml.tracking.operations import CloseRun, OpenRun
 from distml.tracking.outbox import Watch
 
@@ -139,6 +139,25 @@ def test_a_moved_storage_root_is_sent_with_its_new_path(config: Config, tmp_path
     assert outbox.deliver(moved).sent == 1
     assert tracking.find(moved, "a")
     assert not Path(config.storage.root).exists()
+
+
+def test_new_runs_of_a_root_that_was_moved_write_there(config: Config, tmp_path: Path) -> None:
+    """MLflow's experiments and runs have absolute places; those of other roots are left alone."""
+    put(config, "a-001-0", opened("a"), ended("FINISHED"))
+    assert outbox.deliver(config).sent == 1
+    tracking.client(config).create_experiment("elsewhere", artifact_location="file:///other/place")
+    for how, name in ((shutil.move, "moved"), (shutil.copytree, "it's a copy")):
+        last, config = config, configure(tmp_path / name)
+        how(last.storage.root, config.storage.root)
+        put(config, f"{name[0]}-001-0", opened(name[0]), ended("FINISHED"))
+        assert outbox.deliver(config).sent == 1
+        client, root = tracking.client(config), Path(config.storage.root).as_uri()
+        for run in ("a", name[0]):
+            number = str(tracking.find(config, run))
+            assert client.get_run(number).info.artifact_uri.startswith(f"{root}/mlflow-artifacts/")
+        assert client.get_experiment_by_name("elsewhere").artifact_location == "file:///other/place"
+        assert database.relocate(config) == 0
+    assert not Path(tmp_path / "root").exists()
 
 
 def test_an_attempt_that_failed_does_not_undo_the_end_of_the_next(config: Config) -> None:
