@@ -29,6 +29,7 @@ _RANGE = range(20_000, 32_768)
 """Above those of Ray's workers (10002-19999), below those that systems give to outgoing connections (Linux
 from 32768, macOS from 49152): such a port may be taken between this check and its use."""
 _TRIES = 200
+_SHORT = "/tmp"  # noqa: S108 (a folder of its own is made there)
 
 
 def free_ports(count: int = 1) -> list[int]:
@@ -193,7 +194,9 @@ def _haproxy(serve: ServeConfig, inner: str) -> dict[str, str]:
 
 def _apart() -> dict[str, str]:
     """Folders and ports of this endpoint alone."""
-    folder = Path(tempfile.mkdtemp(prefix="distml-serve-"))
+    # The path of HAProxy's socket, in a folder of Ray's below this one, may have 97 characters.
+    long = len(tempfile.gettempdir()) > len(_SHORT) and os.access(_SHORT, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="distml-serve-", dir=_SHORT if long else None))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # when Ray, and HAProxy with it, has ended
     free = [str(port) for port in free_ports(4)]
     return environment.LOCAL_HAPROXY.values(

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -366,3 +367,15 @@ def test_replicas_behind_haproxy_of_this_machine_stay_on_loopback(
     values = ingress.variables(ServeConfig(host="192.0.2.7"), local)
     assert (values[haproxy.HOST], values[haproxy.REPLICAS]) == ("192.0.2.7", inner)
     assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in values) == local
+
+
+def test_the_sockets_of_haproxy_have_a_short_path_whatever_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 60)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setattr(ingress, "uses_haproxy", lambda serve: True)
+    values = ingress.variables(ServeConfig(), local=True)
+    folder = values["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]
+    assert len(f"{folder}/{'0' * 56}/admin.sock.12345678.bak") <= 107
