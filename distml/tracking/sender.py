@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
 from distml.storage import Storage
-from distml.tracking import database
 from distml.tracking.operations import (
     CloseRun,
     LogArtifacts,
@@ -26,7 +25,7 @@ from distml.tracking.operations import (
     Operation,
     RegisterModel,
 )
-from distml.tracking.server import artifact_location, client, is_deleted
+from distml.tracking.server import artifact_location, client, is_deleted, relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -244,7 +243,7 @@ class Sender:
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        database.relocate(self.config)
+        relocate(self.config)
         name = self.config.tracking.experiment
         experiment = self.client.get_experiment_by_name(name)
         if experiment:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from distml.config import Config
 from distml.errors import TrackingError
@@ -129,6 +130,65 @@ def artifact_location(config: Config) -> str | None:
         database = Path(uri(config).removeprefix("sqlite:///"))
         return (database.absolute().parent / "mlflow-artifacts").as_uri()
     return Path(storage.uri("mlflow-artifacts")).as_uri()
+
+
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
+"""Tables and columns of MLflow that hold the URI of files; the first says only where new runs put theirs."""
+_SQLITE = "sqlite:///"
+_ARTIFACTS = "/mlflow-artifacts"
+
+
+def relocate(config: Config) -> int:
+    """Let the embedded database name files where they are, after its storage root was renamed or copied.
+
+    MLflow keeps absolute places: new runs of an experiment would go on writing below the former root. Only a
+    database that lies in the root itself says that it has moved with the files. A root that is still there
+    under its former name, as a second mount, is left alone.
+
+    Returns:
+        How many places were corrected.
+    """
+    storage, address = Storage(config.storage.root), uri(config)
+    file = Path(address.removeprefix(_SQLITE).partition("?")[0]).absolute()
+    if not (address.startswith(_SQLITE) and storage.local and file.is_relative_to(storage.root)):
+        return 0
+    new = Path(storage.root).as_uri()
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection, connection:
+        places = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        roots = {place.removesuffix(_ARTIFACTS) for (place,) in places if (place or "").endswith(_ARTIFACTS)}
+        stale = [old for old in roots if old.startswith("file:///") and old != new and not _same(old, new)]
+        changed = sum(_rename(connection, old, new) for old in stale)
+    if changed:
+        logger.info("%s was at %s: %d places of files are corrected", storage.root, ", ".join(stale), changed)
+    return changed
+
+
+def _same(old: str, new: str) -> bool:
+    """Whether two file URIs are names of the same folder."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(unquote(urlsplit(old).path), unquote(urlsplit(new).path))
+    return False
+
+
+def _rename(connection: sqlite3.Connection, old: str, new: str) -> int:
+    """Replace a root, as a URI and as a path, at the beginning of every place."""
+    changed = 0
+    pairs = [(old, new), (unquote(urlsplit(old).path), unquote(urlsplit(new).path))]
+    for table, column in PLACES:
+        for before, after in pairs:
+            command = (
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 (names of ours)
+                f"WHERE substr({column}, 1, ?) = ?"
+            )
+            length = len(before) + 1
+            changed += connection.execute(command, (after, length, length, f"{before}/")).rowcount
+    return changed
 
 
 def client(config: Config) -> MlflowClient:

@@ -12,7 +12,7 @@ from distml import tracking
 from distml.config import Config
 from distml.errors import TrackingError
 from distml.storage import Storage
-from distml.tracking import database, outbox, runs
+from distml.tracking import outbox, runs, server
 from distml.tracking.operations import CloseRun, OpenRun
 from distml.tracking.outbox import Watch
 
@@ -156,7 +156,7 @@ def test_new_runs_of_a_root_that_was_moved_write_there(config: Config, tmp_path:
             number = str(tracking.find(config, run))
             assert client.get_run(number).info.artifact_uri.startswith(f"{root}/mlflow-artifacts/")
         assert client.get_experiment_by_name("elsewhere").artifact_location == "file:///other/place"
-        assert database.relocate(config) == 0
+        assert server.relocate(config) == 0
     assert not Path(tmp_path / "root").exists()
 
 
