@@ -44,7 +44,7 @@ PLACEHOLDERS = {
     "…": "",
 }
 """What a reader puts in the place of a word in capitals."""
-FOREIGN_FLAGS = {"--allowed-hosts", "--app-name", "--from-literal", "--target"}
+FOREIGN_FLAGS = {"--again", "--allowed-hosts", "--app-name", "--from-literal", "--target"}
 """Flags of other programs that stand alone in a document."""
 
 
@@ -189,7 +189,10 @@ def docker(words: list[str]) -> None:
 
 
 def script(words: list[str]) -> None:
-    assert Path(words[0]).is_file(), words[0]
+    if words[0] == "-m":
+        assert find_spec(words[1]), words[1]
+    else:
+        assert Path(words[0]).is_file(), words[0]
 
 
 def activate(words: list[str]) -> None:
