@@ -337,7 +337,7 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
         config: Names the storage and the model.
         path: CSV (`.csv`) or Parquet with the columns `id` (the request's `x-request-id`), `label` (name or
             number of the class) and, for requests of several images, `position`, counted from 0. Of several
-            lines for an image the last one counts.
+            lines for an image the last one counts, and of several answers of a version the last one.
 
     Returns:
         `labels` in the file, `joined` with a logged prediction, and `live_accuracy` by version: `rows`,
@@ -349,16 +349,17 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
     """
     storage, model = Storage(config.storage.root), config.tracking.registered_model
     truth = _truth(path)
-    joined: dict[int, list[bool]] = {}
+    joined: dict[int, dict[tuple[str, int], bool]] = {}  # a request that was repeated is logged again
     for place in request_log.listed(storage, model):
         described, table = _labelled(storage, place)
         numbers = {name: number for number, name in enumerate(described.get("classes", ()))}
         rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         for request, position, version, label in rows:
             if (told := truth.get((request, position))) is not None:
-                joined.setdefault(version, []).append(_number(told, numbers, path) == label)
-    live = {str(version): _accuracy(right) for version, right in sorted(joined.items())}
-    result = {"labels": len(truth), "joined": sum(map(len, joined.values())), "live_accuracy": live}
+                right = _number(told, numbers, path) == label
+                joined.setdefault(version, {})[request, position] = right
+    live = {str(version): _accuracy([*rows.values()]) for version, rows in sorted(joined.items())}
+    result = {"labels": len(truth), "joined": len(set().union(*joined.values())), "live_accuracy": live}
     storage.write_bytes(json.dumps(result, indent=1).encode(), _FEEDBACK, f"{model}.json")
     return result
 

@@ -20,6 +20,7 @@ from distml.runtime import cluster
 from distml.serving import client, deploy, keys
 from distml.serving.deploy import Endpoint
 from distml.storage import Storage
+from distml.tracking.registry import CHAMPION
 
 _LOOK_S = 2.0
 
@@ -61,6 +62,11 @@ def changes(before: Described, now: Described) -> list[str]:
     lines = []
     if now["version"] != before["version"]:
         lines.append(f"version {now['version']} of {now['name']} answers now, before it {before['version']}")
+    aliases, former = now.get("aliases", {}), before.get("aliases", {})
+    for alias in sorted({*aliases, *former} - {CHAMPION}):
+        if aliases.get(alias) != former.get(alias):
+            state = f"is version {aliases[alias]} now" if alias in aliases else "is not loaded any more"
+            lines.append(f"{alias} {state}")
     known = [] if start else [(entry["version"], entry["alias"]) for entry in before["refused"]]
     for refusal in now["refused"]:
         if (refusal["version"], refusal["alias"]) not in known:
@@ -79,6 +85,9 @@ def changes(before: Described, now: Described) -> list[str]:
     for missing in registry["missing"]:
         if start or missing not in was["missing"]:
             lines.append(f"the registry has no {missing} any more; {answers}")
+    lines += [
+        f"the registry has {alias} again" for alias in was["missing"] if alias not in registry["missing"]
+    ]
     return lines
 
 

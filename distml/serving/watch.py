@@ -103,6 +103,8 @@ class Watch:
             name = self._config.tracking.registered_model
             sentence = f"the registry has no {', '.join(missing)} of {name}"
             self._say(logging.WARNING, "missing", sentence, missing=missing)
+        if back := [alias for alias in self.registry.missing if alias not in missing]:
+            self._say(logging.INFO, "there_again", f"the registry has {', '.join(back)} again", names=back)
         self.registry, self._heard = RegistryState(time.time(), missing), True
 
     def _recall(self) -> bool:

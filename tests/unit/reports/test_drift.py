@@ -153,7 +153,7 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     storage = Storage(str(tmp_path / "storage"))
     flags = ["--storage.root", storage.root, "--tracking.registered_model", "pets"]
     served = Served("pets", 3, Classification(("cat", "dog")))
-    for request, version, chosen in (("a", 3, [0, 1]), ("b", 3, [1]), ("c", 4, [0])):
+    for request, version, chosen in (("a", 3, [0, 1]), ("b", 3, [1]), ("b", 3, [1]), ("c", 4, [0])):
         outputs = np.eye(2, dtype=np.float32)[chosen] * 0.8 + 0.1
         entry = rows.Entry(
             time.time(),

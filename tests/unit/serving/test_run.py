@@ -49,6 +49,20 @@ def test_each_change_of_the_model_set_is_printed_once() -> None:
     ]
 
 
+def test_an_alias_that_moves_goes_and_returns_is_printed() -> None:
+    first, second = (
+        described(aliases={"champion": 3, "next": 4}),
+        described(aliases={"champion": 3, "next": 5}),
+    )
+    gone = described(aliases={"champion": 3}, missing=("next",))
+    assert run.changes(first, second) == ["next is version 5 now"]
+    assert run.changes(second, gone) == [
+        "next is not loaded any more",
+        "the registry has no next any more; version 3 goes on answering",
+    ]
+    assert run.changes(gone, first) == ["next is version 4 now", "the registry has next again"]
+
+
 def test_problems_at_the_start_are_printed() -> None:
     start = described(answers=False, missing=("challenger",))
     assert len(run.changes(start, start)) == 2
