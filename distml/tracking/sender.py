@@ -243,9 +243,9 @@ class Sender:
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        relocate(self.config)
         name = self.config.tracking.experiment
-        experiment = self.client.get_experiment_by_name(name)
+        experiment = self.client.get_experiment_by_name(name)  # makes the tables where there are none
+        relocate(self.config)
         if experiment:
             if experiment.lifecycle_stage == "deleted":
                 raise is_deleted(self.config, str(experiment.experiment_id))

@@ -158,6 +158,8 @@ def relocate(config: Config) -> int:
     file = Path(address.removeprefix(_SQLITE).partition("?")[0]).absolute()
     if not (address.startswith(_SQLITE) and storage.local and file.is_relative_to(storage.root)):
         return 0
+    if not file.exists():  # connecting would make an empty database
+        return 0
     new = Path(storage.root).as_uri()
     with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection, connection:
         places = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
