@@ -1,6 +1,6 @@
 """An API server and a Ray dashboard on this machine, as far as `distml.submit` asks them.
 
-They can be told how jobs go and how to misbehave, and remember what they were asked.
+A test sets how jobs run and which errors occur, and reads the recorded requests.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
-"""Screenshots are kept here after the tests, for whoever wants to look."""
+"""Screenshots are kept here after the tests."""
 
 
 def _missing() -> str | None:

@@ -28,7 +28,7 @@ class Block:
         path: Of its document.
         line: Of its fence, from 1.
         language: Word after the fence.
-        title: File name that the reader is told to save it under; empty where there is none.
+        title: File name under which the reader saves it; empty where there is none.
         text: What it holds, with its line breaks.
     """
 

@@ -1,4 +1,4 @@
-"""An HTTP mirror on this machine that can be told to misbehave, and remembers what it was asked."""
+"""An HTTP mirror on this machine with settable faults, which records its requests."""
 
 from __future__ import annotations
 

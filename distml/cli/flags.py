@@ -98,7 +98,7 @@ def _add_flag(group: Any, *names: str, **options: Any) -> None:
 
 
 def _require_known(parser: Parser, words: Sequence[str]) -> None:
-    """Refuse unknown flags with the nearest known one; argparse would only say that they are unknown."""
+    """Reject unknown flags with the nearest known one; argparse would only say that they are unknown."""
     known = {flag for action in parser.actions() for flag in action.option_strings}
     for word in words:
         flag = word.split("=", 1)[0]
@@ -181,7 +181,7 @@ def predict(parser: Parser) -> None:
 
 
 def require_images_or_data(given: argparse.Namespace) -> None:
-    """Refuse arguments of `predict` that do not belong together.
+    """Reject arguments of `predict` that do not belong together.
 
     Raises:
         ConfigError: Neither files nor a data set are given, or both; or `--output` or `--url` does not fit.

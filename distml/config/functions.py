@@ -196,7 +196,7 @@ def check_layers(layers: list[dict[str, Any]]) -> None:
 
 
 def _require_effective(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse values that a Keras layer takes and that make it do nothing, or flatten the images."""
+    """Reject values that a Keras layer takes and that make it do nothing, or flatten the images."""
     mode = options.get("mode", _FLIPS[0])
     if name == "RandomFlip" and mode not in _FLIPS:
         near = difflib.get_close_matches(str(mode), _FLIPS, 1)
@@ -213,7 +213,7 @@ def _require_effective(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _require_given(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:
-    """Refuse to leave out what a layer has no default for."""
+    """Reject to leave out what a layer has no default for."""
     made = next(
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     )
@@ -237,7 +237,7 @@ def keras_layers() -> dict[str, Path]:
 def require_accepted(
     name: str, accepted: Mapping[str, Any], options: Mapping[str, Any], use: Use = MODEL
 ) -> None:
-    """Refuse options that a function does not have or that are of another type than their default.
+    """Reject options that a function does not have or that are of another type than their default.
 
     Args:
         name: As the user wrote it.
@@ -323,7 +323,7 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def _require_bound(name: str, tree: ast.Module, function: str, use: Use) -> None:
-    """Refuse a function that the module neither defines, imports nor assigns."""
+    """Reject a function that the module neither defines, imports nor assigns."""
     bound: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

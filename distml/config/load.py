@@ -62,7 +62,7 @@ def _line(mark: Any) -> str:
 
 
 def _require_plain(node: Any, path: str) -> None:
-    """Refuse whatever a configuration does not need, naming its dotted path, before it is constructed."""
+    """Reject whatever a configuration does not need, naming its dotted path, before it is constructed."""
     where = f"{path or 'the file'}{_line(node.start_mark)}"
     if node.tag == _DATE:  # a run may be called 2026-01-31
         node.tag = _TEXT

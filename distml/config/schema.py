@@ -484,7 +484,7 @@ class TrackingConfig(Section):
     registered_model: Name = "fashion-mnist"
     """Name of the model in the registry."""
     required: bool = False
-    """Refuse to start without the tracking server instead of spooling for later."""
+    """Reject to start without the tracking server instead of spooling for later."""
     wait_s: Annotated[float, BeforeValidator(_number), Field(ge=0, le=86400)] = 300.0
     """Seconds to wait for an unreachable tracking server once nothing else is left to do; 0: not at all."""
     system_metrics: bool = True

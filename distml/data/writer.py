@@ -191,7 +191,7 @@ def divide(config: Config, source: Source, run: duplicates.Run | None = None) ->
 
 
 def _require_all_classes(written: list[int], given: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Refuse data of which a class has lost every training row."""
+    """Reject data of which a class has lost every training row."""
     lost = [name for label, name in enumerate(classes) if not written[label] and given[label]]
     if lost:
         raise DataError(

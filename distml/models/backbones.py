@@ -130,7 +130,7 @@ BACKBONES: Mapping[str, Backbone] = {
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Refuse images that a backbone cannot take.
+    """Reject images that a backbone cannot take.
 
     Args:
         name: A key of `BACKBONES`.

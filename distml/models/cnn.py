@@ -122,7 +122,7 @@ def _classifier(
 
 
 def _require_size(name: str, shape: Shape, pooled: Sequence[bool]) -> None:
-    """Refuse images from which the 3x3 convolutions, some followed by a pooling, leave nothing."""
+    """Reject images from which the 3x3 convolutions, some followed by a pooling, leave nothing."""
     least = 1
     for halves in reversed(pooled):
         least = (least * 2 if halves else least) + 2

@@ -119,7 +119,7 @@ def _some(names: Iterable[str]) -> str:
 def _require_enough(
     network: keras.Model, taken: dict[str, np.ndarray], wrong: list[str], source: str, name: str
 ) -> None:
-    """Refuse a file that would leave a backbone half trained, or everything at its initial values."""
+    """Reject a file that would leave a backbone half trained, or everything at its initial values."""
     needed = [weight.path for weight in _backbone_weights(network)]
     absent = [path for path in needed if path not in taken]
     if absent:

@@ -249,20 +249,24 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
             f"{version} was right about {val_correct:.1%} of them all.",
             "The endpoint treats pictures otherwise than training did; do not use it.",
         )
-    files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images[:_PICTURES])]
+    _check_files(url, expected, task, images[:_PICTURES], answers)
+    return {
+        "rows": len(labels),
+        "accuracy": round(accuracy, 4),
+        "version": version,
+        "test_accuracy": model.metrics.get("test_accuracy"),
+    }
+
+
+def _check_files(url: str, expected: tuple[str, int], task: Task, images: Images, answers: Outputs) -> None:
+    """Require that images as PNG files get the outputs that they got as numbers."""
+    files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images)]
     seen = _ask(f"{url}/predict/image", expected, task, files=files)
     if not task.agree(seen, answers[: len(seen)]).all():
         says = [task.decide(some).tolist() for some in (seen, answers[: len(seen)])]
         raise ServingError(
             f"{url} says {says[0]} about pictures as files and {says[1]} about the same as numbers."
         )
-    measured = model.metrics.get("test_accuracy")
-    return {
-        "rows": len(labels),
-        "accuracy": round(accuracy, 4),
-        "version": version,
-        "test_accuracy": measured,
-    }
 
 
 def _ask(url: str, expected: tuple[str, int], task: Task, **body: Any) -> Outputs:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def require(config: Config, before_ray: bool = False) -> int:
-    """Refuse to start what could not answer.
+    """Reject to start what could not answer.
 
     Args:
         config: The configuration.
@@ -54,7 +54,7 @@ def require(config: Config, before_ray: bool = False) -> int:
 
 
 def require_champion(config: Config) -> int:
-    """Refuse to start without a champion; the first question imports MLflow.
+    """Reject to start without a champion; the first question imports MLflow.
 
     Returns:
         Its number; while the registry is unreachable, that of the champion that was served last.
@@ -79,7 +79,7 @@ def require_champion(config: Config) -> int:
 
 
 def require_followed(config: Config) -> None:
-    """Refuse to start with a canary, a shadow or a version that was never there.
+    """Reject to start with a canary, a shadow or a version that was never there.
 
     An alias that this endpoint has served before only gives a warning.
 

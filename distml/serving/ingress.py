@@ -129,7 +129,7 @@ def uses_haproxy(serve: ServeConfig) -> bool:
 
 
 def require_certificate(tls: TlsConfig) -> None:
-    """Refuse a certificate or key that HAProxy could not use, and a key that others can read.
+    """Reject a certificate or key that HAProxy could not use, and a key that others can read.
 
     Raises:
         ConfigError: That is so.

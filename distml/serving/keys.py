@@ -75,7 +75,7 @@ def require(path: str | os.PathLike[str]) -> None:
 
 
 def _require_private(status: os.stat_result, path: str | os.PathLike[str]) -> None:
-    """Refuse a file that others can read; the group may, for that is how Kubernetes mounts a Secret."""
+    """Reject a file that others can read; the group may, for that is how Kubernetes mounts a Secret."""
     named = f"serve.auth.keys_file = {os.fspath(path)!r}"
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{named}: it is no file.", _REMEDY)

@@ -204,7 +204,7 @@ def _moved(config: Config, location: str, sha256: str | None) -> str | None:
 
 
 def require_own(config: Config, location: str, what: str) -> None:
-    """Refuse files that lie elsewhere than below the storage root, in the tracking server, or where allowed.
+    """Reject files that lie elsewhere than below the storage root, in the tracking server, or where allowed.
 
     Args:
         config: Names the storage root, the server and `tracking.artifact_roots`.

@@ -155,7 +155,7 @@ def taken(config: Config, storage: Storage) -> Run | None:
 
 
 def _refuse(config: Config, run: Run) -> None:
-    """Refuse what cannot go on, with the difference and the remedy."""
+    """Reject what cannot go on, with the difference and the remedy."""
     if run.status == "finished":
         version, accuracy = run.version, run.result.get(f"val_{run.result.get('metric', 'accuracy')}")
         raise ConfigError(
@@ -167,7 +167,7 @@ def _refuse(config: Config, run: Run) -> None:
 
 
 def _refuse_other(config: Config, run: Run) -> None:
-    """Refuse to go on with another configuration than the run began with."""
+    """Reject to go on with another configuration than the run began with."""
     if changed := binding.changes(run.binding, binding.of(config)):
         raise ConfigError(
             f"run {run.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",

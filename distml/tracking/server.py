@@ -111,7 +111,7 @@ def is_deleted(config: Config, number: str) -> TrackingError:
 
 
 def require_experiment(config: Config) -> None:
-    """Refuse a deleted experiment before anything is spent: MLflow would record nothing in it.
+    """Reject a deleted experiment before anything is spent: MLflow would record nothing in it.
 
     Raises:
         TrackingError: It is deleted.

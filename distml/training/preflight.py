@@ -260,7 +260,7 @@ def _step(network: Any, case: Case) -> None:
 
 
 def _require_logits(case: Case, logits: Any, again: Any) -> None:
-    """Refuse what no shape shows: probabilities instead of logits, and answers left to chance."""
+    """Reject what no shape shows: probabilities instead of logits, and answers left to chance."""
     import numpy as np
 
     if not np.isfinite(logits).all():

@@ -159,7 +159,7 @@ def check(config: Config) -> None:
 
 
 def _require_kind(name: str, begin: bytes) -> None:
-    """Refuse a file that does not begin as its name says."""
+    """Reject a file that does not begin as its name says."""
     suffix = next(suffix for suffix in _MAGIC if name.endswith(suffix))
     if not begin.startswith(_MAGIC[suffix]):
         raise ConfigError(f"model.weights = {name!r} is not a {suffix} file.", f"It may be {_KINDS}.")

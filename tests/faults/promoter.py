@@ -1,4 +1,4 @@
-"""One of several promoters at once: takes part in every round it is told of on standard input."""
+"""One of several concurrent promoters: promotes once for every line on standard input."""
 
 from __future__ import annotations
 

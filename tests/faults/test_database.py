@@ -58,7 +58,7 @@ def connection(server: Postgres) -> psycopg2.extensions.connection:
 
 
 def stop_signal() -> signal.Signals:
-    """The one our image tells the kubelet to send."""
+    """The stop signal of our image."""
     dockerfile = (KUBERAY / "postgres" / "Dockerfile").read_text()
     (name,) = re.findall(r"^STOPSIGNAL (\S+)$", dockerfile, re.MULTILINE)
     return signal.Signals[name]

@@ -76,7 +76,7 @@ def packed(fashion: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.fixture
 def mirror(packed: dict[str, bytes]) -> Iterator[Mirror]:
-    """A mirror of our own that serves the real files until it is told otherwise."""
+    """A mirror of our own that serves the real files until a test sets a fault."""
     with serving(Mirror(dict(packed))) as running:
         yield running
 

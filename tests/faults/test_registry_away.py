@@ -1,4 +1,4 @@
-"""The registry goes away under a standing endpoint, and whoever restarts meanwhile forgets nothing (66)."""
+"""The registry becomes unreachable under a running endpoint; restarted processes lose nothing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def loaded_by(live: Endpoint) -> int:
 
 
 def test_a_registry_that_lost_its_champion_changes_nothing_served(registry: Registry) -> None:
-    """A registry that was set up anew answers, and knows nothing: the last champion stays, said aloud."""
+    """An empty new registry answers: the last champion keeps serving, with a warning."""
     registry.alias("champion", 2)
     log = Path(registry.config.storage.root, "serve.log")
     local = registered.NAME

@@ -83,7 +83,7 @@ def measured(live: Endpoint, name: str, label: str) -> dict[str, float]:
 
 
 def eventually(read: Any, holds: Any, timeout_s: float = 20) -> Any:
-    """What `found` gives once it holds."""
+    """The first value of `read` that holds."""
     deadline = time.monotonic() + timeout_s
     while not holds(value := read()):
         assert time.monotonic() < deadline, value

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
-    """The real command, told to say what it imported."""
+    """The real command; it also prints what it imported."""
     program = (
         "import sys, time; began = time.monotonic()\n"
         "from distml import doctor\n"

@@ -170,7 +170,7 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Any) -> None:
         press(Keys.TAB)
         reached.append(page.switch_to.active_element.get_attribute("id"))
         outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
-        assert outline == "solid"  # whoever cannot use a mouse sees where he is
+        assert outline == "solid"  # the focus is visible without a mouse
     assert reached[1:6] == ["canvas", "choose", "clear", "invert", "pen"]
     page.find_element("id", "canvas").send_keys(
         Keys.SPACE, *[Keys.ARROW_DOWN] * 8, *[Keys.ARROW_RIGHT] * 8, Keys.SPACE

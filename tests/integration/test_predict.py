@@ -69,7 +69,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     content = bytearray((folders[2] / MODEL).read_bytes())
     content[-5000] ^= 1
     (folders[2] / MODEL).write_bytes(content)
-    write_digests(folders[2])  # whoever can change the model can change the list beside it
+    write_digests(folders[2])  # a writer of the model can rewrite the list beside it
     return Registry(config, client, runs, folders)
 
 

@@ -171,7 +171,7 @@ def test_pixels_are_scaled_once(function: str, scaled: bool) -> None:
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("own")
 def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFixture) -> None:
-    network = built("gate")  # nobody can tell where a class uses its layers
+    network = built("gate")  # where a class uses its layers is not known
     assert (np.asarray(network(np.zeros((1, *SHAPE), np.float32))) == 0.5).all()
     assert not caplog.text
 

@@ -62,7 +62,7 @@ def test_a_frozen_backbone_stays_bitwise_equal_and_then_trains_equally_on_all_ra
         assert len(way["losses"]) == 8
     # Features that were computed once are learnt from as images are.
     np.testing.assert_allclose(first["features"]["losses"], first["head"]["losses"], rtol=1e-4)
-    # Where the backbone is unfrozen, a run that is taken up goes on exactly.
+    # Where the backbone is unfrozen, a resumed run continues exactly.
     assert first["resumed"] == first["features"]
     alone = launch_frozen(FROZEN, 1)[0]
     np.testing.assert_allclose(alone["features"]["losses"][:4], first["features"]["losses"][:4], rtol=1e-4)

@@ -199,7 +199,7 @@ CUSTOM: dict[str, tuple[Break, str]] = {
 def test_every_manifest_rule_rejects_a_violation(wrong: str) -> None:
     if wrong in CUSTOM and CRDS is None:
         pytest.skip("DISTML_CRDS names no folder")
-    manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])  # which the tests above found whole
+    manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])  # complete by the tests above
     damage, said = (MUTATIONS | CUSTOM)[wrong]
     damage(manifests)
     assert any(said in manifest for manifest in everything(manifests, "k3d"))

@@ -95,7 +95,7 @@ def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: 
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: str) -> None:
     service = find(overlay, "RayService")
-    # KubeRay names the Service after the RayService, or as it is told.
+    # KubeRay names the Service after the RayService, or as configured.
     given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
     name = given or f"{service['metadata']['name']}-serve-svc"
     (application,) = served(overlay)["applications"]

@@ -1,4 +1,4 @@
-"""What the documents tell a person to type can be typed: every block of code, found by itself."""
+"""Commands and code in the documents work: every block is collected and checked."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def routes() -> list[str]:
 
 
 def save_titled(path: Path) -> None:
-    """Save the blocks of a document that the reader is told to save."""
+    """Save the blocks of a document that have a file name."""
     for block in blocks(path):
         if block.title:
             Path(block.title).write_text(block.text)

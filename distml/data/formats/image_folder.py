@@ -134,7 +134,7 @@ def _class_of(name: str, path: str) -> str:
 
 
 def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> None:
-    """Refuse a class folder of which no file is a picture, beside others that hold some."""
+    """Reject a class folder of which no file is a picture, beside others that hold some."""
     kept = {name.rpartition("/")[0] or "." for name in names}
     above = {parent.rpartition("/")[0] or "." for parent in kept}
     lost: dict[str, list[str]] = {}

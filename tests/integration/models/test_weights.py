@@ -1,4 +1,4 @@
-"""Weights from files: matched by layer, told by count and name; a file of another network is refused."""
+"""Weights from files: matched by layer, reported by count and name; a file of another network is rejected."""
 
 from __future__ import annotations
 

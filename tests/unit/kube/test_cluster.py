@@ -46,7 +46,7 @@ RENDERED = "\n---\n".join(
 
 
 class Programs:
-    """docker, k3d and kubectl that only write down their arguments, and fail where they are told to."""
+    """docker, k3d and kubectl that only record their arguments, and fail where a test says so."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, folder / "calls"

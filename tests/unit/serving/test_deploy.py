@@ -18,7 +18,7 @@ from distml.serving import deploy, run
 
 
 class Standing(ThreadingHTTPServer):
-    """An endpoint that is up and answers with the versions it is given, the last one for ever."""
+    """A running endpoint that answers with the given versions in turn, at the end always the last."""
 
     versions: list[int]
 

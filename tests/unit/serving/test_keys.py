@@ -204,7 +204,7 @@ def test_the_commands_of_this_ray_need_no_key_of_their_own(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the token of Ray")
     headers = keys.sent(own=True)
     assert "the token of Ray" not in headers["authorization"]
-    assert keys.sent() == {}  # an endpoint of others is not told
+    assert keys.sent() == {}  # an endpoint of others gets no key
     assert answered(check(file, requests_per_s=0.1), **headers) == 200
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another token")
     checked = check(file)

@@ -1,4 +1,4 @@
-"""What was served last is found again, whatever happened to its record, and never mistaken for another's."""
+"""The last model set is restored in spite of damaged records, and never that of another endpoint."""
 
 from __future__ import annotations
 

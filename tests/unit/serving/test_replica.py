@@ -1,4 +1,4 @@
-"""HAProxy is told whether a replica's event loop runs, whatever waits for the loop."""
+"""The health port reports whether a replica's event loop runs, independently of queued requests."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_recording_never_raises(storage_root: Path) -> None:
     log = RequestLog(LogConfig(**SOON), Storage(str(storage_root)))
     nonsense: Any = None
     log.record("a", PETS, nonsense, nonsense, 0.1)
-    log.record("b", PETS, answered(2)[0], answered(3)[1], 0.1)  # found out only by the writer
+    log.record("b", PETS, answered(2)[0], answered(3)[1], 0.1)  # detected only by the writer
     log.close()
     assert log.counts() == {"written": 0, "dropped": 1, "lost": 2, "waiting": 0}
 

@@ -171,7 +171,7 @@ def test_a_damaged_object_is_named_and_no_row_is_restored(place: Path, tmp_path:
     )  # what is gone is known before the first write
     database.require_empty(database.location(configuration(root)))
     shutil.copytree(place, copy, dirs_exist_ok=True)
-    assert backup.restore(configuration(root), str(copy))["champions"] == {"model": 1}  # the same goes on
+    assert backup.restore(configuration(root), str(copy))["champions"] == {"model": 1}  # repeating it resumes
 
 
 def test_restoring_into_a_used_root_changes_nothing(place: Path, tmp_path: Path) -> None:

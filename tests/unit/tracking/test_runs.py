@@ -1,4 +1,4 @@
-"""The same name goes on, is refused, or begins again."""
+"""A run of an existing name resumes, is rejected, or restarts."""
 
 from __future__ import annotations
 

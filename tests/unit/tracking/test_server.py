@@ -34,7 +34,7 @@ def test_the_artifact_root_follows_root_database_or_server(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
-    """What tells an outage imports MLflow, which takes seconds."""
+    """Recognising an outage imports MLflow, which takes seconds."""
     server.is_outage(ValueError())
 
 

@@ -26,7 +26,7 @@ F1 = Metric("f1", "Mean F1 of the classes.", "share", "higher", "steps", held_ou
 
 
 class Tracker:
-    """Keeps what it is told to record."""
+    """Keeps the recorded operations."""
 
     def __init__(self) -> None:
         self.recorded: list[tuple[str, int, dict[str, float]]] = []
