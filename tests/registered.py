@@ -40,7 +40,7 @@ def pictures() -> dict[str, Any]:
 
 
 def squares() -> dict[str, Any]:
-    """Three kinds of 20x20 pictures, which differ in the position of a bright square: few rows, for training."""
+    """Three kinds of 20x20 pictures, which differ in where a bright square is: few rows, for training."""
     drawn = np.random.default_rng(3)
     result: dict[str, Any] = {"classes": CLASSES}
     for split, count in (("train", 512), ("test", 96)):
