@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def rendered(
     epochs: int = 4,
     shape: tuple[int, int, int] = (8, 8, 1),
     about: dict[str, Any] | None = None,
+    photos: Sequence[page.Photo] = (),
     **changes: Any,
 ) -> str:
     """The page of a run on 600 rows a split; `about` changes the manifest, `changes` the report."""
@@ -58,4 +60,4 @@ def rendered(
     images = random.integers(0, 256, (len(report["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images)
+    return page.render(Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images, photos)

@@ -205,7 +205,8 @@ def _bands(count: int) -> Iterator[tuple[int, int]]:
 def _tints(colours: Images) -> npt.NDArray[np.float32]:
     """Mean colours beyond brightness, [N, 3]."""
     means = colours.reshape(len(colours), _LOW * _LOW, 3).mean(1, dtype=np.float32)
-    return means - means.mean(1, keepdims=True)
+    tints: npt.NDArray[np.float32] = means - means.mean(1, keepdims=True)
+    return tints
 
 
 def _alike(seen: Signatures, tints: npt.NDArray[np.float32], some: Indices, distance: int) -> Iterator[Pairs]:

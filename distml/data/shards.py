@@ -29,7 +29,7 @@ from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
 from distml.data.schema import Images
 from distml.data.source import Source
-from distml.data.writer import NOTES, write
+from distml.data.writer import NAMES, NOTES, write
 from distml.errors import ConfigError, DataError, StorageError
 from distml.storage import Storage
 from distml.tasks import Targets
@@ -255,6 +255,15 @@ def read(
         filled += len(some)
         first += len(table)
     return images, labels
+
+
+def names(storage: Storage, manifest: Manifest, split: str) -> list[str]:
+    """Return the files of a held-out split's rows, none where they are of no files or an older ingest."""
+    with suppress(StorageError, ValueError, LookupError, TypeError):
+        above = manifest.shards[split][0].path.rpartition("/")[0]
+        told = json.loads(storage.read_text(above, NAMES))[split]
+        return [str(name) for name in told] if len(told) == manifest.rows[split] else []
+    return []
 
 
 def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:

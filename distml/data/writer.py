@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -111,6 +112,8 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
 
 _LOG = logging.getLogger(__name__)
 
+NAMES = "names.json"
+"""File, in the writer's own folder, of what the held-out rows of files are called, by split."""
 NOTES = "notes"
 """Folder, below the writer's own, of what finished jobs say."""
 
@@ -135,6 +138,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         task = source.task.fitted(source.splits["train"].labels[parts["train"].rows])
         writer = _Writer(config, storage, source, parts)
         shards = writer.write(mine, pool)
+        writer.tell_names(mine)
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
     warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names))
@@ -219,6 +223,7 @@ class _Writer:
         self.faults: list[Fault] = []
         self.looked_at = len(source.faults)
         self.wide = with_margin(source, config.data.margin)
+        self.names: dict[str, list[str]] = {split: [] for split in parts if split != "train"}
         self.counts = {split: [0] * len(source.task.names) for split in parts}
         self.encoding = encoding(config, source, len(parts["train"].rows) * self._row_bytes("train"))
 
@@ -238,6 +243,11 @@ class _Writer:
         for piece in ordered:
             self._see(piece, written[piece.path])
         return {s: tuple(written[piece.path].shard for piece in some) for s, some in pieces.items()}
+
+    def tell_names(self, mine: str) -> None:
+        """Keep the files of the held-out rows, so that a report can name and show its mistakes."""
+        if any(self.names.values()):
+            self._storage.write_bytes(json.dumps(self.names).encode(), mine, NAMES)
 
     def _rows(self, split: str) -> Rows:
         rows = self._source.splits[self._parts[split].origin]
@@ -316,8 +326,10 @@ class _Writer:
         split = piece.split
         rows, wanted = self._rows(split), self._parts[split].rows[piece.first : piece.last]
         kept = np.delete(wanted, list(record.faults)) if record.faults else wanted
-        labels = rows.labels[kept]
-        self.look.see(split, record, labels, [rows.name(int(row)) for row in kept])
+        labels, names = rows.labels[kept], [rows.name(int(row)) for row in kept]
+        self.look.see(split, record, labels, names)
+        if rows.only is not None and split in self.names:
+            self.names[split] += names
         for label, count in enumerate(self._source.task.counts(labels).tolist()):
             self.counts[split][label] += count
 

@@ -9,6 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,13 @@ import yaml
 from PIL import Image
 
 from distml.config import Config
+from distml.data import image
+from distml.data.fetch import is_archive, is_remote
 from distml.data.manifest import Manifest
+from distml.data.opening import located
 from distml.data.schema import Images
+from distml.errors import DistmlError
+from distml.storage import Storage
 from distml.training import metrics as catalogue
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 FILE = "report.html"
 FOLDER = "report"
 """The file below a run's export, and among its artifacts."""
+_SMALL = 64  # images up to this side are shown pixel by pixel
 _CELLS = 40  # with more classes the confusion matrix is left out
 _PACKAGES = ("distml", "ray", "tensorflow-cpu", "tensorflow", "keras", "mlflow", "numpy", "pyarrow")
 
@@ -225,6 +232,47 @@ def embedded(image: Images) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
+PHOTO = 256
+"""Longest side of a photograph on the page."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture as it was.
+
+    Args:
+        name: Of the file.
+        url: Data URL, empty where the file cannot be read any more.
+    """
+
+    name: str
+    url: str
+
+
+def photos(config: Config, storage: Storage, names: Sequence[str]) -> list[Photo]:
+    """Read pictures of the configured data as they are: whole, upright, in their own proportions."""
+    data = config.data
+    if data.path is None or not names:
+        return []
+    place = data.path
+    with suppress(DistmlError):
+        if is_remote(place) or is_archive(place):
+            place = located(place, data.format, storage)[1].root
+    return [Photo(name, _photo(Storage(place), name, data.max_pixels)) for name in names]
+
+
+def _photo(place: Storage, name: str, max_pixels: int) -> str:
+    try:
+        opened = image.open_picture(place.read_bytes(name), name, max_pixels)
+        width, height = image.upright_size(opened)
+        scale = min(1.0, PHOTO / max(width, height))
+        sides = (max(1, round(height * scale)), max(1, round(width * scale)))
+        content = image.to_jpeg(image.fit(opened, image.Policy((*sides, 3), "stretch"), name))
+    except DistmlError:
+        return ""
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
 def _columns(epoch: Mapping[str, Any]) -> list[tuple[str, str, Callable[[float], str]]]:
     """Name, heading and format of the metrics in the table by epoch."""
     headings = {"samples_per_s": "samples/s"}
@@ -234,10 +282,22 @@ def _columns(epoch: Mapping[str, Any]) -> list[tuple[str, str, Callable[[float],
     ]
 
 
-def _mistakes(images: Images, worst: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+def _mistakes(
+    images: Images, worst: Sequence[Sequence[Any]], photos: Sequence[Photo]
+) -> list[dict[str, Any]]:
+    small, blank = max(images.shape[1:3]) <= _SMALL, Photo("", "")
     return [
-        {"image": embedded(image), "true": true, "predicted": predicted, "loss": loss}
-        for image, (_, true, predicted, loss) in zip(images, worst, strict=True)
+        {
+            "image": photo.url or embedded(image),
+            "small": small and not photo.url,
+            "name": photo.name,
+            "true": true,
+            "predicted": predicted,
+            "loss": loss,
+        }
+        for image, photo, (_, true, predicted, loss) in zip(
+            images, photos or [blank] * len(images), worst, strict=True
+        )
     ]
 
 
@@ -274,7 +334,12 @@ def template(name: str) -> jinja2.Template:
 
 
 def render(
-    config: Config, manifest: Manifest, report: Mapping[str, Any], facts: Facts, images: Images
+    config: Config,
+    manifest: Manifest,
+    report: Mapping[str, Any],
+    facts: Facts,
+    images: Images,
+    photos: Sequence[Photo] = (),
 ) -> str:
     """Render a run's report.
 
@@ -284,6 +349,7 @@ def render(
         report: The content of `report.json`: `evaluation` by split, `history` by epoch, `worst` mistakes.
         facts: The rest.
         images: uint8 [N, H, W, C], the images of the worst mistakes in their order.
+        photos: The same as they were, where they are files.
 
     Returns:
         A whole HTML document.
@@ -306,7 +372,7 @@ def render(
         columns=_columns(history[-1]),
         size=(WIDTH, HEIGHT),
         **_evaluated(manifest, evaluation[split]),
-        mistakes=_mistakes(images, report["worst"]),
+        mistakes=_mistakes(images, report["worst"], photos),
         times=times(facts.times),
         versions=versions(),
     )

@@ -61,7 +61,9 @@ def draw(
     finished = outcome.finished()
     report = finished.to_json()
     images, _ = shards.read(storage, manifest, finished.shown)
-    images = images[np.array([mistake.row for mistake in finished.mistakes], np.int64)]
+    wrong = [mistake.row for mistake in finished.mistakes]
+    images, called = images[np.array(wrong, np.int64)], shards.names(storage, manifest, finished.shown)
+    photos = page.photos(config, storage, [called[row] for row in wrong] if called else [])
     facts = page.Facts(
         run=run.name,
         run_id=run_id,
@@ -72,7 +74,7 @@ def draw(
         parameters=outcome.started.parameters if outcome.started else None,
         times=_times(finished, outcome.started, wall_s),
     )
-    html = page.render(config, manifest, report, facts, images)
+    html = page.render(config, manifest, report, facts, images, photos)
     storage.write_bytes(html.encode(), *finished.export, page.FOLDER, page.FILE)
     parts = (*finished.export, "figures")
     storage.write_bytes(json.dumps(report).encode(), *finished.export, "report.json")

@@ -355,7 +355,7 @@ def undisturbed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _notes(root: Path) -> int:
-    return sum(name.endswith(".json") and not name.startswith("manifest") for name in _moving(root))
+    return sum(re.fullmatch(r"[a-z]+-\d{5}\.json", name) is not None for name in _moving(root))
 
 
 def _await(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:

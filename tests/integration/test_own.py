@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def test_three_separable_classes_are_learnt(trained: tuple[Path, dict[str, Any],
 
 
 def test_streamed_rows_are_accounted_for(trained: tuple[Path, dict[str, Any], Training]) -> None:
-    _, result, _ = trained
+    root, result, _ = trained
+    (manifest,) = root.rglob("own-*/manifest.json")
+    assert json.loads(manifest.read_text())["encoding"] == "jpeg"  # decoded on the fly
     history = json.loads((Path(result["artifacts"]) / "report.json").read_text())["history"]
     assert [(epoch["rows_read"], epoch["rows_dropped"]) for epoch in history] == [(900, 0)] * 3
 
@@ -85,3 +88,13 @@ def test_the_export_describes_the_own_data(trained: tuple[Path, dict[str, Any], 
     described = json.loads((Path(trained[1]["artifacts"]) / "classes.json").read_text())
     assert described["classes"] == sorted(CLASSES)
     assert described["shape"] == [28, 28, 3]
+
+
+def test_the_report_shows_and_names_the_files_of_mistakes(
+    trained: tuple[Path, dict[str, Any], Training],
+) -> None:
+    artifacts = Path(trained[1]["artifacts"])
+    worst = json.loads((artifacts / "report.json").read_text())["worst"]
+    text = (artifacts / "report" / "report.html").read_text()
+    assert text.count('class="photo"') == len(worst)
+    assert len(re.findall(rf"({'|'.join(CLASSES)})/\d+\.png", text)) == len(worst)

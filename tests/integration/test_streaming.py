@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distml.config import Config
-from distml.data import feed, shards
+from distml.data import feed, jobs, shards
 from distml.storage import Storage
 from tests import zoo
 
@@ -80,3 +80,30 @@ def test_rows_of_files_are_streamed_as_they_are_read(tmp_path: Path, encoding: s
     assert expected.shape[1:] == (60, 60, 3)
     np.testing.assert_array_equal(images[order], expected)
     np.testing.assert_array_equal(labels[order], classes)
+
+
+def test_tasks_of_ray_write_what_threads_write_whatever_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        folder = tmp_path / "pictures" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        zoo.drawn(60, 50).rotate(15 * number).save(folder / f"{number}.png")
+    config = Config.model_validate({"data": {"path": str(tmp_path / "pictures"), "image_size": 48}})
+    monkeypatch.setattr(jobs, "SHARD_BYTES", 4 * 48 * 48 * 3)
+    strategies: list[object] = []
+    real = jobs.Pool.__init__
+
+    def noted(self: jobs.Pool, strategy: object = None) -> None:
+        strategies.append(strategy)
+        real(self, strategy)
+
+    monkeypatch.setattr(jobs.Pool, "__init__", noted)
+    prepared = []
+    for at_once in (0, 1, 2):  # none, then one and two tasks at a time of the two CPUs that Ray has here
+        monkeypatch.setattr(jobs, "CONNECTED_FROM_S", -1.0 if at_once else 1e9)
+        monkeypatch.setattr(jobs, "_cores", lambda at_once=at_once: max(1, at_once))
+        prepared.append(shards.prepare(config, Storage(str(tmp_path / f"root{at_once}"))))
+    assert strategies == [None, "DEFAULT", "DEFAULT"]
+    assert len({manifest.digest for manifest in prepared}) == 1
+    assert len(prepared[0].shards["train"]) > 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,10 +84,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         gone = set(alone)
         names = [name for name in names if name not in gone]
         divided = {split: paths for split, paths in divided.items() if split != "test"}
-    classes_of = {
-        split: {name: _class_of(name, path) for name, path in paths.items()}
-        for split, paths in divided.items()
-    }
+    classes_of = {split: _classes(paths) for split, paths in divided.items()}
     _require_pictures_of_all_classes(folder, names)
     headers, bad = survey(folder, names, data.max_pixels)
     if bad and data.on_error == "fail":
@@ -123,6 +121,15 @@ def pictures(folder: Folder) -> list[str]:
     return files
 
 
+def _classes(paths: Mapping[str, str]) -> dict[str, str]:
+    """The class of each file; where all folders are called like Hive's `label=cat`, what follows the sign."""
+    classes = {name: _class_of(name, path) for name, path in paths.items()}
+    keys = {label.partition("=")[:2] for label in classes.values()}
+    if len(keys) == 1 and "=" in next(iter(keys)):
+        return {name: label.partition("=")[2] for name, label in classes.items()}
+    return classes
+
+
 def _class_of(name: str, path: str) -> str:
     first, _, rest = path.partition("/")
     if not rest:
@@ -130,7 +137,7 @@ def _class_of(name: str, path: str) -> str:
             f"{name} lies outside a class folder.",
             "Lay the data out as CLASS/PICTURE, or put a metadata.csv with file_name and label beside them.",
         )
-    return first
+    return unicodedata.normalize("NFC", first)  # macOS writes names decomposed
 
 
 def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +24,15 @@ import pyarrow.parquet as pq
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
-from distml.data.listing import Folder
+from distml.data.listing import Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
 from distml.data.split import divide
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
+
+_LOG = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
 _BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
@@ -58,7 +61,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     """
     names = []
     for name in folder.sizes:
-        if name.endswith(".parquet"):
+        if suffix(name) == ".parquet":
             names.append(name)
         else:
             folder.ledger.skip(name, "no Parquet")
@@ -70,6 +73,11 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         s: np.concatenate([_labels(folder, name, columns, task) for name in some])
         for s, some in divided.items()
     }
+    for split in [split for split, some in labels.items() if split != "train" and _withheld(some)]:
+        _LOG.warning("%s is left out: all its labels are -1, as those of a contest are", split)
+        del labels[split]
+        for name in divided.pop(split):
+            folder.ledger.skip(name, "all labels are -1")
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
     known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
@@ -82,6 +90,10 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
     )
+
+
+def _withheld(labels: npt.NDArray[Any]) -> bool:
+    return labels.dtype.kind == "i" and len(labels) > 0 and bool((labels == -1).all())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import SUFFIXES, Policy
-from distml.data.listing import Folder
+from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
 from distml.data.source import Fault, Gathered, Indices, Rows, Source
 from distml.data.split import divide
@@ -44,7 +44,7 @@ class _Place:
 
 def is_webdataset(folder: Folder) -> bool:
     """Whether the files are tar files, the first of which holds a label beside a picture."""
-    tars = [name for name in folder.sizes if name.endswith(".tar")]
+    tars = [name for name in folder.sizes if suffix(name) == ".tar"]
     if not tars:
         return False
     try:
@@ -63,7 +63,7 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     Raises:
         DataError: No tar files, a picture without a label, or too many that cannot be used.
     """
-    tars = [name for name in folder.sizes if name.endswith(".tar")]
+    tars = [name for name in folder.sizes if suffix(name) == ".tar"]
     if not tars:
         raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
     places: dict[str, list[_Place]] = {}

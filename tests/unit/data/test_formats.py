@@ -698,3 +698,27 @@ def test_idx_sets_in_one_folder_are_named(tmp_path: Path, storage_root: Path) ->
     for path in (tmp_path / "in").glob("*letters*"):
         path.unlink()
     assert ingest(storage_root, tmp_path / "in")[0].rows["test"] == 60
+
+
+def test_folders_as_hive_and_macos_write_them(tmp_path: Path, storage_root: Path) -> None:
+    for number in range(24):
+        name = ("caf\u00e9", "cafe\u0301", "bar")[number % 3]
+        folder = tmp_path / "pictures" / f"label={name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 9 * number).save(folder / f"{number}.png")
+    manifest, _ = ingest(storage_root, tmp_path / "pictures")
+    assert manifest.classes == ("bar", "caf\u00e9")
+
+
+def test_parquet_in_capitals_and_a_test_split_whose_labels_are_withheld(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, labels in (("train", [0, 1] * 12), ("test", [-1] * 5)):
+        pictures = [png(np.full((4, 4), 9 * k, np.uint8)) for k in range(len(labels))]
+        pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / f"{split}.PARQUET")
+    with caplog.at_level("WARNING", logger="distml"):
+        manifest, _ = ingest(storage_root, tmp_path)
+    assert manifest.classes == ("0", "1")
+    assert sum(manifest.rows.values()) == 24
+    assert manifest.skipped == {"all labels are -1": 1}
+    assert "test is left out: all its labels are -1" in caplog.text

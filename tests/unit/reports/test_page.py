@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
@@ -9,13 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from distml import cli
 from distml.config import Config
+from distml.data import image, shards
 from distml.reports import page
 from distml.storage import Storage
 from distml.tracking import runs
+from tests import zoo
 from tests.reports import history, rendered
 
 pytestmark = pytest.mark.usefixtures("plain_logging")
@@ -85,6 +91,32 @@ def test_the_report_is_self_contained() -> None:
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 6, 3), (5, 5, 4)])
 def test_pictures_of_any_depth_are_shown(shape: tuple[int, int, int]) -> None:
     assert rendered(shape=shape).count("data:image/png;base64,") == 7
+
+
+def test_mistakes_are_shown_as_the_photographs_were_and_named(tmp_path: Path, storage_root: Path) -> None:
+    for number in range(24):
+        folder = tmp_path / "pictures" / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        zoo.drawn(400 + number, 100).save(folder / f"{number:02}.png")
+    data = {"path": str(tmp_path / "pictures"), "image_size": 16, "fit": "stretch"}
+    config, storage = Config.model_validate({"data": data}), Storage(str(storage_root))
+    manifest = shards.prepare(config, storage)
+    names = shards.names(storage, manifest, "test")
+    policy, images = manifest.pictures, shards.read(storage, manifest, "test")[0]
+    for name, row in zip(names, images, strict=True):
+        expected = image.read((tmp_path / "pictures" / name).read_bytes(), policy)
+        np.testing.assert_array_equal(expected, row)
+    (tmp_path / "pictures" / names[1]).unlink()
+    first, gone = page.photos(config, storage, names[:2])
+    assert (first.name, gone) == (names[0], page.Photo(names[1], ""))
+    shown = Image.open(io.BytesIO(base64.b64decode(first.url.partition(",")[2])))
+    assert shown.width == page.PHOTO
+    assert shown.height == pytest.approx(page.PHOTO / 4, rel=0.1)
+    worst = [[0, "cat", "dog", 2.0], [1, "dog", "cat", 1.0]]
+    text = rendered(shape=(16, 16, 3), worst=worst, photos=[first, gone])
+    assert (text.count('class="photo"'), text.count(first.url), names[0] in text) == (1, 1, True)
+    assert text.count("data:image/png;base64,") == 1
+    assert shards.names(storage, manifest, "train") == []
 
 
 def test_a_run_without_mistakes_shows_none() -> None:
