@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 
 from distml.config import Config
 from distml.data import duplicates, image, schema
-from distml.data.fetch import is_remote
 from distml.data.manifest import Shard
 from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Indices
@@ -292,12 +291,15 @@ def _next(pending: list[Any]) -> Any:
 
 
 @contextmanager
-def pool(config: Config, storage: Storage, count: int, sample: Callable[[int], object]) -> Iterator[Pool]:
+def pool(
+    config: Config, storage: Storage, place: str, count: int, sample: Callable[[int], object]
+) -> Iterator[Pool]:
     """Give a pool of threads where they are fast enough, else one of Ray, which is started if need be.
 
     Args:
-        config: Where data and cluster are.
+        config: Where the cluster is.
         storage: Is written by tasks.
+        place: Folder or URI that tasks read: of an archive, where it was unpacked.
         count: Pictures that are to be read.
         sample: Reads so many of them, to see how long one takes.
     """
@@ -315,14 +317,14 @@ def pool(config: Config, storage: Storage, count: int, sample: Callable[[int], o
 
             _LOG.info("%d pictures would take %.0f s in this process: starting Ray", count, alone_s)
             until.enter_context(cluster.connect(config))
-        yield Pool(_strategy(config, storage))
+        yield Pool(_strategy(storage, place))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _strategy(config: Config, storage: Storage) -> str | None:
+def _strategy(storage: Storage, place: str) -> str | None:
     """Spread tasks over the nodes; None where some of them do not see the data or the storage."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Node
@@ -333,9 +335,8 @@ def _strategy(config: Config, storage: Storage) -> str | None:
     probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     storage.write_bytes(b"", probe)
     try:
-        path = None if is_remote(config.data.path) else config.data.path
-        places = [Storage(path)] if path is not None else []
-        local = [place.root for place in places if place.local] + [storage.uri(probe)] * storage.local
+        data = Storage(place)
+        local = [data.root] * data.local + [storage.uri(probe)] * storage.local
         look, there = ray.remote(_seen), [Node(node, soft=False) for node in nodes]
         asked = [look.options(num_cpus=0, scheduling_strategy=node).remote(local) for node in there]
         blind = sum(seen != _seen(local) for seen in ray.get(asked))
@@ -343,7 +344,7 @@ def _strategy(config: Config, storage: Storage) -> str | None:
         storage.delete(probe)
     if not blind:
         return "SPREAD"
-    shown = " and ".join(place.root for place in (*places, storage) if place.local)
+    shown = " and ".join(each.root for each in (data, storage) if each.local)
     _LOG.warning("%d of %d nodes do not see %s: this process works alone", blind, len(nodes), shown)
     return None
 

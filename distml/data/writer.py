@@ -175,7 +175,7 @@ def _pool(config: Config, storage: Storage, source: Source) -> AbstractContextMa
         return nullcontext(None)
     first = source.splits["train"]
     return jobs.pool(
-        *(config, storage, sum(len(rows.labels) for rows in splits)),
+        *(config, storage, source.origins[0].uri, sum(len(rows.labels) for rows in splits)),
         lambda count: first.gather(np.arange(min(count, len(first.labels)), dtype=np.int64)),
     )
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import ray.exceptions
 
 from distml.config import Config
@@ -223,7 +226,7 @@ def test_ray_is_used_for_large_ingests(
     from distml.runtime import cluster
 
     monkeypatch.setattr(jobs, "_cores", lambda: 2)
-    monkeypatch.setattr(jobs, "_strategy", lambda config, storage: "DEFAULT")
+    monkeypatch.setattr(jobs, "_strategy", lambda storage, place: "DEFAULT")
     fake = SimpleNamespace(is_initialized=lambda: connected)
     monkeypatch.setitem(sys.modules, "ray", fake)
     started: list[Config] = []
@@ -236,7 +239,7 @@ def test_ray_is_used_for_large_ingests(
     monkeypatch.setattr(cluster, "connect", connect)
     ticks = iter([0.0, 0.016])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    with jobs.pool(Config(), Storage(str(tmp_path)), rows, lambda count: None) as pool:
+    with jobs.pool(Config(), Storage(str(tmp_path)), "/photos", rows, lambda count: None) as pool:
         chosen = "started" if started else "here" if pool._strategy is None else "ray"
     assert chosen == expected
 
@@ -271,3 +274,51 @@ def test_a_progress_note_of_another_file_is_ignored(pictures: Path, tmp_path: Pa
     note["shard"]["path"] = "b.parquet"
     storage.write_bytes(json.dumps(note).encode(), "a.json")
     assert jobs.run(job).fresh
+
+
+@pytest.mark.parametrize(("seen_elsewhere", "expected"), [(True, "SPREAD"), (False, None)])
+def test_tasks_go_where_the_folder_of_an_unpacked_archive_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_elsewhere: bool, expected: str | None
+) -> None:
+    """Its files lie in the cache of the driver; the archive itself may be seen by all nodes."""
+    packed = tmp_path / "pictures.tar"
+    with tarfile.open(packed, "w") as archive:
+        for k in range(12):
+            picture = zoo.encoded(zoo.drawn(30 + k, 33), "PNG")
+            member = tarfile.TarInfo(f"{'cat' if k % 2 else 'dog'}/{k}.png")
+            member.size = len(picture)
+            archive.addfile(member, io.BytesIO(picture))
+    asked: list[list[str]] = []
+
+    def look(paths: list[str]) -> list[int | None]:
+        asked.append(paths)
+        there = jobs._seen(paths)
+        return there if seen_elsewhere else [None for _ in there]
+
+    class Remote:
+        def __init__(self, function: Any) -> None:
+            pass
+
+        def options(self, **_: Any) -> Remote:
+            return self
+
+        remote = staticmethod(look)
+
+    nodes = [{"NodeID": "0" * 56, "Alive": True, "Resources": {"CPU": 1}}] * 2
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "remote", Remote)
+    monkeypatch.setattr(ray, "get", lambda given: given)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(jobs, "CONNECTED_FROM_S", -1.0)
+    chosen: list[object] = []
+
+    def noted(self: jobs.Pool, strategy: object = None) -> None:
+        chosen.append(strategy)
+        self._strategy = None
+
+    monkeypatch.setattr(jobs.Pool, "__init__", noted)
+    storage = Storage(str(tmp_path / "root"))
+    shards.prepare(Config.model_validate({"data": {"path": str(packed)}}), storage)
+    assert chosen == [expected]
+    assert all(paths[0].startswith(storage.uri("cache", "unpacked")) for paths in asked)
+    assert len(asked) == 2
