@@ -156,11 +156,11 @@ def _frozen(work: dict[str, Any]) -> None:
     said: dict[str, Any] = {}
     for way in ("head", "features", "resumed"):
         step = build()
-        backbone = [variable.value for variable in step.parts.features.weights]
+        backbone = [variable.value for variable in step.parts["features"].features.weights]
         before = digest(backbone)
-        rows = images if way == "head" else step.features(images)
+        rows = images if way == "head" else step.features("features", images)
         curves = [step.train(rows, labels, mine, "head" if way == "head" else "features")[0].numpy()]
-        step.synchronise(frozen=True)
+        step.synchronise("head")
         kept = digest(backbone) == before
         if way == "resumed":
             values = [variable.numpy() for variable in variables(step)]
@@ -169,7 +169,7 @@ def _frozen(work: dict[str, Any]) -> None:
                 variable.assign(value)
         curves.append(step.train(images, labels, mine, "all")[0].numpy())
         step.synchronise()
-        moved = digest([variable.value for variable in step.parts.features.weights]) != before
+        moved = digest([variable.value for variable in step.parts["features"].features.weights]) != before
         losses = np.concatenate(curves)[:, 0].tolist()
         said[way] = {"kept": kept, "moved": moved, "weights": digest(variables(step)), "losses": losses}
     print(json.dumps(said), flush=True)

@@ -290,7 +290,7 @@ class AugmentConfig(Section):
     cutmix: MixShare = 0.0
     """The same where a rectangle of another image is pasted; with mixup each row takes one of both."""
     frozen_views: Annotated[int, BeforeValidator(_number), Field(ge=0, le=1000)] = 0
-    """Augmented views of each image whose features a frozen backbone computes once, in turn; 0 is none."""
+    """Augmented views of each image whose features frozen layers compute once, in turn; 0 is none."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

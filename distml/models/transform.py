@@ -24,10 +24,10 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Parts:
-    """Both parts share the layers of the whole.
+    """A network cut in two; both parts share the layers of the whole.
 
     Attributes:
-        features: Raw pixels, (N, H, W, C), to pooled features, (N, F).
+        features: Raw pixels, (N, H, W, C), to features: (N, F), or maps (N, H', W', F).
         head: Features to float32 logits, (N, classes).
     """
 
@@ -36,32 +36,88 @@ class Parts:
 
 
 def split(network: keras.Model) -> Parts | None:
-    """Cut a network that `registry.build` returned.
+    """Cut a network that `registry.build` returned behind its pooled features.
 
     Returns:
         Its parts, None where it has no layers named `backbone` and `pool`.
     """
-    inner = next((part for part in (network, *network.layers) if _has_backbone(part)), None)
+    inner = _inner(network)
     if inner is None:
         return None
     pooled = inner.get_layer(POOL).output
-    features, head = keras.Model(inner.input, pooled), keras.Model(pooled, inner.output)
+    return _parts(network, inner, keras.Model(inner.input, pooled), keras.Model(pooled, inner.output))
+
+
+def split_frozen(network: keras.Model) -> Parts | None:
+    """Cut a network that `registry.build` returned where the frozen first layers of its backbone end.
+
+    The cut is the last place in front of all layers that learn which everything passes through; between
+    the branches of a block there is none.
+
+    Returns:
+        Its parts; None where no layer with weights is frozen in front of one that learns, or where the
+        backbone is no graph of layers.
+    """
+    inner = _inner(network)
+    backbone = inner.get_layer(BACKBONE) if inner else None
+    edge = _edge(backbone) if isinstance(backbone, keras.Model) else None
+    if edge is None:
+        return None
+    given, made = compat.call(backbone)
+    image, maps = inner.input, keras.Input(edge.shape[1:], dtype=edge.dtype)
+    lower = keras.Model(image, keras.Model(backbone.inputs[0], edge)(given))
+    last = keras.Model(edge, backbone.outputs[0])(maps)
+    return _parts(network, inner, lower, keras.Model(maps, keras.Model(made, inner.output)(last)))
+
+
+def _inner(network: keras.Model) -> keras.Model | None:
+    """The model that has the backbone: the network itself, or what `registry.build` wrapped."""
+    return next((model for model in (network, *network.layers) if _has_backbone(model)), None)
+
+
+def _has_backbone(network: Any) -> bool:
+    names = {layer.name for layer in network.layers} if isinstance(network, keras.Model) else set()
+    return {BACKBONE, POOL} <= names
+
+
+def _edge(backbone: keras.Model) -> Any:
+    """The tensor at which a backbone's frozen layers end, None where there is none."""
+    try:  # a sequence of layers is a graph, too
+        operations = keras.Model(backbone.inputs, backbone.outputs).operations
+    except (AttributeError, ValueError):  # a subclass with a `call` of its own
+        return None
+    # Each operation comes after those that it takes tensors from.
+    weights = [getattr(operation, "weights", ()) for operation in operations]
+    learning = [bool(getattr(operation, "trainable_variables", ())) for operation in operations]
+    last_use = {
+        id(tensor): place
+        for place, operation in enumerate(operations)
+        for tensor in keras.tree.flatten(operation.input)
+    }
+    edge, needed = None, set()
+    for place, operation in enumerate(operations[: learning.index(True) if any(learning) else 0]):
+        made = keras.tree.flatten(operation.output)
+        needed |= {id(tensor) for tensor in made}
+        needed -= {tensor for tensor in needed if last_use.get(tensor, len(operations)) <= place}
+        if needed == {id(made[0])} and any(weights[: place + 1]):
+            edge = made[0]
+    return edge
+
+
+def _parts(network: keras.Model, inner: keras.Model, features: keras.Model, head: keras.Model) -> Parts:
+    """Parts of the inner model with the layers that the network has around it."""
     if inner is network:
         return Parts(features, head)
     before, after = [
         [network.get_layer(name) for name in names if name in {layer.name for layer in network.layers}]
         for names in (("normalise",), ("float32_logits",))
     ]
-    image, vector = keras.Input(network.input_shape[1:]), keras.Input(pooled.shape[1:], dtype=pooled.dtype)
+    cut = head.input
+    image, rows = keras.Input(network.input_shape[1:]), keras.Input(cut.shape[1:], dtype=cut.dtype)
     return Parts(
         keras.Model(image, _through([*before, features], image)),
-        keras.Model(vector, _through([head, *after], vector)),
+        keras.Model(rows, _through([head, *after], rows)),
     )
-
-
-def _has_backbone(network: Any) -> bool:
-    names = {layer.name for layer in network.layers} if isinstance(network, keras.Model) else set()
-    return {BACKBONE, POOL} <= names
 
 
 def _through(layers: list[Any], x: Tensor) -> Tensor:

@@ -83,6 +83,18 @@ PRIVATE = (
         "keras",
         "3.15.1",
         (
+            "keras/src/ops/operation.py: self._inbound_nodes = []",
+            "keras/src/ops/node.py: def input_tensors(self)",
+            "keras/src/ops/node.py: def output_tensors(self)",
+        ),
+        "`call`: what a model that is a layer of another one is given there; `Model.input` is its own",
+        "epochs that train the last blocks of a frozen backbone compute its first ones once "
+        "(benchmarks/README.md)",
+    ),
+    Private(
+        "keras",
+        "3.15.1",
+        (
             "keras/src/layers/normalization/batch_normalization.py: self.renorm",
             "keras/src/layers/normalization/batch_normalization.py: self.synchronized",
         ),
@@ -188,6 +200,12 @@ def layers(network: Any, include_self: bool = True) -> list[Any]:
 def own_variables(layer: Any) -> list[Any]:
     """Return the weights of a Keras layer itself, in the order in which Keras saves them."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def call(layer: Any) -> tuple[Any, Any]:
+    """Return the tensor that a layer is called on in the graph of its model, and the tensor it returns."""
+    node = layer._inbound_nodes[0]
+    return node.input_tensors[0], node.output_tensors[0]
 
 
 def swap_class(layer: Any, kind: type[Any]) -> None:

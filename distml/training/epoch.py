@@ -44,7 +44,7 @@ class FeatureStore:
         """Append rows.
 
         Args:
-            features: (rows, F).
+            features: (rows, ...).
             labels: (rows, ...).
         """
         self._labels.append(labels)
@@ -133,6 +133,7 @@ class Epochs:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
+        self._kept_scope: Scope = "all"
         self._stores: dict[int | None, FeatureStore] = {}
         self._validated: Any = None
         self._rows_read = 0
@@ -159,7 +160,7 @@ class Epochs:
         rank = self._rank
         scope = self._scope(epoch)
         metrics = self._train(epoch, scope)
-        rank.step.synchronise(frozen=scope != "all")
+        rank.step.synchronise(scope)
         metrics |= self._validate(scope)
         metrics["world_size"] = rank.world_size
         finished = EpochFinished(epoch + 1, rank.step.iterations, metrics)
@@ -181,17 +182,20 @@ class Epochs:
     def _scope(self, epoch: int) -> Scope:
         """What an epoch trains: features are computed once where images do not change, or in fixed views."""
         rank = self._rank
-        if epoch >= rank.config.model.freeze_epochs:
-            self._forget_features()
-            return "all"
-        if rank.step.parts is None:
+        augment, frozen = rank.config.train.augment, epoch < rank.config.model.freeze_epochs
+        if frozen and "features" not in rank.step.parts:
             raise ModelError(
                 f"model.freeze_epochs = {rank.config.model.freeze_epochs}, but no layers of "
                 f"{rank.config.model.name} are named backbone and pool.",
                 "Name them so in its builder, or set model.freeze_epochs to 0.",
             )
-        augment = rank.config.train.augment
-        return "features" if augment.frozen_views or not augment.drawn else "head"
+        scope: Scope = "features" if frozen else "maps"
+        if (augment.drawn and not augment.frozen_views) or scope not in rank.step.parts:
+            scope = "head" if frozen else "all"
+        if scope != self._kept_scope:
+            self._forget_features()
+        self._kept_scope = scope
+        return scope
 
     def _forget_features(self) -> None:
         for store in self._stores.values():
@@ -201,7 +205,7 @@ class Epochs:
     def _validation_features(self) -> Any:
         """Features of this rank's validation rows, computed once."""
         if self._validated is None:
-            self._validated = self._rank.step.features(self._rank.validation[0])
+            self._validated = self._rank.step.features(self._kept_scope, self._rank.validation[0])
         return self._validated
 
     def _stored(self, epoch: int) -> tuple[FeatureStore, float]:
@@ -213,20 +217,20 @@ class Epochs:
             store = FeatureStore(rank.config.data.memory_budget_bytes // max(1, views))
             for window in rank.shard.windows(epoch):
                 images, labels = self._tensors(window)
-                store.add(rank.step.features(images, view).numpy(), labels.numpy())
+                store.add(rank.step.features(self._kept_scope, images, view).numpy(), labels.numpy())
             if len(store) < rank.batch:
                 raise self._too_few(epoch)
             self._stores[view] = store
         return self._stores[view], time.perf_counter() - began
 
     def _on_features(self, epoch: int, store: FeatureStore) -> list[np.ndarray]:
-        """Train the head for an epoch; returns the curve of each block."""
+        """Train what is behind the features for an epoch; returns the curve of each block."""
         rank, curves, done = self._rank, [], 0
         order = self._order(store.labels, rank.steps_per_epoch, self._seed(epoch, 0))
         for at in range(0, len(order), rank.config.train.log_every_steps):
             block = order[at : at + rank.config.train.log_every_steps]
             features, labels, positions = store.block(block)
-            curves.append(self._block(epoch, done, (features, labels), positions, "features"))
+            curves.append(self._block(epoch, done, (features, labels), positions, self._kept_scope))
             done += len(block)
         self._rows_read = np.unique(order).size
         return curves
@@ -256,10 +260,11 @@ class Epochs:
     def _train(self, epoch: int, scope: Scope) -> Metrics:
         rank, features_s = self._rank, 0.0
         self._rows_read = 0
-        if scope == "features":
+        kept = scope in rank.step.parts
+        if kept:
             store, features_s = self._stored(epoch)
         waited, began = rank.shard.wait_s, time.perf_counter()
-        curves = self._on_features(epoch, store) if scope == "features" else self._on_images(epoch, scope)
+        curves = self._on_features(epoch, store) if kept else self._on_images(epoch, scope)
         train_s = time.perf_counter() - began
         curve = np.concatenate(curves)
         done = len(curve)
@@ -270,7 +275,7 @@ class Epochs:
             "samples_per_s": done * rank.config.train.global_batch_size / train_s,
             "train_s": train_s,
             "data_wait_s": rank.shard.wait_s - waited,
-        } | ({"features_s": features_s} if scope == "features" else {})
+        } | ({"features_s": features_s} if kept else {})
 
     def _order(self, targets: np.ndarray, steps: int, seed: tuple[int, ...]) -> np.ndarray:
         """Positions of a window's rows by step, as `train.sampler` draws them."""
@@ -342,10 +347,9 @@ class Epochs:
         Every rank gets the same numbers; `rows_read` and `rows_dropped` are together the training split.
         """
         step, (images, labels), began = self._rank.step, self._rank.validation, time.perf_counter()
-        scores = step.scores
-        if scope == "features":
+        scores = step.scorer(scope)
+        if scope in step.parts:
             images = self._validation_features()
-            scores = step.head_scores
         step.swap()
         losses, logits = scores(images, labels)
         task = step.task

@@ -9,7 +9,7 @@ all-reduce and where clipping sees the summed gradient instead of a worker's sha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,12 +23,12 @@ from distml.models import transform
 from distml.tasks import Task, network
 from distml.tasks.classification import Classification
 from distml.training.augment import Augmentation, centre
-from distml.training.score import batch_rows, scorer
+from distml.training.score import Scores, batch_rows, scorer
 
 Tensor = Any
-Scope = Literal["all", "head", "features"]
+Scope = Literal["all", "head", "features", "maps"]
 """What a step trains: the whole network; its head behind a frozen backbone; its head on features that were
-computed before."""
+computed before; the layers behind the frozen ones on feature maps that were computed before."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Step:
 
     Attributes:
         scores: Loss and logits of each of this worker's rows, as `score.scorer` describes.
-        parts: The network cut at its pooled features, None where it has no backbone.
+        parts: The network cut at its pooled features ("features") and behind the frozen first layers of its
+            backbone ("maps"), where it has them.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Step:
         self._curve = network.curve(self.task)
         self.scores = scorer(model, self.task)
         self._augmentation = Augmentation(spec.augment, model.input_shape[1:])
-        self.parts = transform.split(model)
-        graphs = {"all": self._whole()} | (self._frozen(self.parts) if self.parts else {})
-        self._compiled = {scope: self._compile(graph) for scope, graph in graphs.items()}
-        if self.parts:
-            self.head_scores = scorer(self.parts.head, self.task)
-            self._features = tf.function(self._extracted, reduce_retracing=True)
+        cuts: dict[Scope, Any] = {"features": transform.split(model), "maps": transform.split_frozen(model)}
+        self.parts: dict[Scope, transform.Parts] = {scope: cut for scope, cut in cuts.items() if cut}
+        self._compiled = {scope: self._compile(graph) for scope, graph in self._graphs().items()}
+        self._scorers = {scope: scorer(cut.head, self.task) for scope, cut in self.parts.items()}
+        self._features = {
+            scope: tf.function(partial(self._extracted, cut), reduce_retracing=True)
+            for scope, cut in self.parts.items()
+        }
 
     def _whole(self) -> _Graph:
         def forward(images: Tensor) -> Tensor:
@@ -131,32 +134,38 @@ class Step:
             lambda images: images, forward, self.model.trainable_variables, self.model, True, shape, "uint8"
         )
 
-    def _frozen(self, cut: transform.Parts) -> dict[str, _Graph]:
-        """Steps of the head: a frozen backbone neither learns, drops features nor moves its statistics."""
-        learning = cut.head.trainable_variables
-        vector = cut.features.output
+    def _graphs(self) -> dict[Scope, _Graph]:
+        """Steps by scope: frozen layers neither learn, drop features nor move their statistics."""
+        graphs: dict[Scope, _Graph] = {"all": self._whole()}
+        for scope, cut in self.parts.items():
+            graphs[scope] = self._behind(cut)
+        if pooled := self.parts.get("features"):
+            shape, behind = self._stored_shape(), graphs["features"]
+            prepare = partial(self._extracted, pooled)
+            graphs["head"] = replace(behind, prepare=prepare, augmented=True, shape=shape, dtype="uint8")
+        return graphs
 
-        def head(features: Tensor) -> Tensor:
+    def _behind(self, cut: transform.Parts) -> _Graph:
+        """The step of what comes behind a cut, on features that were computed before."""
+        rows = cut.features.output
+
+        def forward(features: Tensor) -> Tensor:
             return cut.head(features, training=True)
 
-        shape = self._stored_shape()
-        return {
-            "head": _Graph(self._extracted, head, learning, cut.head, True, shape, "uint8"),
-            "features": _Graph(
-                lambda rows: rows, head, learning, cut.head, False, tuple(vector.shape[1:]), vector.dtype
-            ),
-        }
+        learning = cut.head.trainable_variables
+        return _Graph(
+            lambda features: features, forward, learning, cut.head, False, tuple(rows.shape[1:]), rows.dtype
+        )
 
     def _stored_shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = self.model.input_shape[1:]
         return (*self.spec.stored_size, shape[2]) if self.spec.stored_size else shape
 
-    def _extracted(self, images: Tensor, seed: Tensor | None = None) -> Tensor:
-        assert self.parts is not None
+    def _extracted(self, cut: transform.Parts, images: Tensor, seed: Tensor | None = None) -> Tensor:
         if seed is not None:
             images = self._augmentation(images, seed)
         images = centre(images, self.model.input_shape[1:3])
-        return self.parts.features(tf.cast(images, tf.float32), training=False)
+        return cut.features(tf.cast(images, tf.float32), training=False)
 
     def _compile(self, graph: _Graph) -> Any:
         replicas = self.strategy.num_replicas_in_sync
@@ -176,27 +185,32 @@ class Step:
         """Optimizer steps done."""
         return int(self.optimizer.iterations.numpy())
 
-    def features(self, images: np.ndarray | Tensor, view: int | None = None) -> Tensor:
+    def features(self, scope: Scope, images: np.ndarray | Tensor, view: int | None = None) -> Tensor:
         """Compute what the frozen part of the network makes of images.
 
         Args:
+            scope: Whose features, a key of `parts`.
             images: uint8 (rows, H, W, C); a margin is cut off.
             view: Number of an augmented view; None does not augment.
 
         Returns:
-            Features (rows, F) in the type that the network computes in.
+            Features (rows, F) or maps (rows, H', W', F) in the type that the network computes in.
         """
-        assert self.parts is not None
+        network = self.parts[scope].features
         if not len(images):
-            return tf.zeros([0, *self.parts.features.output_shape[1:]], self.parts.features.output.dtype)
-        size = batch_rows(self.parts.features)
-        parts = []
+            return tf.zeros([0, *network.output_shape[1:]], network.output.dtype)
+        size = batch_rows(network)
+        blocks = []
         for at in range(0, len(images), size):
             seed = None
             if view is not None:  # steps count up from 0, these seeds down
                 seed = tf.constant([(self.spec.batch_seed + 104729 * (view + 1)) % 2**31, -1 - at])
-            parts.append(self._features(images[at : at + size], seed))
-        return tf.concat(parts, 0)
+            blocks.append(self._features[scope](images[at : at + size], seed))
+        return tf.concat(blocks, 0)
+
+    def scorer(self, scope: Scope) -> Callable[..., Scores]:
+        """Return what scores rows of a scope, which are images where it keeps no features."""
+        return self._scorers.get(scope, self.scores)
 
     def train(
         self, images: Tensor, labels: Tensor, order: Tensor, scope: Scope = "all"
@@ -300,15 +314,16 @@ class Step:
         hits = self._curve(labels, logits)
         return [*dense, tf.stack([loss, tf.reduce_sum(hits) / self.spec.global_batch_size])]
 
-    def synchronise(self, frozen: bool = False) -> None:
+    def synchronise(self, scope: Scope = "all") -> None:
         """Average the moving statistics of normalisation layers over all workers.
 
         Each worker keeps them from its own rows; afterwards all evaluate and save the same model.
 
         Args:
-            frozen: Those of the backbone have not moved, and stay what they are to the last bit.
+            scope: What was trained; statistics of the rest stay what they are to the last bit.
         """
-        model = self.parts.head if frozen and self.parts else self.model
+        cut = self.parts.get("features" if scope == "head" else scope)
+        model = cut.head if cut else self.model
         still = transform.frozen_variables(model)
         moving = [
             variable.value

@@ -155,19 +155,19 @@ def test_the_loss_of_a_mixed_row_is_that_of_its_soft_target(parts: int) -> None:
     share = share[:, None]
     soft = share * tf.one_hot(labels, 3) + (1 - share) * tf.one_hot(others, 3)
     soft = 0.9 * soft + 0.1 / 3
-    logits = step.parts.head(step.parts.features(images))
+    logits = step.parts["features"].head(step.parts["features"].features(images))
     expected = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(soft, logits))
     assert float(curve[0, 0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_views_are_drawn_once_and_features_need_no_margin() -> None:
     step = step_of({"flip": True}, (8, 8, 3), stored_size=SHAPE[:2])
-    views = [step.features(IMAGES, view).numpy() for view in (0, 1, 0)]
+    views = [step.features("features", IMAGES, view).numpy() for view in (0, 1, 0)]
     assert np.array_equal(views[0], views[2])
     assert not np.array_equal(views[0], views[1])
     centre = IMAGES[:, 4:12, 2:10]
-    expected = step.parts.features(centre.astype(np.float32))
-    np.testing.assert_allclose(step.features(IMAGES), expected, rtol=1e-5)
+    expected = step.parts["features"].features(centre.astype(np.float32))
+    np.testing.assert_allclose(step.features("features", IMAGES), expected, rtol=1e-5)
     curve, _ = step.train(IMAGES, LABELS, np.arange(6, dtype=np.int32)[None])
     assert np.isfinite(curve.numpy()).all()
 

@@ -49,6 +49,7 @@ FLAGS = [
     "--model.name=own_finetune:network",
     "--model.weights=first.npz",
     "--model.freeze_epochs=2",
+    "--model.unfreeze_from=norm",
     "--model.backbone_learning_rate=0.1",
     "--train.epochs=4",
     "--train.global_batch_size=32",
@@ -98,7 +99,7 @@ def test_frozen_epochs_train_on_features_and_resume_after_a_kill(root: Path) -> 
     assert run.said("1 layers of the file are not used (other)") == 1
     assert again.said("resumed after epoch") == 1
     epochs = history(result)
-    assert [("features_s" in epoch) for epoch in epochs] == [True, True, False, False]
+    assert all("features_s" in epoch for epoch in epochs)  # in front of norm nothing learns
     assert recorded(root, "fine")[1]["loss"] == [1, 2, 3, 4]
     assert result["test_accuracy"] > 0.9
     straight = Training(root, "straight", *FLAGS)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from distml.errors import ModelError
 from distml.models import registry, transform
+
+if TYPE_CHECKING:
+    from distml.training.step import Scope
 
 pytestmark = pytest.mark.tensorflow
 
@@ -65,6 +68,36 @@ def test_backbone_and_head_together_equal_the_network(keras: Any, own: str, name
     assert both == {id(weight) for weight in network.trainable_variables}
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "edge"),
+    [
+        ("efficientnet_lite0", "block15", (1, 1, 192)),
+        # The block adds what it is given: between its layers there is no place to cut.
+        ("efficientnet_lite0", "block14_project", (1, 1, 192)),
+        ("own_parts:network", "batch_normalization", (30, 30, 4)),
+        ("own_parts:raw", "1", (30, 30, 4)),
+    ],
+)
+def test_lower_and_upper_layers_together_equal_the_network(
+    keras: Any, own: str, name: str, first: str, edge: tuple[int, ...]
+) -> None:
+    network = registry.build(name, SHAPE, 3, {}, 0)
+    assert transform.split_frozen(network) is None
+    transform.freeze_below(network, first)
+    transform.fuse(network)
+    cut = transform.split_frozen(network)
+    assert cut is not None
+    assert cut.features.output_shape[1:] == edge
+    assert not cut.features.trainable_variables
+    assert {id(variable) for variable in cut.head.trainable_variables} == {
+        id(variable) for variable in network.trainable_variables
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.float32)
+    logits = cut.head(cut.features(pixels, training=False), training=False)
+    assert logits.dtype == "float32"
+    np.testing.assert_allclose(logits, network(pixels, training=False), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])
 def test_a_network_without_a_backbone_is_not_cut(keras: Any, name: str) -> None:
     assert transform.split(registry.build(name, SHAPE, 3, {}, 0)) is None
@@ -83,7 +116,8 @@ def test_layers_in_front_of_the_first_that_learns_are_frozen(keras: Any, first: 
     assert network.get_layer("logits").trainable
 
 
-def test_frozen_layers_stay_bitwise_equal_and_the_others_learn(keras: Any) -> None:
+@pytest.mark.parametrize("scope", ["all", "maps"])
+def test_frozen_layers_stay_bitwise_equal_and_the_others_learn(keras: Any, scope: Scope) -> None:
     import tensorflow as tf
 
     from distml.config import AugmentConfig, TrainConfig
@@ -98,8 +132,11 @@ def test_frozen_layers_stay_bitwise_equal_and_the_others_learn(keras: Any) -> No
     optimizer.build(network.trainable_variables)
     step = Step(tf.distribute.get_strategy(), network, optimizer, StepSpec(6, 0, 0, 0, 0, AugmentConfig()))
     images: Any = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
-    step.train(images, (np.arange(6) % 3).astype(np.int32), np.arange(6, dtype=np.int32)[None])
-    step.synchronise()
+    rows = images if scope == "all" else step.features(scope, images)
+    labels, order = (np.arange(6) % 3).astype(np.int32), np.arange(6, dtype=np.int32)[None]
+    curve, _ = step.train(rows, labels, order, scope)
+    step.synchronise(scope)
+    assert float(curve[0, 0]) == pytest.approx(1.3, abs=0.5)
     after = {weight.path: weight.numpy() for weight in network.weights}
     same = {path for path in before if np.array_equal(before[path], after[path])}
     assert {path.rpartition("/")[2] for path in same} == {"kernel", "bias"}
