@@ -59,9 +59,9 @@ def split_frozen(network: keras.Model) -> Parts | None:
         backbone is no graph of layers.
     """
     inner = _inner(network)
-    backbone = inner.get_layer(BACKBONE) if inner else None
+    backbone: Any = inner.get_layer(BACKBONE) if inner else None
     edge = _edge(backbone) if isinstance(backbone, keras.Model) else None
-    if edge is None:
+    if inner is None or edge is None:
         return None
     given, made = compat.call(backbone)
     image, maps = inner.input, keras.Input(edge.shape[1:], dtype=edge.dtype)
