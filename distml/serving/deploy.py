@@ -21,7 +21,7 @@ from distml.errors import ResourceError, ServingError, TrackingError
 from distml.runtime import cluster, compat
 from distml.serving import client, ingress, keys
 from distml.serving.models import Record, aliases
-from distml.tracking import registry
+from distml.tracking import locate, registry
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def require_champion(config: Config) -> int:
     Raises:
         ServingError: No version is champion.
         TrackingError: The registry does not answer, and nothing was served before.
+        ModelError: The champion was registered without a SHA-256, and nothing was served before.
     """
     name = config.tracking.registered_model
     try:
@@ -75,6 +76,8 @@ def require_champion(config: Config) -> int:
         raise ServingError(
             f"no version of {name} is {registry.CHAMPION}.", "Train one and run `distml promote`."
         )
+    if champion.sha256 is None and Record(config).recall().champion is None:
+        locate.require_signed(champion)  # nothing else could answer: said before Ray starts
     return champion.version
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from distml import api
 from distml.config import Config
-from distml.errors import ResourceError, ServingError
+from distml.errors import ModelError, ResourceError, ServingError
 from distml.runtime import cluster
 from distml.serving import deploy, run
+from distml.serving.models import ModelSet
+from distml.tracking import registry
+from distml.tracking.registry import ModelVersion
 
 
 class Standing(ThreadingHTTPServer):
@@ -157,3 +163,17 @@ def test_an_interrupted_start_stops_the_endpoint_it_deployed(
     with pytest.raises(KeyboardInterrupt):
         deploy.start(configured(standing), 30)
     assert stopped == stops
+
+
+def test_a_champion_that_may_not_be_loaded_is_rejected_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = Config.resolve({"storage": {"root": str(tmp_path)}, "tracking": {"registered_model": "shoes"}})
+    unsigned = ModelVersion("shoes", 2, None, None)
+    monkeypatch.setattr(registry, "by_alias", lambda *_: unsigned)
+    with pytest.raises(ModelError, match="shoes version 2 was registered without a SHA-256"):
+        deploy.require_champion(config)
+    served = dataclasses.replace(unsigned, version=1, sha256="0" * 64)
+    known = ModelSet({"champion": 1}, {1: served}, asked_at=1.0)
+    monkeypatch.setattr(deploy, "Record", lambda _: SimpleNamespace(recall=lambda: known))
+    assert deploy.require_champion(config) == 2  # the version that was served last goes on answering
