@@ -34,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=defaults.requests, help="at least, under load")
     parser.add_argument("--overrides", default=defaults.overrides, help="further flags of the pipeline")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
-    parser.add_argument("--table", action="store_true", help="print the table of --records alone")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print what is in --records, a column for each moment, and run nothing",
+    )
     return parser
 
 
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.dry_run:
         return _show(chosen)
     if given.table:
-        print(record.table(chosen, record.load(given.records)))
+        print(record.matrix(chosen, record.load(given.records)))
         return 0
     if not given.context:
         parser.error("--context is missing: the name of the cluster that may lose pods")

@@ -123,3 +123,24 @@ def _row(cell: Cell, record: Record | None) -> list[str]:
         str(record.restarts),
         record.verdict,
     ]
+
+
+def matrix(planned: Iterable[Cell], records: dict[Cell, Record]) -> str:
+    """The cells in Markdown on few lines: a row for each kind of pod and fault, a column for each moment."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for cell in planned:
+        said = "no such pod" if cell.missing else _short(records.get(cell))
+        rows.setdefault((cell.kind, cell.fault), {})[cell.moment] = said
+    moments = list(dict.fromkeys(moment for row in rows.values() for moment in row))
+    lines = [f"| pod | fault | {' | '.join(moments)} |", f"|{'---|' * (2 + len(moments))}"]
+    for named, row in rows.items():
+        lines.append(f"| {' | '.join([*named, *(row.get(moment, '') for moment in moments)])} |")
+    return "\n".join(lines)
+
+
+def _short(record: Record | None) -> str:
+    if record is None:
+        return "not run"
+    ready = "" if record.recovery_s is None else f", ready again after {record.recovery_s:.0f} s"
+    lost = f", {record.lost} of {record.requests:,} lost" if record.requests else ""
+    return f"{record.verdict}{ready}{lost}"

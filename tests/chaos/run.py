@@ -99,7 +99,7 @@ class Performer:
         self._cluster, self._cell, self._settings, self._say = cluster, cell, settings, say
         self._moment, self._number = MOMENTS[cell.moment], number
         self._run_name = f"{cell.name}-{number}"
-        self._workflow = ""
+        self._workflow, self._before = "", 0
 
     def run(self) -> None:
         """Do all of it."""
@@ -170,6 +170,7 @@ class Performer:
         pods = [pod for pod in self._cluster.pods(self._cell.selector + mine) if pod["spec"].get("nodeName")]
         if not pods:
             raise ClusterError(f"there is no pod with {self._cell.selector}.")
+        self._before = sum(map(is_ready, pods))
         node = pods[0]["spec"]["nodeName"]
         drained = [pod for pod in pods if pod["spec"]["nodeName"] == node]
         victims = drained if self._cell.fault == "drain" else pods[:1]
@@ -205,7 +206,7 @@ class Performer:
             return True
         mine = f",workflows.argoproj.io/workflow={self._workflow}" if self._cell.kind == "step" else ""
         ready = [pod for pod in self._cluster.pods(self._cell.selector + mine) if is_ready(pod)]
-        return len([pod for pod in ready if pod["metadata"]["uid"] not in uids(victims)]) >= len(victims)
+        return len(uids(ready) - uids(victims)) >= self._before
 
     def _submit(self) -> str:
         """Start a workflow of this cell's own run; returns its name."""

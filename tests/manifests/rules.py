@@ -249,6 +249,8 @@ def kuberay(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name(manifest)}: the name is longer than {longest}"
         if kind == "RayJob":
             yield from (f"{name(manifest)}: {said}" for said in _rayjob(spec))
+        if kind == "RayCluster" and spec.get("upgradeStrategy", {}).get("type") != "Recreate":
+            yield f"{name(manifest)} keeps its pods when its image changes"
         for where, group in _groups(spec):
             if {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys() and group.get(
                 "resources"

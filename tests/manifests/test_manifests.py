@@ -177,6 +177,10 @@ MUTATIONS: dict[str, tuple[Break, str]] = {
     ),
     "another Ray": (lambda m: find(m, "RayCluster")["spec"].update(rayVersion="2.59.0"), "2.59.0"),
     "no authentication": (lambda m: find(m, "RayCluster")["spec"].pop("authOptions"), "token"),
+    "pods of the old version": (
+        lambda m: find(m, "RayCluster")["spec"].pop("upgradeStrategy"),
+        "keeps its pods when its image changes",
+    ),
     "no Pod Security": (lambda m: find(m, "Namespace", "distml")["metadata"].pop("labels"), "enforces"),
     "no default deny": (lambda m: m.remove(find(m, "NetworkPolicy", "default-deny")), "denies by default"),
     "a backoff limit": (lambda m: find(m, "RayJob")["spec"].update(backoffLimit=1), "backoffLimit"),

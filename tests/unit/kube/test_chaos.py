@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,34 +19,16 @@ from tests.chaos.cluster import Cluster, restarts
 from tests.chaos.plan import Cell
 from tests.chaos.record import Record
 from tests.chaos.run import Settings, longest_gap, perform
+from tests.manifests import rules
 from tests.manifests.render import KUBERAY, render
 
 CELL = Cell("k3d", "training worker", "SIGTERM", "training")
 ONCE = ("setup", "folder", "backup")
 
 
-def _templates(manifest: Any) -> Iterator[dict[str, str]]:
-    """Labels of the pods that an object makes."""
-    kind, spec = manifest["kind"], manifest.get("spec", {})
-    if kind in ("Deployment", "StatefulSet", "Job"):
-        yield spec["template"]["metadata"]["labels"]
-    for key in ("rayClusterSpec", "rayClusterConfig"):
-        if key in spec:
-            yield from _templates({"kind": "RayCluster", "spec": spec[key]})
-    if "headGroupSpec" in spec:
-        yield spec["headGroupSpec"]["template"]["metadata"]["labels"] | {"ray.io/node-type": "head"}
-        for group in spec["workerGroupSpecs"]:
-            yield group["template"]["metadata"]["labels"] | {"ray.io/node-type": "worker"}
-    if "submitterPodTemplate" in spec:
-        yield spec["submitterPodTemplate"]["metadata"]["labels"]
-    for template in spec.get("templates", []):
-        if "container" in template:
-            yield template["metadata"]["labels"]
-
-
 @pytest.mark.parametrize("overlay", sorted(plan.SELECTORS))
 def test_the_plan_has_every_kind_of_pod_of_the_overlay(overlay: str) -> None:
-    pods = [labels for each in render(KUBERAY / "overlays" / overlay) for labels in _templates(each)]
+    pods = [labels for each in render(KUBERAY / "overlays" / overlay) for _, _, labels in rules.pods(each)]
     standing = [labels for labels in pods if labels.get(plan.COMPONENT) not in ONCE]
     chosen: set[int] = set()
     for kind, selector in plan.SELECTORS[overlay].items():
@@ -124,6 +105,17 @@ def test_the_table_has_the_last_record_of_each_cell_and_lists_what_was_not_run(t
     assert len(step.splitlines()) == 2  # no such pod: no row
 
 
+def test_the_matrix_has_a_column_for_each_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chaos.jsonl"
+    record.save(path, _healed(lost=4))
+    assert main(["--table", "--records", str(path), "--kinds", "training worker", "step"]) == 0
+    head, _, first, *rest = capsys.readouterr().out.splitlines()
+    assert head == "| pod | fault | ingest | training | promotion | serving | idle |"
+    said = "4 requests lost, ready again after 30 s, 4 of 90 lost"
+    assert first == f"| training worker | SIGTERM | not run | {said} | not run | not run | not run |"
+    assert rest[-1] == "| step | drain | not run | not run | not run | no such pod | no such pod |"
+
+
 def test_the_longest_gap_is_between_answers_and_restarts_leave_out_what_was_killed() -> None:
     assert longest_gap([(0.0, 200, 0.5), (1.0, 0, 3.0), (5.0, 503, 0.1), (6.0, 200, 0.5)]) == 6.0
     assert longest_gap([(0.0, 0, 1.0)]) == 0.0
@@ -145,12 +137,12 @@ def _pod(name: str, uid: str, restarted: int = 0, component: str = "ray") -> dic
 
 
 class Fake(Cluster):
-    """A cluster of one worker and MLflow, which puts a new pod in the place of one that goes."""
+    """A cluster of two workers and MLflow, which puts a new pod in the place of the first that goes."""
 
     def __init__(self) -> None:
         super().__init__("fake")
         self.calls: list[str] = []
-        self.worker, self.heals, self.looks = 1, True, 0
+        self.worker, self.other, self.heals, self.looks = 1, 1, True, 0
 
     def kubectl(self, *words: str, given: str | None = None, limit_s: float = 60.0) -> str:
         call = " ".join(words)
@@ -171,8 +163,10 @@ class Fake(Cluster):
             case [_, _, "exec", *_]:
                 self.looks += 1
                 return f"a warning\n{json.dumps(self.records())}\n"
-            case [_, _, "delete", "pod", *_] | ["drain", *_]:
+            case [_, _, "delete", "pod", *_]:
                 self.worker += self.heals
+            case ["drain", *_]:
+                self.worker, self.other = self.worker + 1, self.other + 1
         return ""
 
     def records(self) -> dict[str, Any]:
@@ -181,7 +175,8 @@ class Fake(Cluster):
     def _pods(self, selector: str) -> list[dict[str, Any]]:
         worker = _pod("worker", f"worker-{self.worker}")
         mlflow = _pod("mlflow", "mlflow-1", component="mlflow")
-        return [mlflow] if "mlflow" in selector else [worker] if "training" in selector else [worker, mlflow]
+        workers = [worker, _pod("other", f"other-{self.other}")]
+        return [mlflow] if "mlflow" in selector else workers if "training" in selector else [*workers, mlflow]
 
 
 QUICK = Settings(limit_s=5, poll_s=0.001, requests=40)
