@@ -315,7 +315,7 @@ def _mutated(endpoint: Endpoint) -> dict[str, float]:
 
 def _generated(endpoint: Endpoint) -> int:
     """Requests that schemathesis makes of the description, with three seeds; returns what it objected to."""
-    program = Path(sys.executable).with_name("schemathesis")
+    program = Path(sys.executable).absolute().with_name("schemathesis")
     objected = 0
     for seed in ("1", "2", "3"):
         command = [str(program), "run", f"{endpoint.url}/openapi.json", f"--seed={seed}", "--max-examples=5"]
@@ -325,7 +325,8 @@ def _generated(endpoint: Endpoint) -> int:
             "--request-timeout=10",
             "--suppress-health-check=all",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory() as folder:  # it keeps what it learns where it runs
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             harness.say(done.stdout[-3000:])
         objected += done.returncode != 0
