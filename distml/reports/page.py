@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,12 +264,14 @@ def photos(config: Config, storage: Storage, names: Sequence[str]) -> list[Photo
 
 def _photo(place: Storage, name: str, max_pixels: int) -> str:
     try:
-        opened = image.open_picture(place.read_bytes(name), name, max_pixels)
+        # The user's links are followed, as ingest follows them; `Storage` follows none out of its root.
+        given = Path(place.root, name).read_bytes() if place.local else place.read_bytes(name)
+        opened = image.open_picture(given, name, max_pixels)
         width, height = image.upright_size(opened)
         scale = min(1.0, PHOTO / max(width, height))
         sides = (max(1, round(height * scale)), max(1, round(width * scale)))
         content = image.to_jpeg(image.fit(opened, image.Policy((*sides, 3), "stretch"), name))
-    except DistmlError:
+    except (DistmlError, OSError):
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 

@@ -107,6 +107,8 @@ def test_mistakes_are_shown_as_the_photographs_were_and_named(tmp_path: Path, st
         expected = image.read((tmp_path / "pictures" / name).read_bytes(), policy)
         np.testing.assert_array_equal(expected, row)
     (tmp_path / "pictures" / names[1]).unlink()
+    (tmp_path / "pictures" / names[0]).rename(tmp_path / "elsewhere.png")
+    (tmp_path / "pictures" / names[0]).symlink_to(tmp_path / "elsewhere.png")
     first, gone = page.photos(config, storage, names[:2])
     assert (first.name, gone) == (names[0], page.Photo(names[1], ""))
     shown = Image.open(io.BytesIO(base64.b64decode(first.url.partition(",")[2])))
