@@ -4,7 +4,7 @@ python -m distml.predict shoe.png photos/ 'new/*.jpg'     files, folders and pat
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
 python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers
-python -m distml.predict --data FOLDER --output FOLDER    Parquet or pictures in, Parquet out, resumable
+python -m distml.predict --data FOLDER --output FOLDER    Parquet or pictures in, Parquet out; --embeddings
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def run(config: Config, own: Namespace) -> dict[str, Any]:
     flags.require_images_or_data(own)
     model = {"run": own.run, "version": own.version}
     if own.data:
-        return files.predict_data(config, own.data, own.output, **model)
+        return files.predict_data(config, own.data, own.output, embeddings=own.embeddings, **model)
     if own.url:
         return files.classify(own.images, own.top, *client.asking(own.url))
     return files.predict_files(config, own.images, top=own.top, **model)

@@ -60,4 +60,7 @@ def rendered(
     images = random.integers(0, 256, (len(report["worst"]), *shape), np.uint8)
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
-    return page.render(Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images, photos)
+    known = {row: (images[row], classes[row % len(classes)]) for row in range(min(3, len(images)))}
+    return page.render(
+        Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images, photos, known
+    )

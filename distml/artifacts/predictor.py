@@ -181,6 +181,53 @@ def _keras_function(export: layout.Export) -> Any:
     return _compiled(model)
 
 
+@dataclass(frozen=True)
+class Embedder:
+    """A verified model that gives its features, too. Final.
+
+    Attributes:
+        predictor: The model by its Keras file, whatever copies it has.
+        function: uint8 [N, H, W, C] to outputs, float32 [N, K], and features, float32 [N, F].
+    """
+
+    predictor: Predictor
+    function: Any
+
+    @classmethod
+    def of(cls, export: layout.Export) -> Self:
+        """Load the Keras model of a verified export.
+
+        Raises:
+            ModelError: Unsafe to load, or its last layer with weights takes no vectors of features.
+        """
+        predictor = Predictor.of(export, "tensorflow")
+        model = _load(export.folder / MODEL)
+        import tensorflow as tf
+
+        from distml.models import transform
+
+        places = transform.inside(model)
+        if places.head is None:
+            raise ModelError(
+                "the model has no features: its last layer with weights takes no vectors.",
+                "Leave out --embeddings, or end the network with pooling and a dense layer.",
+            )
+
+        def look(images: Any) -> Any:
+            seen = transform.look(model, places, images)
+            return seen.outputs, tf.cast(seen.features, tf.float32)
+
+        signature = [tf.TensorSpec([None, *export.shape], tf.uint8)]
+        return cls(predictor, tf.function(look, input_signature=signature))
+
+    def predict(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Outputs and features of images; see `Predictor.predict`."""
+        some = images if len(images) else np.zeros((1, *self.predictor.shape), np.uint8)  # for the width
+        parts = [self.function(some[at : at + _BATCH]) for at in range(0, len(some), _BATCH)]
+        outputs, features = (np.concatenate(values)[: len(images)] for values in zip(*parts, strict=True))
+        return outputs, features
+
+
 def _keras() -> Any:
     """Import Keras on TensorFlow, independent of the user's Keras settings."""
     environment.PREDICTOR.apply()

@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,24 @@ Say = Callable[[str], None]
 
 
 def predict_parts(
-    config: Config, export: layout.Export, model: str, version: int | None, data: str, output: str, say: Say
+    config: Config,
+    export: layout.Export,
+    model: tuple[str, int | None],
+    data: str,
+    output: str,
+    say: Say,
+    embeddings: bool = False,
 ) -> dict[str, Any]:
     """Classify every row of a data set and write predictions as Parquet; resumes.
 
     Args:
         config: Says where Ray is.
         export: The model, verified.
-        model: Its name in the registry.
-        version: None where it is not registered.
+        model: Its name in the registry and its version, None where it is not registered.
         data: Parquet files with a column `image`, or pictures: a folder or file, a path or URI.
         output: Folder or URI; its `manifest.json` is written last.
         say: Takes a line for the person watching.
+        embeddings: Whether the column `embedding` has the features in front of the head.
 
     Returns:
         `rows`, `failed` (rows that could not be read), `parts`, `done_before` (parts) and `manifest`.
@@ -71,7 +78,7 @@ def predict_parts(
     began = time.monotonic()
     folder, target = Folder(data), Storage(output)
     target.probe()
-    parts = plan(folder, export.sha256)
+    parts = plan(folder, export.sha256 + ", with embeddings" * embeddings)
     names = set(target.names())
     foreign = sorted(name for name in names - {part.file for part in parts} if name.startswith("part-"))
     if foreign:
@@ -83,10 +90,12 @@ def predict_parts(
     before = len(parts) - len(left)
     say(f"{len(parts)} parts, {before} of them done before")
     if left:
-        _classify_parts(config, export, version, folder, target, left, say)
+        spec = BatchSpec(folder.root, target.root, "", export.sha256, model[1], embeddings)
+        _classify_parts(config, export, spec, target, left, say)
     summary = _sum_up(target, parts) | {"data": folder.root, "output": target.root}
     seconds = time.monotonic() - began
-    summary |= {"model": model, "version": version, "sha256": export.sha256, "classes": list(export.classes)}
+    named = {"model": model[0], "version": model[1], "sha256": export.sha256}
+    summary |= named | {"classes": list(export.classes), "embeddings": embeddings}
     target.write_bytes(json.dumps(summary, indent=1).encode(), MANIFEST)
     figures = {key: summary[key] for key in ("rows", "failed", "data", "output")}
     places = {"parts": len(parts), "done_before": before, "manifest": target.uri(MANIFEST)}
@@ -110,8 +119,7 @@ def _shared(export: layout.Export, target: Storage) -> Iterator[str]:
 def _classify_parts(
     config: Config,
     export: layout.Export,
-    version: int | None,
-    folder: Folder,
+    spec: BatchSpec,
     target: Storage,
     left: list[Part],
     say: Say,
@@ -124,7 +132,7 @@ def _classify_parts(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said below
         context.enable_progress_bars = False
         most = max(1, int(connected.resources.get("CPU", 1) - cluster.SPARE_CPUS))
-        task = BatchSpec(folder.root, target.root, model, export.sha256, version)
+        task = replace(spec, model=model)
         rows = ray.data.from_items([{"part": part.to_json()} for part in left], override_num_blocks=len(left))
         predictions = rows.map_batches(
             Classifier,
@@ -239,7 +247,13 @@ def predict_files(
 
 
 def predict_data(
-    config: Config, data: str, output: str, *, run: str | None = None, version: int | None = None
+    config: Config,
+    data: str,
+    output: str,
+    *,
+    run: str | None = None,
+    version: int | None = None,
+    embeddings: bool = False,
 ) -> dict[str, Any]:
     """Classify every row of a data set on Ray; repeating the call resumes an interrupted run.
 
@@ -249,6 +263,7 @@ def predict_data(
         output: Folder or URI for the predictions.
         run: As in `predict_files`.
         version: As in `predict_files`.
+        embeddings: Whether the column `embedding` has the features in front of the network's last layer.
 
     Returns:
         `model`, `version`, `rows`, `failed` (how many could not be read), `parts`, `done_before` and
@@ -260,7 +275,7 @@ def predict_data(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _model(config, run, version, console) as (chosen, export):
         named = (chosen.model, chosen.version)
-        counts = predict_parts(config, export, *named, data, output, console.print)
+        counts = predict_parts(config, export, named, data, output, console.print, embeddings)
         return {"model": chosen.model, "version": chosen.version} | counts
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml import log
-from distml.artifacts.predictor import Predictor
+from distml.artifacts import layout
+from distml.artifacts.predictor import Embedder, Predictor
 from distml.data import image as decoding
 from distml.data import plausible
 from distml.data.formats import parquet as columns
@@ -66,12 +67,12 @@ class Part:
         return cls(raw["at"], tuple(raw["names"]), groups, raw["first"], raw["key"])
 
 
-def plan(folder: Folder, sha256: str) -> list[Part]:
+def plan(folder: Folder, model: str) -> list[Part]:
     """Divide a folder or file into parts.
 
     Args:
         folder: Parquet files with a column `image`, or pictures, at any depth.
-        sha256: Of the model.
+        model: Stands for the model and for what is written of it.
 
     Raises:
         DataError: Neither, or a Parquet file that cannot be opened.
@@ -88,7 +89,7 @@ def plan(folder: Folder, sha256: str) -> list[Part]:
     else:
         raise DataError(f"{folder.root} holds neither Parquet files nor pictures.", "Correct --data.")
     return [
-        Part(at, names, groups, first, _key(folder, names, groups, sha256))
+        Part(at, names, groups, first, _key(folder, names, groups, model))
         for at, (names, groups, first) in enumerate(spans)
     ]
 
@@ -111,13 +112,13 @@ def _groups(folder: Folder, name: str) -> Iterator[tuple[tuple[int, int], int]]:
             begin, first, rows = group + 1, first + rows, 0
 
 
-def _key(folder: Folder, names: tuple[str, ...], groups: tuple[int, int] | None, sha256: str) -> str:
-    text = json.dumps([[(name, folder.sizes[name]) for name in names], groups, sha256])
+def _key(folder: Folder, names: tuple[str, ...], groups: tuple[int, int] | None, model: str) -> str:
+    text = json.dumps([[(name, folder.sizes[name]) for name in names], groups, model])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _BATCH = 256
-SOURCE, SOURCE_ROW = "source", "source_row"
+SOURCE, SOURCE_ROW, EMBEDDING = "source", "source_row", "embedding"
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ class BatchSpec:
         model: Folder of the model's files below `output`, where every process finds them.
         sha256: Of the model.
         version: Of the model, None where it is not registered.
+        embeddings: Whether features are written, too.
     """
 
     data: str
@@ -255,6 +257,7 @@ class BatchSpec:
     model: str
     sha256: str
     version: int | None
+    embeddings: bool = False
 
 
 class Classifier:
@@ -266,7 +269,9 @@ class Classifier:
         self._folder, self._output = Folder(task.data), Storage(task.output)
         with tempfile.TemporaryDirectory(prefix="distml-batch-") as name:
             self._output.download(name, task.model)
-            self._predictor = Predictor.load(Path(name), task.sha256)
+            export = layout.verify(Path(name), task.sha256)
+            self._embedder = Embedder.of(export) if task.embeddings else None
+            self._predictor = self._embedder.predictor if self._embedder else Predictor.of(export)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify the parts of a batch; returns their rows and how many of them could not be read."""
@@ -286,9 +291,16 @@ class Classifier:
         self._output.write_bytes(sink.getvalue(), part.file)  # whole or not at all
         return counts
 
+    def _predicted(self, images: Images) -> dict[str, tuple[list[Any], Any]]:
+        """The columns of the task and, where that is wanted, `embedding`."""
+        task = self._predictor.task
+        if self._embedder is None:
+            return task.columns(self._predictor.predict(images))
+        outputs, features = self._embedder.predict(images)
+        return task.columns(outputs) | {EMBEDDING: (list(features), pa.list_(pa.float32()))}
+
     def _table(self, rows: Rows) -> Any:
         """Predictions beside the rows' identity; a column of theirs called like ours becomes `input_…`."""
-        task = self._predictor.task
         places = np.flatnonzero(rows.readable)
         count = len(rows.readable)
 
@@ -298,7 +310,7 @@ class Classifier:
                 column[place] = value
             return pa.array(column, kind)
 
-        predicted = task.columns(self._predictor.predict(rows.images))
+        predicted = self._predicted(rows.images)
         predictions = {name: spread(*column) for name, column in predicted.items()} | {
             "model_version": pa.array([self._version] * count, pa.int32()),
             "warnings": spread(_codes(rows, self._predictor.usual), pa.list_(pa.string())),

@@ -149,20 +149,22 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
     distml feedback labels.csv --config configs/fashion_mnist.yaml
 
     Returns:
-        `labels` in the file, `joined` with a logged prediction, and `live_accuracy` by version, with its
-        interval.
+        `labels` in the file, `joined` with a logged prediction, `metric`, and `live_METRIC` by version, with
+        its interval.
 
     Raises:
-        DataError: The file or the log cannot be read, or a label is no class of the model.
+        DataError: The file or the log cannot be read, or a label is none of the model's.
         StorageError: The storage cannot be read or written.
     """
     from distml.reports import drift as comparison
 
     joined = comparison.feedback(config, own.file)
     print(f"{joined['joined']} of {joined['labels']} labels have a logged prediction", file=sys.stderr)
-    for version, live in joined["live_accuracy"].items():
-        between = " to ".join(f"{bound:.1%}" for bound in live["interval"])
-        print(f"version {version}: {live['accuracy']:.1%} of {live['rows']} ({between})", file=sys.stderr)
+    metric = joined["metric"]
+    for version, live in joined[f"live_{metric}"].items():
+        between = " to ".join(f"{bound:.4g}" for bound in live["interval"])
+        reached = f"{metric} {live[metric]:.4g} on {live['rows']} rows ({between})"
+        print(f"version {version}: {reached}", file=sys.stderr)
     return joined
 
 

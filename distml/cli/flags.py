@@ -174,6 +174,7 @@ def predict(parser: Parser) -> None:
     )
     add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
     add("--output", metavar="URI", help="folder for the predictions for --data; the same command resumes")
+    add("--embeddings", action="store_true", help="with --data: the features in front of the head, too")
     add("--run", metavar="NAME", help="name of a run, or an MLflow run id, whose model is used")
     add("--version", type=_positive, metavar="N", help="version of the registered model to use")
     add("--url", metavar="URL", help="use a running endpoint; its address as `distml serve` prints it")
@@ -190,6 +191,8 @@ def require_images_or_data(given: argparse.Namespace) -> None:
         raise ConfigError("give picture files, or a data set by --data.", "Give one of the two.")
     if bool(given.data) != bool(given.output):
         raise ConfigError("--data and --output belong together.", "Give both.")
+    if given.embeddings and not given.data:
+        raise ConfigError("--embeddings goes with --data.", "Give --data and --output, too.")
     if given.url and (given.data or given.run or given.version):
         raise ConfigError("--url asks what is served there.", "Leave out --run, --version and --data.")
 

@@ -509,6 +509,8 @@ class EvaluateConfig(Section):
 
     calibrate: bool = False
     """Fit a temperature on validation rows, so that probabilities are what they say, and export it."""
+    top_k: Literal[2, 3, 5, 10, 20] = 5
+    """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
 
 
 class PromoteConfig(Section):
@@ -519,7 +521,8 @@ class PromoteConfig(Section):
     min_gain: Float = 0.0
     """How much better than the champion a candidate must be."""
     beyond_noise: bool = False
-    """Keep the champion where the 95 % interval of the gain, by bootstrap, includes 0."""
+    """Keep the champion where the 95 % interval of the gain, by bootstrap, includes 0 or that of a guard its
+    limit."""
     guards: GuardsConfig = GuardsConfig()
     """What a candidate must meet whatever it gains."""
 

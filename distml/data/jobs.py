@@ -307,7 +307,8 @@ def pool(
     began = time.perf_counter()
     sample(size)
     alone_s = (time.perf_counter() - began) / max(1, size) * count / _cores()
-    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    asked = getattr(sys.modules.get("ray"), "is_initialized", None)  # absent while a thread imports Ray
+    connected = asked is not None and asked()
     if alone_s < (CONNECTED_FROM_S if connected else RAY_FROM_S):
         yield Pool()
         return

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +34,18 @@ from distml.errors import ConfigError, DataError, StorageError
 from distml.storage import Storage
 from distml.tasks import Targets
 
-__all__ = ["Manifest", "Shard", "class_counts", "find", "folder", "prepare", "read", "table", "tables"]
+__all__ = [
+    "Manifest",
+    "Shard",
+    "class_counts",
+    "find",
+    "folder",
+    "pick",
+    "prepare",
+    "read",
+    "table",
+    "tables",
+]
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
@@ -264,6 +275,26 @@ def names(storage: Storage, manifest: Manifest, split: str) -> list[str]:
         told = json.loads(storage.read_text(above, NAMES))[split]
         return [str(name) for name in told] if len(told) == manifest.rows[split] else []
     return []
+
+
+def pick(storage: Storage, manifest: Manifest, split: str, rows: Sequence[int]) -> tuple[Images, Targets]:
+    """Return some rows of a split in the order given; only shards that hold one of them are read.
+
+    Raises:
+        DataError: A shard is missing or differs from what was published.
+    """
+    wanted = np.asarray(rows, np.int64)
+    shape = manifest.shape_of(split)
+    images, labels = np.empty((len(wanted), *shape), np.uint8), manifest.task.empty(len(wanted))
+    first = 0
+    for shard in manifest.shards[split]:
+        at = np.flatnonzero((wanted >= first) & (wanted < first + shard.rows))
+        if len(at):
+            some = _verified(storage, shard, shape).take(pa.array(wanted[at] - first))
+            images[at] = schema.to_images(some[schema.IMAGE])
+            labels[at] = schema.to_targets(some[schema.LABEL])
+        first += shard.rows
+    return images, labels
 
 
 def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:

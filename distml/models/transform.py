@@ -1,4 +1,4 @@
-"""Transformations of built networks: cut in two, averaged over views, normalisation fused (worker).
+"""Built networks: cut in two, averaged over views, normalisation fused, looked into (worker, batch process).
 
 Batch normalisation: Keras computes moments, scale and offset one after the other, always in float32.
 TensorFlow has a single operation for all of it, which also reads and writes 16-bit features: with it 16-bit
@@ -7,8 +7,9 @@ arithmetic pays on processors that have it (figures in benchmarks/README.md).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,3 +271,112 @@ def _biased(inputs: Tensor) -> Tensor:
     """Factor from the sample variance, which the operation returns, to the variance Keras averages."""
     count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], tf.float32)
     return tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Layers of a network at which it is looked into.
+
+    Attributes:
+        head: Turns vectors of features into what is predicted: the last layer with weights, where it takes
+            vectors; None where it does not.
+        maps: Its output are the last feature maps of more than one pixel; None where there are none.
+    """
+
+    head: Any
+    maps: Any
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network made of images.
+
+    Attributes:
+        outputs: (N, K).
+        features: In front of the head, (N, F); None without a head.
+        maps: The last feature maps, (N, h, w, C); None without any.
+    """
+
+    outputs: Tensor
+    features: Tensor | None
+    maps: Tensor | None
+
+
+def inside(network: keras.Model) -> Inside:
+    """Find where to look into a network, by letting it predict one black image."""
+    head = maps = None
+
+    def hear(layer: Any, given: Tensor, made: Tensor) -> None:
+        nonlocal head, maps
+        shape: Any = getattr(made, "shape", ())
+        if len(shape) == 4 and shape[1] * shape[2] > 1:
+            maps = layer
+        if compat.own_variables(layer):
+            head = layer if len(getattr(given, "shape", ())) == 2 else None
+
+    with _watched([layer for layer in compat.layers(network) if not compat.layers(layer, False)], hear):
+        network(tf.zeros((1, *network.input_shape[1:]), network.inputs[0].dtype), training=False)
+    return Inside(head, maps)
+
+
+def look(network: keras.Model, places: Inside, images: Tensor) -> Seen:
+    """Predict and keep what is inside; of several views of an image, that of the image itself.
+
+    Args:
+        network: (N, H, W, C) to (N, K).
+        places: Of `inside`.
+        images: Of the network's own type.
+    """
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hear(layer: Any, given: Tensor, made: Tensor) -> None:
+        kept.setdefault(id(layer), (given, made))
+
+    with _watched([layer for layer in (places.head, places.maps) if layer is not None], hear):
+        outputs = network(images, training=False)
+    features, maps = kept.get(id(places.head)), kept.get(id(places.maps))
+    return Seen(outputs, None if features is None else features[0], None if maps is None else maps[1])
+
+
+@contextlib.contextmanager
+def _watched(layers: Sequence[Any], hear: Callable[[Any, Tensor, Tensor], None]) -> Iterator[None]:
+    """Tell of every call of layers, with what was given and what was made."""
+
+    def watch(layer: Any, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def watched(given: Tensor, *rest: Any, **named: Any) -> Tensor:
+            made = call(given, *rest, **named)
+            hear(layer, given, made)
+            return made
+
+        return watched
+
+    for layer in dict.fromkeys(layers):
+        object.__setattr__(layer, "call", watch(layer, layer.call))
+    try:
+        yield
+    finally:
+        for layer in dict.fromkeys(layers):
+            object.__delattr__(layer, "call")
+
+
+def class_activation(network: keras.Model, places: Inside, images: Any, chosen: Sequence[int]) -> Any:
+    """Grad-CAM: how much each place of the last feature maps contributes to an output.
+
+    As in Selvaraju et al., "Grad-CAM", without the last step that keeps positive values alone.
+
+    Args:
+        network: (N, H, W, C) to (N, K).
+        places: Of `inside`, with maps.
+        images: float32 (N, H, W, C).
+        chosen: Number of the output of each image.
+
+    Returns:
+        float32 (N, h, w).
+    """
+    images = tf.constant(images, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)  # a frozen backbone has no variable that would be
+        seen = look(network, places, images)
+        outputs = tf.gather(seen.outputs, tf.constant(chosen), axis=1, batch_dims=1)
+    slopes = tf.reduce_mean(tape.gradient(outputs, seen.maps), (1, 2), keepdims=True)
+    return tf.reduce_sum(tf.cast(slopes * seen.maps, tf.float32), -1).numpy()

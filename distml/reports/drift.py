@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distml import tasks
 from distml.config import Config
 from distml.data import schema, shards, statistics
 from distml.data.statistics import Reference, count
@@ -316,8 +317,7 @@ def _judged(
     stream = io.BytesIO()
     draw(shifts, ground.classes, threshold, rows, trained).savefig(stream, format="png", dpi=110)
     where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
-    if live := live_accuracy(storage, config.tracking.registered_model):
-        line["live_accuracy"] = live
+    line |= live(storage, config.tracking.registered_model)
     whole = line | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
     storage.write_bytes(stream.getvalue(), where, "drift.png")
     storage.write_bytes(json.dumps(whole, indent=1).encode(), where, "drift.json")
@@ -326,56 +326,83 @@ def _judged(
 
 
 _FEEDBACK = "feedback"
-_Z = 1.96
-"""Standard deviations on either side that hold 95 %."""
+_Joined = tuple[Task, Any, Any]
+"""The task of a logged row, its target and its outputs."""
 
 
 def feedback(config: Config, path: str) -> dict[str, Any]:
-    """Join true labels that came later with the logged predictions of a classifier.
+    """Join true labels that came later with the logged predictions.
 
     Args:
         config: Names the storage and the model.
-        path: CSV (`.csv`) or Parquet with the columns `id` (the request's `x-request-id`), `label` (name or
-            number of the class) and, for requests of several images, `position`, counted from 0. Of several
-            lines for an image the last one counts, and of several answers of a version the last one.
+        path: CSV (`.csv`) or Parquet with the columns `id` (the request's `x-request-id`), `label` (see
+            `Task.told`) and, for requests of several images, `position`, counted from 0. Of several lines
+            for an image the last one counts, and of several answers of a version the last one.
 
     Returns:
-        `labels` in the file, `joined` with a logged prediction, and `live_accuracy` by version: `rows`,
-        `accuracy` and its 95 % `interval` (Wilson). They are kept for `distml drift`, too.
+        `labels` in the file, `joined` with a logged prediction, `metric`, the task's main one, and
+        `live_METRIC` by version: `rows`, the metric and its 95 % `interval`. They are kept for
+        `distml drift`, too.
 
     Raises:
-        DataError: The file or the log cannot be read, or a label is no class of the model.
+        DataError: The file or the log cannot be read, or a label is none of the model's.
         StorageError: The storage cannot be read or written.
     """
     storage, model = Storage(config.storage.root), config.tracking.registered_model
-    truth = _truth(path)
-    joined: dict[int, dict[tuple[str, int], bool]] = {}  # a request that was repeated is logged again
+    truth, name = _truth(path), tasks.of(config.task.kind).main
+    joined: dict[int, dict[tuple[str, int], _Joined]] = {}  # a request that was repeated is logged again
     for place in request_log.listed(storage, model):
-        described, table = _labelled(storage, place)
-        numbers = {name: number for number, name in enumerate(described.get("classes", ()))}
-        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        for request, position, version, label in rows:
-            if (told := truth.get((request, position))) is not None:
-                right = _number(told, numbers, path) == label
-                joined.setdefault(version, {})[request, position] = right
-    live = {str(version): _accuracy([*rows.values()]) for version, rows in sorted(joined.items())}
-    result = {"labels": len(truth), "joined": len(set().union(*joined.values())), "live_accuracy": live}
-    storage.write_bytes(json.dumps(result, indent=1).encode(), _FEEDBACK, f"{model}.json")
-    return result
+        task, table = _labelled(storage, place, config.task.kind)
+        rows = zip(*(table[column].to_pylist() for column in table.column_names), strict=True)
+        for request, position, version, outputs in rows:
+            if (label := truth.get((request, position))) is not None:
+                name = task.main
+                told = _told(task, label, path)
+                joined.setdefault(version, {})[request, position] = (task, told, outputs)
+    live = {str(version): _live([*rows.values()]) for version, rows in sorted(joined.items())}
+    line = {"labels": len(truth), "joined": len(set().union(*joined.values())), "metric": name}
+    line |= {f"live_{name}": live}
+    storage.write_bytes(json.dumps(line, indent=1).encode(), _FEEDBACK, f"{model}.json")
+    return line
 
 
-def _labelled(storage: Storage, path: str) -> tuple[dict[str, Any], Any]:
+def _labelled(storage: Storage, path: str, kind: str) -> tuple[Task, Any]:
+    """The task that a file of the log is of, and its rows with their outputs in the last column.
+
+    A file of another task, or of labels or numbers before the log said so, has no rows to join.
+    """
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))) as file:
             described = json.loads(file.schema_arrow.metadata[request_log.DESCRIPTION])
-            return described, file.read(["request", "position", "version", "label"], use_threads=False)
+            task = tasks.restore(described.get("names") or described["classes"], described.get("task"))
+            columns = ["request", "position", "version", task.output]
+            if task.kind != kind:
+                return task, pa.table({name: [] for name in columns})
+            return task, file.read(columns, use_threads=False).select(columns)
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{storage.uri(path)} is not a file of a classifier's request log: {error}.", "Delete it."
+            f"{storage.uri(path)} is not a file of the request log: {error}.", "Delete it."
         ) from None
 
 
-def _truth(path: str) -> dict[tuple[str, int], str]:
+def _told(task: Task, label: Any, path: str) -> Any:
+    try:
+        return task.told(label)
+    except DataError as error:
+        raise DataError(f"{path} {error.message}", error.remedy) from None
+
+
+def _live(rows: Sequence[_Joined]) -> dict[str, Any]:
+    """The main metric on the rows of a version, which are all of one task."""
+    task = rows[0][0]
+    targets = np.stack([target for _, target, _ in rows])
+    outputs = np.asarray([row for _, _, row in rows], np.float32)
+    value = task.value(task.main, targets, outputs)
+    ends = [round(end, 4) for end in task.interval(targets, outputs)]
+    return {"rows": len(rows), task.main: round(value, 4), "interval": ends}
+
+
+def _truth(path: str) -> dict[tuple[str, int], Any]:
     """True labels by request and position."""
     try:
         if path.endswith(".csv"):
@@ -392,35 +419,16 @@ def _truth(path: str) -> dict[tuple[str, int], str]:
         )
     places = table["position"].to_pylist() if "position" in table.column_names else [0] * len(table)
     rows = zip(table["id"].to_pylist(), places, table["label"].to_pylist(), strict=True)
-    known = [row for row in rows if None not in row]
-    return {(str(name), int(place)): str(label) for name, place, label in known}
+    known = [(name, place, label) for name, place, label in rows if name is not None and place is not None]
+    return {(str(name), int(place)): label for name, place, label in known if label is not None}
 
 
-def _number(label: str, numbers: dict[str, int], path: str) -> int:
-    if label in numbers:
-        return numbers[label]
-    if label.isdigit() and int(label) < len(numbers):
-        return int(label)
-    raise DataError(
-        f"{path} has the label {label[:80]!r}, which is no class: {', '.join(list(numbers)[:9])}.",
-        "Write the classes as /model names them, or their numbers.",
-    )
-
-
-def _accuracy(right: Sequence[bool]) -> dict[str, Any]:
-    """Share of right predictions, with Wilson's interval, which holds for few rows, too."""
-    rows, share = len(right), sum(right) / len(right)
-    centre = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
-    half = _Z / (1 + _Z**2 / rows) * (share * (1 - share) / rows + _Z**2 / (4 * rows**2)) ** 0.5
-    interval = [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
-    return {"rows": rows, "accuracy": round(share, 4), "interval": interval}
-
-
-def live_accuracy(storage: Storage, model: str) -> dict[str, Any]:
-    """Return what `feedback` last said of each version, {} where it never did."""
+def live(storage: Storage, model: str) -> dict[str, Any]:
+    """Return what `feedback` last said of each version by its `live_METRIC`, {} where it never did."""
     if not storage.exists(_FEEDBACK, f"{model}.json"):
         return {}
     try:
-        return dict(json.loads(storage.read_text(_FEEDBACK, f"{model}.json"))["live_accuracy"])
-    except (ValueError, KeyError, TypeError):
+        told = json.loads(storage.read_text(_FEEDBACK, f"{model}.json"))
+        return {key: value for key, value in told.items() if key.startswith("live_") and value}
+    except (ValueError, AttributeError):
         return {}

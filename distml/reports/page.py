@@ -285,10 +285,31 @@ def _columns(epoch: Mapping[str, Any]) -> list[tuple[str, str, Callable[[float],
     ]
 
 
+def heated(image: Images, heat: Sequence[Sequence[float]]) -> Images:
+    """Lay heat over an image, uint8 [H, W, 3]: red where it is 1, the image in gray where it is 0.
+
+    Args:
+        image: uint8 [H, W, C].
+        heat: 0 to 1 by row and column of a grid over the image.
+    """
+    size = (image.shape[1], image.shape[0])
+    grid = Image.fromarray((255 * np.asarray(heat)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    weight = 0.75 * np.asarray(grid, np.float32)[..., None] / 255
+    gray = np.repeat(image.mean(2, keepdims=True), 3, 2)
+    mixed: Images = ((1 - weight) * gray + weight * np.asarray([225, 45, 30])).astype(np.uint8)
+    return mixed
+
+
+Known = Mapping[int, tuple[Images, str]]
+"""Pictures of training rows and what is true of them."""
+
+
 def _mistakes(
-    images: Images, worst: Sequence[Sequence[Any]], photos: Sequence[Photo]
+    images: Images, report: Mapping[str, Any], photos: Sequence[Photo], known: Known
 ) -> list[dict[str, Any]]:
-    small, blank = max(images.shape[1:3]) <= _SMALL, Photo("", "")
+    small, blank, worst = max(images.shape[1:3]) <= _SMALL, Photo("", ""), report["worst"]
+    heat, nearest = (report.get(name) or [None] * len(worst) for name in ("heat", "nearest"))
+    shown = photos or [blank] * len(images)
     return [
         {
             "image": photo.url or embedded(image),
@@ -297,9 +318,11 @@ def _mistakes(
             "true": true,
             "predicted": predicted,
             "loss": loss,
+            "heat": embedded(heated(image, warm)) if warm else None,
+            "nearest": [(embedded(known[row][0]), known[row][1]) for row in near or () if row in known],
         }
-        for image, photo, (_, true, predicted, loss) in zip(
-            images, photos or [blank] * len(images), worst, strict=True
+        for image, photo, (_, true, predicted, loss), warm, near in zip(
+            images, shown, worst, heat, nearest, strict=True
         )
     ]
 
@@ -343,16 +366,19 @@ def render(
     facts: Facts,
     images: Images,
     photos: Sequence[Photo] = (),
+    known: Known | None = None,
 ) -> str:
     """Render a run's report.
 
     Args:
         config: Of the run.
         manifest: Of its data.
-        report: The content of `report.json`: `evaluation` by split, `history` by epoch, `worst` mistakes.
+        report: The content of `report.json`: `evaluation` by split, `history` by epoch, `worst` mistakes,
+            their `heat` and their `nearest` training rows.
         facts: The rest.
         images: uint8 [N, H, W, C], the images of the worst mistakes in their order.
         photos: The same as they were, where they are files.
+        known: The training rows that `report` calls the nearest.
 
     Returns:
         A whole HTML document.
@@ -375,7 +401,7 @@ def render(
         columns=_columns(history[-1]),
         size=(WIDTH, HEIGHT),
         **_evaluated(manifest, evaluation[split]),
-        mistakes=_mistakes(images, report["worst"], photos),
+        mistakes=_mistakes(images, report, photos, known or {}),
         times=times(facts.times),
         versions=versions(),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from distml.config import PromoteConfig
+from distml.errors import ConfigError
 from distml.tasks import Outputs, Targets, Task, quality
 
 _ROUNDING = 1e-9
@@ -104,36 +106,122 @@ def interval(metric: str, candidate: Score, other: Score | None = None) -> tuple
         first, *rest = (value(sample, rows) for sample in known)
         return sign * (first - rest[0]) if rest else first
 
-    resamples = int(np.clip(_VALUES // max(1, known[0].outputs.size), 20, quality.RESAMPLES))
-    return quality.interval(measure, len(known[0].targets), resamples=resamples)
+    return _resampled(known[0], measure)
+
+
+def _resampled(sample: Sample, measure: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    resamples = int(np.clip(_VALUES // max(1, sample.outputs.size), 20, quality.RESAMPLES))
+    return quality.interval(measure, len(sample.targets), resamples=resamples)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A limit and what a version reached.
+
+    Attributes:
+        what: It is about, in words.
+        key: Of the configuration.
+        limit: Its value.
+        least: Whether the limit is the least value; otherwise it is the largest.
+        reached: By the version, None where it is not known.
+        ends: 95 % interval of that, None where rows are not known.
+        unit: Behind the value.
+    """
+
+    what: str
+    key: str
+    limit: float
+    least: bool
+    reached: float | None
+    ends: tuple[float, float] | None = None
+    unit: str = ""
+
+    def _meets(self, value: float | None) -> bool:
+        if value is None:
+            return False
+        return value >= self.limit - _ROUNDING if self.least else value <= self.limit + _ROUNDING
+
+    @property
+    def met(self) -> bool:
+        """Whether the value meets the limit."""
+        return self._meets(self.reached)
+
+    @property
+    def sure(self) -> bool:
+        """Whether every value of the interval is on the side of the limit on which the value is."""
+        return self.ends is None or all(self._meets(end) == self.met for end in self.ends)
+
+    @property
+    def text(self) -> str:
+        """What was reached and what is asked, and where that is inside the noise."""
+        shown = "not known" if self.reached is None else f"{self.reached:.4f}{self.unit}"
+        asks = "asks for" if self.least else "allows"
+        noise = ""
+        if self.ends is not None and not self.sure:
+            low, high = self.ends
+            noise = f", which is inside the noise (95 % interval {low:.4f} to {high:.4f})"
+        return f"its {self.what} is {shown}, promote.guards.{self.key} {asks} {self.limit:g}{noise}"
+
+
+def guards(rules: PromoteConfig, score: Score) -> list[Guard]:
+    """Judge a version by every guard, each with the interval of its value."""
+    wanted, sample, judged = rules.guards, score.sample, []
+
+    def ends(value: Callable[[Sample, np.ndarray], float]) -> tuple[float, float] | None:
+        return None if sample is None else _resampled(sample, lambda rows: value(sample, rows))
+
+    for name, least in wanted.min_recall.items():
+
+        def recall(sample: Sample, rows: np.ndarray, name: str = name) -> float:
+            return sample.task.recalls(sample.targets[rows], sample.outputs[rows]).get(name, 0.0)
+
+        reached = score.recall.get(name, 0.0)
+        judged.append(Guard(f"recall of {name}", "min_recall", least, True, reached, ends(recall)))
+    if wanted.max_ece is not None:
+
+        def error(sample: Sample, rows: np.ndarray) -> float:
+            return sample.task.measure(sample.targets[rows], sample.outputs[rows])["ece"]
+
+        known = score.metrics.get("ece")
+        between = None if known is None else ends(error)
+        judged.append(Guard("calibration error", "max_ece", wanted.max_ece, False, known, between))
+    if (most := wanted.max_latency_ms) is not None:
+        judged.append(
+            Guard("prediction of one image", "max_latency_ms", most, False, score.latency_ms, unit=" ms")
+        )
+    return judged
+
+
+def check(rules: PromoteConfig, task: Task) -> None:
+    """Check that guards name what the task knows.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    for name in rules.guards.min_recall:
+        if name not in task.names:
+            near = difflib.get_close_matches(name, task.names, 1)
+            raise ConfigError(
+                f"promote.guards.min_recall names {name}, which is none of the {task.what}.",
+                f"Did you mean {near[0]}?" if near else f"They are {', '.join(task.names[:9])}.",
+            )
 
 
 def failures(rules: PromoteConfig, score: Score) -> list[str]:
-    """Say which guards a version does not meet."""
-    guards, failed = rules.guards, []
-    for name, least in guards.min_recall.items():
-        reached = score.recall.get(name, 0.0)
-        if reached < least - _ROUNDING:
-            failed.append(
-                f"its recall of {name} is {reached:.4f}, promote.guards.min_recall asks for {least:g}"
-            )
-    ece = score.metrics.get("ece")
-    if guards.max_ece is not None and (ece is None or ece > guards.max_ece + _ROUNDING):
-        shown = "not known" if ece is None else f"{ece:.4f}"
-        failed.append(f"its calibration error is {shown}, promote.guards.max_ece allows {guards.max_ece:g}")
-    latency = score.latency_ms
-    if guards.max_latency_ms is not None and (latency is None or latency > guards.max_latency_ms):
-        shown = "not known" if latency is None else f"{latency:.2f} ms"
-        limit = f"promote.guards.max_latency_ms allows {guards.max_latency_ms:g}"
-        failed.append(f"a prediction takes {shown}, {limit}")
-    return failed
+    """Say which guards a version does not meet, or not beyond the noise where that is asked for."""
+    return _failed(rules, guards(rules, score))
+
+
+def _failed(rules: PromoteConfig, judged: list[Guard]) -> list[str]:
+    return [guard.text for guard in judged if not guard.met or (rules.beyond_noise and not guard.sure)]
 
 
 def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score | None) -> Decision:
     """Decide on the best candidate.
 
     It must meet the guards, be strictly better than the champion, by `promote.min_gain` at least, and where
-    `promote.beyond_noise` is set, by more than the interval of the gain.
+    `promote.beyond_noise` is set, by more than the interval of the gain, and meet the guards with their whole
+    intervals.
 
     Args:
         rules: Least gain and guards.
@@ -143,10 +231,12 @@ def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score 
     """
     reached = f"version {candidate.version} has {metric} {candidate.metrics[quality.plain(metric)]:.4f}"
     rows = f"on {candidate.rows:,} validation rows"
-    if failed := failures(rules, candidate):
+    judged = guards(rules, candidate)
+    if failed := _failed(rules, judged):
         return Decision(False, f"{reached} {rows}, but {'; '.join(failed)}.")
+    unsure = "".join(f"; {guard.text}" for guard in judged if not guard.sure)
     if champion is None:
-        return Decision(True, f"{reached} {rows}, with no champion to compare with.")
+        return Decision(True, f"{reached} {rows}, with no champion to compare with{unsure}.")
     if champion.version == candidate.version:
         return Decision(False, f"{reached} {rows} and is the champion already.")
     better = gain(metric, candidate, champion)
@@ -166,7 +256,7 @@ def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score 
     if noisy and rules.beyond_noise:
         return Decision(False, f"{reached}, {better:.4f} better {than}{noise}; promote.beyond_noise is set.")
     return Decision(
-        True, f"{reached}, {better:.4f} better {than} (promote.min_gain {rules.min_gain:g}){noise}."
+        True, f"{reached}, {better:.4f} better {than} (promote.min_gain {rules.min_gain:g}){noise}{unsure}."
     )
 
 

@@ -30,6 +30,7 @@ from distml.runtime import cluster
 from distml.selection import promotion
 from distml.serving import client, deploy
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.tracking import registry, runs
 from distml.tracking.registry import CHAMPION
 from distml.training import run as training
@@ -70,7 +71,8 @@ def run(config: Config, stay: bool = False) -> Result:
     except BaseException:
         stages.show(_WORDS)
         raise
-    known = ("run_id", "model", "candidate", "decision", "why", CHAMPION, "val_accuracy", "test_accuracy")
+    known = ["run_id", "model", "candidate", "decision", "why", "metric", CHAMPION]
+    known += [f"{split}_{name}" for split in ("val", "test") for name in _named(chosen)]
     return {"stages": stages.summary(), **{key: chosen[key] for key in known}} | {
         "endpoint": served["url"],
         "serving": not ends,
@@ -78,6 +80,11 @@ def run(config: Config, stay: bool = False) -> Result:
         "smoke_accuracy": smoked["accuracy"],
         "wall_s": round(time.monotonic() - began, 2),
     }
+
+
+def _named(chosen: Result) -> list[str]:
+    """The accuracy, and the metric that candidates were compared by."""
+    return list(dict.fromkeys(("accuracy", quality.plain(chosen["metric"]))))
 
 
 @contextlib.contextmanager
@@ -172,7 +179,10 @@ _WORDS = {
     ),
     "promote": lambda result: f"{result['decision']}: {result['why']}",
     "serve": lambda result: f"{result['model']} version {result['version']} at {result['url']}",
-    "smoke": lambda result: f"{result['accuracy']:.1%} right on {result['rows']} validation pictures",
+    "smoke": lambda result: (
+        f"{result.get('metric', 'accuracy')} {result.get('value', result['accuracy']):.4f} "
+        f"on {result['rows']} validation pictures"
+    ),
 }
 
 

@@ -297,6 +297,7 @@ def challenge(
             f"no candidate may become champion: {reasons}.",
             "Train on the present data; give models for other data another tracking.registered_model.",
         )
+    gate.check(config.promote, evaluator.manifest.task)
     metric = f"val_{evaluator.manifest.task.metric(config.promote.metric)}"
     guarded = [score for score in eligible if not gate.failures(config.promote, score)]
     best = gate.best(metric, guarded or eligible)

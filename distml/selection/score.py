@@ -118,7 +118,8 @@ class Evaluator:
                 self.trained_on[version.version] = loaded.data_digest
                 predictor, latency_ms = loaded.predictor, loaded.latency_ms()
                 outputs = predictor.predict(images)
-                self._scores[key] = measure(predictor.task, outputs, labels, version.version, latency_ms)
+                task = predictor.task.configured(self._config.evaluate.top_k)
+                self._scores[key] = measure(task, outputs, labels, version.version, latency_ms)
         return self._scores[key]
 
     def _read(self, split: str) -> tuple[Images, Targets]:

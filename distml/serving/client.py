@@ -221,7 +221,8 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
         val_correct: How right it was on all validation rows, see `Task.correct`; the accuracy of classes.
 
     Returns:
-        `rows` asked about, `accuracy` (how right the answers are), `version`, and `test_accuracy` as its
+        `rows` asked about, `accuracy` (how right the answers are), `metric` and `value` (the task's main one
+        on those rows), `version`, and `test_accuracy` as its
         training measured it, None where there was no test split.
 
     Raises:
@@ -253,6 +254,8 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
     return {
         "rows": len(labels),
         "accuracy": round(accuracy, 4),
+        "metric": task.main,
+        "value": round(task.value(task.main, labels, answers), 4),
         "version": version,
         "test_accuracy": model.metrics.get("test_accuracy"),
     }

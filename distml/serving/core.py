@@ -292,7 +292,11 @@ class Core:
         return served
 
     async def classify(
-        self, images: Images, version: int | None = None, request: str | None = None
+        self,
+        images: Images,
+        version: int | None = None,
+        request: str | None = None,
+        heard: bool = True,
     ) -> tuple[Outputs, Served]:
         """See `Service.classify`."""
         chosen = self._choose(version)
@@ -312,6 +316,8 @@ class Core:
             raise
         seconds = time.perf_counter() - began
         _count(usage, len(images), seconds)
+        if not heard:
+            return answer, chosen.served
         if self._hear:
             self._hear(request, chosen.served, images, answer, seconds)
         if version is None and self._serve.shadow:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
@@ -15,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from distml.config import ServeConfig
 from distml.data import plausible
 from distml.data.schema import Images
+from distml.errors import OverloadedError
 from distml.serving import encoded, exchange, openapi, pixels
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
@@ -93,6 +96,24 @@ class Predictions(Schema):
     """One for each image."""
     warnings: list[Doubt] = Field(default_factory=list)
     """Only where images are probably not what their sender means."""
+
+
+class Explanation(Schema):
+    """Which parts of a picture a prediction depends on."""
+
+    model: ModelIdentity
+    """Which model answered."""
+    prediction: Prediction | LabelsPrediction | NumbersPrediction
+    """Of the picture as it is."""
+    of: str
+    """The class, label or number that is explained."""
+    output: float
+    """Its probability or value for the picture as it is."""
+    influence: list[list[float]]
+    """By row and column of a grid over the image: by how much the output falls, or a number changes, on
+    average where the cell and what is around it are covered."""
+    covered_with: list[int]
+    """What cells are covered with: the mean of each channel of the picture."""
 
 
 class PicturePolicy(Schema):
@@ -295,9 +316,117 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         files, names = _files(await exchange.body(request, limits), request)
         return await classify(request, await decode(files, champion(service).pictures, names))
 
+    _add_explain(routes, service, limits, decode)
     _add_model(routes, service, config)
     _add_health(routes, service)
     return routes
+
+
+GRID = 8
+"""Cells of an explanation's grid along a side, fewer in images of fewer pixels."""
+_AT_ONCE = 16
+"""Covered images that wait for the model together: other requests come in between."""
+
+
+def covered(image: Images, grid: tuple[int, int]) -> tuple[Images, list[tuple[slice, slice]]]:
+    """Cover parts of an image with its mean, one after the other: windows of two by two cells of a grid.
+
+    Args:
+        image: uint8 [H, W, C].
+        grid: Rows and columns of cells, each at least 2.
+
+    Returns:
+        uint8 [M, H, W, C], and the cells that each of them covers.
+    """
+    rows, columns = (
+        [side * at // cells for at in range(cells + 1)]
+        for side, cells in zip(image.shape, grid, strict=False)
+    )
+    windows = [
+        (slice(row, row + 2), slice(column, column + 2))
+        for row in range(grid[0] - 1)
+        for column in range(grid[1] - 1)
+    ]
+    images = np.repeat(image[None], len(windows), 0)
+    mean = np.rint(image.mean((0, 1))).astype(np.uint8)
+    for at, (down, across) in enumerate(windows):
+        images[at, rows[down.start] : rows[down.stop], columns[across.start] : columns[across.stop]] = mean
+    return images, windows
+
+
+def spread(values: np.ndarray, windows: list[tuple[slice, slice]], grid: tuple[int, int]) -> np.ndarray:
+    """The mean over the windows that cover a cell, [rows, columns]; values are [M]."""
+    sums, counts = np.zeros(grid), np.zeros(grid)
+    for value, window in zip(values, windows, strict=True):
+        sums[window] += value
+        counts[window] += 1
+    return sums / counts
+
+
+async def _explained(service: Service, image: Images, wanted: str | None) -> Answer:
+    """Explain an answer by covering parts of the picture: as many predictions as there are windows.
+
+    Raises:
+        RejectedError: 400, nothing is called as is wanted.
+    """
+    outputs, served = await service.classify(image[None], None, heard=False)
+    task = served.task
+    if wanted is not None and wanted not in task.names:
+        known = ", ".join(task.names[:9])
+        raise RejectedError(400, f"there is no {wanted[:80]!r} among the {task.what}: {known}")
+    at = task.focus(outputs[0]) if wanted is None else task.names.index(wanted)
+    grid = (min(GRID, image.shape[0]), min(GRID, image.shape[1]))
+    images, windows = covered(image, grid)
+    parts = [
+        (await service.classify(images[first : first + _AT_ONCE], served.version, heard=False))[0]
+        for first in range(0, len(images), _AT_ONCE)
+    ]
+    falls = outputs[0, at] - np.concatenate(parts)[:, at]
+    document = {
+        "model": identity(served),
+        "prediction": task.predictions(outputs)[0],
+        "of": task.names[at],
+        "output": float(outputs[0, at]),
+        "influence": [
+            [round(float(value), 6) for value in row] for row in task.influence(spread(falls, windows, grid))
+        ],
+        "covered_with": np.rint(image.mean((0, 1))).astype(int).tolist(),
+    }
+    return answer(document, served.version, images=1)
+
+
+def _add_explain(
+    routes: APIRouter, service: Service, limits: exchange.Limits, decode: encoded.Decode
+) -> None:
+    alone = asyncio.Lock()
+
+    @routes.post(
+        "/explain",
+        response_model=Explanation,
+        responses=openapi.CLASSIFYING,
+        openapi_extra=openapi.accepts(
+            {"application/json": Instances}
+            | dict.fromkeys(_PICTURES[:3], openapi.BINARY)
+            | {"multipart/form-data": _FORM}
+        )
+        | {"parameters": [{"name": "of", "in": "query", "required": False, "schema": {"type": "string"}}]},
+    )
+    async def explain(request: Request) -> Answer:
+        """Say which parts of one picture the prediction depends on, by covering them one after the other."""
+        content, first = await exchange.body(request, limits), champion(service)
+        if exchange.kind(request) in _JSON[1:]:
+            given = await images(exchange.parse_json(content), first, decode)
+        else:
+            files, names = _files(content, request)
+            given = await decode(files[:2], first.pictures, names[:2])
+        if len(given) != 1:
+            raise RejectedError(400, f"one picture is explained at a time, not {len(given)} and more")
+        if min(first.shape[:2]) < 2:
+            raise RejectedError(400, "images of one pixel have no parts")
+        if alone.locked():
+            raise OverloadedError("another answer is being explained.", "Ask again.")
+        async with alone:
+            return await _explained(service, given[0], request.query_params.get("of"))
 
 
 def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None:

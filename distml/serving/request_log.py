@@ -151,6 +151,8 @@ def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
         "model": served.name,
         "version": served.version,
         "classes": list(served.task.mix_names),
+        "names": list(served.task.names),
+        "task": served.task.spec(),
         "decision": next(iter(served.task.logged(entries[0].outputs[:1]))),
         "shape": list(shape),
         "statistics": list(statistics.names((height, width, depth))),

@@ -110,7 +110,11 @@ class Service(Protocol):
     """The loaded models of one replica."""
 
     async def classify(
-        self, images: Images, version: int | None = None, request: str | None = None
+        self,
+        images: Images,
+        version: int | None = None,
+        request: str | None = None,
+        heard: bool = True,
     ) -> tuple[Outputs, Served]:
         """Classify images, together with whatever else is waiting.
 
@@ -118,6 +122,7 @@ class Service(Protocol):
             images: uint8 [N, H, W, C] with N of at least 1 and the shape of the version asked.
             version: A loaded version; None takes the champion, or its canary for some of the requests.
             request: Identity of the request in the log; None lets the log give it one.
+            heard: Whether the log and a shadow hear of it; images that no client sent are not for them.
 
         Returns:
             float32 [N, K], and the version that computed it.

@@ -54,11 +54,31 @@ def check(config: Config) -> None:
             f"Choose {', '.join(task.losses_allowed)} or module:function.",
         )
     task.metric(config.promote.metric)
+    _check_measured(config, task)
     if task.metric(config.train.monitor) not in (*task.metrics, "loss"):
         raise ConfigError(
             f"train.monitor = {config.train.monitor} is measured at the end of a run alone.",
             f"Choose {', '.join(f'val_{name}' for name in (*task.metrics, 'loss'))}.",
         )
+
+
+def _check_measured(config: Config, task: type[Task]) -> None:
+    """Check that what is asked of a model can be measured in its task."""
+    for key, value in config.promote.guards.model_dump(exclude_defaults=True).items():
+        if key not in task.guards:
+            raise ConfigError(
+                f"promote.guards.{key} = {value}, but {task.kind} has no such thing.",
+                f"Its guards are {', '.join(task.guards)}.",
+            )
+    if config.evaluate.calibrate and "ece" not in task.measured:
+        raise ConfigError(f"evaluate.calibrate: {task.kind} has no probabilities.", "Leave it out.")
+    for key, wanted in (("promote.metric", config.promote.metric), ("train.monitor", config.train.monitor)):
+        name = task.metric(wanted)
+        if name.startswith("top_") and name != f"top_{config.evaluate.top_k}":
+            raise ConfigError(
+                f"{key} = {wanted} is not measured: evaluate.top_k = {config.evaluate.top_k}.",
+                f"Set evaluate.top_k to {name.removeprefix('top_')}.",
+            )
 
 
 def _frozen(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,8 +14,6 @@ import distml.tasks.quality as quality
 from distml.errors import DataError, ModelError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
-_TOP = 5
-
 
 @dataclass(frozen=True)
 class Classification(Task):
@@ -23,12 +21,13 @@ class Classification(Task):
 
     Attributes:
         temperature: Divides the logits; fitted on validation rows where `evaluate.calibrate` is set.
+        top: Of how many classes the most probable ones are counted as near.
     """
 
     kind = "classification"
     main = "accuracy"
     curve = "accuracy"
-    metrics = ("accuracy", "macro_f1", "balanced_accuracy", "top_5")
+    metrics = ("accuracy", "macro_f1", "balanced_accuracy", *(f"top_{most}" for most in quality.TOP))
     measured = ("ece",)
     losses_allowed = ("cross_entropy", "focal")
     tensors = {"probabilities": "FP32", "label": "INT32", "class": "BYTES"}  # noqa: RUF012 - a constant
@@ -38,6 +37,7 @@ class Classification(Task):
     what = "classes"
 
     temperature: float = 1.0
+    top: int = field(default=5, metadata={"stored": False})
 
     @classmethod
     def encode(
@@ -88,6 +88,18 @@ class Classification(Task):
             return "true" if label else "false"
         return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
 
+    def told(self, label: Any) -> Any:
+        """The number of a class that is told by its name or its number."""
+        text = self.read({"label": label})
+        if text in self.names:
+            return np.int32(self.names.index(text))
+        if text.isdigit() and int(text) < len(self.names):
+            return np.int32(text)
+        raise DataError(
+            f"has the label {text[:80]!r}, which is no class: {', '.join(self.names[:9])}.",
+            "Write the classes as /model names them, or their numbers.",
+        )
+
     def empty(self, rows: int) -> Targets:
         """Room for the targets of so many rows, int32 [N]."""
         return np.empty(rows, np.int32)
@@ -125,16 +137,16 @@ class Classification(Task):
             raise ModelError(f"{what} gives no probabilities for its own example.", "Train it again.")
 
     def tally(self, targets: Targets, outputs: Outputs) -> npt.NDArray[np.float64]:
-        """Hits, rows and predictions of each class, and rows with their class among the first five."""
+        """Hits, rows and predictions of each class, and rows with their class among the first `top`."""
         size, predicted = len(self.names), self.decide(outputs)
         hits = np.bincount(targets[predicted == targets], minlength=size)
         right = outputs[np.arange(len(targets)), targets]
-        near = np.sum((outputs > right[:, None]).sum(1) < _TOP)
+        near = np.sum((outputs > right[:, None]).sum(1) < self.top)
         actual, given = np.bincount(targets, minlength=size), np.bincount(predicted, minlength=size)
         return np.append(np.concatenate([hits, actual, given]), near).astype(np.float64)
 
     def tallied(self, tally: npt.NDArray[np.float64]) -> dict[str, float]:
-        """Accuracy, macro-F1 and balanced accuracy; top-5 accuracy where there are more classes than that."""
+        """Accuracy, macro-F1 and balanced accuracy; top-k accuracy where there are more classes than that."""
         hits, actual, predicted = tally[:-1].reshape(3, -1)
         rows = max(1.0, float(actual.sum()))
         metrics = {
@@ -142,12 +154,20 @@ class Classification(Task):
             "macro_f1": quality.mean_present(quality.f1(hits, actual, predicted), actual + predicted),
             "balanced_accuracy": quality.mean_present(hits / np.maximum(1, actual), actual),
         }
-        return metrics | ({"top_5": float(tally[-1] / rows)} if len(hits) > _TOP else {})
+        return metrics | ({f"top_{self.top}": float(tally[-1] / rows)} if len(hits) > self.top else {})
 
     def measure(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
         """See `Task.measure`; with the calibration error."""
         hits = self.decide(outputs) == targets
         return super().measure(targets, outputs) | {"ece": quality.calibration(outputs.max(1), hits)[0]}
+
+    def configured(self, top_k: int) -> Self:
+        """See `Task.configured`."""
+        return replace(self, top=top_k)
+
+    def interval(self, targets: Targets, outputs: Outputs) -> tuple[float, float]:
+        """Wilson's interval of the accuracy, which holds for few rows, too."""
+        return quality.wilson(self.decide(outputs) == targets)
 
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
         """See `Task.recalls`."""
@@ -193,6 +213,14 @@ class Classification(Task):
             Mistake(int(row), self.names[targets[row]], self.names[predicted[row]], float(losses[row]))
             for row in order
         ]
+
+    def text(self, target: Any) -> str:
+        """The name of the class."""
+        return self.names[int(target)]
+
+    def focus(self, outputs: npt.NDArray[np.float32], target: Any = None) -> int:
+        """The class that is predicted."""
+        return int(outputs.argmax())
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """Class, label, probability, and the probabilities of all classes."""

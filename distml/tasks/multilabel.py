@@ -82,6 +82,16 @@ class Multilabel(Task):
             return _split(value)
         return tuple(column for column, value in values.items() if _yes(column, value))
 
+    def told(self, label: Any) -> Any:
+        """0 and 1 of the labels that are told as a list, or separated by |, ; or a comma."""
+        labels = _split(label)
+        if unknown := [name for name in labels if name not in (*self.names, NONE)]:
+            raise DataError(
+                f"has the label {unknown[0][:80]!r}, which is none of {', '.join(self.names[:9])}.",
+                f"Separate labels by |; a row without any is {NONE}.",
+            )
+        return np.asarray([name in labels for name in self.names], np.float32)
+
     @classmethod
     def named(cls, columns: Sequence[str]) -> Sequence[str] | None:
         """The columns, where there are several."""
@@ -187,6 +197,7 @@ class Multilabel(Task):
             table=table,
             curves=curves,
             reliability=quality.calibration(*_confidences(targets, outputs))[1],
+            each="f1",
         )
 
     def tuned(self, targets: Targets, logits: Array, calibrate: bool) -> Self:
@@ -207,15 +218,20 @@ class Multilabel(Task):
         wrong = np.flatnonzero((decided != targets).any(1))
         order = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
         return [
-            Mistake(int(row), self._text(targets[row]), self._text(decided[row]), float(losses[row]))
+            Mistake(int(row), self.text(targets[row]), self.text(decided[row]), float(losses[row]))
             for row in order
         ]
 
     def _named(self, decided: Array) -> list[str]:
         return [self.names[at] for at in np.flatnonzero(decided > 0)]
 
-    def _text(self, decided: Array) -> str:
-        return ", ".join(self._named(decided)) or NONE
+    def text(self, target: Any) -> str:
+        """The labels that are given."""
+        return ", ".join(self._named(target)) or NONE
+
+    def focus(self, outputs: npt.NDArray[np.float32], target: Any = None) -> int:
+        """The most probable label; where labels are known, the one that is furthest from them."""
+        return int((outputs if target is None else np.abs(outputs - target)).argmax())
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The labels that are given, and the probabilities of all."""

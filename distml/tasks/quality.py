@@ -63,12 +63,14 @@ def _share(name: str, help: str, title: str = "", steps: bool = False) -> Metric
     return Metric(name, help, "share", "higher", "steps" if steps else "epoch", held_out=True, title=title)
 
 
+TOP = (2, 3, 5, 10, 20)
+"""What `evaluate.top_k` may be."""
 QUALITY = (
     Metric("loss", "Mean loss of a row.", "nats", "lower", "steps", held_out=True, title="Loss"),
     _share("accuracy", "Share of rows classified correctly.", "Accuracy", steps=True),
     _share("macro_f1", "Mean over classes of the harmonic mean of precision and recall.", "Macro-F1"),
     _share("balanced_accuracy", "Mean over classes of the recall."),
-    _share("top_5", "Share of rows whose class is among the five most probable."),
+    *(_share(f"top_{most}", f"Share of rows whose class is among the {most} most probable.") for most in TOP),
     _share("label_accuracy", "Share of labels that are given or left out correctly.", steps=True),
     _share("exact_match", "Share of rows of which every label is correct."),
     _share("micro_f1", "Harmonic mean of precision and recall over the labels of all rows."),
@@ -202,6 +204,18 @@ def interval(
     values = [measure(random.integers(0, rows, rows)) for _ in range(resamples)]
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+_Z = 1.96
+"""Standard deviations on either side that hold 95 %."""
+
+
+def wilson(right: Array) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; right is bool [N]."""
+    rows, share = len(right), float(np.mean(right))
+    centre = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+    half = _Z / (1 + _Z**2 / rows) * (share * (1 - share) / rows + _Z**2 / (4 * rows**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def curve(points: Sequence[Floats], most: int = 100) -> list[tuple[float, ...]]:

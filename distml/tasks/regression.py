@@ -37,6 +37,7 @@ class Regression(Task):
     main = "mae"
     curve = "mae"
     metrics = ("mae", "rmse", "r2")
+    guards = ("max_latency_ms",)
     losses_allowed = ("mse", "mae", "huber")
     tensors = {"values": "FP32"}  # noqa: RUF012 - a constant
     wide = ("values",)
@@ -79,6 +80,17 @@ class Regression(Task):
                 )
             numbers.append(number)
         return tuple(numbers)
+
+    def told(self, label: Any) -> Any:
+        """The number that is told, or all of them as a list or separated by |."""
+        values = label.split("|") if isinstance(label, str) else label
+        values = list(values) if isinstance(values, list | tuple) else [values]
+        if len(values) != len(self.names):
+            raise DataError(
+                f"has {label!r}, {len(values)} numbers and not {len(self.names)}.",
+                f"Give {', '.join(self.names[:9])}, separated by |.",
+            )
+        return np.asarray(self.read(dict(zip(self.names, values, strict=True))), np.float32)
 
     @classmethod
     def named(cls, columns: Sequence[str]) -> Sequence[str] | None:
@@ -190,14 +202,28 @@ class Regression(Task):
             {name: float(row["mean absolute error"] or 0.0) for name, row in table.items()},
             table=table,
             scatter=scatter,
+            each="mae",
         )
 
     def mistakes(self, targets: Targets, outputs: Outputs, losses: Array, count: int = 25) -> list[Mistake]:
         """The rows with the largest loss."""
         order = np.argsort(-losses, kind="stable")[:count]
         return [
-            Mistake(int(row), _text(targets[row]), _text(outputs[row]), float(losses[row])) for row in order
+            Mistake(int(row), self.text(targets[row]), self.text(outputs[row]), float(losses[row]))
+            for row in order
         ]
+
+    def text(self, target: Any) -> str:
+        """The numbers, in their order."""
+        return ", ".join(f"{float(value):.4g}" for value in target)
+
+    def focus(self, outputs: npt.NDArray[np.float32], target: Any = None) -> int:
+        """The first number; where numbers are known, the one that is furthest from them in deviations."""
+        return 0 if target is None else int((np.abs(outputs - target) / self.unit).argmax())
+
+    def influence(self, values: Array) -> Array:
+        """Contributions either way: a number has no direction that is for it."""
+        return np.abs(values)
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The numbers, in their order and by name."""
@@ -243,7 +269,3 @@ def _numbers(values: Array, split: str) -> npt.NDArray[np.float32]:
     if not np.isfinite(numbers).all():
         raise DataError(f"row {int(np.argmin(np.isfinite(numbers).all(1)))} of {split} has no finite number.")
     return numbers
-
-
-def _text(values: Array) -> str:
-    return ", ".join(f"{float(value):.4g}" for value in values)

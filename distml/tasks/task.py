@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -44,6 +44,7 @@ class Evaluation:
         curves: Precision and recall of each label at falling thresholds.
         reliability: Mean confidence, share correct and rows by bin of confidence.
         scatter: True and predicted values of some rows, by the name of the number.
+        each: Name of the metric that `per_class` holds.
     """
 
     metrics: Mapping[str, float]
@@ -53,6 +54,7 @@ class Evaluation:
     curves: Mapping[str, list[tuple[float, ...]]] = field(default_factory=dict)
     reliability: list[tuple[float, float, int]] = field(default_factory=list)
     scatter: Mapping[str, list[tuple[float, ...]]] = field(default_factory=dict)
+    each: str = "accuracy"
 
     @property
     def main(self) -> str:
@@ -85,6 +87,8 @@ class Task(ABC):
     """Metrics of an epoch's validation, sums over rows; they may choose the best epoch."""
     measured: ClassVar[tuple[str, ...]] = ()
     """Metrics that need all rows at once, so that they are known at the end of a run alone."""
+    guards: ClassVar[tuple[str, ...]] = ("min_recall", "max_ece", "max_latency_ms")
+    """Keys of `promote.guards` that the task can be judged by."""
     losses_allowed: ClassVar[tuple[str, ...]]
     """Losses by name; the first is the default."""
     tensors: ClassVar[Mapping[str, str]]
@@ -117,7 +121,8 @@ class Task(ABC):
 
     def spec(self) -> dict[str, Any]:
         """What describes the task beside its names, as plain values."""
-        told = {key: value for key, value in asdict(self).items() if key != "names"}
+        stored = {each.name for each in fields(self) if each.metadata.get("stored", True)} - {"names"}
+        told = {key: value for key, value in asdict(self).items() if key in stored}
         return {"kind": self.kind, **json.loads(json.dumps(told))}
 
     # Targets
@@ -147,6 +152,14 @@ class Task(ABC):
 
         Raises:
             DataError: A value is missing or no label; the message follows the name of the row.
+        """
+
+    @abstractmethod
+    def told(self, label: Any) -> Any:
+        """The target of a row whose label was told later, as a text or as `read` gives it.
+
+        Raises:
+            DataError: It is none; the message goes on after the name of the file.
         """
 
     @classmethod
@@ -247,6 +260,16 @@ class Task(ABC):
             return self.tallied(self.tally(targets, outputs))[name]
         return self.measure(targets, outputs)[name]
 
+    def interval(self, targets: Targets, outputs: Outputs) -> tuple[float, float]:
+        """The 95 % interval of the main metric on rows, by bootstrap."""
+        return quality.interval(
+            lambda rows: self.value(self.main, targets[rows], outputs[rows]), len(targets)
+        )
+
+    def configured(self, top_k: int) -> Self:
+        """The task as it is measured by a configuration, see `evaluate.top_k`."""
+        return self
+
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
         """Recall by class or label, {} where there is no such thing."""
         return {}
@@ -262,6 +285,20 @@ class Task(ABC):
     @abstractmethod
     def mistakes(self, targets: Targets, outputs: Outputs, losses: Array, count: int = 25) -> list[Mistake]:
         """The worst mistakes, the largest loss first."""
+
+    @abstractmethod
+    def text(self, target: Any) -> str:
+        """The target of a row, in words."""
+
+    # Explanations
+
+    @abstractmethod
+    def focus(self, outputs: npt.NDArray[np.float32], target: Any = None) -> int:
+        """Which output of one image, outputs [K], is explained; `target` where it is known."""
+
+    def influence(self, values: Array) -> Array:
+        """What counts of contributions to an output: those for it, see `Regression`."""
+        return np.maximum(values, 0)
 
     # Predictions for people and programs
 

@@ -119,16 +119,27 @@ def versions(config: Config) -> list[ModelVersion]:
 
 
 def metrics(config: Config, version: ModelVersion) -> dict[str, float]:
-    """Return what the run that trained a version measured on validation and test rows.
+    """Return what a version reached on validation and test rows.
+
+    The run's own validation metrics are those of its last epoch, which need not be the one that was
+    exported; what was logged with the model counts before them.
 
     Raises:
         TrackingError: The server does not answer.
     """
     if version.run_id is None:
         return {}
-    run_id = version.run_id
-    measured = _ask(config, lambda client: client.get_run(run_id).data.metrics)
+    measured = _ask(config, lambda client: _measured(client, version))
     return {key: float(value) for key, value in (measured or {}).items() if key.startswith(("val_", "test_"))}
+
+
+def _measured(client: Any, version: ModelVersion) -> dict[str, float]:
+    measured = dict(client.get_run(version.run_id).data.metrics)
+    registered = client.get_model_version(version.name, str(version.version))
+    if model_id := getattr(registered, "model_id", None):
+        logged = client.get_logged_model(model_id).metrics or ()
+        measured |= {metric.key: metric.value for metric in logged}
+    return measured
 
 
 def location(config: Config, version: ModelVersion) -> str:

@@ -6,7 +6,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -100,19 +100,26 @@ def _register(client: MlflowClient, name: str, run_id: str, model_id: str, descr
     known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if known:
         return int(known[0].version)
-    accuracies = {key: described["metrics"].get(f"{key}_accuracy") for key in ("val", "test")}
     created = client.create_model_version(
         name,
         f"models:/{model_id}",
         run_id,
         tags={"sha256": described["digest"]},
         # Shown in the list of versions, so that they can be compared without opening their runs.
-        description=", ".join(
-            f"{key} accuracy {value:.4f}" for key, value in accuracies.items() if value is not None
-        ),
+        description=_reached(described["metrics"]),
         model_id=model_id,
     )
     return int(created.version)
+
+
+def _reached(metrics: Mapping[str, float]) -> str:
+    """The main metric of each held-out split, which is the first one besides the loss."""
+    main: dict[str, str] = {}
+    for name, value in metrics.items():
+        split, _, plain = name.partition("_")
+        if plain != "loss":
+            main.setdefault(split, f"{split} {plain} {value:.4f}")
+    return ", ".join(main.values())
 
 
 def _describe(folder: Path, into: Path, run_id: str, logged: Any, described: dict[str, Any]) -> None:

@@ -281,7 +281,7 @@ class Epochs:
         """Positions of a window's rows by step, as `train.sampler` draws them."""
         rank = self._rank
         if rank.config.train.sampler == "balanced":
-            strata = rank.manifest.task.strata(targets)
+            strata = rank.task.strata(targets)
             return feed.balanced_order(strata, rank.batch, steps, seed)
         return feed.order(len(targets), rank.batch, steps, seed)
 

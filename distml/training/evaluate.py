@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 
 from distml.artifacts import export
 from distml.data import feed, schema, shards
 from distml.data.plausible import Usual
 from distml.models import transform
-from distml.tasks import Evaluation, Task
+from distml.tasks import Evaluation, Mistake, Task
 from distml.training import checkpoint, metrics, score
 from distml.training.events import RunFinished
 
@@ -33,7 +35,7 @@ def evaluate_and_export(rank: Rank) -> None:
     began = time.perf_counter()
     rank.step.swap()  # the moving averages replace the weights for evaluation and export
     network = _network(rank)
-    scores = score.scorer(network, rank.manifest.task)
+    scores = score.scorer(network, rank.task)
     held_out = [split for split in ("validation", "test") if rank.manifest.rows.get(split)]
     splits = {split: _score(rank, split, scores) for split in held_out}
     evaluated = time.perf_counter()
@@ -44,23 +46,85 @@ def evaluate_and_export(rank: Rank) -> None:
     shown = "test" if "test" in splits else "validation"
     parts = _export(rank, network, task, evaluation[shown].confusion)
     targets, logits, losses = splits[shown]
+    mistakes = task.mistakes(targets, task.activate(logits), losses)
+    heat, nearest = _explained(rank, network, task, shown, mistakes)
     rank.send(
         RunFinished(
             export=parts,
             evaluation=evaluation,
             history=rank.history,
-            mistakes=task.mistakes(targets, task.activate(logits), losses),
+            mistakes=mistakes,
             evaluate_s=evaluated - began,
             export_s=time.perf_counter() - evaluated,
             best_epoch=_best_epoch(rank),
+            heat=heat,
+            nearest=nearest,
         )
     )
+
+
+_NEAREST = 3
+_SEARCHED, _SEARCHED_PIXELS = 1000, 25_000_000
+"""Training rows among which the nearest are looked for: some seconds of a large network."""
+_AT_ONCE = 64
+logger = logging.getLogger(__name__)
+
+
+def _explained(
+    rank: Rank, network: Any, task: Task, split: str, mistakes: Sequence[Mistake]
+) -> tuple[list[list[list[float]]], list[list[int]]]:
+    """What counts in the pictures of the mistakes, and training rows that look alike to the network."""
+    if not mistakes:
+        return [], []
+    try:
+        images, targets = shards.pick(
+            rank.storage, rank.manifest, split, [mistake.row for mistake in mistakes]
+        )
+        places = transform.inside(network)
+        heat = _heat(network, places, task, images, targets) if places.maps is not None else []
+        near = _nearest(rank, network, places, images) if places.head is not None else []
+    except (tf.errors.OpError, TypeError, ValueError, AttributeError) as error:
+        # A network of the user's may do anything inside; its run must not fail for a picture in the report.
+        logger.warning("the mistakes are not explained: %s", str(error).partition("\n")[0][:200])
+        return [], []
+    return heat, near
+
+
+def _heat(
+    network: Any, places: transform.Inside, task: Task, images: np.ndarray, targets: np.ndarray
+) -> list[list[list[float]]]:
+    outputs = task.activate(network(images.astype(np.float32), training=False).numpy())
+    chosen = [task.focus(row, target) for row, target in zip(outputs, targets, strict=True)]
+    maps = task.influence(transform.class_activation(network, places, images, chosen))
+    most = np.maximum(maps.max((1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    scaled: list[list[list[float]]] = np.round(maps / most, 3).tolist()
+    return scaled
+
+
+def _nearest(rank: Rank, network: Any, places: transform.Inside, images: np.ndarray) -> list[list[int]]:
+    """The nearest of the first training rows by the cosine of features."""
+    most = min(_SEARCHED, max(1, _SEARCHED_PIXELS // int(np.prod(images.shape[1:3]))))
+    first = range(min(most, rank.manifest.rows["train"]))
+    known = schema.centred(shards.pick(rank.storage, rank.manifest, "train", first)[0], images.shape[1:3])
+
+    def features(some: np.ndarray) -> np.ndarray:
+        parts = [
+            transform.look(network, places, some[at : at + _AT_ONCE].astype(np.float32)).features
+            for at in range(0, len(some), _AT_ONCE)
+        ]
+        vectors = np.concatenate([np.asarray(part, np.float32) for part in parts])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, 1e-12))
+
+    order = np.argsort(-features(images) @ features(known).T, axis=1, kind="stable")
+    nearest: list[list[int]] = order[:, :_NEAREST].tolist()
+    return nearest
 
 
 def _tuned(rank: Rank, validation: Scored) -> Task:
     """The task with temperature and thresholds; they are chosen on validation rows and nowhere else."""
     targets, logits, _ = validation
-    return rank.manifest.task.tuned(targets, logits, rank.config.evaluate.calibrate)
+    return rank.task.tuned(targets, logits, rank.config.evaluate.calibrate)
 
 
 def _evaluation(rank: Rank, task: Task, scored: Scored) -> Evaluation:
@@ -68,7 +132,7 @@ def _evaluation(rank: Rank, task: Task, scored: Scored) -> Evaluation:
     outputs = task.activate(logits)
     if not rank.config.evaluate.calibrate:
         return task.evaluate(targets, outputs, losses)
-    before = rank.manifest.task.measure(targets, rank.manifest.task.activate(logits)).get("ece")
+    before = rank.task.measure(targets, rank.task.activate(logits)).get("ece")
     evaluation = task.evaluate(targets, outputs, task.row_losses(targets, outputs))
     if before is None:
         return evaluation
@@ -94,7 +158,7 @@ def _score(rank: Rank, split: str, scores: Callable[..., score.Scores]) -> Score
     """Score a split, each worker its own rows; every rank gets the values of all rows."""
     images, targets = _rows(rank, split)
     losses, logits = scores(images, targets)
-    room, rows = rank.manifest.task.empty(0), rank.manifest.rows[split]
+    room, rows = rank.task.empty(0), rank.manifest.rows[split]
     wide = targets.reshape(len(targets), -1)
     own = np.concatenate([wide.astype(np.float32), losses[:, None], logits], 1)
     values = np.zeros((rows, own.shape[1]), np.float32)

@@ -201,6 +201,8 @@ class RunFinished(Event):
         evaluate_s: Seconds of evaluating.
         export_s: Seconds of exporting.
         best_epoch: The epoch whose weights were exported where that need not be the last one.
+        heat: Of each mistake how much the places of a grid over its picture count, 0 to 1; () where unknown.
+        nearest: Of each mistake the training rows with the nearest features; () where unknown.
     """
 
     export: tuple[str, ...]
@@ -210,6 +212,8 @@ class RunFinished(Event):
     evaluate_s: float
     export_s: float
     best_epoch: int | None = None
+    heat: Sequence[list[list[float]]] = ()
+    nearest: Sequence[list[int]] = ()
 
     def __post_init__(self) -> None:
         for result in self.evaluation.values():
@@ -248,6 +252,8 @@ class RunFinished(Event):
             "evaluation": {split: result.to_json() for split, result in self.evaluation.items()},
             "history": [epoch.to_json() for epoch in self.history],
             "worst": [list(mistake) for mistake in self.mistakes],
+            "heat": list(self.heat),
+            "nearest": list(self.nearest),
         }
 
 

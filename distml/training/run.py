@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 
 from distml import tasks, tracking
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
-from distml.data import shards
+from distml.data import schema, shards
 from distml.data.source import Source
 from distml.errors import ConfigError
 from distml.models import registry
@@ -60,10 +59,11 @@ def draw(
 
     finished = outcome.finished()
     report = finished.to_json()
-    images, _ = shards.read(storage, manifest, finished.shown)
     wrong = [mistake.row for mistake in finished.mistakes]
-    images, called = images[np.array(wrong, np.int64)], shards.names(storage, manifest, finished.shown)
+    images, _ = shards.pick(storage, manifest, finished.shown, wrong)
+    called = shards.names(storage, manifest, finished.shown)
     photos = page.photos(config, storage, [called[row] for row in wrong] if called else [])
+    known = _nearest(storage, manifest, finished)
     facts = page.Facts(
         run=run.name,
         run_id=run_id,
@@ -74,7 +74,7 @@ def draw(
         parameters=outcome.started.parameters if outcome.started else None,
         times=_times(finished, outcome.started, wall_s),
     )
-    html = page.render(config, manifest, report, facts, images, photos)
+    html = page.render(config, manifest, report, facts, images, photos, known)
     storage.write_bytes(html.encode(), *finished.export, page.FOLDER, page.FILE)
     parts = (*finished.export, "figures")
     storage.write_bytes(json.dumps(report).encode(), *finished.export, "report.json")
@@ -82,6 +82,18 @@ def draw(
         drawn = figures.draw(Path(folder), report, list(manifest.classes), images)
         storage.upload(folder, *parts)
         return [storage.uri(*parts, path.name) for path in drawn]
+
+
+def _nearest(
+    storage: Storage, manifest: shards.Manifest, finished: RunFinished
+) -> dict[int, tuple[schema.Images, str]]:
+    """Pictures of the training rows that are nearest to a mistake, and what is true of them."""
+    near = sorted({row for rows in finished.nearest for row in rows})
+    pictures, targets = shards.pick(storage, manifest, "train", near)
+    return {
+        row: (schema.centred(picture[None], manifest.shape[:2])[0], manifest.task.text(target))
+        for row, picture, target in zip(near, pictures, targets, strict=True)
+    }
 
 
 def _times(finished: RunFinished, started: Started | None, wall_s: float) -> dict[str, float]:

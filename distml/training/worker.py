@@ -116,6 +116,7 @@ class Rank:
     """The state of one rank. Final.
 
     Attributes:
+        task: Of the manifest, as it is measured by this configuration.
         history: Epochs completed.
         best: Weights of the best epoch so far, in the order of `Model.get_weights`, where they are kept.
 
@@ -137,6 +138,7 @@ class Rank:
         self._local_world_size = context.get_local_world_size()
         self.config = Config.model_validate(spec["config"])
         self.manifest = shards.Manifest.from_json(spec["manifest"])
+        self.task = self.manifest.task.configured(self.config.evaluate.top_k)
         self.storage = Storage(spec["storage"])
         self.run: tuple[str, ...] = tuple(spec["run"])
         self._use_gpu: bool = spec["use_gpu"]
@@ -150,7 +152,7 @@ class Rank:
     @property
     def monitor(self) -> str:
         """Name of the metric that chooses the best epoch."""
-        return f"val_{self.manifest.task.metric(self.config.train.monitor)}"
+        return f"val_{self.task.metric(self.config.train.monitor)}"
 
     def send(self, event: Event) -> None:
         """Send an event to the driver, from rank 0 only."""
@@ -266,7 +268,7 @@ class Rank:
             self._class_weights(),
             train.accumulate_steps,
             self.manifest.train_size,
-            self.manifest.task,
+            self.task,
             train.loss,
         )
         return Step(strategy, model, optimizer, spec)

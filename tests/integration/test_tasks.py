@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distml.artifacts.predictor import Predictor
+from distml.artifacts import layout
+from distml.artifacts.predictor import Embedder, Predictor
 from distml.config import AugmentConfig, Config, PromoteConfig
 from distml.data import feed, shards
 from distml.data.manifest import Manifest
@@ -38,6 +39,8 @@ class Trained:
         predictor: Of the export.
         rows: Images and targets of the test split.
         outputs: Of the network for them.
+        network: Raw pixels to logits.
+        folder: Of the export.
     """
 
     task: Task
@@ -45,6 +48,8 @@ class Trained:
     predictor: Predictor
     rows: tuple[Any, Any]
     outputs: Any
+    network: Any
+    folder: Path
 
 
 def prepared(root: Path, kind: str, **data: Any) -> tuple[Storage, Manifest]:
@@ -92,7 +97,7 @@ def trained(root: Path, kind: str, **data: Any) -> Trained:
     export(network, folder, described, held[:2])
     outputs = task.activate(logits)
     evaluation = task.evaluate(test[1], outputs, losses)
-    return Trained(task, evaluation, Predictor.load(folder), test, outputs)
+    return Trained(task, evaluation, Predictor.load(folder), test, outputs, network, folder)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,38 @@ def test_an_export_gives_outputs_in_the_units_of_the_targets(
     outputs = predictor.predict(made.rows[0][:64])
     assert made.task.difference(outputs, made.outputs[:64]) < 1e-3
     assert (outputs.dtype, outputs.shape) == (np.dtype(np.float32), (64, len(made.task.names)))
+
+
+def test_heat_lies_where_the_colour_is(colours: Trained) -> None:
+    from distml.models import transform
+
+    images, targets = colours.rows
+    blue = colours.task.names.index("blue")
+    images = images[targets[:, blue] > 0][:40]
+    places = transform.inside(colours.network)
+    heat = transform.class_activation(colours.network, places, images, [blue] * len(images))
+    assert heat.shape == (len(images), *places.maps.output.shape[1:3])
+    pixels = images.astype(int)
+    there = (pixels[..., 2] > 180) & (pixels[..., 0] < 90)
+    middles = [np.argwhere(mask).mean(0) / mask.shape for mask in there]
+    hits = []
+    for row, middle in zip(colours.task.influence(heat), middles, strict=True):
+        hottest = (np.argwhere(row == row.max())[0] + 0.5) / row.shape
+        hits.append(np.abs(hottest - middle).max() < 0.3)
+    assert np.mean(hits) > 0.7
+
+
+def test_features_of_an_export_tell_pictures_apart_and_leave_its_outputs(colours: Trained) -> None:
+    embedder = Embedder.of(layout.verify(colours.folder))
+    images, targets = colours.rows
+    outputs, features = embedder.predict(images)
+    assert colours.task.difference(outputs, colours.outputs) < 1e-3
+    assert (features.dtype, features.shape) == (np.dtype(np.float32), (len(images), 64))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    alike = unit @ unit.T - 2 * np.eye(len(unit))
+    same = (targets[alike.argmax(1)] == targets).all(1).mean()
+    assert same > 0.8
+    assert embedder.predict(images[:0])[1].shape == (0, 64)
 
 
 def test_the_gate_compares_by_the_metric_of_the_task(bars: Trained) -> None:

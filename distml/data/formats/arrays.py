@@ -14,19 +14,20 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv
 
 from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
-from distml.data.source import Origin, Source, of_arrays, to_nhwc
+from distml.data.source import Origin, Source, label_array, of_arrays, to_nhwc
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
 from distml.tasks import Task
@@ -108,7 +109,9 @@ def _ray_as_before() -> Iterator[None]:
     """End the Ray that a user's function has started by using Ray Data: a run starts its own."""
 
     def running() -> bool:
-        return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+        # Another thread may be importing Ray; until it has, there is no such function.
+        asked = getattr(sys.modules.get("ray"), "is_initialized", None)
+        return asked is not None and bool(asked())
 
     before = running()
     try:
@@ -223,12 +226,12 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
         except pa.ArrowException as error:
             raise DataError(f"{name} cannot be read as CSV: {error}.") from None
         named = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
-        asked = data.label_column[0] if isinstance(data.label_column, list) else data.label_column
-        label = asked or (named[0] if len(named) == 1 else "")
-        if label not in table.column_names:
+        asked = [data.label_column] if isinstance(data.label_column, str) else data.label_column
+        labels = tuple(asked or (named if len(named) == 1 else ()))
+        if not labels or set(labels) - set(table.column_names):
             shown = ", ".join(table.column_names[:5])
             raise DataError(f"{name} has no column of labels, but {shown}….", "Set data.label_column.")
-        pixels = [table.column(key) for key in table.column_names if key != label]
+        pixels = [table.column(key) for key in table.column_names if key not in labels]
         wrong = [column.type for column in pixels if not pa.types.is_integer(column.type)]
         if wrong:
             raise DataError(f"{name} has pixels of {wrong[0]}, not whole numbers.", "Remove other columns.")
@@ -236,9 +239,22 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
         split = split_of_file(name) or "train"
         parts["test" if split == "eval" else split] = (
             _square(values, name),
-            np.array(table.column(label).to_pylist()),
+            _labels_of(table.select(labels), name, task),
         )
-    return _source(folder, parts, task)
+    return _source(folder, parts, task, task.named(labels))
+
+
+def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]:
+    """What the columns of labels say of each row."""
+    if task.scalar and table.num_columns == 1:
+        return np.array(table.column(0).to_pylist())
+    labels = []
+    for at, row in enumerate(table.to_pylist()):
+        try:
+            labels.append(task.read(row))
+        except DataError as error:
+            raise DataError(f"row {at} of {name} {error.message}", error.remedy) from None
+    return label_array(labels)
 
 
 def is_csv_pixels(folder: Folder, name: str) -> bool:
@@ -269,13 +285,13 @@ def _squeezed(labels: Any) -> Any:
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def _source(folder: Folder, parts: Parts, task: type[Task]) -> Source:
+def _source(folder: Folder, parts: Parts, task: type[Task], names: Sequence[str] | None = None) -> Source:
     digest = hashlib.sha256()
     for images, labels in parts.values():
         digest.update(np.ascontiguousarray(images).tobytes())
-        digest.update(np.asarray(labels).tobytes())
+        digest.update(repr(labels.tolist()).encode() if labels.dtype.kind == "O" else labels.tobytes())
     origin = Origin(PurePosixPath(folder.root).name, folder.root, digest.hexdigest())
-    source = of_splits(parts, None, (origin,), folder.root, task)
+    source = of_splits(parts, names, (origin,), folder.root, task)
     return replace(source, ledger=folder.ledger, fingerprint=folder.fingerprint())
 
 

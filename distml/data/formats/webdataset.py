@@ -1,10 +1,13 @@
 """WebDataset: tar files in which `KEY.jpg` stands beside `KEY.cls` or `KEY.json` (driver).
 
+Labels of several columns, or of one with a name of its own, are members of the JSON (`data.label_column`).
+
 The tar files are read where they lie: an index of places is made once, then pictures are read at random.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tarfile
@@ -20,7 +23,7 @@ from distml.data import image, source
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
-from distml.data.source import Fault, Gathered, Indices, Rows, Source
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import divide
 from distml.errors import DataError
 from distml.tasks import Task
@@ -28,7 +31,7 @@ from distml.tasks.classification import Classification
 
 _LABELS = ("cls", "cls.txt", "label", "txt", "json")
 """Endings of what says the label, the first that is there."""
-_KEYS = ("label", "cls", "class", "target")
+_KEYS = ("label", "labels", "cls", "class", "target", "targets")
 _SMALL_BYTES = 1 << 20
 
 
@@ -67,13 +70,15 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     if not tars:
         raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
     places: dict[str, list[_Place]] = {}
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, list[Any]] = {}
+    columns = [data.label_column] if isinstance(data.label_column, str) else data.label_column or []
     headers: list[image.Header] = []
     bad: list[Fault] = []
-    damaged: set[str] = set()
+    damaged: set[Any] = set()
     for split, names in divide(tars).items():
         for name in names:
-            for place, label, header in _indexed(folder, name, data.max_pixels):
+            for place, values, header in _indexed(folder, name, data.max_pixels, columns):
+                label = _read_label(task, values, place.name)
                 if isinstance(header, Fault):
                     bad.append(header)
                     damaged.add(label)
@@ -84,9 +89,11 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     source.require_usable(bad, len(headers) + len(bad), data)
     if not labels.get("train"):
         raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
-    if lost := sorted(damaged - set(labels["train"])):
+    if task.scalar and (lost := sorted(damaged - set(labels["train"]))):
         raise DataError(f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove them.")
-    encoded, numbers = task.encode({split: np.array(some) for split, some in labels.items()})
+    encoded, numbers = task.encode(
+        {split: label_array(some) for split, some in labels.items()}, task.named(columns or ["label"])
+    )
     fitted = image.policy(headers, data)
     splits = {
         split: _rows(folder, places[split], numbers[split], fitted, data.max_pixels) for split in places
@@ -99,8 +106,8 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     )
 
 
-def _indexed(folder: Folder, tar: str, max_pixels: int) -> Any:
-    """Yield place, label and header (or fault) of every picture of a tar file, in its order."""
+def _indexed(folder: Folder, tar: str, max_pixels: int, columns: Sequence[str]) -> Any:
+    """Yield place, labels by column and header (or fault) of every picture of a tar file, in its order."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
@@ -114,7 +121,7 @@ def _indexed(folder: Folder, tar: str, max_pixels: int) -> Any:
                 if picture is None:
                     continue
                 place = _Place(tar, f"{tar}/{picture.name}", picture.offset_data, picture.size)
-                label = _label(packed, sample, place.name)
+                label = _label(packed, sample, place.name, columns)
                 content = packed.extractfile(picture)
                 try:
                     yield (
@@ -128,21 +135,32 @@ def _indexed(folder: Folder, tar: str, max_pixels: int) -> Any:
         raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
 
 
-def _label(packed: tarfile.TarFile, sample: Mapping[str, tarfile.TarInfo], name: str) -> str:
-    for ending in _LABELS:
+def _label(
+    packed: tarfile.TarFile, sample: Mapping[str, tarfile.TarInfo], name: str, columns: Sequence[str]
+) -> dict[str, Any]:
+    for ending in ("json",) if columns else _LABELS:
         member = sample.get(ending)
         content = packed.extractfile(member) if member is not None and member.size <= _SMALL_BYTES else None
         if content is None:
             continue
         text = content.read().decode("utf-8", "replace").strip()
         if ending != "json":
-            return text
-        try:
+            return {"label": text}
+        with contextlib.suppress(ValueError, TypeError, StopIteration, KeyError):
             values = json.loads(text)
-            return str(next(values[key] for key in _KEYS if key in values))
-        except (ValueError, TypeError, StopIteration):
-            continue
+            return {key: values[key] for key in columns or [next(key for key in _KEYS if key in values)]}
+    if columns:
+        raise DataError(
+            f"{name} has no .json beside it with {' and '.join(columns)}.", "Correct data.label_column."
+        )
     raise DataError(f"{name} has no label beside it.", f"Add a member that ends in {', '.join(_LABELS[:3])}.")
+
+
+def _read_label(task: type[Task], values: Mapping[str, Any], name: str) -> Any:
+    try:
+        return task.read(values)
+    except DataError as error:
+        raise DataError(f"{name} {error.message}", error.remedy) from None
 
 
 def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:

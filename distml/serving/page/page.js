@@ -1,4 +1,5 @@
-// The page of the endpoint: a picture in, an answer out. Speaks GET model and POST predict/image, nothing else.
+// The page of the endpoint: a picture in, an answer out. Speaks GET model, POST predict/image and POST
+// explain, nothing else.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -72,7 +73,7 @@ function describe() {
   const colours = channels === 1 ? "shades of gray" : "colour";
   document.title = `${name} · distml`;
   $("name").textContent = name;
-  $("line").textContent = `Version ${version}: ${classes.length} ${what}, pictures of ${width} × ${height} in ${colours}`;
+  $("line").textContent = `Version ${version}: ${classes.length} ${classes.length === 1 ? what.replace(/s$/, "") : what}, pictures of ${width} × ${height} in ${colours}`;
   const facts = {
     Version: version,
     Run: model.run_id,
@@ -207,12 +208,14 @@ async function ask() {
   if (number !== latest) return; // a newer picture is on its way
   if (!answer.ok) {
     verdict(`Refused: ${found.error ?? answer.status}`, "bad");
+    hideReason(false);
     $("said").textContent = "";
     fillBars(model.classes.map(() => 0), -1);
     return;
   }
   const first = found.predictions[0];
   showPrediction(first);
+  hideReason(true);
   drawMatrix(first.label);
   $("said").textContent =
     `${precision(first)}Version ${found.model.version} answered in ${Math.round(performance.now() - began)} ms.`;
@@ -236,6 +239,56 @@ function fillNumbers(values) {
     item.children[2].textContent = at < values.length ? Number(values[at].toPrecision(4)) : "";
   });
 }
+
+// Covering parts of the picture shows where the answer comes from: POST explain says how much each part counts.
+async function explain() {
+  const number = latest, body = await bytes();
+  $("explain").disabled = true;
+  let answer, found;
+  try {
+    answer = await request("explain", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    found = await answer.json();
+  } catch (error) {
+    found = { error: error.message };
+  }
+  $("explain").disabled = false;
+  if (number !== latest) return; // a newer picture has been answered
+  $("reason").hidden = false;
+  $("heat").hidden = !answer?.ok;
+  if (!answer?.ok) {
+    $("reason-caption").textContent = `Not explained: ${found.error}`;
+    return;
+  }
+  const all = found.influence.flat(), most = Math.max(...all), value = Number(found.output.toPrecision(4));
+  drawHeat(found.influence, most);
+  $("heat").setAttribute("aria-label", `The picture, red where ${found.of} depends on it`);
+  $("reason-caption").textContent = most > 0
+    ? `${found.of} is ${value}. Covering the reddest part moves it by ${Number(most.toPrecision(2))}; parts without red do not count for it.`
+    : `${found.of} is ${value}, and covering no single part moves it.`;
+}
+
+function drawHeat(influence, most) {
+  const rows = influence.length, columns = influence[0].length, seen = $("seen"), heat = $("heat");
+  const small = document.createElement("canvas"), scale = Math.max(1, Math.ceil(336 / Math.max(seen.width, seen.height)));
+  [small.width, small.height] = [columns, rows];
+  [heat.width, heat.height] = [seen.width * scale, seen.height * scale];
+  const context = small.getContext("2d"), on = heat.getContext("2d");
+  influence.forEach((row, y) => row.forEach((value, x) => {
+    context.fillStyle = `rgb(220 40 30 / ${most > 0 ? (0.75 * value / most).toFixed(3) : 0})`;
+    context.fillRect(x, y, 1, 1);
+  }));
+  on.imageSmoothingEnabled = false;
+  on.drawImage(seen, 0, 0, heat.width, heat.height);
+  on.imageSmoothingEnabled = true;
+  on.drawImage(small, 0, 0, heat.width, heat.height);
+}
+
+function hideReason(answered) {
+  $("why").hidden = !answered;
+  $("reason").hidden = true;
+}
+
+$("explain").addEventListener("click", explain);
 
 function precision({ class: name, label }) {
   const column = model.confusion?.map((row) => row[label]);
@@ -371,6 +424,7 @@ function clear() {
   showCursor();
   if (!model) return;
   verdict("No picture yet.", "quiet");
+  hideReason(false);
   $("said").textContent = "";
   fillBars(model.classes.map(() => 0), -1);
   drawMatrix();

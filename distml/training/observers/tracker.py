@@ -134,7 +134,7 @@ class RunTracker:
         put, last = self._tracker.put, finished.history[-1]
         # Validation is recorded by epoch; a final value under the same name would break its curve.
         values = {name: value for name, value in finished.metrics.items() if name not in last.metrics}
-        self._tracker.metrics("result", last.epoch, values | class_accuracies(finished.evaluation))
+        self._tracker.metrics("result", last.epoch, values | by_class(finished.evaluation))
         for folder in ("figures", "report"):
             put(LogArtifacts([*finished.export, folder], folder))
         put(
@@ -150,12 +150,12 @@ class RunTracker:
         return self._tracker.close()
 
 
-def class_accuracies(evaluation: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Accuracy of each class on each held-out split, by the names under which MLflow takes them."""
+def by_class(evaluation: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The metric of each class, label or number on each held-out split, by names that MLflow takes."""
     return {
-        f"{catalogue.HELD_OUT[split]}_accuracy/{_allowed(name)}": share
+        f"{catalogue.HELD_OUT[split]}_{result.each}/{_allowed(name)}": value
         for split, result in evaluation.items()
-        for name, share in result.per_class.items()
+        for name, value in result.per_class.items()
     }
 
 

@@ -19,9 +19,14 @@ from distml.serving import request_log as rows
 from distml.storage import Storage
 from distml.tasks import Task
 from distml.tasks.classification import Classification
+from distml.tasks.multilabel import Multilabel
+from distml.tasks.regression import Regression
 
 CLASSES = ("cat", "dog")
 PETS = Classification(CLASSES)
+LABELS = ("red", "blue")
+ANGLE = Regression(("angle",)).fitted(np.arange(10.0)[:, None])
+POINT = Regression(("x", "y")).fitted(np.arange(20.0).reshape(-1, 2))
 
 
 @dataclass(frozen=True)
@@ -173,11 +178,49 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     assert (third["rows"], third["accuracy"]) == (3, 0.6667)
     assert third["interval"] == [0.2077, 0.9385]  # Wilson's, of 2 in 3
     assert fourth == {"rows": 1, "accuracy": 1.0, "interval": [0.2065, 1.0]}
-    assert drift.live_accuracy(storage, "pets") == result["live_accuracy"]
-    assert drift.live_accuracy(storage, "others") == {}
+    assert drift.live(storage, "pets") == {"live_accuracy": result["live_accuracy"]}
+    assert drift.live(storage, "others") == {}
     file.write_text("id,label\na,bird\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
     assert "the label 'bird', which is no class: cat, dog" in capsys.readouterr().err
     file.write_text("request,label\na,cat\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
     assert "no column 'id'; its columns are request, label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "told", "metric", "reached", "wrong", "said"),
+    [
+        (Multilabel(LABELS), [[0.9, 0.1], [0.8, 0.7]], ["red", "red"], "macro_f1", 0.5, "red|pink", "pink"),
+        (Multilabel(LABELS), [[0.1, 0.9], [0.2, 0.1]], ["blue", "none"], "macro_f1", 1.0, "gray", "gray"),
+        (ANGLE, [[10.0], [20.0]], ["12", "21.0"], "mae", 1.5, "steep", "as angle"),
+        (POINT, [[1.0, 2.0], [1.0, 2.0]], ["1|4", "1|2"], "mae", 0.5, "1", "and not 2"),
+    ],
+)
+def test_labels_and_numbers_that_come_later_are_joined(
+    task: Task,
+    outputs: list[list[float]],
+    told: list[str],
+    metric: str,
+    reached: float,
+    wrong: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    storage = Storage(str(tmp_path / "storage"))
+    served = Served("pets", 2, task)
+    entry = rows.Entry(time.time(), "a", served, pictures(2, 1), np.asarray(outputs, np.float32), 0.1)
+    rows.write(storage, [entry], False)
+    flags = ["--storage.root", storage.root, "--tracking.registered_model", "pets", "--task.kind", task.kind]
+    file = tmp_path / "labels.csv"
+    file.write_text("id,position,label\n" + "".join(f"a,{at},{text}\n" for at, text in enumerate(told)))
+    assert cli.run("feedback", [str(file), *flags]) == 0
+    line = json.loads(capsys.readouterr().out)
+    live = line[f"live_{metric}"]["2"]
+    assert (line["joined"], line["metric"], live["rows"], live[metric]) == (2, metric, 2, reached)
+    assert live["interval"][0] <= reached <= live["interval"][1]
+    assert drift.live(storage, "pets") == {f"live_{metric}": line[f"live_{metric}"]}
+    file.write_text(f"id,position,label\na,0,{wrong}\n")
+    assert cli.run("feedback", [str(file), *flags]) == 1
+    assert said in capsys.readouterr().err

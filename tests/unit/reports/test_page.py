@@ -204,3 +204,21 @@ def test_a_missing_report_and_an_unfinished_run_are_error_messages(
     assert (code, answer["kind"]) == (1, "StorageError")
     code, answer = ask(capsys, storage_root, "mien")
     assert (code, "Did you mean mine?" in answer["error"]) == (2, True)
+
+
+def test_mistakes_are_shown_with_what_counted_and_with_the_nearest_training_pictures() -> None:
+    plain = rendered()
+    assert "Grad-CAM" not in plain
+    heat = [[[0.0, 0.5], [0.5, 1.0]]] * 7
+    shown = rendered(heat=heat, nearest=[[0, 2]] * 7)
+    assert shown.count('alt="What counted for') == 7
+    assert shown.count('alt="Training picture of') == 14
+
+
+def test_heat_is_red_where_it_is_one_and_leaves_gray_where_it_is_zero() -> None:
+    image = np.full((16, 16, 3), (40, 80, 120), np.uint8)
+    mixed = page.heated(image, [[0.0, 0.0], [0.0, 1.0]])
+    assert mixed[0, 0].tolist() == [80, 80, 80]
+    red, green, blue = mixed[-1, -1].tolist()
+    assert red > 150
+    assert green < 80 > blue

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distml.config import PromoteConfig
+from distml.errors import ConfigError
 from distml.selection import gate
 from distml.selection.gate import Score
 from distml.selection.score import measure
@@ -111,7 +112,7 @@ def test_a_gain_within_the_noise_is_reported_and_rejected_where_configured() -> 
         ),
         ({"min_recall": {"bird": 0.1}}, "its recall of bird is 0.0000"),
         ({"max_ece": 0.05}, "its calibration error is 0.1000, promote.guards.max_ece allows 0.05"),
-        ({"max_latency_ms": 5}, "a prediction takes not known"),
+        ({"max_latency_ms": 5}, "its prediction of one image is not known"),
     ],
 )
 def test_a_guard_rejects_an_otherwise_better_candidate(guards: dict[str, object], said: str) -> None:
@@ -122,3 +123,25 @@ def test_a_guard_rejects_an_otherwise_better_candidate(guards: dict[str, object]
         assert said in decision.why
     met = PromoteConfig.model_validate({"guards": {"min_recall": {"dog": 0.9}, "max_ece": 0.1}})
     assert gate.decide(met, ACCURACY, sampled(2, 360), None).promote
+
+
+def test_a_guard_near_its_limit_reports_the_noise() -> None:
+    rules = PromoteConfig.model_validate({"guards": {"min_recall": {"dog": 0.89}}})
+    met = gate.decide(rules, ACCURACY, sampled(2, 360), None)
+    assert met.promote
+    assert "asks for 0.89, which is inside the noise (95 % interval 0.8" in met.why
+    strict = rules.model_copy(update={"beyond_noise": True})
+    assert not gate.decide(strict, ACCURACY, sampled(2, 360), None).promote
+    missed = PromoteConfig.model_validate({"guards": {"min_recall": {"dog": 0.91}}})
+    kept = gate.decide(missed, ACCURACY, sampled(2, 360), None)
+    assert (kept.promote, "inside the noise" in kept.why) == (False, True)
+    clear = PromoteConfig.model_validate({"guards": {"min_recall": {"dog": 0.5}, "max_ece": 0.3}})
+    sure = gate.decide(clear.model_copy(update={"beyond_noise": True}), ACCURACY, sampled(2, 360), None)
+    assert (sure.promote, "noise" in sure.why) == (True, False)
+
+
+def test_a_guard_of_an_unknown_class_is_rejected() -> None:
+    rules = PromoteConfig.model_validate({"guards": {"min_recall": {"dgo": 0.9}}})
+    with pytest.raises(ConfigError, match="dgo, which is none of the classes") as refused:
+        gate.check(rules, Classification(("cat", "dog")))
+    assert refused.value.remedy == "Did you mean dog?"

@@ -33,7 +33,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Task]]:
         serving.served(1, task.names, (4, 4, 1)), target=task.spec(), metrics={"test_mae": 0.5}
     )
     core = Core(ServeConfig())
-    core.swap({1: Loaded(described, lambda images: OUTPUTS[: len(images)])}, {"champion": 1})
+    core.swap({1: Loaded(described, lambda images: np.resize(OUTPUTS, (len(images), 2)))}, {"champion": 1})
     with serving.running(core) as url:
         yield url, task
 
@@ -51,6 +51,16 @@ def test_the_native_protocol_names_predictions_of_every_task(served: tuple[str, 
     assert model.task == task
     np.testing.assert_allclose(client.outputs(url, IMAGES, model), OUTPUTS)
     assert requests.get(f"{url}/model").json()["what"] == task.what
+
+
+def test_an_answer_of_every_task_is_explained(served: tuple[str, Task]) -> None:
+    url, task = served
+    body = requests.post(f"{url}/explain", json={"instances": IMAGES[:1].tolist()}).json()
+    assert (body["of"], body["prediction"]) == (
+        task.names[0],
+        requests.post(f"{url}/predict", json={"instances": IMAGES[:1].tolist()}).json()["predictions"][0],
+    )
+    assert np.shape(body["influence"]) == (4, 4)
 
 
 def test_tensorflow_serving_and_open_inference_give_the_outputs(served: tuple[str, Task]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,9 @@ def test_the_top_five_count_where_there_are_more_classes() -> None:
     outputs = np.tile(np.linspace(0.3, 0.0, 7, dtype=np.float32), (7, 1))
     metrics = task.measure(np.arange(7, dtype=np.int32), outputs)
     assert metrics["top_5"] == pytest.approx(5 / 7)
+    other = task.configured(2)
+    assert other.measure(np.arange(7, dtype=np.int32), outputs)["top_2"] == pytest.approx(2 / 7)
+    assert other.spec() == task.spec()
     assert "top_5" not in Classification(("a", "b")).measure(np.array([0]), np.array([[1.0, 0.0]]))
 
 
@@ -82,11 +87,18 @@ def test_an_interval_covers_the_mean_of_what_it_is_drawn_from() -> None:
         ),
         ({"promote": {"metric": "macro_f2"}}, "has no metric macro_f2"),
         ({"train": {"monitor": "val_ece"}}, "measured at the end of a run alone"),
+        ({"promote": {"metric": "top_3"}}, "top_3 is not measured: evaluate.top_k = 5"),
+        (
+            {"task": {"kind": "regression"}, "promote": {"guards": {"max_ece": 0.1}}},
+            "promote.guards.max_ece = 0.1, but regression has no such thing",
+        ),
+        (
+            {"task": {"kind": "regression"}, "evaluate": {"calibrate": True}},
+            "regression has no probabilities",
+        ),
     ],
 )
-def test_losses_and_metrics_of_another_task_are_rejected(
-    values: dict[str, dict[str, str]], said: str
-) -> None:
+def test_losses_and_metrics_of_another_task_are_rejected(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(Config.resolve(values))
 

@@ -30,6 +30,7 @@ class Server:
             "search_model_versions": Page([ENTITY]),
             "get_model_version_download_uri": "s3://bucket/model",
             "get_run": SimpleNamespace(data=SimpleNamespace(metrics={"val_accuracy": 0.5, "loss": 1.0})),
+            "get_logged_model": SimpleNamespace(metrics=[SimpleNamespace(key="val_accuracy", value=0.75)]),
             "get_registered_model": SimpleNamespace(aliases={"champion": "3"}),
         }
 
@@ -105,3 +106,14 @@ def test_a_version_is_an_integer_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     server.answers |= {"search_model_versions": Page(), "create_model_version": ENTITY}
     made = sender.publish(server, config(0), RUN, described)
     assert (made, type(made)) == (3, int)
+
+
+def test_a_version_has_the_metrics_of_its_own_weights_and_not_those_of_the_last_epoch() -> None:
+    server: Any = Server(away=0)
+    server.answers["get_model_version"] = SimpleNamespace(**vars(ENTITY), model_id="m-1")
+    assert registry._measured(server, KNOWN) == {"val_accuracy": 0.75, "loss": 1.0}
+
+
+def test_a_version_is_described_by_the_main_metric_of_its_task() -> None:
+    metrics = {"val_loss": 0.1, "val_mae": 1.5, "val_rmse": 2.0, "test_loss": 0.2, "test_mae": 1.75}
+    assert sender._reached(metrics) == "val mae 1.5000, test mae 1.7500"

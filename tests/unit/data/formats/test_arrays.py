@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import gzip
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from distml.data.formats.arrays import gunzip, parse
+from distml import tasks
+from distml.config import DataConfig
+from distml.data.formats.arrays import gunzip, open_csv_pixels, parse
+from distml.data.listing import Folder
 from distml.errors import DataError
 
 IMAGES = struct.pack(">4I", 0x803, 2, 3, 4) + bytes(range(24))
@@ -51,3 +56,30 @@ def test_gunzip_stops_at_the_limit() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     with pytest.raises(DataError, match="more than the expected 1,000 bytes"):
         gunzip("file.gz", bomb, 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "names", "target"),
+    [
+        ("multilabel", ["wet", "hot"], ("wet", "hot"), [0, 1]),
+        ("multilabel", "colours", ("blue", "red"), [1, 1]),
+        ("regression", "angle", ("angle",), [1.5]),
+        ("regression", ["angle", "wet"], ("angle", "wet"), [1.5, 0]),
+    ],
+)
+def test_tables_of_pixels_have_several_labels_or_numbers(
+    tmp_path: Path, kind: str, columns: Any, names: tuple[str, ...], target: list[float]
+) -> None:
+    wanted = [columns] if isinstance(columns, str) else columns
+    rows = [
+        {"wet": k % 2, "hot": 1, "colours": "red|blue" if k == 2 else "red", "angle": k * 0.75}
+        for k in range(4)
+    ]
+    header = [*wanted, *(f"pixel{at}" for at in range(16))]
+    values = [[*(row[name] for name in wanted), *range(16)] for row in rows]
+    lines = [",".join(map(str, line)) for line in (header, *values)]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    data = DataConfig(path=str(tmp_path), label_column=columns, format="csv_pixels")
+    source = open_csv_pixels(Folder(str(tmp_path)), data, tasks.of(kind))
+    assert (source.task.names, source.shape) == (names, (4, 4, 1))
+    assert source.splits["train"].labels[2].tolist() == target

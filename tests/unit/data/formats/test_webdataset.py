@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distml import tasks
 from distml.config import Config, DataConfig
 from distml.data import image, shards
+from distml.data.formats.webdataset import open_webdataset
+from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.errors import DataError
 from distml.storage import Storage
@@ -89,3 +92,39 @@ def test_unusable_archives_are_named(tmp_path: Path, storage_root: Path) -> None
     (tmp_path / "y.tar").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"y.tar cannot be read as a tar file"):
         ingest(storage_root, tmp_path / "y.tar", format="webdataset")
+
+
+def told(**members: Any) -> dict[str, bytes]:
+    """Twenty pictures with members of their JSON, each a function of the picture's number."""
+    made: dict[str, bytes] = {}
+    for k in range(20):
+        made[f"{k:05d}.png"] = picture(k)
+        made[f"{k:05d}.json"] = json.dumps({name: value(k) for name, value in members.items()}).encode()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "members", "names", "target"),
+    [
+        ("multilabel", None, {"labels": lambda k: ["red", "blue"][: 1 + k % 2]}, ("blue", "red"), [1, 1]),
+        ("multilabel", ["wet", "hot"], {"wet": lambda k: k % 2, "hot": lambda k: 1}, ("wet", "hot"), [1, 1]),
+        ("regression", "angle", {"angle": lambda k: k / 2, "id": lambda k: k}, ("angle",), [1.5]),
+        ("regression", ["x", "y"], {"x": lambda k: k, "y": lambda k: -k}, ("x", "y"), [3, -3]),
+    ],
+)
+def test_members_of_the_json_are_labels_and_numbers(
+    tmp_path: Path, kind: str, columns: Any, members: Any, names: tuple[str, ...], target: list[float]
+) -> None:
+    tar(tmp_path / "train-000.tar", told(**members))
+    data = DataConfig(path=str(tmp_path), label_column=columns)
+    source = open_webdataset(Folder(str(tmp_path)), data, tasks.of(kind))
+    assert source.task.names == names
+    assert source.splits["train"].labels[3].tolist() == target
+
+
+def test_a_json_without_what_is_asked_for_is_named(tmp_path: Path) -> None:
+    tar(tmp_path / "train-000.tar", told(angle=lambda k: k, width=lambda k: "wide"))
+    for column, said in (("length", "has no .json beside it with length"), ("width", "'wide' as width")):
+        data = DataConfig(path=str(tmp_path), label_column=column)
+        with pytest.raises(DataError, match=rf"00000\.png .*{said}"):
+            open_webdataset(Folder(str(tmp_path)), data, tasks.of("regression"))
