@@ -67,7 +67,7 @@ class Endpoint:
 def serving(registry: registered.Registry, *flags: str, host: str = "127.0.0.1") -> Iterator[Endpoint]:
     """Run `distml.serve` on a registry that has a champion."""
     port = ingress.free_ports()[0]
-    own = [*registry.flags(), f"--serve.host={host}", f"--serve.port={port}"]
+    own = [*registry.flags(), f"--serve.host={host}", f"--serve.port={port}", "--serve.engine=litert"]
     log = Path(registry.config.storage.root, "serve.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(

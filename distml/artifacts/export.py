@@ -1,4 +1,4 @@
-"""Exporting a trained network as `.keras`, as a SavedModel and for LiteRT (rank 0).
+"""Exporting a trained network as `.keras`, as a SavedModel, for LiteRT and as ONNX (rank 0).
 
 A SavedModel runs where neither Python nor Pillow is, so for its signature `image_bytes` the arithmetic of
 `distml.data.image` is written out once more as TensorFlow operations. TensorFlow decodes JPEG, PNG, BMP, GIF
@@ -8,9 +8,13 @@ and WebP only, and does not report which colour of a GIF is transparent.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,12 @@ import numpy as np
 import tensorflow as tf
 
 from distml import tasks
-from distml.artifacts.layout import CLASSES, EXAMPLE, LITE, MODEL, SAVED_MODEL, write_digests
+from distml.artifacts.layout import CLASSES, EXAMPLE, LITE, LITE_INT8, MODEL, ONNX, SAVED_MODEL, write_digests
+from distml.artifacts.predictor import Function, Lite, Onnx
+from distml.config import ExportConfig
 from distml.data.image import Policy
-from distml.tasks import Task
+from distml.data.schema import Images
+from distml.tasks import Targets, Task
 from distml.tasks.network import head
 
 Tensor = Any
@@ -221,9 +228,10 @@ def served(network: keras.Model, task: Task) -> keras.Model:
 class _Served(tf.Module):
     """The signatures of the SavedModel. Final."""
 
-    def __init__(self, model: keras.Model, pictures: Policy, task: Task) -> None:
+    def __init__(self, model: keras.Model, network: keras.Model, pictures: Policy, task: Task) -> None:
         super().__init__()
         self.model = model
+        self._network = network
         self.task = task
         self.pictures = pictures
         # Keras has the state of random layers besides its layers, where TensorFlow does not look for it.
@@ -239,6 +247,10 @@ class _Served(tf.Module):
         """Outputs for raw pixels."""
         return {self.task.output: self.model(image, training=False)}
 
+    def network_outputs(self, pixels: Tensor) -> Tensor:
+        """Outputs for pixels as float32, as quantisation needs them."""
+        return head(self.task, self._network(pixels, training=False))
+
     def decode_and_predict(self, image_bytes: Tensor) -> dict[str, Tensor]:
         """Outputs for encoded pictures (JPEG, PNG, WebP, BMP, GIF) of any size."""
         images = tf.map_fn(
@@ -247,62 +259,209 @@ class _Served(tf.Module):
         return self.predict(images)
 
 
-def converted(module: _Served, example: np.ndarray) -> bytes | None:
-    """Convert a model for LiteRT, which predicts several times faster than TensorFlow.
+@dataclass(frozen=True)
+class Rows:
+    """What conversions to fewer bits are calibrated and judged on.
+
+    Attributes:
+        training: uint8 (N, H, W, C), some training images.
+        validation: uint8 (N, H, W, C), held-out images.
+        targets: Of the held-out images.
+    """
+
+    training: Images
+    validation: Images
+    targets: Targets
+
+
+Record = dict[str, dict[str, Any]]
+"""By the name of a form: its size in bytes and how it compares, or why it is `left_out`."""
+
+
+class _LeftOutError(Exception):
+    """A form that is not written, and why."""
+
+
+def _frozen(function: Any) -> Any:
+    """A concrete function with its variables as constants; converters lose those of a Keras 3 model."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(function)
+
+
+def _lite(module: _Served) -> bytes:
+    """Convert a model for LiteRT, which predicts several times faster than TensorFlow."""
+    frozen = _frozen(module.endpoints["serving_default"].get_concrete_function())
+    with _quietly():
+        return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
+
+
+def _onnx(module: _Served) -> bytes:
+    """Convert a model to ONNX: input `image`, uint8 [N, H, W, C]; output under the name of the task's."""
+    with _quietly():
+        import tf2onnx
+
+        frozen = _frozen(module.endpoints["serving_default"].get_concrete_function())
+        (image, *_), (output,) = frozen.inputs, frozen.outputs
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen.graph.as_graph_def(),
+            input_names=[image.name],
+            output_names=[output.name],
+            opset=_OPSET,
+            tensors_to_rename={image.name: "image", output.name: module.task.output},
+        )
+    return bytes(model.SerializeToString())
+
+
+_OPSET = 17
+"""Of ONNX: read by every runtime since 2022."""
+
+
+def _lite_int8(module: _Served, images: Images) -> bytes:
+    """Convert a model to weights and activations of 8 bits.
 
     Args:
         module: The model.
-        example: uint8 (N, H, W, C), images for which both must predict the same.
-
-    Returns:
-        The `.tflite` file, or None where LiteRT lacks an operation of the network or its predictions differ.
+        images: uint8 (N, H, W, C); the range of each activation is taken from them.
     """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    # Its input is quantised to what pixels are: a step of 1 from 0 to 255.
+    ends = np.zeros((1, *images.shape[1:]), np.uint8)
+    ends[:, ::2] = 255
+    shape = [None, *module.model.input_shape[1:]]
 
-    predict = module.endpoints["serving_default"].get_concrete_function()
-    try:
-        # The converter loses the variables of a Keras 3 model unless they are constants already.
-        frozen = convert_variables_to_constants_v2(predict)
-        with _without_warnings():
-            lite = bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
-        actual = _predicted(lite, example)
-    except Exception as error:  # the converter raises anything on what it does not know
-        logger.info("not converted for LiteRT: %s", str(error).partition("\n")[0][:200])
-        return None
-    expected = predict(image=tf.constant(example))[module.task.output].numpy()
-    difference = module.task.difference(actual, expected)
-    if not difference <= AGREEMENT:
-        logger.warning("not converted for LiteRT: its outputs differ by %g", difference)
-        return None
-    return lite
+    def predict(image: Tensor) -> Tensor:
+        return module.network_outputs(image)
+
+    spec = tf.TensorSpec(shape, tf.float32, name="image")
+    frozen = _frozen(tf.function(predict, input_signature=[spec]).get_concrete_function())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    shown = np.concatenate([ends, images]).astype(np.float32)
+    converter.representative_dataset = lambda: ([image[None]] for image in shown)
+    # What has no form of 8 bits stays float.
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+    ]
+    converter.inference_input_type = tf.uint8
+    with _quietly():
+        return bytes(converter.convert())
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Suppress the converter's warning about frozen variables."""
-    absl = logging.getLogger("absl")
-    before = absl.level
-    absl.setLevel(logging.ERROR)
+def _quietly() -> Iterator[None]:
+    """Suppress what converters say of their own steps."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tf2onnx", "tensorflow")]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        absl.setLevel(before)
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
 
 
-def _predicted(lite: bytes, images: np.ndarray) -> np.ndarray:
-    """Outputs of a converted model."""
-    from ai_edge_litert.interpreter import Interpreter
+def _converted(convert: Callable[[], bytes], what: str) -> bytes:
+    """Convert a model.
 
-    interpreter = Interpreter(model_content=lite)
-    (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(image["index"], images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(image["index"], images)
-    interpreter.invoke()
-    return np.asarray(interpreter.get_tensor(probabilities["index"]))
+    Raises:
+        _LeftOutError: The converter cannot.
+    """
+    try:
+        return convert()
+    except Exception as error:  # a converter raises anything on what it does not know
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise _LeftOutError(f"not converted for {what}: {cause}") from error
 
 
-def export(network: keras.Model, folder: Path, described: dict[str, Any], example: np.ndarray) -> None:
+def _function(kind: type[Lite] | type[Onnx], content: bytes, module: _Served, what: str) -> Function:
+    """Load what was converted, as an endpoint will.
+
+    Raises:
+        _LeftOutError: It cannot be loaded.
+    """
+    shape, outputs = module.model.input_shape[1:], module.model.output_shape[-1]
+    with tempfile.TemporaryDirectory(prefix="distml-converted-") as folder:
+        path = Path(folder) / "model"
+        path.write_bytes(content)
+        return _converted(lambda: kind(path, shape, outputs), what)  # type: ignore[return-value, arg-type]
+
+
+class _Forms:
+    """Converts a model into one form after another, each loaded again and compared. Final."""
+
+    def __init__(self, module: _Served, folder: Path, example: Images, wanted: ExportConfig) -> None:
+        self._module, self._folder, self._wanted = module, folder, wanted
+        self._example = example
+        self.record: Record = {}
+
+    def add(self, name: str, write: Callable[[], dict[str, Any]]) -> None:
+        """Write a form, or note why it is left out."""
+        try:
+            self.record[name] = write()
+        except _LeftOutError as error:
+            explicit = name == "litert_int8" or (
+                self._wanted.formats != "auto" and name in self._wanted.formats
+            )
+            logger.log(logging.WARNING if explicit else logging.INFO, "%s", error)
+            self.record[name] = {"left_out": str(error)}
+
+    def lite(self) -> dict[str, Any]:
+        """Write the LiteRT file."""
+        content = _converted(lambda: _lite(self._module), "LiteRT")
+        return self._kept(LITE, content, _function(Lite, content, self._module, "LiteRT"), "LiteRT")
+
+    def onnx(self) -> dict[str, Any]:
+        """Write the ONNX file."""
+        if not importlib.util.find_spec("tf2onnx"):
+            raise _LeftOutError("not converted to ONNX: the extra onnx is not installed (distml[onnx])")
+        content = _converted(lambda: _onnx(self._module), "ONNX")
+        return self._kept(ONNX, content, _function(Onnx, content, self._module, "ONNX"), "ONNX")
+
+    def _kept(self, name: str, content: bytes, function: Function, what: str) -> dict[str, Any]:
+        expected = self._module.predict(tf.constant(self._example))[self._module.task.output].numpy()
+        difference = self._module.task.difference(function(self._example), expected)
+        if not difference <= AGREEMENT:
+            raise _LeftOutError(f"not converted for {what}: its outputs differ by {difference:g}")
+        (self._folder / name).write_bytes(content)
+        return {"bytes": len(content), "difference": float(difference)}
+
+    def int8(self, rows: Rows) -> dict[str, Any]:
+        """Write the LiteRT file of 8 bits where it loses little against the other one."""
+        module, limit = self._module, self._wanted.max_loss_of_accuracy
+        content = _converted(lambda: _lite_int8(module, rows.training), "8 bits")
+        small = _function(Lite, content, module, "8 bits")
+        if not (self._folder / LITE).exists():
+            raise _LeftOutError("not converted for 8 bits: there is no LiteRT file to compare with")
+        float32 = _function(Lite, (self._folder / LITE).read_bytes(), module, "LiteRT")
+        shares = [
+            float(np.mean(module.task.correct(rows.targets, function(rows.validation))))
+            for function in (float32, small)
+        ]
+        measured = {"accuracy": round(shares[1], 6), "accuracy_float": round(shares[0], 6)}
+        loss = shares[0] - shares[1]
+        if not loss <= limit:
+            sentence = (
+                f"the LiteRT file of 8 bits is not kept: {shares[1]:.4f} of the validation rows are "
+                f"predicted correctly instead of {shares[0]:.4f}, export.max_loss_of_accuracy is {limit:g}"
+            )
+            logger.warning("%s", sentence)
+            return {"left_out": sentence, **measured}
+        (self._folder / LITE_INT8).write_bytes(content)
+        return {"bytes": len(content), **measured, "rows": len(rows.targets)}
+
+
+def export(
+    network: keras.Model,
+    folder: Path,
+    described: dict[str, Any],
+    example: np.ndarray,
+    wanted: ExportConfig | None = None,
+    rows: Rows | None = None,
+) -> Record:
     """Write the model into a folder in every form, with the digest of every file.
 
     Args:
@@ -310,7 +469,13 @@ def export(network: keras.Model, folder: Path, described: dict[str, Any], exampl
         folder: An existing, empty folder.
         described: Data set's `name`, `classes`, `shape`, `policy`, how pictures became images, and `task`.
         example: uint8 (N, H, W, C), a few images to try the model on.
+        wanted: The forms; none is what the configuration has by default.
+        rows: For `quantize`.
+
+    Returns:
+        The size of each form and how it compares with the model.
     """
+    wanted = wanted or ExportConfig()
     task = tasks.restore(described["classes"], described.get("task"))
     model = served(network, task)
     (folder / "data").mkdir()
@@ -318,10 +483,22 @@ def export(network: keras.Model, folder: Path, described: dict[str, Any], exampl
     (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
     policy = described.get("policy")
     pictures = Policy.from_dict(policy) if policy else Policy.of_arrays(model.input_shape[1:])
-    module = _Served(model, pictures, task)
-    tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.endpoints)
-    if lite := converted(module, example):
-        (folder / LITE).write_bytes(lite)
-    (folder / CLASSES).write_text(json.dumps(described))
+    module = _Served(model, network, pictures, task)
+    forms = _Forms(module, folder, example, wanted)
+    forms.record["keras"] = {"bytes": (folder / MODEL).stat().st_size}
+    if _asked(wanted, "saved_model"):
+        tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures=module.endpoints)
+    if _asked(wanted, "litert"):
+        forms.add("litert", forms.lite)
+    if wanted.quantize and rows is not None:
+        forms.add("litert_int8", lambda: forms.int8(rows))
+    if _asked(wanted, "onnx"):
+        forms.add("onnx", forms.onnx)
+    (folder / CLASSES).write_text(json.dumps(described | {"formats": forms.record}))
     (folder / EXAMPLE).write_text(json.dumps({"inputs": example.tolist()}))
     write_digests(folder)
+    return forms.record
+
+
+def _asked(wanted: ExportConfig, name: str) -> bool:
+    return wanted.formats == "auto" or name in wanted.formats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import zipfile
 from collections.abc import Mapping
@@ -12,18 +13,35 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distml import tasks
+from distml.config import ExportConfig
 from distml.data.image import Policy
 from distml.data.plausible import Usual
-from distml.errors import ModelError
+from distml.errors import ConfigError, ModelError
 from distml.tasks import Task
 
 MODEL = "data/model.keras"
 SAVED_MODEL = "saved_model"
 LITE = "data/model.tflite"
 """For LiteRT; absent where the network has an operation that it lacks."""
+LITE_INT8 = "data/model_int8.tflite"
+"""The same in 8 bits, where `export.quantize` asked for it and it lost little."""
+ONNX = "data/model.onnx"
+"""ONNX, where the extra `onnx` was installed when the model was trained."""
 DIGESTS = "digests.json"
 CLASSES = "classes.json"
 EXAMPLE = "example.json"
+
+
+def require_formats(wanted: ExportConfig) -> None:
+    """Check that a form asked for by name can be written.
+
+    Raises:
+        ConfigError: ONNX, and its extra is not installed.
+    """
+    if wanted.formats != "auto" and "onnx" in wanted.formats and not importlib.util.find_spec("tf2onnx"):
+        raise ConfigError(
+            "export.formats names onnx, and the extra for it is not installed.", "pip install 'distml[onnx]'"
+        )
 
 
 def write_digests(folder: Path) -> str:
@@ -42,7 +60,7 @@ _LIST_BYTES = 1 << 20
 _PLAIN_BYTES = 16 << 20
 _EXPANSION = 2
 """Keras stores the members of a `.keras` file uncompressed (keras/src/saving/saving_lib.py, 3.15)."""
-_DATA = {str(PurePosixPath(MODEL).with_name(name)) for name in ("keras_module.txt", "model.tflite")} | {MODEL}
+_DATA = {str(PurePosixPath(MODEL).with_name("keras_module.txt")), MODEL, LITE, LITE_INT8, ONNX}
 """All files allowed in that folder; MLflow would unpickle custom objects beside a model."""
 _AGAIN = "Fetch the model again, or train it again."
 

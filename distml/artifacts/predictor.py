@@ -1,87 +1,499 @@
-"""A verified export, loaded as a function of images (driver, replica)."""
+"""A verified export, loaded as a function of images by the fastest engine (driver, replica)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from distml.artifacts import layout
-from distml.artifacts.layout import LITE, MODEL
+from distml.artifacts.layout import EXAMPLE, LITE, LITE_INT8, MODEL, ONNX
 from distml.data.image import Policy
 from distml.data.plausible import Usual
 from distml.data.schema import Images
-from distml.errors import ModelError
+from distml.errors import ModelError, StorageError
 from distml.runtime import compat, environment
+from distml.storage import Storage
 from distml.tasks import Task
 
-_SIZES = (16, 1)
-"""Images per call. A batch of any size is cut into these: another size would allocate the tensors anew, and
-an image costs the same in each."""
+logger = logging.getLogger(__name__)
+
+Outputs = npt.NDArray[np.float32]
+
+
+class Function(Protocol):
+    """A model as a function of images, for one thread at a time."""
+
+    def __call__(self, images: Images) -> Outputs:
+        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
+        ...
+
+    def cut(self, batch: int) -> None:
+        """Compute at most so many images in one call of the engine."""
+        ...
 
 
 class Lite:
-    """A LiteRT model as a function of images, for one thread at a time. Final.
+    """A LiteRT model. Final.
 
     Measured on two AVX-512 cores with a two-layer CNN of 28 x 28, one thread: 0.06 ms per image alone or in a
     batch, where a TensorFlow function takes 0.9 ms for one image and two cores for 0.04 ms in a batch of 64.
-    ONNX Runtime was as fast, from a converter that is no longer maintained.
 
     Args:
         path: A `.tflite` file.
         shape: (H, W, C) of an image.
-        classes: How many outputs an image has.
+        outputs: How many outputs an image has.
         threads: Threads of a call.
 
     Raises:
         ModelError: Not a model of uint8 images of that shape and as many float32 outputs.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], classes: int, threads: int = 1) -> None:
-        self._classes = classes
-        self._interpreters = {size: _interpreter(path, (size, *shape), classes, threads) for size in _SIZES}
+    def __init__(self, path: Path, shape: tuple[int, int, int], outputs: int, threads: int = 1) -> None:
+        self._path, self._shape, self._outputs, self._threads = path, shape, outputs, threads
+        self._content = path.read_bytes()
+        self._interpreters: dict[int, tuple[Any, int, int]] = {}
+        self._sizes: tuple[int, ...] = ()
+        self.cut(_LITE_BATCH)
 
-    def __call__(self, images: Images) -> npt.NDArray[np.float32]:
+    def cut(self, batch: int) -> None:
+        """Allocate tensors for calls of that many images and for calls of one.
+
+        Another size would allocate them anew in each call.
+        """
+        self._sizes = tuple(sorted({batch, 1}, reverse=True))
+        for size in self._sizes:
+            if size not in self._interpreters:
+                shape = (size, *self._shape)
+                self._interpreters[size] = _interpreter(
+                    self._content, self._path, shape, self._outputs, self._threads
+                )
+
+    def __call__(self, images: Images) -> Outputs:
         """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
-        probabilities = np.empty((len(images), self._classes), np.float32)
+        outputs = np.empty((len(images), self._outputs), np.float32)
         at = 0
-        for size in _SIZES:
+        for size in self._sizes:
             interpreter, input_index, output_index = self._interpreters[size]
             while len(images) - at >= size:
                 interpreter.set_tensor(input_index, images[at : at + size])
                 interpreter.invoke()
-                probabilities[at : at + size] = interpreter.get_tensor(output_index)
+                outputs[at : at + size] = interpreter.get_tensor(output_index)
                 at += size
-        return probabilities
+        return outputs
 
 
-def _interpreter(path: Path, shape: tuple[int, ...], classes: int, threads: int) -> tuple[Any, int, int]:
+def _interpreter(
+    content: bytes, path: Path, shape: tuple[int, ...], outputs: int, threads: int
+) -> tuple[Any, int, int]:
     """Allocate an interpreter for one batch size; returns it with the indices of its input and output."""
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        (image,), (values,) = interpreter.get_input_details(), interpreter.get_output_details()
         interpreter.resize_tensor_input(image["index"], shape, strict=True)
         interpreter.allocate_tensors()
         interpreter.invoke()
         output = interpreter.get_output_details()[0]
     except (ValueError, RuntimeError) as error:
-        cause = str(error).strip().partition("\n")[0][:200]
-        raise ModelError(f"{path} is not a model of images {list(shape[1:])}: {cause}.") from error
-    kinds = (image["dtype"], output["dtype"], tuple(output["shape"]))
-    if kinds != (np.uint8, np.float32, (shape[0], classes)):
-        raise ModelError(f"{path} does not map uint8 images to float32 [N, {classes}].")
-    return interpreter, image["index"], probabilities["index"]
+        raise _unusable(path, shape[1:], error) from error
+    _require_kinds(path, (image["dtype"], output["dtype"], tuple(output["shape"])), (shape[0], outputs))
+    return interpreter, image["index"], values["index"]
 
 
-Engine = Literal["auto", "litert", "tensorflow"]
+def _unusable(path: Path, shape: Sequence[int], error: Exception) -> ModelError:
+    cause = str(error).strip().partition("\n")[0][:200]
+    return ModelError(f"{path} is not a model of images {list(shape)}: {cause}.")
+
+
+def _require_kinds(path: Path, kinds: tuple[Any, Any, Any], expected: tuple[int, int]) -> None:
+    if kinds != (np.uint8, np.float32, expected):
+        raise ModelError(f"{path} does not map uint8 images to float32 [N, {expected[1]}].")
+
+
+class Onnx:
+    """An ONNX model in ONNX Runtime. Final.
+
+    Args:
+        path: An `.onnx` file.
+        shape: (H, W, C) of an image.
+        outputs: How many outputs an image has.
+        threads: Threads of a call.
+
+    Raises:
+        ModelError: Not a model of uint8 images of that shape and as many float32 outputs.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], outputs: int, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        # Threads that spin for work take the cores of other replicas.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._batch = _BATCH
+        try:
+            # As bytes it cannot name files of tensors beside it.
+            self._session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+            (image,), _ = self._session.get_inputs(), self._session.get_outputs()
+            self._name = image.name
+            tried = self._session.run(None, {self._name: np.zeros((1, *shape), np.uint8)})[0]
+        except Exception as error:  # ONNX Runtime has no common class of errors
+            raise _unusable(path, shape, error) from error
+        _require_kinds(path, (np.uint8, tried.dtype, tried.shape), (1, outputs))
+
+    def cut(self, batch: int) -> None:
+        """Compute at most so many images in one call of the engine."""
+        self._batch = batch
+
+    def __call__(self, images: Images) -> Outputs:
+        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
+        return _joined(lambda part: self._session.run(None, {self._name: part})[0], images, self._batch)
+
+
+class OpenVino:
+    """A LiteRT or ONNX model in OpenVINO. Final.
+
+    Args:
+        path: A `.tflite` or `.onnx` file.
+        shape: (H, W, C) of an image.
+        outputs: How many outputs an image has.
+        threads: Threads of a call.
+
+    Raises:
+        ModelError: Not a model of uint8 images of that shape and as many float32 outputs.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], outputs: int, threads: int = 1) -> None:
+        import openvino
+
+        options = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the hardware has it: 3e-4 apart
+            "ENABLE_CPU_PINNING": False,  # several replicas would share the first cores
+        }
+        self._batch = _BATCH
+        try:
+            core = openvino.Core()
+            model = core.read_model(path)
+            model.reshape([-1, *shape])
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            self._infer(np.zeros((1, *shape), np.uint8))
+            image, tried = model.input(0).element_type.to_dtype(), self._request.get_output_tensor(0).data
+        except Exception as error:  # OpenVINO raises RuntimeError and others
+            raise _unusable(path, shape, error) from error
+        _require_kinds(path, (np.dtype(image), tried.dtype, tried.shape), (1, outputs))
+
+    def _infer(self, images: Images) -> Outputs:
+        self._request.infer([images], share_inputs=True)
+        return np.array(self._request.get_output_tensor(0).data)  # the next call overwrites it
+
+    def cut(self, batch: int) -> None:
+        """Compute at most so many images in one call of the engine."""
+        self._batch = batch
+
+    def __call__(self, images: Images) -> Outputs:
+        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
+        return _joined(self._infer, images, self._batch)
+
+
+def _joined(function: Callable[[Images], Outputs], images: Images, batch: int) -> Outputs:
+    if len(images) <= batch:
+        return function(np.ascontiguousarray(images))
+    parts = (images[at : at + batch] for at in range(0, len(images), batch))
+    return np.concatenate([function(np.ascontiguousarray(part)) for part in parts])
+
+
+Engine = Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"]
 
 _BATCH = 256
 """Images per call: bounds the memory of activations."""
+_LITE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An engine: its class, the files it can load, the best first, and what must be installed for it."""
+
+    function: Callable[[Path, tuple[int, int, int], int, int], Function]
+    files: tuple[str, ...]
+    package: str
+    extra: str = ""
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    def file(self, export: layout.Export) -> Path | None:
+        """The first of its files that the export has."""
+        return next((export.folder / name for name in self.files if (export.folder / name).exists()), None)
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "litert": _Kind(Lite, (LITE,), "ai_edge_litert"),
+    "onnx": _Kind(Onnx, (ONNX,), "onnxruntime", "onnx"),
+    "openvino": _Kind(OpenVino, (LITE, ONNX), "openvino", "openvino"),
+    "litert_int8": _Kind(Lite, (LITE_INT8,), "ai_edge_litert"),
+}
+"""Those that load without TensorFlow. Of engines that are equally fast the first is taken."""
+_EXACT = ("litert", "onnx", "openvino")
+
+
+def load(export: layout.Export, engine: str, threads: int = 1) -> Function:
+    """Load a model with one engine.
+
+    Args:
+        export: Has been verified.
+        engine: Its name; not auto, and not tensorflow.
+        threads: Threads of a call.
+
+    Raises:
+        ModelError: The engine is not installed, or the export has no file for it that it can use.
+    """
+    kind = _KINDS[engine]
+    if not kind.installed:
+        raise ModelError(f"the engine {engine} is not installed.", f"pip install 'distml[{kind.extra}]'")
+    path = kind.file(export)
+    if path is None:
+        wanted = "export.quantize: int8" if engine == "litert_int8" else f"export.formats with {engine}"
+        raise ModelError(
+            f"the model has no file for the engine {engine} ({' or '.join(kind.files)}).",
+            f"Train it with {wanted}, or set serve.engine to auto.",
+        )
+    return kind.function(path, export.shape, len(export.classes), threads)
+
+
+AGREEMENT = 1e-4
+"""Greatest difference of an output between engines, in units of the task."""
+BUDGET_S = 5.0
+"""Time in which engines are measured."""
+_BATCHES = (4, 16, 64)
+_CALL_S = 0.15
+"""No batch is measured that would take longer: requests wait for the one under way."""
+_ROUNDS = 30
+_ALIKE = 1.05
+"""Less is noise, and the engine that stands first is taken."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What an engine takes on this machine.
+
+    Attributes:
+        engine: Its name.
+        threads: Threads of a call.
+        batch: Images of a call at which an image takes least.
+        alone_ms: Milliseconds of a call for one image.
+        image_ms: Milliseconds of an image in such a batch.
+        note: Why it cannot be taken, empty where it can.
+    """
+
+    engine: str
+    threads: int
+    batch: int = 1
+    alone_ms: float = math.nan
+    image_ms: float = math.nan
+    note: str = ""
+
+    @property
+    def cost(self) -> float:
+        """What counts: the geometric mean of an image alone, in an idle endpoint, and in a batch."""
+        return math.sqrt(self.alone_ms * self.image_ms)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and how it is used.
+
+    Attributes:
+        engine: Its name.
+        threads: Threads of a call.
+        batch: Images of a call, 0 for what the engine takes by default.
+        figures: What was measured, none where there was nothing to choose.
+    """
+
+    engine: str
+    threads: int
+    batch: int = 0
+    figures: tuple[Figure, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """The choice as JSON; what is no number is left out."""
+        figures = [
+            {key: value for key, value in asdict(figure).items() if value not in ("",) and value == value}
+            for figure in self.figures
+        ]
+        return {"name": self.engine, "threads": self.threads, "batch": self.batch or None, "figures": figures}
+
+
+def choose(
+    export: layout.Export, threads: int = 1, kept: Storage | None = None, budget_s: float = BUDGET_S
+) -> Choice:
+    """Measure the engines that are installed, or take what was measured before.
+
+    TensorFlow takes longer to import than measuring may take, so it is taken only where there is no other.
+
+    Args:
+        export: Has been verified.
+        threads: Most threads of a call.
+        kept: Where figures are kept, by the export, the CPU and the versions of the engines.
+        budget_s: Time limit.
+    """
+    usable = [name for name in _EXACT if _KINDS[name].installed and _KINDS[name].file(export)]
+    if not usable:
+        return Choice("tensorflow", threads)
+    candidates = [(name, count) for name in usable for count in sorted({1, threads})]
+    if len(candidates) == 1:
+        return Choice(usable[0], 1)
+    name = f"{_key(export, candidates)}.json"
+    if known := _known(kept, name, candidates):
+        return known
+    choice = _fastest(_measured(export, candidates, budget_s))
+    if kept is not None and not math.isnan(choice.figures[0].alone_ms):
+        try:
+            kept.write_bytes(json.dumps(asdict(choice)).encode(), FOLDER, name)
+        except StorageError as error:
+            logger.warning("the figures of engines cannot be kept: %s", error)
+    return choice
+
+
+FOLDER = "engines"
+"""Below the storage root: what was measured."""
+
+
+def _key(export: layout.Export, candidates: Sequence[tuple[str, int]]) -> str:
+    versions = [_version(_KINDS[name].package) for name in _EXACT]
+    text = json.dumps([export.sha256, cpu(), candidates, versions, _BATCHES])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model of the CPU, as far as the system tells."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} {platform.machine()}"
+
+
+def _known(kept: Storage | None, name: str, candidates: Sequence[tuple[str, int]]) -> Choice | None:
+    try:
+        if kept is None or not kept.exists(FOLDER, name):
+            return None
+        values = json.loads(kept.read_text(FOLDER, name))
+        figures = tuple(Figure(**values) for values in values.pop("figures"))
+        choice = replace(Choice(**values), figures=figures)
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("the figures of engines in %s are passed over: %r", name, error)
+        return None
+    return choice if (choice.engine, choice.threads) in candidates else None
+
+
+def _fastest(figures: Sequence[Figure]) -> Choice:
+    """Choose; of engines that are alike the first."""
+    usable = [figure for figure in figures if not figure.note] or list(figures[:1])
+    least = min((figure.cost for figure in usable), default=math.nan)
+    best = next((figure for figure in usable if figure.cost <= _ALIKE * least), usable[0])
+    rest = sorted(
+        (figure for figure in figures if figure is not best),
+        key=lambda figure: (bool(figure.note), figure.cost),
+    )
+    return Choice(best.engine, best.threads, 0 if best.note else best.batch, (best, *rest))
+
+
+def _measured(export: layout.Export, candidates: Sequence[tuple[str, int]], budget_s: float) -> list[Figure]:
+    """Measure candidates in turn, so that whatever else the machine does meets all of them."""
+    deadline = time.monotonic() + budget_s
+    images = _images(export)
+    expected: Outputs | None = None
+    figures: list[Figure] = []
+    timers: list[Iterator[Figure]] = []
+    for name, threads in candidates:
+        figure = Figure(name, threads)
+        if timers and time.monotonic() > deadline - budget_s / 2:
+            figures.append(replace(figure, note="not measured: no time was left"))
+            continue
+        try:
+            function = load(export, name, threads)
+            outputs = function(images)
+        except ModelError as error:
+            figures.append(replace(figure, note=str(error)))
+            continue
+        expected = outputs if expected is None else expected  # the first was compared when it was exported
+        apart = export.task.difference(outputs, expected)
+        if not apart <= AGREEMENT:
+            figures.append(replace(figure, note=f"its outputs differ by {apart:.2g}"))
+            continue
+        timers.append(_timer(function, figure, images))
+    last = [next(timer) for timer in timers]
+    for _ in range(_ROUNDS):
+        for at, timer in enumerate(timers):
+            if time.monotonic() > deadline:
+                break
+            last[at] = next(timer)
+    order = {candidate: at for at, candidate in enumerate(candidates)}
+    return sorted(last + figures, key=lambda figure: order[figure.engine, figure.threads])
+
+
+def _timer(function: Function, figure: Figure, images: Images) -> Iterator[Figure]:
+    """Time an engine once more each time; the least of each size counts."""
+    least: dict[int, float] = {}
+    many = np.concatenate([images] * math.ceil(max(_BATCHES) / len(images)))
+    while True:
+        for size in (1, *_BATCHES):
+            if size > 1 and least[1] * size > _CALL_S:
+                continue
+            if size not in least:
+                function.cut(size)
+                function(many[:size])
+            function.cut(size)
+            began = time.perf_counter()
+            function(many[:size])
+            least[size] = min(time.perf_counter() - began, least.get(size, math.inf))
+        batch = min(least, key=lambda size: least[size] / size)
+        yield replace(
+            figure,
+            batch=batch,
+            alone_ms=round(1e3 * least[1], 4),
+            image_ms=round(1e3 * least[batch] / batch, 4),
+        )
+
+
+def _images(export: layout.Export) -> Images:
+    """The pictures the model was exported with, and noise, uint8 [16, H, W, C]."""
+    noise = np.random.default_rng(0).integers(0, 256, (16, *export.shape), np.uint8)
+    try:
+        given = np.asarray(json.loads((export.folder / EXAMPLE).read_text())["inputs"], np.uint8)[:8]
+        noise[: len(given)] = given
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return noise
 
 
 @dataclass(frozen=True)
@@ -96,6 +508,7 @@ class Predictor:
         pictures: How a picture becomes such an image.
         task: What it predicts.
         usual: How training images look, None where the export does not say.
+        choice: The engine, and what others took.
     """
 
     classes: tuple[str, ...]
@@ -105,6 +518,7 @@ class Predictor:
     pictures: Policy
     task: Task
     usual: Usual | None = None
+    choice: Choice = Choice("", 1)
 
     @classmethod
     def load(cls, folder: Path, expected_sha256: str | None = None) -> Self:
@@ -120,33 +534,53 @@ class Predictor:
         return cls.of(layout.verify(folder, expected_sha256))
 
     @classmethod
-    def of(cls, export: layout.Export, engine: Engine = "auto", threads: int = 1) -> Self:
+    def of(cls, export: layout.Export, engine: Engine = "auto", threads: int = 1, batch: int = 0) -> Self:
         """Load the model of a verified export.
 
         Args:
-            export: As `digests.verify` returned it.
-            engine: auto takes LiteRT where the export was converted for it, else TensorFlow; TensorFlow is
+            export: As `layout.verify` returned it.
+            engine: auto takes LiteRT where the export was converted for it, else TensorFlow, which is
                 imported only where it is used.
-            threads: Threads of a call in LiteRT; TensorFlow decides for itself.
+            threads: Threads of a call; TensorFlow decides for itself.
+            batch: Images of a call, 0 for what the engine takes by default.
 
         Raises:
-            ModelError: Unsafe to load, or not a classifier of images.
+            ModelError: Unsafe to load, not a model of images, or not for that engine.
         """
-        if engine == "tensorflow" or (engine == "auto" and not (export.folder / LITE).exists()):
-            function = _keras_function(export)
-            return cls(
-                export.classes,
-                export.shape,
-                export.sha256,
-                function,
-                export.pictures,
-                export.task,
-                export.usual,
-            )
-        lite = Lite(export.folder / LITE, export.shape, len(export.classes), threads)
+        lite = "litert" if (export.folder / LITE).exists() else "tensorflow"
+        name = lite if engine == "auto" else engine
+        function: Any = _keras_function(export) if name == "tensorflow" else load(export, name, threads)
+        if batch and name != "tensorflow":
+            function.cut(batch)
         return cls(
-            export.classes, export.shape, export.sha256, lite, export.pictures, export.task, export.usual
+            export.classes,
+            export.shape,
+            export.sha256,
+            function,
+            export.pictures,
+            export.task,
+            export.usual,
+            Choice(name, threads, batch),
         )
+
+    @classmethod
+    def fastest(cls, export: layout.Export, engine: Engine, threads: int, kept: Storage | None) -> Self:
+        """Load the model by the engine that `choose` takes where that is left open.
+
+        Args:
+            export: As `layout.verify` returned it.
+            engine: auto measures.
+            threads: Most threads of a call.
+            kept: Where figures are kept.
+
+        Raises:
+            ModelError: As `of`.
+        """
+        if engine != "auto":
+            return cls.of(export, engine, threads)
+        choice = choose(export, threads, kept)
+        name: Any = choice.engine
+        return replace(cls.of(export, name, choice.threads, choice.batch), choice=choice)
 
     def warm(self) -> None:
         """Predict once alone and in batches, so that no request waits for the first trace."""

@@ -513,6 +513,23 @@ class EvaluateConfig(Section):
     """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
 
 
+class ExportConfig(Section):
+    """In which forms a trained model is written."""
+
+    formats: Literal["auto"] | list[Literal["keras", "saved_model", "litert", "onnx"]] = "auto"
+    """keras (always written), saved_model, litert and onnx; auto is all that are installed on the workers."""
+    quantize: Annotated[Literal["int8"] | None, BeforeValidator(_none)] = None
+    """int8 adds a LiteRT file of 8 bits, calibrated on training rows: smaller and faster; none adds none."""
+    max_loss_of_accuracy: Fraction = 0.01
+    """Keep the int8 file only where its accuracy on validation rows is at most this much lower."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.quantize and self.formats != "auto" and "litert" not in self.formats:
+            raise ValueError("quantize: int8 is a LiteRT file; add litert to formats")
+        return self
+
+
 class PromoteConfig(Section):
     """The gate a candidate passes to become champion."""
 
@@ -609,11 +626,12 @@ class ServeConfig(Section):
     drain_timeout_s: PositiveFloat = 10.0
     """Time that requests under way are given when the endpoint or a replica ends."""
     cpus_per_replica: PositiveFloat = 1.0
-    """Logical CPUs each replica reserves from Ray, and its threads in LiteRT."""
+    """Logical CPUs each replica reserves from Ray; an engine has at most as many threads."""
     gpus_per_replica: Annotated[float, BeforeValidator(_number), Field(ge=0, le=64)] = 0.0
     """GPUs each replica reserves; only engine tensorflow uses them."""
-    engine: Literal["auto", "litert", "tensorflow"] = "auto"
-    """auto takes LiteRT where the model was converted for it, except on GPUs."""
+    engine: Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"] = "auto"
+    """auto measures those that are installed and takes the fastest that gives the same answers; TensorFlow
+    only on GPUs, and where the model has no other form."""
     start_timeout_s: PositiveFloat = 60.0
     """Time in which the champion must answer after a start."""
     poll_s: PositiveFloat = 2.0
@@ -740,6 +758,8 @@ class Config(Section):
     """Tracking."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    export: ExportConfig = ExportConfig()
+    """Export."""
     promote: PromoteConfig = PromoteConfig()
     """Promotion."""
     serve: ServeConfig = ServeConfig()

@@ -43,6 +43,7 @@ __all__ = [
     "pick",
     "prepare",
     "read",
+    "sample",
     "table",
     "tables",
 ]
@@ -295,6 +296,31 @@ def pick(storage: Storage, manifest: Manifest, split: str, rows: Sequence[int]) 
             labels[at] = schema.to_targets(some[schema.LABEL])
         first += shard.rows
     return images, labels
+
+
+_SAMPLED_SHARDS = 8
+
+
+def sample(storage: Storage, manifest: Manifest, split: str, count: int) -> Images:
+    """Return images spread over a split, at most `count` of them, from few of its shards.
+
+    Raises:
+        DataError: A shard is missing or differs from what was published.
+    """
+    every = manifest.shards[split]
+    some = every[:: -(-len(every) // _SAMPLED_SHARDS)]
+    each = -(-count // len(some))
+    parts = []
+    for shard in some:
+        table = _verified(storage, shard, manifest.shape_of(split))
+        parts.append(schema.to_images(table.take(_spread(len(table), each))[schema.IMAGE]))
+    images = np.concatenate(parts)
+    return images[_spread(len(images), count)]
+
+
+def _spread(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """Numbers of at most `count` rows, evenly spaced."""
+    return np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(np.int64))
 
 
 def class_counts(storage: Storage, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:

@@ -146,6 +146,8 @@ class VersionDescription(ModelIdentity):
     """How pictures become images; none stretches them, over black."""
     target: dict[str, Any] | None = None
     """What is predicted: `kind` and what was chosen for it; none is classification."""
+    engine: dict[str, Any] | None = None
+    """`name`, `threads` and `batch` of the engine that computes; `figures` of those that were measured."""
 
 
 class RefusedVersion(Schema):

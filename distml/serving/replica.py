@@ -281,7 +281,8 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
             (folder / path).write_bytes(content)
         export = layout.verify(folder, version.sha256)
         engine = "tensorflow" if serve.engine == "auto" and serve.gpus_per_replica else serve.engine
-        predictor = Predictor.of(export, engine, threads=max(1, int(serve.cpus_per_replica)))
+        kept = Storage(config.storage.root)
+        predictor = Predictor.fastest(export, engine, max(1, int(serve.cpus_per_replica)), kept)
     predictor.warm()
     served = Served(
         name=version.name,
@@ -297,5 +298,6 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
         target=export.target,
         usual=export.usual,
         loaded_at=time.time(),
+        engine=predictor.choice.described(),
     )
     return Loaded(served, predictor.predict)

@@ -31,6 +31,8 @@ Described = Mapping[str, Any] | None
 def follow(console: Console, url: str, ended: threading.Event) -> None:
     """Print a line for every change of the endpoint until an event is set."""
     before = _described(url)
+    for line in engine((before or {}).get("engine")):
+        console.print(escape(f"engine     {line}"))
     for line in changes(before, before):
         console.print(escape(line))
     while not ended.wait(_LOOK_S):
@@ -114,6 +116,7 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
         "model": described["name"],
         "version": described["version"],
         "aliases": described["aliases"],
+        "engine": described.get("engine"),
         "loaded": [version["version"] for version in described["versions"]],
         "refused": described["refused"],
         "missing": described["registry"]["missing"],
@@ -186,6 +189,7 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
         ),
         *(f"missing   {missing}" for missing in state["missing"]),
         f"registry  {'never answered' if age is None else f'answered {age:.0f} s ago'}",
+        *(f"engine    {line}" for line in engine(state["engine"])),
         f"replicas  {state['replicas']}",
         f"requests  {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"latency   p50 {_shown(state['p50_s'])}, p99 {_shown(state['p99_s'])}",
@@ -193,6 +197,24 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
     ]
     for line in lines:
         console.print(escape(line))
+
+
+def engine(described: Described) -> list[str]:
+    """Say which engine computes, and what the others took; nothing where the endpoint does not tell."""
+    if not described:
+        return []
+    threads = described["threads"]
+    line = f"{described['name']}, {threads} thread{'s' * (threads != 1)}"
+    if batch := described["batch"]:
+        line += f", {batch} image{'s' * (batch != 1)} a call"
+    return [line, *map(_figure, described["figures"])]
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    what = f"  {figure['engine']} ({figure['threads']})"
+    if "note" in figure:
+        return f"{what}: {figure['note']}"
+    return f"{what}: {figure['alone_ms']:.3g} ms alone, {figure['image_ms']:.3g} ms in {figure['batch']}"
 
 
 def _shown(seconds: float | None) -> str:

@@ -38,6 +38,7 @@ class Served(Described):
         policy: How pictures become images, None where the export does not say.
         target: Describes the task beside the names, None where that is classification.
         usual: How training images look, None where the export does not say.
+        engine: What computes, and what others took: `Choice.described`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Served(Described):
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
+    engine: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def evaluate_and_export(rank: Rank) -> None:
     task = _tuned(rank, splits["validation"])
     evaluation = {split: _evaluation(rank, task, scored) for split, scored in splits.items()}
     shown = "test" if "test" in splits else "validation"
-    parts = _export(rank, network, task, evaluation[shown].confusion)
+    parts, formats = _export(rank, network, task, evaluation[shown].confusion)
     targets, logits, losses = splits[shown]
     mistakes = task.mistakes(targets, task.activate(logits), losses)
     heat, nearest = _explained(rank, network, task, shown, mistakes)
@@ -59,6 +59,7 @@ def evaluate_and_export(rank: Rank) -> None:
             best_epoch=_best_epoch(rank),
             heat=heat,
             nearest=nearest,
+            formats=formats,
         )
     )
 
@@ -178,8 +179,10 @@ def _rows(rank: Rank, split: str) -> feed.Rows:
     return shards.read(rank.storage, rank.manifest, split, rank.rank, rank.world_size)
 
 
-def _export(rank: Rank, network: Any, task: Task, confusion: list[list[int]] | None) -> tuple[str, ...]:
-    """Write the export into the run's folder; returns its path as parts."""
+def _export(
+    rank: Rank, network: Any, task: Task, confusion: list[list[int]] | None
+) -> tuple[tuple[str, ...], export.Record]:
+    """Write the export into the run's folder; returns its path as parts, and its forms."""
     manifest = rank.manifest
     described = {
         "name": manifest.name,
@@ -193,6 +196,21 @@ def _export(rank: Rank, network: Any, task: Task, confusion: list[list[int]] | N
     }
     parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:
-        export.export(network, Path(folder), described, rank.validation[0][:2])
+        example, wanted = rank.validation[0][:2], rank.config.export
+        formats = export.export(network, Path(folder), described, example, wanted, _quantising(rank))
         rank.storage.upload(folder, *parts)
-    return parts
+    return parts, formats
+
+
+_CALIBRATING, _JUDGING = 256, 5000
+
+
+def _quantising(rank: Rank) -> export.Rows | None:
+    """Training rows that calibrate an export of 8 bits, and this rank's validation rows that judge it."""
+    if not rank.config.export.quantize:
+        return None
+    manifest = rank.manifest
+    images = shards.sample(rank.storage, manifest, "train", _CALIBRATING)
+    held_out, targets = rank.validation
+    centred = schema.centred(images, manifest.shape[:2])
+    return export.Rows(centred, held_out[:_JUDGING], targets[:_JUDGING])

@@ -203,6 +203,7 @@ class RunFinished(Event):
         best_epoch: The epoch whose weights were exported where that need not be the last one.
         heat: Of each mistake how much the places of a grid over its picture count, 0 to 1; () where unknown.
         nearest: Of each mistake the training rows with the nearest features; () where unknown.
+        formats: Size in bytes of each form of the export and how it compares with the model.
     """
 
     export: tuple[str, ...]
@@ -214,6 +215,7 @@ class RunFinished(Event):
     best_epoch: int | None = None
     heat: Sequence[list[list[float]]] = ()
     nearest: Sequence[list[int]] = ()
+    formats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for result in self.evaluation.values():

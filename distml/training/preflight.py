@@ -212,6 +212,7 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
     import numpy as np
 
     from distml.artifacts import export
+    from distml.config import ExportConfig
     from distml.models import transform
 
     network = registry.build(case.name, case.shape, case.classes, case.options, 0)
@@ -228,7 +229,8 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
         network = transform.averaged(network, case.views)
     described = {"name": "preflight", "classes": _names(case), "shape": case.shape, "task": case.task}
     try:
-        export.export(network, folder, described | {"policy": None}, images)
+        wanted = ExportConfig(formats=["keras", "saved_model", "litert"])  # others are left out, not refused
+        export.export(network, folder, described | {"policy": None}, images, wanted)
     except Exception as error:  # Keras raises anything on what it cannot save
         remedy = f"Put {_DECORATOR} above {own} and give it a get_config with every argument." if own else ""
         raise ModelError(f"{case.name} cannot be exported: {_first(error)}", remedy) from error

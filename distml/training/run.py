@@ -16,6 +16,7 @@ from typing import Any
 from rich.markup import escape
 
 from distml import tasks, tracking
+from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.data import schema, shards
@@ -131,6 +132,7 @@ def result(
         "steps": finished.history[-1].step,
         "tracking_uri": tracking.uri(config),
         "artifacts": storage.uri(*finished.export),
+        "formats": finished.formats,
         "sha256": hashlib.sha256(storage.read_bytes(*finished.export, DIGESTS)).hexdigest(),
     }
 
@@ -226,6 +228,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     """
     began = time.monotonic()
     registry.check_run(config)
+    layout.require_formats(config.export)
     storage = Storage(config.storage.root)
     storage.probe()
     pretrained.resolve(config, storage)

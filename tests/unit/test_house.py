@@ -69,7 +69,10 @@ OWNERS = {  # heavy imports and who may make them
     ),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
-    "ai_edge_litert": ("distml.artifacts.export", "distml.artifacts.predictor"),
+    "ai_edge_litert": ("distml.artifacts.predictor",),
+    "onnxruntime": ("distml.artifacts.predictor",),
+    "openvino": ("distml.artifacts.predictor",),
+    "tf2onnx": ("distml.artifacts.export",),
     "mlflow": ("distml.tracking",),
 }
 

@@ -100,6 +100,18 @@ def test_more_shards_than_rows_are_not_made(tmp_path: Path, given: Path) -> None
         assert len(manifest.shards[split]) == min(50, manifest.rows[split])
 
 
+@pytest.mark.parametrize("count", [1, 7, 60, 1000])
+def test_a_sample_is_spread_over_a_split(prepared: tuple[Storage, Manifest], count: int) -> None:
+    storage, manifest = prepared
+    every = [image.tobytes() for image in shards.read(storage, manifest, "train")[0]]
+    some = [image.tobytes() for image in shards.sample(storage, manifest, "train", count)]
+    places = [every.index(image) for image in some]
+    assert len(set(some)) == len(some) == min(count, len(every))
+    assert places == sorted(places)
+    if count == 7:  # from each of the three shards
+        assert places[0] < len(every) // 3 < places[3] < 2 * len(every) // 3 < places[-1]
+
+
 def test_find_reads_only_published_data_and_writes_nothing(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path / "root"))
     assert shards.find(config(given), storage) is None

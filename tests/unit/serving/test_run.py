@@ -14,6 +14,7 @@ import requests
 from rich.console import Console
 
 from distml import cli
+from distml.artifacts.predictor import Choice, Figure
 from distml.serving import client, run
 from distml.serving.service import Refusal
 from tests import serving
@@ -98,6 +99,19 @@ def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.Ca
     assert "version 9 (champion): its files are gone." in printed.err
     assert cli.run("status", ["--url", url, "--storage.root", str(tmp_path)]) == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_the_engine_and_the_times_of_others_are_printed() -> None:
+    taken = Figure("onnx", 2, 16, 0.25, 0.061)
+    others = (Figure("litert", 1, 4, 0.5, 0.07), Figure("openvino", 1, note="its outputs differ by 0.01"))
+    assert run.engine(Choice("onnx", 2, 16, (taken, *others)).described()) == [
+        "onnx, 2 threads, 16 images a call",
+        "  onnx (2): 0.25 ms alone, 0.061 ms in 16",
+        "  litert (1): 0.5 ms alone, 0.07 ms in 4",
+        "  openvino (1): its outputs differ by 0.01",
+    ]
+    assert run.engine(Choice("litert", 1).described()) == ["litert, 1 thread"]
+    assert run.engine(None) == []
 
 
 def test_rates_come_from_two_scrapes_of_all_replicas() -> None:
