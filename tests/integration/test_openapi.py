@@ -21,6 +21,7 @@ INDEX = "/v2/repository/index"
 _VERSIONS = ("", "/versions/{version}")
 _LABELS = (*_VERSIONS, "/labels/{label}")
 PATHS = {
+    "/explain",
     *("/predict", "/predict/image", "/model", "/healthz", "/readyz", "/metrics"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v1/models", "/v2/models", "/v2/models/stats", INDEX),
     *(f"/v1/models/{{name}}{part}{end}" for part in _LABELS for end in ("", "/metadata", ":predict")),
