@@ -10,9 +10,6 @@ from pathlib import Path
 
 from tests.chaos.plan import Cell
 
-ENDPOINT_S = 60.0
-"""How long a single-pod endpoint may be away once it is itself what dies, from when its new pod is ready."""
-
 
 @dataclass(frozen=True)
 class Record:

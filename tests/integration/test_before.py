@@ -19,7 +19,8 @@ from distml import cli
 from distml.config import Config
 from distml.data import shards
 from distml.storage import Storage
-from distml.tracking import database, registry
+from distml.tracking import registry
+from distml.tracking.server import PLACES
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -52,7 +53,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moved = root / shards.folder(resolve(root, str(root)))
     prepared.rename(moved)
     with sqlite3.connect(root / "mlflow.db") as connection:
-        for table, column in database.PLACES:
+        for table, column in PLACES:
             connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (THEN, str(root)))
     for path in root.rglob("*.json"):
         text = path.read_text().replace(THEN, str(root)).replace(prepared.name, moved.name)
