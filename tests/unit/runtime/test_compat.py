@@ -123,7 +123,9 @@ def test_a_deployment_keeps_the_version_it_is_given() -> None:
 
 def reaching(source: str) -> Iterator[int]:
     """Lines that reach for a private name of another package, swap a class or hide a module."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom | ast.Import):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names]
@@ -132,7 +134,7 @@ def reaching(source: str) -> Iterator[int]:
                 yield node.lineno
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute | ast.Call):
             hidden = node.attr.startswith("_") and not node.attr.startswith("__")
-            own = ast.unparse(node.value) in ("self", "cls", "super()", "other")
+            own = ast.unparse(node.value) in {"self", "cls", "super()", "other", *classes}
             if (hidden and not own and node.attr != "_replace") or node.attr == "__class__":
                 yield node.lineno
             if ast.unparse(node) == "sys.modules" and not isinstance(node.ctx, ast.Load):
