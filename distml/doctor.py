@@ -1,4 +1,4 @@
-"""Say whether a configuration can run here, before anything is spent (driver).
+"""The command `distml doctor`: whether a configuration can run here, by `checks.doctor` (driver).
 
 python -m distml.doctor --config configs/fashion_mnist.yaml
 """

@@ -1,4 +1,4 @@
-"""Bring the configured data into the storage, once (driver).
+"""The command `distml ingest`: prepare the configured data in the storage, by `data.shards` (driver).
 
 python -m distml.ingest --config configs/fashion_mnist.yaml
 """

@@ -1,4 +1,4 @@
-"""The whole in one process: data, training, promotion, endpoint, smoke test (driver).
+"""The command `distml pipeline`: from data to a tested endpoint, by `selection.pipeline` (driver).
 
 python -m distml.pipeline --config configs/sweep.yaml           on this machine; the endpoint ends with it
 python -m distml.pipeline --config configs/sweep.yaml --stay    ... and answers until Ctrl-C

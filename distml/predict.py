@@ -1,4 +1,4 @@
-"""Classify image files in this process, or a whole data set on Ray, with a trained model (driver).
+"""The command `distml predict`: image files in this process or a data set on Ray, by `batch` (driver).
 
 python -m distml.predict shoe.png photos/ 'new/*.jpg'     files, folders and patterns; by the champion
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported

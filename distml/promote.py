@@ -1,4 +1,4 @@
-"""Make the best model the champion, if it is better than the one there is (driver).
+"""The command `distml promote`: make the best model the champion, by `selection.promotion` (driver).
 
 python -m distml.promote --config configs/sweep.yaml           the best candidate of that sweep
 python -m distml.promote --run fashion-mnist                   a sweep or run by name; '*': every version

@@ -1,4 +1,4 @@
-"""Run the pipeline as a Ray job on Kubernetes and end as it ends (driver).
+"""The command `distml submit`: the pipeline as a Ray job on Kubernetes, by `kube.submit` (driver).
 
 What the step of kuberay/base/workflow.yaml runs; by hand it is in kuberay/README.md.
 """

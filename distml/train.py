@@ -1,4 +1,4 @@
-"""Train a model on Ray, tracked, resumable and registered (driver).
+"""The command `distml train`: a run by `training.run`, or a sweep by `selection.sweep` (driver).
 
 python -m distml.train --config configs/fashion_mnist.yaml     one model
 python -m distml.train --config configs/sweep.yaml             the candidates of a sweep, compared

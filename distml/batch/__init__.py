@@ -1,1 +1,1 @@
-"""Predictions for whole data sets: parts that are done once, on as many processes as there are cores."""
+"""Predictions for picture files in this process, and for data sets on Ray, in parts that are done once."""

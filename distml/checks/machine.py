@@ -1,4 +1,4 @@
-"""What this machine has: CPUs, GPUs, memory, disks, ports, TensorFlow, Keras and the model (driver)."""
+"""What this machine has and its shell sets: CPUs, memory, disks, ports, installed versions (driver)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks: `registry` finds builders by name; every other module here holds builders (worker, replica)."""
+"""Networks: builders by name, pretrained weights, and changes of built networks (driver, worker)."""

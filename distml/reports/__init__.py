@@ -1,1 +1,1 @@
-"""Reports for people: the HTML report of a finished run and the figures that go with it."""
+"""Reports for people: of a finished run, of data that were inspected, of requests that drift."""

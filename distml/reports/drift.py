@@ -1,4 +1,4 @@
-"""How far logged requests are from the training rows, as figures that can be judged (driver)."""
+"""Drift of logged requests from the training rows, and live accuracy by labels that came later (driver)."""
 
 from __future__ import annotations
 

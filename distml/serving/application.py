@@ -1,4 +1,4 @@
-"""The whole HTTP surface of a replica: three protocols, the page, their description (replica)."""
+"""Assembles the HTTP application of a replica: three protocols, the page, their description (replica)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a person means, from where its files may come, and fetching them (driver, watcher).
+"""Find the model that a person means, fetch its files from allowed places, record who was champion (driver).
 
 A writer of a registry may name any URI as the source of a version. What is loaded from there
 is still checked against its SHA-256, but asking a stranger's server, or reading any file of this machine,
