@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -327,13 +327,8 @@ def _lite_int8(module: _Served, images: Images) -> bytes:
     # Its input is quantised to what pixels are: a step of 1 from 0 to 255.
     ends = np.zeros((1, *images.shape[1:]), np.uint8)
     ends[:, ::2] = 255
-    shape = [None, *module.model.input_shape[1:]]
-
-    def predict(image: Tensor) -> Tensor:
-        return module.network_outputs(image)
-
-    spec = tf.TensorSpec(shape, tf.float32, name="image")
-    frozen = _frozen(tf.function(predict, input_signature=[spec]).get_concrete_function())
+    pixels = tf.TensorSpec([None, *module.model.input_shape[1:]], tf.float32, name="image")
+    frozen = _frozen(tf.function(module.network_outputs, input_signature=[pixels]).get_concrete_function())
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     shown = np.concatenate([ends, images]).astype(np.float32)
@@ -364,11 +359,14 @@ def _quietly() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _converted(convert: Callable[[], bytes], what: str) -> bytes:
-    """Convert a model.
+_T = TypeVar("_T")
+
+
+def _converted(convert: Callable[[], _T], what: str) -> _T:
+    """Convert a model, or load what was converted.
 
     Raises:
-        _LeftOutError: The converter cannot.
+        _LeftOutError: It cannot be.
     """
     try:
         return convert()
@@ -383,11 +381,15 @@ def _function(kind: type[Lite] | type[Onnx], content: bytes, module: _Served, wh
     Raises:
         _LeftOutError: It cannot be loaded.
     """
-    shape, outputs = module.model.input_shape[1:], module.model.output_shape[-1]
     with tempfile.TemporaryDirectory(prefix="distml-converted-") as folder:
         path = Path(folder) / "model"
         path.write_bytes(content)
-        return _converted(lambda: kind(path, shape, outputs), what)  # type: ignore[return-value, arg-type]
+        return _loaded(kind, path, module, what)
+
+
+def _loaded(kind: type[Lite] | type[Onnx], path: Path, module: _Served, what: str) -> Function:
+    shape, outputs = module.model.input_shape[1:], module.model.output_shape[-1]
+    return _converted(lambda: kind(path, shape, outputs), what)
 
 
 class _Forms:
@@ -432,11 +434,11 @@ class _Forms:
     def int8(self, rows: Rows) -> dict[str, Any]:
         """Write the LiteRT file of 8 bits where it loses little against the other one."""
         module, limit = self._module, self._wanted.max_loss_of_accuracy
-        content = _converted(lambda: _lite_int8(module, rows.training), "8 bits")
-        small = _function(Lite, content, module, "8 bits")
         if not (self._folder / LITE).exists():
             raise _LeftOutError("not converted for 8 bits: there is no LiteRT file to compare with")
-        float32 = _function(Lite, (self._folder / LITE).read_bytes(), module, "LiteRT")
+        content = _converted(lambda: _lite_int8(module, rows.training), "8 bits")
+        small = _function(Lite, content, module, "8 bits")
+        float32 = _loaded(Lite, self._folder / LITE, module, "LiteRT")
         shares = [
             float(np.mean(module.task.correct(rows.targets, function(rows.validation))))
             for function in (float32, small)

@@ -9,6 +9,7 @@ import logging
 import math
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -124,7 +125,31 @@ def _require_kinds(path: Path, kinds: tuple[Any, Any, Any], expected: tuple[int,
         raise ModelError(f"{path} does not map uint8 images to float32 [N, {expected[1]}].")
 
 
-class Onnx:
+class _Batched(ABC):
+    """An engine that takes any number of images in a call, given it in parts of bounded memory."""
+
+    _batch: int
+
+    def __init__(self) -> None:
+        self.cut(_BATCH)
+
+    @abstractmethod
+    def _infer(self, images: Images) -> Outputs:
+        """Compute outputs in one call of the engine; images are contiguous."""
+
+    def cut(self, batch: int) -> None:
+        """Compute at most so many images in one call of the engine."""
+        self._batch = batch
+
+    def __call__(self, images: Images) -> Outputs:
+        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
+        if len(images) <= self._batch:
+            return self._infer(np.ascontiguousarray(images))
+        parts = (images[at : at + self._batch] for at in range(0, len(images), self._batch))
+        return np.concatenate([self._infer(np.ascontiguousarray(part)) for part in parts])
+
+
+class Onnx(_Batched):
     """An ONNX model in ONNX Runtime. Final.
 
     Args:
@@ -140,12 +165,12 @@ class Onnx:
     def __init__(self, path: Path, shape: tuple[int, int, int], outputs: int, threads: int = 1) -> None:
         import onnxruntime
 
+        super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         # Threads that spin for work take the cores of other replicas.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._batch = _BATCH
         try:
             # As bytes it cannot name files of tensors beside it.
             self._session = onnxruntime.InferenceSession(
@@ -158,16 +183,12 @@ class Onnx:
             raise _unusable(path, shape, error) from error
         _require_kinds(path, (np.uint8, tried.dtype, tried.shape), (1, outputs))
 
-    def cut(self, batch: int) -> None:
-        """Compute at most so many images in one call of the engine."""
-        self._batch = batch
-
-    def __call__(self, images: Images) -> Outputs:
-        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
-        return _joined(lambda part: self._session.run(None, {self._name: part})[0], images, self._batch)
+    def _infer(self, images: Images) -> Outputs:
+        outputs: Outputs = self._session.run(None, {self._name: images})[0]
+        return outputs
 
 
-class OpenVino:
+class OpenVino(_Batched):
     """A LiteRT or ONNX model in OpenVINO. Final.
 
     Args:
@@ -183,6 +204,7 @@ class OpenVino:
     def __init__(self, path: Path, shape: tuple[int, int, int], outputs: int, threads: int = 1) -> None:
         import openvino
 
+        super().__init__()
         options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -190,7 +212,6 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the hardware has it: 3e-4 apart
             "ENABLE_CPU_PINNING": False,  # several replicas would share the first cores
         }
-        self._batch = _BATCH
         try:
             core = openvino.Core()
             model = core.read_model(path)
@@ -205,21 +226,6 @@ class OpenVino:
     def _infer(self, images: Images) -> Outputs:
         self._request.infer([images], share_inputs=True)
         return np.array(self._request.get_output_tensor(0).data)  # the next call overwrites it
-
-    def cut(self, batch: int) -> None:
-        """Compute at most so many images in one call of the engine."""
-        self._batch = batch
-
-    def __call__(self, images: Images) -> Outputs:
-        """Compute outputs, float32 [N, K], of uint8 [N, H, W, C]."""
-        return _joined(self._infer, images, self._batch)
-
-
-def _joined(function: Callable[[Images], Outputs], images: Images, batch: int) -> Outputs:
-    if len(images) <= batch:
-        return function(np.ascontiguousarray(images))
-    parts = (images[at : at + batch] for at in range(0, len(images), batch))
-    return np.concatenate([function(np.ascontiguousarray(part)) for part in parts])
 
 
 Engine = Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"]
@@ -549,9 +555,16 @@ class Predictor:
         """
         lite = "litert" if (export.folder / LITE).exists() else "tensorflow"
         name = lite if engine == "auto" else engine
-        function: Any = _keras_function(export) if name == "tensorflow" else load(export, name, threads)
-        if batch and name != "tensorflow":
+        choice = Choice(name, threads, batch)
+        if name == "tensorflow":
+            return cls._made(export, _compiled(_model(export)), choice)
+        function = load(export, name, threads)
+        if batch:
             function.cut(batch)
+        return cls._made(export, function, choice)
+
+    @classmethod
+    def _made(cls, export: layout.Export, function: Any, choice: Choice) -> Self:
         return cls(
             export.classes,
             export.shape,
@@ -560,8 +573,13 @@ class Predictor:
             export.pictures,
             export.task,
             export.usual,
-            Choice(name, threads, batch),
+            choice,
         )
+
+    @classmethod
+    def of_keras(cls, export: layout.Export, model: Any) -> Self:
+        """Predict by a Keras model of the export that is loaded already."""
+        return cls._made(export, _compiled(model), Choice("tensorflow", 1))
 
     @classmethod
     def fastest(cls, export: layout.Export, engine: Engine, threads: int, kept: Storage | None) -> Self:
@@ -608,11 +626,11 @@ class Predictor:
         return probabilities
 
 
-def _keras_function(export: layout.Export) -> Any:
+def _model(export: layout.Export) -> Any:
     path = export.folder / MODEL
     model = _load(path)
     _require_classifier(path, model, export)
-    return _compiled(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -634,8 +652,8 @@ class Embedder:
         Raises:
             ModelError: Unsafe to load, or its last layer with weights takes no vectors of features.
         """
-        predictor = Predictor.of(export, "tensorflow")
-        model = _load(export.folder / MODEL)
+        model = _model(export)
+        predictor = Predictor.of_keras(export, model)
         import tensorflow as tf
 
         from distml.models import transform

@@ -155,6 +155,18 @@ def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
     return array
 
 
+def read_label(task: type[Task], values: Mapping[str, Any], where: str) -> Any:
+    """Return what the values of a row say, as `Task.read` does.
+
+    Raises:
+        DataError: They say nothing; the row is named by `where`.
+    """
+    try:
+        return task.read(values)
+    except DataError as error:
+        raise DataError(f"{where} {error.message}", error.remedy) from None
+
+
 def of_arrays(images: Images, labels: Targets) -> Rows:
     """Offer arrays in memory: uint8 [N, H, W, C] and targets."""
     return Rows(labels, lambda indices: Gathered(images[indices]))

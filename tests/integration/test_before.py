@@ -28,8 +28,6 @@ pytestmark = [
     pytest.mark.usefixtures("plain_logging"),
     # Keras 3.15.1 calls np.array on TensorFlow 2.21's variables, which do not know NumPy 2's copy keyword.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # MLflow 3.17 on SQLAlchemy 2.1.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 ARCHIVE = Path(__file__).parent / "before.tar.xz"
 THEN = "/before"

@@ -63,6 +63,9 @@ def test_every_alert_describes_the_event_and_the_remedy() -> None:
             assert rule["labels"]["severity"] in ("warning", "critical")
 
 
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+
+
 def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
@@ -73,7 +76,7 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+@needs_promtool
 @pytest.mark.parametrize(
     "words", [["rules", "rules.yaml"], ["config", "laptop.yaml"]], ids=lambda words: words[-1]
 )
@@ -96,7 +99,7 @@ FIRED = {
 """By alert: a series, its values minute by minute, a time at which it is quiet and one at which it fires."""
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+@needs_promtool
 def test_each_alert_of_the_endpoint_fires_when_it_should_and_not_before(tmp_path: Path) -> None:
     answers = {"series": 'distml_requests_total{status="200",version="1"}', "values": "0+60x60"}
     quick = {"series": 'distml_request_seconds_bucket{le="0.5"}', "values": "0x60"}

@@ -27,7 +27,7 @@ from pyarrow import csv
 from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
-from distml.data.source import Origin, Source, label_array, of_arrays, to_nhwc
+from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
 from distml.data.split import split_of_file, split_word
 from distml.errors import DataError
 from distml.tasks import Task
@@ -248,13 +248,8 @@ def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]
     """What the columns of labels say of each row."""
     if task.scalar and table.num_columns == 1:
         return np.array(table.column(0).to_pylist())
-    labels = []
-    for at, row in enumerate(table.to_pylist()):
-        try:
-            labels.append(task.read(row))
-        except DataError as error:
-            raise DataError(f"row {at} of {name} {error.message}", error.remedy) from None
-    return label_array(labels)
+    rows = enumerate(table.to_pylist())
+    return label_array([read_label(task, row, f"row {at} of {name}") for at, row in rows])
 
 
 def is_csv_pixels(folder: Folder, name: str) -> bool:

@@ -133,17 +133,10 @@ def _read(
         if picture is None:
             raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
         split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
-        into.setdefault("test" if split == "eval" else split, {})[picture] = _label(
+        into.setdefault("test" if split == "eval" else split, {})[picture] = source.read_label(
             task, {column: row.get(column) for column in label_columns}, where
         )
     return label_columns
-
-
-def _label(task: type[Task], values: Row, where: str) -> Any:
-    try:
-        return task.read(values)
-    except DataError as error:
-        raise DataError(f"{where} {error.message}", error.remedy) from None
 
 
 def _label_columns(name: str, has: Sequence[str], data: DataConfig) -> list[str]:

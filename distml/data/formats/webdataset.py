@@ -23,7 +23,7 @@ from distml.data import image, source
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
-from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
+from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, read_label
 from distml.data.split import divide
 from distml.errors import DataError
 from distml.tasks import Task
@@ -78,7 +78,7 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     for split, names in divide(tars).items():
         for name in names:
             for place, values, header in _indexed(folder, name, data.max_pixels, columns):
-                label = _read_label(task, values, place.name)
+                label = read_label(task, values, place.name)
                 if isinstance(header, Fault):
                     bad.append(header)
                     damaged.add(label)
@@ -154,13 +154,6 @@ def _label(
             f"{name} has no .json beside it with {' and '.join(columns)}.", "Correct data.label_column."
         )
     raise DataError(f"{name} has no label beside it.", f"Add a member that ends in {', '.join(_LABELS[:3])}.")
-
-
-def _read_label(task: type[Task], values: Mapping[str, Any], name: str) -> Any:
-    try:
-        return task.read(values)
-    except DataError as error:
-        raise DataError(f"{name} {error.message}", error.remedy) from None
 
 
 def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:
