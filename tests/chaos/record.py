@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tests.chaos.plan import Cell
 
+ANSWERS_S = 60.0
+"""Longest time from a new head being ready to the first answer of an endpoint of one pod."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -56,8 +59,14 @@ class Record:
             f"{self.never} epochs never" if self.never else "",
             f"{self.versions} versions instead of 1" if self.workflow and self.versions != 1 else "",
             f"{self.lost} requests lost" if self.lost and not self._is_endpoint else "",
+            f"no answer for {self.outage_s:.0f} s" if self._late else "",
         ]
         return "; ".join(filter(None, wrong)) or "healed"
+
+    @property
+    def _late(self) -> bool:
+        """Whether the endpoint answered later than `ANSWERS_S` after its new pod was ready."""
+        return self._is_endpoint and self.outage_s > (self.recovery_s or 0.0) + ANSWERS_S
 
     @property
     def _is_endpoint(self) -> bool:

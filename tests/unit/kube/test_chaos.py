@@ -65,6 +65,9 @@ def test_the_command_rejects_an_unknown_kind_and_a_missing_context(
         assert said in capsys.readouterr().err
 
 
+ENDPOINT = Cell("k3d", "endpoint", "SIGKILL", "training")
+
+
 def _healed(**parts: Any) -> Record:
     made: dict[str, Any] = {"recovery_s": 30.0, "workflow": "Succeeded", "versions": 1, "requests": 90}
     made |= {"cell": CELL, "date": "2026-11-28"} | parts
@@ -80,7 +83,9 @@ def _healed(**parts: Any) -> Record:
         ({"twice": 2, "never": 1}, "2 epochs twice; 1 epochs never"),
         ({"versions": 2}, "2 versions instead of 1"),
         ({"lost": 3}, "3 requests lost"),
-        ({"lost": 3, "cell": Cell("k3d", "endpoint", "SIGKILL", "training")}, "healed"),
+        ({"lost": 3, "cell": ENDPOINT}, "healed"),
+        ({"lost": 3, "outage_s": 89.0, "cell": ENDPOINT}, "healed"),
+        ({"lost": 3, "outage_s": 91.0, "cell": ENDPOINT}, "no answer for 91 s"),
         ({"lost": 3, "cell": Cell("production", "serving head", "SIGKILL", "training")}, "3 requests lost"),
         ({"workflow": "", "versions": 0}, "healed"),
         ({"recovery_s": None, "error": "waited in vain"}, "waited in vain"),
