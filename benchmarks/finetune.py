@@ -1,6 +1,7 @@
-"""Training on a pretrained network: frozen epochs and full ones, against Keras 3's own `fit` on both cores.
+"""Training on a pretrained network: frozen epochs and full ones, against Keras 3's `fit` and PyTorch.
 
 The network, the images, the batch and the optimizer are the same; the images are drawn, the weights random.
+$TORCH names an environment with torch and torchvision; without it, PyTorch is not measured.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def network(shape: tuple[int, int, int], classes: int) -> keras.Model:
 network.raw_pixels = True  # type: ignore[attr-defined]
 
 
-def _ours(folder: str) -> Any:
+def _ours(folder: str, **other: Any) -> Any:
     flags = {
         "data.name": "drawn",
         "data.format": "benchmarks.finetune:drawn",
@@ -54,18 +55,16 @@ def _ours(folder: str) -> Any:
         "train.epochs": FROZEN + FULL,
         "train.global_batch_size": BATCH,
         "train.stall_timeout_s": 600,
-    }
+    } | other
     return ours.train(Path(folder), *(f"--{key}={value}" for key, value in flags.items()))
 
 
-def _speed(result: dict[str, Any], frozen: bool) -> float:
-    """Images a second of the fastest epoch but the first of its kind."""
-    history = result["history"][1:FROZEN] if frozen else result["history"][FROZEN + 1 :]
-    return max(float(epoch["samples_per_s"]) for epoch in history)
+def _fastest(epochs: Sequence[dict[str, Any]]) -> float:
+    """Images a second of the fastest epoch after the first of its kind."""
+    return max(float(epoch["samples_per_s"]) for epoch in epochs[1:])
 
 
-def measure() -> Sequence[report.Figure]:
-    """Measure both in turn."""
+def _against_keras() -> list[report.Figure]:
     peer = ["-m", "benchmarks.peers.keras_fit", "--epochs", "3"]
     with tempfile.TemporaryDirectory(prefix="distml-bench-") as folder:
         results = harness.alternate(
@@ -75,19 +74,49 @@ def measure() -> Sequence[report.Figure]:
     return [
         report.Figure(
             "images/s of frozen epochs after the first vs Keras fit, frozen",
-            [_speed(result, frozen=True) for result in results["distml"]],
+            [_fastest(result["history"][:FROZEN]) for result in results["distml"]],
             report.pick(fits, "frozen_images_per_s"),
             20,
-            "at least",
         ),
         report.Figure(
             "images/s of full fine-tuning, 2 workers, vs Keras fit on both cores",
-            [_speed(result, frozen=False) for result in results["distml"]],
+            [_fastest(result["history"][FROZEN:]) for result in results["distml"]],
             report.pick(fits, "full_images_per_s"),
             1.0,
-            "at least",
         ),
     ]
+
+
+def _against_torch(environment: str) -> list[report.Figure]:
+    """MobileNetV2 in both precisions."""
+    given = {"size": SIZE, "rows": ROWS, "batch": BATCH, "epochs": FULL}
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    command = [str(Path(environment, "bin", "python")), "-m", "benchmarks.peers.torch_fit", *words]
+    kept: dict[str, Any] = {"model.name": "mobilenet_v2", "model.freeze_epochs": 0, "train.epochs": FULL}
+    precisions = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+    with tempfile.TemporaryDirectory(prefix="distml-bench-") as folder:
+        calls = {
+            name: _ours(folder, **kept, **{"train.precision": precision})
+            for name, precision in precisions.items()
+        }
+        results = harness.alternate(calls | {"torch": lambda: harness.run(command)}, REPEATS)
+    return [
+        report.Figure(
+            f"images/s of MobileNetV2 at {SIZE}, {name}, 2 workers, vs PyTorch, channels last",
+            [_fastest(result["history"]) for result in results[name]],
+            report.pick(results["torch"], f"{name}_images_per_s"),
+            0.9,
+        )
+        for name in precisions
+    ]
+
+
+def measure() -> Sequence[report.Figure]:
+    """Measure all in turn, or what $PARTS names: keras, torch."""
+    environment = os.environ.get("TORCH", "")
+    parts = {"keras": _against_keras, "torch": lambda: _against_torch(environment)}
+    chosen = os.environ.get("PARTS", "keras,torch" if environment else "keras").split(",")
+    return [figure for name in chosen for figure in parts[name]()]
 
 
 if __name__ == "__main__":
