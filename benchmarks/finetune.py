@@ -87,11 +87,16 @@ def _against_keras() -> list[report.Figure]:
     ]
 
 
-def _against_torch(environment: str) -> list[report.Figure]:
+def _against_torch() -> list[report.Figure]:
     """MobileNetV2 in both precisions."""
     given = {"size": SIZE, "rows": ROWS, "batch": BATCH, "epochs": FULL}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    command = [str(Path(environment, "bin", "python")), "-m", "benchmarks.peers.torch_fit", *words]
+    command = [
+        str(Path(os.environ.get("TORCH", ".venv-torch"), "bin", "python")),
+        "-m",
+        "benchmarks.peers.torch_fit",
+        *words,
+    ]
     kept: dict[str, Any] = {"model.name": "mobilenet_v2", "model.freeze_epochs": 0, "train.epochs": FULL}
     precisions = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
     with tempfile.TemporaryDirectory(prefix="distml-bench-") as folder:
@@ -113,9 +118,8 @@ def _against_torch(environment: str) -> list[report.Figure]:
 
 def measure() -> Sequence[report.Figure]:
     """Measure all in turn, or what $PARTS names: keras, torch."""
-    environment = os.environ.get("TORCH", "")
-    parts = {"keras": _against_keras, "torch": lambda: _against_torch(environment)}
-    chosen = os.environ.get("PARTS", "keras,torch" if environment else "keras").split(",")
+    parts = {"keras": _against_keras, "torch": _against_torch}
+    chosen = os.environ.get("PARTS", "keras,torch" if "TORCH" in os.environ else "keras").split(",")
     return [figure for name in chosen for figure in parts[name]()]
 
 

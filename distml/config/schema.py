@@ -213,7 +213,7 @@ class ModelConfig(Section):
     weights: Annotated[str | None, BeforeValidator(_none)] = None
     """none, imagenet, a .keras, .weights.h5 or .npz file or URI, models:/NAME@ALIAS or /VERSION, runs:/ID."""
     freeze_epochs: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
-    """First epochs that train the head alone: the backbone neither learns nor moves its statistics."""
+    """First epochs, which train the head alone, with a cosine or one_cycle schedule of their own."""
     backbone_learning_rate: PositiveFloat = 1.0
     """Factor on the learning rate for the backbone, once it is trained."""
     unfreeze_from: Annotated[str | None, BeforeValidator(_layer)] = None

@@ -27,13 +27,24 @@ Schedule = Callable[[float], float]
 """Learning rate for a step counted from 0."""
 
 
-def schedule(train: TrainConfig, steps_per_epoch: int) -> Schedule:
+def schedule(train: TrainConfig, steps_per_epoch: int, frozen: int = 0) -> Schedule:
     """Return the schedule a configuration names.
+
+    `cosine` and `one_cycle` run once over the frozen epochs and again over the others: a backbone whose
+    training began in the tail of a cycle would hardly learn, and would do so without a warm-up.
 
     Args:
         train: The training section.
         steps_per_epoch: Optimizer steps in one epoch.
+        frozen: First epochs, which train the head alone.
     """
+    if 0 < frozen < train.epochs and train.schedule in ("cosine", "one_cycle"):
+        cut = frozen * steps_per_epoch
+        head, whole = (
+            schedule(train.model_copy(update={"epochs": epochs}), steps_per_epoch)
+            for epochs in (frozen, train.epochs - frozen)
+        )
+        return lambda step: head(step) if step < cut else whole(step - cut)
     total = max(1, train.epochs * steps_per_epoch)
     if ":" in train.schedule:
         return _own_schedule(train, total)
@@ -58,9 +69,9 @@ def _own_schedule(train: TrainConfig, total: int) -> Schedule:
     return rate
 
 
-def table(train: TrainConfig, steps_per_epoch: int) -> list[float]:
+def table(train: TrainConfig, steps_per_epoch: int, frozen: int = 0) -> list[float]:
     """The rate of every step of the run, in order; what the optimizer looks up in the graph."""
-    rate = schedule(train, steps_per_epoch)
+    rate = schedule(train, steps_per_epoch, frozen)
     return [rate(step) for step in range(train.epochs * steps_per_epoch)]
 
 

@@ -247,7 +247,8 @@ class Rank:
         from distml.training.step import Step, StepSpec
 
         train, seed = self.config.train, self.config.run.seed
-        self.rate = optimizers.schedule(train, self.steps_per_epoch)  # the user's own may import TensorFlow
+        schedule = (train, self.steps_per_epoch, self.config.model.freeze_epochs)
+        self.rate = optimizers.schedule(*schedule)  # the user's own may import TensorFlow
         self.precision = precision(train.precision, self._use_gpu)
         with strategy.scope():
             model = self.network(self.precision)
@@ -255,7 +256,7 @@ class Rank:
             if self.config.model.unfreeze_from:
                 transform.freeze_below(model, self.config.model.unfreeze_from)
             transform.fuse(model)
-            rates = optimizers.table(train, self.steps_per_epoch)
+            rates = optimizers.table(*schedule)
             optimizer = optimizers.make(train, rates, self._backbone(model))
             optimizer.build(model.trainable_variables)
         spec = StepSpec(

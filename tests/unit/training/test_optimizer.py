@@ -57,6 +57,21 @@ def test_cosine_warms_up_linearly_and_ends_at_zero() -> None:
     assert table(schedule="cosine", epochs=2, schedule_options={"warmup_epochs": 0.0})[0] == 1e-3
 
 
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+def test_frozen_epochs_and_the_others_have_a_cycle_each(name: str) -> None:
+    train = TrainConfig.model_validate({"learning_rate": 1e-3, "schedule": name, "epochs": 5})
+    assert optimizer.table(train, STEPS, frozen=3) == [
+        *table(schedule=name, epochs=3),
+        *table(schedule=name, epochs=2),
+    ]
+    assert optimizer.table(train, STEPS, frozen=5) == table(schedule=name, epochs=5)
+
+
+def test_boundaries_in_epochs_are_those_of_the_run_whatever_is_frozen() -> None:
+    train = TrainConfig.model_validate({"learning_rate": 1e-3, "schedule": "piecewise", "epochs": 8})
+    assert optimizer.table(train, STEPS, frozen=5) == optimizer.table(train, STEPS)
+
+
 @pytest.mark.parametrize("name", ["constant", "piecewise", "cosine", "one_cycle"])
 def test_the_rate_does_not_depend_on_workers(name: str) -> None:
     alone = table(schedule=name, epochs=3, workers=1)
