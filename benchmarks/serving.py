@@ -82,7 +82,7 @@ def _measured(url: str, single: Load, many: Load) -> dict[str, float]:
             if warmed["rps"] > 10 and not warmed["errors"]:
                 break
         if time.monotonic() > deadline:
-            raise harness.BenchmarkError(f"{url} does not answer after {_START_S} s")
+            raise harness.BenchmarkError(f"{url} does not respond after {_START_S} s")
         time.sleep(0.5)
     single.run(url, 16, 3)
     alone, busy, batch = single.run(url, 1, SECONDS), single.run(url, 64, SECONDS), many.run(url, 1, SECONDS)

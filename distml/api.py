@@ -233,7 +233,7 @@ def promote(
         replace: Promote even where the champion cannot be measured.
 
     Raises:
-        DistmlError: The registry does not answer or no candidate may win; the champion has not changed.
+        DistmlError: The registry does not respond or no candidate may win; the champion has not changed.
     """
     from distml.selection import promotion
 

@@ -52,7 +52,7 @@ class TrainingError(DistmlError):
 
 
 class NotFiniteError(TrainingError):
-    """The loss is no number; trying again would only find the same."""
+    """The loss is not a number; trying again would only find the same."""
 
 
 class TrackingError(DistmlError):
@@ -98,7 +98,7 @@ class NotReadyError(ServingError):
 
 
 class ClusterError(DistmlError):
-    """A Kubernetes cluster refuses, or cannot be reached."""
+    """A Kubernetes cluster rejects a request or cannot be reached."""
 
 
 class JobError(DistmlError):

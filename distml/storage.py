@@ -89,7 +89,7 @@ def _held(handle: int, path: str, wait: bool) -> bool:
         logger.info("waiting for the process that holds %s", path)
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
-        logger.info("no locks at %s (%s); going on without", path, error.strerror)
+        logger.info("no locks at %s (%s); continuing without", path, error.strerror)
         return False
     return True
 
@@ -105,7 +105,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def _said(doing: str, where: str) -> Iterator[None]:  # whatever refuses, the user reads one sentence
+def _said(doing: str, where: str) -> Iterator[None]:  # every failure becomes one sentence
     try:
         yield
     except (OSError, ArrowException) as error:
@@ -119,7 +119,7 @@ def _said(doing: str, where: str) -> Iterator[None]:  # whatever refuses, the us
 def _absolute(root: str) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", root)
     if not root or "\0" in root:
-        raise StorageError(f"{root!r} is not a place.", _PLACES)
+        raise StorageError(f"{root!r} is not a storage root.", _PLACES)
     if scheme is None:
         return os.path.abspath(os.path.expanduser(root))
     parts = urlsplit(root)
@@ -128,7 +128,7 @@ def _absolute(root: str) -> str:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return os.path.abspath(unquote(parts.path))
     if parts.scheme not in _REMOTE or not parts.netloc:
-        raise StorageError(f"{root} is not a place distml knows.", _PLACES)
+        raise StorageError(f"{root} is not a kind of storage that distml supports.", _PLACES)
     # Options such as ?endpoint_override= stay behind whatever is appended later.
     base, mark, query = root.partition("?")
     return base.rstrip("/") + mark + query
@@ -149,7 +149,7 @@ class Storage:
 
     Raises:
         StorageError: A root of an unknown kind. Every method raises it, too: for a part that would leave
-            the root, and with place and cause for whatever the file system or the store refuses.
+            the root, and with place and cause for the error of the file system or the store.
     """
 
     root: str
@@ -173,7 +173,7 @@ class Storage:
         path = os.path.join(self.root, *parts)
         inside = os.path.realpath(self.root)
         if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
-            raise StorageError(f"{path} leads out of {self.root} through a link.", "Remove the link.")
+            raise StorageError(f"{path} points outside of {self.root} through a link.", "Remove the link.")
         return path
 
     def arrow(self) -> tuple[Any, str]:
@@ -291,7 +291,7 @@ class Storage:
         try:
             self.write_bytes(name.encode(), name)
             if self.read_bytes(name) != name.encode():
-                raise StorageError(f"{self.root} gives back other bytes than were written.")
+                raise StorageError(f"{self.root} returns different bytes from those written.")
         finally:
             with suppress(StorageError):
                 self.delete(name)

@@ -56,7 +56,7 @@ class Postgres:
         self.volume.mkdir()
         (folder / "password").write_text(PASSWORD)
         self._nobody: dict[str, Any] = {}
-        if os.geteuid() == 0:  # PostgreSQL refuses root
+        if os.geteuid() == 0:  # PostgreSQL rejects root
             nobody = pwd.getpwnam("nobody")
             self._nobody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(self.volume, nobody.pw_uid, nobody.pw_gid)

@@ -342,7 +342,7 @@ class Choice:
     figures: tuple[Figure, ...] = ()
 
     def described(self) -> dict[str, Any]:
-        """The choice as JSON; what is no number is left out."""
+        """The choice as JSON; what is not a number is left out."""
         figures = [
             {key: value for key, value in asdict(figure).items() if value not in ("",) and value == value}
             for figure in self.figures
@@ -377,7 +377,7 @@ def choose(
         try:
             kept.write_bytes(json.dumps(asdict(choice)).encode(), FOLDER, name)
         except StorageError as error:
-            logger.warning("the figures of engines cannot be kept: %s", error)
+            logger.warning("the engine measurements cannot be saved: %s", error)
     return choice
 
 
@@ -416,7 +416,7 @@ def _known(kept: Storage | None, name: str, candidates: Sequence[tuple[str, int]
         figures = tuple(Figure(**values) for values in values.pop("figures"))
         choice = replace(Choice(**values), figures=figures)
     except (StorageError, ValueError, TypeError, KeyError, AttributeError) as error:
-        logger.warning("the figures of engines in %s are passed over: %r", name, error)
+        logger.warning("ignoring the engine measurements in %s: %r", name, error)
         return None
     return choice if (choice.engine, choice.threads) in candidates else None
 
@@ -698,7 +698,7 @@ def _load(path: Path) -> Any:
         cause = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
         raise ModelError(
             f"{path} cannot be loaded safely: {cause}",
-            "Layers of your own need @keras.saving.register_keras_serializable; Lambda layers are refused.",
+            "Layers of your own need @keras.saving.register_keras_serializable; Lambda layers are rejected.",
         ) from error
 
 

@@ -154,7 +154,7 @@ def _described(error: BaseException) -> DistmlError:
         return cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ResourceError(
-        f"the prediction stopped: {lines[-1][:300]}.", "The same command goes on with the rest."
+        f"the prediction stopped: {lines[-1][:300]}.", "Run the same command again to resume."
     )
 
 
@@ -371,7 +371,7 @@ def expanded(words: Sequence[str]) -> list[str]:
         else:
             some = [word]
         if not some:
-            what = "standard input names no file" if word == "-" else f"{word} holds or fits no picture"
+            what = "standard input lists no files" if word == "-" else f"{word} names no picture"
             raise ConfigError(f"{what}.", "Give picture files, folders of them or a pattern.")
         files += some
     return files

@@ -28,7 +28,7 @@ from distml.storage import Storage
 from distml.tracking import runs
 
 LIMIT_S = 8.0
-"""Longest wait for all answers together; what has not answered by then would not help a run either."""
+"""Longest wait for all answers together; what has not responded by then would not help a run either."""
 Question = Callable[[], list[Check]]
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -51,7 +51,7 @@ def gather(questions: dict[str, Question], limit_s: float = LIMIT_S) -> list[Che
         except DistmlError as error:
             box.put((name, [failed(name, error)]))
         except Exception as error:  # one broken question must not hide the other answers
-            box.put((name, [problem(name, f"looking at it failed: {error!r}", "Please report this.")]))
+            box.put((name, [problem(name, f"the check failed: {error!r}", "Please report this.")]))
 
     for name, question in questions.items():
         threading.Thread(target=ask, args=(name, question), daemon=True).start()
@@ -63,11 +63,11 @@ def gather(questions: dict[str, Question], limit_s: float = LIMIT_S) -> list[Che
         except queue.Empty:
             break
         answers[name] = answer_checks
-    late = f"no answer within {limit_s:g} s"
+    late = f"no response within {limit_s:g} s"
     return [
         check
         for name in questions
-        for check in answers.get(name, [problem(name, late, "Look at what it depends on.")])
+        for check in answers.get(name, [problem(name, late, "Check what it depends on.")])
     ]
 
 
@@ -109,7 +109,9 @@ def _run(config: Config) -> list[Check]:
     return [
         ok(
             "run",
-            f"{name} is new" if existing is None else f"{name} would go on after attempt {existing.attempts}",
+            f"{name} is new"
+            if existing is None
+            else f"{name} would resume after attempt {existing.attempts}",
         )
     ]
 

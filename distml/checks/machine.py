@@ -104,7 +104,7 @@ def ports(config: Config, dashboard: bool, serve: bool) -> Check:
     if not taken:
         return ok("ports", f"127.0.0.1:{DASHBOARD_PORT} (Ray dashboard) and {place} (serve) are free")
     remedy = "" if dashboard else "Ray takes the next free port. "
-    remedy += "" if serve else "End what listens there, or choose another --serve.port."
+    remedy += "" if serve else "Stop the process that listens there, or choose another --serve.port."
     return warning("ports", f"in use: {', '.join(taken)}", remedy.strip())
 
 
@@ -143,7 +143,7 @@ def memory(config: Config, free: int, data: int) -> Check:
     need = count * WORKER_BYTES + DRIVER_BYTES + kept
     detail = f"{size(free)} free, about {size(need)} needed for {count} worker{'s' * (count > 1)}"
     if free < count * WORKER_BYTES:
-        return problem("memory", detail, "Take fewer train.workers, or a machine with more memory.")
+        return problem("memory", detail, "Use fewer train.workers, or a machine with more memory.")
     if free < need:
         return warning("memory", detail, "Close other programs or take fewer train.workers.")
     return ok("memory", detail)
@@ -251,7 +251,7 @@ def tensorflow(versions: Mapping[str, str], gpus: int, device: str) -> Check:
         return problem("tensorflow", f"{len(versions)} TensorFlows are installed: {said}", remedy)
     (name,) = versions
     if name.endswith("-cpu") and (device == "gpu" or (device == "auto" and gpus)):
-        detail = f"{said} computes on CPUs alone, and train.device is {device} with {gpus} GPU here"
+        detail = f"{said} uses CPUs only, and train.device is {device} with {gpus} GPU here"
         remedy = "Install distml[gpu] instead (make train EXTRA=gpu), or set train.device to cpu."
         return (problem if device == "gpu" else warning)("tensorflow", detail, remedy)
     if not versions[name].startswith(f"{TENSORFLOW}."):
@@ -299,7 +299,7 @@ def shell(config: Config, environ: Mapping[str, str]) -> Check:
         if said:
             parts.append(f"{effect}: {', '.join(said)}")
     wrong = _credentials(config, environ)
-    detail = "; ".join(parts) or "sets nothing that distml or what it uses would read"
+    detail = "; ".join(parts) or "is not a variable that distml or its dependencies read"
     return ok("shell", detail) if wrong is None else problem("shell", f"{wrong[0]}; {detail}", wrong[1])
 
 
@@ -320,7 +320,7 @@ def _credentials(config: Config, environ: Mapping[str, str]) -> tuple[str, str] 
     ours = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & set(environ)
     if "MLFLOW_S3_ENDPOINT_URL" in environ and not ours and not any("endpoint_override" in p for p in places):
         return (
-            "MLFLOW_S3_ENDPOINT_URL is set, which MLflow alone reads, and AWS_ENDPOINT_URL is not",
+            "MLFLOW_S3_ENDPOINT_URL is set, which only MLflow reads, and AWS_ENDPOINT_URL is not",
             "Set AWS_ENDPOINT_URL to the same, for the storage root.",
         )
     return None

@@ -70,7 +70,7 @@ def _in_process(root: str, name: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"! no answer: {error}"
-    lines = (done.stdout.strip() or f"! {done.stderr.strip() or 'it ended without an answer'}").splitlines()
+    lines = (done.stdout.strip() or f"! {done.stderr.strip() or 'it ended without a response'}").splitlines()
     return lines[-1]
 
 
@@ -120,7 +120,7 @@ def _worker(place: Storage, name: str, content: str, ask: Callable[[str, str], s
     if answer.startswith("!"):
         return problem("storage from a worker", f"{who}: {answer.removeprefix('!').strip()}", _SHARED)
     if answer != content or not place.exists(f"{name}-answer"):
-        return problem("storage from a worker", f"{who} sees another place at {place.root}", _SHARED)
+        return problem("storage from a worker", f"{who} sees a different folder at {place.root}", _SHARED)
     return ok("storage from a worker", f"{who} reads and writes the same place")
 
 
@@ -157,7 +157,7 @@ def cluster_checks(config: Config) -> list[Check]:
     refused = _answers(address)
     if refused:
         remedy = "Start the cluster, correct RAY_ADDRESS, or unset it to start Ray on this machine."
-        return [problem("workers", f"no Ray answers at RAY_ADDRESS = {address}: {refused}", remedy)]
+        return [problem("workers", f"no Ray cluster responds at RAY_ADDRESS = {address}: {refused}", remedy)]
     try:
         with cluster.connect(config) as connected:
             workers = machine.workers(config, connected.resources, address)
@@ -213,7 +213,7 @@ def tracking_check(config: Config) -> Check:
         return _alive(config, asked(where, config.tracking.required))
     kind = where.partition("://")[0]  # the rest may hold a password
     return warning(
-        _TRACKING, f"a store of kind {kind} is not looked at", "The run will say if it cannot be reached."
+        _TRACKING, f"a store of kind {kind} is not checked", "The run fails if it cannot be reached."
     )
 
 
@@ -237,7 +237,9 @@ def database(path: Path) -> Check:
         _locked(path)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            return warning(_TRACKING, f"{path} is being written by another process", "Wait for it, or go on.")
+            return warning(
+                _TRACKING, f"{path} is being written by another process", "Wait for it, or continue."
+            )
         return problem(
             _TRACKING, f"{path} cannot be written: {error}", "Correct its permissions or tracking.uri."
         )
@@ -287,7 +289,7 @@ def asked(where: str, required: bool) -> Check:
     try:
         answer = requests.post(url, json={"max_results": 1}, timeout=TIMEOUT_S, **login())
     except requests.RequestException as error:
-        detail = f"{where} does not answer: {_innermost(error)}"
+        detail = f"{where} does not respond: {_innermost(error)}"
         if required:
             return problem(
                 _TRACKING, detail, "Start it, correct tracking.uri, or set tracking.required to false."
@@ -311,12 +313,14 @@ def judged(where: str, status: int, text: str) -> Check:
         remedy = (
             f"Start it with --allowed-hosts {name.partition(':')[0]},{name} (/health answers all the same)."
         )
-        return problem(_TRACKING, f"{where} refuses the host name it is asked by (HTTP 403)", remedy)
+        return problem(_TRACKING, f"{where} rejects the host name it is asked by (HTTP 403)", remedy)
     if status in (401, 403):
         remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-        return problem(_TRACKING, f"{where} refuses this user (HTTP {status})", remedy)
+        return problem(_TRACKING, f"{where} rejects this user (HTTP {status})", remedy)
     first = text.strip().partition("\n")[0][:100]
-    return problem(_TRACKING, f"{where} is no MLflow server: HTTP {status} {first}", "Correct tracking.uri.")
+    return problem(
+        _TRACKING, f"{where} is not an MLflow server: HTTP {status} {first}", "Correct tracking.uri."
+    )
 
 
 def _innermost(error: requests.RequestException) -> str:

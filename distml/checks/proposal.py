@@ -319,10 +319,10 @@ def _data(facts: Facts, plan: _Plan, held: float) -> list[Choice]:
     more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
     classes = f"{len(counts)} classes of {counts[0]:,} to {counts[-1]:,} training pictures: {shown}{more}"
     choices = [
-        Choice("run.name", name, "names the run and its folder; the same name again goes on with it"),
+        Choice("run.name", name, "names the run and its folder; the same name again resumes it"),
         Choice("data.name", name, "names the prepared data below storage.root"),
         Choice("data.path", facts.path, f"{facts.total:,} rows; {classes}"),
-        Choice("data.format", facts.form, "as its files were understood"),
+        Choice("data.format", facts.form, "detected from the files"),
         Choice("data.image_size", plan.side if not plan.small else "auto", _size_reason(facts, plan)),
     ]
     if facts.sizes and len(facts.sizes) > 1:
@@ -333,10 +333,10 @@ def _data(facts: Facts, plan: _Plan, held: float) -> list[Choice]:
         why = f"{many}: left out, and listed by distml inspect"
         choices.append(Choice("data.on_error", "skip", why))
         share = min(0.5, round(2 * facts.damaged / facts.total + 0.01, 2))
-        choices.append(Choice("data.max_error_fraction", share, "a larger share ends the ingest"))
+        choices.append(Choice("data.max_error_fraction", share, "a larger share fails the ingest"))
     if "validation" in facts.rows:
         return choices
-    why = f"the folder has no validation split: {held:.0%} of each class are held out to choose models on"
+    why = f"the folder has no validation split: {held:.0%} of each class are held out for model selection"
     if "test" not in facts.rows:
         why += f", after {split.TEST_FRACTION:.1%} as test"
     return [*choices, Choice("data.val_fraction", held, why)]
@@ -348,13 +348,13 @@ def _size_reason(facts: Facts, plan: _Plan) -> str:
     if least and most:
         span = f"{least[0]}x{least[1]}" + (f" to {most[0]}x{most[1]}" if least != most else "")
         many = len(facts.sizes)
-        seen = f"{many} size{'s' * (many > 1)} among {sum(facts.sizes.values()):,} looked at, {span}"
+        seen = f"{many} size{'s' * (many > 1)} among {sum(facts.sizes.values()):,} checked, {span}"
     if plan.small:
         return f"{seen}: kept as they are, {facts.shape[0]}x{facts.shape[1]}"
     reason = (
         f"{plan.name} was trained at this side"
         if plan.backbone
-        else "small, since learning starts from noise"
+        else "small, since training starts from random weights"
     )
     return f"{seen}; {reason}"
 
@@ -365,8 +365,8 @@ def _model(plan: _Plan) -> list[Choice]:
         size = f"{cost.parameters / 1e6:.1f} million parameters, {cost.gflops:g} GFLOPs an image"
         frozen = f"{plan.rows:,} rows: the head learns alone, from features computed once"
         return [
-            Choice("model.name", plan.backbone, f"{size}; its weights are here"),
-            Choice("model.weights", IMAGENET, "starts from what it learnt on 1.3 million photographs"),
+            Choice("model.name", plan.backbone, f"{size}; its weights are available"),
+            Choice("model.weights", IMAGENET, "pretrained on 1.3 million photographs"),
             Choice("model.freeze_epochs", plan.epochs, frozen),
         ]
     if plan.small:
@@ -377,7 +377,7 @@ def _model(plan: _Plan) -> list[Choice]:
         Choice(
             "model.name", "resnet", "no pretrained weights are under storage.root, so a small network learns"
         ),
-        Choice("model.options", _RESNET, "halves the image early, which leaves time for wider stages"),
+        Choice("model.options", _RESNET, "downsamples early, which leaves time for wider stages"),
     ]
 
 
@@ -398,15 +398,15 @@ def _training(plan: _Plan) -> list[Choice]:
             f"of {plan.rows:,} training rows, over all workers together",
         ),
         Choice("train.precision", "auto", "bfloat16 where the hardware has it"),
-        Choice("train.optimizer", "adamw", "with weight decay: few rows are learnt by heart easily"),
+        Choice("train.optimizer", "adamw", "with weight decay: small data sets overfit easily"),
         Choice("train.learning_rate", 0.003 if plan.backbone else 0.002, "peak of the schedule"),
         Choice("train.weight_decay", 0.01 if plan.backbone else 0.05, "of kernels"),
-        Choice("train.label_smoothing", 0.1, "keeps probabilities from running to 0 and 1"),
+        Choice("train.label_smoothing", 0.1, "keeps probabilities away from 0 and 1"),
         Choice("train.schedule", "cosine", "a warm-up of one epoch, then down to zero"),
         Choice("train.restore_best", True, "exports the best epoch on validation rows"),
     ]
     if not plan.backbone and not plan.small:
-        why = "mirrored at random; leave it out where left and right differ, as in text"
+        why = "random horizontal flip; leave it out where left and right differ, as in text"
         choices.append(Choice("train.augment.flip", True, why))
     if counts[-1] > _UNBALANCED * max(1, counts[0]):
         why = f"the largest class is {counts[-1] / max(1, counts[0]):.0f} times the smallest"
@@ -586,7 +586,7 @@ def _tell(
     console.print(f"time     about {made.minutes:.1f} minutes on this machine")
     if fetch:
         size_mb = BACKBONES[str(made.backbone)].parameters * 4 / 1e6
-        console.print(f"weights  none are here; `{fetch}` would bring {made.backbone} ({size_mb:.0f} MB),")
-        console.print("         which learns from far fewer pictures; then run init again")
+        console.print(f"weights  none are available; `{fetch}` downloads {made.backbone} ({size_mb:.0f} MB),")
+        console.print("         which needs far fewer pictures; then run init again")
     console.print(f"wrote    {path}")
     console.print(f"next     {following}")

@@ -90,12 +90,12 @@ def folder(config: Config) -> Check:
     seen = len(headers) + len(bad)
     if bad:
         shown = "; ".join(fault.reason.rstrip(".") for fault in bad[:5])
-        told = f"{detail}; {len(bad)} of {seen} that were looked at cannot be used: {shown}"
-        remedy = "Mend or remove them, or set data.on_error: skip."
+        told = f"{detail}; {len(bad)} of {seen} that were checked cannot be used: {shown}"
+        remedy = "Repair or remove them, or set data.on_error: skip."
         return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy)
     sizes = {(header.width, header.height) for header in headers.values()}
     height, width, depth = policy(list(headers.values()), data).shape
-    shown = f"{len(sizes)} sizes among {seen} that were looked at"
+    shown = f"{len(sizes)} sizes among {seen} that were checked"
     return ok(_NAME, f"{detail}; {shown}, to be fitted to {height}x{width}x{depth}")
 
 
@@ -119,10 +119,10 @@ def _looked_at(
 def _remote(url: str) -> Check:
     """An archive on an HTTP server: it is called like one, and the server answers."""
     if not is_archive(url):
-        return problem(_NAME, f"{url} is no archive", "Give a .zip or .tar file, or a folder.")
+        return problem(_NAME, f"{url} is not an archive", "Give a .zip or .tar file, or a folder.")
     if reachable([url]):
         return ok(_NAME, f"{url} answers; it will be fetched and unpacked once")
-    return problem(_NAME, f"{url} does not answer", "Correct data.path, or set https_proxy.")
+    return problem(_NAME, f"{url} does not respond", "Correct data.path, or set https_proxy.")
 
 
 def builtin(config: Config, storage: Storage) -> Check:

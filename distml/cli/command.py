@@ -31,26 +31,26 @@ __all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "m
 logger = logging.getLogger(__name__)
 
 VERBS = {
-    "init": "look at a folder of pictures and at this machine and write a configuration for both",
-    "inspect": "look for damage, duplicates, leaks and suspect labels in the data",
-    "doctor": "say whether a configuration can run here, before anything is spent",
+    "init": "inspect a folder of pictures and this machine, and write a configuration for them",
+    "inspect": "check the data for damaged files, duplicates, leakage and suspect labels",
+    "doctor": "check whether a configuration can run here, before it uses resources",
     "ingest": "bring the configured data into the storage",
     "train": "train, evaluate, track and register a model",
-    "pipeline": "all of it: data, training, promotion, endpoint, smoke test",
-    "promote": "make the best model the champion, if it is better than the one there is",
+    "pipeline": "the whole pipeline: data, training, promotion, endpoint, smoke test",
+    "promote": "promote the best model to champion if it beats the present champion",
     "serve": "serve the champion over HTTP",
-    "status": "show what an endpoint serves, refuses and how fast it answers",
-    "keys": "draw, list or remove the API keys of an endpoint",
+    "status": "show the versions, rejections, request rate and latency of an endpoint",
+    "keys": "create, list or remove the API keys of an endpoint",
     "predict": "classify image files with a trained model",
     "report": "show the report of a finished run",
     "drift": "compare logged requests with the training data",
-    "feedback": "join true labels that came later with logged predictions: live accuracy by version",
+    "feedback": "join labels that arrive later with logged predictions: live accuracy by version",
     "validate": "check a configuration without starting anything",
-    "models": "list the networks that can be trained, with what they cost",
-    "sync": "send to the tracking server what runs recorded while it was away",
+    "models": "list the networks that can be trained, with their parameters and GFLOPs",
+    "sync": "send what runs recorded while the tracking server was unreachable",
     "backup": "copy registry, runs and champion to another place",
     "restore": "restore a backup into an empty storage root",
-    "submit": "run the pipeline as a Ray job on Kubernetes and end as it ends",
+    "submit": "run the pipeline as a Ray job on Kubernetes and exit with its status",
     "fetch-weights": "put a backbone's ImageNet weights under the storage root",
     "cluster": "bring up, examine or take down the Kubernetes cluster of kuberay/",
 }
@@ -132,7 +132,7 @@ def main(
     except DistmlError as error:
         return fail(verb, error)
     except KeyboardInterrupt:
-        _say(f"distml {verb}: interrupted; the same command goes on with it.")
+        _say(f"distml {verb}: interrupted; the same command resumes it.")
         finish({"verb": verb, "status": "interrupted"})
         return 130
     except BrokenPipeError:  # the reader closed the pipe, and Python would report it at exit

@@ -49,7 +49,7 @@ def sync(config: Config, own: Namespace) -> dict[str, Any]:
         `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent.
 
     Raises:
-        TrackingError: The server is unreachable for longer than `tracking.wait_s`, or refuses a run.
+        TrackingError: The server is unreachable for longer than `tracking.wait_s`, or rejects a run.
     """
     from distml import tracking
     from distml.tracking import outbox
@@ -169,7 +169,7 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
 
 
 def status(config: Config, own: Namespace) -> dict[str, Any]:
-    """Show what an endpoint serves, what it refuses and why, its replicas, rate, latency and drift.
+    """Show what an endpoint serves, what it rejects and why, its replicas, rate, latency and drift.
 
     distml status --config configs/fashion_mnist.yaml
 
@@ -213,7 +213,8 @@ def keys(config: Config, own: Namespace) -> dict[str, Any]:
         return {"file": path, "name": own.name, "removed": api_keys.remove(path, own.name)}
     key = api_keys.new(path, own.name, own.expires)
     print(
-        "The key is shown this once; the file has its hash. Keep it where secrets are kept.", file=sys.stderr
+        "The key is shown only once; the file stores its hash. Keep it where secrets are kept.",
+        file=sys.stderr,
     )
     return {"file": path, "name": own.name, "expires": own.expires, "key": key}
 
@@ -233,8 +234,8 @@ def report(config: Config, own: Namespace) -> dict[str, Any]:
         `run`, `report` (its path) and `opened`.
 
     Raises:
-        ConfigError: There is no such run, it is not finished, or it left no report.
-        DistmlError: The storage or the registry does not answer.
+        ConfigError: There is no such run, it is not finished, or it has no report.
+        DistmlError: The storage or the registry does not respond.
     """
     path = _of_storage(config, own.run, own.to) or _of_registry(config, own.run, own.to)
     print(path, file=sys.stderr)
@@ -279,7 +280,7 @@ def _of_registry(config: Config, run_id: str, to: str | None) -> Path:
 
 
 def _without(name: str) -> ConfigError:
-    return ConfigError(f"run {name} left no report.", "Train it again with --run.restart true.")
+    return ConfigError(f"run {name} has no report.", "Train it again with --run.restart true.")
 
 
 def _written(content: bytes, name: str, to: str | None) -> Path:

@@ -61,13 +61,13 @@ def make_parser(verb: str, doc: str, arguments: Callable[[Parser], None] | None 
     parser = Parser(
         prog=f"distml {verb}",
         description=re.sub(r" \([a-z ,]+\)\.?$", ".", doc),
-        epilog="A flag is a path in the configuration file and wins over it; its value is written as there.",
+        epilog="A flag is the path of a key of the configuration file and overrides it; values as there.",
         allow_abbrev=False,
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=38),
     )
     if arguments:
         arguments(parser)
-    parser.add_argument("--config", metavar="FILE", help="YAML file; without it the defaults hold")
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: every key's default)")
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
@@ -122,7 +122,7 @@ def _read(word: str) -> Any:
     value = load.parse_yaml(word)
     for key, below in value.items() if isinstance(value, dict) else ():
         if below is None and ":" in key:
-            raise ConfigError(f"{word} has no value for {key}.", "YAML wants a space after the colon.")
+            raise ConfigError(f"{word} has no value for {key}.", "YAML needs a space after the colon.")
     return value
 
 
@@ -174,7 +174,11 @@ def predict(parser: Parser) -> None:
     )
     add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
     add("--output", metavar="URI", help="folder for the predictions for --data; the same command resumes")
-    add("--embeddings", action="store_true", help="with --data: the features in front of the head, too")
+    add(
+        "--embeddings",
+        action="store_true",
+        help="with --data: also the embeddings, the features in front of the head",
+    )
     add("--run", metavar="NAME", help="name of a run, or an MLflow run id, whose model is used")
     add("--version", type=_positive, metavar="N", help="version of the registered model to use")
     add("--url", metavar="URL", help="use a running endpoint; its address as `distml serve` prints it")
@@ -213,7 +217,7 @@ def promote(parser: Parser) -> None:
         help="sweep, run or MLflow run id to choose from; '*': every version",
     )
     add("--version", type=int, metavar="N", help="this version is the only candidate")
-    add("--dry-run", action="store_true", help="say what would happen and change nothing")
+    add("--dry-run", action="store_true", help="print the decision without changing anything")
     add("--replace", action="store_true", help="promote even where the champion cannot be measured")
     add("--rollback", action="store_true", help="return to the previous champion, or to --version")
 
@@ -252,7 +256,7 @@ def submit(parser: Parser) -> None:
     add("--namespace", metavar="NAME", help="$POD_NAMESPACE, or distml")
     add("--api-server", metavar="URL", help="that of this pod by default")
     add("--dashboard", metavar="URL", help="Ray's, where it is reached by another address")
-    add("--poll-s", metavar="S", type=float, default=3.0, help="seconds between two looks")
+    add("--poll-s", metavar="S", type=float, default=3.0, help="seconds between two polls")
 
 
 _SUBMISSION = (
@@ -286,9 +290,9 @@ def cluster(parser: Parser) -> None:
     add(
         "what",
         choices=verbs,
-        help="status exits 1 when something needs a person; secrets and database run in pods",
+        help="status exits 1 when something needs attention; secrets and database run in pods",
     )
-    add("--context", metavar="NAME", help="a cluster of yours instead of k3d's")
+    add("--context", metavar="NAME", help="an existing cluster instead of k3d's")
     add("--overlay", metavar="FOLDER", default="kuberay/overlays/k3d", help="what is applied")
     add("--folder", metavar="PATH", help="shared by k3d's nodes; ~/.local/share/distml/k3d")
     add("--operators", metavar="true|false", default="true", help="install KubeRay and Argo")
@@ -333,13 +337,13 @@ def keys(parser: Parser) -> None:
     """Add the arguments of `keys`."""
     add = parser.add_argument
     add("what", choices=["new", "list", "remove"], help="of the file serve.auth.keys_file")
-    add("name", nargs="?", metavar="NAME", help="whose key it is; several may share a name")
-    add("--expires", metavar="DATE", help="the last day of a new key, or a moment")
+    add("name", nargs="?", metavar="NAME", help="owner of the key; several keys may have the same one")
+    add("--expires", metavar="DATE", help="expiry of a new key, a date or a time")
 
 
 def sync(parser: Parser) -> None:
     """Add the arguments of `sync`."""
-    parser.add_argument("--dry-run", action="store_true", help="only count what waits")
+    parser.add_argument("--dry-run", action="store_true", help="only count what is not sent yet")
 
 
 _ARTIFACTS = "where the tracking server keeps artifacts (default: mlflow-artifacts below storage.root)"

@@ -275,7 +275,7 @@ def _parse(name: str, module: str, use: Use) -> ast.Module:
     try:
         return ast.parse(Path(spec.origin).read_bytes(), spec.origin)
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{use.key} = {name!r}: {spec.origin} is not usable Python: {error}.") from None
+        raise ConfigError(f"{use.key} = {name!r}: {spec.origin} is not valid Python: {error}.") from None
 
 
 def _accepted(tree: ast.Module, function: str, use: Use) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
 
     def fetch_flow_collection_start(self, kind: Any) -> Any:
         if self.flow_level >= _MAX_DEPTH:  # the scanner looks ahead, which takes seconds in deep nests
-            raise ConfigError("not usable YAML: it is nested too deeply.")
+            raise ConfigError("invalid YAML: it is nested too deeply.")
         return super().fetch_flow_collection_start(kind)
 
     def construct_document(self, node: Any) -> Any:
@@ -106,13 +106,11 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader of our own
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(
-            f"not usable YAML: {problem}{_line(getattr(error, 'problem_mark', None))}."
-        ) from None
+        raise ConfigError(f"invalid YAML: {problem}{_line(getattr(error, 'problem_mark', None))}.") from None
     except RecursionError:
-        raise ConfigError("not usable YAML: it is nested too deeply.") from None
+        raise ConfigError("invalid YAML: it is nested too deeply.") from None
     except ValueError as error:
-        raise ConfigError(f"not usable YAML: {error}.") from None
+        raise ConfigError(f"invalid YAML: {error}.") from None
 
 
 _MAX_PROBLEMS = 10

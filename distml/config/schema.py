@@ -41,7 +41,7 @@ def _number(value: Any) -> Any:
 def _validated(value: str) -> str:
     """A metric of the validation rows."""
     if value.startswith("test_"):
-        raise ValueError("a metric of the test rows chooses nothing; name one of the validation rows")
+        raise ValueError("test metrics are not used for selection; name a validation metric")
     return value
 
 
@@ -64,7 +64,7 @@ VIEWS = ("mirror", "flip", "turn", "zoom")
 
 def _views(value: list[str]) -> list[str]:
     if unknown := [view for view in value if view not in VIEWS]:
-        raise ValueError(f"there is no view {unknown[0]!r}; there are {', '.join(VIEWS)}")
+        raise ValueError(f"unknown view {unknown[0]!r}; expected some of {', '.join(VIEWS)}")
     if len(set(value)) < len(value):
         raise ValueError("name each view once")
     return value
@@ -85,7 +85,7 @@ def _layers(value: Any) -> Any:
     for layer in layers:
         options = list(layer.values()) if isinstance(layer, dict) else []
         if len(options) != 1 or not isinstance(options[0] or {}, dict):
-            raise ValueError(f"{layer!r} is no layer; write {{NAME: {{OPTION: VALUE}}}} or NAME")
+            raise ValueError(f"{layer!r} is not a layer; write {{NAME: {{OPTION: VALUE}}}} or NAME")
     return [{name: options or {} for name, options in layer.items()} for layer in layers]
 
 
@@ -167,7 +167,7 @@ class DataConfig(Section):
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """Red, green and blue behind transparent parts and in the bars of a letterbox."""
     max_pixels: PositiveInt = 100_000_000
-    """A larger picture is refused before it is decoded."""
+    """A larger picture is rejected before it is decoded."""
     image_column: str | None = None
     """Column of the images in a table; none takes one that is called so, or the only one with images."""
     label_column: str | list[str] | None = None
@@ -301,7 +301,9 @@ class AugmentConfig(Section):
         if self.frozen_views and (self.mixup or self.cutmix):
             raise ValueError("frozen_views keeps features of single images: set mixup and cutmix to 0")
         if self.frozen_views and not self.drawn:
-            raise ValueError("frozen_views needs something to draw: name layers, crop_scale, flip or another")
+            raise ValueError(
+                "frozen_views needs a random augmentation: name layers, crop_scale, flip or another"
+            )
         return self
 
     @property
@@ -790,7 +792,7 @@ class Config(Section):
         `Config.load("mine.yaml", train={"epochs": 3}, **{"run.name": "quick"})`
 
         Args:
-            path: YAML file; without it the defaults hold.
+            path: YAML file (default: every key's default).
             overrides: Sections as mappings, or single keys by dotted path.
 
         Raises:

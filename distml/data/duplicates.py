@@ -297,7 +297,7 @@ class Across:
         many, (first, second) = len({second for _, second in rows}), rows[0]
         return (
             f"{held} repeats {of}: near duplicates are {many} of its pictures, like {self._names[second]} "
-            f"of {self._names[first]}; they measure memory, not learning."
+            f"of {self._names[first]}; metrics on them measure memorization."
         )
 
 
@@ -310,7 +310,7 @@ def to_keep_together(rows: Rows, run: Run | None = None) -> Indices | None:
     grouped = groups(len(rows.labels), alike)
     many = int((np.bincount(grouped, minlength=len(grouped))[grouped] > 1).sum())
     _LOG.warning(
-        "%d of %d pictures are near duplicates, like %s and %s; each group stays on one side of a cut",
+        "%d of %d pictures are near duplicates, like %s and %s; each group is kept in one split",
         *(many, len(grouped), rows.name(int(alike[0, 0])), rows.name(int(alike[0, 1]))),
     )
     return grouped

@@ -67,7 +67,7 @@ def share(
         if at >= last:
             break
     if not parts:
-        raise DataError("a worker's share of the training set is empty.", "Take fewer train.workers.")
+        raise DataError("a worker's share of the training set is empty.", "Use fewer train.workers.")
     return _join(parts)
 
 

@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 TRIES = 3
 CONNECT_TIMEOUT_S = 3.0
 PATIENCE_S = 8.0
-"""Longest wait, over all mirrors together, on mirrors that do not answer."""
+"""Longest wait, over all mirrors together, on mirrors that do not respond."""
 READ_TIMEOUT_S = 10.0
 FILE_TIMEOUT_S = 600.0
 """A server that drips is given up after this."""
@@ -113,7 +113,7 @@ class Mirror:
                 while chunk := answer.read(_CHUNK_BYTES):
                     received += chunk
                     if len(received) > limit:
-                        raise DataError(f"{url} is damaged: more than {limit:,} bytes came.")
+                        raise DataError(f"{url} is damaged: more than {limit:,} bytes were received.")
                     if time.monotonic() > give_up:
                         raise UnavailableError(f"{url} took longer than {FILE_TIMEOUT_S:.0f} s")
             except (OSError, http.client.HTTPException) as error:
@@ -125,7 +125,7 @@ class Mirror:
         """Return the server's answer, or say why there is none and whether to ask again."""
         wait_s = READ_TIMEOUT_S if self._answered else min(CONNECT_TIMEOUT_S, self.patience.left_s)
         if wait_s <= 0:
-            raise UnavailableError(f"not asked after {PATIENCE_S:.0f} s without an answer")
+            raise UnavailableError(f"skipped after {PATIENCE_S:.0f} s without an answer")
         begun = time.monotonic()
         answer = _ask(request, wait_s)
         silent = isinstance(getattr(answer, "reason", answer), OSError)
@@ -153,7 +153,7 @@ def _retrying(url: str, so_far: Callable[[], int]) -> tenacity.Retrying:
     def log_failure(state: tenacity.RetryCallState) -> None:
         broken = state.outcome.exception() if state.outcome else None
         _LOG.warning(
-            "%s: try %d of %d: %s after %d bytes", url, state.attempt_number, TRIES, broken, so_far()
+            "%s: attempt %d of %d: %s after %d bytes", url, state.attempt_number, TRIES, broken, so_far()
         )
 
     return tenacity.Retrying(
@@ -179,7 +179,7 @@ def _ask(request: urllib.request.Request, wait_s: float) -> Any:
     try:
         return box.get(timeout=wait_s + 0.5)
     except queue.Empty:
-        return TimeoutError(f"no answer within {wait_s:.0f} s")
+        return TimeoutError(f"no response within {wait_s:.0f} s")
 
 
 def _cause(error: Exception) -> str:
@@ -199,7 +199,7 @@ def is_remote(path: str | None) -> bool:
 
 
 def version(url: str) -> str | None:
-    """Return what changes when the file at an address does, None where the server does not answer or say."""
+    """Return what changes when the file at an address does, None where the server does not respond or say."""
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
     answer = _ask(request, CONNECT_TIMEOUT_S)
     if isinstance(answer, Exception):
@@ -225,7 +225,7 @@ def downloaded(url: str, storage: Storage) -> str:
         DataError: It is not called like an archive, or cannot be fetched.
     """
     if not is_archive(url):
-        raise DataError(f"{url} is no archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
+        raise DataError(f"{url} is not an archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
     key = (version(url) or hashlib.sha256(url.encode()).hexdigest())[:16]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(url.partition("?")[0]).name)[-60:]
     target = Path(_cache(storage, "downloads"), f"{key}-{name}")
@@ -239,7 +239,7 @@ def downloaded(url: str, storage: Storage) -> str:
     except _BrokenError as error:
         raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or try again.") from None
     except OSError as error:
-        raise DataError(f"{url} cannot be kept: {error.strerror or error}.", "Free space there.") from None
+        raise DataError(f"{url} cannot be saved: {error.strerror or error}.", "Free space there.") from None
     return str(target)
 
 
@@ -349,7 +349,7 @@ def _safe(member: str, name: str) -> Path:
     parts = PurePosixPath(member.replace("\\", "/")).parts
     if not parts or ".." in parts or parts[0] == "/" or re.match(r"[A-Za-z]:", member):
         raise DataError(
-            f"{name} holds {member!r}, which leads out of it.", "Unpack it by hand and look at it."
+            f"{name} holds {member!r}, whose path is outside of it.", "Unpack it manually and check it."
         )
     return Path(*parts)
 
@@ -362,7 +362,7 @@ def _write(content: IO[bytes], path: Path, limit: int, name: str) -> int:
             written += len(chunk)
             if written > limit:
                 raise DataError(
-                    f"{name} unpacks to far more than its own size.", "Unpack it by hand and look at it."
+                    f"{name} unpacks to far more than its own size.", "Unpack it manually and check it."
                 )
             into.write(chunk)
     return written

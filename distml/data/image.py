@@ -44,7 +44,7 @@ SUFFIXES = (
 )
 """Suffixes of image files. The content decides the format; the suffix, that a file counts as an image."""
 MAX_PIXELS = 100_000_000
-"""A larger picture is refused before it is decoded: a small file can hold gigabytes of pixels."""
+"""A larger picture is rejected before it is decoded: a small file can hold gigabytes of pixels."""
 
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)
 """Registered with Pillow by their import; it does so itself only for the formats it calls common."""
@@ -94,7 +94,7 @@ class Policy:
             ValueError: Something else.
         """
         if not isinstance(values, dict) or values.keys() != {"shape", "fit", "background"}:
-            raise ValueError(f"{values!r} is no picture policy")
+            raise ValueError(f"{values!r} is not a picture policy")
         (height, width, depth), (red, green, blue) = values["shape"], values["background"]
         if values["fit"] not in get_args(Fit):
             raise ValueError(f"fit is {values['fit']!r}, not {', '.join(get_args(Fit))}")
@@ -118,7 +118,7 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
     Args:
         data: The encoded picture, or its beginning.
         name: Said in errors.
-        max_pixels: A larger picture is refused.
+        max_pixels: A larger picture is rejected.
 
     Raises:
         DataError: No picture of a known format, damaged, or too large.
@@ -128,7 +128,7 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
         formats = _with_heif(name)
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = (
-            max_pixels  # the limit below replaces Pillow's, which warns before it refuses
+            max_pixels  # the limit below replaces Pillow's, which warns before it rejects
         )
     try:
         image = Image.open(io.BytesIO(data), formats=formats)

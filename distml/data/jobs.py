@@ -134,7 +134,7 @@ class Record:
             seen = base64.b64decode(raw["signatures"])
             return cls(Shard(**raw["shard"]), int(raw["top"]), *places, seen, faults, fresh=False)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no note of a finished job: {error}") from None
+            raise ValueError(f"no record of a finished job: {error}") from None
 
 
 def run(job: Job) -> Record:
@@ -346,7 +346,7 @@ def _strategy(storage: Storage, place: str) -> str | None:
     if not blind:
         return "SPREAD"
     shown = " and ".join(each.root for each in (data, storage) if each.local)
-    _LOG.warning("%d of %d nodes do not see %s: this process works alone", blind, len(nodes), shown)
+    _LOG.warning("%d of %d nodes do not see %s: only this process is used", blind, len(nodes), shown)
     return None
 
 

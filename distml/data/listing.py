@@ -165,7 +165,7 @@ class _Walk:
                     continue
                 try:
                     info = entry.stat()
-                except OSError as error:  # a link to nowhere, or in a circle of links
+                except OSError as error:  # a broken link, or in a circle of links
                     if not entry.is_symlink():
                         raise
                     self._folder.dangling[name] = readable(os.readlink(entry.path) or str(error))

@@ -28,10 +28,10 @@ _LEAST_RATIO = 7.0
 
 
 MEANINGS = {
-    "constant": "one value everywhere; a drawing may have vanished on its background",
+    "constant": "all pixels have one value; a drawing may have the color of its background",
     "values_0_to_1": "no value above 1; pixels are 0 to 255, do not scale them",
     "very_dark": f"no value above {_DARK} of 255, darker than the training images",
-    "inverted": "light and dark are the other way round than in the training images; invert it",
+    "inverted": "brightness is inverted compared with the training images; invert it",
     "low_contrast": "less contrast than any of the training images",
     "unused_bits": "it uses few of its 16 bits, which were taken for the whole range",
 }

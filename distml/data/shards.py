@@ -172,7 +172,7 @@ def _clear(storage: Storage, where: str, mine: str) -> None:
     for name in storage.names(where, unfinished=True):
         if name == mine:
             done = len(storage.names(where, mine, NOTES))
-            _LOG.info("going on with %s, where %d shards are written", storage.uri(where, name), done)
+            _LOG.info("resuming %s, where %d shards are written", storage.uri(where, name), done)
         else:
             _LOG.info("removing %s, left by a writer that was killed", storage.uri(where, name))
             storage.delete(where, name)

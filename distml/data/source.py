@@ -212,7 +212,7 @@ def to_uint8(values: npt.NDArray[Any], where: str) -> Images:
         raise DataError(f"{where}: images of {values.dtype} are not numbers.", "Give uint8 0 to 255.")
     top = 255 if values.dtype.kind in "iu" else 1
     low, high = (values.min(), values.max()) if values.size else (0, 0)
-    if not (low >= 0 and high <= top):  # written so that NaN is refused, too
+    if not (low >= 0 and high <= top):  # written so that NaN is rejected, too
         raise DataError(
             f"{where}: {values.dtype} images span {low} to {high}, expected 0 to {top}.",
             "Give uint8 0 to 255, or floats in [0, 1].",
@@ -224,7 +224,7 @@ def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
     """Bring image arrays [N, H, W] or [N, H, W, C] to uint8 [N, H, W, C].
 
     Raises:
-        DataError: Another rank, an empty axis, channels first, or values that `to_uint8` refuses.
+        DataError: Another rank, an empty axis, channels first, or values that `to_uint8` rejects.
     """
     shape = values.shape[1:]
     if len(shape) not in (2, 3) or 0 in shape:
@@ -258,12 +258,25 @@ def require_usable(faults: Sequence[Fault], looked_at: int, data: DataConfig) ->
         if len(faults) == 1 and looked_at == 1:
             raise DataError(faults[0].reason, faults[0].remedy)
         raise DataError(
-            _listed(faults, f"of {looked_at} that were looked at"),
-            "Mend or remove them, or set data.on_error: skip.",
+            _listed(faults, f"of {looked_at} that were checked"),
+            "Repair or remove them, or set data.on_error: skip.",
         )
     if len(faults) > data.max_error_fraction * looked_at:
         limit = f"more than data.max_error_fraction = {data.max_error_fraction:g} of {looked_at}"
-        raise DataError(_listed(faults, limit), "Mend or remove them, or allow more.")
+        raise DataError(_listed(faults, limit), "Repair or remove them, or allow more.")
+
+
+def require_all_classes(lost: Sequence[str]) -> None:
+    """Reject data of which a class has lost every training row.
+
+    Raises:
+        DataError: There are such classes.
+    """
+    if lost:
+        raise DataError(
+            f"no picture of {', '.join(lost[:FAULTS_SHOWN])} can be used for training.",
+            "Repair the pictures, or remove the class.",
+        )
 
 
 def _listed(faults: Sequence[Fault], of: str) -> str:

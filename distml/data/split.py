@@ -101,9 +101,9 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     others = sorted(set(tops) - set(named))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
-        smelling = [top for top in others if set(_words(top)) & set(_SMELLS)]
-        if smelling:
-            raise DataError(f"{smelling[0]} looks like a part of the data that is no class.", _REMEDY)
+        suspicious = [top for top in others if set(_words(top)) & set(_SMELLS)]
+        if suspicious:
+            raise DataError(f"{suspicious[0]} looks like a split, not a class.", _REMEDY)
         return _within_classes(paths) or {"train": paths}
     loose = [path for path in paths.values() if "/" not in path]
     if others or loose:
@@ -203,7 +203,7 @@ def plan(
     except DataError:
         if groups is None:
             raise
-        _LOG.warning("near duplicates stand on both sides of a cut: too little is left without them")
+        _LOG.warning("near duplicates remain in both splits: too little is left without them")
         return _plan(strata, val_fraction, seed, None)
 
 
@@ -253,9 +253,7 @@ def held_out(
     if groups is not None:
         whole = _whole_groups(np.searchsorted(classes, labels), orders, takes, groups)
         if not len(whole):
-            _LOG.warning(
-                "near duplicates stand on both sides of a cut: their groups are larger than the share"
-            )
+            _LOG.warning("near duplicates remain in both splits: their groups are larger than the share")
         chosen = whole if len(whole) else chosen
     return np.sort(chosen).astype(np.int64)
 

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from distml import tasks
 from distml.config import Config
@@ -26,11 +25,12 @@ from distml.data.source import (
     Indices,
     Rows,
     Source,
+    require_all_classes,
     require_usable,
     with_margin,
 )
 from distml.data.split import Part, plan
-from distml.errors import ConfigError, DataError
+from distml.errors import ConfigError
 from distml.storage import Storage
 from distml.tasks import Targets
 
@@ -85,7 +85,9 @@ class SecondLook:
             said.append(f"{many} and show nothing, like {self._constant[0]}.")
         if self._twice:
             across = (
-                f", {self._across} of them in another split, where they cannot judge" if self._across else ""
+                f", {self._across} of them in another split, where they bias its metrics"
+                if self._across
+                else ""
             )
             torn = f", {self._torn} with another label" if self._torn else ""
             many = "1 image is" if self._twice == 1 else f"{self._twice} images are"
@@ -142,7 +144,8 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
     warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names))
-    _require_all_classes(writer.counts["train"], task.counts(source.splits["train"].labels), task.names)
+    given = task.counts(source.splits["train"].labels)
+    require_all_classes([task.names[at] for at in np.flatnonzero(given) if not writer.counts["train"][at]])
     for warning in warnings:
         _LOG.warning("%s", warning)
     return Manifest(
@@ -192,15 +195,6 @@ def divide(config: Config, source: Source, run: duplicates.Run | None = None) ->
     cut = not {"validation", "test"} <= strata.keys()
     together = duplicates.to_keep_together(source.splits["train"], run) if cut and source.pictures else None
     return plan(strata, config.data.val_fraction, config.data.split_seed, together)
-
-
-def _require_all_classes(written: list[int], given: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
-    """Reject data of which a class has lost every training row."""
-    lost = [name for label, name in enumerate(classes) if not written[label] and given[label]]
-    if lost:
-        raise DataError(
-            f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove the class."
-        )
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _execute(step: Step, say: Callable[[str], None], environment: Mapping[str, s
             say("    ...")
     lines = [line for line in out.splitlines() if line.strip()]
     refused = [line for line in lines if step.refusal and step.refusal in line]
-    last = (refused or lines or ["it said nothing"])[-1].strip()
+    last = (refused or lines or ["it printed nothing"])[-1].strip()
     return last[:300] if process.returncode or refused else ""
 
 
@@ -161,14 +161,14 @@ def k3d_steps(folder: Path, base_image: str | None) -> list[Step]:
     create = Step(
         "create the k3d cluster distml",
         ["k3d", "cluster", "create", "--config", K3D_CONFIG],
-        "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` clears a half-made one.",
+        "Are ports 8265, 8000, 5000 and 2746 free? `k3d cluster delete distml` removes an incomplete one.",
         unless=lambda: output(["k3d", "cluster", "get", "distml"]) is not None,
         environment=environment.K3D.values({"DISTML_FOLDER": str(folder)}),
     )
     load = Step(
         "import the images into its nodes (about two minutes)",
         ["k3d", "image", "import", "--cluster", "distml", *(f"{name}:{__version__}" for name in IMAGES)],
-        "Is there room on the disk (`docker system df`)? Each node keeps its own copy.",
+        "Is there space on the disk (`docker system df`)? Each node keeps its own copy.",
         unless=_imported,
         refusal="failed to import",  # k3d 5.9 reports a node that took none and exits 0
     )
@@ -210,7 +210,7 @@ def operators_steps(kubectl: list[str]) -> list[Step]:
             Step(
                 f"install {name}",
                 [*kubectl, "apply", "--server-side", "-n", namespace, *source],
-                "It comes from the internet; without it, install it by hand and give --operators false.",
+                "It comes from the internet; without it, install it manually and give --operators false.",
                 unless=lambda: installed(definition),
             ),
         ]
@@ -276,7 +276,7 @@ def apply_steps(kubectl: list[str], overlay: str) -> list[Step]:
         Step(
             f"apply {overlay}",
             [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
-            "The last words name what was refused; with --operators false KubeRay and Argo must be there.",
+            "The last line names what was rejected; with --operators false KubeRay and Argo must be there.",
         ),
         *[
             Step(
@@ -293,12 +293,14 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
     """Return the objects of an overlay.
 
     Raises:
-        ClusterError: kustomize refuses it.
+        ClusterError: kustomize rejects it.
     """
     command = ["kubectl", "kustomize", overlay]
     text = output(command)
     if text is None:
-        raise ClusterError(f"`{' '.join(command)}` failed.", "Run it by hand: its last words name the cause.")
+        raise ClusterError(
+            f"`{' '.join(command)}` failed.", "Run it manually: its last line names the cause."
+        )
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 
@@ -334,7 +336,7 @@ def remove_steps(kubectl: list[str], overlay: str) -> list[Step]:
         Step(
             "take it down",
             [*kubectl, "delete", "--ignore-not-found", "-k", overlay],
-            "Run the command by hand.",
+            "Run the command manually.",
         ),
     ]
 
@@ -436,7 +438,7 @@ def down(target: Target) -> dict[str, Any]:
         ClusterError: The command failed.
     """
     if target.context is None:
-        todo = [Step("take it down", ["k3d", "cluster", "delete", "distml"], "Run the command by hand.")]
+        todo = [Step("take it down", ["k3d", "cluster", "delete", "distml"], "Run the command manually.")]
     else:
         todo = remove_steps(target.kubectl, target.overlay)
     require({todo[0].command[0]: "is what takes it down"})
@@ -451,7 +453,7 @@ def create_secrets(server: Server) -> list[str]:
         The names of the new ones.
 
     Raises:
-        ClusterError: The API server refuses or does not answer.
+        ClusterError: The API server rejects the request or does not respond.
     """
     new = []
     for name, draw in GENERATED.items():

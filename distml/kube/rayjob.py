@@ -22,7 +22,7 @@ from distml.kube.server import Server
 
 PATH = "apis/ray.io/v1/rayjobs"
 NAME_LENGTH = 47
-"""KubeRay 1.7.0 refuses longer names of RayJobs."""
+"""KubeRay 1.7.0 rejects longer names of RayJobs."""
 
 Verdict = Literal["waiting", "running", "succeeded", "failed", "stopped"]
 
@@ -305,7 +305,7 @@ class Follower:
         except ClusterError as error:  # the status decides how the job ends, so a lost log is no failure
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                logger.warning("%s The job goes on.", error)
+                logger.warning("%s The job continues.", error)
             return False
         self._complaint = ""
         self._skip()
@@ -323,7 +323,7 @@ class Follower:
         self.resumed, self._shown = False, tail(self._log, _TAIL_LINES)
         if self._shown:
             logger.info(
-                "an earlier pod has shown the log of %s: %d lines are left out here, and the last %d follow;"
+                "an earlier pod has printed the log of %s: %d lines are omitted here, and the last %d follow;"
                 " Ray's dashboard has them all",
                 *(self.name, self._log.count("\n", 0, self._shown), _TAIL_LINES),
             )

@@ -46,8 +46,8 @@ class Server:
         url: Address of the API server.
         namespace: Where everything is looked up and created.
         account: Folder with `token` and `ca.crt`; neither is needed behind `kubectl proxy`.
-        patience_s: For how long an API server that does not answer is asked again.
-        hurried: When it is set, an API server that does not answer is not asked again.
+        patience_s: For how long an API server that does not respond is asked again.
+        hurried: When it is set, an API server that does not respond is not asked again.
     """
 
     url: str
@@ -63,7 +63,7 @@ class Server:
             path: Such as `apis/ray.io/v1/rayjobs/NAME`; the namespace is put in.
 
         Raises:
-            ClusterError: The server refuses, or does not answer for `patience_s`.
+            ClusterError: The server rejects the request, or does not respond for `patience_s`.
         """
         response = self._ask("GET", path)
         document: Object | None = None if response.status_code == 404 else response.json()
@@ -140,7 +140,7 @@ def here(url: str | None = None, namespace: str | None = None) -> Server:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not url and not host:
         raise ClusterError(
-            "this is no pod, so there is no API server.",
+            "this process does not run in a pod, so there is no API server.",
             "Run `kubectl proxy` and give --api-server http://127.0.0.1:8001.",
         )
     host = f"[{host}]" if host and ":" in host else host
@@ -177,13 +177,13 @@ def patiently(
             cause = type(error).__name__
         if hurried.is_set() or time.monotonic() + pause_s > deadline:
             away = ClusterError(
-                f"{whom} has not answered for {time.monotonic() - began:.0f} s ({cause}).",
-                "Whatever was started goes on; the same command finds it again.",
+                f"{whom} has not responded for {time.monotonic() - began:.0f} s ({cause}).",
+                "What was started keeps running; the same command re-attaches to it.",
             )
             away.exit_code = _AWAY
             raise away
         if not told:
-            logger.warning("%s does not answer (%s); asking again", whom, cause)
+            logger.warning("%s does not respond (%s); retrying", whom, cause)
             told = True
         hurried.wait(pause_s)
         pause_s = min(2 * pause_s, 10.0)

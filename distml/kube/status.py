@@ -226,7 +226,7 @@ def _unready(pod: Object) -> str:
     """What to do about a pod that has not been ready for too long."""
     for condition in pod.get("status", {}).get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"no node takes it: {condition.get('message', 'add a node or free one').rstrip('.')}"
+            return f"no node can run it: {condition.get('message', 'add a node or free one').rstrip('.')}"
     return f"`kubectl -n distml describe pod {pod['metadata']['name']}`"
 
 
@@ -270,10 +270,12 @@ def _endpoint(name: str, model: Object | None) -> Line:
     what = f"endpoint {name}"
     if model is None:
         look = f"`kubectl -n distml describe rayservice {name}`"
-        return Line(what, "no champion answers", f"train and promote a model; if there is a champion, {look}")
+        return Line(
+            what, "no champion is served", f"train and promote a model; if there is a champion, {look}"
+        )
     if "version" not in model:
-        return Line(what, "the champion answers")
-    return Line(what, f"version {model['version']} of {model.get('name', 'the model')} answers")
+        return Line(what, "the champion is served")
+    return Line(what, f"version {model['version']} of {model.get('name', 'the model')} is served")
 
 
 def _workflow(workflow: Object, now: datetime) -> Line:
@@ -294,9 +296,10 @@ def _spool(spooled: int | None) -> Line:
     if spooled is None:
         return Line("spool", "not known: no ready Ray head to ask")
     if not spooled:
-        return Line("spool", "nothing waits for MLflow")
+        return Line("spool", "all runs are sent to MLflow")
     return Line(
-        "spool", f"{spooled} runs wait for MLflow; the next run, promotion or `distml sync` sends them"
+        "spool",
+        f"{spooled} runs are not sent to MLflow yet; the next run, promotion or `distml sync` sends them",
     )
 
 

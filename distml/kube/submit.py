@@ -148,7 +148,7 @@ def _attach(server: Server, manifest: dict[str, Any]) -> tuple[dict[str, Any], b
             f"a RayJob {name} of another workflow exists.",
             f"kubectl delete rayjob {name}, or take another name.",
         )
-    logger.info("RayJob %s found again: %s", name, rayjob.describe(state))
+    logger.info("re-attached to RayJob %s: %s", name, rayjob.describe(state))
     return state, True
 
 
@@ -202,8 +202,8 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
     sentences = {
         "left": "goes on; this pod was told to end, and the next pod of the workflow finds it again",
         "cancelled": "was cancelled; its Ray job is stopped",
-        "deadline": "ran into its deadline; its Ray job is stopped",
-        "stopped": "was stopped by somebody",
+        "deadline": "exceeded its deadline; its Ray job is stopped",
+        "stopped": "was stopped",
     }
     resumable = ended.outcome not in sentences and ended.exit_code != _INVALID
     remedy = "Its log is above; the same run goes on from its checkpoints." if resumable else ""
@@ -255,7 +255,7 @@ def _follow(submission: Submission, server: Server, told_to_end: threading.Event
         if not (again or interrupted) or time.time() + pause_s > deadline:
             raise _failure(ended, name, attempts)
         cause = _failure(ended, name, attempts).message.rstrip(".")
-        logger.warning("%s; trying again in %g s", cause, pause_s)
+        logger.warning("%s; retrying in %g s", cause, pause_s)
         if told_to_end.wait(pause_s):
             raise _evicted(f"this pod was told to end before the next try: {cause}.")
     return ended, name
@@ -302,7 +302,7 @@ def stop_running(submission: Submission) -> dict[str, Any]:
 
     Raises:
         ConfigError: The owner or the name cannot be used.
-        ClusterError: The API server refuses or is unreachable for too long.
+        ClusterError: The API server rejects the request or is unreachable for too long.
     """
     owner, stopped = rayjob.owner(submission.owner) if submission.owner else None, list[str]()
     with _server(submission) as (server, told_to_end):
@@ -326,7 +326,7 @@ def run(submission: Submission) -> dict[str, Any]:
 
     Raises:
         ConfigError: The manifest, the owner or the attempts cannot be used; nothing was started.
-        ClusterError: The API server refuses or is unreachable for too long.
+        ClusterError: The API server rejects the request or is unreachable for too long.
         JobError: The job did not succeed; carries its exit code.
     """
     with _server(submission) as (server, told_to_end):

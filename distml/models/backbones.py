@@ -227,7 +227,7 @@ def built_by_keras(name: str, path: Path, alpha: float = 1.0) -> keras.Model:
         alpha: Factor on the width.
 
     Raises:
-        ValueError: Keras refuses the file.
+        ValueError: Keras rejects the file.
     """
     backbone = BACKBONES[name]
     options: dict[str, Any] = {"weights": str(path)} | ({"alpha": alpha} if backbone.alpha else {})

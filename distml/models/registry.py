@@ -104,7 +104,7 @@ def check_config(model: ModelConfig) -> None:
         )
     if key != "backbone_learning_rate" and model.weights is None and model.name in backbones.BACKBONES:
         raise ConfigError(
-            f"model.freeze_epochs = {value} would freeze a backbone that nobody has trained.",
+            f"model.freeze_epochs = {value} would freeze a backbone with random weights.",
             "Set model.weights, as to imagenet.",
         )
 
@@ -282,7 +282,7 @@ def _without_probabilities(name: str, network: Any) -> Any:
     else:
         return network
     place = line_of(name, "softmax", "Softmax")
-    _LOG.warning("%s ends in a softmax%s, which is taken off: the export adds it.", name, place)
+    _LOG.warning("%s ends in a softmax%s, which is removed: the export adds it.", name, place)
     return network
 
 

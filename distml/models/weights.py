@@ -58,7 +58,7 @@ class Loaded:
     def __str__(self) -> str:
         said = f"{self.loaded} of {self.total} arrays loaded"
         if self.fresh:
-            said += f"; {len(self.fresh)} start fresh ({_some(self.fresh)})"
+            said += f"; {len(self.fresh)} start from random weights ({_some(self.fresh)})"
         if self.unused:
             said += f"; {len(self.unused)} layers of the file are not used ({_some(self.unused)})"
         return said
@@ -154,7 +154,7 @@ def _read(network: keras.Model, path: Path, options: Mapping[str, Any]) -> dict[
 def _read_npz(path: Path) -> dict[str, Arrays]:
     layers: defaultdict[str, Arrays] = defaultdict(list)
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no NumPy archive")
+        raise ValueError("it is not a NumPy archive")
     with np.load(path, allow_pickle=False) as archive:
         for key in archive.files:
             layer, _, weight = key.rpartition("/")

@@ -217,7 +217,7 @@ def _indices(axes: Any, shifts: Sequence[Shift], threshold: float) -> None:
             color=_INK,
         )
     axes.set_xlabel(f"population stability index (drift above {threshold:g})", color=_MUTED, fontsize=8)
-    _plain(axes, "How far each statistic has moved")
+    _plain(axes, "Shift of each statistic")
 
 
 def _pairs(axes: Any, shift: Shift) -> np.ndarray:
@@ -240,7 +240,7 @@ def _most_moved(axes: Any, shift: Shift) -> None:
     names = ["less", *[""] * (len(at) - 2), "more"]
     axes.set_xticks(at, names)
     axes.set_xlabel("tenths of the training rows, and what lies beyond them", color=_MUTED, fontsize=8)
-    _plain(axes, f"Moved most: {shift.name}")
+    _plain(axes, f"Largest shift: {shift.name}")
 
 
 def check(config: Config) -> dict[str, Any]:

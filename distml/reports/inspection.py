@@ -123,7 +123,7 @@ class Inspection:
         for splits, pairs in self.leaks.items():
             held, _, other = splits.partition(" / ")
             many = _counted(len({name for name, _ in pairs}), "picture")
-            said.append(f"{many} of {held} also in {other}: accuracy there measures memory.")
+            said.append(f"{many} of {held} also in {other}: accuracy there measures memorization.")
         counted = (
             (len(self.contradictions), "group", "of the same picture with different labels."),
             (len(self.suspects), "held-out label", "contradicted by the model."),
@@ -351,9 +351,9 @@ def _judge(config: Config, storage: Storage, source: Source, made: Inspection) -
         return "only classes are judged, one for each picture"
     try:
         if runs.finished(storage, config.run.name) is None:
-            return f"no run {config.run.name} is finished, so no model was asked about labels"
+            return f"no run {config.run.name} is finished, so labels were not checked with a model"
         if shards.find(config, storage) is None:
-            return f"the data changed since run {config.run.name}, so its model was not asked about labels"
+            return f"the data changed since run {config.run.name}, so labels were not checked with its model"
         with tempfile.TemporaryDirectory(prefix="distml-inspect-") as folder:
             chosen = choose(config, config.run.name, None, Path(folder))
             export = layout.verify(chosen.folder, chosen.sha256)
@@ -362,8 +362,8 @@ def _judge(config: Config, storage: Storage, source: Source, made: Inspection) -
             with log.quietly():
                 made.suspects = suspects(source, writer.divide(config, source), Predictor.of(export))
     except DistmlError as error:
-        return f"run {config.run.name} cannot be asked: {error.message}"
-    return f"run {config.run.name}, on the validation and test rows, which it has not learnt from"
+        return f"run {config.run.name} cannot check labels: {error.message}"
+    return f"run {config.run.name}, on the validation and test rows, on which it was not trained"
 
 
 def suspects(source: Source, parts: Mapping[str, Part], predictor: Predictor) -> list[Suspect]:
@@ -467,7 +467,7 @@ def inspect(config: Config, own: Namespace) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"cannot write {shown}: {error.strerror}.", "Give another --to.") from None
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    for sentence in made.findings() or ["nothing was noticed"]:
+    for sentence in made.findings() or ["no problems detected"]:
         console.print(sentence)
     console.print(f"labels: {made.judged_by}")
     console.print(f"wrote {shown} and {written}")

@@ -51,7 +51,7 @@ def plan(
         train: The training section.
         resources: Totals of the cluster as Ray counts them (`CPU`, `GPU`).
         grows: Nodes may join, so an elastic run keeps its most.
-        autoscaled: What is short is fetched, GPUs from none included: nothing is refused.
+        autoscaled: What is short is fetched, GPUs from none included: nothing is rejected.
 
     Raises:
         ResourceError: Not even the fewest workers fit.
@@ -61,7 +61,7 @@ def plan(
     if train.device == "gpu" and gpus < least and not autoscaled:
         raise ResourceError(
             f"train.device is gpu and train.workers needs {least} GPU, but the cluster has {gpus}.",
-            "Take fewer workers, add GPUs, or set train.device to cpu.",
+            "Use fewer workers, add GPUs, or set train.device to cpu.",
         )
     use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= least)
     room = math.floor((cpus - SPARE_CPUS) / train.cpus_per_worker + 1e-9)  # 0.7 / 0.1 is 6.999...
@@ -70,7 +70,7 @@ def plan(
             f"train.workers = {least} with train.cpus_per_worker = {train.cpus_per_worker:g} and "
             f"{SPARE_CPUS:g} CPU for Ray Data needs {least * train.cpus_per_worker + SPARE_CPUS:g} CPU, "
             f"but the cluster has {cpus:g}.",
-            "Take fewer workers or a larger cluster.",
+            "Use fewer workers or a larger cluster.",
         )
     if not (grows or autoscaled):
         most = min(most, room, gpus) if use_gpu else min(most, room)

@@ -66,7 +66,7 @@ def promote(
         The decision and the version that was champion before.
 
     Raises:
-        TrackingError: The registry does not answer, or others never stop moving the alias.
+        TrackingError: The registry does not respond, or others never stop moving the alias.
         ModelError: The champion cannot be measured.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
@@ -91,11 +91,13 @@ def promote(
         if not decision.promote:
             return decision, champion
         if champion is not None and incumbent is None:
-            registry.tag(config, champion, WITHDRAWN, f"was replaced unseen by version {record.version}")
+            registry.tag(config, champion, WITHDRAWN, f"was overwritten by version {record.version}")
         won = _settle(config, candidate, record, rolled, rate)
         write(config, record, decision="promoted" if won == record.version else "overtaken")
         if won != record.version:
-            decision = Decision(False, f"{decision.why[:-1]}, but version {won} is better and came between.")
+            decision = Decision(
+                False, f"{decision.why[:-1]}, but version {won} is better and was promoted meanwhile."
+            )
         return decision, champion
 
 
@@ -123,7 +125,7 @@ def _settle(
             return best.version
         _point(config, best.version)
     raise TrackingError(
-        f"the alias {CHAMPION} of {config.tracking.registered_model} is moved by others all the time.",
+        f"the alias {CHAMPION} of {config.tracking.registered_model} is being moved by other processes.",
         "Promote from one place at a time.",
     )
 
@@ -152,12 +154,12 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
         The decision and the version that was champion before.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     with storage.lock(_TURNS, config.tracking.registered_model):
         now = registry.aliases(config).get(CHAMPION)
         if now == version:
-            return Decision(False, f"version {version} is the champion already."), now
+            return Decision(False, f"version {version} is already the champion."), now
         instead = "" if now is None else f" instead of version {now}"
         decision = Decision(True, f"version {version} was made champion{instead} by hand.")
         if not dry:
@@ -251,7 +253,7 @@ def write(config: Config, record: Record, **changed: object) -> Record:
     """Write a record, or write it again with something changed.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     record = dataclasses.replace(record, **changed)  # type: ignore[arg-type]
     text = json.dumps({key: value for key, value in dataclasses.asdict(record).items() if key != "key"})

@@ -238,7 +238,7 @@ def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score 
     if champion is None:
         return Decision(True, f"{reached} {rows}, with no champion to compare with{unsure}.")
     if champion.version == candidate.version:
-        return Decision(False, f"{reached} {rows} and is the champion already.")
+        return Decision(False, f"{reached} {rows} and is already the champion.")
     better = gain(metric, candidate, champion)
     than = (
         f"than champion version {champion.version} with {champion.metrics[quality.plain(metric)]:.4f} {rows}"

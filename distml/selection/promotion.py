@@ -137,7 +137,7 @@ def rollback(config: Config, version: int | None = None, dry: bool = False) -> d
         The result line, as that of `promote`, with the decision `rolled back`.
 
     Raises:
-        TrackingError: There is no such version, its files are gone, or the registry does not answer.
+        TrackingError: There is no such version, its files are gone, or the registry does not respond.
         ModelError: It must not be served; the alias has not moved.
     """
     target = _former(config) if version is None else version
@@ -195,7 +195,7 @@ def gather(config: Config, storage: Storage, run: str | None, version: int | Non
 
     Raises:
         ConfigError: Both are given, there is no such run, or it is not finished.
-        TrackingError: A version is not registered, or the registry does not answer.
+        TrackingError: A version is not registered, or the registry does not respond.
     """
     if run is not None and version is not None:
         raise ConfigError("--run and --version both name candidates.", "Give one of them.")
@@ -263,7 +263,7 @@ def require(config: Config, version: int) -> ModelVersion:
     """Return a version by its number.
 
     Raises:
-        TrackingError: There is none, or the registry does not answer.
+        TrackingError: There is none, or the registry does not respond.
     """
     registered = registry.by_number(config, version)
     if registered is None:
@@ -284,7 +284,7 @@ def challenge(
         replace: Promote even where the champion cannot be measured.
 
     Raises:
-        TrackingError: The registry does not answer, or files are gone; the alias has not moved.
+        TrackingError: The registry does not respond, or files are gone; the alias has not moved.
         ModelError: A model must not be trusted, or no candidate may win; the alias has not moved.
     """
     storage = Storage(config.storage.root)

@@ -217,7 +217,7 @@ def complete(config: Config, storage: Storage, rows: dict[str, Row], wait_s: flo
         wait_s: Seconds to wait for a server that is unreachable.
 
     Raises:
-        TrackingError: It is unreachable for longer, or refuses a run.
+        TrackingError: It is unreachable for longer, or rejects a run.
     """
     known = dict(rows)
     for name, row in rows.items():
@@ -247,7 +247,7 @@ def complete_finished(config: Config, storage: Storage, sweep: Sweep, rows: dict
         rows: By candidate.
 
     Raises:
-        TrackingError: The server is unreachable for longer, or refuses a run.
+        TrackingError: The server is unreachable for longer, or rejects a run.
     """
     if not any(_is_unregistered(row) for row in rows.values()):
         return rows

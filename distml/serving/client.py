@@ -112,7 +112,7 @@ def outputs(url: str, images: Images, model: Model) -> npt.NDArray[np.float32]:
     for at in range(0, len(images), step):
         answer = post(f"{url}/predict", json={"instances": images[at : at + step].tolist()})
         if answer["model"]["version"] != model.version:
-            raise ServingError(f"{url} went over to version {answer['model']['version']}.", "Ask again.")
+            raise ServingError(f"{url} switched to version {answer['model']['version']}.", "Retry.")
         for warning in answer.get("warnings", ()):
             logger.warning("%s", warning["sentence"])
         parts += [prediction[model.task.output] for prediction in answer["predictions"]]
@@ -130,7 +130,7 @@ def asking(url: str) -> tuple[Model, Callable[[Images], npt.NDArray[np.float32]]
         ServingError: No endpoint of distml answers there.
     """
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url is {url}, which is no address.", "Write http://HOST:PORT.")
+        raise ConfigError(f"--url is {url}, which is not an address.", "Write http://HOST:PORT.")
     address = url.rstrip("/")
     model = describe(address)
     return model, lambda images: outputs(address, images, model)
@@ -163,7 +163,7 @@ def scrape(url: str, own: bool = False) -> Samples:
         )
         response.raise_for_status()
     except requests.RequestException as error:
-        raise ServingError(f"{url}/metrics does not answer: {str(error)[:200]}.") from None
+        raise ServingError(f"{url}/metrics does not respond: {str(error)[:200]}.") from None
     families = text_string_to_metric_families(response.text)
     samples = itertools.chain.from_iterable(family.samples for family in families)
     return [(sample.name, dict(sample.labels), sample.value) for sample in samples]
@@ -190,7 +190,7 @@ def _answer(method: str, url: str, own: bool, **body: Any) -> dict[str, Any]:
         )
         answer = response.json()
     except (requests.RequestException, ValueError) as error:
-        raise ServingError(f"{url} does not answer: {str(error)[:200]}.") from None
+        raise ServingError(f"{url} does not respond: {str(error)[:200]}.") from None
     if response.status_code == 401:
         raise ServingError(
             f"{url} needs an API key, or another one: {str(answer)[:200]}.", f"Put it into {keys.VARIABLE}."
@@ -246,9 +246,9 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
     accuracy = float(np.mean(task.correct(labels, answers)))
     if accuracy < val_correct - _SLACK:
         raise ServingError(
-            f"{url} is right about {accuracy:.1%} of {len(labels)} validation pictures, but version "
-            f"{version} was right about {val_correct:.1%} of them all.",
-            "The endpoint treats pictures otherwise than training did; do not use it.",
+            f"{url} classifies {accuracy:.1%} of {len(labels)} validation pictures correctly, but version "
+            f"{version} classified {val_correct:.1%} of all of them correctly.",
+            "The endpoint preprocesses pictures differently from training; do not use it.",
         )
     _check_files(url, expected, task, images[:_PICTURES], answers)
     return {

@@ -44,7 +44,7 @@ class Batcher:
 
     Args:
         most: Images per call of a function.
-        limit: Images that may wait; more are refused.
+        limit: Images that may wait; more are rejected.
         metrics: Records batch sizes and queue length.
     """
 
@@ -76,7 +76,7 @@ class Batcher:
             OverloadedError: More images wait than allowed.
         """
         if self._images and self._images + len(images) > self._limit:
-            raise OverloadedError(f"{self._images} images are waiting, and {self._limit} may.", "Ask again.")
+            raise OverloadedError(f"{self._images} images are waiting, and {self._limit} may.", "Retry.")
         waiting = _Waiting(images, function, version, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._images += len(images)
@@ -246,7 +246,7 @@ class Core:
         self._loaded, self._aliases, self._refused = dict(loaded), dict(aliases), refused
 
     def ready(self) -> bool:
-        """Return whether the champion answers."""
+        """Return whether the champion is served."""
         return "champion" in self._aliases and not self.draining
 
     def busy_s(self) -> float:
@@ -260,7 +260,7 @@ class Core:
         return [self._loaded[version].served for version in order]
 
     def refused(self) -> list[Refusal]:
-        """Return what aliases point at and was refused."""
+        """Return what aliases point at and was rejected."""
         return list(self._refused)
 
     def aliases(self) -> Mapping[str, int]:
@@ -284,7 +284,7 @@ class Core:
             if canary.percent and random.random() * 100 < canary.percent:
                 version = self._aliases.get(canary.alias, version)
             if version is None:
-                raise NotReadyError("no model has been loaded yet.", "Ask again.")
+                raise NotReadyError("no model has been loaded yet.", "Retry.")
         served = self._loaded.get(version)
         if served is None:
             loaded = ", ".join(map(str, sorted(self._loaded))) or "none"
@@ -310,7 +310,7 @@ class Core:
                 answer = await self._batcher.submit(images, chosen.function, chosen.served.version)
         except TimeoutError:
             usage.failed += 1
-            raise TimedOutError(f"no answer within {limit_s:g} s.", "Ask again, with fewer images.") from None
+            raise TimedOutError(f"no response within {limit_s:g} s.", "Retry, with fewer images.") from None
         except OverloadedError:
             usage.failed += 1
             raise

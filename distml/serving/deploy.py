@@ -38,7 +38,7 @@ def require(config: Config, before_ray: bool = False) -> int:
 
     Raises:
         ServingError: No version is champion, or what else is followed was never there.
-        TrackingError: The registry does not answer, and nothing was served before.
+        TrackingError: The registry does not respond, and nothing was served before.
         ResourceError: The port is taken.
         ConfigError: The keys file or the certificate cannot be used.
     """
@@ -61,7 +61,7 @@ def require_champion(config: Config) -> int:
 
     Raises:
         ServingError: No version is champion.
-        TrackingError: The registry does not answer, and nothing was served before.
+        TrackingError: The registry does not respond, and nothing was served before.
         ModelError: The champion was registered without a SHA-256, and nothing was served before.
     """
     name = config.tracking.registered_model
@@ -71,7 +71,9 @@ def require_champion(config: Config) -> int:
         champion = Record(config).recall().champion
         if champion is None:
             raise
-        logger.warning("%s Version %d of %s is what was served last.", error, champion.version, name)
+        logger.warning(
+            "%s Version %d of %s was served last and is served again.", error, champion.version, name
+        )
     if champion is None:
         raise ServingError(
             f"no version of {name} is {registry.CHAMPION}.", "Train one and run `distml promote`."
@@ -123,7 +125,7 @@ def require_resources(serve: ServeConfig) -> None:
             raise ResourceError(
                 f"serve.replicas.min = {serve.replicas.min} needs {wanted:g} {kind}, but the cluster has "
                 f"{resources.get(kind, 0.0):g}.",
-                "Take fewer replicas or a larger cluster.",
+                "Use fewer replicas or a larger cluster.",
             )
     if not stands():
         require_port(serve)
@@ -200,10 +202,10 @@ def await_champion(
         state: Says what the endpoint is doing, for the error.
 
     Raises:
-        ServingError: No champion, or it does not answer within the time limit.
-        TrackingError: The registry does not answer.
+        ServingError: No champion, or it does not respond within the time limit.
+        TrackingError: The registry does not respond.
     """
-    said = f"{url} does not answer yet."
+    said = f"{url} does not respond yet."
     while True:
         answering = client.version(url)
         if answering == wanted:
@@ -222,7 +224,7 @@ def elsewhere(config: Config) -> Endpoint:
 
     Raises:
         ServingError: No champion, or no answer of its within `serve.start_timeout_s`.
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     url, deadline = (config.serve.url or "").rstrip("/"), time.monotonic() + config.serve.start_timeout_s
     return await_champion(config, url, require_champion(config), deadline)
@@ -234,7 +236,7 @@ _REPLICA, _WATCHER = "Replica", "Watcher"
 
 
 def start(config: Config, timeout_s: float | None = None) -> Endpoint:
-    """Deploy the endpoint, or replace the one that is there; returns when the champion answers.
+    """Deploy the endpoint, or replace the one that is there; returns when the champion is served.
 
     A failure ends a new endpoint; an endpoint that was running keeps its versions.
     `ingress.variables` must have reached Ray before.
@@ -246,7 +248,7 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     Raises:
         ServingError: No champion, one that cannot be trusted or loaded, or no answer in time.
         ResourceError: The cluster cannot hold the replicas, or the port is taken.
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
     champion = require(config)
@@ -392,7 +394,7 @@ def _require_hope(config: Config, champion: int) -> None:
         bad = next((refusal for refusal in models.refused if refusal.version == champion), None)
         if bad is not None:
             raise ServingError(
-                f"version {bad.version} of {config.tracking.registered_model} is refused: {bad.reason}"
+                f"version {bad.version} of {config.tracking.registered_model} is rejected: {bad.reason}"
             )
 
 

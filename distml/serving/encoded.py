@@ -88,7 +88,7 @@ _URL_SAFE = str.maketrans("-_", "+/")
 def bound() -> None:
     """Make Pillow refuse large texts and colour profiles inside a PNG; by default it unpacks up to 64 MiB.
 
-    What is refused anyway is not warned of, either: strangers could fill the log with it.
+    What is rejected anyway is not warned of, either: strangers could fill the log with it.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -185,7 +185,7 @@ class Decoder:
         except DataError as error:
             raise RejectedError(400, str(error)) from None
         except TimeoutError:
-            sentence = f"the pictures were not decoded within {self._limit_s:g} s; send fewer, or ask again"
+            sentence = f"the pictures were not decoded within {self._limit_s:g} s; send fewer, or retry"
             raise RejectedError(504, sentence, (b"retry-after", b"1")) from None
 
     def _decode(

@@ -187,7 +187,7 @@ class _Arriving:
     def add(self, count: int) -> None:
         self._bytes += count
         if count > 0 and self._bytes > _ARRIVING_BYTES:
-            sentence = "too many large requests are arriving at once; ask again"
+            sentence = "too many large requests are arriving at once; retry later"
             raise RejectedError(429, sentence, (b"retry-after", b"1"), (b"connection", b"close"))
 
 
@@ -248,7 +248,7 @@ def _preferred(accepted: bytes) -> bytes | None:
 
 
 def _weight(parameters: list[bytes]) -> float:
-    """Return the weight among an encoding's parameters: 1 where there is none, 0 where it is no number."""
+    """Return the weight among an encoding's parameters: 1 where there is none, 0 where it is not a number."""
     for parameter in parameters:
         key, _, value = parameter.partition(b"=")
         if key.strip() == b"q":

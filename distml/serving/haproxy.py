@@ -69,18 +69,18 @@ _HEADERS = """    http-request del-header x-request-timeout-seconds
 _HEADERS_AT_MOST = 1000
 """Of 101, HAProxy's own limit, browsers behind several proxies send more; its answer would be HTML."""
 _SENTENCES = {
-    400: "this is no HTTP request; send HTTP/1.1, and the length of its body",
+    400: "this is not an HTTP request; send HTTP/1.1, and the length of its body",
     403: "this request is not allowed",
-    405: "this method is not taken here",
+    405: "this method is not supported",
     408: "the request did not arrive in time",
     413: "the request is too large",
     500: "the endpoint failed; its log says why",
     501: "this kind of request is not implemented",
-    502: "the endpoint closed the connection; ask again",
-    503: "the endpoint is starting, ending or out of replicas; ask again",
-    504: "no answer in time; ask again",
+    502: "the endpoint closed the connection; retry",
+    503: "the endpoint is starting, ending or out of replicas; retry",
+    504: "no response in time; retry",
 }
-_WEBSOCKET = "WebSocket connections are not taken; send plain HTTP requests"
+_WEBSOCKET = "WebSocket connections are not supported; send plain HTTP requests"
 _AGAIN = (502, 503, 504)
 _NOBODY = """frontend unavailable
     bind {nobody}
@@ -270,7 +270,7 @@ def follow(address: str, bundle: Path, certificate: str, key: str) -> None:
         except (OSError, ValueError) as error:
             trouble = str(error)  # half of a renewal, or an HAProxy that is just being replaced
         if trouble and trouble != complaint:
-            print(f"the certificate was not taken over: {trouble}", file=sys.stderr, flush=True)
+            print(f"the certificate was not reloaded: {trouble}", file=sys.stderr, flush=True)
         complaint = trouble
 
 

@@ -78,7 +78,7 @@ def _require_private(status: os.stat_result, path: str | os.PathLike[str]) -> No
     """Reject a file that others can read; the group may, for that is how Kubernetes mounts a Secret."""
     named = f"serve.auth.keys_file = {os.fspath(path)!r}"
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{named}: it is no file.", _REMEDY)
+        raise ConfigError(f"{named}: it is not a file.", _REMEDY)
     if status.st_mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         raise ConfigError(
             f"{named}: its mode is {stat.S_IMODE(status.st_mode):04o}, so others can read or change it.",
@@ -116,7 +116,7 @@ def _expiry(words: list[str], where: str) -> float | None:
         moment = datetime.fromisoformat(words[0])
     except ValueError:
         raise ConfigError(
-            f"{where}: {words[0][:40]!r} is no date.", "Write 2027-01-31 or 2027-01-31T12:00:00Z."
+            f"{where}: {words[0][:40]!r} is not a date.", "Write 2027-01-31 or 2027-01-31T12:00:00Z."
         ) from None
     if len(words[0]) <= len("2027-01-31"):
         moment += timedelta(days=1)  # through the end of that day

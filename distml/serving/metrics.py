@@ -45,23 +45,23 @@ class Metrics:
         self._requests = Counter(
             "distml_requests", "Requests answered.", ["route", "method", "status", "version"], **kept
         )
-        sentence = "Time from the headers of a request to its answer."
+        sentence = "Time from the headers of a request to its response."
         self._seconds = Histogram("distml_request_seconds", sentence, ["route"], buckets=_SECONDS, **kept)
         self._images = Histogram("distml_request_images", "Images per request.", buckets=_IMAGES, **kept)
-        self.running = Gauge("distml_requests_running", "Requests that have not been answered yet.", **kept)
+        self.running = Gauge("distml_requests_running", "Requests in progress.", **kept)
         sentence = "Images computed in one call of the model."
         self.batch = Histogram("distml_batch_images", sentence, buckets=_IMAGES, **kept)
         sentence = "Images that wait for the model or are being computed."
         self.waiting = Gauge("distml_images_waiting", sentence, **kept)
-        sentence = "Images for the shadow by what came of it: same or another class, skipped, failed."
+        sentence = "Images for the shadow by outcome: same or another class, skipped, failed."
         self.shadowed = Counter("distml_shadow_images", sentence, ["version", "outcome"], **kept)
-        sentence = "Largest difference between an output of the shadow and of what was answered."
+        sentence = "Largest difference between an output of the shadow and of the response."
         self.apart = Histogram("distml_shadow_difference", sentence, buckets=_DIFFERENCES, **kept)
-        sentence = "Rows of the request log by what became of them."
+        sentence = "Rows of the request log by outcome."
         self.logged = Gauge("distml_log_rows", sentence, ["outcome"], **kept)
-        sentence = "Images that are probably not what their sender means, by what is odd about them."
+        sentence = "Images that are probably not what the client intended, by reason."
         self.doubted = Counter("distml_implausible_images", sentence, ["code"], **kept)
-        sentence = "Requests by the name of their API key: taken, or beyond its rate."
+        sentence = "Requests by the name of their API key: accepted, or beyond its rate."
         keyed = Counter("distml_key_requests", sentence, ["key", "outcome"], **kept)
         sentence = "Requests without a valid API key, by what was wrong with it."
         self.unauthorized = Counter("distml_unauthorized_requests", sentence, ["reason"], **kept)
@@ -75,7 +75,7 @@ class Metrics:
         """Add what describes the replica's state rather than its requests."""
         sentence = "Version of the champion that is loaded, 0 for none."
         self.champion = Gauge("distml_champion_version", sentence, registry=self._registry)
-        sentence = "Versions that an alias points at and that were refused."
+        sentence = "Versions that an alias points at and that were rejected."
         self.refused = Gauge("distml_refused_versions", sentence, registry=self._registry)
         sentence = "Aliases and versions that are followed and that the registry does not have."
         self.missing = Gauge("distml_missing_versions", sentence, registry=self._registry)

@@ -135,7 +135,7 @@ class Record:
             folders: Verified files of its versions on this machine.
 
         Raises:
-            StorageError: The storage refuses.
+            StorageError: The storage fails.
         """
         with self._storage.lock(*self._folder):
             wanted = {models.versions[number] for number in models.aliases.values()}

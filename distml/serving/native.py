@@ -151,16 +151,16 @@ class VersionDescription(ModelIdentity):
 
 
 class RefusedVersion(Schema):
-    """A version that an alias points at and that was refused."""
+    """A version that an alias points at and that was rejected."""
 
     version: int
     """Its version."""
     alias: str
     """What points at it."""
     reason: str
-    """Why it does not answer."""
+    """Why it is rejected."""
     at: float
-    """Seconds since 1970 when it was refused."""
+    """Seconds since 1970 when it was rejected."""
 
 
 class RegistryStatus(Schema):
@@ -262,7 +262,7 @@ def _files(content: bytes, request: Request) -> tuple[Sequence[bytes], Sequence[
         return encoded.form_files(content, exchange.header(request, b"content-type"))
     if kind not in _PICTURES and not kind.startswith("image/"):
         raise RejectedError(
-            415, f"the content type {kind!r} is no picture; send {', '.join(_PICTURES[:3])} or a form"
+            415, f"the content type {kind!r} is not a picture; send {', '.join(_PICTURES[:3])} or a form"
         )
     if not content:
         raise RejectedError(400, "the body is empty; send a picture")
@@ -300,7 +300,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         """Classify images given as numbers or in base64."""
         if (kind := exchange.kind(request)) not in _JSON:
             raise RejectedError(
-                415, f"the content type {kind[:80]!r} is not taken here; send application/json"
+                415, f"the content type {kind[:80]!r} is not supported; send application/json"
             )
         document = exchange.parse_json(await exchange.body(request, limits))
         return await classify(request, await images(document, champion(service), decode))
@@ -426,7 +426,7 @@ def _add_explain(
         if min(first.shape[:2]) < 2:
             raise RejectedError(400, "images of one pixel have no parts")
         if alone.locked():
-            raise OverloadedError("another answer is being explained.", "Ask again.")
+            raise OverloadedError("another prediction is being explained.", "Retry.")
         async with alone:
             return await _explained(service, given[0], request.query_params.get("of"))
 

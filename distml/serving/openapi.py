@@ -21,7 +21,7 @@ class Schema(BaseModel):
 
 
 class RequestBody(Schema):
-    """Base of bodies that clients send; unknown members are refused."""
+    """Base of bodies that clients send; unknown members are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,15 +45,15 @@ class Encoded(RequestBody):
 
 
 _REASONS = {
-    400: "The request is not what it should be; `error` names the first fault and where it is.",
+    400: "The request is invalid; `error` names the first fault and where it is.",
     401: "The request has no valid API key, where `serve.auth.keys_file` asks for one.",
-    403: "The request comes from a page of another origin; `serve.cors_origins` lists those that may ask.",
+    403: "The request comes from a page of another origin; `serve.cors_origins` lists those allowed.",
     404: "No model or version of that name is loaded.",
     408: "The body did not arrive in time.",
     413: "The body is larger than `serve.max_body_bytes`.",
-    415: "The content type or encoding is not taken here.",
-    421: "The endpoint does not answer to the name in `Host`; `serve.allowed_hosts` lists its names.",
-    429: "More images are waiting than the endpoint keeps; `Retry-After` says when to ask again.",
+    415: "The content type or encoding is not supported.",
+    421: "The name in `Host` is not one of the endpoint's; `serve.allowed_hosts` lists its names.",
+    429: "More images are waiting than the endpoint keeps; `Retry-After` says when to retry.",
     500: "The endpoint failed; its log says why.",
     503: "No model has been loaded yet.",
     504: "No answer within `serve.request_timeout_s`.",

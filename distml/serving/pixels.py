@@ -43,7 +43,7 @@ def images(values: Any, shape: Shape, where: str, booleans: bool = False) -> Ima
 
 
 def _regular(values: list[Any], shape: Shape) -> Images:
-    """Read whole numbers at the speed of `bytes`, which refuses everything else but booleans.
+    """Read whole numbers at the speed of `bytes`, which rejects everything else but booleans.
 
     The lengths come first: `bytes(5)` would be five zeros.
     """

@@ -196,7 +196,7 @@ class Replica:
             try:
                 await self._follow_once()
             except Exception as error:  # the watcher restarts; the loaded versions keep answering
-                logger.warning("the watcher does not answer: %s", str(error).partition("\n")[0][:200])
+                logger.warning("the watcher does not respond: %s", str(error).partition("\n")[0][:200])
                 await asyncio.sleep(1.0)
 
     async def _follow_once(self) -> None:
@@ -227,7 +227,7 @@ class Replica:
         logger.info("%s: %s; loaded: %s", self._config.tracking.registered_model, named, sorted(self._loaded))
 
     async def _load(self, number: int, models: ModelSet) -> Loaded | None:
-        """Fetch, verify and load a version beside those that answer; None where it is refused."""
+        """Fetch, verify and load a version beside those that answer; None where it is rejected."""
         try:
             files = await self._watcher.files.remote(number)
             return await asyncio.to_thread(_loaded, self._config, models, number, files)

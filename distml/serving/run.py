@@ -57,10 +57,12 @@ def changes(before: Described, now: Described) -> list[str]:
     """Say what has changed between two looks; of a look and itself, what is amiss."""
     if now is None or before is None:
         return (
-            [] if now is before else ["the endpoint answers again" if now else "the endpoint does not answer"]
+            []
+            if now is before
+            else ["the endpoint responds again" if now else "the endpoint does not respond"]
         )
     start = now is before
-    answers = f"version {now['version']} goes on answering"
+    answers = f"version {now['version']} is still served"
     lines = []
     if now["version"] != before["version"]:
         lines.append(f"version {now['version']} of {now['name']} answers now, before it {before['version']}")
@@ -73,17 +75,17 @@ def changes(before: Described, now: Described) -> list[str]:
     for refusal in now["refused"]:
         if (refusal["version"], refusal["alias"]) not in known:
             what = f"version {refusal['version']} ({refusal['alias']})"
-            lines.append(f"{what} is refused: {refusal['reason']} {answers}")
+            lines.append(f"{what} is rejected: {refusal['reason']} {answers}")
     was, registry = before["registry"], now["registry"]
     if not registry["answers"] and (start or was["answers"]):
         age = (
             "never answered"
             if registry["age_s"] is None
-            else f"has not answered for {registry['age_s']:.0f} s"
+            else f"has not responded for {registry['age_s']:.0f} s"
         )
         lines.append(f"the registry {age}; {answers}")
     if registry["answers"] and not was["answers"]:
-        lines.append("the registry answers again")
+        lines.append("the registry responds again")
     for missing in registry["missing"]:
         if start or missing not in was["missing"]:
             lines.append(f"the registry has no {missing} any more; {answers}")

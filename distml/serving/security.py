@@ -81,7 +81,7 @@ class Guard:
         if host and not self._open and scope["path"] not in _PROBES and not self._known(host):
             name = repr(host[:80])
             return RejectedError(
-                421, f"this endpoint does not answer to the name {name}; serve.allowed_hosts lists its names"
+                421, f"{name} is not a name of this endpoint; serve.allowed_hosts lists its names"
             )
         if scope["method"] in _SAFE or self.allows(origin):
             return None
@@ -207,7 +207,7 @@ class KeyCheck:
 
     def _take(self, valid: tuple[keys.Key, ...]) -> None:
         if not valid:
-            logger.warning("%s holds no key: nobody may ask", self._path)
+            logger.warning("%s holds no key: every request is rejected", self._path)
         known = {key.digest: key for key in valid}
         self._keys = known | ({self._own.digest: self._own} if self._own else {})
 
@@ -227,13 +227,11 @@ class KeyCheck:
             self._take(keys.read(self._path))
         except ConfigError as error:
             if str(error) != self._said:
-                logger.error("%s The keys from before go on being valid.", error)
+                logger.error("%s The previous keys stay valid.", error)
             self._said = str(error)
             return
         self._stamp, self._said = stamp, ""
-        logger.info(
-            "the keys of %s were read again", ", ".join(sorted({k.name for k in self._keys.values()}))
-        )
+        logger.info("reloaded the keys of %s", ", ".join(sorted({k.name for k in self._keys.values()})))
 
     def reject(self, scope: Scope) -> RejectedError | None:
         """Return why a request is not taken, None where it is."""
@@ -256,7 +254,7 @@ class KeyCheck:
             return self._refuse("expired", f"the key of {key.name} has expired")
         if self._rate and key is not self._own and not self._has_turn(key.name, now):
             self._metrics.keyed(key.name, "limited").inc()
-            sentence = f"{key.name} sends more than {self._rate:g} requests a second; ask again"
+            sentence = f"{key.name} sends more than {self._rate:g} requests a second; retry later"
             return RejectedError(429, sentence, (b"retry-after", b"1"))
         self._metrics.keyed(key.name, "taken").inc()
         return None

@@ -143,7 +143,7 @@ class Service(Protocol):
         ...
 
     def refused(self) -> list[Refusal]:
-        """Return the versions that an alias points at now and that were refused."""
+        """Return the versions that an alias points at now and that were rejected."""
         ...
 
     def aliases(self) -> Mapping[str, int]:
@@ -194,7 +194,7 @@ def number(service: Service, request: Request) -> int | None:
     """Return the version in the path, or the one that its label stands for; None where it names neither.
 
     Raises:
-        RejectedError: 404, it is no number, or no label that is followed.
+        RejectedError: 404, it is not a number, or no label that is followed.
     """
     if "label" in request.path_params:
         return labelled(service, request.path_params["label"])
@@ -209,7 +209,7 @@ def version_number(word: str) -> int:
         RejectedError: 404, it is none.
     """
     if not (word.isascii() and word.isdigit() and len(word) <= _DIGITS):
-        raise RejectedError(404, f"the version {word[:80]!r} is no number")
+        raise RejectedError(404, f"the version {word[:80]!r} is not a number")
     return int(word)
 
 

@@ -42,7 +42,7 @@ _RETRY_S = 30.0
 
 @dataclass
 class _Bad:
-    """Why and since when a version is refused, and when it was last looked at."""
+    """Why and since when a version is rejected, and when it was last looked at."""
 
     reason: str
     since: float
@@ -84,11 +84,11 @@ class Watch:
             pointed, pinned = self._asked()
         except TrackingError as error:
             if not self._silent:
-                self._say(logging.WARNING, "registry_away", f"{error} What is loaded goes on answering.")
+                self._say(logging.WARNING, "registry_away", f"{error} Loaded versions stay served.")
             self._silent = True
             return self.models.champion is None and self._recall()
         if self._silent:
-            self._say(logging.INFO, "registry_back", "the registry answers again")
+            self._say(logging.INFO, "registry_back", "the registry responds again")
         self._silent = False
         self._note(pointed)
         return self._settle(pointed, pinned)
@@ -200,7 +200,7 @@ class Watch:
         return True
 
     def keep(self) -> None:
-        """Write the model set down for a watcher that comes later; a storage that refuses is asked again."""
+        """Write the model set down for a watcher that comes later; a storage that fails is tried again."""
         models = self.models
         if not models.confirmed or models.digest in ("", self._kept):
             return
@@ -263,7 +263,7 @@ class Watch:
             try:
                 return layout.verify(copy, version.sha256)
             except ModelError as error:  # half a copy; the registry has the whole
-                logger.warning("the copy of version %d is passed over: %s", version.version, error)
+                logger.warning("ignoring the copy of version %d: %s", version.version, error)
         return locate.verified(self._config, version, into)
 
     def _refuse(self, version: ModelVersion, alias: str, reason: str) -> _Bad:
@@ -271,7 +271,7 @@ class Watch:
         if last and last.reason == reason:
             last.looked = now
             return last
-        sentence = f"{alias}: version {version.version} of {version.name} is refused: {reason}"
+        sentence = f"{alias}: version {version.version} of {version.name} is rejected: {reason}"
         self._say(logging.ERROR, "refused", sentence, alias=alias, version=version.version, reason=reason)
         self._bad[version] = _Bad(reason, now, now)
         return self._bad[version]
@@ -348,9 +348,8 @@ def _require_alike(export: layout.Export, champion: layout.Export, changed: bool
             f"{what} {', '.join(names)}" for what, names in (("new:", new), ("gone:", old)) if names
         )
         raise ModelError(
-            f"it tells {len(export.classes)} classes apart, the champion {len(champion.classes)} "
-            f"({difference}).",
-            "Set serve.accept_changed_classes if clients can do with that.",
+            f"it has {len(export.classes)} classes, the champion {len(champion.classes)} ({difference}).",
+            "Set serve.accept_changed_classes if clients can handle that.",
         )
 
 
@@ -389,7 +388,7 @@ class Watcher:
                 async with self._turn:
                     await asyncio.to_thread(self._watch.keep)
             except Exception:  # whatever it is, the next look may go well
-                logger.exception("looking at the registry failed")
+                logger.exception("polling the registry failed")
             await asyncio.sleep(self._config.serve.poll_s)
 
     def _announce(self) -> None:

@@ -57,7 +57,7 @@ def check(config: Config) -> None:
     _check_measured(config, task)
     if task.metric(config.train.monitor) not in (*task.metrics, "loss"):
         raise ConfigError(
-            f"train.monitor = {config.train.monitor} is measured at the end of a run alone.",
+            f"train.monitor = {config.train.monitor} is measured only at the end of a run.",
             f"Choose {', '.join(f'val_{name}' for name in (*task.metrics, 'loss'))}.",
         )
 
@@ -67,7 +67,7 @@ def _check_measured(config: Config, task: type[Task]) -> None:
     for key, value in config.promote.guards.model_dump(exclude_defaults=True).items():
         if key not in task.guards:
             raise ConfigError(
-                f"promote.guards.{key} = {value}, but {task.kind} has no such thing.",
+                f"promote.guards.{key} = {value}, which {task.kind} does not have.",
                 f"Its guards are {', '.join(task.guards)}.",
             )
     if config.evaluate.calibrate and "ece" not in task.measured:

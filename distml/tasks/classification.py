@@ -96,7 +96,7 @@ class Classification(Task):
         if text.isdigit() and int(text) < len(self.names):
             return np.int32(text)
         raise DataError(
-            f"has the label {text[:80]!r}, which is no class: {', '.join(self.names[:9])}.",
+            f"has the label {text[:80]!r}, which is not a class: {', '.join(self.names[:9])}.",
             "Write the classes as /model names them, or their numbers.",
         )
 

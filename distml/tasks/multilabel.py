@@ -285,7 +285,7 @@ def _split(value: Any) -> tuple[str, ...]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise DataError(f"has {value!r}, which is no list.", "Separate labels by |.") from None
+            raise DataError(f"has {value!r}, which is not a list.", "Separate labels by |.") from None
     if isinstance(value, str):
         mark = next((mark for mark in "|;," if mark in value), "|")
         value = value.split(mark)
@@ -317,7 +317,7 @@ def _indicators(values: Array, split: str) -> npt.NDArray[np.float32]:
 def _texts(row: Any, split: str) -> list[str]:
     if isinstance(row, str) or not isinstance(row, list | tuple | np.ndarray):
         raise DataError(
-            f"the {split} label {str(row)!r} is no list of labels.",
+            f"the {split} label {str(row)!r} is not a list of labels.",
             "Separate the labels of a row by | or ; or give a column for each.",
         )
     return [str(label) for label in row]

@@ -76,7 +76,7 @@ class Regression(Task):
                 number = math.nan
             if not math.isfinite(number):
                 raise DataError(
-                    f"has {value!r} as {column}, which is no number.", "Correct it, or remove the row."
+                    f"has {value!r} as {column}, which is not a number.", "Correct it, or remove the row."
                 )
             numbers.append(number)
         return tuple(numbers)

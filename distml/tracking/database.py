@@ -93,10 +93,10 @@ def _await(engine: Engine, timeout_s: float) -> None:
         except OperationalError as error:
             if time.monotonic() > deadline:
                 raise TrackingError(
-                    f"the database has not answered for {timeout_s:g} s: {_said(error)}."
+                    f"the database has not responded for {timeout_s:g} s: {_said(error)}."
                 ) from None
             if not told:
-                logger.warning("the database does not answer yet: %s", _said(error))
+                logger.warning("the database does not respond yet: %s", _said(error))
                 told = True
         time.sleep(_POLL_S)
 

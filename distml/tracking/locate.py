@@ -57,7 +57,7 @@ def choose(config: Config, run: str | None, version: int | None, into: Path) -> 
 
     Raises:
         ConfigError: Both are given, or there is no such run.
-        TrackingError: There is no such version, or the registry does not answer.
+        TrackingError: There is no such version, or the registry does not respond.
         ModelError: It was registered without a SHA-256.
     """
     if run is not None and version is not None:
@@ -288,7 +288,7 @@ def served_champions(config: Config) -> list[Champion]:
     A damaged file counts as none.
 
     Raises:
-        StorageError: The storage does not answer.
+        StorageError: The storage does not respond.
     """
     storage = Storage(config.storage.root)
     if not storage.exists(*_history(config)):
@@ -303,7 +303,7 @@ def note_champion(config: Config, version: ModelVersion) -> None:
     """Remember that an endpoint serves a version as champion: an alias that is moved by hand leaves no trace.
 
     Raises:
-        StorageError: The storage refuses.
+        StorageError: The storage fails.
     """
     storage = Storage(config.storage.root)
     with storage.lock(*_history(config)[:2]):

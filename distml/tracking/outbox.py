@@ -55,7 +55,7 @@ class Delivery:
 def deliver(config: Config, wait_s: float = 0.0, everywhere: bool = False) -> Delivery:
     """Send what earlier runs spooled, the oldest of a run first; sending something twice records it once.
 
-    What a server refuses stays, and does not keep the others back. Who does not wait leaves it to another
+    What a server rejects stays, and does not keep the others back. Who does not wait leaves it to another
     process that is sending already.
 
     Args:
@@ -163,7 +163,7 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
         where neither the server nor the spool knows the run.
 
     Raises:
-        TrackingError: The server is unreachable for too long, or refuses what is spooled.
+        TrackingError: The server is unreachable for too long, or rejects what is spooled.
     """
     if run.version:
         return run
@@ -180,7 +180,7 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
         run.save(storage)
     elif delivery.away or any(name.startswith(f"{run.name}-{run.generation:03d}-") for name in delivery.left):
         away = delivery.away
-        why = f"has been away for {wait_s:.0f} s" if away else "refuses what was recorded"
+        why = f"has been unreachable for {wait_s:.0f} s" if away else "rejects what was recorded"
         raise TrackingError(
             f"run {run.name} is trained but not registered: the tracking server {uri(config)} {why} "
             f"({next(iter(delivery.left.values()))}).",
@@ -237,7 +237,7 @@ class Watch:
             self._closed.wait(self._interval_s)  # MLflow is being imported meanwhile
             self._sample()
         except Exception:  # whatever a machine's counters raise, the run continues without them
-            logger.exception("the machine is no longer watched")
+            logger.exception("system metrics are no longer recorded")
 
     def _sample(self) -> None:
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -249,7 +249,7 @@ class Watch:
         try:
             monitors.append(GPUMonitor())
         except (ImportError, RuntimeError):
-            logger.debug("no GPU is watched")
+            logger.debug("GPU metrics are not recorded")
         last = -1
         while True:
             ended, step = self._closed.is_set(), int(time.time() - self._since)
@@ -350,7 +350,7 @@ class Tracker:
         error = failure(state)
         if self._outage_since is None and error is not None and is_outage(error):
             self._outage_since = time.time()
-            logger.warning("tracking server away, recording for later: %s", cause(error))
+            logger.warning("tracking server unreachable, recording for later: %s", cause(error))
 
     def close(self, patience_s: float = _PATIENCE_S) -> bool:
         """Send what is left and what earlier runs have spooled, then stop; spool what cannot be sent.
@@ -382,4 +382,4 @@ class Tracker:
         header = {"config": self._config.model_dump(mode="json"), "run_id": self.sender.run_id}
         lines = [json.dumps(line) for line in (header, *(left.to_json() for left in self._unsent))]
         self._storage.write_bytes("\n".join(lines).encode(), FOLDER, new_name(self._name))
-        logger.warning("tracking is incomplete; the next command that meets the server sends the rest")
+        logger.warning("tracking is incomplete; the next command that reaches the server sends the rest")

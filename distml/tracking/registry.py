@@ -59,7 +59,7 @@ def by_alias(config: Config, alias: str = CHAMPION) -> ModelVersion | None:
     """Return the version an alias points at, None where it is not set; imports MLflow.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     name = config.tracking.registered_model
     return _version(config, lambda client: client.get_model_version_by_alias(name, alias))
@@ -69,7 +69,7 @@ def by_number(config: Config, version: int) -> ModelVersion | None:
     """Return a version by its number, None where there is none; imports MLflow.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     name = config.tracking.registered_model
     return _version(config, lambda client: client.get_model_version(name, str(version)))
@@ -79,7 +79,7 @@ def by_run(config: Config, run_id: str) -> ModelVersion | None:
     """Return the newest version that an MLflow run registered, None where there is none; imports MLflow.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     return _newest(config, f"run_id = '{run_id}'") if re.fullmatch("[0-9a-f]{32}", run_id) else None
 
@@ -88,7 +88,7 @@ def newest(config: Config) -> ModelVersion | None:
     """Return the newest version of the configured model, None where there is none; imports MLflow.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     return _newest(config, f"name = '{config.tracking.registered_model}'")
 
@@ -105,7 +105,7 @@ def versions(config: Config) -> list[ModelVersion]:
     """Return all versions of the configured model, oldest first, without their locations.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     condition = f"name = '{config.tracking.registered_model}'"
     listed: list[ModelVersion] = []
@@ -125,7 +125,7 @@ def metrics(config: Config, version: ModelVersion) -> dict[str, float]:
     exported; what was logged with the model counts before them.
 
     Raises:
-        TrackingError: The server does not answer.
+        TrackingError: The server does not respond.
     """
     if version.run_id is None:
         return {}
@@ -146,7 +146,7 @@ def location(config: Config, version: ModelVersion) -> str:
     """Return the URI of a version's files as the registry has it.
 
     Raises:
-        TrackingError: The registry does not answer, or there is no such version.
+        TrackingError: The registry does not respond, or there is no such version.
     """
     return version.location or str(_tell(config, lambda client: _location(client, version)))
 
@@ -155,7 +155,7 @@ def aliases(config: Config) -> dict[str, int]:
     """Return the version behind each alias of the configured model, {} where there is no such model.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     model = _ask(config, lambda client: client.get_registered_model(config.tracking.registered_model))
     return {alias: int(version) for alias, version in (model.aliases if model else {}).items()}
@@ -165,7 +165,7 @@ def point(config: Config, alias: str, version: int) -> None:
     """Let an alias name a version.
 
     Raises:
-        TrackingError: The registry does not answer, or there is no such version.
+        TrackingError: The registry does not respond, or there is no such version.
     """
     name = config.tracking.registered_model
     _tell(config, lambda client: client.set_registered_model_alias(name, alias, str(version)))
@@ -175,7 +175,7 @@ def tag(config: Config, version: int, key: str, text: str) -> None:
     """Write something beside a version; an earlier text of that key is replaced.
 
     Raises:
-        TrackingError: The registry does not answer, or there is no such version.
+        TrackingError: The registry does not respond, or there is no such version.
     """
     name = config.tracking.registered_model
     _tell(config, lambda client: client.set_model_version_tag(name, str(version), key, text))
@@ -185,7 +185,7 @@ def untag(config: Config, version: int, key: str) -> None:
     """Remove what is written beside a version under a key; quiet when there is nothing.
 
     Raises:
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     name = config.tracking.registered_model
     _ask(config, lambda client: client.delete_model_version_tag(name, str(version), key))
@@ -235,6 +235,6 @@ def _tell(config: Config, request: Callable[[Any], _Value]) -> _Value:
         return patiently(config, lambda: request(client(config)))
     except Exception as error:  # the clients of MLflow's stores raise kinds of their own
         raise TrackingError(
-            f"the registry {uri(config)} does not answer: {cause(error)}.",
+            f"the registry {uri(config)} does not respond: {cause(error)}.",
             "Start it, correct tracking.uri, or try again.",
         ) from error

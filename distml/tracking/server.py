@@ -49,7 +49,7 @@ def _require_server(address: str) -> str:
     if ("://" not in address and address not in _NAMED) or address.startswith("file:"):
         given = " (from MLFLOW_TRACKING_URI)" if os.environ.get("MLFLOW_TRACKING_URI") == address else ""
         raise TrackingError(
-            f"tracking.uri = {address}{given} is a folder, which MLflow 3.17 refuses.",
+            f"tracking.uri = {address}{given} is a folder, which MLflow 3.17 rejects.",
             "Use sqlite:///PATH or a server, or leave it out.",
         )
     return address
@@ -210,7 +210,7 @@ def client(config: Config) -> MlflowClient:
 
 
 def ask(config: Config) -> None:
-    """Ask the server for as little as possible; raises what MLflow raises where it does not answer."""
+    """Ask the server for as little as possible; raises what MLflow raises where it does not respond."""
     client(config).search_experiments(max_results=1)
 
 
@@ -218,13 +218,13 @@ def check(config: Config) -> None:
     """Ask the server for something, within about fifteen seconds.
 
     Raises:
-        TrackingError: It does not answer, or refuses.
+        TrackingError: It does not respond, or rejects the request.
     """
     try:
         ask(config)
     except Exception as error:
         raise TrackingError(
-            f"the tracking server {uri(config)} does not answer: {cause(error)}.",
+            f"the tracking server {uri(config)} does not respond: {cause(error)}.",
             "Start it, correct tracking.uri, or set tracking.required to false to record later.",
         ) from error
 
@@ -335,7 +335,7 @@ def patiently(config: Config, call: Callable[[], _Result], wait_s: float | None 
         if not told and error is not None and is_outage(error):
             told = True
             logger.warning(
-                "tracking server %s away, waiting up to %.0f s: %s", uri(config), wait_s, cause(error)
+                "tracking server %s unreachable, waiting up to %.0f s: %s", uri(config), wait_s, cause(error)
             )
 
     result = retrying(wait_s, before_sleep=tell)(call)

@@ -329,7 +329,7 @@ class Epochs:
         if not np.isfinite(values[-1, 0]):
             raise NotFiniteError(
                 f"the loss became {values[-1, 0]} at step {step} (epoch {epoch + 1}).",
-                "Lower train.learning_rate, set train.clip_norm, or look at the data.",
+                "Lower train.learning_rate, set train.clip_norm, or check the data.",
             )
         rows = len(values) * rank.config.train.global_batch_size
         metrics = {

@@ -158,7 +158,7 @@ _SIGNS = (
     ("ActorDiedError", "the worker process died", ""),
     ("actor died", "the worker process died", ""),
     ("ActorUnavailableError", "the worker process died", ""),
-    ("WorkerHealthCheckTimeout", "the worker stopped answering", ""),
+    ("WorkerHealthCheckTimeout", "the worker stopped responding", ""),
     # What TensorFlow raises on the other ranks when a rank is lost: connection reset or collective aborted.
     ("errors_impl.UnavailableError", _PEER_LOST, ""),
     ("errors_impl.AbortedError", _PEER_LOST, ""),

@@ -112,7 +112,7 @@ def run(case: Case, storage: Storage) -> list[str]:
     try:
         outcome = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1][:300]
         raise ModelError(f"trying {case.name} ended with exit code {done.returncode}: {last}") from None
     if "error" in outcome:
         kind = getattr(errors, outcome["error"]["kind"], ModelError)
@@ -270,8 +270,8 @@ def _require_logits(case: Case, logits: Any, again: Any) -> None:
     if np.abs(logits - again).max() > AGREEMENT:
         place = registry.line_of(case.name, "training")
         raise ModelError(
-            f"{case.name} gives other numbers each time it is asked{place}.",
-            "Layers that draw random numbers may do so in training alone: leave out training=True.",
+            f"{case.name} returns different outputs for the same input{place}.",
+            "Random layers may be active only in training: leave out training=True.",
         )
     sums_to_one = case.task["kind"] == "classification" and (logits >= 0).all()
     if sums_to_one and np.allclose(logits.sum(axis=1), 1, atol=1e-3):

@@ -110,7 +110,7 @@ def opened(storage: Storage, weights: Weights) -> Iterator[Path]:
     data = storage.read_bytes(*weights.parts)
     if hashlib.sha256(data).hexdigest() != weights.sha256:
         where = storage.uri(*weights.parts)
-        raise ModelError(f"{where} is not what its name says.", "Delete it and start again.")
+        raise ModelError(f"{where} does not have the digest in its name.", "Delete it and start again.")
     if storage.local:
         yield Path(storage.uri(*weights.parts))
         return
@@ -147,7 +147,7 @@ def check(config: Config) -> None:
     if wanted == IMAGENET:
         if config.model.name not in BACKBONES:
             raise ConfigError(
-                f"model.weights = 'imagenet', but nobody has trained {config.model.name} on ImageNet.",
+                f"model.weights = 'imagenet', but {config.model.name} has no ImageNet weights.",
                 "Choose a model.name that `distml models` lists as a backbone.",
             )
         return
@@ -178,7 +178,7 @@ def resolve(config: Config, storage: Storage) -> Weights | None:
     Raises:
         ConfigError: As `check`, or there is no such file, version or run.
         ModelError: Keras's file cannot be fetched, or a version's files are not what its digest says.
-        TrackingError: The registry does not answer.
+        TrackingError: The registry does not respond.
     """
     check(config)
     name = source(config)

@@ -89,7 +89,7 @@ def choose(measured: Mapping[str, float], workers: int, rows: int, least: int) -
     if not measured:
         raise TrainingError(
             f"train.global_batch_size = auto: not even {FIRST} rows fit into a worker's memory.",
-            "Take a smaller model or data.image_size, fewer workers a machine, or more memory.",
+            "Use a smaller model or data.image_size, fewer workers a machine, or more memory.",
         )
     fits = max(int(batch) for batch in measured) * workers
     enough = max(FIRST, rows // _STEPS_PER_EPOCH)

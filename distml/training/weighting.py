@@ -23,7 +23,7 @@ def check(wanted: Wanted, classes: Sequence[str]) -> None:
         if name not in classes:
             near = difflib.get_close_matches(name, classes, 1)
             raise ConfigError(
-                f"train.class_weights names {name!r}, which is no class of the data.",
+                f"train.class_weights names {name!r}, which is not a class of the data.",
                 f"Did you mean {near[0]}?" if near else f"Classes are {', '.join(classes[:20])}.",
             )
 

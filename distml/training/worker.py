@@ -236,7 +236,7 @@ class Rank:
         copy = pretrained.cached(self.storage, source)
         if copy is None:
             raise ModelError(
-                f"the weights {wanted.weights} are gone from {self.storage.root}.", "Start again."
+                f"the weights {wanted.weights} are no longer in {self.storage.root}.", "Start again."
             )
         with pretrained.opened(self.storage, copy) as path:
             loaded = weights.load(model, path, str(wanted.weights), wanted.name, wanted.builder_options)

@@ -46,7 +46,7 @@ class Cluster:
         except OSError as error:
             raise ClusterError(f"kubectl cannot be started: {error.strerror}.", "Install it.") from None
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
             raise ClusterError(f"`{told}` failed: {last}.")
         return done.stdout
 

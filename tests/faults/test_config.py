@@ -142,7 +142,7 @@ def test_a_link_that_leaves_the_root_is_rejected(tmp_path: Path, verb: str) -> N
     (root / "runs" / "mine").symlink_to(outside)
     ended = command(tmp_path, verb, "--storage.root", str(root), "--run.name", "mine")
     assert ended.code != 0
-    assert "leads out of" in ended.result["error"]
+    assert "points outside of" in ended.result["error"]
     assert not list(outside.iterdir())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -174,7 +174,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "name": ("run: {name: !!python/name:os.system }", "!!python/name"),
     "nest": ("a: " + "[" * 100_000, "nested too deeply"),
     "number": ("train: {epochs: " + "9" * 100_000 + "}", "number of 100000 digits"),
-    "binary": (b"\x00" * 1000, "not usable YAML"),
+    "binary": (b"\x00" * 1000, "invalid YAML"),
 }
 
 

@@ -177,7 +177,7 @@ def test_a_migration_lock_that_times_out_is_an_error_message(server: Postgres) -
 
 def test_an_unreachable_database_is_an_error_message(server: Postgres) -> None:
     server.kill()
-    with pytest.raises(TrackingError, match=r"has not answered for 1 s: .*refused") as refused:
+    with pytest.raises(TrackingError, match=r"has not responded for 1 s: .*refused") as refused:
         database.upgrade(server.uri, 1)
     assert PASSWORD not in str(refused.value)
 

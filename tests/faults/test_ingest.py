@@ -576,7 +576,12 @@ def test_damaged_files_among_many_are_each_listed_and_bounded(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "link", "expected"),
     [
-        ("../../escaped.png", b"x", None, r"holds 'pictures/\.\./\.\./escaped\.png', which leads out of it"),
+        (
+            "../../escaped.png",
+            b"x",
+            None,
+            r"holds 'pictures/\.\./\.\./escaped\.png', whose path is outside of it",
+        ),
         ("class0/zeros.png", b"\0" * (4 << 20), None, r"unpacks to far more than its own size"),
         ("class0/passwd.png", b"", "/etc/passwd", None),
     ],

@@ -65,7 +65,7 @@ def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> Non
             started = time.time()
             code, result = run.finish()
         assert (code, result["steps"], result["tracking_complete"]) == (0, 4 * STEPS_PER_EPOCH, True)
-        assert run.said("tracking server away") == 1
+        assert run.said("tracking server unreachable") == 1
         client = MlflowClient(server.uri, server.uri)
         steps = {
             key: [metric.step for metric in client.get_metric_history(result["run_id"], key)]
@@ -121,7 +121,7 @@ def test_a_pipeline_finishes_after_its_tracking_server_died_and_returned(tmp_pat
             run.wait_for("epoch 2/3")
             server.kill()
             run.wait_for("tracking is incomplete", 120)
-            run.wait_for("away, waiting up to 120 s")
+            run.wait_for("unreachable, waiting up to 120 s")
             time.sleep(5)
             assert run.process.poll() is None
             server.start()
@@ -159,10 +159,10 @@ def test_an_unregistered_run_is_registered_by_train_and_by_promote(tmp_path: Pat
     assert time.monotonic() - began >= 10
     assert (code, result["kind"]) == (1, "TrackingError")
     assert "run first is trained but not registered: the tracking server" in result["error"]
-    assert f"{server.uri} has been away for 10 s" in result["error"]
+    assert f"{server.uri} has been unreachable for 10 s" in result["error"]
     assert run.said("tracking server") == 2  # once that it is away, once at the end
     with Training(root, "second", *flags, "--tracking.wait_s=120", verb="promote") as run:
-        run.wait_for("away, waiting up to 120 s")
+        run.wait_for("unreachable, waiting up to 120 s")
         server.start()
         try:
             code, result = run.finish()

@@ -74,7 +74,7 @@ def test_killed_watcher_and_replica_recover_without_the_registry(
         clients = Clients(live.url, IMAGE, per_s=20)
         clients.wait(40)
         server.kill()
-        await_true(lambda: "registry" in log.read_text() and "goes on answering" in log.read_text(), 90)
+        await_true(lambda: "registry" in log.read_text() and "is still served" in log.read_text(), 90)
         (watcher,), replicas = watchers(live), live.replicas()
         os.kill(watcher, signal.SIGKILL)
         await_true(lambda: watchers(live) - {watcher}, 60)
@@ -93,7 +93,7 @@ def test_killed_watcher_and_replica_recover_without_the_registry(
         assert clients.failed == []
         assert clients.answers.keys() == {1, 2}
         await_true(lambda: "version 2" in log.read_text(), 20, log.read_text)
-        assert "the registry answers again" in log.read_text()
+        assert "the registry responds again" in log.read_text()
 
 
 def loaded_by(live: Endpoint) -> int:

@@ -266,7 +266,7 @@ def test_a_stopped_endpoint_is_reported(driver: Any, tmp_path: Path) -> None:
     with running(endpoint()) as url:
         visit(driver, url)
     driver.find_element("id", "file").send_keys(str(picture(tmp_path / "noise.png")))
-    assert said(driver, "does not answer")
+    assert said(driver, "does not respond")
     browser.complaints(driver)
 
 

@@ -115,7 +115,7 @@ def test_repeating_skips_finished_stages_and_checks_an_external_endpoint(
             assert "Ray" not in err  # neither training nor serving needed one
     code, result, err = command(root, serve__url=standing.url, serve__start_timeout_s=1)
     assert code == 1
-    assert result["error"].startswith(f"{standing.url} does not answer yet.")
+    assert result["error"].startswith(f"{standing.url} does not respond yet.")
 
 
 def test_a_moved_champion_is_checked_again(whole: tuple[Path, dict[str, Any], str]) -> None:

@@ -129,7 +129,7 @@ def test_an_unreachable_server_is_an_error_message(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Config.resolve({"tracking": {"uri": "http://127.0.0.1:9", "wait_s": 0}})
-    with pytest.raises(TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not respond"):
         champions.newest(away)
 
 

@@ -143,7 +143,7 @@ def test_a_crashed_preflight_process_is_an_error_message(
     storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ModelError, match="trying own_tried:pair ended with exit code 1: it said nothing"):
+    with pytest.raises(ModelError, match="trying own_tried:pair ended with exit code 1: it printed nothing"):
         preflight.run(case("pair"), Storage(str(storage_root)))
 
 
@@ -182,7 +182,7 @@ def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFi
     ("function", "said", "remedy"),
     [
         ("pair", "takes 2 inputs, but a row is one image", "one Input"),
-        ("noisy", "gives other numbers each time it is asked", "in training alone"),
+        ("noisy", "returns different outputs for the same input", "only in training"),
         ("probabilities", "ends in a softmax (own_tried.py line {softmax}), which", "without an activation"),
         (
             "subclassed",

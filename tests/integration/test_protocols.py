@@ -166,13 +166,13 @@ def test_predict_by_url_equals_predict_by_model(
 
 def test_predict_rejects_other_servers_and_other_versions(url: str, images: Any) -> None:
     model = endpoint.describe(url)
-    with pytest.raises(ServingError, match=r"went over to version 1\. Ask again"):
+    with pytest.raises(ServingError, match=r"switched to version 1\. Retry"):
         endpoint.outputs(url, images, replace(model, version=2))
     with pytest.raises(ServingError, match="/predict/model answers 404"):
         endpoint.describe(f"{url}/predict")
     with pytest.raises(ServingError, match=r"healthz/?.*does not describe a model"):
         endpoint.describe(url + "/healthz?")
-    with pytest.raises(ServingError, match=r"127\.0\.0\.1:9/model does not answer"):
+    with pytest.raises(ServingError, match=r"127\.0\.0\.1:9/model does not respond"):
         endpoint.describe("http://127.0.0.1:9")
 
 

@@ -94,7 +94,7 @@ def wait(url: str) -> None:
         except requests.RequestException:
             pass
         time.sleep(0.5)
-    pytest.fail(f"{url} does not answer")
+    pytest.fail(f"{url} does not respond")
 
 
 def ask(words: list[str], folder: Path) -> bool:

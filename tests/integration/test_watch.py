@@ -53,7 +53,7 @@ def crown(registry: Registry, version: int) -> None:
 
 
 def away(*_: Any) -> None:
-    raise TrackingError("the registry does not answer.")
+    raise TrackingError("the registry does not respond.")
 
 
 def test_without_the_registry_the_last_champion_is_served_but_not_confirmed(
@@ -151,7 +151,7 @@ def test_a_model_never_served_gives_the_registrys_error(
     with monkeypatch.context() as patched:
         patched.setattr(champions, "by_alias", away)
         watch.look()
-        assert not watch.vacant(), "it has not answered"
+        assert not watch.vacant(), "it has not responded"
     watch.look()
     assert watch.vacant()
     crown(made, 3)

@@ -46,7 +46,7 @@ def render(folder: Path) -> list[Manifest]:
     """Every object that applying a folder would create, RayJobs inside ConfigMaps included.
 
     Raises:
-        RuntimeError: kustomize refuses it.
+        RuntimeError: kustomize rejects it.
     """
     done = subprocess.run([*_kustomize(), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:

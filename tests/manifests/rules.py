@@ -241,7 +241,7 @@ def versions(manifests: list[Manifest], ray: str) -> Iterator[str]:
 
 
 def kuberay(manifests: list[Manifest]) -> Iterator[str]:
-    """What KubeRay 1.7.0 refuses although its schema allows it."""
+    """What KubeRay 1.7.0 rejects although its schema allows it."""
     for manifest in manifests:
         spec, kind = manifest.get("spec", {}), manifest["kind"]
         longest = {"RayCluster": 53, "RayJob": 47, "RayService": 47}.get(kind)

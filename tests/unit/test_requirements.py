@@ -23,7 +23,7 @@ def installed() -> list[metadata.Distribution]:
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
 def test_what_uv_pinned_can_be_installed_by_pip(python: str) -> None:
-    """`uv pip compile` overlooks upper bounds of Requires-Python, and pip then refuses the file."""
+    """`uv pip compile` overlooks upper bounds of Requires-Python, and pip then rejects the file."""
     packages = installed()
     assert len(packages) > 100
     bounds = {package.name: package.metadata[KEY] for package in packages if KEY in package.metadata}

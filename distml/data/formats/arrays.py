@@ -202,7 +202,8 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
             if kind is None:
                 shown = ", ".join(arrays)
                 raise DataError(
-                    f"{name} holds {shown}; what is {key}?", "Call them x_train, y_train and so on."
+                    f"{name} holds {shown}; {key!r} is not a known name.",
+                    "Call them x_train, y_train and so on.",
                 )
             word = split_word(key) or split_word(PurePosixPath(name).stem) or ("train", "")
             parts.setdefault("test" if word[0] == "eval" else word[0], {})[kind] = values
@@ -263,7 +264,7 @@ def _square(values: Any, name: str) -> Any:
         side = math.isqrt(values.shape[1] // depth)
         if side * side * depth == values.shape[1]:
             return values.reshape(len(values), side, side, depth)
-    raise DataError(f"{name} has {values.shape[1]} pixels a row, which is no square.", "Use Parquet or npz.")
+    raise DataError(f"{name} has {values.shape[1]} pixels a row, which is not square.", "Use Parquet or npz.")
 
 
 def _files(folder: Folder, ending: str) -> list[str]:
@@ -346,7 +347,7 @@ def gunzip(name: str, data: bytes, limit: int | None = None) -> bytes:
     Args:
         name: Named in the error.
         data: The compressed file.
-        limit: Most bytes accepted; more is refused without being decompressed.
+        limit: Most bytes accepted; more is rejected without being decompressed.
 
     Raises:
         DataError: Truncated, damaged, no gzip, or larger than `limit`.

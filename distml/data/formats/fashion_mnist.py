@@ -86,7 +86,7 @@ def _archive(package: str, folder: Path) -> Path:
             _run(["apt-get", *_OPTIONS, *own, "update"], str(folder), UPDATE_TIMEOUT_S)
             _run(["apt-get", *_OPTIONS, *own, "download", package], str(folder), DOWNLOAD_TIMEOUT_S)
         except UnavailableError as second:
-            raise UnavailableError(f"{first.message}; with fresh lists: {second.message}") from None
+            raise UnavailableError(f"{first.message}; after apt-get update: {second.message}") from None
     archives = sorted(folder.glob(f"{package}_*.deb"))
     if not archives:
         raise UnavailableError(f"apt-get fetched no {package}")
@@ -209,7 +209,7 @@ def open_builtin(config: Config, storage: Storage) -> Source:
                 raise
             # That a place has no copy matters only when none has; a damaged copy is worth a word.
             level = logging.DEBUG if isinstance(error, fetch.UnavailableError) else logging.WARNING
-            _LOG.log(level, "not from %s: %s", place.name, error.message)
+            _LOG.log(level, "not available from %s: %s", place.name, error.message)
             reasons.append(f"\n- {place.name}: {error.message.rstrip('.')}")
             continue
         _LOG.info("the data come from %s", place.name)

@@ -1,7 +1,7 @@
 """A folder of pictures, one folder per class, optionally below train/, validation/ and test/ (driver).
 
 Every header is looked at before anything is decoded: sizes and colours decide the shape of the images where
-the configuration leaves it open, and what is no picture is named at once.
+the configuration leaves it open, and what is not a picture is named at once.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def pictures(folder: Folder) -> list[str]:
             folder.ledger.skip(name, "no picture")
     for name in folder.dangling:
         if suffix(name) not in SUFFIXES:
-            folder.ledger.skip(name, "a link to nowhere")
+            folder.ledger.skip(name, "a broken link")
     return files
 
 
@@ -162,7 +162,7 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
 
     def look(name: str) -> tuple[str, Header | Fault]:
         if name in folder.dangling:
-            told = f"{name} is a link to {folder.dangling[name]}, where nothing is."
+            told = f"{name} is a link to {folder.dangling[name]}, which does not exist."
             return name, Fault(name, told, "Fetch the content (git annex get, dvc pull) or mount the disk.")
         try:
             with folder.open(name) as stream:
@@ -230,11 +230,7 @@ def of_files(
         split: {n: label for n, label in some.items() if n in headers} for split, some in labelled.items()
     }
     labelled = {split: some for split, some in usable.items() if some}
-    lost = sorted(given - set(_texts(usable["train"])))
-    if lost:
-        raise DataError(
-            f"no picture of {', '.join(lost[:5])} can be used for training.", "Mend or remove them."
-        )
+    source.require_all_classes(sorted(given - set(_texts(usable["train"]))))
     labels = {split: label_array(list(some.values())) for split, some in labelled.items()}
     encoded, numbers = task.encode(labels, names)
     fitted = policy(list(headers.values()), data)

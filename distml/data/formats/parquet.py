@@ -74,7 +74,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         for s, some in divided.items()
     }
     for split in [split for split, some in labels.items() if split != "train" and _withheld(some)]:
-        _LOG.warning("%s is left out: all its labels are -1, as those of a contest are", split)
+        _LOG.warning("%s is left out: all its labels are -1, as in competition data", split)
         del labels[split]
         for name in divided.pop(split):
             folder.ledger.skip(name, "all labels are -1")

@@ -89,8 +89,8 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     source.require_usable(bad, len(headers) + len(bad), data)
     if not labels.get("train"):
         raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
-    if task.scalar and (lost := sorted(damaged - set(labels["train"]))):
-        raise DataError(f"no picture of {', '.join(lost)} can be used for training.", "Mend or remove them.")
+    if task.scalar:
+        source.require_all_classes(sorted(damaged - set(labels["train"])))
     encoded, numbers = task.encode(
         {split: label_array(some) for split, some in labels.items()}, task.named(columns or ["label"])
     )

@@ -202,7 +202,7 @@ async function ask() {
     answer = await request("predict/image", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
     found = await answer.json();
   } catch (error) {
-    if (number === latest) verdict(`The endpoint does not answer: ${error.message}`, "bad");
+    if (number === latest) verdict(`The endpoint does not respond: ${error.message}`, "bad");
     return;
   }
   if (number !== latest) return; // a newer picture is on its way

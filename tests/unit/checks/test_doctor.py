@@ -51,7 +51,7 @@ def test_a_check_that_fails_or_times_out_is_a_problem_and_hides_no_other() -> No
     stop.set()
     assert time.monotonic() - began < 5
     assert [check.status for check in results] == ["problem", "problem", "problem", "ok"]
-    assert results[0].detail == "no answer within 0.3 s"
+    assert results[0].detail == "no response within 0.3 s"
     assert (results[1].detail, results[1].remedy) == ("it is gone.", "Bring it back.")
     assert "ZeroDivisionError" in results[2].detail
 

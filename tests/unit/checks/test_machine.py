@@ -168,8 +168,8 @@ def test_a_path_that_is_not_there_yet_lies_on_the_disk_of_its_nearest_folder(tmp
         ({"tensorflow-cpu": "2.21.0"}, 2, "cpu", "ok", ""),
         ({"tensorflow": "2.21.3"}, 2, "gpu", "ok", "tensorflow 2.21.3"),
         ({"tensorflow": "2.20.0"}, 0, "auto", "warning", "is not the 2.21"),
-        ({"tensorflow-cpu": "2.21.0"}, 2, "auto", "warning", "computes on CPUs alone"),
-        ({"tensorflow-cpu": "2.21.0"}, 0, "gpu", "problem", "computes on CPUs alone"),
+        ({"tensorflow-cpu": "2.21.0"}, 2, "auto", "warning", "uses CPUs only"),
+        ({"tensorflow-cpu": "2.21.0"}, 0, "gpu", "problem", "uses CPUs only"),
         ({}, 0, "auto", "problem", "no TensorFlow is installed"),
         (
             {"tensorflow": "2.21.0", "tensorflow-cpu": "2.21.0"},
@@ -220,7 +220,7 @@ def test_environment_variables_are_listed_with_their_effect(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     check = machine.shell(Config(), {"EDITOR": "vi"})
-    assert (check.status, check.detail) == ("ok", "sets nothing that distml or what it uses would read")
+    assert (check.status, check.detail) == ("ok", "is not a variable that distml or its dependencies read")
     shell = {
         "RAY_ADDRESS": "a:1",
         "TF_CONFIG": "{}",

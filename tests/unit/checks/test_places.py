@@ -75,7 +75,7 @@ def test_a_worker_that_cannot_write_is_detected(storage_root: Path) -> None:
         return (Path(root) / name).read_text()
 
     checks = places.storage(str(storage_root), ask)
-    assert (checks[1].status, "sees another place" in checks[1].detail) == ("problem", True)
+    assert (checks[1].status, "sees a different folder" in checks[1].detail) == ("problem", True)
 
 
 @pytest.mark.parametrize("answer", ["! no answer: timed out", "something else"])
@@ -106,7 +106,7 @@ def test_an_address_without_server_fails_fast(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     (check,) = places.cluster_checks(Config())
     assert check.status == "problem"
-    assert check.detail == f"no Ray answers at RAY_ADDRESS = 127.0.0.1:{port}: Connection refused"
+    assert check.detail == f"no Ray cluster responds at RAY_ADDRESS = 127.0.0.1:{port}: Connection refused"
     assert "unset it" in check.remedy
 
 
@@ -212,16 +212,16 @@ def answering(
     [
         (200, '{"experiments": [{"name": "Default"}]}', "ok", "http://127.0.0.1"),
         (200, "{}", "ok", ""),
-        (200, "<html>welcome</html>", "problem", "is no MLflow server: HTTP 200 <html>"),
+        (200, "<html>welcome</html>", "problem", "is not an MLflow server: HTTP 200 <html>"),
         (
             403,
             "Invalid Host header - possible DNS rebinding attack detected",
             "problem",
-            "refuses the host name",
+            "rejects the host name",
         ),
-        (403, "Permission denied", "problem", "refuses this user (HTTP 403)"),
-        (401, "You are not authenticated.", "problem", "refuses this user (HTTP 401)"),
-        (404, "not here", "problem", "is no MLflow server: HTTP 404 not here"),
+        (403, "Permission denied", "problem", "rejects this user (HTTP 403)"),
+        (401, "You are not authenticated.", "problem", "rejects this user (HTTP 401)"),
+        (404, "not here", "problem", "is not an MLflow server: HTTP 404 not here"),
         (500, "{}", "problem", "HTTP 500"),
     ],
 )
@@ -267,5 +267,5 @@ def test_a_tracking_uri_of_the_environment_is_reported_as_such(
 def test_an_unreachable_server_is_a_problem_only_where_required(required: bool, status: str) -> None:
     check = places.tracking_check(tracked(uri="http://127.0.0.1:9", required=required))
     assert check.status == status
-    assert check.detail == "http://127.0.0.1:9 does not answer: Connection refused"
+    assert check.detail == "http://127.0.0.1:9 does not respond: Connection refused"
     assert check.remedy

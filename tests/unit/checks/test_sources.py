@@ -136,5 +136,5 @@ def test_damaged_images_are_reported_before_anything_starts(nowhere: Storage, tm
         (tmp_path / "mine" / name).write_bytes(b"<html>404</html>")
     mine = str(tmp_path / "mine")
     check = sources.check(config(path=mine), nowhere)
-    assert (check.status, "2 of 2 that were looked at cannot be used" in check.detail) == ("problem", True)
+    assert (check.status, "2 of 2 that were checked cannot be used" in check.detail) == ("problem", True)
     assert sources.check(config(path=mine, on_error="skip"), nowhere).status == "warning"

@@ -39,7 +39,10 @@ def test_an_accepted_configuration_writes_nothing(capsys: pytest.CaptureFixture[
             ["--sweep.candidates", "[{model.options: {filters: x}}]"],
             "sweep.candidates.0: model.options.filters",
         ),
-        (["--storage.root", "ftp://host/place"], "ftp://host/place is not a place distml knows"),
+        (
+            ["--storage.root", "ftp://host/place"],
+            "ftp://host/place is not a kind of storage that distml supports",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_run_anywhere_is_exit_2(

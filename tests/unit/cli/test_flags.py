@@ -100,9 +100,9 @@ def test_a_flag_overrides_the_file_and_null_clears_a_value(tmp_path: Path) -> No
         (["--train.epochs", "x"], 'train.epochs = "x" is not accepted'),
         (["--train.device", "tpu"], 'train.device = "tpu" is not accepted'),
         (["--run.name", "null"], "run.name = null is not accepted"),
-        (["--model.options", "{dense:8}"], "YAML wants a space after the colon."),
+        (["--model.options", "{dense:8}"], "YAML needs a space after the colon."),
         (["--model.options", "{a: 1, a: 2}"], "duplicate key a"),
-        (["--model.options", "{a: "], "not usable YAML"),
+        (["--model.options", "{a: "], "invalid YAML"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(words: list[str], said: str) -> None:

@@ -157,8 +157,8 @@ def test_plain_values_are_read(text: str, value: Any) -> None:
         ("a: " + "[" * 40 + "]" * 40, "nested too deeply"),
         ("a: 1\n---\nb: 2", "another document"),
         ("a:\n\tb: 1", r"cannot start any token \(line 2\)"),
-        ("a: \x01", "not usable YAML"),
-        ("a: {", "not usable YAML"),
+        ("a: \x01", "invalid YAML"),
+        ("a: {", "invalid YAML"),
         ("a: " + "x" * load.MAX_BYTES, "larger than"),
     ],
 )

@@ -60,7 +60,7 @@ def test_no_more_blocks_are_read_than_needed() -> None:
 
 
 def test_an_empty_shard_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(DataError, match="Take fewer"):
+    with pytest.raises(DataError, match="Use fewer"):
         feed.share([], 0, 0, 2)
 
 

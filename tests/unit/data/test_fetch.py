@@ -72,7 +72,7 @@ def test_a_missing_file_is_not_retried(mirror: Mirror) -> None:
 
 
 def test_more_bytes_than_the_limit_are_rejected(mirror: Mirror) -> None:
-    with pytest.raises(DataError, match="more than 1,000 bytes came"):
+    with pytest.raises(DataError, match="more than 1,000 bytes were received"):
         get(mirror, limit=1000)
 
 
@@ -163,7 +163,7 @@ def test_zip_and_tar_are_read_like_the_folder_in_them(tmp_path: Path, storage_ro
 )
 def test_members_outside_the_folder_are_rejected(tmp_path: Path, storage_root: Path, name: str) -> None:
     for given in (zipped(tmp_path / "x.zip", {name: b"x"}), tarred(tmp_path / "x.tgz", {name: b"x"})):
-        with pytest.raises(DataError, match="which leads out of it"):
+        with pytest.raises(DataError, match="whose path is outside of it"):
             ingest_archive(storage_root, given)
     assert not list(storage_root.rglob("out.png"))
     assert not list(storage_root.rglob(".unpacking-*"))
@@ -216,10 +216,10 @@ def test_an_archive_of_a_server_is_fetched_and_unpacked_once(tmp_path: Path, sto
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("set.html", "set.html is no archive. Give one that ends in .zip"),
+        ("set.html", "set.html is not an archive. Give one that ends in .zip"),
         ("none.zip", "none.zip cannot be fetched: HTTP 404 Not Found"),
         ("busy.zip", "busy.zip cannot be fetched: HTTP 503"),
-        ("out.zip", "which leads out of it"),
+        ("out.zip", "whose path is outside of it"),
     ],
 )
 def test_an_archive_that_cannot_be_fetched_is_an_error_message(

@@ -162,7 +162,7 @@ def test_a_progress_note_round_trips_and_other_files_are_rejected() -> None:
     record = Record(Shard("set/a.parquet", 2, 10, "00"), 200, (1,), ("aa", "bb"), b"\0x", faults)
     assert Record.from_json(record.to_json()) == replace(record, fresh=False)
     for text in ("{}", "[]", "null", '{"shard": 1}', "broken"):
-        with pytest.raises(ValueError, match=r"note|Expecting"):
+        with pytest.raises(ValueError, match=r"record|Expecting"):
             Record.from_json(text)
 
 

@@ -117,4 +117,4 @@ def test_warnings_count_the_affected_images() -> None:
     zeros = np.zeros((3, *serving.SHAPE), np.uint8)
     counted = doubts(np.concatenate([REAL, zeros, REAL // 128]))
     assert [(doubt.code, doubt.images) for doubt in counted] == [("constant", 3), ("values_0_to_1", 2)]
-    assert counted[0].sentence.startswith("image 2 and 2 others: one value everywhere")
+    assert counted[0].sentence.startswith("image 2 and 2 others: all pixels have one value")

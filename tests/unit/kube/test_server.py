@@ -20,7 +20,7 @@ def test_a_shortened_deadline_stops_the_wait() -> None:
     hurried = threading.Event()
     threading.Timer(0.2, hurried.set).start()
     began = time.monotonic()
-    with pytest.raises(ClusterError, match="has not answered") as caught:
+    with pytest.raises(ClusterError, match="has not responded") as caught:
         server.patiently(away, "the API server", 60.0, first_pause_s=30.0, hurried=hurried)
     assert time.monotonic() - began < 10
     assert caught.value.exit_code == 75

@@ -46,9 +46,9 @@ def test_a_healthy_cluster_has_a_line_each_and_no_action() -> None:
     lines = examine(pod(), pod("postgres-0"), models={"endpoint": {"name": "fashion", "version": 3}})
     assert not [line for line in lines.values() if line.todo]
     assert lines["mlflow-1"].state == "Running  0 restarts"
-    assert lines["endpoint endpoint"].state == "version 3 of fashion answers"
+    assert lines["endpoint endpoint"].state == "version 3 of fashion is served"
     assert lines["last outage"].state == "none of the pods that are there"
-    assert lines["spool"].state == "nothing waits for MLflow"
+    assert lines["spool"].state == "all runs are sent to MLflow"
     assert lines["backups"].state == "none: the overlay makes none"
 
 
@@ -62,7 +62,7 @@ def test_a_starting_pod_needs_no_action_and_a_stuck_one_does() -> None:
         {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu."}
     )
     (line, *_) = examine(unplaced).values()
-    assert line.todo == "no node takes it: 0/3 nodes are available: 3 Insufficient cpu"
+    assert line.todo == "no node can run it: 0/3 nodes are available: 3 Insufficient cpu"
 
 
 @pytest.mark.parametrize("reason", status._STUCK)
@@ -96,7 +96,7 @@ def test_the_last_outage_is_the_newest_end_of_a_container() -> None:
 
 @pytest.mark.parametrize(
     ("model", "said", "person"),
-    [(None, "no champion answers", True), ({}, "the champion answers", False)],
+    [(None, "no champion is served", True), ({}, "the champion is served", False)],
 )
 def test_an_endpoint_without_a_champion_needs_a_person(model: Any, said: str, person: bool) -> None:
     line = examine(pod(), models={"distml": model})["endpoint distml"]
@@ -140,7 +140,7 @@ def test_a_backup_that_was_missed_needs_a_person(
     assert bool(examine(pod(), backups=[job])["backup"].todo) is person
 
 
-@pytest.mark.parametrize(("spooled", "said"), [(2, "2 runs wait for MLflow"), (None, "not known")])
+@pytest.mark.parametrize(("spooled", "said"), [(2, "2 runs are not sent to MLflow yet"), (None, "not known")])
 def test_spooled_operations_need_no_action(spooled: int | None, said: str) -> None:
     line = examine(pod(), spooled=spooled)["spool"]
     assert said in line.state
@@ -175,8 +175,8 @@ exit 0
     )
     code, result, said = ran("status", "--context", "mine")
     assert code == 0, said
-    assert "version 4 of fashion answers" in said
-    assert "3 runs wait for MLflow" in said
+    assert "version 4 of fashion is served" in said
+    assert "3 runs are not sent to MLflow yet" in said
     assert result["ready"] is True
 
 

@@ -93,7 +93,7 @@ def test_listing_imports_neither_tensorflow_nor_keras() -> None:
     [
         ({"freeze_epochs": 2}, "model.freeze_epochs = 2, but convnet has no backbone"),
         ({"backbone_learning_rate": 0.1}, "model.backbone_learning_rate = 0.1, but convnet has no backbone"),
-        ({"name": "vgg16", "freeze_epochs": 2}, "would freeze a backbone that nobody has trained"),
+        ({"name": "vgg16", "freeze_epochs": 2}, "would freeze a backbone with random weights"),
         ({"name": "cnn", "dropout": 0.5}, "model.dropout = 0.5, but cnn has no option dropout"),
     ],
 )

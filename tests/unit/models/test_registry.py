@@ -128,7 +128,7 @@ def test_a_users_missing_module_or_function_is_named(own: str, workdir: Path) ->
     assert "Did you mean network?" in refusal(f"{own}:netwrok")
     (workdir / "own_broken.py").write_text("def network(:\n")
     said = refusal("own_broken:network")
-    assert "not usable Python" in said
+    assert "not valid Python" in said
     assert "own_broken.py, line 1" in said
 
 

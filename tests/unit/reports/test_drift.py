@@ -182,7 +182,7 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     assert drift.live(storage, "others") == {}
     file.write_text("id,label\na,bird\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
-    assert "the label 'bird', which is no class: cat, dog" in capsys.readouterr().err
+    assert "the label 'bird', which is not a class: cat, dog" in capsys.readouterr().err
     file.write_text("request,label\na,cat\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
     assert "no column 'id'; its columns are request, label" in capsys.readouterr().err

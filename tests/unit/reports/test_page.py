@@ -193,7 +193,7 @@ def test_a_missing_report_and_an_unfinished_run_are_error_messages(
     run.save(storage)
     code, answer = ask(capsys, storage_root, "mine")
     assert code == 2
-    assert answer["error"].startswith("run mine left no report.")
+    assert answer["error"].startswith("run mine has no report.")
     storage.write_bytes(b"<!doctype html>", *run.paths.export, page.FOLDER, page.FILE)
     code, answer = ask(capsys, storage_root, "mine")
     assert (code, answer["report"]) == (0, storage.uri(*run.paths.export, page.FOLDER, page.FILE))

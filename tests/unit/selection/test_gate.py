@@ -66,7 +66,7 @@ def test_the_reason_is_one_sentence_with_the_numbers() -> None:
 def test_the_champion_does_not_challenge_itself() -> None:
     decision = gate.decide(PromoteConfig(), ACCURACY, score(3, 0.9), score(3, 0.9))
     assert not decision.promote
-    assert decision.why.endswith("is the champion already.")
+    assert decision.why.endswith("is already the champion.")
 
 
 def test_ties_are_broken_by_loss_and_then_by_age() -> None:

@@ -102,7 +102,7 @@ def test_an_endpoint_with_correct_answers_passes(config: Config, endpoint: tuple
 
 def test_a_difference_in_preprocessing_is_detected(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].numbers = lambda image: right(image / 255)
-    with pytest.raises(ServingError, match=r"right about 3\d\.\d% of 256 validation pictures"):
+    with pytest.raises(ServingError, match=r"classifies 3\d\.\d% of 256 validation pictures"):
         client.check_answers(config, endpoint[1], 3, 0.95)
 
 
@@ -143,7 +143,7 @@ def test_no_answer_and_a_rejection_are_error_messages(config: Config, endpoint: 
     assert client.version(endpoint[1]) is None
     with pytest.raises(ServingError, match="answers 503"):
         client.check_answers(config, endpoint[1], 3, 0.95)
-    with pytest.raises(ServingError, match="does not answer"):
+    with pytest.raises(ServingError, match="does not respond"):
         client.check_answers(config, "http://127.0.0.1:9", 3, 0.95)
     assert client.version("http://127.0.0.1:9") is None
 

@@ -1,4 +1,4 @@
-"""An endpoint is up when the champion answers; its predecessor's answer is none, and it is not torn down."""
+"""An endpoint is up when the champion is served; the answer of its predecessor does not count."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def standing() -> Iterator[Standing]:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Calls of `deploy.stop`, on a Ray that has room and a deployment that nothing refuses."""
+    """Calls of `deploy.stop`, on a Ray that has room and a deployment that nothing rejects."""
     calls: list[bool] = []
     monkeypatch.setattr(deploy, "stop", lambda: calls.append(True))
     monkeypatch.setattr(deploy, "_deploy", lambda config: None)

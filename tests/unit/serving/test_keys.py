@@ -71,7 +71,7 @@ def test_a_new_key_is_valid_and_only_its_hash_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f"alice {SECRET} tomorrow", "'tomorrow' is no date"),
+        (f"alice {SECRET} tomorrow", "'tomorrow' is not a date"),
         (f"alice {SECRET} 2027-01-01 more", "has 4 words"),
         ("alice", "has 1 words"),
         ("alice sha256:abc", "64 hexadecimal digits"),

@@ -1,4 +1,4 @@
-"""Numbers become exactly the pixels they are, or are refused; the fast way and the exact way agree."""
+"""Numbers become exactly the pixels they are, or are rejected; the fast way and the exact way agree."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
         (_both(), INVALID, "must stand either in raw_input_contents or in uint_contents"),
         (_named("other"), UNKNOWN, "there is no model 'other'"),
         (inference(model_version="9"), UNKNOWN, "version 9 of 'pets' is not loaded"),
-        (inference(model_version="x"), UNKNOWN, "'x' is no number"),
+        (inference(model_version="x"), UNKNOWN, "'x' is not a number"),
         (_output("logits"), INVALID, "names 'logits'"),
         (
             inference(np.zeros((6000, *serving.SHAPE), np.uint8)),

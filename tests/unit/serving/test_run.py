@@ -38,16 +38,16 @@ def test_each_change_of_the_model_set_is_printed_once() -> None:
     bad = {"version": 5, "alias": "champion", "reason": "its files are gone."}
     refused = described(refused=[bad])
     assert run.changes(described(), refused) == [
-        "version 5 (champion) is refused: its files are gone. version 3 goes on answering"
+        "version 5 (champion) is rejected: its files are gone. version 3 is still served"
     ]
     assert run.changes(refused, described(refused=[bad])) == []
     away = described(answers=False)
-    said = "the registry has not answered for 42 s; version 3 goes on answering"
+    said = "the registry has not responded for 42 s; version 3 is still served"
     assert run.changes(described(), away) == [said]
     assert run.changes(away, described(answers=False)) == []
-    assert run.changes(away, described()) == ["the registry answers again"]
+    assert run.changes(away, described()) == ["the registry responds again"]
     assert run.changes(described(), described(missing=("champion",))) == [
-        "the registry has no champion any more; version 3 goes on answering"
+        "the registry has no champion any more; version 3 is still served"
     ]
 
 
@@ -60,7 +60,7 @@ def test_an_alias_that_moves_goes_and_returns_is_printed() -> None:
     assert run.changes(first, second) == ["next is version 5 now"]
     assert run.changes(second, gone) == [
         "next is not loaded any more",
-        "the registry has no next any more; version 3 goes on answering",
+        "the registry has no next any more; version 3 is still served",
     ]
     assert run.changes(gone, first) == ["next is version 4 now", "the registry has next again"]
 
@@ -71,8 +71,8 @@ def test_problems_at_the_start_are_printed() -> None:
 
 
 def test_a_lost_and_returned_endpoint_is_printed() -> None:
-    assert run.changes(described(), None) == ["the endpoint does not answer"]
-    assert run.changes(None, described()) == ["the endpoint answers again"]
+    assert run.changes(described(), None) == ["the endpoint does not respond"]
+    assert run.changes(None, described()) == ["the endpoint responds again"]
 
 
 def test_following_ends_at_once_with_its_event() -> None:
@@ -99,7 +99,7 @@ def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.Ca
     assert 0 < state["p50_s"] <= state["p99_s"] <= 5
     assert "version 9 (champion): its files are gone." in printed.err
     assert cli.run("status", ["--url", url, "--storage.root", str(tmp_path)]) == 1
-    assert "does not answer" in capsys.readouterr().err
+    assert "does not respond" in capsys.readouterr().err
 
 
 def test_the_engine_and_the_times_of_others_are_printed() -> None:

@@ -27,7 +27,7 @@ def test_columns_of_yes_and_no_are_labels_and_an_empty_list_is_none() -> None:
     assert Multilabel.named(("labels",)) is None
     with pytest.raises(DataError, match="'perhaps' as dog"):
         Multilabel.read({"cat": "1", "dog": "perhaps"})
-    with pytest.raises(DataError, match="is no list"):
+    with pytest.raises(DataError, match="is not a list"):
         Multilabel.read({"labels": "[cat"})
 
 
@@ -47,7 +47,7 @@ def test_lists_and_columns_become_indicators() -> None:
         ({"train": label_array([()])}, "no training row has a label"),
         ({"train": label_array([("a",)]), "test": label_array([("b",)])}, "label b is not among"),
         ({"train": np.array([[0.5, 1]])}, "other values than 0 and 1"),
-        ({"train": np.array(["a"])}, "'a' is no list of labels"),
+        ({"train": np.array(["a"])}, "'a' is not a list of labels"),
     ],
 )
 def test_labels_that_do_not_fit_are_rejected(given: dict[str, Any], said: str) -> None:

@@ -86,11 +86,11 @@ def test_an_interval_covers_the_mean_of_what_it_is_drawn_from() -> None:
             "has no metric val_accuracy",
         ),
         ({"promote": {"metric": "macro_f2"}}, "has no metric macro_f2"),
-        ({"train": {"monitor": "val_ece"}}, "measured at the end of a run alone"),
+        ({"train": {"monitor": "val_ece"}}, "measured only at the end of a run"),
         ({"promote": {"metric": "top_3"}}, "top_3 is not measured: evaluate.top_k = 5"),
         (
             {"task": {"kind": "regression"}, "promote": {"guards": {"max_ece": 0.1}}},
-            "promote.guards.max_ece = 0.1, but regression has no such thing",
+            "promote.guards.max_ece = 0.1, which regression does not have",
         ),
         (
             {"task": {"kind": "regression"}, "evaluate": {"calibrate": True}},

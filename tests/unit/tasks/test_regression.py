@@ -26,7 +26,7 @@ def test_numbers_are_read_by_column_and_keep_their_names() -> None:
 
 @pytest.mark.parametrize("value", ["", "long", None, "nan", "inf"])
 def test_a_target_that_is_not_a_number_is_rejected(value: Any) -> None:
-    with pytest.raises(DataError, match="as length, which is no number"):
+    with pytest.raises(DataError, match="as length, which is not a number"):
         Regression.read({"length": value})
 
 

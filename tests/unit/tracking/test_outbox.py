@@ -213,13 +213,13 @@ def test_operations_of_an_unknown_run_stay_spooled(config: Config) -> None:
 def test_a_rejected_record_of_a_run_is_reported_with_the_reason(config: Config) -> None:
     run = finished(config)
     put(config, f"{run.name}-001-0", {"do": "text", "file": "../out", "text": "x"}, run_id="0" * 32)
-    with pytest.raises(TrackingError, match=r"is trained but not registered: .* refuses what was recorded"):
+    with pytest.raises(TrackingError, match=r"is trained but not registered: .* rejects what was recorded"):
         tracking.register(config, Storage(config.storage.root), run)
 
 
 def test_waiting_for_an_unreachable_server_ends(config: Config) -> None:
     gone = configure(Path(config.storage.root), "http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 has been away for 1 s") as caught:
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 has been unreachable for 1 s") as caught:
         tracking.register(gone, Storage(config.storage.root), finished(gone))
     assert "the same command registers it" in caught.value.remedy
 

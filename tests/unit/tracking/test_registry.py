@@ -87,7 +87,7 @@ def test_every_registry_call_fails_with_the_same_message(name: str, monkeypatch:
     server = Server(away=10**6)
     monkeypatch.setattr(registry, "client", lambda _: server)
     with pytest.raises(
-        TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not answer: connection"
+        TrackingError, match=r"the registry http://127\.0\.0\.1:9 does not respond: connection"
     ):
         REQUESTS[name][0](config(0))
     assert server.calls == 1

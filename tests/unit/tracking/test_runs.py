@@ -156,7 +156,7 @@ def test_a_link_out_of_the_storage_is_rejected_and_nothing_is_written_there(
     outside.mkdir()
     (storage_root / "runs").mkdir()
     (storage_root / "runs" / "mine").symlink_to(outside)
-    with pytest.raises(StorageError, match="leads out of"):
+    with pytest.raises(StorageError, match="points outside of"):
         runs.begin(config(), storage)
     assert not list(outside.iterdir())
 

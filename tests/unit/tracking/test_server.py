@@ -65,7 +65,7 @@ def test_an_outage_is_waited_out_and_logged_once(caplog: pytest.LogCaptureFixtur
     assert len(calls) == 4
     assert all(later - earlier >= 0.25 for earlier, later in itertools.pairwise(calls))
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "tracking server http://127.0.0.1:9 away, waiting up to 30 s: connection refused"
+    assert said[0] == "tracking server http://127.0.0.1:9 unreachable, waiting up to 30 s: connection refused"
     assert said[1].startswith("tracking server back after ")
     assert len(said) == 2
 

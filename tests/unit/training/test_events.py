@@ -1,4 +1,4 @@
-"""Events are typed, survive the way to the driver, and what is misspelt is refused instead of ignored."""
+"""Events are typed, survive the way to the driver, and what is misspelt is rejected instead of ignored."""
 
 from __future__ import annotations
 

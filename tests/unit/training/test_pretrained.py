@@ -1,4 +1,4 @@
-"""Initial weights: what may be asked for, the copy under the storage root, and what is refused."""
+"""Initial weights: what may be asked for, the copy under the storage root, and what is rejected."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_copy_that_was_changed_is_rejected(storage: Storage, tmp_path: Path) -
     assert weights is not None
     storage.write_bytes(b"PK other", *weights.parts)
     with (
-        pytest.raises(ModelError, match=r"mine.npz is not what its name says"),
+        pytest.raises(ModelError, match=r"mine.npz does not have the digest in its name"),
         pretrained.opened(storage, weights),
     ):
         pass
@@ -130,7 +130,7 @@ def test_a_file_of_another_kind_than_its_name_is_rejected(
 
 
 def test_imagenet_weights_need_a_backbone(storage: Storage) -> None:
-    assert "nobody has trained convnet on ImageNet" in refused(storage, "imagenet", "convnet").message
+    assert "convnet has no ImageNet weights" in refused(storage, "imagenet", "convnet").message
     error = refused(storage, "imagenet")
     assert "Keras publishes none for efficientnet_lite0" in error.message
     assert "distml fetch-weights efficientnet_lite0 --file FILE" in error.remedy
@@ -157,7 +157,7 @@ def test_fetched_weights_are_used_for_imagenet(
     ("words", "said"),
     [
         (["efficientnet_lite9"], "Did you mean efficientnet_lite"),
-        (["convnet"], "nobody has trained convnet"),
+        (["convnet"], "convnet has no ImageNet weights"),
         ([LITE, "--file", "absent.npz"], "absent.npz"),
     ],
 )
@@ -259,4 +259,4 @@ def test_an_unknown_run_or_a_version_without_a_number_is_named(storage: Storage,
 
 def test_validate_rejects_wrong_weights(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run("validate", ["--model.weights", "imagenet"]) == 2
-    assert "nobody has trained convnet" in json.loads(capsys.readouterr().out)["error"]
+    assert "convnet has no ImageNet weights" in json.loads(capsys.readouterr().out)["error"]

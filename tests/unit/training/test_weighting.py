@@ -42,7 +42,9 @@ def test_a_class_that_the_data_lack_is_named() -> None:
     weighting.check({"dog": 3.0}, CLASSES)
     weighting.check("balanced", CLASSES)
     weighting.check(None, CLASSES)
-    with pytest.raises(ConfigError, match=r"names 'dgo', which is no class of the data\. Did you mean dog\?"):
+    with pytest.raises(
+        ConfigError, match=r"names 'dgo', which is not a class of the data\. Did you mean dog\?"
+    ):
         weighting.check({"dgo": 3.0}, CLASSES)
     with pytest.raises(ConfigError, match="Classes are cat, dog, bird"):
         weighting.check({"xylophone": 3.0}, CLASSES)

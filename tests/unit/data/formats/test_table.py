@@ -140,7 +140,7 @@ def test_npz_of_one_or_several_archives(tmp_path: Path, storage_root: Path) -> N
     ("arrays", "said"),
     [
         ({"x_train": IMAGES}, "has no train labels"),
-        ({"weights": IMAGES, "y": LABELS}, "what is weights"),
+        ({"weights": IMAGES, "y": LABELS}, "'weights' is not a known name"),
         ({"x": np.array([{}]), "y": LABELS}, "cannot be read as NumPy arrays"),
     ],
 )
@@ -174,7 +174,7 @@ def test_csv_of_pixels(tmp_path: Path, storage_root: Path) -> None:
     )
     for wrong, said in (
         (pixels(1, "sort"), "no column of labels"),
-        (pixels(2), "72 pixels a row, which is no square"),
+        (pixels(2), "72 pixels a row, which is not square"),
         (pixels().replace(b"\n0,", b"\n0,x", 1), "pixels of string"),
     ):
         (tmp_path / "x.csv").write_bytes(wrong)
