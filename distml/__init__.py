@@ -1,4 +1,4 @@
-"""distml: data, a Keras model and some machines in; a tracked, selected and served model out.
+"""Distributed training of image models with Keras on Ray, tracked by MLflow and served by Ray Serve.
 
 Importing this package does nothing: no input or output, no logging set-up, no environment writes.
 `distml.api` has the verbs as functions; `Config` and the types of their results can be imported from here,

@@ -1,4 +1,4 @@
-"""`python -m distml VERB ...` is `distml VERB ...` (driver)."""
+"""Runs the command line as `python -m distml VERB ...`, the same as `distml VERB ...` (driver)."""
 
 from distml.cli import entry
 

@@ -1,4 +1,4 @@
-"""The command `distml doctor`: whether a configuration can run here, by `checks.doctor` (driver).
+"""The command `distml doctor`: check whether a configuration can run here, by `checks.doctor` (driver).
 
 python -m distml.doctor --config configs/fashion_mnist.yaml
 """

@@ -1,4 +1,4 @@
-"""Logging of one process, configured once: by `cli`, first thing on a worker, in a replica."""
+"""Configures Python logging, once per process (driver, worker, replica)."""
 
 from __future__ import annotations
 

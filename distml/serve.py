@@ -1,4 +1,4 @@
-"""The command `distml serve`: answer with the champion over HTTP until ended, by `serving.run` (driver).
+"""The command `distml serve`: serve the champion over HTTP until stopped, by `serving.run` (driver).
 
 python -m distml.serve --config configs/fashion_mnist.yaml
 python -m distml.serve --config configs/k3d.yaml --detach     leave it running on the cluster in RAY_ADDRESS

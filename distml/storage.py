@@ -1,4 +1,4 @@
-"""Where durable things live: one root URI and everything below it (any process).
+"""Files below the storage root: local paths, s3:// and gs:// URIs, atomic writes (any process).
 
 The only module that parses URIs. A `Storage` is its root as text, so it crosses process boundaries.
 """

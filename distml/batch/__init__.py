@@ -1,1 +1,1 @@
-"""Predictions for picture files in this process, and for data sets on Ray, in parts that are done once."""
+"""Batch prediction: for picture files in this process, for whole data sets on Ray, resumable by parts."""

@@ -1,4 +1,4 @@
-"""What `doctor` looks at: each question a function from plain values to one `Check` (driver)."""
+"""The checks of `distml doctor`, and what `distml init` learns from data and machine (driver)."""
 
 from dataclasses import dataclass
 from typing import Literal

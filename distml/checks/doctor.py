@@ -1,4 +1,4 @@
-"""Every check of a configuration, asked side by side and shown (driver).
+"""Runs all checks of a configuration concurrently and prints them (driver).
 
 Slow questions are asked side by side; none of them imports TensorFlow or MLflow, starts Ray or fetches data.
 """

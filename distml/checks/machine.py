@@ -1,4 +1,4 @@
-"""What this machine has and its shell sets: CPUs, memory, disks, ports, installed versions (driver)."""
+"""Checks of this machine: CPUs, GPUs, memory, disks, ports, installed versions, shell variables (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies elsewhere: room in the cluster, the storage root as all see it, the tracking server (driver).
+"""Checks of remote services: the Ray cluster, the storage root seen from a worker, MLflow (driver).
 
 "A local path on two pods" is the classic failure: both can write it, and neither sees the other's files.
 """

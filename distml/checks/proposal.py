@@ -1,4 +1,4 @@
-"""Look at a folder of pictures and at this machine and write a configuration for both (driver).
+"""`distml init`: proposes a configuration from a folder of pictures and this machine (driver).
 
 distml init photos/                        writes photos.yaml and says what to type next
 distml init photos/ --to mine.yaml         writes another file; nothing is ever overwritten

@@ -1,4 +1,4 @@
-"""Whether the data are there or can be had, without fetching any (driver)."""
+"""Checks of the data source: exists, is readable and of which format, without fetching it (driver)."""
 
 from __future__ import annotations
 

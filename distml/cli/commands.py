@@ -1,4 +1,4 @@
-"""The small verbs: drift, sync, backup, restore, validate, cluster, keys, report, models, weights (driver).
+"""The small commands: drift, sync, backup, restore, validate, cluster, keys, report, models (driver).
 
 Each imports what it needs when it runs, so that none pays for the others.
 """

@@ -1,4 +1,4 @@
-"""Arguments of the command line: one typed flag for every configuration key, and the verbs' own (driver)."""
+"""The argument parsers: a typed flag for every configuration key, and the arguments of each verb (driver)."""
 
 from __future__ import annotations
 

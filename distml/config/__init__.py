@@ -1,4 +1,4 @@
-"""The configuration: its typed schema, and how files and flags become it."""
+"""The configuration: its typed schema, and loading it from YAML files and flags."""
 
 from distml.config.schema import (
     AugmentConfig,

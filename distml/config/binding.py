@@ -1,4 +1,4 @@
-"""What a resumed run must share with its beginning, and what may change meanwhile (driver)."""
+"""Which configuration keys a resumed run or sweep may change and which it may not (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading configurations: YAML in, validated sections or one clear sentence out (any process).
+"""Loads configurations: YAML to validated sections, errors with path, value and nearest key (any process).
 
 Knows no section: the schema it validates by is handed to it. YAML of plain values is all that a
 configuration needs; what PyYAML would expand, construct or silently overwrite is rejected with the line and

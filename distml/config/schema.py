@@ -1,4 +1,4 @@
-"""The one configuration of a run: frozen, typed sections under `Config` (any process).
+"""The configuration schema: every key a user may set, as frozen pydantic models (any process).
 
 A configuration is a YAML file plus dotted overrides. Everything a user may type is a field here;
 its docstring is the help text of the generated flag.

@@ -1,1 +1,1 @@
-"""Data: where rows come from, and how they reach a worker."""
+"""Data: reading sources, decoding images, splits, Parquet shards, and feeding them to workers."""

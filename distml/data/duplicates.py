@@ -1,4 +1,4 @@
-"""Near duplicates: the same picture re-encoded, scaled, brightened or a little cropped (any process).
+"""Near-duplicate detection by perceptual hash: re-encoded, scaled, brightened, cropped (any process).
 
 Pictures are compared by a perceptual hash, and pairs whose hashes are close by a small colour image of each.
 The hash has the bits of `imagehash.phash`; ours takes a batch as two matrix products, 0.011 ms a picture

@@ -1,4 +1,4 @@
-"""A worker's shard as windows of rows in memory, and the order in which batches take them (worker).
+"""Feeds a worker: its shard in memory windows, and the order of rows in batches (worker).
 
 A shard that fits the memory budget is one window, kept for the whole run; one that does not is read
 again each epoch, window after window, the next one while the present one is trained on.

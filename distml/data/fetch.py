@@ -1,4 +1,4 @@
-"""Files over HTTP, and archives unpacked: bounded retries with resume, bounded sizes, safe names (driver).
+"""Downloads over HTTP with retries and resume, and unpacking of archives with size limits (driver).
 
 pooch would do less: read in 1.9.0, its downloaders know no `Range` (a transfer that breaks off begins anew),
 no limit on the bytes of an answer, and no time limit on silence that all mirrors share; each is tested here.

@@ -1,4 +1,4 @@
-"""Encoded pictures become images of one shape: the only decoding and fitting there is (any process).
+"""Decodes pictures and fits them to one shape: crop, letterbox or stretch (any process).
 
 Training data, `predict`, batch prediction and the endpoint call `fit`; `distml.artifacts.export` repeats its
 arithmetic as TensorFlow operations for the SavedModel, and a parity test over a zoo of files holds the two

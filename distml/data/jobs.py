@@ -1,4 +1,4 @@
-"""Shards are written by jobs: by threads of this process where little is to be done, else by Ray tasks.
+"""Runs the jobs that write shards: in threads, or as Ray tasks for much data; resumable (driver).
 
 A job is a pure function of the files it reads, so the result does not depend on who runs it, when, or how
 often. A finished job leaves a note beside its shard; another run of the same ingest takes the note and does

@@ -1,4 +1,4 @@
-"""A folder of the user's data: every entry in it, and why some are not used (driver).
+"""Lists the files of a data folder, local or remote, and records which are skipped and why (driver).
 
 A local folder is walked by Python, since names may be any bytes and links may lead anywhere; a store is
 listed by Arrow.

@@ -1,4 +1,4 @@
-"""The manifest: what a prepared data set is, said once and checked when read (any process)."""
+"""The manifest of a prepared data set: classes, shapes, row counts and shard digests (any process)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which format data have, opening them, and bringing arrays to the size that is asked for (driver)."""
+"""Detects the format of the data, opens it with the right reader and resizes arrays (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are probably not what their sender means, said beside the prediction (any process).
+"""Warnings about implausible input images, such as inverted or pre-scaled ones (any process).
 
 The endpoint, `predict` and batch ask the same function. Nothing here rejects: a black image may be valid.
 What can only be an error (floats from 0 to 1 where pixels are whole numbers) is rejected where it is read.

@@ -1,4 +1,4 @@
-"""Columns and pixels: what a row is, and how pixel values become numbers (any process).
+"""Parquet columns of a row, their conversion to arrays, and the scaling of pixel values (any process).
 
 The one definition of pixel scaling. Training, evaluation and serving call `normalise` or embed the same
 two constants as a Keras `Rescaling(SCALE, OFFSET)` layer; a parity test holds them together.

@@ -1,4 +1,4 @@
-"""Prepared data: sources become Parquet shards under a manifest, and shards become arrays (any process).
+"""Prepares data once as Parquet shards with a manifest, and reads shards into arrays (any process).
 
 Shards are written to a folder of their writer's own; `manifest.json`, written last and atomically, points at
 them. Data without a manifest do not exist; of two writers without a common lock the first one's manifest

@@ -1,4 +1,4 @@
-"""Rows as a source offers them: arrays in one form, numbered labels, unusable rows counted (driver)."""
+"""`Source`, what every data format returns: images and labels by split, unusable rows counted (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train, validation and test: read from the names of folders and files, or cut by label and seed (driver)."""
+"""Train, validation and test splits: by folder names, or stratified by label and seed (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a picture is compared between training and serving: a few plain statistics (any process).
+"""Image statistics, such as mean and contrast, that drift detection compares (any process).
 
 They are kept with every logged request, so that drift can be told without keeping a single picture.
 """

@@ -1,4 +1,4 @@
-"""Rows become Parquet files that are fast to read, and are looked at while they are written (driver)."""
+"""Writes the rows of a source as Parquet shards and collects warnings about them (driver)."""
 
 from __future__ import annotations
 

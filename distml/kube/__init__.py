@@ -1,1 +1,1 @@
-"""Kubernetes: the API server, Ray jobs as KubeRay and Ray see them, and bringing a cluster up (driver)."""
+"""Kubernetes: creating the cluster, submitting and following RayJobs, cluster status (driver)."""

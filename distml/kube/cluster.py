@@ -1,4 +1,4 @@
-"""The Kubernetes cluster of kuberay/: brought up, taken down, given its secrets (driver)."""
+"""`distml cluster up` and `down`: creates and deletes the Kubernetes cluster with its operators (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies Ray's logs to the storage while a pod lives, so that they are there when it is gone (sidecar)."""
+"""Copies Ray's logs to the storage, so that they outlive their pod (sidecar)."""
 
 from __future__ import annotations
 

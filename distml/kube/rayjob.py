@@ -1,4 +1,4 @@
-"""A RayJob: its name, its manifest, what its status means, and following it to its end (driver)."""
+"""One RayJob: its name, manifest, status, and following it and its log to the end (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Kubernetes API server, asked over plain HTTPS with a pod's own account (driver).
+"""A small client of the Kubernetes API server over HTTPS, with retries (driver).
 
 Six calls on four kinds of object do not earn a client library of thirty megabytes in every image.
 """

@@ -1,4 +1,4 @@
-"""What the cluster is doing and what needs a person: pods, endpoint, workflow, spool, backups (driver)."""
+"""`distml cluster status`: pods, endpoint, workflows, spool, backups, and what needs attention (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running the pipeline as a RayJob from a pod of an Argo step, which may be lost at any time (driver).
+"""`distml submit`: creates or re-attaches to the RayJob of an Argo step, and retries it (driver).
 
 The RayJob's name follows from the workflow's, so that the pod that takes the place of a lost one finds it
 again. A terminated pod reads the reason from the workflow: it stops the Ray job when the workflow ends, and

@@ -1,1 +1,1 @@
-"""Networks: builders by name, pretrained weights, and changes of built networks (driver, worker)."""
+"""Networks: builders by name, pretrained weights, and transformations of built networks (driver, worker)."""

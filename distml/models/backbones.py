@@ -1,4 +1,4 @@
-"""Networks that others have trained, by name: the pixels each wants, and its classifier (any process).
+"""Pretrained backbones of keras.applications by name: input scaling, classifier head (any process).
 
 The table imports no TensorFlow; building does (worker). A classifier is image → scaling → `backbone` →
 `pool` → `dropout` → `logits`. It takes raw pixels, 0 to 255, because each family was trained on pixels

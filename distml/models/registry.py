@@ -1,4 +1,4 @@
-"""Finds a builder by name, checks its options and makes a network of raw pixels of it (driver, worker).
+"""The registry of network builders: looks one up by name, checks its options and builds it (driver, worker).
 
 Checking imports no TensorFlow; building does.
 """

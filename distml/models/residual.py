@@ -1,4 +1,4 @@
-"""Residual networks of our own: `resnet`, `poolnet` and the body of EfficientNet-Lite (worker).
+"""Residual networks implemented here: `resnet`, `poolnet` and EfficientNet-Lite (worker).
 
 Sources. `resnet`: He et al., "Deep Residual Learning for Image Recognition" (2015), the last normalisation
 of each block starting at zero, so that the network starts shallow (Goyal et al., "Accurate, Large Minibatch

@@ -1,4 +1,4 @@
-"""Built networks: cut in two, averaged over views, normalisation fused, looked into (worker, batch process).
+"""Transforms built networks: splits off the backbone, test-time views, fused batch normalisation (worker).
 
 Batch normalisation: Keras computes moments, scale and offset one after the other, always in float32.
 TensorFlow has a single operation for all of it, which also reads and writes 16-bit features: with it 16-bit

@@ -1,4 +1,4 @@
-"""Weights from a file into a network: read, matched layer by layer, and reported by count and name (worker).
+"""Loads weights from a file into a network layer by layer, and reports what was loaded (worker).
 
 Three kinds of file. `.npz`: arrays named `layer/weight`, where further slashes count as underscores.
 `.weights.h5` and `.h5`: as Keras saves weights, now or before version 3. `.keras`: a whole model, loaded in

@@ -1,1 +1,1 @@
-"""Reports for people: of a finished run, of data that were inspected, of requests that drift."""
+"""Reports: of a finished run, of a data inspection, and of drift of served requests."""

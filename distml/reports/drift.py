@@ -1,4 +1,4 @@
-"""Drift of logged requests from the training rows, and live accuracy by labels that came later (driver)."""
+"""Drift of logged requests from the training data, and live accuracy from later labels (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a finished run (driver)."""
+"""Matplotlib figures of a finished run, such as its confusion matrix and calibration (driver)."""
 
 from __future__ import annotations
 

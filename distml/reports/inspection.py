@@ -1,4 +1,4 @@
-"""Look for damage, duplicates, leaks and suspect labels in data: one HTML page and JSON (driver).
+"""`distml inspect`: damaged files, duplicates, leakage and suspect labels as an HTML page and JSON (driver).
 
 distml inspect photos/                     writes photos-inspection.html and .json
 distml inspect --config photos.yaml        after a training: suspect labels, too

@@ -1,1 +1,1 @@
-"""Where processes run: Ray, the machine's resources, priorities, credentials and scratch folders."""
+"""The Ray runtime: connecting, resource plan, process priorities, environment variables, private APIs."""

@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what the cluster can give a run (driver). The only `ray.init`."""
+"""Connects to a Ray cluster or starts a local one, and plans its resources; the only `ray.init` (driver)."""
 
 from __future__ import annotations
 

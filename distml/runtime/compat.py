@@ -1,4 +1,4 @@
-"""What distml uses of other packages beyond their public interfaces, and why: the only place where it may.
+"""Every use of private names of Ray, Keras and others: the version read, the gain, the check (any process).
 
 Private names, class swaps and hidden imports stand here, each with the version in which it was read and what
 it gains. `tests/unit/runtime/test_compat.py` fails when a name moves, when another version is installed

@@ -1,4 +1,4 @@
-"""The environment variables that distml sets for Ray, TensorFlow, Keras, MLflow and HAProxy: one table.
+"""Every environment variable set for Ray, TensorFlow, Keras, MLflow and HAProxy, in one table (any process).
 
 Every other module takes its variables from here; `tests/unit/runtime/test_environment.py` fails where one
 does not, and the reference page of the documentation is generated from `GROUPS`. Only the standard library

@@ -1,4 +1,4 @@
-"""The processes of a local Ray: their token, temporary folder, scheduling priority and end (driver).
+"""Manages the processes of a local Ray: token, temporary folder, priority, shutdown (driver).
 
 Ray ends its processes by killing them, so what they left in the system's temporary folder (models that were
 being served, half a checkpoint, the sockets of Ray's own dashboard) would stay there after every command.

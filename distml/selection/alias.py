@@ -1,4 +1,4 @@
-"""Moving the alias, so that no other promoter's better champion is lost (driver).
+"""Moves the champion alias in the registry safely under concurrent promotions (driver).
 
 Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
 store, the registry alone decides, and the last write wins. Therefore each promoter first writes

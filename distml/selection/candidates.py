@@ -1,4 +1,4 @@
-"""The candidates of a sweep, checked before anything starts, and a trial of one of them (driver, trial).
+"""Builds and validates the configurations of the candidates of a sweep, and runs one trial (driver, trial).
 
 A candidate differs from the others in keys of `model` and `train` and in its seed: only so are all measured
 on the same rows.

@@ -1,4 +1,4 @@
-"""Who becomes champion: a pure function of measured scores (driver)."""
+"""The promotion rule: decides from measured scores whether a candidate becomes champion (driver)."""
 
 from __future__ import annotations
 

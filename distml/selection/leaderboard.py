@@ -1,4 +1,4 @@
-"""The leaderboard of a sweep: its candidates in order, as a table, a figure and a result line (driver)."""
+"""The leaderboard of a sweep: candidates ranked, as table, figure and result (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole in one process: data, training, promotion, endpoint, smoke test (driver).
+"""The pipeline: data, training, promotion, endpoint and smoke test in one process (driver).
 
 `pipelines/<run.name>.json` holds, for every stage, the digest of its inputs and its result. A stage whose
 inputs are those of the last time, and whose result still holds, is skipped; so a pipeline that was

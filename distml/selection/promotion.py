@@ -1,4 +1,4 @@
-"""Promotion: evaluate the candidates, let the best challenge the champion, or roll back (driver)."""
+"""Promotion: evaluates candidates, lets the best challenge the champion, or rolls back (driver)."""
 
 from __future__ import annotations
 

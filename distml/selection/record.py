@@ -1,4 +1,4 @@
-"""The record of a sweep: below the storage root, and as the parent run on the tracking server (driver).
+"""The stored state of a sweep: its file below the storage root and its parent run in MLflow (driver).
 
 `sweeps/<run.name>/<generation>/sweep.json` names the runs of the candidates. Each is an ordinary run with a
 record of its own below `runs/`. Candidates whose runs ended while the tracking server was away get their

@@ -1,4 +1,4 @@
-"""Measuring registered versions on the same held-out rows, in this process (driver).
+"""Evaluates registered model versions on the same held-out rows (driver).
 
 Numbers that a run logged are not trusted: the files are fetched, verified against the registry's SHA-256,
 tried on the example that they carry, and measured.

@@ -1,4 +1,4 @@
-"""A search over values of keys: the runs of a sweep chosen and stopped by Ray Tune (driver).
+"""Hyperparameter search: Ray Tune chooses the values of a sweep and stops bad trials early (driver).
 
 Every trial is an ordinary run of this product, begun in a process of Tune's; Tune draws the values, says how
 many trials run at a time and stops those that fall behind. An interrupted search resumes: Tune stores

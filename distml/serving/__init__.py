@@ -1,1 +1,1 @@
-"""Answering with a trained model."""
+"""Serving: an HTTP and gRPC endpoint on Ray Serve for the registered models."""

@@ -1,4 +1,4 @@
-"""Asking a running endpoint over HTTP, and checking it against held-out pictures (driver)."""
+"""HTTP client of a running endpoint: predictions, status, and a check against held-out pictures (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batcher of a replica: batches of waiting requests, the version that answers, and a shadow (replica).
+"""The inference core of a replica: batches requests, runs the requested version and a shadow (replica).
 
 One thread computes. While it does, requests queue; when it is free it takes all that is waiting, up to a
 limit. So an idle server answers at once and a busy one fills its batches by itself: there is no interval

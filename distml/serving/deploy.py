@@ -1,4 +1,4 @@
-"""Whether the endpoint can start, its start and stop on Ray, and waiting for the champion (driver)."""
+"""Deploys the endpoint on Ray Serve: preconditions, start, stop, waiting for the champion (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoded pictures of a request as images, with bounded work, and the files of a form (replica).
+"""Decodes picture files of a request: JPEG, PNG and others, base64, multipart forms, with limits (replica).
 
 Starlette's form parser is not used. Read in 1.10.0, it takes a form that ends before its last boundary for a
 complete one and leaves out the last file, limits no file, and writes those of more than 1 MB into a temporary

@@ -1,4 +1,4 @@
-"""Requests read within limits, strict JSON, answers sent directly, rejections as one sentence (replica).
+"""Reads request bodies and writes responses: size limits, content encodings, strict JSON (replica).
 
 Strict JSON has no key twice in one object, no NaN and a bounded depth.
 """

@@ -1,4 +1,4 @@
-"""Which ingress an endpoint has, its ports, and the variables of Ray Serve's processes (driver).
+"""Chooses the ingress (HAProxy or Ray Serve's proxy), its ports and variables (driver).
 
 Ray reads the variables when `ray.serve` is imported, in the controller, the proxies and the replicas. They
 must stand in the environment before Ray starts here, or travel with the job to a cluster that runs already.

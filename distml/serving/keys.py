@@ -1,4 +1,4 @@
-"""API keys: their file, and what our own commands send (driver, replica).
+"""API keys: reading, creating and removing them in the keys file (driver, replica).
 
 The file has a line for each key, `NAME KEY [EXPIRES]` or `NAME sha256:HEX [EXPIRES]`; a name may have two
 while one replaces the other. Only hashes stay in memory, and a key never stands in a log line, an error, a

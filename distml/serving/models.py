@@ -1,4 +1,4 @@
-"""The model set: which versions a replica keeps loaded, ordered by the watcher and kept in the storage."""
+"""The model set: which versions a replica keeps loaded, and its copy in the storage (watcher, replica)."""
 
 from __future__ import annotations
 

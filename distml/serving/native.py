@@ -1,4 +1,4 @@
-"""The endpoint's own protocol: images in, named classes out (replica)."""
+"""distml's own HTTP protocol: /predict, /model, /explain and their schemas (replica)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI description: what FastAPI cannot know of our routes and of the models (replica)."""
+"""The OpenAPI document of the endpoint: additions to what FastAPI generates (replica)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over HTTP, as KServe and Triton speak it (replica).
+"""The Open Inference Protocol (KServe V2) over HTTP (replica).
 
 Specification: kserve/open-inference-protocol, specification/protocol/inference_rest.md. Members that mean
 nothing are ignored, as the servers that share it do.

@@ -1,4 +1,4 @@
-"""Numbers of a request as images: fast where they are regular, exact where they are not (replica)."""
+"""Converts JSON numbers of a request to uint8 images, with exact error positions (replica)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray Serve deployment that answers: it loads the models that the watcher orders (replica).
+"""The Ray Serve deployment: loads models, hosts the HTTP and gRPC servers, health checks (replica).
 
 HAProxy asks every replica each second for its health and takes one that stays silent out of rotation. Asked
 at the port of the requests, the question waits behind them: a replica in overload, which answers 429 in time

@@ -1,4 +1,4 @@
-"""The log of served requests: sampled answers, written beside the serving and never in its way (replica).
+"""Logs sampled requests and predictions as Parquet files in the background (replica).
 
 `RequestLog.record` only puts references into a bounded list. A thread writes them to files; where it
 cannot keep up, or the storage rejects a file, rows are dropped and counted, and answers do not change.

@@ -1,4 +1,4 @@
-"""Class `Application`: what every request passes, and routes without FastAPI's validation (replica).
+"""`Application`, the ASGI app: middleware of every request, and fast routes beside FastAPI (replica).
 
 FastAPI reads bodies, validates and serialises by pydantic; for a body of a few hundred numbers that costs
 more than the model. These routes call their function with the request and send what it returns; their

@@ -1,4 +1,4 @@
-"""The endpoint over gRPC: Open Inference Protocol and TensorFlow Serving's PredictionService (replica).
+"""The gRPC servers: Open Inference Protocol and TensorFlow Serving's PredictionService (replica).
 
 Stock clients speak it: `tritonclient[grpc]` and the stubs of `tensorflow-serving-api`. Requests go the way of
 those over HTTP: the same tensors, limits, keys and sentences. Ray Serve calls the methods of the deployment

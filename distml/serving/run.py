@@ -1,4 +1,4 @@
-"""The endpoint from start to stop, and what the terminal shows meanwhile (driver)."""
+"""The body of `distml serve`: starts the endpoint, prints its changes, stops it; `distml status` (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask: the names an endpoint answers to, the origins of pages, and holders of keys (replica).
+"""Access control: allowed hosts, CORS origins, API keys and rate limits (replica).
 
 A page of a stranger reaches an endpoint on loopback in two ways. It posts to it: browsers send forms and
 plain text without asking first. Or its own name is made to point at 127.0.0.1 (DNS rebinding): then it is of

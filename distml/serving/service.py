@@ -1,4 +1,4 @@
-"""What the HTTP protocols see of the served models (replica): a service that classifies images.
+"""`Service`, the interface between the protocols and the models that are served (replica).
 
 A protocol turns a request into images, calls `Service.classify` and renders the answer; it does not
 depend on batching, versions on disk, Ray or the registry.

@@ -1,4 +1,4 @@
-"""Input and output tensors of the Open Inference Protocol, in JSON or as bytes (replica)."""
+"""Parses and writes tensors of the Open Inference Protocol, as JSON or binary (replica)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST interface (replica).
+"""TensorFlow Serving's REST protocol (replica).
 
 The model takes uint8 images; of its two signatures `serving_default` takes them raw and `image_bytes` takes
 encoded pictures. Paths, bodies and statuses were read in TensorFlow Serving's http_rest_api_handler.cc and

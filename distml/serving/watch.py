@@ -1,4 +1,4 @@
-"""Following the registry: which versions its aliases point at, and which of them can be trusted (watcher).
+"""The watcher: polls the registry for alias changes and verifies versions before they are served (watcher).
 
 One process asks the registry and imports MLflow; replicas get its findings as values and the files as bytes,
 so that they need neither MLflow nor the registry nor a disk in common.

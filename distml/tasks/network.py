@@ -1,4 +1,4 @@
-"""What a task adds to a network in TensorFlow: losses, the metric of a step, the head of an export (worker).
+"""TensorFlow parts of a task: losses, step metrics and the output layer of an export (worker).
 
 A loss takes targets and float32 logits [N, K] and returns the loss of each row, float32 [N].
 """

@@ -1,4 +1,4 @@
-"""Metrics of quality: names, directions, and how each is computed from the rows of a split (any process).
+"""Evaluation metrics such as accuracy, macro F1 and calibration error, with their direction (any process).
 
 Each is a function of all rows. None is averaged over workers: a worker contributes rows, or sums over rows.
 """

@@ -1,4 +1,4 @@
-"""What a task is: targets, outputs of a network, predictions and how they are judged (any process).
+"""`Task`, the interface of all tasks: encoding targets, decoding outputs, evaluation (any process).
 
 Targets are int32 [N] where a row has one class, float32 [N, K] where it has several values. Outputs are
 float32 [N, K]: what an exported model returns for images.

@@ -1,4 +1,4 @@
-"""The only MLflow: one run per training run, its registry entry, and outages of the server (driver).
+"""MLflow tracking: runs, the model registry, backups, and spooling while the server is unreachable.
 
 Everything that is to be recorded becomes a typed operation in an outbox. One thread
 sends them in order, so an outage delays the record and never the training. What could not be sent when

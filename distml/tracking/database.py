@@ -1,4 +1,4 @@
-"""The database of the tracking server: its tables upgraded, its rows dumped and loaded (Job, driver).
+"""MLflow's database: upgrades its schema, dumps and loads its tables (Job, driver).
 
 A dump is compressed JSON lines that SQLite and PostgreSQL can both be loaded from: `pg_dump` would have to be
 in every image, in the server's version, and its dumps could not be loaded into the SQLite of a laptop.

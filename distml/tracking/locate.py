@@ -1,4 +1,4 @@
-"""Find the model that a person means, fetch its files from allowed places, record who was champion (driver).
+"""Resolves a model by run, version or alias, and downloads its verified files (driver).
 
 A writer of a registry may name any URI as the source of a version. What is loaded from there
 is still checked against its SHA-256, but asking a stranger's server, or reading any file of this machine,

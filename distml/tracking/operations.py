@@ -1,4 +1,4 @@
-"""Operations on the tracking server: what a run records, as typed values that can be spooled (driver)."""
+"""MLflow calls as typed values (log metrics, register model, ...) that can be spooled (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outbox of runs: operations sent in order by one thread, spooled during an outage of it (driver).
+"""Queues MLflow operations, sends them in a thread, and spools them while the server is unreachable (driver).
 
 A spool file holds the operations of one run in order. The next command that meets the server sends it, and
 registers runs that the server does not know.

@@ -1,4 +1,4 @@
-"""The life of a run: its folder, whether it may start, go on or must be rejected (driver).
+"""The state of a training run below the storage root: whether it is new, resumed or finished (driver).
 
 `runs/<name>/<generation>/run.json` says what is being trained and how far it came. Starting the same
 name again resumes an unfinished run; `run.restart` begins the next generation.

@@ -1,4 +1,4 @@
-"""Carries out operations on the tracking server, the registration of a model among them (driver)."""
+"""Executes spooled operations by MLflow calls, model registration included (driver)."""
 
 from __future__ import annotations
 

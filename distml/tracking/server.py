@@ -1,4 +1,4 @@
-"""Reaching the tracking server: clients, outages against mistakes, bounded retries (driver)."""
+"""Connects to the MLflow server: URI, reachability, retries, deleted experiments (driver)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training: what runs on a rank, and the driver's side of it."""
+"""Distributed training of one run: driver side (launch, observers) and worker side (step, epochs)."""

@@ -1,4 +1,4 @@
-"""Augmentation of raw training images inside the graph (worker).
+"""Data augmentation of training batches by Keras layers, MixUp and CutMix (worker).
 
 Random numbers are a function of (seed, step, rank), so a resumed run draws the same numbers as an
 uninterrupted run. Keras's layers keep theirs in variables, which are set before each batch.

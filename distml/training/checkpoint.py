@@ -1,4 +1,4 @@
-"""Verified checkpoints: writing, listing and restoring them (worker, driver).
+"""Checkpoints: writing, verifying, listing and restoring them (worker, driver).
 
 Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
 under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,

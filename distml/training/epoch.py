@@ -1,4 +1,4 @@
-"""One epoch on one rank: train on images or on features that were kept, validate, checkpoint (worker)."""
+"""Runs one epoch on one rank: train, cache features of a frozen backbone, validate, checkpoint (worker)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a run on one rank: evaluate the held-out splits, export the model (worker)."""
+"""The end of training on one rank: evaluates the held-out splits and exports the model (worker)."""
 
 from __future__ import annotations
 

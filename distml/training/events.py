@@ -1,4 +1,4 @@
-"""Events that workers send to the driver during training, and the actor that queues them.
+"""Typed events that workers send to the driver, their queue, and calling the observers.
 
 Rank 0 and Ray Train's controller put events into the queue, one asynchronous call each; the driver polls
 it and calls its observers with every event in order. The driver alone talks to the tracking server and to the

@@ -1,4 +1,4 @@
-"""Launches a Ray Train job: data, trainer, TF_CONFIG, messages for its failures (driver, controller).
+"""Launches the Ray Train job: datasets, TF_CONFIG, worker failures and restarts (driver, controller).
 
 Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
 controller, and its backend switches the workers to legacy Keras.

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate of each step (worker).
+"""Builds the optimizer, and the learning-rate schedule (worker).
 
 The rate is a pure function of the step: no schedule knows the number of workers, so a run that shrinks,
 grows or resumes keeps its rate. Keras's schedules are not used. Of 3.15.1's, `PiecewiseConstantDecay` gives

@@ -1,4 +1,4 @@
-"""A network of the user's is tried before it is trained: built, exported, loaded again and asked (driver).
+"""Tries a network of the user's before training: builds, exports and reloads it (driver).
 
 Training may take hours, and an export that cannot be loaded would be noticed at its end. The trial runs in a
 process beside the driver's, while Ray starts and the data are prepared: it imports TensorFlow, lets a child

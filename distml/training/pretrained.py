@@ -1,4 +1,4 @@
-"""Initial weights of a run: resolved and copied before anything starts, opened by each rank (driver, worker).
+"""Resolves `model.weights` (ImageNet, file, registered model) and opens them on each rank (driver, worker).
 
 `weights/<SHA-256>/<file>` under the storage root holds the bytes, `weights/sources/<key>.json` says which
 file a source was. A source that can be read is copied to the storage each time, so that a changed file is

@@ -1,4 +1,4 @@
-"""The largest batch that fits into a worker's memory, measured in a process of its own (driver, a Ray task).
+"""`train.global_batch_size: auto`: measures the largest batch that fits into memory (driver, a Ray task).
 
 python -m distml.training.probe SPEC
 

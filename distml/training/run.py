@@ -1,4 +1,4 @@
-"""One training run from its configuration to its registered model (driver)."""
+"""The driver of one training run, from configuration to registered model (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss and raw outputs of rows, without learning from them (worker)."""
+"""Computes loss and outputs of rows without training: validation and test (worker)."""
 
 from __future__ import annotations
 

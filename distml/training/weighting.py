@@ -1,4 +1,4 @@
-"""How much a row of each class counts in the loss (driver, worker)."""
+"""Class weights in the loss (driver, worker)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_a_remote_root_keeps_its_options_behind_what_is_appended() -> None:
 
 @pytest.mark.parametrize("root", ["", "http://host/x", "s3://", "nosuch://a/b", "a\0b"])
 def test_unknown_schemes_are_rejected(root: str) -> None:
-    with pytest.raises(StorageError, match="not a (kind of storage|storage root)"):
+    with pytest.raises(StorageError, match=r"not a (kind of storage|storage root)"):
         Storage(root)
 
 

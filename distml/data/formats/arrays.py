@@ -1,4 +1,4 @@
-"""Arrays: IDX, NumPy's `.npz`, CSV tables of pixels, and what a function of the user's returns (driver)."""
+"""Reads arrays: IDX, NumPy `.npz`, CSV of pixels, and the result of a user's function (driver)."""
 
 from __future__ import annotations
 

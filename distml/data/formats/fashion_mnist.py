@@ -1,4 +1,4 @@
-"""The built-in Fashion-MNIST: its files from the cache, a system package, a mirror or an archive (driver).
+"""Obtains the built-in Fashion-MNIST: from the cache, a system package or mirrors (driver).
 
 The only module that knows what Fashion-MNIST is. Its files are looked for in the cache, in the installed
 system package, on HTTP mirrors and in the package archive, in this order; whatever place they come from,

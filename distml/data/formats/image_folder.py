@@ -1,4 +1,4 @@
-"""A folder of pictures, one folder per class, optionally below train/, validation/ and test/ (driver).
+"""Reads a folder of pictures with a folder per class, optionally below train/, validation/, test/ (driver).
 
 Every header is looked at before anything is decoded: sizes and colours decide the shape of the images where
 the configuration leaves it open, and what is not a picture is named at once.

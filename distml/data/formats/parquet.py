@@ -1,4 +1,4 @@
-"""Parquet as users have it: tensors, nested lists or encoded pictures beside a label (driver).
+"""Reads users' Parquet files: tensors, nested lists or encoded pictures with labels (driver).
 
 Read in passes that never hold more than the rows asked for and one small batch, whatever the size of the
 files and of their row groups. Measured with a budget of 20 MB and one row group per file: 127 MB above the

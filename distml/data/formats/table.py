@@ -1,4 +1,4 @@
-"""A table beside the pictures that says their labels: `metadata.csv` and its relatives (driver).
+"""Reads pictures whose labels stand in a table, such as `metadata.csv` (driver).
 
 The convention is Hugging Face's: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, one beside
 all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read, too.

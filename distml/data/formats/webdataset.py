@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which `KEY.jpg` stands beside `KEY.cls` or `KEY.json` (driver).
+"""Reads WebDataset tar files: `KEY.jpg` beside `KEY.cls` or `KEY.json` (driver).
 
 Labels of several columns, or of one with a name of its own, are members of the JSON (`data.label_column`).
 

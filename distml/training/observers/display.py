@@ -1,4 +1,4 @@
-"""The observer that a person reads: a live display on a terminal, plain lines elsewhere (driver, stderr)."""
+"""Observer that shows progress on the terminal (driver)."""
 
 from __future__ import annotations
 

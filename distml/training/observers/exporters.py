@@ -1,4 +1,4 @@
-"""Observers that export metrics during a run: Prometheus gauges, TensorBoard event files (driver).
+"""Observers that export metrics to Prometheus and TensorBoard (driver).
 
 Gauges go through Ray, to the endpoint that Prometheus scrapes already. Ray adds the prefix `ray_` and drops
 a driver's metrics some minutes after the driver has ended.

@@ -1,4 +1,4 @@
-"""The observer that records a run on the tracking server (driver)."""
+"""Observer that records the run in MLflow (driver)."""
 
 from __future__ import annotations
 
