@@ -118,6 +118,17 @@ BatchSize = Annotated[
 """A number of rows; 0 in the program where the configuration says auto."""
 
 
+def _pattern(pattern: str | None) -> str | None:
+    """A regular expression with a group."""
+    try:
+        groups = 1 if pattern is None else re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    if not groups:
+        raise ValueError(f"{pattern!r} has no group; put the label in parentheses")
+    return pattern
+
+
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, field docstrings are the help."""
 
@@ -172,6 +183,8 @@ class DataConfig(Section):
     """Column of the images in a table; none takes one that is called so, or the only one with images."""
     label_column: str | list[str] | None = None
     """Column of the labels in a table, or several columns; none takes one that is called so."""
+    label_pattern: Annotated[str | None, AfterValidator(_pattern)] = None
+    """Regular expression whose group is the label in a picture's path, as `_([a-z]+)[.]jpg`."""
     on_error: Literal["fail", "skip"] = "fail"
     """fail names pictures that cannot be used and ends; skip leaves them out, listed in the manifest."""
     max_error_fraction: Fraction = 0.01

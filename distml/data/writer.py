@@ -103,6 +103,12 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
         classes: Their names.
     """
     said = []
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    for names in (names for names in alike.values() if len(names) > 1):
+        shown = " and ".join(map(repr, names))
+        said.append(f"the classes {shown} differ in case or spaces only; rename them if they are one class.")
     for split, rows in counts.items():
         empty = [name for name, count in zip(classes, rows, strict=True) if not count]
         if empty:

@@ -70,7 +70,13 @@ class Classification(Task):
             known = np.asarray(names) if kinds == "U" else np.arange(len(names))
         classes = tuple(str(name) for name in (known if names is None else names))
         if len(set(classes)) != len(classes) or len(classes) < 2:
-            raise DataError(f"the classes {classes} are not at least two different ones.")
+            if len(classes) > 1:
+                twice = next(name for name in classes if classes.count(name) > 1)
+                raise DataError(f"the class {twice} stands twice among the names.", "Give each name once.")
+            raise DataError(
+                f"there is only one class, {classes[0]}." if classes else "there are no classes.",
+                "Give pictures of at least two, each class in a folder of its own or named in a table.",
+            )
         return cls(classes), {split: _number(labels, known, split) for split, labels in given.items()}
 
     @classmethod
@@ -307,8 +313,10 @@ def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
     numbers = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
     wrong = known[numbers] != labels
     if wrong.any():
+        label = str(labels[wrong][0])
+        near = next((str(name) for name in known if str(name).casefold() == label.casefold()), None)
         raise DataError(
-            f"the {split} label {labels[wrong][0]!s} is not among the classes.",
+            f"the {split} label {label} is not among the classes" + (f"; {near} is." if near else "."),
             f"Name the classes of {split} as those of the training rows are, or leave {split} out.",
         )
     return np.asarray(numbers, np.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +85,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         gone = set(alone)
         names = [name for name in names if name not in gone]
         divided = {split: paths for split, paths in divided.items() if split != "test"}
-    classes_of = {split: _classes(paths) for split, paths in divided.items()}
+    classes_of = _labelled(divided, data.label_pattern, task)
     _require_pictures_of_all_classes(folder, names)
     headers, bad = survey(folder, names, data.max_pixels)
     if bad and data.on_error == "fail":
@@ -121,6 +122,74 @@ def pictures(folder: Folder) -> list[str]:
     return files
 
 
+_NAMED = re.compile(
+    r"(?P<first>[^\W\d_](?:[^\W\d]|[ .-])*?)[\s._-]*\(?\d+\)?|\d+[\s._-]+(?P<last>[^\W\d_](?:[^\W\d]|[ .-])*)"
+)
+"""A class and a number, in either order: `cat.12`, `great_pyrenees_3`, `0012_cat`."""
+_NO_CLASSES = {
+    *("a", "b", "x", "y", "img", "image", "images", "dsc", "dscn"),
+    *("dscf", "p", "pic", "picture", "photo", "pxl", "scan", "screenshot", "frame"),
+    *("vid", "mvimg", "file", "sample", "untitled", "data", "input", "train", "test"),
+    *("val", "valid"),
+}
+"""Words before the number that cameras and programs write."""
+
+
+def _labelled(
+    divided: Mapping[str, Mapping[str, str]], pattern: str | None, task: type[Task]
+) -> dict[str, dict[str, Any]]:
+    """The label of each file by split: by a pattern where there is one, else its class folder or its name.
+
+    Raises:
+        DataError: A file has none.
+    """
+    if pattern is not None:
+        matcher = re.compile(pattern)
+        return {
+            split: {name: _matched(matcher, name, path, task) for name, path in paths.items()}
+            for split, paths in divided.items()
+        }
+    if task is Classification and not any(
+        "/" in path for paths in divided.values() for path in paths.values()
+    ):
+        if named := _by_names(divided):
+            return named
+    return {split: _classes(paths) for split, paths in divided.items()}
+
+
+def _matched(matcher: re.Pattern[str], name: str, path: str, task: type[Task]) -> Any:
+    match = matcher.search(path)
+    label = match["label" if "label" in matcher.groupindex else 1] if match else None
+    if not label:
+        raise DataError(
+            f"data.label_pattern = {matcher.pattern!r} says no label for {name}.", "Correct the pattern."
+        )
+    return source.read_label(task, {"label": unicodedata.normalize("NFC", label)}, name)
+
+
+def _by_names(divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]] | None:
+    """Labels from names such as `cat.12.jpg`; None where they may say something else, as a camera's do."""
+    labels: dict[str, dict[str, Any]] = {}
+    for split, paths in divided.items():
+        for name, path in paths.items():
+            match = _NAMED.fullmatch(path[: len(path) - len(suffix(path))])
+            label = (match["first"] or match["last"]).strip(" ._-") if match else ""
+            if not label or label.lower() in _NO_CLASSES:
+                return None
+            labels.setdefault(split, {})[name] = unicodedata.normalize("NFC", label)
+    counts = Counter(labels["train"].values())
+    if len(counts) < 2 or min(counts.values()) < 2:
+        return None
+    example = next(iter(labels["train"]))
+    _LOG.warning(
+        "there are no class folders: classes are taken from the names of files, as %s from %s; "
+        "set data.label_pattern where that is wrong",
+        labels["train"][example],
+        example,
+    )
+    return labels
+
+
 def _classes(paths: Mapping[str, str]) -> dict[str, str]:
     """The class of each file; where all folders are called like Hive's `label=cat`, what follows the sign."""
     classes = {name: _class_of(name, path) for name, path in paths.items()}
@@ -135,7 +204,8 @@ def _class_of(name: str, path: str) -> str:
     if not rest:
         raise DataError(
             f"{name} lies outside a class folder.",
-            "Lay the data out as CLASS/PICTURE, or put a metadata.csv with file_name and label beside them.",
+            "Lay the data out as CLASS/PICTURE, put a metadata.csv with file_name and label beside them, "
+            "or say by data.label_pattern where a file's name holds its label.",
         )
     return unicodedata.normalize("NFC", first)  # macOS writes names decomposed
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +124,7 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
             folder.open(name) as stream,
             pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as file,
         ):
-            has = file.schema_arrow.names
+            has = [*file.schema_arrow.names, *_partition(name)]
             missing = [] if columns is None else sorted({columns.image, *columns.labels} - set(has))
             if missing:
                 raise DataError(f"{name} has no column {' and '.join(missing)}, but {', '.join(has)}.")
@@ -135,6 +137,7 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
     """Take the columns that are configured, or called as such columns are, or the only one of their kind."""
     with _opened(folder, name) as file:
         fields = list(file.schema_arrow)
+    fields += [pa.field(key, pa.string()) for key in _partition(name) if key not in {f.name for f in fields}]
     has = [field.name for field in fields]
 
     def choose(key: str, asked: str | None, known: Sequence[str], fitting_type: list[str]) -> str:
@@ -162,6 +165,12 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
     return Columns(picture, tuple(choose("label_column", label, _LABEL_NAMES, rest) for label in asked))
 
 
+def _partition(name: str) -> dict[str, str]:
+    """The columns that a file's folders say, as Hive writes them: `label=cat/0.parquet`."""
+    parts = [part.partition("=") for part in PurePosixPath(name).parts[:-1]]
+    return {key: unquote(value) for key, sign, value in parts if key and sign}
+
+
 def _holds_images(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
@@ -186,10 +195,16 @@ def _is_text(kind: Any) -> bool:
 
 def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> npt.NDArray[Any]:
     with _opened(folder, name, columns) as file:
-        table = file.read(list(columns.labels), use_threads=False)
+        inside = file.schema_arrow.names
+        rows = file.metadata.num_rows
+        table = file.read([column for column in columns.labels if column in inside], use_threads=False)
+    for column in columns.labels:
+        if column not in inside:
+            table = table.append_column(column, pa.array([_partition(name)[column]] * rows, pa.string()))
+    table = table.select(list(columns.labels))
     column = table.column(columns.labels[0]).combine_chunks()
     if not task.scalar:
-        return label_array([task.read(row) for row in table.select(columns.labels).to_pylist()])
+        return label_array([task.read(row) for row in table.to_pylist()])
     if column.null_count:
         raise DataError(f"{name} has {column.null_count} rows without a label.", "Remove them.")
     if pa.types.is_dictionary(column.type):
@@ -229,15 +244,15 @@ def _shape(
                 column = next((batch.column(0) for batch in rows), None)
                 if column is None:
                     continue
-                some = encoded(column)
+                some = _pictures(folder, name, column)
                 if some is None:
                     height, width, depth = arrays(plain(column.slice(0, 1), file, columns), name).shape[1:]
                     return (height, width, depth), None
-                for at, cell in enumerate(some):
+                for at, picture in enumerate(some):
                     looked_at += 1
                     where = f"row {at} of row group {group} ({name})"
                     try:
-                        headers.append(image.header(cell.as_py() or b"", where, data.max_pixels))
+                        headers.append(image.header(picture(where), where, data.max_pixels))
                     except DataError as error:
                         bad.append(Fault(where, error.message, error.remedy))
     if not looked_at:
@@ -268,7 +283,11 @@ def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Ga
             for group, rows in enumerate(groups):
                 if np.searchsorted(wanted, first) < np.searchsorted(wanted, first + rows):
                     for places, numbers, column in _scan(file, group, first, wanted, order, how):
-                        _fill(images, bad, places, numbers, column, name, how)
+                        some = _pictures(folder, name, column)
+                        if some is None:
+                            images[places] = _arrays(column, name, how)
+                        else:
+                            _fill(images, bad, places, numbers, some, name, how)
                 first += rows
     return Gathered(images, bad)
 
@@ -292,25 +311,67 @@ def _fill(
     bad: dict[int, Fault],
     places: Indices,
     numbers: Indices,
-    column: Any,
+    some: Sequence[_Picture],
     name: str,
     how: _How,
 ) -> None:
-    some = encoded(column)
-    if some is None:
-        given = arrays(column, name)
-        if given.shape[1:] != how.shape:
-            raise DataError(f"{name} has images of {given.shape[1:]}, the first image is {how.shape}.")
-        images[places] = given
-        return
     if how.policy is None:
         raise DataError(f"{name} has encoded pictures, the first file has arrays.")
-    for place, number, cell in zip(places.tolist(), numbers.tolist(), some, strict=True):
+    for place, number, picture in zip(places.tolist(), numbers.tolist(), some, strict=True):
         where = f"row {number} ({name})"
         try:
-            images[place] = image.read(cell.as_py() or b"", how.policy, where, how.max_pixels)
+            images[place] = image.read(picture(where), how.policy, where, how.max_pixels)
         except DataError as error:
             bad[place] = Fault(where, error.message, error.remedy)
+
+
+def _arrays(column: Any, name: str, how: _How) -> Images:
+    given = arrays(column, name)
+    if given.shape[1:] != how.shape:
+        raise DataError(f"{name} has images of {given.shape[1:]}, the first image is {how.shape}.")
+    return given
+
+
+_Picture = Callable[[str], bytes]
+"""Gives the bytes of an encoded picture; its argument names the row in errors."""
+
+
+def _pictures(folder: Folder, name: str, column: Any) -> list[_Picture] | None:
+    """The encoded pictures of a column, None for one of arrays.
+
+    A row without bytes, as Hugging Face's writer leaves it for files that it does not embed, names a file:
+    from the table's folder or the root on, or the only one of that name.
+    """
+    some = encoded(column)
+    if some is None:
+        return None
+    paths = [None] * len(some)
+    if some.null_count and pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
+        paths = column.field("path").to_pylist()
+    return [
+        functools.partial(_named, folder, name, path) if path and not cell.is_valid else _inside(cell)
+        for cell, path in zip(some, paths, strict=True)
+    ]
+
+
+def _inside(cell: Any) -> _Picture:
+    return lambda _: cell.as_py() or b""
+
+
+def _named(folder: Folder, table: str, path: str, where: str) -> bytes:
+    path = path.replace("\\", "/")
+    beside = (PurePosixPath(table).parent / path).as_posix()
+    there = next((name for name in (beside, path) if name in folder.sizes), None)
+    if there is None:
+        last = path.rpartition("/")[2]
+        alike = [name for name in folder.sizes if name.rpartition("/")[2] == last]
+        there = alike[0] if len(alike) == 1 else None
+    if there is None:
+        raise DataError(
+            f"{where} holds no picture but names {path}, which is not there.", "Put the file there."
+        )
+    folder.ledger.reasons.pop(there, None)
+    return folder.read(there)
 
 
 def plain(column: Any, file: Any, columns: Columns) -> Any:

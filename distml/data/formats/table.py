@@ -65,13 +65,17 @@ def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
     return any(_file(folder, places, path, str(value)) for row in rows[:1] for value in row.values() if value)
 
 
-def _places(folder: Folder) -> dict[str, str | None]:
-    """Where each file name stands, with and without its ending; None where several are called so."""
-    places: dict[str, str | None] = {}
+Places = Mapping[str, Sequence[str]]
+"""Where files lie, by their names without folders, with and without the ending."""
+
+
+def _places(folder: Folder) -> Places:
+    places: dict[str, list[str]] = {}
     for name in (*folder.sizes, *folder.dangling):
         last = name.rpartition("/")[2]
-        for key in {last, last[: len(last) - len(suffix(last))]} if suffix(last) in SUFFIXES else ():
-            places[key] = None if key in places else name
+        stem = last[: len(last) - len(suffix(last))]
+        for key in {last, stem, last.strip(), stem.strip()} if suffix(last) in SUFFIXES else ():
+            places.setdefault(key, []).append(name)
     return places
 
 
@@ -106,7 +110,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
 
 def _read(
     folder: Folder,
-    places: Mapping[str, str | None],
+    places: Places,
     name: str,
     data: DataConfig,
     task: type[Task],
@@ -133,9 +137,13 @@ def _read(
         if picture is None:
             raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
         split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
-        into.setdefault("test" if split == "eval" else split, {})[picture] = source.read_label(
-            task, {column: row.get(column) for column in label_columns}, where
-        )
+        label = source.read_label(task, {column: row.get(column) for column in label_columns}, where)
+        some = into.setdefault("test" if split == "eval" else split, {})
+        if some.setdefault(picture, label) != label:
+            raise DataError(
+                f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
+                "Keep one row for each picture.",
+            )
     return label_columns
 
 
@@ -178,10 +186,11 @@ def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[st
     return classes if len(classes) > 1 and whole else []
 
 
-def _file(folder: Folder, places: Mapping[str, str | None], table: PurePosixPath, given: str) -> str | None:
+def _file(folder: Folder, places: Places, table: PurePosixPath, given: str) -> str | None:
     """Find a named file: below the table's folder or the root, or the only one of that name.
 
-    The ending may be missing, and the path may be one of another machine.
+    The ending may be missing, and the path may be one of another machine. Of several of that name the one in
+    a folder of the table's split is meant: `train.csv` and `train_images`.
     """
     given, above = given.replace("\\", "/"), str(table.parent)
     start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
@@ -189,7 +198,13 @@ def _file(folder: Folder, places: Mapping[str, str | None], table: PurePosixPath
     endings = ("", ".jpg", ".jpeg", ".png")
     candidates = (f"{place}{ending}" for place in tried for ending in endings)
     there = next((path for path in candidates if path in folder.sizes or path in folder.dangling), None)
-    return there or places.get(given.rpartition("/")[2])
+    if there:
+        return there
+    alike = places.get(given.rpartition("/")[2], ())
+    if len(alike) > 1:
+        split = split_of_file(table.name)
+        alike = [name for name in alike if split and split_of_file(name) == split]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _split(value: Any, where: str) -> str:
@@ -209,9 +224,16 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         text = data.decode("utf-8-sig")
         if name.lower().endswith(".jsonl"):
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return list(csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text)))
+        return [_stripped(row) for row in csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text))]
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
+
+
+def _stripped(row: Mapping[str | None, Any]) -> Row:
+    """A row without the spaces around its fields; raises ValueError where it has more than the header."""
+    if None in row:
+        raise ValueError(f"a row has more fields than the header, from {row[None][0]!r} on")
+    return {str(key).strip(): value.strip() if value else value for key, value in row.items()}
 
 
 def _delimiter(name: str, text: str) -> str:

@@ -724,3 +724,97 @@ def test_parquet_in_capitals_and_a_test_split_whose_labels_are_withheld(
     assert sum(manifest.rows.values()) == 24
     assert manifest.skipped == {"all labels are -1": 1}
     assert "test is left out: all its labels are -1" in caplog.text
+
+
+def flat(folder: Path, names: list[str]) -> Path:
+    folder.mkdir()
+    for k, name in enumerate(names):
+        (folder / name).write_bytes(png(COLOUR[k]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "form", ["{label}.{k}.png", "{label}_{k:03d}.PNG", "{label} ({k}).png", "{k:04d}-{label}.png"]
+)
+def test_classes_in_the_names_of_files(tmp_path: Path, storage_root: Path, form: str) -> None:
+    names = [form.format(label=("cat", "great_dane")[k % 2], k=k) for k in range(24)]
+    manifest, _ = ingest(storage_root, flat(tmp_path / "flat", names))
+    assert manifest.classes == ("cat", "great_dane")
+    assert sum(manifest.rows.values()) == 24
+
+
+@pytest.mark.parametrize(
+    "form", ["{camera}_{k:04d}.png", "{camera}_20240{k}_x{k}.png", "{k}.png", "{word}.png"]
+)
+def test_names_of_cameras_are_no_classes(tmp_path: Path, storage_root: Path, form: str) -> None:
+    names = [form.format(camera=("IMG", "DSC")[k % 2], k=k, word=chr(97 + k) * 3) for k in range(24)]
+    with pytest.raises(DataError, match=r"lies outside a class folder.*data.label_pattern"):
+        ingest(storage_root, flat(tmp_path / "flat", names))
+
+
+def test_a_pattern_extracts_labels_from_paths(tmp_path: Path, storage_root: Path) -> None:
+    folder = flat(tmp_path / "flat", [f"IMG_{k:04d}_{'ab'[k % 2]}1.png" for k in range(24)])
+    manifest, _ = ingest(storage_root, folder, label_pattern=r"_(\w1)[.]png$")
+    assert manifest.classes == ("a1", "b1")
+    with pytest.raises(DataError, match="says no label for IMG_0000_a1"):
+        ingest(storage_root, folder, label_pattern=r"_([xyz])")
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("cat", "has no group")])
+def test_an_unusable_pattern_is_rejected(pattern: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Config.load(None, **{"data.label_pattern": pattern})
+
+
+def test_parquet_below_folders_that_say_the_label(tmp_path: Path, storage_root: Path) -> None:
+    for label in range(3):
+        (tmp_path / "set" / f"label=a%20{label}").mkdir(parents=True)
+        table = pa.table({"image": [png(image) for image in COLOUR[label == LABELS]]})
+        pq.write_table(table, tmp_path / "set" / f"label=a%20{label}" / "0.parquet")
+    manifest, splits = ingest(storage_root, tmp_path / "set")
+    assert manifest.classes == ("a 0", "a 1", "a 2")
+    same_rows(COLOUR, LABELS, splits)
+
+
+def test_parquet_that_names_pictures_beside_it(tmp_path: Path, storage_root: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    cells = [{"bytes": png(image), "path": f"{k}.png"} for k, image in enumerate(COLOUR)]
+    for k in range(0, 60, 2):
+        (folder / "images" / f"{k}.png").write_bytes(png(COLOUR[k]))
+        cells[k] = {"bytes": None, "path": f"images/{k}.png" if k % 4 else f"/home/ann/{k}.png"}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind), "label": LABELS}), folder / "train.parquet")
+    manifest, splits = ingest(storage_root, folder)
+    same_rows(COLOUR, LABELS, splits)
+    assert manifest.skipped == {}
+    (folder / "images" / "4.png").unlink()
+    with pytest.raises(DataError, match=r"row 4 .* names /home/ann/4.png, which is not there"):
+        ingest(storage_root, folder)
+
+
+def test_classes_that_differ_in_case_only_give_a_warning(tmp_path: Path, storage_root: Path) -> None:
+    for label, name in enumerate(("cat", "Cat", "dog")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in np.flatnonzero(label == LABELS):
+            (tmp_path / "set" / name / f"{k}.png").write_bytes(png(COLOUR[k]))
+    manifest, _ = ingest(storage_root, tmp_path / "set")
+    assert "the classes 'Cat' and 'cat' differ in case or spaces only" in " ".join(manifest.warnings)
+
+
+def test_a_test_class_of_another_spelling_names_the_training_class(
+    tmp_path: Path, storage_root: Path
+) -> None:
+    for split, name in (("train", "Cat"), ("train", "dog"), ("test", "cat"), ("test", "dog")):
+        (tmp_path / split / name).mkdir(parents=True)
+        for k in range(12):
+            (tmp_path / split / name / f"{k}.png").write_bytes(png(COLOUR[k]))
+    with pytest.raises(DataError, match="the test label cat is not among the classes; Cat is"):
+        ingest(storage_root, tmp_path)
+
+
+def test_a_single_class_is_rejected(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "set").mkdir()
+    flat(tmp_path / "set" / "cat", [f"{k}.png" for k in range(12)])
+    with pytest.raises(DataError, match="there is only one class, cat"):
+        ingest(storage_root, tmp_path / "set")

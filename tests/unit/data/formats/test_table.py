@@ -240,3 +240,41 @@ def test_a_test_split_without_classes_is_left_out_and_counted(given: Path, stora
     manifest = ingest(storage_root, given, image_size=8)
     assert sum(manifest.rows.values()) == 54
     assert manifest.skipped == {"a test picture without a class": 6}
+
+
+def test_spaces_around_headers_and_fields_are_ignored(given: Path, storage_root: Path) -> None:
+    lines = [
+        f"{file}, {int(name == 'ant')}, {int(name != 'ant')}" for file, name in zip(FILES, NAMES, strict=True)
+    ]
+    (given / "labels.csv").write_text("\n".join(["filename, ant, other", *lines]))
+    assert ingest(storage_root, given, image_size=8).classes == ("ant", "other")
+
+
+def test_two_labels_of_one_picture_are_rejected(given: Path, storage_root: Path) -> None:
+    table = rows(file_name=[*FILES, FILES[0]], label=[*NAMES.tolist(), "ant"])
+    (given / "labels.csv").write_bytes(as_csv(table))
+    assert sum(ingest(storage_root, given, image_size=8).rows.values()) == 60
+    table[-1]["label"] = "cow"
+    (given / "labels.csv").write_bytes(as_csv(table))
+    with pytest.raises(
+        DataError, match=r"row 61 of labels.csv gives images/0.png the label cow, an earlier row ant"
+    ):
+        ingest(storage_root, given, image_size=8)
+
+
+def test_a_row_with_more_fields_than_the_header_is_rejected(given: Path, storage_root: Path) -> None:
+    (given / "labels.csv").write_text("file_name,label\nimages/0.png,ant,big\n")
+    with pytest.raises(DataError, match="more fields than the header, from 'big' on"):
+        ingest(storage_root, given)
+
+
+def test_a_table_means_the_pictures_of_its_own_split(given: Path, storage_root: Path) -> None:
+    (given / "images").rename(given / "train_images")
+    (given / "test_images").mkdir()
+    for k in range(3):
+        (given / "test_images" / f"{k}.png").write_bytes(zoo.encoded(zoo.drawn(8, 8), "PNG"))
+    table = rows(image_id=[f"{k}.png" for k in range(60)], label=LABELS.tolist())
+    (given / "train.csv").write_bytes(as_csv(table))
+    manifest = ingest(storage_root, given, image_size=8)
+    assert sum(manifest.rows.values()) == 60
+    assert manifest.skipped == {"in no table": 3}
