@@ -27,6 +27,8 @@ from distml.data import schema
 from distml.errors import ConfigError, DistmlError, ModelError
 from distml.models import backbones
 from distml.runtime import compat
+from distml.tasks.classification import Classification
+from distml.tasks.regression import Regression
 
 if TYPE_CHECKING:
     import keras
@@ -138,7 +140,12 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def build(
-    name: str, shape: tuple[int, int, int], classes: int, options: Mapping[str, Any], seed: int
+    name: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    options: Mapping[str, Any],
+    seed: int,
+    kind: str = Classification.kind,
 ) -> keras.Model:
     """Build a model from raw pixels to logits; call it inside the strategy's scope.
 
@@ -148,6 +155,7 @@ def build(
         classes: Number of classes.
         options: Keyword options for the builder.
         seed: The initial weights are a function of it alone.
+        kind: Of the task: a last softmax or sigmoid is taken off where the export adds it.
 
     Returns:
         A built model from float32 (N, H, W, C), values 0 to 255, to float32 logits (N, classes).
@@ -163,9 +171,10 @@ def build(
         network = _call(name, builder, shape, classes, options)
         raw = getattr(builder, RAW_PIXELS, None)
         if ":" in name:
-            network = _without_probabilities(name, network)
+            network = _without_probabilities(name, network, kind)
             raw = _scales_itself(name, network) if raw is None else raw
-        return _from_pixels(name, network, shape, classes, raw=bool(raw))
+        pair = kind == Classification.kind and classes == 2
+        return _from_pixels(name, network, shape, classes, raw=bool(raw), pair=pair)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -262,16 +271,19 @@ def _lines(tree: ast.AST | None, words: set[str]) -> Iterator[int]:
             yield node.lineno
 
 
-def _without_probabilities(name: str, network: Any) -> Any:
-    """Take a softmax off the end of a network: the loss and the export contain it already."""
+def _without_probabilities(name: str, network: Any, kind: str) -> Any:
+    """Take a softmax or sigmoid off the end of a network: the loss and the export contain it already."""
     import keras
 
     last = _last(network)
     activation = getattr(last, "activation", None)
-    if activation is keras.activations.sigmoid:  # which may be intended for regression
+    softmax = activation is keras.activations.softmax or isinstance(last, keras.layers.Softmax)
+    sigmoid = activation is keras.activations.sigmoid
+    if sigmoid and kind == Regression.kind:
         where = line_of(name, "sigmoid")
-        _LOG.warning("%s ends in a sigmoid%s: the export adds one where labels are predicted.", name, where)
-    if activation is not keras.activations.softmax and not isinstance(last, keras.layers.Softmax):
+        _LOG.warning("%s ends in a sigmoid%s: it reaches few of the scaled numbers.", name, where)
+        return network
+    if not (softmax or sigmoid):
         return network
     if not isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
         last.activation = keras.activations.linear
@@ -281,8 +293,10 @@ def _without_probabilities(name: str, network: Any) -> Any:
         network = keras.Model(network.inputs, last.input, name=network.name)
     else:
         return network
-    place = line_of(name, "softmax", "Softmax")
-    _LOG.warning("%s ends in a softmax%s, which is removed: the export adds it.", name, place)
+    what = "softmax" if softmax else "sigmoid"
+    place = line_of(name, what, what.capitalize())
+    adds = "it" if softmax == (kind == Classification.kind) else "what the task needs"
+    _LOG.warning("%s ends in a %s%s, which is removed: the export adds %s.", name, what, place, adds)
     return network
 
 
@@ -323,8 +337,11 @@ def _scales_itself(name: str, network: Any) -> bool:
     return True
 
 
-def _logits(name: str, network: Any, pixels: Any, classes: int) -> Any:
-    """What a network makes of an image, checked; builds a network that was not built yet."""
+def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = False) -> Any:
+    """What a network makes of an image, checked; builds a network that was not built yet.
+
+    Of a pair of classes a single output may be the logit of the second.
+    """
     several = len(getattr(network, "inputs", None) or [])
     if several > 1:
         raise ModelError(
@@ -337,7 +354,7 @@ def _logits(name: str, network: Any, pixels: Any, classes: int) -> Any:
             f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}: {_first(error)}"
         ) from error
     shape = getattr(logits, "shape", None)
-    if shape is None or tuple(shape) != (None, classes):
+    if shape is None or tuple(shape) not in ((None, classes), (None, 1 if pair else classes)):
         what = type(logits).__name__ if shape is None else tuple(shape)
         raise ModelError(
             f"{name} returns {what}, but {classes} classes need logits of shape {(None, classes)}.",
@@ -351,7 +368,7 @@ def _first(error: Exception) -> str:
 
 
 def _from_pixels(
-    name: str, network: Any, shape: tuple[int, int, int], classes: int, raw: bool
+    name: str, network: Any, shape: tuple[int, int, int], classes: int, raw: bool, pair: bool = False
 ) -> keras.Model:
     """Let a network take raw pixels and give float32, whatever it computes in.
 
@@ -361,6 +378,7 @@ def _from_pixels(
         shape: Of an image.
         classes: Their number.
         raw: It scales pixels itself; otherwise the scaling to [0, 1] is put in front.
+        pair: One output may say which of two classes it is.
     """
     import keras
 
@@ -368,9 +386,14 @@ def _from_pixels(
         raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.")
     pixels = keras.layers.Input(shape, dtype="float32", name="image")
     normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
-    logits = _logits(name, network, pixels if raw else normalise(pixels), classes)
-    if raw and isinstance(network, keras.Model) and _is_float32(network):
+    logits = _logits(name, network, pixels if raw else normalise(pixels), classes, pair)
+    single = pair and tuple(logits.shape) == (None, 1)
+    if raw and isinstance(network, keras.Model) and _is_float32(network) and not single:
         return network
+    if single:
+        _LOG.warning("%s has one output, which is taken for the logit of the second class.", name)
+        padded = keras.layers.ZeroPadding1D((1, 0), name="first_class")(keras.layers.Reshape((1, 1))(logits))
+        logits = keras.layers.Flatten(name="both_classes")(padded)
     if keras.backend.standardize_dtype(logits.dtype) != "float32":
         logits = keras.layers.Activation("linear", dtype="float32", name="float32_logits")(logits)
     return keras.Model(pixels, logits, name=network.name)

@@ -130,7 +130,12 @@ def _lenient(text: str, where: str) -> bytes:
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise RejectedError(400, f"{where} is a data: URI without ';base64,'")
-    text = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    if text[:2] in ("b'", 'b"'):
+        raise RejectedError(400, f"{where} is Python's way to print bytes; send what .decode() gives")
+    given, text = text.strip(), "".join(text.split())
+    if "\n" not in given and len(text) % 4 and len(given) % 4 == 0:
+        raise RejectedError(400, f"{where} has spaces for '+', as a form or URL decodes it; send it as JSON")
+    text = text.translate(_URL_SAFE).rstrip("=")
     try:
         return binascii.a2b_base64((text + "=" * (-len(text) % 4)).encode("ascii"), strict_mode=True)
     except (ValueError, binascii.Error) as error:

@@ -6,6 +6,7 @@ Strict JSON has no key twice in one object, no NaN and a bounded depth.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import re
 import zlib
@@ -282,7 +283,7 @@ def parse_json(text: bytes | memoryview) -> Document:
         RejectedError: Too many numbers, not JSON, not an object, nested without end, or a key twice in one
             object.
     """
-    plain = bytes(text)
+    plain = bytes(text).removeprefix(codecs.BOM_UTF8)  # .NET and PowerShell begin with it
     if plain.count(b",") > MAX_VALUES:  # parsing them holds up every other request
         limit = f"{MAX_VALUES:,} numbers"
         raise RejectedError(413, f"the body holds more than {limit}; send fewer images at a time, or files")

@@ -65,6 +65,10 @@ _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request del-header x-request-id if !own_id or !plain_id
     acl websocket req.hdr(upgrade) -i -m sub websocket
     http-request return status 400 content-type application/json string {websocket} if websocket
+    acl known_method method GET HEAD POST PUT DELETE PATCH OPTIONS TRACE
+    http-request return status 501 content-type application/json string {method} if !known_method
+    acl whole_server url -m str *
+    http-request return status 204 hdr allow "GET, HEAD, OPTIONS, POST" if {{ method OPTIONS }} whole_server
 """
 _HEADERS_AT_MOST = 1000
 """Of 101, HAProxy's own limit, browsers behind several proxies send more; its answer would be HTML."""
@@ -81,6 +85,7 @@ _SENTENCES = {
     504: "no response in time; retry",
 }
 _WEBSOCKET = "WebSocket connections are not supported; send plain HTTP requests"
+_METHOD = "this method is not supported; send GET or POST"
 _AGAIN = (502, 503, 504)
 _NOBODY = """frontend unavailable
     bind {nobody}
@@ -139,7 +144,7 @@ def corrected(
     text = _GRPC.sub(lambda backend: _tracked(backend, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
-    headers = _HEADERS.format(websocket=_body(_WEBSOCKET))
+    headers = _HEADERS.format(websocket=_body(_WEBSOCKET), method=_body(_METHOD))
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
         text = _FRONTEND_GRPC.sub(lambda frontend: f"{frontend[1]}{_tls(bundle, 'h2')}\n", text)

@@ -215,7 +215,7 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
     from distml.config import ExportConfig
     from distml.models import transform
 
-    network = registry.build(case.name, case.shape, case.classes, case.options, 0)
+    network = registry.build(case.name, case.shape, case.classes, case.options, 0, case.task["kind"])
     files, own = _files(), _own_classes(network)
     try:
         _step(network, case)
@@ -273,6 +273,12 @@ def _require_logits(case: Case, logits: Any, again: Any) -> None:
             f"{case.name} returns different outputs for the same input{place}.",
             "Random layers may be active only in training: leave out training=True.",
         )
+    if case.task["kind"] != "regression" and (logits >= 0).all() and (logits <= 1).all():
+        if place := registry.line_of(case.name, "sigmoid"):
+            logging.getLogger("distml.models").warning(
+                "%s seems to end in a sigmoid%s: the export adds what the task needs, end it in logits.",
+                *(case.name, place),
+            )
     sums_to_one = case.task["kind"] == "classification" and (logits >= 0).all()
     if sums_to_one and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
         place = registry.line_of(case.name, "softmax", "Softmax")

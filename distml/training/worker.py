@@ -109,7 +109,8 @@ def network(config: Config, manifest: shards.Manifest, precision: str = "float32
 
     keras.config.set_dtype_policy(precision)
     options, classes = config.model.builder_options, len(manifest.classes)
-    return registry.build(config.model.name, manifest.shape, classes, options, config.run.seed)
+    kind = config.task.kind
+    return registry.build(config.model.name, manifest.shape, classes, options, config.run.seed, kind)
 
 
 class Rank:

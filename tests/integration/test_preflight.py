@@ -58,6 +58,12 @@ class Net(keras.Model):
 def subclassed(shape, classes):
     return Net(classes)
 
+def several_sigmoids(shape, classes):
+    return dense(classes, keras.Input(shape), end="sigmoid")
+
+def yes_or_no(shape, classes):
+    return dense(1, keras.Input(shape), L.Rescaling(1 / 255), end="sigmoid")
+
 def gate(shape, classes):
     return Net(classes, "sigmoid")
 
@@ -161,6 +167,37 @@ def test_a_final_softmax_is_removed(function: str, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("own")
+def test_a_final_sigmoid_is_removed_except_for_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
+    name = "own_tried:several_sigmoids"
+    assert (np.asarray(built("several_sigmoids")(pixels)) < 0).any()
+    assert "which is taken off: the export adds what the task needs" in caplog.text
+    labels = registry.build(name, SHAPE, 3, {}, 0, "multilabel")
+    assert (np.asarray(labels(pixels)) < 0).any()
+    numbers = registry.build(name, SHAPE, 3, {}, 0, "regression")
+    assert (np.asarray(numbers(pixels)) >= 0).all()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+def test_one_output_is_the_logit_of_the_second_class(caplog: pytest.LogCaptureFixture) -> None:
+    keras = pytest.importorskip("keras")
+    network = registry.build("own_tried:yes_or_no", SHAPE, 2, {}, 0)
+    assert "one output, which is taken for the logit of the second class" in caplog.text
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
+    logits = np.asarray(network(pixels))
+    hidden = keras.Model(network.inputs, network.get_layer("first_class").input)
+    assert (logits[:, 0] == 0).all()
+    assert (logits[:, 1] == np.asarray(hidden(pixels))[:, 0, 0]).all()
+    with pytest.raises(ModelError, match="3 classes need logits"):
+        built("yes_or_no")
+    with pytest.raises(ModelError, match="2 classes need logits"):
+        registry.build("own_tried:yes_or_no", SHAPE, 2, {}, 0, "multilabel")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("function", "scaled"), [("tutorial", False), ("centred", True), ("subclassed", True)]
 )
@@ -174,6 +211,10 @@ def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFi
     network = built("gate")  # where a class uses its layers is not known
     assert (np.asarray(network(np.zeros((1, *SHAPE), np.float32))) == 0.5).all()
     assert not caplog.text
+    zeros = np.zeros((1, 3), np.float32)
+    preflight._require_logits(case("gate"), zeros + 0.5, zeros + 0.5)
+    place = line('return Net(classes, "sigmoid")')
+    assert f"seems to end in a sigmoid (own_tried.py line {place})" in caplog.text
 
 
 @pytest.mark.tensorflow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 import struct
 import time
 import zlib
@@ -170,6 +171,18 @@ def test_base64_is_read_in_all_common_variants(text: str) -> None:
 @pytest.mark.parametrize("text", ["@@@@", "YWJjZ", "YWJjZA==YQ==", "YW=Jj", "\N{BULLET}", "abc%3D"])
 def test_invalid_base64_is_rejected(text: str) -> None:
     with pytest.raises(RejectedError, match="x is not base64: "):
+        encoded.plain(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (STANDARD.replace("+", " "), "x has spaces for '+'"),
+        (repr(STANDARD.encode()), "x is Python's way to print bytes"),
+    ],
+)
+def test_base64_that_was_changed_on_its_way_is_named(text: str, said: str) -> None:
+    with pytest.raises(RejectedError, match=re.escape(said)):
         encoded.plain(text, "x")
 
 

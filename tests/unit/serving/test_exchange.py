@@ -216,6 +216,7 @@ def test_json_types_have_names() -> None:
 def test_more_numbers_than_can_be_parsed_in_time_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "MAX_VALUES", 3)
     assert exchange.parse_json(b'{"a": [1, 2, 3, 4]}').members == {"a": [1, 2, 3, 4]}
+    assert exchange.parse_json(b'\xef\xbb\xbf{"a": 1}').members == {"a": 1}  # a byte order mark
     with pytest.raises(RejectedError, match="more than 3 numbers; send fewer images") as caught:
         exchange.parse_json(b'{"a": [1, 2, 3, 4, 5]}')
     assert caught.value.status == 413

@@ -195,6 +195,21 @@ def test_a_renewed_certificate_is_loaded_without_losing_connections(tls: int, tm
         time.sleep(0.1)
 
 
+@pytest.mark.skipif(haproxy.program() is None, reason="there is no HAProxy here")
+def test_methods_that_no_replica_knows_are_answered_in_json(tls: int) -> None:
+    connection, _ = _connected(tls, ssl._create_unverified_context())
+    for method, url, status in (("PURGE", "/", 501), ("BREW", "/predict", 501), ("OPTIONS", "*", 204)):
+        connection.request(method, url)
+        response = connection.getresponse()
+        body = response.read()
+        assert response.status == status
+        if status == 501:
+            assert json.loads(body) == {"error": haproxy._METHOD}
+        else:
+            assert response.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    connection.close()
+
+
 def test_an_unusable_certificate_fails_the_start(tmp_path: Path) -> None:
     _certificate(tmp_path, 1)
     files = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
