@@ -327,7 +327,7 @@ def serve(config: Config) -> Iterator[Endpoint]:
     from distml.serving import deploy
 
     deploy.require(config, before_ray=True)
-    with cluster.connect(config, variables=deploy.prepare(config)):
+    with cluster.connect(config, variables=deploy.prepare(config), dashboard=False):
         endpoint = _in_thread(lambda: deploy.start(config))
         try:
             yield endpoint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import logging
@@ -285,6 +287,31 @@ def load(export: layout.Export, engine: str, threads: int = 1) -> Function:
             f"Train it with {wanted}, or set serve.engine to auto.",
         )
     return kind.function(path, export.shape, len(export.classes), threads)
+
+
+def prepare(engine: Engine, kept: Storage) -> None:
+    """Import what loading a model with an engine will need, which takes seconds.
+
+    Args:
+        engine: Its name; auto needs all to measure them, and one where that was done before.
+        kept: Where figures are kept.
+    """
+    names: Sequence[str] = (engine,)
+    if engine == "auto":
+        names = _EXACT[:1] if _measured_before(kept) else _EXACT
+    for name in names:
+        with contextlib.suppress(Exception):  # `load` says what is wrong with a package
+            if name in _KINDS and _KINDS[name].installed:
+                importlib.import_module(_IMPORTED.get(name, _KINDS[name].package))
+
+
+_IMPORTED = {"litert": "ai_edge_litert.interpreter", "litert_int8": "ai_edge_litert.interpreter"}
+
+
+def _measured_before(kept: Storage) -> list[str]:
+    with contextlib.suppress(StorageError):
+        return kept.names(FOLDER)
+    return []
 
 
 AGREEMENT = 1e-4

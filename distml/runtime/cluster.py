@@ -119,7 +119,9 @@ class Cluster:
         return f"dashboard {self.dashboard}" + " (token: ray get-auth-token)" * asks
 
 
-def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> dict[str, Any]:
+def _init_arguments(
+    config: Config, runs: int, variables: Mapping[str, str], dashboard: bool = True
+) -> dict[str, Any]:
     if address():
         travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
         return {"address": address(), **travelling}
@@ -128,19 +130,23 @@ def _init_arguments(config: Config, runs: int, variables: Mapping[str, str]) -> 
     return {
         "address": "local",
         "num_cpus": local_cpus(config.train, runs),
-        "include_dashboard": None,  # it is started, and where it cannot be, training goes on without
+        # None starts it, and where it cannot be, training goes on without.
+        "include_dashboard": None if dashboard else False,
         "dashboard_host": "127.0.0.1",
     }
 
 
 @contextlib.contextmanager
-def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+def connect(
+    config: Config, runs: int = 1, variables: Mapping[str, str] | None = None, dashboard: bool = True
+) -> Iterator[Cluster]:
     """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
 
     Args:
         config: Sizes a local Ray.
         runs: That are to train at the same time.
         variables: Environment variables for Ray's processes, such as `serving.ingress.variables`.
+        dashboard: A local Ray has its dashboard: ten processes, for which `ray.init` waits 4 s on two cores.
 
     Raises:
         ResourceError: The cluster cannot be reached or a local one cannot start.
@@ -149,7 +155,7 @@ def connect(config: Config, runs: int = 1, variables: Mapping[str, str] | None =
     processes.reach_this_machine()
     if address() is None:
         environment.LOCAL_RAY.apply()
-    arguments = _init_arguments(config, runs, variables or {})
+    arguments = _init_arguments(config, runs, variables or {}, dashboard)
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)

@@ -164,8 +164,11 @@ class Replica:
         """
         from distml.serving.application import application, key_check
 
+        # While the watcher imports MLflow; what an engine lacks is said when it is loaded.
+        prepared = asyncio.create_task(asyncio.to_thread(_prepare, self._config))
         while not self._core.ready() and not await self._watcher.vacant.remote():
             await self._follow_once()
+        await prepared
         await self._share_once()
         self._tasks = [asyncio.create_task(loop) for loop in (self._follow(), self._share())]
         if haproxy.HOST in os.environ:  # HAProxy is the ingress
@@ -265,6 +268,13 @@ def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:
     if models.champion is None or models.champion.name != name or models.digest == held.digest:
         return False
     return models.confirmed or models.asked_at > held.asked_at
+
+
+def _prepare(config: Config) -> None:
+    from distml.artifacts import predictor
+
+    if not config.serve.gpus_per_replica:
+        predictor.prepare(config.serve.engine, Storage(config.storage.root))
 
 
 def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:

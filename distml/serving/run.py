@@ -242,7 +242,10 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     deploy.require(config, before_ray=True)
     # Ray sets handlers of its own when it starts.
-    with cluster.connect(config, variables=deploy.prepare(config)), _signals() as answering:
+    with (
+        cluster.connect(config, variables=deploy.prepare(config), dashboard=False),
+        _signals() as answering,
+    ):
         endpoint = deploy.start(config)
         ended = answering()
         _show(console, endpoint, time.monotonic() - began)

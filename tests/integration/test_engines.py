@@ -173,3 +173,17 @@ def test_a_file_of_other_images_is_rejected(
     (folder / file).write_bytes(b"no model")
     with pytest.raises(ModelError, match="is not a model of images"):
         predictor.load(exported.__class__(folder, "", exported.classes, exported.shape), engine)
+
+
+def test_the_packages_of_engines_are_imported_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(predictor.importlib, "import_module", imported.append)
+    monkeypatch.setattr(predictor._Kind, "installed", True)
+    kept = Storage(str(tmp_path))
+    predictor.prepare("auto", kept)
+    assert imported == ["ai_edge_litert.interpreter", "onnxruntime", "openvino"]
+    kept.write_bytes(b"{}", predictor.FOLDER, "known.json")  # measured before: the usual winner
+    predictor.prepare("auto", kept)
+    predictor.prepare("onnx", kept)
+    predictor.prepare("tensorflow", kept)
+    assert imported[3:] == ["ai_edge_litert.interpreter", "onnxruntime"]

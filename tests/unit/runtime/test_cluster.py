@@ -118,6 +118,7 @@ def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest
     assert arguments["dashboard_host"] == "127.0.0.1"
     # True would raise where the dashboard cannot start: `raise_on_api_server_failure` of ray/_private/node.py
     assert arguments["include_dashboard"] is None
+    assert cluster._init_arguments(Config(), 1, {}, dashboard=False)["include_dashboard"] is False
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,43 @@ def test_a_champion_that_may_not_be_loaded_is_rejected_before_ray_starts(
     known = ModelSet({"champion": 1}, {1: served}, asked_at=1.0)
     monkeypatch.setattr(deploy, "Record", lambda _: SimpleNamespace(recall=lambda: known))
     assert deploy.require_champion(config) == 2  # the version that was served last goes on answering
+
+
+@pytest.fixture
+def deploying(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """`_deploy` on a Ray Serve that is there at once; the event is set when replicas are asked for."""
+    serve = pytest.importorskip("ray.serve")
+    asked = threading.Event()
+    monkeypatch.setattr(deploy, "application", lambda _: SimpleNamespace())
+    monkeypatch.setattr(deploy, "stands", lambda: True)
+    monkeypatch.setattr(serve, "run_many", lambda *_, **__: asked.set())
+    return asked
+
+
+def test_replicas_start_while_the_proxies_do(
+    monkeypatch: pytest.MonkeyPatch, deploying: threading.Event
+) -> None:
+    overlapped = []
+    monkeypatch.setattr(deploy.ingress, "listen", lambda _: overlapped.append(deploying.wait(timeout=30)))
+    deploy._deploy(Config())
+    assert overlapped == [True]
+
+
+def test_the_error_of_a_proxy_is_raised_and_not_what_follows_from_it(
+    monkeypatch: pytest.MonkeyPatch, deploying: threading.Event
+) -> None:
+    serve = pytest.importorskip("ray.serve")
+    reached = threading.Event()
+
+    def listen(_: Any) -> None:
+        assert reached.wait(timeout=30)
+        raise ResourceError("Failed to bind: it was taken just now.")
+
+    def run_many(*_: Any, **__: Any) -> None:
+        reached.set()
+        raise RuntimeError("the controller died")
+
+    monkeypatch.setattr(deploy.ingress, "listen", listen)
+    monkeypatch.setattr(serve, "run_many", run_many)
+    with pytest.raises(ResourceError, match="taken just now"):
+        deploy._deploy(Config())
