@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ RAW_PIXELS = "raw_pixels"
 
 Without it, a network whose first layer is a `Rescaling` of such values takes them, any other 0 to 1.
 """
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SCALES_BYTES = 1 / 16
 """A first `Rescaling` by less scales 0 to 255; by more, values from 0 to 1."""
 
@@ -351,7 +353,8 @@ def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = Fal
         logits = network(pixels)
     except Exception as error:  # Keras raises anything on what does not fit
         raise ModelError(
-            f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}: {_first(error)}"
+            f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}: {_first(error)}",
+            "Begin with keras.Input(shape), the shape that the builder is given: height, width, channels.",
         ) from error
     shape = getattr(logits, "shape", None)
     if shape is None or tuple(shape) not in ((None, classes), (None, 1 if pair else classes)):
@@ -364,7 +367,8 @@ def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = Fal
 
 
 def _first(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    plain = _COLOURS.sub("", str(error))
+    return (" ".join(plain.split()) or type(error).__name__)[:300]
 
 
 def _from_pixels(

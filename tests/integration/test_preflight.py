@@ -64,6 +64,9 @@ def several_sigmoids(shape, classes):
 def yes_or_no(shape, classes):
     return dense(1, keras.Input(shape), L.Rescaling(1 / 255), end="sigmoid")
 
+def fixed_size(shape, classes):
+    return dense(classes, keras.Input((32, 32, 3)))
+
 def gate(shape, classes):
     return Net(classes, "sigmoid")
 
@@ -222,6 +225,7 @@ def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("function", "said", "remedy"),
     [
+        ("fixed_size", "found shape=(None, 8, 8, 3)", "Begin with keras.Input(shape)"),
         ("pair", "takes 2 inputs, but a row is one image", "one Input"),
         ("noisy", "returns different outputs for the same input", "only in training"),
         ("probabilities", "ends in a softmax (own_tried.py line {softmax}), which", "without an activation"),
@@ -240,6 +244,7 @@ def test_a_network_that_could_not_be_served_is_named_with_its_line(
     with pytest.raises(ModelError) as caught:
         preflight._exported(case(function), tmp_path / "export")
     assert said.format(**lines) in caught.value.message
+    assert "\x1b" not in caught.value.message
     assert remedy.format(**lines) in caught.value.remedy
 
 
