@@ -342,7 +342,8 @@ def _said(name: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{name} cannot be read as an archive: {error}.", "Fetch it again.") from None
+        remedy = "Unpack it with its password." if "encrypted" in str(error) else "Fetch it again."
+        raise DataError(f"{name} cannot be read as an archive: {error}.", remedy) from None
 
 
 def _safe(member: str, name: str) -> Path:

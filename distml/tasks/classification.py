@@ -88,7 +88,7 @@ class Classification(Task):
                 f"has several labels, in {', '.join(values)}.",
                 "Name one column in data.label_column, or set task.kind to multilabel or regression.",
             )
-        if label is None or label == "":
+        if label is None or label in ("", "nan", "NaN"):  # as pandas writes what is missing
             raise DataError(f"has no {column}.", "Fill it in, or remove the row.")
         if isinstance(label, bool):
             return "true" if label else "false"

@@ -177,7 +177,7 @@ def test_a_file_of_other_images_is_rejected(
 
 def test_the_packages_of_engines_are_imported_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
-    monkeypatch.setattr(predictor.importlib, "import_module", imported.append)
+    monkeypatch.setattr("importlib.import_module", imported.append)
     monkeypatch.setattr(predictor._Kind, "installed", True)
     kept = Storage(str(tmp_path))
     predictor.prepare("auto", kept)

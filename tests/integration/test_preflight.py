@@ -190,7 +190,7 @@ def test_one_output_is_the_logit_of_the_second_class(caplog: pytest.LogCaptureFi
     assert "one output, which is taken for the logit of the second class" in caplog.text
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     logits = np.asarray(network(pixels))
-    hidden = keras.Model(network.inputs, network.get_layer("first_class").input)
+    hidden = keras.Model(network.input, network.get_layer("first_class").input)
     assert (logits[:, 0] == 0).all()
     assert (logits[:, 1] == np.asarray(hidden(pixels))[:, 0, 0]).all()
     with pytest.raises(ModelError, match="3 classes need logits"):

@@ -213,7 +213,15 @@ def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> np
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_boolean(column.type):
         return np.array(["true" if flag else "false" for flag in column.to_pylist()])
-    return _numbers(column, f"the label column of {name}")
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"the column {columns.labels[0]} of {name} holds lists.",
+            "Set task.kind to multilabel or regression, or write one label a row.",
+        )
+    numbers = _numbers(column, f"the label column of {name}")
+    if missing := int(np.isnan(numbers).sum()) if numbers.dtype.kind == "f" else 0:
+        raise DataError(f"{name} has {missing} rows without a label (not a number).", "Remove them.")
+    return numbers
 
 
 def _class_names(folder: Folder, name: str, label: str) -> list[str] | None:
@@ -345,7 +353,7 @@ def _pictures(folder: Folder, name: str, column: Any) -> list[_Picture] | None:
     some = encoded(column)
     if some is None:
         return None
-    paths = [None] * len(some)
+    paths: list[str | None] = [None] * len(some)
     if some.null_count and pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
         paths = column.field("path").to_pylist()
     return [

@@ -6,6 +6,7 @@ all pictures or one in the folder of each split. `labels.csv` and other names of
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -122,6 +123,13 @@ def _read(
     has = list(rows[0]) if rows else []
     if before is not None and split_of_file(name) == "test" and not set(before) & set(has):
         return None
+    if not rows:
+        raise DataError(f"{name} has no rows.", "Fill it in, or move it out.")
+    if first := next((text for text in has if _file(folder, places, PurePosixPath(name), text)), None):
+        raise DataError(
+            f"{name} begins with {first} and not with the names of its columns.",
+            "Begin it with a line such as file_name,label.",
+        )
     file_column = _column(name, has, _FILES, data.image_column, "image_column")
     if (classes := _one_hot(rows, file_column, data)) and task.scalar:
         rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
@@ -162,13 +170,18 @@ def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | No
     if asked:
         called = [column for column in has if column == asked]
     else:
-        called = [column for column in has if column.lower() in known]
-    called.sort(key=lambda column: known.index(column.lower()) if column.lower() in known else 0)
-    if not called or (len(called) > 1 and called[0].lower() != known[0]):
+        called = [column for column in has if _plain(column) in known]
+    called.sort(key=lambda column: known.index(_plain(column)) if _plain(column) in known else 0)
+    if not called or (len(called) > 1 and _plain(called[0]) != known[0]):
         what = "has several columns" if called else "has no column"
         shown = ", ".join(called or has) or "nothing"
         raise DataError(f"{name} {what} that may be the {known[0]}: {shown}.", f"Set data.{key}.")
     return called[0]
+
+
+def _plain(column: str) -> str:
+    """A column's name as `_FILES` and `_LABELS` write it: `File Name` is file_name."""
+    return column.lower().replace(" ", "_").replace("-", "_")
 
 
 def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[str]:
@@ -221,10 +234,14 @@ def _rows(folder: Folder, name: str) -> list[Row]:
             with pq.ParquetFile(pa.BufferReader(data)) as file:
                 rows: list[Row] = file.read(use_threads=False).to_pylist()
                 return rows
-        text = data.decode("utf-8-sig")
+        text = data.decode(
+            "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        )
         if name.lower().endswith(".jsonl"):
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return [_stripped(row) for row in csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text))]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 at byte {error.start}.", "Save it as UTF-8.") from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
 

@@ -398,9 +398,9 @@ def test_a_module_that_cannot_be_imported(storage_root: Path) -> None:
 def test_a_path_with_nothing_known(tmp_path: Path, storage_root: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         ingest(storage_root, tmp_path / "absent")
-    (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz or CSV of pixels, but \.csv"):
-        ingest(storage_root, tmp_path / "data.csv")
+    (tmp_path / "data.mat").write_text("1,2")
+    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz or CSV of pixels, but \.mat"):
+        ingest(storage_root, tmp_path / "data.mat")
 
 
 def test_a_format_that_needs_a_path(storage_root: Path) -> None:
@@ -779,7 +779,9 @@ def test_parquet_below_folders_that_say_the_label(tmp_path: Path, storage_root: 
 def test_parquet_that_names_pictures_beside_it(tmp_path: Path, storage_root: Path) -> None:
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
-    cells = [{"bytes": png(image), "path": f"{k}.png"} for k, image in enumerate(COLOUR)]
+    cells: list[dict[str, Any]] = [
+        {"bytes": png(image), "path": f"{k}.png"} for k, image in enumerate(COLOUR)
+    ]
     for k in range(0, 60, 2):
         (folder / "images" / f"{k}.png").write_bytes(png(COLOUR[k]))
         cells[k] = {"bytes": None, "path": f"images/{k}.png" if k % 4 else f"/home/ann/{k}.png"}
@@ -818,3 +820,33 @@ def test_a_single_class_is_rejected(tmp_path: Path, storage_root: Path) -> None:
     flat(tmp_path / "set" / "cat", [f"{k}.png" for k in range(12)])
     with pytest.raises(DataError, match="there is only one class, cat"):
         ingest(storage_root, tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([0.0, float("nan"), 1.0], "1 rows without a label"), ([[0], [1], [0]], "holds lists")],
+)
+def test_labels_that_are_missing_or_several_are_named(
+    tmp_path: Path, storage_root: Path, labels: list[Any], said: str
+) -> None:
+    pq.write_table(
+        pa.table({"image": [png(image) for image in COLOUR[:3]], "label": labels}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "remedy"),
+    [
+        ("set.7z", "nothing but archives", "Unpack them"),
+        ("labels.csv", "a table without pictures", "Give the folder"),
+    ],
+)
+def test_what_is_given_instead_of_a_folder_is_named(
+    tmp_path: Path, storage_root: Path, name: str, said: str, remedy: str
+) -> None:
+    (tmp_path / name).write_text("file_name,label")
+    with pytest.raises(DataError, match=said) as caught:
+        ingest(storage_root, tmp_path / name)
+    assert remedy in caught.value.remedy

@@ -17,7 +17,7 @@ from distml import api
 from distml.config import Config
 from distml.errors import ModelError, ResourceError, ServingError
 from distml.runtime import cluster
-from distml.serving import deploy, run
+from distml.serving import deploy, ingress, run
 from distml.serving.models import ModelSet
 from distml.tracking import registry
 from distml.tracking.registry import ModelVersion
@@ -194,7 +194,7 @@ def test_replicas_start_while_the_proxies_do(
     monkeypatch: pytest.MonkeyPatch, deploying: threading.Event
 ) -> None:
     overlapped = []
-    monkeypatch.setattr(deploy.ingress, "listen", lambda _: overlapped.append(deploying.wait(timeout=30)))
+    monkeypatch.setattr(ingress, "listen", lambda _: overlapped.append(deploying.wait(timeout=30)))
     deploy._deploy(Config())
     assert overlapped == [True]
 
@@ -213,7 +213,7 @@ def test_the_error_of_a_proxy_is_raised_and_not_what_follows_from_it(
         reached.set()
         raise RuntimeError("the controller died")
 
-    monkeypatch.setattr(deploy.ingress, "listen", listen)
+    monkeypatch.setattr(ingress, "listen", listen)
     monkeypatch.setattr(serve, "run_many", run_many)
     with pytest.raises(ResourceError, match="taken just now"):
         deploy._deploy(Config())

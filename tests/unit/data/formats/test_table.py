@@ -278,3 +278,27 @@ def test_a_table_means_the_pictures_of_its_own_split(given: Path, storage_root: 
     manifest = ingest(storage_root, given, image_size=8)
     assert sum(manifest.rows.values()) == 60
     assert manifest.skipped == {"in no table": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "labels.csv has no rows"),
+        (b"file_name,label\n", "labels.csv has no rows"),
+        (b"images/0.png,ant\nimages/1.png,bee\n", "begins with images/0.png and not with the names"),
+        ("file_name,label\nimages/0.png,caf\u00e9\n".encode("latin-1"), "not UTF-8 at byte 32"),
+        (b"file_name,label\nimages/0.png,NaN\n", "row 1 of labels.csv has no label"),
+    ],
+)
+def test_tables_that_programs_write_wrongly_are_named(
+    given: Path, storage_root: Path, content: bytes, said: str
+) -> None:
+    (given / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, given)
+
+
+def test_a_table_of_a_spreadsheet_is_read(given: Path, storage_root: Path) -> None:
+    table = rows(**{"File Name": FILES, "Class": NAMES.tolist()})
+    (given / "labels.csv").write_bytes(as_csv(table, "\t").decode("utf-8-sig").encode("utf-16"))
+    assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
