@@ -27,6 +27,18 @@ _SPLIT_WORDS = {
 """Words that name a split in public sets; `eval` is the test split unless there is another one."""
 _SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "submission")
 """Words that name a part of a set that is no split and no class."""
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
+_BESIDES = {
+    "annotations",
+    "annotation",
+    "masks",
+    "mask",
+    "labels",
+    "trimaps",
+    "segmentations",
+    "segmentationclass",
+}
+"""Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
 Files = TypeVar("Files", list[str], dict[str, str])
 _REMEDY = "Call the splits train, validation and test, and move out what belongs to none."
 
@@ -102,8 +114,11 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
         suspicious = [top for top in others if set(_words(top)) & set(_SMELLS)]
+        lower = {top.lower() for top in tops}
+        if lower & _PICTURES and lower & _BESIDES:
+            suspicious += [top for top in others if top.lower() in _BESIDES]
         if suspicious:
-            raise DataError(f"{suspicious[0]} looks like a split, not a class.", _REMEDY)
+            raise DataError(f"{suspicious[0]} looks like a part of the data, not a class.", _REMEDY)
         return _within_classes(paths) or {"train": paths}
     loose = [path for path in paths.values() if "/" not in path]
     if others or loose:
@@ -144,9 +159,10 @@ def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:
     """Drop a first folder that all files share and that still has folders; of splits only the one meant."""
     while True:
         tops = {path.partition("/")[0] for path in paths.values()}
-        if len(tops) != 1 or not all(path.count("/") > 1 for path in paths.values()):
+        word = split_word(next(iter(tops))) if len(tops) == 1 else None
+        least = 0 if split and word == (split, "") else 1  # `train/train/cat.0.jpg` has no class folder
+        if len(tops) != 1 or not all(path.count("/") > least for path in paths.values()):
             return paths
-        word = split_word(next(iter(tops)))
         if word and word[0] != split:
             return paths
         paths = {name: path.partition("/")[2] for name, path in paths.items()}

@@ -86,6 +86,11 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         names = [name for name in names if name not in gone]
         divided = {split: paths for split, paths in divided.items() if split != "test"}
     classes_of = _labelled(divided, data.label_pattern, task)
+    for split in divided.keys() - classes_of.keys():
+        for name in divided[split]:
+            folder.ledger.skip(name, "a test picture without a class")
+        gone = set(divided[split])
+        names = [name for name in names if name not in gone]
     _require_pictures_of_all_classes(folder, names)
     headers, bad = survey(folder, names, data.max_pixels)
     if bad and data.on_error == "fail":
@@ -149,11 +154,9 @@ def _labelled(
             split: {name: _matched(matcher, name, path, task) for name, path in paths.items()}
             for split, paths in divided.items()
         }
-    if task is Classification and not any(
-        "/" in path for paths in divided.values() for path in paths.values()
-    ):
-        if named := _by_names(divided):
-            return named
+    folders = {path.rpartition("/")[0] for paths in divided.values() for path in paths.values()}
+    if task is Classification and len(folders) == 1 and (named := _by_names(divided)):
+        return named
     return {split: _classes(paths) for split, paths in divided.items()}
 
 
@@ -168,15 +171,17 @@ def _matched(matcher: re.Pattern[str], name: str, path: str, task: type[Task]) -
 
 
 def _by_names(divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]] | None:
-    """Labels from names such as `cat.12.jpg`; None where they may say something else, as a camera's do."""
+    """Labels from names such as `cat.12.jpg`; None where they may say something else, as a camera's do.
+
+    A split of which no name says a class is left out: a contest's test.
+    """
     labels: dict[str, dict[str, Any]] = {}
     for split, paths in divided.items():
-        for name, path in paths.items():
-            match = _NAMED.fullmatch(path[: len(path) - len(suffix(path))])
-            label = (match["first"] or match["last"]).strip(" ._-") if match else ""
-            if not label or label.lower() in _NO_CLASSES:
-                return None
-            labels.setdefault(split, {})[name] = unicodedata.normalize("NFC", label)
+        some = {name: _name_class(path) for name, path in paths.items()}
+        if all(some.values()):
+            labels[split] = some
+        elif split == "train" or any(some.values()):
+            return None
     counts = Counter(labels["train"].values())
     if len(counts) < 2 or min(counts.values()) < 2:
         return None
@@ -188,6 +193,13 @@ def _by_names(divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, A
         example,
     )
     return labels
+
+
+def _name_class(path: str) -> str:
+    last = path.rpartition("/")[2]
+    match = _NAMED.fullmatch(last[: len(last) - len(suffix(last))])
+    label = (match["first"] or match["last"]).strip(" ._-") if match else ""
+    return "" if label.lower() in _NO_CLASSES else unicodedata.normalize("NFC", label)
 
 
 def _classes(paths: Mapping[str, str]) -> dict[str, str]:

@@ -850,3 +850,27 @@ def test_what_is_given_instead_of_a_folder_is_named(
     with pytest.raises(DataError, match=said) as caught:
         ingest(storage_root, tmp_path / name)
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("where", ["train", "train/train", "images"])
+def test_classes_in_names_below_folders_beside_a_test_without_classes(
+    tmp_path: Path, storage_root: Path, where: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / where).parent.mkdir(parents=True, exist_ok=True)
+    flat(tmp_path / "set" / where, [f"{('cat', 'dog')[k % 2]}.{k}.png" for k in range(24)])
+    if where != "images":
+        flat(tmp_path / "set" / "test1", [f"{k}.png" for k in range(5)])
+    manifest, _ = ingest(storage_root, tmp_path / "set")
+    assert manifest.classes == ("cat", "dog")
+    assert sum(manifest.rows.values()) == 24
+    assert manifest.skipped == ({} if where == "images" else {"a test picture without a class": 5})
+
+
+def test_masks_beside_pictures_are_no_class(tmp_path: Path, storage_root: Path) -> None:
+    for name in ("images", "annotations"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(12):
+            (tmp_path / "set" / name / f"pug_{k}.png").write_bytes(png(COLOUR[k]))
+    with pytest.raises(DataError, match="annotations looks like a part of the data, not a class"):
+        ingest(storage_root, tmp_path / "set")
