@@ -157,7 +157,7 @@ def build(
         classes: Number of classes.
         options: Keyword options for the builder.
         seed: The initial weights are a function of it alone.
-        kind: Of the task: a last softmax or sigmoid is taken off where the export adds it.
+        kind: Of the task: a last softmax or sigmoid is removed where the export adds it.
 
     Returns:
         A built model from float32 (N, H, W, C), values 0 to 255, to float32 logits (N, classes).
@@ -395,7 +395,7 @@ def _from_pixels(
     if raw and isinstance(network, keras.Model) and _is_float32(network) and not single:
         return network
     if single:
-        _LOG.warning("%s has one output, which is taken for the logit of the second class.", name)
+        _LOG.warning("%s has one output, used as the logit of the second class.", name)
         padded = keras.layers.ZeroPadding1D((1, 0), name="first_class")(keras.layers.Reshape((1, 1))(logits))
         logits = keras.layers.Flatten(name="both_classes")(padded)
     if keras.backend.standardize_dtype(logits.dtype) != "float32":

@@ -175,7 +175,7 @@ def test_a_final_sigmoid_is_removed_except_for_numbers(caplog: pytest.LogCapture
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     name = "own_tried:several_sigmoids"
     assert (np.asarray(built("several_sigmoids")(pixels)) < 0).any()
-    assert "which is taken off: the export adds what the task needs" in caplog.text
+    assert "which is removed: the export adds what the task needs" in caplog.text
     labels = registry.build(name, SHAPE, 3, {}, 0, "multilabel")
     assert (np.asarray(labels(pixels)) < 0).any()
     numbers = registry.build(name, SHAPE, 3, {}, 0, "regression")
@@ -187,7 +187,7 @@ def test_a_final_sigmoid_is_removed_except_for_numbers(caplog: pytest.LogCapture
 def test_one_output_is_the_logit_of_the_second_class(caplog: pytest.LogCaptureFixture) -> None:
     keras = pytest.importorskip("keras")
     network = registry.build("own_tried:yes_or_no", SHAPE, 2, {}, 0)
-    assert "one output, which is taken for the logit of the second class" in caplog.text
+    assert "one output, used as the logit of the second class" in caplog.text
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     logits = np.asarray(network(pixels))
     hidden = keras.Model(network.input, network.get_layer("first_class").input)

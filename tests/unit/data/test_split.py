@@ -99,7 +99,7 @@ def test_a_class_may_be_called_like_a_split(folders: list[str]) -> None:
     [
         (["train/cat", "test/cat", "more/cat"], "more/cat/0.png lies beside test, train and in none"),
         (["cat", "dog", "test"], "cat/0.png lies beside test"),
-        (["cat", "dog", "unlabeled"], "unlabeled looks like a split, not a class"),
+        (["cat", "dog", "unlabeled"], "unlabeled looks like a part of the data, not a class"),
         (["test/cat", "val/cat"], "there is test, validation, but no train"),
     ],
 )
