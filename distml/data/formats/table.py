@@ -123,13 +123,7 @@ def _read(
     has = list(rows[0]) if rows else []
     if before is not None and split_of_file(name) == "test" and not set(before) & set(has):
         return None
-    if not rows:
-        raise DataError(f"{name} has no rows.", "Fill it in, or move it out.")
-    if first := next((text for text in has if _file(folder, places, PurePosixPath(name), text)), None):
-        raise DataError(
-            f"{name} begins with {first} and not with the names of its columns.",
-            "Begin it with a line such as file_name,label.",
-        )
+    _require_header(folder, places, name, has)
     file_column = _column(name, has, _FILES, data.image_column, "image_column")
     if (classes := _one_hot(rows, file_column, data)) and task.scalar:
         rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
@@ -153,6 +147,16 @@ def _read(
                 "Keep one row for each picture.",
             )
     return label_columns
+
+
+def _require_header(folder: Folder, places: Places, name: str, has: Sequence[str]) -> None:
+    if not has:
+        raise DataError(f"{name} has no rows.", "Fill it in, or move it out.")
+    if first := next((text for text in has if _file(folder, places, PurePosixPath(name), text)), None):
+        raise DataError(
+            f"{name} begins with {first} and not with the names of its columns.",
+            "Begin it with a line such as file_name,label.",
+        )
 
 
 def _label_columns(name: str, has: Sequence[str], data: DataConfig) -> list[str]:
