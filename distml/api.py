@@ -285,7 +285,7 @@ def predict(
     from distml.serving import client
 
     if url and (run or version):
-        raise ConfigError("url asks what is served there.", "Leave out run and version.")
+        raise ConfigError("url uses the model of that endpoint.", "Leave out run and version.")
     if url:
         result = files.classify(images, top, *client.asking(url))
     else:

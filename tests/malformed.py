@@ -100,7 +100,7 @@ BODIES = [
     Case("an array", PREDICT, b"[1]", "the body is an array, not a JSON object"),
     Case("deep nesting", PREDICT, b"[" * 100_000, "it is nested too deeply"),
     Case("deep objects", PREDICT, b'{"a":' * 100_000, "it is nested too deeply"),
-    Case("duplicate key", PREDICT, b'{"instances": [1], ' + single(IMAGE)[1:], "'instances' stands twice"),
+    Case("duplicate key", PREDICT, b'{"instances": [1], ' + single(IMAGE)[1:], "'instances' appears twice"),
     Case("unknown key", PREDICT, b'{"instance": []}', "the key 'instance' is not known"),
     Case("missing key", PREDICT, b"{}", "the key 'instances' is missing"),
     Case("NaN", PREDICT, with_pixel("NaN"), "the body is not JSON: "),

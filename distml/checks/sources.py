@@ -139,10 +139,10 @@ def builtin(config: Config, storage: Storage) -> Check:
     if answering:
         return ok(_NAME, f"not prepared yet; {answering[0]} answers")
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        detail = f"not prepared yet; no mirror answers, so apt-get will be asked for {fashion_mnist.PACKAGE}"
+        detail = f"not prepared yet; no mirror responds, so apt-get will fetch {fashion_mnist.PACKAGE}"
         return warning(_NAME, detail, "Run `python -m distml.ingest` to see whether it works.")
     remedy = f"Install the package {fashion_mnist.PACKAGE}, set data.mirrors, or give data.path a folder."
-    return problem(_NAME, "not prepared, not in a cache, and no mirror answers", remedy)
+    return problem(_NAME, "not prepared, not in a cache, and no mirror responds", remedy)
 
 
 def reachable(urls: Sequence[str]) -> list[str]:

@@ -198,7 +198,7 @@ def require_images_or_data(given: argparse.Namespace) -> None:
     if given.embeddings and not given.data:
         raise ConfigError("--embeddings goes with --data.", "Give --data and --output, too.")
     if given.url and (given.data or given.run or given.version):
-        raise ConfigError("--url asks what is served there.", "Leave out --run, --version and --data.")
+        raise ConfigError("--url uses the model of that endpoint.", "Leave out --run, --version and --data.")
 
 
 def serve(parser: Parser) -> None:

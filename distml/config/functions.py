@@ -153,7 +153,7 @@ def check_train(train: TrainConfig) -> None:
         if value := getattr(train, key):
             raise ConfigError(
                 f"train.{key} = {value} is not given to {train.optimizer}.",
-                "Let your function take it as an option in train.optimizer_options.",
+                "Make it a parameter of your function and set it in train.optimizer_options.",
             )
 
 

@@ -237,7 +237,7 @@ def downloaded(url: str, storage: Storage) -> str:
                 _retrying(url, lambda: _size(part))(_resume, url, part)
                 part.rename(target)
     except _BrokenError as error:
-        raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or try again.") from None
+        raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or retry.") from None
     except OSError as error:
         raise DataError(f"{url} cannot be saved: {error.strerror or error}.", "Free space there.") from None
     return str(target)

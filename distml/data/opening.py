@@ -98,7 +98,7 @@ def format_of(folder: Folder) -> str:
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(
         f"{folder.root} holds no pictures, Parquet, IDX, npz or CSV of pixels, but {shown}.",
-        "Give pictures or one of these; anything else by a function of yours: data.format: module:function.",
+        "Give pictures or one of these; anything else by a function: data.format: module:function.",
     )
 
 

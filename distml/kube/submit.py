@@ -190,9 +190,9 @@ class _Workflow:
         try:
             why = ending(server.read(f"{WORKFLOWS}/{name}"), self.reference["uid"], time.time())
         except ClusterError as error:
-            logger.warning("%s So it is not known whether the workflow %s goes on.", error, name)
+            logger.warning("%s The state of the workflow %s is unknown.", error, name)
             return False
-        logger.warning("the workflow %s %s", name, why or "goes on: another pod takes the place of this one")
+        logger.warning("the workflow %s %s", name, why or "continues: another pod replaces this one")
         return not why
 
 
@@ -200,13 +200,13 @@ def _failure(ended: Ended, name: str, attempts: int) -> JobError:
     """The error for a job that did not succeed: a sentence and the exit code of this process."""
     cause = ended.summary.get("error") or ended.status
     sentences = {
-        "left": "goes on; this pod was told to end, and the next pod of the workflow finds it again",
+        "left": "continues; this pod received SIGTERM, and the next pod of the workflow re-attaches to it",
         "cancelled": "was cancelled; its Ray job is stopped",
         "deadline": "exceeded its deadline; its Ray job is stopped",
         "stopped": "was stopped",
     }
     resumable = ended.outcome not in sentences and ended.exit_code != _INVALID
-    remedy = "Its log is above; the same run goes on from its checkpoints." if resumable else ""
+    remedy = "Its log is above; the same run resumes from its checkpoints." if resumable else ""
     sentence = sentences.get(ended.outcome, f"failed (attempt {attempts}): {str(cause).rstrip('.')}")
     error = JobError(f"the Ray job {name} {sentence}.", remedy)
     code = ended.exit_code or 1
@@ -257,7 +257,7 @@ def _follow(submission: Submission, server: Server, told_to_end: threading.Event
         cause = _failure(ended, name, attempts).message.rstrip(".")
         logger.warning("%s; retrying in %g s", cause, pause_s)
         if told_to_end.wait(pause_s):
-            raise _evicted(f"this pod was told to end before the next try: {cause}.")
+            raise _evicted(f"this pod received SIGTERM before the next attempt: {cause}.")
     return ended, name
 
 

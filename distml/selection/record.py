@@ -121,7 +121,7 @@ def begin(
     if sweep.recipe != recipe:
         changed = binding.changes(sweep.recipe, recipe)
         raise ConfigError(
-            f"sweep {name} cannot go on as another one: {'; '.join(changed[:4])}.",
+            f"sweep {name} cannot resume with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
         )
     sweep.runs, sweep.status = runs or sweep.runs, "running"

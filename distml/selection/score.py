@@ -137,7 +137,7 @@ class Evaluator:
             )
         if (predictor.classes, predictor.shape) != (manifest.classes, manifest.shape):
             raise OtherDataError(
-                f"version {version.version} tells {_kinds(predictor.classes, predictor.shape)} apart, "
+                f"version {version.version} has {_kinds(predictor.classes, predictor.shape)}, "
                 f"but {manifest.name} has {_kinds(manifest.classes, manifest.shape)}.",
                 "Give models for other data another tracking.registered_model.",
             )

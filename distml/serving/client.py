@@ -196,7 +196,7 @@ def _answer(method: str, url: str, own: bool, **body: Any) -> dict[str, Any]:
             f"{url} needs an API key, or another one: {str(answer)[:200]}.", f"Put it into {keys.VARIABLE}."
         )
     if response.status_code != 200 or not isinstance(answer, dict):
-        raise ServingError(f"{url} answers {response.status_code}: {str(answer)[:200]}.")
+        raise ServingError(f"{url} responds {response.status_code}: {str(answer)[:200]}.")
     return answer
 
 
@@ -266,9 +266,9 @@ def _check_files(url: str, expected: tuple[str, int], task: Task, images: Images
     files = [("files", (f"{at}.png", _png(image))) for at, image in enumerate(images)]
     seen = _ask(f"{url}/predict/image", expected, task, files=files)
     if not task.agree(seen, answers[: len(seen)]).all():
-        says = [task.decide(some).tolist() for some in (seen, answers[: len(seen)])]
+        decided = [task.decide(some).tolist() for some in (seen, answers[: len(seen)])]
         raise ServingError(
-            f"{url} says {says[0]} about pictures as files and {says[1]} about the same as numbers."
+            f"{url} predicts {decided[0]} for pictures sent as files and {decided[1]} for their numbers."
         )
 
 
@@ -283,7 +283,7 @@ def _ask(url: str, expected: tuple[str, int], task: Task, **body: Any) -> Output
         time.sleep(0.5)
     if actual != expected:
         raise ServingError(
-            f"{url} answers with {actual[0]} version {actual[1]}, not {expected[0]} version {expected[1]}."
+            f"{url} serves {actual[0]} version {actual[1]}, not {expected[0]} version {expected[1]}."
         )
     return np.array([prediction[task.output] for prediction in answer["predictions"]], np.float32)
 

@@ -322,7 +322,7 @@ def _require_unique(text: bytes) -> None:
         seen = set()
         for key, _ in pairs:
             if key in seen:
-                raise RejectedError(400, f"the key {key[:80]!r} stands twice in one object")
+                raise RejectedError(400, f"the key {key[:80]!r} appears twice in one object")
             seen.add(key)
 
     try:

@@ -146,7 +146,7 @@ def new(path: str | os.PathLike[str], name: str, expires: str | None = None) -> 
     words = [name, _HASH + digest(key.encode()).hex(), *([expires] if expires else [])]
     line = " ".join(words)
     if _parsed(line, 1, "the new key") is None or len(line.split()) != len(words):
-        raise ConfigError(f"{name!r} is no name of a key.", "Take letters, digits and . _ @ -.")
+        raise ConfigError(f"{name!r} is not a valid name of a key.", "Take letters, digits and . _ @ -.")
     if os.path.exists(path):
         read(path)
     try:

@@ -124,7 +124,7 @@ class Record:
             models = from_json(values["models"])
             return models if values["registry"] == self._registry and models.champion else None
         except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is passed over: %r", self._storage.uri(*self._folder, name), error)
+            logger.warning("ignoring %s: %r", self._storage.uri(*self._folder, name), error)
             return None
 
     def keep(self, models: ModelSet, folders: dict[ModelVersion, Path]) -> None:

@@ -469,7 +469,7 @@ def _given(request: Message) -> Given:
     values: Any = getattr(tensor.contents, field)
     if len(raw) > 1 or (len(raw) == 1) == bool(len(values)):
         raise RejectedError(
-            400, f"the values of {tensor.name[:80]!r} must stand either in raw_input_contents or in {field}"
+            400, f"the values of {tensor.name[:80]!r} must be either in raw_input_contents or in {field}"
         )
     data = raw[0] if raw else tensors.joined(list(values)) if tensor.datatype == "BYTES" else None
     if data is None:

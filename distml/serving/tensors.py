@@ -207,7 +207,7 @@ def wanted(document: Document, task: Task) -> list[Wanted]:
         ):
             known = ", ".join(task.tensors)
             raise RejectedError(
-                400, f"outputs[{index}] names {str(called)[:80]!r}; each of {known} may stand once"
+                400, f"outputs[{index}] names {str(called)[:80]!r}; each of {known} may appear once"
             )
         own = _parameters(member, f"outputs[{index}]")
         ranked = own.get("classification", 0)

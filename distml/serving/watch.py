@@ -211,7 +211,7 @@ class Watch:
                 locate.note_champion(self._config, models.champion)
         except StorageError as error:
             if self._kept is not None:
-                logger.warning("what is served cannot be written down: %s", error)
+                logger.warning("the model set cannot be saved: %s", error)
             self._kept = None
             return
         self._kept = models.digest

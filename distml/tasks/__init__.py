@@ -50,7 +50,7 @@ def check(config: Config) -> None:
     wanted = config.train.loss
     if wanted != "auto" and ":" not in wanted and wanted not in task.losses_allowed:
         raise ConfigError(
-            f"train.loss = {wanted} is no loss of {task.kind}.",
+            f"train.loss = {wanted} is not a loss of {task.kind}.",
             f"Choose {', '.join(task.losses_allowed)} or module:function.",
         )
     task.metric(config.promote.metric)

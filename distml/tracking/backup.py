@@ -218,7 +218,7 @@ def _checked(chunks: Iterator[bytes], sha256: str, what: str) -> Iterator[bytes]
         yield chunk
     if digest.hexdigest() != sha256:
         actual = digest.hexdigest()
-        raise StorageError(f"{what} has the SHA-256 {actual}, expected {sha256}.", "Try again.")
+        raise StorageError(f"{what} has the SHA-256 {actual}, expected {sha256}.", "Retry.")
 
 
 def _copy_places(storage: Storage, copier: _Copier, places: list[str]) -> list[str]:

@@ -218,8 +218,8 @@ def require_own(config: Config, location: str, what: str) -> None:
     if _proxied(location, uri(config)) or any(_below(location, root) for root in roots):
         return
     raise TrackingError(
-        f"{what} says that its files are at {location[:200]!r}, which is neither below {roots[0]} "
-        "nor kept by the tracking server.",
+        f"{what} has its files at {location[:200]!r}, which is neither below {roots[0]} "
+        "nor among the artifacts of the tracking server.",
         "If you put them there, add the place to tracking.artifact_roots; else delete the version.",
     )
 

@@ -40,7 +40,7 @@ class Operation:
         try:
             return kinds[line["do"]](**values)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{line.get('do')!r} is no operation of this version: {error}") from None
+            raise ValueError(f"{line.get('do')!r} is not an operation of this version: {error}") from None
 
 
 @dataclass(frozen=True)

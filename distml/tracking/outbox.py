@@ -185,7 +185,7 @@ def register(config: Config, storage: Storage, run: Run, wait_s: float | None = 
             f"run {run.name} is trained but not registered: the tracking server {uri(config)} {why} "
             f"({next(iter(delivery.left.values()))}).",
             "Nothing is lost: the same command registers it "
-            + ("when the server is back; tracking.wait_s says how long it waits." if away else "then."),
+            + ("when the server is back; tracking.wait_s limits how long it waits." if away else "then."),
         )
     return run
 

@@ -236,5 +236,5 @@ def _tell(config: Config, request: Callable[[Any], _Value]) -> _Value:
     except Exception as error:  # the clients of MLflow's stores raise kinds of their own
         raise TrackingError(
             f"the registry {uri(config)} does not respond: {cause(error)}.",
-            "Start it, correct tracking.uri, or try again.",
+            "Start it, correct tracking.uri, or retry.",
         ) from error

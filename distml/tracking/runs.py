@@ -170,7 +170,7 @@ def _refuse_other(config: Config, run: Run) -> None:
     """Reject to go on with another configuration than the run began with."""
     if changed := binding.changes(run.binding, binding.of(config)):
         raise ConfigError(
-            f"run {run.name} cannot go on with another configuration: {'; '.join(changed[:4])}.",
+            f"run {run.name} cannot resume with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
         )
 

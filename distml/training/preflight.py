@@ -340,7 +340,7 @@ def _reloaded(case: Case, folder: Path, outcome: dict[str, Any]) -> list[str]:
                 f"{case.name} cannot be loaded where its module is not imported, and LiteRT lacks an "
                 f"operation of it.",
                 f"Use layers of Keras for {own}, or leave out what LiteRT does not take; {_DECORATOR} helps "
-                "processes alone that import the module.",
+                "only processes that import the module.",
             ) from error
         notes.append(f"{case.name} is served by LiteRT alone: its .keras file needs your module.")
     if converted:

@@ -246,7 +246,7 @@ def test_a_source_outside_the_storage_is_never_read(
     shutil.copytree(folder, outside, dirs_exist_ok=True)
     source = source.format(root=champion.config.storage.root)
     version = champion.register(folder, sha256, source)
-    assert "says that its files are at" in refused(champion, command, version)
+    assert "has its files at" in refused(champion, command, version)
 
 
 def test_a_model_with_unusable_outputs_is_rejected(champion: Registry, command: Promote) -> None:

@@ -168,7 +168,7 @@ def test_predict_rejects_other_servers_and_other_versions(url: str, images: Any)
     model = endpoint.describe(url)
     with pytest.raises(ServingError, match=r"switched to version 1\. Retry"):
         endpoint.outputs(url, images, replace(model, version=2))
-    with pytest.raises(ServingError, match="/predict/model answers 404"):
+    with pytest.raises(ServingError, match="/predict/model responds 404"):
         endpoint.describe(f"{url}/predict")
     with pytest.raises(ServingError, match=r"healthz/?.*does not describe a model"):
         endpoint.describe(url + "/healthz?")

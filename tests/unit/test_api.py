@@ -101,7 +101,7 @@ def test_predictions_of_every_task_have_a_typed_form(
 
 
 def test_an_endpoint_and_a_registered_version_cannot_both_be_asked() -> None:
-    with pytest.raises(ConfigError, match="url asks what is served there"):
+    with pytest.raises(ConfigError, match="url uses the model of that endpoint"):
         api.predict(Config(), ["a.png"], url="http://127.0.0.1:1", version=3)
     with pytest.raises(ConfigError, match="which is not an address"):
         api.predict(Config(), ["a.png"], url="localhost:1")

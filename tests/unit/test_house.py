@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,14 @@ NOT_NAMES = {"found", "got", "one"}
 _PRIVATE = "aloud board bystander bystanders conclude entrant got journal lineup nobody room whoever"
 NOT_WORDS = set(_PRIVATE.split())
 """Words that no name of a function, a class or a test has, because the field has others."""
+
+NOT_IN_MESSAGES = re.compile(
+    r"\b(goes on|going on|asks? again|is away|was away|been away|nobody|whoever|somebody|looked at"
+    r"|passed over|of yours|by hand|from noise|by heart|other way round|do(es)? not answer|refuse[sd]?"
+    r"|told|mend|mirrors? answers?|stands? twice|try again|is no [a-z]+ of)\b",
+    re.IGNORECASE,
+)
+"""What errors, log lines and help texts do not say: servers respond, requests are rejected, runs resume."""
 
 NOT_IN_TESTS = {"refused", "refuses", "said", "says", "told", "tells"}
 """Words that no name of a test has: what is rejected, reported or printed is called so."""
@@ -265,6 +274,33 @@ def test_names_say_what_the_thing_is() -> None:
                 if given in NOT_NAMES:
                     empty.append(f"{name}:{node.lineno} {given}")
     assert not empty, "name each after what it holds"
+    assert not private, "style: the words of the field"
+
+
+def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Texts that people read: of errors, of log calls, and of help."""
+    levels = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+    for node in ast.walk(tree):
+        shown: list[ast.expr] = []
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            shown = [node.exc]
+        elif isinstance(node, ast.keyword) and node.arg == "help":
+            shown = [node.value]
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            shown = node.args if called in levels | {"problem", "Check", "Choice", "Line"} else []
+        for part in (part for expression in shown for part in ast.walk(expression)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield part.lineno, part.value
+
+
+def test_messages_use_the_terms_of_the_field() -> None:
+    private = {
+        f"{name}:{line} {text}"
+        for name in OURS
+        for line, text in messages(TREES[name])
+        if NOT_IN_MESSAGES.search(text)
+    }
     assert not private, "style: the words of the field"
 
 

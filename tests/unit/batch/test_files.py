@@ -132,8 +132,8 @@ def test_without_a_registry_there_is_no_model_and_none_is_made(
     [
         ([], "give picture files, or a data set by --data."),
         (["a.png", "--url", "localhost:8000"], "--url is localhost:8000, which is not an address."),
-        (["a.png", "--url", "http://x", "--version", "3"], "--url asks what is served there."),
-        (["--data", "x", "--output", "y", "--url", "http://x"], "--url asks what is served there."),
+        (["a.png", "--url", "http://x", "--version", "3"], "--url uses the model of that endpoint."),
+        (["--data", "x", "--output", "y", "--url", "http://x"], "--url uses the model of that endpoint."),
         (["a.png", "--top", "0"], "argument --top: invalid number from 1 value: '0'"),
         (["a.png", "--version", "x"], "argument --version: invalid number from 1 value: 'x'"),
     ],

@@ -94,7 +94,7 @@ def test_without_a_mirror_apt_is_a_warning(nowhere: Storage, tmp_path: Path) -> 
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     check = sources.check(config(mirrors=[]), nowhere)
-    assert (check.status, "apt-get will be asked" in check.detail) == ("warning", True)
+    assert (check.status, "apt-get will fetch" in check.detail) == ("warning", True)
 
 
 @pytest.mark.parametrize(

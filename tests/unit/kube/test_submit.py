@@ -228,7 +228,7 @@ def test_evicted_pods_hand_over_the_job_without_using_an_attempt(
         flags = [OWNER, "--attempts=1", f"--retry={retry}", "--retry-limit=2"]
         code, result, _ = told_to_end(cluster, *flags)
         assert code == 143, "the retryStrategy knows a lost pod by it"
-        assert "goes on" in result["error"]
+        assert "continues" in result["error"]
     assert cluster.stopped + cluster.deleted == []
     cluster.jobs["nightly-1"]["course"] = success()
     code, result, _ = ran(cluster, OWNER, "--attempts=1", "--retry=2", "--retry-limit=2")

@@ -110,7 +110,7 @@ def test_a_difference_between_files_and_numbers_is_detected(
     config: Config, endpoint: tuple[Endpoint, str]
 ) -> None:
     endpoint[0].files = lambda image: right(image / 255)
-    with pytest.raises(ServingError, match="about pictures as files"):
+    with pytest.raises(ServingError, match="for pictures sent as files"):
         client.check_answers(config, endpoint[1], 3, 0.95)
 
 
@@ -123,7 +123,7 @@ def test_an_answer_of_another_model_is_detected(
 ) -> None:
     monkeypatch.setattr(client, "_LATE_S", 0.0)
     endpoint[0].model = model
-    with pytest.raises(ServingError, match=rf"answers with {model['name']} version {model['version']}, not"):
+    with pytest.raises(ServingError, match=rf"serves {model['name']} version {model['version']}, not"):
         client.check_answers(config, endpoint[1], 3, 0.95)
 
 
@@ -141,7 +141,7 @@ def test_a_replica_that_loads_the_champion_late_is_waited_for(
 def test_no_answer_and_a_rejection_are_error_messages(config: Config, endpoint: tuple[Endpoint, str]) -> None:
     endpoint[0].status = 503
     assert client.version(endpoint[1]) is None
-    with pytest.raises(ServingError, match="answers 503"):
+    with pytest.raises(ServingError, match="responds 503"):
         client.check_answers(config, endpoint[1], 3, 0.95)
     with pytest.raises(ServingError, match="does not respond"):
         client.check_answers(config, "http://127.0.0.1:9", 3, 0.95)

@@ -180,7 +180,7 @@ def test_many_large_bodies_that_arrive_at_once_are_too_much(monkeypatch: pytest.
     ],
 )
 def test_a_duplicate_key_is_rejected_at_any_depth(text: str) -> None:
-    with pytest.raises(RejectedError, match="stands twice in one object"):
+    with pytest.raises(RejectedError, match="appears twice in one object"):
         exchange.parse_json(text.encode())
 
 

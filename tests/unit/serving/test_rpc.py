@@ -261,7 +261,7 @@ INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
     [
         (inference(IMAGES[:, :2]), INVALID, "the shape of 'image' is [3, 2, 5, 1]"),
         (_two_inputs(), INVALID, "inputs holds 2 tensors"),
-        (_both(), INVALID, "must stand either in raw_input_contents or in uint_contents"),
+        (_both(), INVALID, "must be either in raw_input_contents or in uint_contents"),
         (_named("other"), UNKNOWN, "there is no model 'other'"),
         (inference(model_version="9"), UNKNOWN, "version 9 of 'pets' is not loaded"),
         (inference(model_version="x"), UNKNOWN, "'x' is not a number"),

@@ -79,8 +79,8 @@ def test_an_interval_covers_the_mean_of_what_it_is_drawn_from() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"train": {"loss": "mse"}}, "train.loss = mse is no loss of classification"),
-        ({"task": {"kind": "regression"}, "train": {"loss": "focal"}}, "no loss of regression"),
+        ({"train": {"loss": "mse"}}, "train.loss = mse is not a loss of classification"),
+        ({"task": {"kind": "regression"}, "train": {"loss": "focal"}}, "not a loss of regression"),
         (
             {"task": {"kind": "regression"}, "train": {"monitor": "val_accuracy"}},
             "has no metric val_accuracy",
@@ -112,5 +112,5 @@ def test_a_loss_of_the_user_is_checked_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"train\.loss"):
         registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:missing"}}))
     registry.check_run(Config.resolve({"train": {"loss": "tests.drawn:bars"}}))
-    with pytest.raises(ConfigError, match=r"train\.loss = mse is no loss"):
+    with pytest.raises(ConfigError, match=r"train\.loss = mse is not a loss"):
         registry.check_run(Config.resolve({"train": {"loss": "mse"}}))

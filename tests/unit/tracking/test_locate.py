@@ -22,7 +22,7 @@ def accepted(config: Config, location: str) -> bool:
     try:
         locate.require_own(config, location, "pets version 7")
     except TrackingError as error:
-        return "pets version 7 says that its files are at" not in str(error)
+        return "pets version 7 has its files at" not in str(error)
     return True
 
 

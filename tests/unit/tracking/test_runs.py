@@ -95,7 +95,7 @@ def test_restarting_keeps_the_old_generation(storage: Storage) -> None:
 )
 def test_binding_keys_cannot_change_in_a_resumed_run(storage: Storage, path: str, value: Any) -> None:
     runs.begin(config(), storage)
-    with pytest.raises(ConfigError, match="cannot go on with another configuration") as caught:
+    with pytest.raises(ConfigError, match="cannot resume with another configuration") as caught:
         runs.begin(config(**{path.replace(".", "__"): value}), storage)
     assert f"{path.split('.options')[0]}" in caught.value.message
     assert repr(value).strip("{}").split(": ")[-1] in caught.value.message
