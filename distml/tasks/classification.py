@@ -72,7 +72,7 @@ class Classification(Task):
         if len(set(classes)) != len(classes) or len(classes) < 2:
             if len(classes) > 1:
                 twice = next(name for name in classes if classes.count(name) > 1)
-                raise DataError(f"the class {twice} stands twice among the names.", "Give each name once.")
+                raise DataError(f"the class {twice} appears twice among the names.", "Give each name once.")
             raise DataError(
                 f"there is only one class, {classes[0]}." if classes else "there are no classes.",
                 "Give pictures of at least two, each class in a folder of its own or named in a table.",
