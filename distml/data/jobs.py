@@ -40,8 +40,10 @@ Made = TypeVar("Made")
 
 _LOG = logging.getLogger(__name__)
 
-SHARD_BYTES = 32 << 20
+SHARD_BYTES = 16 << 20
 """Pixels of one shard at most: a task holds them once, and Parquet's copies of them."""
+RECORDS = 2
+"""Version of the notes of finished jobs; those of another are not gone on with."""
 RAY_FROM_S = 30.0
 """So long must this process have to work before Ray is started, which takes 6 to 10 s on 2 cores."""
 CONNECTED_FROM_S = 5.0
@@ -56,8 +58,9 @@ _GROUP_BYTES = 4 << 20  # Arrow takes sixteen times as much while it encodes or 
 # images of 28 x 28 in 8 files, one thread of 2 busy cores: dictionary + zstd 0.39 s and 27 MB, plain 0.46 s
 # and 189 MB, plain + lz4 0.53 s and 53 MB, delta + zstd 0.44 s and 38 MB. Byte-stream-split + zstd (0.35 s,
 # 27 MB) is no faster within the noise, and fewer readers know it.
-# Packed, an image is one value of bytes. CPU milliseconds for a photograph of 224 x 224: written 0.36 and
-# read 0.13 with zstd (82 % of its size), 0.13 and 0.01 uncompressed; as a tensor 1.97 and 3.03 (83 %).
+# Packed, an image is one value of bytes. CPU milliseconds for a photograph of 224 x 224: written 0.44 and
+# read 0.14 with zstd (81 % of its size), 0.24 and 0.04 with lz4 (87 %), 0.08 and 0.01 uncompressed; as a
+# tensor 1.97 and 3.03 (83 %). So photographs are not compressed, drawings, which shrink to a fraction, are.
 _FORMS: dict[str, dict[str, Any]] = {
     "tensor": {
         "compression": "zstd",
@@ -65,8 +68,13 @@ _FORMS: dict[str, dict[str, Any]] = {
         "use_dictionary": [f"{schema.IMAGE}.list.element"],
     },
     "raw": {"compression": "zstd", "compression_level": 1, "use_dictionary": False},
-    "jpeg": {"compression": "none", "use_dictionary": False},
+    "plain": {"compression": "none", "use_dictionary": False},
 }
+_WORTH = 0.7
+"""Of the size of raw pixels: what compression must leave at most."""
+_TRIED = 4
+_OVERHEAD_BYTES = 64 << 10
+"""Beside the values, of the file and of each group of rows, at most."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +202,7 @@ def write(
     digests = tuple(map(_digest, flat if plain is None else plain))
     signatures = duplicates.signatures(images).to_bytes() if near else b""
     table = _TABLES[encoding](images, labels, numbers)
-    size = min(_GROUP_ROWS, max(1, _GROUP_BYTES * len(table) // max(1, table.nbytes)))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=size, write_statistics=False, **_FORMS[encoding])
-    data = sink.getvalue()
+    data = _parquet(table, _form(encoding, flat))
     storage.write_bytes(data, path)
     shard = Shard(path, len(labels), len(data), hashlib.sha256(data).hexdigest())
     top = int(flat.max()) if len(flat) else 0
@@ -205,7 +210,30 @@ def write(
 
 
 def _digest(row: Images) -> str:
-    return hashlib.blake2b(row.tobytes(), digest_size=12).hexdigest()
+    # CPUs have instructions for SHA-256: 0.09 ms for 150 kB, BLAKE2b 0.16.
+    return hashlib.sha256(np.ascontiguousarray(row)).hexdigest()[:24]
+
+
+def _form(encoding: str, flat: Images) -> str:
+    """How Parquet stores the rows, uint8 [N, H * W * C], as some of them compress."""
+    if encoding != "raw":
+        return "tensor" if encoding == "tensor" else "plain"
+    some = flat[:: max(1, len(flat) // _TRIED)][:_TRIED].tobytes()
+    left = pa.Codec("zstd", compression_level=1).compress(some, asbytes=True)
+    return "raw" if len(left) <= _WORTH * len(some) else "plain"
+
+
+def _parquet(table: Any, form: str) -> Any:
+    """Encode a table of rows as one Parquet file in memory."""
+    size = min(_GROUP_ROWS, max(1, _GROUP_BYTES * len(table) // max(1, table.nbytes)))
+    if form == "plain":  # its size is known: a stream that grows holds up to three times as much
+        room = pa.allocate_buffer(table.nbytes * 17 // 16 + _OVERHEAD_BYTES * (2 + len(table) // size))
+        sink = pa.FixedSizeBufferWriter(room)
+        pq.write_table(table, sink, row_group_size=size, write_statistics=False, **_FORMS[form])
+        return room.slice(0, sink.tell())
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, row_group_size=size, write_statistics=False, **_FORMS[form])
+    return stream.getvalue()
 
 
 def _compressed(images: Images, labels: Targets, numbers: Indices) -> Any:

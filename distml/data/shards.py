@@ -165,6 +165,7 @@ def _own(source: Source) -> str:
     if source.fingerprint is None or any(rows.only is None for rows in source.splits.values()):
         return uuid.uuid4().hex[:8]
     recipe = [source.fingerprint, schema.VERSION, PIL.__version__, jobs.SHARD_BYTES, repr(source.policy)]
+    recipe.append(jobs.RECORDS)
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
 
 

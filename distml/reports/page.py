@@ -41,6 +41,7 @@ _PACKAGES = ("distml", "ray", "tensorflow-cpu", "tensorflow", "keras", "mlflow",
 WIDTH, HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
 _TICKS = 5
+_DOTS = 1000  # of a scatter; more make a heavy page
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve."""
+    """One series of a chart: a curve, dots, or both.
+
+    Attributes:
+        name: Chooses the colours: training, validation or ideal.
+        points: In their order.
+        joined: Whether a curve goes through them.
+        dotted: Whether each has a dot.
+    """
 
     name: str
     points: tuple[Point, ...]
+    joined: bool = True
+    dotted: bool = True
 
     @property
     def path(self) -> str:
@@ -69,12 +79,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over epochs within `WIDTH` by `HEIGHT`."""
+    """Series within `WIDTH` by `HEIGHT`."""
 
     title: str
     lines: tuple[Line, ...]
     across: tuple[Point, ...]
     up: tuple[Point, ...]
+
+
+Ticks = Sequence[tuple[float, str]]
+"""Values and texts along an axis, in ascending order."""
 
 
 def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
@@ -85,6 +99,18 @@ def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(at * step, 12) for at in range(first, max(last, first + 1) + 1)]
+
+
+def _placer(along: tuple[float, float], above: tuple[float, float]) -> Callable[[float, float, str], Point]:
+    """Return what places a value between the ends of the two axes."""
+
+    def place(x: float, y: float, text: str) -> Point:
+        right = (x - along[0]) / (along[1] - along[0]) if along[1] > along[0] else 0.5
+        high = (y - above[0]) / (above[1] - above[0])
+        across = _LEFT + right * (WIDTH - _LEFT - _RIGHT)
+        return Point(across, HEIGHT - _BOTTOM - high * (HEIGHT - _TOP - _BOTTOM), text)
+
+    return place
 
 
 def _finite(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -107,12 +133,7 @@ def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool =
     scale = ticks(min(values), max(values))
     last = max(metrics["epoch"] for metrics in history)
     first = min(metrics["epoch"] for metrics in history)
-
-    def place(epoch: float, value: float, text: str) -> Point:
-        along = (epoch - first) / (last - first) if last > first else 0.5
-        above = (value - scale[0]) / (scale[-1] - scale[0])
-        x = _LEFT + along * (WIDTH - _LEFT - _RIGHT)
-        return Point(x, HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM), text)
+    place = _placer((first, last), (scale[0], scale[-1]))
 
     def text(value: float) -> str:
         return f"{value:.2%}" if share else f"{value:.4f}"
@@ -126,6 +147,69 @@ def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool =
     digits = max(0, -math.floor(math.log10(scale[1] - scale[0]) + 1e-9) - 2 * share)
     up = tuple(place(first, value, f"{value:.{digits}{'%' if share else 'f'}}") for value in scale)
     return Chart(title, lines, across, up)
+
+
+def _against_ideal(title: str, points: Sequence[tuple[float, float, str]], at: list[float]) -> Chart:
+    """Dots over the line on which both values are equal."""
+    ends = (at[0], at[-1])
+    place = _placer(ends, ends)
+    ideal = Line("ideal", tuple(place(end, end, "") for end in ends), dotted=False)
+    dots = Line("training", tuple(place(*point) for point in points), joined=False)
+    across = tuple(place(value, at[0], f"{value:g}") for value in at)
+    return Chart(title, (ideal, dots), across, tuple(place(at[0], value, f"{value:g}") for value in at))
+
+
+def reliability(bins: Sequence[Sequence[float]]) -> Chart:
+    """Chart the share of correct predictions by confidence.
+
+    Args:
+        bins: Mean confidence, share correct and rows of each.
+    """
+    dots = [
+        (confidence, correct, f"{rows:,.0f} rows: confidence {confidence:.1%}, correct {correct:.1%}")
+        for confidence, correct, rows in bins
+    ]
+    return _against_ideal("Share correct by confidence", dots, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def scatter(name: str, pairs: Sequence[Sequence[float]]) -> Chart:
+    """Chart the predicted by the true values of a number."""
+    values = [value for pair in pairs for value in pair]
+    dots = [
+        (true, predicted, f"true {true:.4g}, predicted {predicted:.4g}") for true, predicted in pairs[:_DOTS]
+    ]
+    return _against_ideal(f"{name}: predicted by true", dots, ticks(min(values), max(values)))
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """The precision-recall curve of a class or label.
+
+    Attributes:
+        name: Of the class or label.
+        path: The `d` of its SVG path in a square of 100.
+        area: Below the curve.
+    """
+
+    name: str
+    path: str
+    area: float
+
+
+def tradeoffs(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[Tradeoff]:
+    """Draw precision-recall curves.
+
+    Args:
+        curves: Precision and recall at falling thresholds, by name; empty without rows of that name.
+    """
+    drawn = []
+    for name, points in curves.items():
+        if points:
+            precision, recall = np.asarray([[points[0][0], 0.0], *points], float).T
+            steps = zip(100 * recall, 100 - 100 * precision, strict=True)
+            path = " ".join(f"{'L' if at else 'M'}{x:.1f} {y:.1f}" for at, (x, y) in enumerate(steps))
+            drawn.append(Tradeoff(name, path, float(np.sum(precision[1:] * np.diff(recall)))))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -342,6 +426,11 @@ def _evaluated(manifest: Manifest, shown: Mapping[str, Any]) -> dict[str, Any]:
             if metric.name in shown and metric.name not in ("loss", shown["main"])
         ],
         "confusion": confusion if confusion and manifest.num_classes <= _CELLS else None,
+        "tradeoffs": tradeoffs(shown["curves"]),
+        "judged": [
+            *([reliability(shown["reliability"])] if shown["reliability"] else []),
+            *(scatter(name, pairs) for name, pairs in shown["scatter"].items() if pairs),
+        ],
     }
 
 

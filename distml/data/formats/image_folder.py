@@ -249,6 +249,8 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
         try:
             with folder.open(name) as stream:
                 head = bytes(stream.read(_HEAD_BYTES))
+                if len(head) < _HEAD_BYTES:
+                    folder.keep(name, head)
                 try:
                     return name, header(head, name, max_pixels)
                 except DataError:  # a header may stand behind a long profile

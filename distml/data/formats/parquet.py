@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -37,6 +37,9 @@ from distml.tasks.classification import Classification
 _LOG = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # rows of a row group whose headers decide the shape
+_GROUP_BYTES = 64 << 20
+"""Of a group of rows, up to which each shard reads the groups that it has rows of: on every CPU, a few groups
+twice. Larger ones are scanned once, one shard after the other. Hugging Face writes groups of 100 images."""
 _BATCH_BYTES = 1 << 19  # of pixels; Arrow takes twenty times as much while it decodes them
 
 
@@ -71,10 +74,8 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
     divided = divide(names)
     columns = _columns(folder, names[0], data)
-    labels = {
-        s: np.concatenate([_labels(folder, name, columns, task) for name in some])
-        for s, some in divided.items()
-    }
+    read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
+    labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
     for split in [split for split, some in labels.items() if split != "train" and _withheld(some)]:
         _LOG.warning("%s is left out: all its labels are -1, as in competition data", split)
         del labels[split]
@@ -85,8 +86,11 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
     encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
-    how = _How(columns, shape, policy, data.max_pixels)
-    splits = {split: _rows(folder, some, numbers[split], how) for split, some in divided.items()}
+    single = policy is not None and max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
+    how = _How(columns, shape, policy, data.max_pixels, single)
+    splits = {
+        split: _rows(folder, _placed(some, read), numbers[split], how) for split, some in divided.items()
+    }
     return Source(
         *(shape, encoded, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
@@ -114,6 +118,30 @@ class _How:
     shape: tuple[int, int, int]
     policy: Policy | None
     max_pixels: int
+    single: bool = False  # whether a few rows can be read without scanning many
+
+
+class _Read(NamedTuple):
+    """The labels of a file, and the bytes of the images in its largest group of rows."""
+
+    values: npt.NDArray[Any]
+    group_bytes: int
+
+
+class _Placed(NamedTuple):
+    """A file, the number that its first row has in the split, and how many it has."""
+
+    name: str
+    first: int
+    rows: int
+
+
+def _placed(names: Sequence[str], read: Mapping[str, _Read]) -> list[_Placed]:
+    ends = np.cumsum([len(read[name].values) for name in names]).tolist()
+    return [
+        _Placed(name, end - len(read[name].values), len(read[name].values))
+        for name, end in zip(names, ends, strict=True)
+    ]
 
 
 @contextmanager
@@ -193,15 +221,22 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> npt.NDArray[Any]:
+def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> _Read:
     with _opened(folder, name, columns) as file:
         inside = file.schema_arrow.names
         rows = file.metadata.num_rows
+        groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
         table = file.read([column for column in columns.labels if column in inside], use_threads=False)
     for column in columns.labels:
         if column not in inside:
             table = table.append_column(column, pa.array([_partition(name)[column]] * rows, pa.string()))
     table = table.select(list(columns.labels))
+    return _Read(
+        _values(table, name, columns, task), max((group.total_byte_size for group in groups), default=0)
+    )
+
+
+def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> npt.NDArray[Any]:
     column = table.column(columns.labels[0]).combine_chunks()
     if not task.scalar:
         return label_array([task.read(row) for row in table.to_pylist()])
@@ -270,32 +305,42 @@ def _shape(
     return policy.shape, policy
 
 
-def _rows(folder: Folder, names: list[str], labels: Targets, how: _How) -> Rows:
+def _rows(folder: Folder, files: list[_Placed], labels: Targets, how: _How) -> Rows:
     def refit(other: Policy) -> Rows:
-        return _rows(folder, names, labels, replace(how, shape=other.shape, policy=other))
+        return _rows(folder, files, labels, replace(how, shape=other.shape, policy=other))
 
-    gather = functools.partial(_gather, folder, names, how)
-    return Rows(labels, gather, fitted=None if how.policy is None else refit)
+    def only(indices: Indices) -> Callable[[], Gathered]:
+        some = [
+            file for file in files if ((indices >= file.first) & (indices < file.first + file.rows)).any()
+        ]
+        return functools.partial(_gather, folder.only([file.name for file in some]), some, how, indices)
+
+    gather = functools.partial(_gather, folder, files, how)
+    fitted = None if how.policy is None else refit
+    return Rows(labels, gather, fitted=fitted, only=only if how.single else None)
 
 
-def _gather(folder: Folder, names: list[str], how: _How, indices: Indices) -> Gathered:
+def _gather(folder: Folder, files: list[_Placed], how: _How, indices: Indices) -> Gathered:
     """Scan the files once and put each wanted row where it is wanted."""
     images = np.zeros((len(indices), *how.shape), np.uint8)
     bad: dict[int, Fault] = {}
     order = np.argsort(indices)
     wanted = indices[order]
-    first = 0
-    for name in names:
-        with _opened(folder, name, how.columns) as file:
-            groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    for file in files:
+        low, high = np.searchsorted(wanted, [file.first, file.first + file.rows])
+        if low == high:
+            continue
+        first = file.first
+        with _opened(folder, file.name, how.columns) as opened:
+            groups = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
             for group, rows in enumerate(groups):
                 if np.searchsorted(wanted, first) < np.searchsorted(wanted, first + rows):
-                    for places, numbers, column in _scan(file, group, first, wanted, order, how):
-                        some = _pictures(folder, name, column)
+                    for places, numbers, column in _scan(opened, group, first, wanted, order, how):
+                        some = _pictures(folder, file.name, column)
                         if some is None:
-                            images[places] = _arrays(column, name, how)
+                            images[places] = _arrays(column, file.name, how)
                         else:
-                            _fill(images, bad, places, numbers, some, name, how)
+                            _fill(images, bad, places, numbers, some, file.name, how)
                 first += rows
     return Gathered(images, bad)
 

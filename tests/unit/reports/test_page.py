@@ -56,7 +56,8 @@ def test_the_report_of_every_run_is_a_complete_document(classes: int, epochs: in
     checked = _Checked()
     checked.feed(text)
     assert not checked.open
-    assert checked.seen.count("circle") == 4 * epochs
+    assert checked.seen.count("circle") == 4 * epochs + 1  # and one bin of confidence
+    assert text.count('class="grid frame"') == (classes if classes <= 40 else 0)
     assert ("Confusion matrix" in text) == (classes <= 40)
     assert checked.seen.count("tr") == epochs + 1 + classes + 1 + 2 + (4 if classes > 5 else 3)  # and metrics
 
@@ -164,6 +165,21 @@ def test_points_lie_where_their_values_are() -> None:
     assert training[0].y == pytest.approx(share["50%"])
     assert top.y < training[2].y < training[1].y < bottom.y
     assert training[0].x < training[1].x < training[2].x <= page.WIDTH
+
+
+def test_precision_by_recall_has_the_area_of_its_curve() -> None:
+    perfect, worse = page.tradeoffs({"cat": [(1.0, 0.5), (1.0, 1.0)], "dog": [(0.5, 1.0)], "none": []})
+    assert (perfect.name, perfect.area, perfect.path) == ("cat", 1.0, "M0.0 0.0 L50.0 0.0 L100.0 0.0")
+    assert (worse.name, worse.area) == ("dog", 0.5)
+
+
+def test_predictions_lie_on_the_dashed_line_where_they_are_exact() -> None:
+    ideal, dots = page.scatter("angle", [(10.0, 10.0), (40.0, 70.0)]).lines
+    (left, bottom), (right, top) = ((point.x, point.y) for point in ideal.points)
+    exact, above = dots.points
+    assert (exact.x - left) / (right - left) == pytest.approx((exact.y - bottom) / (top - bottom))
+    assert (above.x - left) / (right - left) < (above.y - bottom) / (top - bottom)
+    assert (dots.joined, ideal.dotted, above.text) == (False, False, "true 40, predicted 70")
 
 
 def test_the_table_of_classes_counts_rows_and_columns() -> None:
