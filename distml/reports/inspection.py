@@ -34,7 +34,7 @@ from distml.data import duplicates, image, shards, writer
 from distml.data.formats import image_folder
 from distml.data.image import Policy
 from distml.data.listing import Folder
-from distml.data.opening import open_source
+from distml.data.opening import located, open_source
 from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Rows, Source
 from distml.data.split import SPLITS, Part
@@ -93,7 +93,8 @@ class Inspection:
         exact: Groups of identical pictures.
         near: Groups of near duplicates.
         leaks: Pairs of pictures of different splits that show the same, by "held-out split / other split".
-        contradictions: Groups that show the same under different labels.
+        contradictions: Groups that show the same and whose targets cannot all be right.
+        what: What the targets are, in the plural.
         suspects: Held-out rows whose label the model contradicts.
         judged_by: The run whose predictions mark suspects, or why there is none.
         seconds: Time taken.
@@ -113,6 +114,7 @@ class Inspection:
     near: list[list[str]] = field(default_factory=list)
     leaks: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     contradictions: list[list[str]] = field(default_factory=list)
+    what: str = "classes"
     suspects: list[Suspect] = field(default_factory=list)
     judged_by: str = ""
     seconds: float = 0.0
@@ -125,7 +127,7 @@ class Inspection:
             many = _counted(len({name for name, _ in pairs}), "picture")
             said.append(f"{many} of {held} also in {other}: accuracy there measures memorization.")
         counted = (
-            (len(self.contradictions), "group", "of the same picture with different labels."),
+            (len(self.contradictions), "group", f"of the same picture with different {self.what}."),
             (len(self.suspects), "held-out label", "contradicted by the model."),
             (len(self.damaged), "picture", "damaged or unreadable."),
             (len(self.blank), "picture", "of one colour."),
@@ -166,7 +168,6 @@ class _Row:
     split: str
     number: int
     name: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,13 @@ def look(config: Config) -> tuple[Inspection, dict[str, str]]:
         shape=source.shape,
         rows={split: len(source.splits[split].labels) for split in SPLITS if split in source.splits},
         classes=_counts(source),
+        what=source.task.what,
         skipped={} if source.ledger is None else source.ledger.counts(),
         damaged=[(fault.name, fault.reason) for fault in (*source.faults, *seen.faults)],
     )
-    _headers(config, made)
+    _headers(config, storage, made)
     _plain(seen, made)
-    _repeated(seen, made, source.pictures)
+    _repeated(seen, made, source)
     made.judged_by = _judge(config, storage, source, made)
     made.seconds = time.monotonic() - began
     return made, _pictures(source, seen, made)
@@ -241,11 +243,7 @@ def _look(source: Source) -> _Seen:
 
         with ThreadPoolExecutor(_READERS) as readers:
             parts += readers.map(read, range(0, len(rows.labels), _CHUNK))
-        labels = rows.labels.tolist()
-        described += [
-            _Row(split, number, _name(source, split, number), str(label))
-            for number, label in enumerate(labels)
-        ]
+        described += [_Row(split, number, _name(source, split, number)) for number in range(len(rows.labels))]
     mean, deviation, step = (np.concatenate([part[at] for part in parts]) for at in (1, 2, 3))
     faults = tuple(fault for part in parts for fault in part[4])
     return _Seen(
@@ -267,12 +265,12 @@ def _statistics(images: Images) -> tuple[npt.NDArray[np.float32], ...]:
     return gray.mean((1, 2)), gray.std((1, 2)), (steps / 2).astype(np.float32)
 
 
-def _headers(config: Config, made: Inspection) -> None:
+def _headers(config: Config, storage: Storage, made: Inspection) -> None:
     """Sizes, formats and long sides, where the pictures are files of a folder."""
     path, form = config.data.path, config.data.format
     if path is None or form not in ("auto", "image_folder", "table"):
         return
-    folder = Folder(path)
+    _, folder = located(path, form, storage)
     names = image_folder.pictures(folder)
     if not names:
         return
@@ -308,7 +306,7 @@ def _plain(seen: _Seen, made: Inspection) -> None:
             made.outliers[kind] = [seen.rows[at].name for at in np.flatnonzero(mask)]
 
 
-def _repeated(seen: _Seen, made: Inspection, pictures: bool) -> None:
+def _repeated(seen: _Seen, made: Inspection, source: Source) -> None:
     """Groups that show the same; among arrays only identical rows."""
     colours = seen.signatures.colours.reshape(len(seen.rows), -1)
     keys: dict[bytes, list[int]] = {}
@@ -319,7 +317,7 @@ def _repeated(seen: _Seen, made: Inspection, pictures: bool) -> None:
     exact = [rows for rows in keys.values() if len(rows) > 1]
     made.exact = [_names(seen, rows) for rows in exact]
     groups = exact
-    if pictures:
+    if source.pictures:
         grouped = duplicates.groups(len(seen.rows), duplicates.pairs(seen.signatures))
         members: dict[int, list[int]] = {}
         for row, group in enumerate(grouped.tolist()):
@@ -327,8 +325,10 @@ def _repeated(seen: _Seen, made: Inspection, pictures: bool) -> None:
         groups = [rows for rows in members.values() if len(rows) > 1]
         identical = {tuple(rows) for rows in exact}
         made.near = [_names(seen, rows) for rows in groups if tuple(rows) not in identical]
+    task = source.task.fitted(source.splits["train"].labels)
+    targets = np.concatenate([rows.labels for rows in source.splits.values()])
     for rows in groups:
-        if len({seen.rows[row].label for row in rows}) > 1:
+        if task.contradict(targets[rows]):
             made.contradictions.append(_names(seen, rows))
         _leaks([seen.rows[row] for row in rows], made.leaks)
 

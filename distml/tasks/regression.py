@@ -110,6 +110,10 @@ class Regression(Task):
         edges = np.unique(np.quantile(targets[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1]))
         return np.searchsorted(edges, targets[:, 0]).astype(np.int32)
 
+    def contradict(self, targets: Targets) -> bool:
+        """Whether a number varies by more than half its deviation over the training rows: twins may vary."""
+        return bool((np.ptp(targets, axis=0) > 0.5 * self.unit).any())
+
     def counts(self, targets: Targets) -> npt.NDArray[np.int64]:
         """All rows, for each number."""
         return np.full(len(self.names), len(targets), np.int64)

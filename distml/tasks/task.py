@@ -192,6 +192,10 @@ class Task(ABC):
         """Histogram of targets or of decisions, to compare training and serving."""
         return self.counts(targets)
 
+    def contradict(self, targets: Targets) -> bool:
+        """Whether targets of pictures that show the same cannot all be right."""
+        return bool((targets != targets[:1]).any())
+
     # Outputs
 
     @abstractmethod

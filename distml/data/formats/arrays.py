@@ -256,7 +256,10 @@ def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]
 def is_csv_pixels(folder: Folder, name: str) -> bool:
     """Whether the first line of a CSV table names a label and at least sixteen other columns."""
     words = folder.read(name, 1 << 16).partition(b"\n")[0].decode("utf-8", "replace").lower().split(",")
-    return len(words) > 16 and any(word.strip('"\r ') in _LABEL_COLUMNS for word in words)
+    plain = [word.strip('"\r ') for word in words]
+    # Columns of labels may have names of their own, see `data.label_column`.
+    numbered = sum(word.removeprefix("pixel").isdigit() for word in plain) >= 16
+    return len(words) > 16 and (numbered or any(word in _LABEL_COLUMNS for word in plain))
 
 
 def _square(values: Any, name: str) -> Any:

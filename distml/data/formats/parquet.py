@@ -315,9 +315,13 @@ def _rows(folder: Folder, files: list[_Placed], labels: Targets, how: _How) -> R
         ]
         return functools.partial(_gather, folder.only([file.name for file in some]), some, how, indices)
 
+    def name(row: int) -> str:
+        file = next(file for file in files if row < file.first + file.rows)
+        return f"row {row} ({file.name})"
+
     gather = functools.partial(_gather, folder, files, how)
     fitted = None if how.policy is None else refit
-    return Rows(labels, gather, fitted=fitted, only=only if how.single else None)
+    return Rows(labels, gather, name, fitted, only if how.single else None)
 
 
 def _gather(folder: Folder, files: list[_Placed], how: _How, indices: Indices) -> Gathered:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -21,9 +22,10 @@ from PIL import Image
 
 from distml.config import Config, DataConfig
 from distml.data import image, shards
-from distml.data.formats import arrays
+from distml.data.formats import arrays, parquet
 from distml.data.image import Policy
 from distml.data.manifest import Manifest
+from distml.data.opening import open_source
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 
@@ -456,6 +458,31 @@ def test_encoded_pictures_in_parquet_are_fitted_too(tmp_path: Path, storage_root
     policy = Policy((6, 6, 3))
     assert manifest.policy == policy
     same_rows(np.stack([image.read(file, policy) for file in files]), LABELS, splits)
+
+
+def test_encoded_pictures_in_small_groups_are_read_by_jobs_of_their_own(
+    tmp_path: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [png(noise(10 + k % 7, 10 + k % 5, 3)) for k in range(60)]
+    for k, some in enumerate((slice(0, 25), slice(25, 60))):
+        table = pa.table({"image": files[some], "label": LABELS[some]})
+        pq.write_table(table, tmp_path / f"part-{k}.parquet", row_group_size=7)
+    config = Config.model_validate({"data": {"path": str(tmp_path), "image_size": 6}})
+    rows = open_source(config, Storage(str(storage_root))).splits["train"]
+    assert rows.only is not None
+    assert (rows.name(24), rows.name(25)) == ("row 24 (part-0.parquet)", "row 25 (part-1.parquet)")
+    wanted = np.array([59, 3, 24, 25])
+    read = pickle.loads(pickle.dumps(rows.only(wanted)))
+    np.testing.assert_array_equal(read().images, rows.gather(np.arange(60)).images[wanted])
+    (tmp_path / "part-0.parquet").rename(tmp_path / "gone")
+    np.testing.assert_array_equal(rows.only(np.array([30]))().images[0], read_fitted(files[30]))
+    (tmp_path / "gone").rename(tmp_path / "part-0.parquet")
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 100)
+    assert open_source(config, Storage(str(storage_root))).splits["train"].only is None
+
+
+def read_fitted(file: bytes) -> Array:
+    return image.read(file, Policy((6, 6, 3)))
 
 
 def test_arrays_are_fitted_where_a_size_is_asked_for(tmp_path: Path, storage_root: Path) -> None:

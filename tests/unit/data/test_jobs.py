@@ -13,16 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.exceptions
 
 from distml.config import Config
-from distml.data import image, jobs, shards, writer
+from distml.data import image, jobs, schema, shards, writer
+from distml.data.formats import image_folder
 from distml.data.jobs import Job, Record
+from distml.data.listing import Folder
 from distml.data.manifest import Shard
 from distml.data.opening import open_source
-from distml.data.source import Fault
+from distml.data.source import Fault, Gathered
 from distml.errors import ConfigError, DataError, ResourceError, StorageError
 from distml.storage import Storage
 from tests import zoo
@@ -164,6 +167,39 @@ def test_a_progress_note_round_trips_and_other_files_are_rejected() -> None:
     for text in ("{}", "[]", "null", '{"shard": 1}', "broken"):
         with pytest.raises(ValueError, match=r"record|Expecting"):
             Record.from_json(text)
+
+
+def test_images_that_compress_well_are_compressed_and_photographs_are_not(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    for images, compressed in ((noise, False), (noise // 64 * 64 // 255, True), (noise[:0], False)):
+        labels, numbers = np.zeros(len(images), np.int32), np.arange(len(images))
+        record = jobs.write(storage, "a.parquet", Gathered(images), labels, numbers, "raw")
+        assert (record.shard.bytes < 0.7 * images.nbytes) == compressed
+        table = schema.decoded(pq.read_table(tmp_path / "a.parquet"), (64, 64, 3))
+        np.testing.assert_array_equal(schema.to_images(table[schema.IMAGE]), images)
+
+
+def test_a_small_file_of_a_store_is_read_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(pictures))
+    local, opened = folder._system, []
+
+    class Store:
+        def open_input_file(self, path: str) -> Any:
+            opened.append(path)
+            return local.open_input_file(path)
+
+    folder._system = Store()
+    monkeypatch.setattr(folder, "_room", 6_000)
+    source = image_folder.open_pictures(folder, configured(pictures).data)
+    headers, sizes = len(opened), [folder.sizes[name] for name in folder.sizes]
+    assert headers == COUNT + 1
+    only = source.splits["train"].only
+    assert only is not None
+    assert len(only(np.arange(COUNT))().images) == COUNT
+    kept = headers + COUNT + 1 - len(opened)
+    assert 0 < kept < COUNT
+    assert sum(sorted(sizes)[:kept]) <= 6_000
 
 
 def test_compressed_rows_are_decoded_alike_everywhere(pictures: Path, tmp_path: Path) -> None:

@@ -49,6 +49,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize(("differs", "expected"), [(1.0, 0), (40.0, 1)])
+def test_twins_contradict_each_other_where_their_numbers_are_far_apart(
+    tmp_path: Path, differs: float, expected: int
+) -> None:
+    lines = ["file_name,weight"]
+    for seed in range(20):
+        (tmp_path / f"{seed}.png").write_bytes(encoded(scene(seed, 96, 72), "PNG"))
+        lines.append(f"{seed}.png,{5 * seed}")
+    (tmp_path / "twin.jpg").write_bytes(encoded(scene(3, 96, 72), quality=60))
+    lines.append(f"twin.jpg,{5 * 3 + differs}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    data = {"path": str(tmp_path), "image_size": 32, "label_column": "weight"}
+    config = {"task": {"kind": "regression"}, "data": data, "storage": {"root": str(tmp_path / "root")}}
+    made, _ = inspection.look(Config.model_validate(config))
+    assert made.near == [["3.png", "twin.jpg"]]
+    assert len(made.contradictions) == expected
+    assert [said for said in made.findings() if "different numbers" in said] == (
+        ["1 group of the same picture with different numbers."] * expected
+    )
+
+
 def configured(path: Path, root: Path) -> Config:
     data = {"name": "faults", "path": str(path), "image_size": 32}
     return Config.model_validate({"data": data, "storage": {"root": str(root)}})

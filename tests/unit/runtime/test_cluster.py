@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,8 @@ from distml.errors import ResourceError
 from distml.runtime import cluster
 from distml.runtime import cluster as joining
 from distml.runtime.cluster import Cluster, Plan
+
+ROOT = Path(__file__).parents[3]
 
 
 def decide(resources: dict[str, float], **train: Any) -> Plan:
@@ -119,6 +123,24 @@ def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest
     # True would raise where the dashboard cannot start: `raise_on_api_server_failure` of ray/_private/node.py
     assert arguments["include_dashboard"] is None
     assert cluster._init_arguments(Config(), 1, {}, dashboard=False)["include_dashboard"] is False
+
+
+@pytest.mark.ray
+def test_ray_works_where_its_dashboard_cannot_start(tmp_path: Path) -> None:
+    broken = "import os, sys\nif any(word.endswith('dashboard.py') for word in sys.orig_argv): os._exit(1)\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    program = """
+import ray
+from distml.config import Config
+from distml.runtime import cluster
+with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
+    print(connected.shown, ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == ["no dashboard 42"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from distml import tasks
 from distml.config import DataConfig
-from distml.data.formats.arrays import gunzip, open_csv_pixels, parse
+from distml.data.formats.arrays import gunzip, is_csv_pixels, open_csv_pixels, parse
 from distml.data.listing import Folder
 from distml.errors import DataError
 
@@ -80,6 +80,8 @@ def test_tables_of_pixels_have_several_labels_or_numbers(
     lines = [",".join(map(str, line)) for line in (header, *values)]
     (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
     data = DataConfig(path=str(tmp_path), label_column=columns, format="csv_pixels")
-    source = open_csv_pixels(Folder(str(tmp_path)), data, tasks.of(kind))
+    folder = Folder(str(tmp_path))
+    assert is_csv_pixels(folder, "train.csv")
+    source = open_csv_pixels(folder, data, tasks.of(kind))
     assert (source.task.names, source.shape) == (names, (4, 4, 1))
     assert source.splits["train"].labels[2].tolist() == target
