@@ -266,11 +266,13 @@ class Pool:
         return self._threads(function, items) if self._strategy is None else self._tasks(function, items)
 
     def _threads(self, function: Callable[[Given], Made], items: Iterable[Given]) -> Generator[Made]:
-        # Decoding, resizing and Parquet release the interpreter's lock.
+        # Decoding, resizing and Parquet release the interpreter's lock. A shard's last fifth is waiting for
+        # the disk: one thread more than there are CPUs works meanwhile.
         pending: set[Future[Made]] = set()
-        with ThreadPoolExecutor(_cores()) as pool:
+        at_once = _cores() + 1
+        with ThreadPoolExecutor(at_once) as pool:
             for item in items:
-                if len(pending) >= _cores():
+                if len(pending) >= at_once:
                     ended, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in ended)
                 pending.add(pool.submit(function, item))

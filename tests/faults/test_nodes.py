@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import psutil
 import pytest
 import requests
+from PIL import Image
 
 from distml.serving import ingress
+from tests.integration import test_finetune as finetune
 from tests.runner import REPOSITORY, STEPS_PER_EPOCH, Training, assert_logged_once, recorded
 
 pytestmark = [
@@ -176,3 +179,44 @@ def test_an_elastic_run_shrinks_with_its_cluster_and_grows_with_it(nodes: Nodes,
     assert (code, result["steps"]) == (0, ELASTIC_EPOCHS * STEPS_PER_EPOCH)
     assert_logged_once(recorded(root, "elastic")[1], epochs=ELASTIC_EPOCHS)
     assert os.environ.get("RAY_ADDRESS") is None
+
+
+def test_frozen_layers_on_an_elastic_stream_survive_a_node_and_the_driver(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    """Features, then the maps in front of the first layer that learns, are computed again from the stream."""
+    for _ in range(3):
+        nodes.add()
+    (tmp_path / "own_finetune.py").write_text(finetune.OWN)
+    for number in range(600):
+        label = number % 3
+        pixels = np.random.default_rng(number).integers(0, 120, (48, 48, 3), np.uint8)
+        pixels[8:40, 8:40, label] = 200
+        place = tmp_path / "pictures" / finetune.CLASSES[label] / f"{number:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    flags = [
+        *(f"--data.path={tmp_path / 'pictures'}", "--data.name=drawn", "--data.val_fraction=0.2"),
+        *("--data.encoding=jpeg", "--data.memory_budget_bytes=1000000", "--train.workers=[1,2]"),
+        *("--model.name=own_finetune:network", "--model.freeze_epochs=3", "--model.unfreeze_from=norm"),
+        *("--train.epochs=6", "--train.global_batch_size=32", "--train.learning_rate=0.05"),
+        *("--train.max_failures=5", "--train.checkpoint_every_epochs=1"),
+    ]
+    root, env = tmp_path / "storage", {"RAY_ADDRESS": nodes.cluster.address}
+    with Training(root, "frozen", *flags, env=env) as run:
+        run.wait_for("epoch 2/6", timeout_s=400)
+        nodes.kill(nodes.training()[0])
+        run.wait_for("epoch 3/6", timeout_s=400)
+        run.kill_all()
+    nodes.add()
+    with Training(root, "frozen", *flags, env=env) as again:
+        code, result = again.finish(timeout_s=500)
+    assert code == 0, "\n".join(again.lines)
+    assert run.said("shards streamed")
+    assert again.said("resumed after epoch")
+    epochs = finetune.history(result)
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4, 5, 6]
+    assert all("features_s" in epoch for epoch in epochs)
+    assert {1, 2} >= {epoch["world_size"] for epoch in epochs}
+    assert len({epoch["rows_read"] + epoch["rows_dropped"] for epoch in epochs}) == 1
+    assert result["test_accuracy"] > 0.9

@@ -86,7 +86,9 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
     encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
-    single = policy is not None and max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
+    small = max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
+    whole = not any(suffix(name) in image.SUFFIXES for name in folder.sizes)  # rows may name files beside them
+    single = policy is not None and small and whole
     how = _How(columns, shape, policy, data.max_pixels, single)
     splits = {
         split: _rows(folder, _placed(some, read), numbers[split], how) for split, some in divided.items()
