@@ -87,7 +87,9 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
     small = max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
-    whole = not any(suffix(name) in image.SUFFIXES for name in folder.sizes)  # rows may name files beside them
+    whole = not any(
+        suffix(name) in image.SUFFIXES for name in folder.sizes
+    )  # rows may name files beside them
     single = policy is not None and small and whole
     how = _How(columns, shape, policy, data.max_pixels, single)
     splits = {
