@@ -1,5 +1,5 @@
 """The command line: flags for every configuration key, exit codes, the result line, small commands."""
 
-from distml.cli.command import MODULES, VERBS, Parser, Result, entry, fail, finish, main, parser, run
+from distml.cli.command import MODULES, VERBS, Result, entry, fail, finish, main, parser, run
 
-__all__ = ["MODULES", "VERBS", "Parser", "Result", "entry", "fail", "finish", "main", "parser", "run"]
+__all__ = ["MODULES", "VERBS", "Result", "entry", "fail", "finish", "main", "parser", "run"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from distml import cli
 from distml.cli import flags as arguments
 from tests.manifests import render
 from tests.manifests.render import KUBERAY
@@ -75,9 +74,9 @@ def test_pods_of_the_step_are_replaced_after_pauses_and_the_step_knows_the_last(
     assert f"--retry-limit={retries['limit']}" in words
     assert "--retry={{retries}}" in words
     assert {"duration", "factor", "cap"} <= set(retries["backoff"])
-    flags = cli.Parser("submit")
-    arguments.submit(flags)
-    known = {name.rstrip("=") for action in flags.actions() for name in action.option_strings}
+    parser = arguments.Parser("submit")
+    arguments.submit(parser)
+    known = {name.rstrip("=") for action in parser.actions() for name in action.option_strings}
     assert {word.partition("=")[0] for word in words} - known == {"--config"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import __main__ as everything
-from benchmarks import harness, report
+from benchmarks import harness, report, startup
 from benchmarks.peers import work
 from benchmarks.report import Figure
+from distml.training.events import Started
+from distml.training.observers.display import Display
 
 
 def say(text: str) -> list[str]:
@@ -53,6 +57,16 @@ def test_ours_and_the_peer_alternate() -> None:
     actual = harness.alternate({"ours": call("ours"), "peer": call("peer")}, 3)
     assert order == ["ours", "peer"] * 3
     assert actual == {"ours": [1, 3, 5], "peer": [2, 4, 6]}
+
+
+def test_the_line_before_the_first_step_is_recognised() -> None:
+    shown = io.StringIO()
+    started = Started(
+        world_size=2, epoch=0, steps_per_epoch=10, streaming=False, precision="bfloat16", parameters=1000
+    )
+    Display(1, Console(file=shown, soft_wrap=True))(started)
+    assert startup.FIRST_STEP.search(shown.getvalue())
+    assert not startup.FIRST_STEP.search("training failed on 2 workers")
 
 
 def test_a_figure_compares_the_ratio_of_medians_with_its_limit() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from distml import cli, submit
+from distml import submit
 from distml.cli import flags as arguments
 from distml.kube import submit as submission
 from distml.kube.submit import Submission
@@ -443,7 +443,7 @@ def test_a_flag_that_cannot_be_used_is_a_configuration_error(
 
 
 def test_every_field_of_a_submission_comes_from_the_command_line() -> None:
-    parser = cli.Parser("submit")
+    parser = arguments.Parser("submit")
     parser.add_argument("--config")
     arguments.submit(parser)
     given = arguments.submission(parser.parse_args(["--job=a.yaml", "--job-name=a"]))
