@@ -166,6 +166,9 @@ def connect(
                 context = ray.init(
                     namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
                 )
+        except KeyboardInterrupt:  # Ray's agents would outlive this process
+            _shut_down()
+            raise
         except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
             doing = f"connect to {address()}" if address() else "start Ray on this machine"
             cause = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
@@ -176,9 +179,15 @@ def connect(
         try:
             yield _described(context)
         finally:
-            # quietly, for Ray speaks of its own end
-            with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
-                ray.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """Disconnect, and end a Ray of this process's own; quietly, for Ray speaks of its own end."""
+    import ray
+
+    with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
+        ray.shutdown()
 
 
 def _described(context: Any) -> Cluster:

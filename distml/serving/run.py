@@ -75,7 +75,15 @@ def changes(before: Described, now: Described) -> list[str]:
     for refusal in now["refused"]:
         if (refusal["version"], refusal["alias"]) not in known:
             what = f"version {refusal['version']} ({refusal['alias']})"
-            lines.append(f"{what} is rejected: {refusal['reason']} {answers}")
+            # the word of `/model`, the gauge and `distml status`, for those who search a log for it
+            lines.append(f"refused: {what}: {refusal['reason']} {answers}")
+    known_now = [(entry["version"], entry["alias"]) for entry in now["refused"]]
+    lines += [
+        f"version {entry['version']} ({entry['alias']}) is not refused any more"
+        for entry in before["refused"]
+        if (entry["version"], entry["alias"]) not in known_now
+        and aliases.get(entry["alias"]) == entry["version"]
+    ]
     was, registry = before["registry"], now["registry"]
     if not registry["answers"] and (start or was["answers"]):
         age = (

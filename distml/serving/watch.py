@@ -228,7 +228,15 @@ class Watch:
     def _judge(self, version: ModelVersion, alias: str) -> _Bad | None:
         """Return why a version cannot be trusted, None where it can; it is logged once."""
         bad = self._bad.get(version)
-        if version in self._verified or (bad and time.time() - bad.looked < _RETRY_S):
+        held = self._verified.get(version)
+        if held:
+            gone = f"{held.folder} is gone, so that no other replica can load it."
+            if not (held.folder / DIGESTS).exists():
+                return self._refuse(version, alias, gone)
+            if bad and bad.reason == gone:
+                del self._bad[version]
+                bad = None
+        if held or (bad and time.time() - bad.looked < _RETRY_S):
             return bad
         try:
             self._verified[version] = self._verify(version)

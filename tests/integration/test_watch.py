@@ -89,6 +89,25 @@ def test_a_rejected_champion_leaves_the_previous_version_serving(registry: Regis
     assert [(model.version, model.alias) for model in watch.models.refused] == [(3, "champion")]
 
 
+def test_a_champion_whose_files_vanish_is_reported_and_still_served(
+    registry: Registry, tmp_path: Path
+) -> None:
+    watch = Watch(registry.config)
+    assert watch.look()
+    folder = registry.folders[1]
+    shutil.move(folder, tmp_path / "gone")
+    try:
+        assert watch.look()
+        assert watch.models.aliases == {"champion": 1}
+        (refusal,) = watch.models.refused
+        assert (refusal.version, refusal.alias) == (1, "champion")
+        assert "is gone, so that no other replica can load it" in refusal.reason
+    finally:
+        shutil.move(tmp_path / "gone", folder)
+    assert watch.look()
+    assert watch.models.refused == ()
+
+
 def test_a_recorded_champion_without_files_is_not_served(registry: Registry, tmp_path: Path) -> None:
     registry.client.delete_registered_model_alias(registered.NAME, "champion")
     folder = registry.folders[1]

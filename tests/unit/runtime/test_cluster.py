@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from distml.config import Config, TrainConfig
@@ -164,6 +166,25 @@ def test_a_failed_start_of_ray_is_an_error_message(
         pytest.fail("there is no connection")
     assert caught.value.message == said
     assert remedy in caught.value.remedy
+
+
+def test_an_interrupted_start_leaves_no_process_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def init(**_: Any) -> None:
+        words = ["raylet", "-c", "import time; time.sleep(600)"]
+        started.append(subprocess.Popen(words, executable=sys.executable))
+        raylet = psutil.Process(started[0].pid)
+        while raylet.cmdline()[:1] != ["raylet"]:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(KeyboardInterrupt), cluster.connect(Config()):
+        pytest.fail("there is no connection")
+    started[0].wait(timeout=30)
+    assert not psutil.pid_exists(started[0].pid)
 
 
 def test_an_elastic_run_keeps_its_maximum_where_nodes_may_join() -> None:

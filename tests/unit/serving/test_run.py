@@ -38,9 +38,14 @@ def test_each_change_of_the_model_set_is_printed_once() -> None:
     bad = {"version": 5, "alias": "champion", "reason": "its files are gone."}
     refused = described(refused=[bad])
     assert run.changes(described(), refused) == [
-        "version 5 (champion) is rejected: its files are gone. version 3 is still served"
+        "refused: version 5 (champion): its files are gone. version 3 is still served"
     ]
     assert run.changes(refused, described(refused=[bad])) == []
+    assert run.changes(refused, described(4)) == ["version 4 of pets answers now, before it 3"]
+    same = described(refused=[{**bad, "version": 3}])
+    assert run.changes(same, described(aliases={"champion": 3})) == [
+        "version 3 (champion) is not refused any more"
+    ]
     away = described(answers=False)
     said = "the registry has not responded for 42 s; version 3 is still served"
     assert run.changes(described(), away) == [said]
