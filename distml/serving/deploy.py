@@ -76,8 +76,11 @@ def require_champion(config: Config) -> int:
             "%s Version %d of %s was served last and is served again.", error, champion.version, name
         )
     if champion is None:
+        others = registry.aliases(config)
+        known = ", ".join(f"{alias} is version {number}" for alias, number in others.items())
         raise ServingError(
-            f"no version of {name} is {registry.CHAMPION}.", "Train one and run `distml promote`."
+            f"no version of {name} is {registry.CHAMPION}" + (f"; {known}." if known else "."),
+            "Train one and run `distml promote`.",
         )
     if champion.sha256 is None and Record(config).recall().champion is None:
         locate.require_signed(champion)  # nothing else could answer: said before Ray starts

@@ -73,6 +73,16 @@ def test_without_the_registry_the_last_champion_is_served_but_not_confirmed(
     assert watch.registry.answered_at >= watch.models.asked_at
 
 
+def test_an_alias_in_other_letters_is_named_where_there_is_no_champion(registry: Registry) -> None:
+    registry.client.delete_registered_model_alias(registered.NAME, "champion")
+    registry.client.set_registered_model_alias(registered.NAME, "Champion", "2")
+    try:
+        with pytest.raises(ServingError, match="is champion; Champion is version 2"):
+            deploy.require_champion(registry.config)
+    finally:
+        registry.client.delete_registered_model_alias(registered.NAME, "Champion")
+
+
 def test_a_registry_without_champion_withdraws_none(registry: Registry) -> None:
     registry.client.delete_registered_model_alias(registered.NAME, "champion")
     watch = Watch(registry.config)
