@@ -71,19 +71,7 @@ def changes(before: Described, now: Described) -> list[str]:
         if aliases.get(alias) != former.get(alias):
             state = f"is version {aliases[alias]} now" if alias in aliases else "is not loaded any more"
             lines.append(f"{alias} {state}")
-    known = [] if start else [(entry["version"], entry["alias"]) for entry in before["refused"]]
-    for refusal in now["refused"]:
-        if (refusal["version"], refusal["alias"]) not in known:
-            what = f"version {refusal['version']} ({refusal['alias']})"
-            # the word of `/model`, the gauge and `distml status`, for those who search a log for it
-            lines.append(f"refused: {what}: {refusal['reason']} {answers}")
-    known_now = [(entry["version"], entry["alias"]) for entry in now["refused"]]
-    lines += [
-        f"version {entry['version']} ({entry['alias']}) is not refused any more"
-        for entry in before["refused"]
-        if (entry["version"], entry["alias"]) not in known_now
-        and aliases.get(entry["alias"]) == entry["version"]
-    ]
+    lines += _refusals(before, now, answers)
     was, registry = before["registry"], now["registry"]
     if not registry["answers"] and (start or was["answers"]):
         age = (
@@ -101,6 +89,26 @@ def changes(before: Described, now: Described) -> list[str]:
         f"the registry has {alias} again" for alias in was["missing"] if alias not in registry["missing"]
     ]
     return lines
+
+
+def _refusals(before: Mapping[str, Any], now: Mapping[str, Any], answers: str) -> list[str]:
+    """Say which versions are refused since the last look, all of them at the first, and which no longer."""
+    refused = {(entry["version"], entry["alias"]): entry["reason"] for entry in now["refused"]}
+    known = (
+        {(entry["version"], entry["alias"]) for entry in before["refused"]} if now is not before else set()
+    )
+    # "refused" is the word of `/model`, the gauge and `distml status`, for those who search a log for it
+    lines = [
+        f"refused: version {version} ({alias}): {reason} {answers}"
+        for (version, alias), reason in refused.items()
+        if (version, alias) not in known
+    ]
+    aliases = now.get("aliases", {})
+    return lines + [
+        f"version {version} ({alias}) is not refused any more"
+        for version, alias in sorted(known - refused.keys())
+        if aliases.get(alias) == version
+    ]
 
 
 _QUANTILES = (0.5, 0.99)

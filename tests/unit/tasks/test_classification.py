@@ -33,7 +33,7 @@ def test_integers_keep_their_number_where_names_say_what_they_mean() -> None:
         ({"train": np.array([0, -1])}, ["a", "b"], "train label -1 is not among"),
         ({"train": np.array(["a", "b"]), "test": np.array(["z"])}, None, "test label z is not among"),
         ({"train": np.array([0, 0])}, None, "only one class, 0"),
-        ({"train": np.array([0, 1])}, ["a", "a"], "class a stands twice"),
+        ({"train": np.array([0, 1])}, ["a", "a"], "class a appears twice"),
         ({"train": np.array([0.5, 1.0])}, None, r"train labels are float64 \(2,\), not integers"),
         ({"train": np.array(["a", "b"]), "test": np.array([0])}, None, "not texts, as in train"),
         ({"train": np.array([[0], [1]])}, None, r"int64 \(2, 1\)"),
