@@ -153,7 +153,7 @@ def k3d_steps(folder: Path, base_image: str | None) -> list[Step]:
         Step(
             f"build the image {name}:{__version__} (minutes the first time)",
             ["docker", "build", *target.get(name, []), *base, "-t", f"{name}:{__version__}", source],
-            "Is Docker running (`docker info`)? `docker build` by hand shows the whole output.",
+            "Is Docker running (`docker info`)? `docker build` run manually shows the whole output.",
             limit_s=3600,
         )
         for name, source in IMAGES.items()

@@ -161,7 +161,7 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
         if now == version:
             return Decision(False, f"version {version} is already the champion."), now
         instead = "" if now is None else f" instead of version {now}"
-        decision = Decision(True, f"version {version} was made champion{instead} by hand.")
+        decision = Decision(True, f"version {version} was made champion{instead} manually.")
         if not dry:
             write(config, Record(version, "rolled back", decision.why, now))
             _point(config, version)
