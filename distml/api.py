@@ -50,7 +50,7 @@ class TrainResult:
     Attributes:
         run_id: MLflow run; of a sweep, that of the best candidate.
         model: Name in the registry.
-        version: Registered version, None where the tracking server was away.
+        version: Registered version, None where the tracking server was unreachable.
         val_accuracy: Share of the validation rows that were classified right; None for another task, whose
             metrics are in `result`.
         test_accuracy: The same of the test rows; None where there are none.

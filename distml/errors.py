@@ -79,7 +79,7 @@ class OverloadedError(ServingError):
     """More requests wait than the endpoint keeps; the same request may succeed a little later."""
 
     retry_after_s = 1
-    """Seconds a client should wait before it asks again."""
+    """Seconds a client should wait before it retries."""
 
 
 class TimedOutError(ServingError):
@@ -94,7 +94,7 @@ class NotReadyError(ServingError):
     """No model has been loaded yet."""
 
     retry_after_s = 1
-    """Seconds a client should wait before it asks again."""
+    """Seconds a client should wait before it retries."""
 
 
 class ClusterError(DistmlError):

@@ -1,6 +1,6 @@
 """The command `distml submit`: the pipeline as a Ray job on Kubernetes, by `kube.submit` (driver).
 
-What the step of kuberay/base/workflow.yaml runs; by hand it is in kuberay/README.md.
+What the step of kuberay/base/workflow.yaml runs; kuberay/README.md has the manual way.
 """
 
 from __future__ import annotations

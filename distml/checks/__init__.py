@@ -13,7 +13,7 @@ class Check:
     """One answer.
 
     Args:
-        name: What was looked at.
+        name: What was checked.
         status: A problem will stop a run; a warning may make it slow or incomplete.
         detail: The state, with the value.
         remedy: What to do about it; empty where nothing is to be done.

@@ -42,7 +42,7 @@ from distml.training.pretrained import IMAGENET, cached
 SAMPLE = 500
 """Pictures whose headers are read to describe the sizes."""
 SMALL_SIDE = 64
-"""Pictures up to this side are learnt from noise: backbones were trained on 224 pixels and more."""
+"""Pictures up to this side are trained from random weights: backbones were trained on 224 pixels and more."""
 CPU_BACKBONE, GPU_BACKBONE = "efficientnetv2_b0", "efficientnetv2_s"
 """Proposed where no weights are stored; Keras publishes both."""
 _MEASURED_S = 0.25
@@ -71,7 +71,7 @@ class Facts:
         form: The format they are read as.
         counts: Training rows by class.
         rows: Rows by split of the source.
-        sizes: Pictures by (width, height) of those looked at; empty for arrays.
+        sizes: Pictures by (width, height) of those checked; empty for arrays.
         shape: (H, W, C) that ingest would choose by itself.
         damaged: Pictures whose headers cannot be used.
         skipped: Entries left out by reason.
@@ -305,7 +305,7 @@ class _Plan:
 
     @property
     def epochs(self) -> int:
-        """A head converges in 30; from noise some 1,500 steps are asked for, in 10 to 40 epochs."""
+        """A head converges in 30; from random weights some 1,500 steps are planned, in 10 to 40 epochs."""
         if self.backbone:
             return 30
         steps = max(1, self.rows // self.batch)

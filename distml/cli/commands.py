@@ -43,7 +43,7 @@ def drift(config: Config) -> dict[str, Any]:
 
 
 def sync(config: Config, own: Namespace) -> dict[str, Any]:
-    """Send to the tracking server what runs recorded while it was away.
+    """Send to the tracking server what runs recorded while it was unreachable.
 
     Returns:
         `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent.

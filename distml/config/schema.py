@@ -149,7 +149,7 @@ class RunConfig(Section):
 
 
 class StorageConfig(Section):
-    """Where everything durable lives."""
+    """Where data, runs and models are stored."""
 
     root: Annotated[str, Field(min_length=1)] = "./distml-data"
     """A local path, s3:// or gs:// URI that every worker can reach."""
@@ -159,7 +159,7 @@ _FORMATS = ("auto", "image_folder", "table", "parquet", "idx", "npz", "csv_pixel
 
 
 class DataConfig(Section):
-    """What is learnt from."""
+    """The data that models are trained on."""
 
     name: Name = "fashion_mnist"
     """Names the prepared data set under the storage root."""
@@ -170,7 +170,7 @@ class DataConfig(Section):
     image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
     """Side or [height, width]; auto: the backbone's own, else one size of all up to 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
-    """How a picture of another size is fitted, in training and wherever the model is asked."""
+    """How a picture of another size is fitted, in training, prediction and serving alike."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 makes all gray, 3 all colour; auto is 3 as soon as one picture is in colour."""
     margin: Literal["auto"] | Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = "auto"
@@ -180,19 +180,19 @@ class DataConfig(Section):
     max_pixels: PositiveInt = 100_000_000
     """A larger picture is rejected before it is decoded."""
     image_column: str | None = None
-    """Column of the images in a table; none takes one that is called so, or the only one with images."""
+    """Column of the images in a table; none finds it by its name or its content."""
     label_column: str | list[str] | None = None
-    """Column of the labels in a table, or several columns; none takes one that is called so."""
+    """Column of the labels in a table, or several columns; none finds it by its name."""
     label_pattern: Annotated[str | None, AfterValidator(_pattern)] = None
     """Regular expression whose group is the label in a picture's path, as `_([a-z]+)[.]jpg`."""
     on_error: Literal["fail", "skip"] = "fail"
     """fail names pictures that cannot be used and ends; skip leaves them out, listed in the manifest."""
     max_error_fraction: Fraction = 0.01
-    """skip: a larger share of unusable pictures ends the ingest all the same."""
+    """skip: a larger share of unusable pictures fails the ingest."""
     val_fraction: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=0.9)] = 0.0833
-    """Share of the training rows held out, stratified by class, to choose models on."""
+    """Share of the training rows held out, stratified by class, for model selection."""
     split_seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)] = 0
-    """Chooses the rows held out. Not run.seed: models are compared on rows that none has learnt from."""
+    """Chooses the rows held out. Not run.seed: all models are compared on the same held-out rows."""
     encoding: Literal["auto", "raw", "jpeg"] = "auto"
     """raw keeps pixels, jpeg compresses them; auto is raw while a worker's share fits memory_budget_bytes."""
     memory_budget_bytes: Annotated[int, BeforeValidator(_number), Field(ge=1_000_000)] = 1_000_000_000
@@ -230,7 +230,7 @@ class ModelConfig(Section):
     backbone_learning_rate: PositiveFloat = 1.0
     """Factor on the learning rate for the backbone, once it is trained."""
     unfreeze_from: Annotated[str | None, BeforeValidator(_layer)] = None
-    """First backbone layer that learns, by name or its beginning, or how many of the last; none is all."""
+    """First backbone layer that is trained, by name or prefix, or how many of the last; none is all."""
     dropout: Fraction | None = None
     """Share of the features in front of the head dropped while training; none is the network's default."""
     mirror: bool = False
@@ -257,7 +257,7 @@ class ModelConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The knobs of the learning-rate schedules, each used by the schedules that name it."""
+    """The options of the learning-rate schedules, each used by the schedules that name it."""
 
     warmup_epochs: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 1.0
     """cosine: epochs of linear warm-up."""
@@ -355,7 +355,7 @@ class TrainConfig(Section):
     schedule: Annotated[str, _known_or_own("constant", "piecewise", "cosine", "one_cycle")] = "one_cycle"
     """constant, piecewise, cosine, one_cycle, or module:function(step, total_steps, learning_rate)."""
     schedule_options: ScheduleConfig = ScheduleConfig()
-    """Knobs of the schedule."""
+    """Options of the schedule."""
     loss: Annotated[str, Field(min_length=1)] = "auto"
     """cross_entropy, binary_cross_entropy, focal, mse, mae, huber or module:function; auto fits the task."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
@@ -465,7 +465,7 @@ class SearchConfig(Section):
 
 
 class SweepConfig(Section):
-    """Candidates trained and compared in one go."""
+    """Candidates trained and compared together."""
 
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     """Overrides of model and train keys, or run.seed, by dotted path, for each candidate; `name` names it."""
@@ -499,7 +499,7 @@ class TrackingConfig(Section):
     registered_model: Name = "fashion-mnist"
     """Name of the model in the registry."""
     required: bool = False
-    """Reject to start without the tracking server instead of spooling for later."""
+    """Fail at the start without the tracking server instead of spooling for later."""
     wait_s: Annotated[float, BeforeValidator(_number), Field(ge=0, le=86400)] = 300.0
     """Seconds to wait for an unreachable tracking server once nothing else is left to do; 0: not at all."""
     system_metrics: bool = True
@@ -523,7 +523,7 @@ class EvaluateConfig(Section):
     """How a trained model is measured."""
 
     calibrate: bool = False
-    """Fit a temperature on validation rows, so that probabilities are what they say, and export it."""
+    """Fit a temperature on validation rows, so that probabilities match frequencies, and export it."""
     top_k: Literal[2, 3, 5, 10, 20] = 5
     """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
 
@@ -549,7 +549,7 @@ class PromoteConfig(Section):
     """The gate a candidate passes to become champion."""
 
     metric: Validated = "auto"
-    """Metric of the task, as macro_f1 or val_loss; auto is accuracy, macro_f1 or mae. Test never chooses."""
+    """Metric of the task, as macro_f1 or val_loss; auto is accuracy, macro_f1 or mae. Never a test metric."""
     min_gain: Float = 0.0
     """How much better than the champion a candidate must be."""
     beyond_noise: bool = False
@@ -567,7 +567,7 @@ class ReplicasConfig(Section):
     max: PositiveInt = 2
     """Most replicas."""
     target_ongoing_requests: PositiveFloat = 48.0
-    """Requests under way per replica that autoscaling aims at."""
+    """Concurrent requests per replica that autoscaling aims at."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -586,21 +586,21 @@ class CanaryConfig(Section):
 
 
 class AuthConfig(Section):
-    """Who may ask the endpoint."""
+    """Authentication of clients."""
 
     keys_file: Annotated[str, Field(min_length=1)] | None = None
-    """File of API keys, a line each: NAME KEY [EXPIRES]; none lets everybody ask. `distml keys new NAME` adds
-    one; changes count within two seconds."""
+    """File of API keys, a line each: NAME KEY [EXPIRES]; none accepts all clients. `distml keys new NAME`
+    adds one; changes take effect within two seconds."""
     requests_per_s: PositiveFloat | None = None
     """Requests a second that each name may send, shared by the replicas; beyond, 429; none is no limit."""
 
 
 class TlsConfig(Section):
-    """HTTPS, which HAProxy ends."""
+    """HTTPS, terminated by HAProxy."""
 
     certificate: Annotated[str, Field(min_length=1)] | None = None
     """PEM file with the certificate and those that sign it; none serves plain HTTP. A renewed file is
-    taken over within seconds, without a lost request."""
+    reloaded within seconds, without a lost request."""
     key: Annotated[str, Field(min_length=1)] | None = None
     """PEM file with its private key, which others must not be able to read."""
 
@@ -621,7 +621,7 @@ class ServeConfig(Section):
     grpc_port: Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535)] | None = None
     """Port for gRPC (Open Inference Protocol, TensorFlow Serving); none opens none."""
     url: Annotated[str, Field(pattern="^https?://")] | None = None
-    """An endpoint that others keep up, as a RayService: pipelines wait for its answer and start none."""
+    """An endpoint managed elsewhere, as a RayService: pipelines wait until it serves and start none."""
     replicas: ReplicasConfig = ReplicasConfig()
     """Autoscaling range."""
     proxy: Literal["auto", "ray", "haproxy"] = "auto"
@@ -635,35 +635,35 @@ class ServeConfig(Section):
     max_queued_images: PositiveInt = 4096
     """Images of a replica that may wait; requests beyond are answered with 429."""
     request_timeout_s: PositiveFloat = 5.0
-    """Time limit of a request; a client cannot lift it."""
+    """Time limit of a request; clients cannot extend it."""
     read_timeout_s: PositiveFloat = 10.0
     """Time in which the whole body of a request must arrive."""
     drain_timeout_s: PositiveFloat = 10.0
-    """Time that requests under way are given when the endpoint or a replica ends."""
+    """Time for running requests to complete when the endpoint or a replica ends."""
     cpus_per_replica: PositiveFloat = 1.0
     """Logical CPUs each replica reserves from Ray; an engine has at most as many threads."""
     gpus_per_replica: Annotated[float, BeforeValidator(_number), Field(ge=0, le=64)] = 0.0
     """GPUs each replica reserves; only engine tensorflow uses them."""
     engine: Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"] = "auto"
-    """auto measures those that are installed and takes the fastest that gives the same answers; TensorFlow
+    """auto measures those that are installed and takes the fastest with the same outputs; TensorFlow
     only on GPUs, and where the model has no other form."""
     start_timeout_s: PositiveFloat = 60.0
-    """Time in which the champion must answer after a start."""
+    """Time in which the champion must be served after a start."""
     poll_s: PositiveFloat = 2.0
-    """Seconds between two looks at the registry's aliases."""
+    """Seconds between two polls of the registry's aliases."""
     versions: list[PositiveInt] = Field(default_factory=list)
-    """Versions kept loaded beside the champion, to be asked for by number."""
+    """Versions kept loaded beside the champion, addressed by number."""
     canary: CanaryConfig = CanaryConfig()
     """Traffic split."""
     shadow: Name | None = None
-    """Alias of a version that is asked too, compared and never used; none asks no other."""
+    """Alias of a version that gets the same requests, for comparison only; none has no shadow."""
     accept_changed_classes: bool = False
-    """Take over versions with more, fewer or other classes than the champion; clients must cope with that."""
+    """Serve versions with more, fewer or other classes than the champion; clients must handle that."""
     allowed_hosts: list[str] = Field(default_factory=list)
-    """Names the endpoint answers to, as `api.example.com` or `*.example.com`, besides addresses and loopback
+    """Accepted host names, as `api.example.com` or `*.example.com`, besides addresses and loopback
     names; none takes every name where `serve.host` is not loopback."""
     cors_origins: list[str] = Field(default_factory=list)
-    """Origins of pages that may ask and read, as `https://shop.example.com`; `*` is all."""
+    """Origins of pages that may send requests and read responses, as `https://example.com`; `*` is all."""
     auth: AuthConfig = AuthConfig()
     """API keys."""
     tls: TlsConfig = TlsConfig()
@@ -674,7 +674,7 @@ class LogConfig(Section):
     """The log of served requests, from which drift is computed."""
 
     enabled: bool = False
-    """Log sampled requests and answers to Parquet under the storage root."""
+    """Log sampled requests and predictions to Parquet under the storage root."""
     sample: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     """Share of the requests that are logged."""
     images: bool = True
@@ -753,7 +753,7 @@ def _given(section: Any, key: str) -> Any:
 
 
 class Config(Section):
-    """Everything a verb needs to know."""
+    """The configuration of all commands."""
 
     run: RunConfig = RunConfig()
     """The run."""

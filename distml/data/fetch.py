@@ -122,7 +122,7 @@ class Mirror:
                 raise _BrokenError(f"the connection closed with {answer.length:,} bytes to come")
 
     def _open(self, request: urllib.request.Request) -> Any:
-        """Return the server's answer, or say why there is none and whether to ask again."""
+        """Return the server's answer, or say why there is none and whether to retry."""
         wait_s = READ_TIMEOUT_S if self._answered else min(CONNECT_TIMEOUT_S, self.patience.left_s)
         if wait_s <= 0:
             raise UnavailableError(f"skipped after {PATIENCE_S:.0f} s without an answer")

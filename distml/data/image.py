@@ -23,7 +23,7 @@ Images = npt.NDArray[np.uint8]
 Fit = Literal["crop", "letterbox", "stretch"]
 
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "PPM")
-"""Pillow knows dozens; fewer parsers face what strangers send. HEIC comes with pillow-heif."""
+"""Pillow knows dozens; fewer parsers are exposed to untrusted files. HEIC comes with pillow-heif."""
 SUFFIXES = (
     *(
         ".png",

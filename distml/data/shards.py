@@ -78,7 +78,7 @@ def folder(config: Config) -> str:
 def find(config: Config, storage: Storage) -> Manifest | None:
     """Return the manifest of the configured data, None when they are not prepared; changes nothing.
 
-    Data whose source has changed since are not prepared. Where the source cannot be looked at any more, what
+    Data whose source has changed since are not prepared. Where the source cannot be read any more, what
     was prepared from it counts.
 
     Raises:

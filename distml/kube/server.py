@@ -46,8 +46,8 @@ class Server:
         url: Address of the API server.
         namespace: Where everything is looked up and created.
         account: Folder with `token` and `ca.crt`; neither is needed behind `kubectl proxy`.
-        patience_s: For how long an API server that does not respond is asked again.
-        hurried: When it is set, an API server that does not respond is not asked again.
+        patience_s: For how long an API server that does not respond is retried.
+        hurried: When it is set, an API server that does not respond is not retried.
     """
 
     url: str

@@ -168,7 +168,7 @@ class _Workflow:
 
     Attributes:
         server: Of the workflow.
-        reference: Owner reference of its RayJobs, None for a job started by hand.
+        reference: Owner reference of its RayJobs, None for a job started manually.
         last_pod: Argo starts no other pod of this step whatever happens.
     """
 

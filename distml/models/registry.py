@@ -57,7 +57,7 @@ _SCALES_BYTES = 1 / 16
 
 
 def names() -> list[str]:
-    """Names of the small networks of ours, which take images of any kind and learn from noise."""
+    """Names of the small networks of ours, which take images of any kind and start from random weights."""
     return sorted(BUILDERS)
 
 

@@ -130,7 +130,7 @@ def _init_arguments(
     return {
         "address": "local",
         "num_cpus": local_cpus(config.train, runs),
-        # None starts it, and where it cannot be, training goes on without.
+        # None starts it, and where it cannot be, training continues without.
         "include_dashboard": None if dashboard else False,
         "dashboard_host": "127.0.0.1",
     }

@@ -320,7 +320,7 @@ TRACKING = Group(
         Variable(
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
             "2",
-            "with MLflow's 7, a call to a server that is away hangs for minutes",
+            "with MLflow's 7, a call to an unreachable server hangs for minutes",
             True,
         ),
         Variable("MLFLOW_HTTP_REQUEST_TIMEOUT", "5", "MLflow's 120 s, for the same reason", True),

@@ -174,7 +174,7 @@ def back(config: Config, storage: Storage, version: int, dry: bool = False) -> t
 def former(config: Config, known: Iterable[ModelVersion], now: int | None) -> int | None:
     """Return the version that was champion before the present one, as promotions and endpoints recorded it.
 
-    An alias may be moved by hand, and the version it named before may be gone: what counts is which versions
+    An alias may be moved manually, and the version it named before may be gone: what counts is which versions
     were champion in fact, are still there and were not rolled back from since.
 
     Args:
@@ -262,7 +262,7 @@ def write(config: Config, record: Record, **changed: object) -> Record:
 
 
 def read(versions: Iterable[ModelVersion]) -> list[Record]:
-    """Return the records beside some versions, oldest first; what is no record is passed over."""
+    """Return the records beside some versions, oldest first; what is not a record is skipped."""
     known = []
     for version in versions:
         for key, text in version.tags.items():

@@ -165,7 +165,7 @@ def _train(config: Config, storage: Storage) -> Result:
 
 def _registered(config: Config, result: Result) -> bool:
     """Whether the registry has what was trained; the storage may have outlived it, or met another."""
-    if result.get("version") is None:  # nothing was registered: the server was away
+    if result.get("version") is None:  # nothing was registered: the server was unreachable
         return False
     version = registry.by_number(config, int(result["version"]))
     return version is not None and version.run_id == result["run_id"]

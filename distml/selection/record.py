@@ -1,8 +1,8 @@
 """The stored state of a sweep: its file below the storage root and its parent run in MLflow (driver).
 
 `sweeps/<run.name>/<generation>/sweep.json` names the runs of the candidates. Each is an ordinary run with a
-record of its own below `runs/`. Candidates whose runs ended while the tracking server was away get their
-versions when it is back.
+record of its own below `runs/`. Candidates whose runs ended while the tracking server was unreachable get
+their versions when it is back.
 """
 
 from __future__ import annotations

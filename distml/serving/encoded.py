@@ -88,7 +88,7 @@ _URL_SAFE = str.maketrans("-_", "+/")
 def bound() -> None:
     """Make Pillow refuse large texts and colour profiles inside a PNG; by default it unpacks up to 64 MiB.
 
-    What is rejected anyway is not warned of, either: strangers could fill the log with it.
+    What is rejected anyway is not warned of, either: clients could flood the log.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

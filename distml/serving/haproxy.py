@@ -247,7 +247,7 @@ def _command(address: str, *commands: bytes) -> str:
 
 
 def renew(address: str, bundle: Path, content: bytes) -> str | None:
-    """Let a running HAProxy take over a certificate; connections stay. Returns what it objects, if anything.
+    """Let a running HAProxy reload a certificate; connections stay. Returns what it objects, if anything.
 
     Args:
         address: Of its administration socket.

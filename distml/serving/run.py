@@ -301,7 +301,7 @@ def _require_cluster() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], threading.Event]]:
-    """Let SIGINT and SIGTERM interrupt whatever is going on, as there is nothing to lose while models load.
+    """Let SIGINT and SIGTERM interrupt the start, as there is nothing to lose while models load.
 
     Gives:
         What to call when the endpoint answers; it returns an event that the first signal then sets, so that
@@ -342,5 +342,5 @@ def _show(console: Console, endpoint: Endpoint, seconds: float) -> None:
         f"picture    curl -F files=@PICTURE.png {url}/predict/image\n"
         f"described  {url}/openapi.json\n"
         f"metrics    {url}/metrics\n"
-        "Ctrl-C ends it; another champion is taken over while it runs."
+        "Ctrl-C ends it; a new champion is loaded while it runs."
     )

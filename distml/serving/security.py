@@ -1,6 +1,6 @@
 """Access control: allowed hosts, CORS origins, API keys and rate limits (replica).
 
-A page of a stranger reaches an endpoint on loopback in two ways. It posts to it: browsers send forms and
+A page of another origin reaches an endpoint on loopback in two ways. It posts to it: browsers send forms and
 plain text without asking first. Or its own name is made to point at 127.0.0.1 (DNS rebinding): then it is of
 the same origin as the endpoint, and reads. The first shows in `Origin` and `Sec-Fetch-Site`, the second in
 `Host`.
@@ -219,7 +219,7 @@ class KeyCheck:
         return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
     def look(self) -> None:
-        """Take over the file where it has changed; one that cannot be used changes nothing, and is said."""
+        """Reload the file where it has changed; an invalid file changes nothing and is logged."""
         stamp = self._stat()
         if stamp == self._stamp or (stamp and abs(time.time() - stamp[0] / 1e9) < _SETTLED_S):
             return

@@ -3,8 +3,8 @@
 One process asks the registry and imports MLflow; replicas get its findings as values and the files as bytes,
 so that they need neither MLflow nor the registry nor a disk in common.
 
-What was served last is kept below the storage root. A watcher that starts while the registry is away, or is
-told of no champion, orders that; only a registry that names another version changes what is served.
+What was served last is kept below the storage root. A watcher that starts while the registry is unreachable,
+or is told of no champion, orders that; only a registry that names another version changes what is served.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RETRY_S = 30.0
 
 @dataclass
 class _Bad:
-    """Why and since when a version is rejected, and when it was last looked at."""
+    """Why and since when a version is rejected, and when it was last checked."""
 
     reason: str
     since: float
@@ -192,7 +192,7 @@ class Watch:
             return False
         for alias, number in now.aliases.items():
             if (last := self.models.aliases.get(alias)) != number:
-                sentence = f"{alias}: version {number} is taken over" + f" after version {last}" * (
+                sentence = f"{alias}: version {number} is loaded" + f" after version {last}" * (
                     last is not None
                 )
                 self._say(logging.INFO, "taken_over", sentence, alias=alias, version=number, before=last)
@@ -406,7 +406,7 @@ class Watcher:
     async def changes(self, held: ModelSet) -> ModelSet:
         """Return the model set, at once where it is not the one held, else when it changes or after a while.
 
-        A set without a champion orders nothing, so nobody is told of one as long as there is another to wait
+        A set without a champion orders nothing, so it is not sent as long as there is another to wait
         for: a watcher that has just started knows less than its replicas, and learns from them.
         """
         if self._watch.learn(held):

@@ -159,7 +159,7 @@ class Task(ABC):
         """The target of a row whose label was told later, as a text or as `read` gives it.
 
         Raises:
-            DataError: It is none; the message goes on after the name of the file.
+            DataError: It is none; the message follows the name of the file.
         """
 
     @classmethod

@@ -1,7 +1,7 @@
 """Resolves a model by run, version or alias, and downloads its verified files (driver).
 
 A writer of a registry may name any URI as the source of a version. What is loaded from there
-is still checked against its SHA-256, but asking a stranger's server, or reading any file of this machine,
+is still checked against its SHA-256, but contacting an unknown server, or reading any file of this machine,
 is harm enough. So a place is accepted only when it is one that this product writes to.
 """
 
@@ -300,7 +300,7 @@ def served_champions(config: Config) -> list[Champion]:
 
 
 def note_champion(config: Config, version: ModelVersion) -> None:
-    """Remember that an endpoint serves a version as champion: an alias that is moved by hand leaves no trace.
+    """Record that an endpoint serves a version as champion: moving an alias manually leaves no record.
 
     Raises:
         StorageError: The storage fails.

@@ -44,7 +44,7 @@ class Delivery:
     Attributes:
         sent: Number of spool files that were sent.
         left: Why each of the others was not, by its name.
-        away: Whether a server was away.
+        away: Whether the server was unreachable.
     """
 
     sent: int = 0

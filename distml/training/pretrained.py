@@ -58,7 +58,7 @@ class Weights:
 
 
 def source(config: Config) -> str | None:
-    """Return what stands for the configured weights in the storage, None where training starts from noise."""
+    """Return the name of the configured weights in the storage, None for random weights."""
     wanted = config.model.weights
     return f"{IMAGENET}:{config.model.name}" if wanted == IMAGENET else wanted
 
@@ -173,7 +173,7 @@ def resolve(config: Config, storage: Storage) -> Weights | None:
         storage: Gets the copy.
 
     Returns:
-        The copy, None where training starts from noise.
+        The copy, None where training starts from random weights.
 
     Raises:
         ConfigError: As `check`, or there is no such file, version or run.

@@ -216,7 +216,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
     """Train one model.
 
     Args:
-        config: Of the run; its sweep is not looked at.
+        config: Of the run; its sweep is ignored.
         child: Its place in a sweep, None where it stands alone.
 
     Returns:
@@ -242,7 +242,7 @@ def run(config: Config, child: Child | None = None) -> dict[str, Any]:
 
 
 def _registered(config: Config, storage: Storage) -> dict[str, Any] | None:
-    """The result line of a run that is trained and was not registered until now: the server was away."""
+    """The result line of a run that was trained while the server was unreachable, and is registered now."""
     record = None if config.run.restart else runs.newest(storage, config.run.name)
     if record is None or record.status != "finished" or record.version:
         return None

@@ -150,7 +150,7 @@ class _Place:
         name: Said in errors and recorded in the manifest.
         get: Returns a file's bytes, compressed.
         keep: Worth copying into the cache.
-        final: Chosen by the user, so damaged bytes from it end the search instead of being passed over.
+        final: Chosen by the user, so damaged bytes from it end the search instead of being skipped.
     """
 
     name: str

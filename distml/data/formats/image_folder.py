@@ -1,6 +1,6 @@
 """Reads a folder of pictures with a folder per class, optionally below train/, validation/, test/ (driver).
 
-Every header is looked at before anything is decoded: sizes and colours decide the shape of the images where
+Every header is read before anything is decoded: sizes and colours decide the shape of the images where
 the configuration leaves it open, and what is not a picture is named at once.
 """
 

@@ -191,7 +191,7 @@ def _plain(column: str) -> str:
 def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[str]:
     """Return the columns that together say the class, a 1 in one of them and 0 in the others, or none.
 
-    Columns of numbers alone are looked at; the rest of a table may say anything.
+    Only columns of numbers are considered; the rest of a table may say anything.
     """
     if data.label_column is not None or not rows:
         return []
