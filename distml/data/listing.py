@@ -130,11 +130,11 @@ class Folder:
 
     def only(self, names: Iterable[str]) -> Folder:
         """Return a folder of some of the files, to be read elsewhere."""
-        part = copy.copy(self)
-        part.entries = {name: self.entries[name] for name in names if name in self.entries}
-        part.sizes, part.dangling, part.ledger = {}, {}, Ledger()
-        part._kept = {name: self._kept[name] for name in part.entries if name in self._kept}
-        return part
+        other = copy.copy(self)
+        other.entries = {name: self.entries[name] for name in names if name in self.entries}
+        other.sizes, other.dangling, other.ledger = {}, {}, Ledger()
+        other._kept = {name: self._kept[name] for name in other.entries if name in self._kept}
+        return other
 
     def origin(self) -> Origin:
         """Describe the folder by its names and sizes."""
