@@ -374,7 +374,7 @@ async def _explained(service: Service, image: Images, wanted: str | None) -> Ans
     outputs, served = await service.classify(image[None], None, heard=False)
     task = served.task
     if wanted is not None and wanted not in task.names:
-        known = ", ".join(task.names[:9])
+        known = ", ".join(task.names[:20]) + ", …" * (len(task.names) > 20)
         raise RejectedError(400, f"there is no {wanted[:80]!r} among the {task.what}: {known}")
     at = task.focus(outputs[0]) if wanted is None else task.names.index(wanted)
     grid = (min(GRID, image.shape[0]), min(GRID, image.shape[1]))

@@ -136,7 +136,9 @@ def metrics(config: Config, version: ModelVersion) -> dict[str, float]:
 def _measured(client: Any, version: ModelVersion) -> dict[str, float]:
     measured = dict(client.get_run(version.run_id).data.metrics)
     registered = client.get_model_version(version.name, str(version.version))
-    if model_id := getattr(registered, "model_id", None):
+    # The database keeps the model's id in the source alone (MLflow 3.17: `model_id` of what is read is None).
+    scheme, _, model_id = str(registered.source).partition("models:/")
+    if model_id and not scheme and "/" not in model_id:
         logged = client.get_logged_model(model_id).metrics or ()
         measured |= {metric.key: metric.value for metric in logged}
     return measured

@@ -16,7 +16,9 @@ from distml.tracking.registry import ModelVersion
 
 RUN = "0" * 32
 KNOWN = ModelVersion("pets", 3, RUN, "ab", "s3://bucket/model", {"sha256": "ab"})
-ENTITY = SimpleNamespace(name="pets", version="3", run_id=RUN, tags={"sha256": "ab"})
+ENTITY = SimpleNamespace(
+    name="pets", version="3", run_id=RUN, tags={"sha256": "ab"}, source="s3://bucket/model"
+)
 
 
 class Server:
@@ -110,7 +112,7 @@ def test_a_version_is_an_integer_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_version_has_the_metrics_of_its_own_weights_and_not_those_of_the_last_epoch() -> None:
     server: Any = Server(away=0)
-    server.answers["get_model_version"] = SimpleNamespace(**vars(ENTITY), model_id="m-1")
+    server.answers["get_model_version"] = SimpleNamespace(**vars(ENTITY) | {"source": "models:/m-1"})
     assert registry._measured(server, KNOWN) == {"val_accuracy": 0.75, "loss": 1.0}
 
 
