@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from distml.data import schema
 from distml.data.image import Policy
 from distml.data.listing import Folder
 from distml.errors import DataError
+from distml.tasks.multilabel import Multilabel
+from distml.tasks.regression import Regression
 
 SHAPE = (6, 5, 1)
 
@@ -51,6 +54,37 @@ def test_what_a_file_leaves_of_its_16_bits_is_noted(tmp_path: Path) -> None:
     ]
     assert rows.unused_bits == [8, 4, 0]
     assert parts._codes(rows, None) == [["unused_bits"], ["unused_bits"], None]
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "expected"),
+    [
+        (
+            Multilabel(("cat", "dog"), thresholds=(0.5, 0.2)),
+            [[0.75, 0.25]],
+            {"labels": ["cat", "dog"], "probabilities": [0.75, 0.25]},
+        ),
+        (
+            Regression(("length", "width")),
+            [[3.5, -1.25]],
+            {"predicted_length": 3.5, "predicted_width": -1.25},
+        ),
+    ],
+)
+def test_a_part_has_the_columns_of_its_task(task: Any, outputs: Any, expected: dict[str, Any]) -> None:
+    batch = object.__new__(parts.Classifier)
+    batch._version, batch._embedder = 3, None
+    predict = np.array(outputs, np.float32).__getitem__
+    predictor = SimpleNamespace(task=task, usual=None, predict=lambda images: predict(slice(len(images))))
+    batch._predictor = cast(Any, predictor)
+    identity = {"source": pa.array(["a.png", "b.png"])}
+    images = np.random.default_rng(0).integers(0, 256, (1, *SHAPE), np.uint8)
+    rows = parts.Rows(identity, images, np.array([True, False]), [None, "b.png is broken"], [0])
+    first, broken = batch._table(rows).to_pylist()
+    rest = {"source": "a.png", "model_version": 3, "warnings": None, "error": None}
+    assert first == expected | rest
+    assert {name: broken[name] for name in expected} == dict.fromkeys(expected)
+    assert broken["error"] == "b.png is broken"
 
 
 def test_row_groups_are_gathered_into_parts_that_cover_every_row_once(

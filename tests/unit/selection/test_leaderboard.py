@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from distml.config import Config
@@ -42,6 +43,19 @@ def test_a_candidate_stopped_early_never_wins() -> None:
     stopped = Row("early", "s-early", status="stopped", val_accuracy=0.99)
     assert leaderboard.result([*ROWS[:2], stopped])["best"] == "better"
     assert leaderboard.result([*ROWS[:2], stopped])["status"] == "finished"
+
+
+@pytest.mark.parametrize(("metric", "best"), [("macro_f1", "high"), ("mae", "low"), ("rmse", "low")])
+def test_candidates_are_ordered_by_the_metric_of_their_task(metric: str, best: str, tmp_path: Path) -> None:
+    rows = [
+        leaderboard.of_result(
+            name, name, {}, {"status": "finished", "metric": metric, f"val_{metric}": value}
+        )
+        for name, value in (("low", 0.25), ("high", 0.75))
+    ]
+    assert leaderboard.result(rows)["best"] == best
+    assert leaderboard.result(rows)[f"val_{metric}"] == {"low": 0.25, "high": 0.75}[best]
+    assert (tmp_path / leaderboard.draw(tmp_path, leaderboard.order(rows))).exists()
 
 
 def test_the_table_names_the_best_first_and_the_cause_of_a_failure() -> None:
