@@ -250,6 +250,39 @@ def test_any_shape_and_number_of_classes(
         assert not browser.overflowing(driver)
 
 
+@pytest.mark.parametrize(
+    ("fit", "corner", "said_of_it"),
+    [
+        ("crop", (0, 200, 0), "covers the middle; transparent parts become white"),
+        ("letterbox", (255, 255, 255), "with bars beside it"),
+        ("stretch", (200, 0, 0), "without keeping its proportions"),
+    ],
+)
+def test_the_page_shows_a_photograph_as_the_model_is_given_it(
+    driver: Any, tmp_path: Path, fit: Any, corner: tuple[int, ...], said_of_it: str
+) -> None:
+    pixels = np.zeros((60, 180, 3), np.uint8)
+    for third in range(3):
+        pixels[:, 60 * third : 60 * (third + 1), third] = 200  # red, green and blue
+    Image.fromarray(pixels).save(tmp_path / "thirds.png")
+    shape, policy = (30, 30, 3), Policy((30, 30, 3), fit)
+    made = Core(ServeConfig())
+    described = dataclasses.replace(served(7, CLASSES, shape), policy=policy)
+    made.swap({7: Loaded(described, function(7, len(CLASSES), shape))}, {"champion": 7})
+    with running(made) as url:
+        visit(driver, url)
+        driver.find_element("id", "file").send_keys(str(tmp_path / "thirds.png"))
+        said(driver, r"%")
+        assert said_of_it in driver.find_element("id", "preprocessing").get_attribute("textContent")
+        script = (
+            "return [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 30, 30).data]"
+        )
+        seen = np.array(driver.execute_script(script), np.uint8).reshape(30, 30, 4)[..., :3]
+    assert tuple(seen[1, 1]) == corner
+    expected = read((tmp_path / "thirds.png").read_bytes(), policy)
+    assert np.abs(seen.astype(int) - expected).mean() < 8  # each scales in its own way
+
+
 def test_an_endpoint_without_a_model_is_reported_and_polled(driver: Any) -> None:
     empty = Core(ServeConfig())
     with running(empty) as url:

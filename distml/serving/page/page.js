@@ -65,6 +65,19 @@ async function getModel() {
   fillBars(model.classes.map(() => 0), -1);
 }
 
+const FITS = {
+  crop: "of which it covers the middle",
+  letterbox: "with bars beside it",
+  stretch: "without keeping its proportions",
+};
+
+const policy = () => model.policy ?? { fit: "stretch", background: [0, 0, 0] };
+
+function shade(colour) {
+  const same = (value) => colour.every((part) => part === value);
+  return same(0) ? "black" : same(255) ? "white" : `rgb(${colour.join(", ")})`;
+}
+
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
 function describe() {
@@ -92,8 +105,8 @@ function describe() {
   const list = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("facts").replaceChildren(...list.flatMap(([term, value]) => [element("dt", term), element("dd", value)]));
   $("preprocessing").textContent =
-    `The endpoint scales every picture to ${width} × ${height} in ${colours}, without keeping its proportions; `
-    + "transparent parts become black. Drawings are white on black. Pictures of more than "
+    `The endpoint scales every picture to ${width} × ${height} in ${colours}, ${FITS[policy().fit]}; `
+    + `transparent parts become ${shade(policy().background)}. Drawings are white on black. Pictures of more than `
     + `${LONGEST} pixels a side are scaled down to that in this browser first.`;
   $("url").textContent = new URL(".", location.href).href;
 }
@@ -185,6 +198,7 @@ function fillBars(probabilities, best) {
   order.forEach((label, row) => {
     const item = list.children[row], [name, track, value] = item.children;
     item.className = [best].flat().includes(label) ? "best" : "";
+    track.style.visibility = "";
     name.textContent = model.classes[label];
     name.title = model.classes[label];
     track.firstChild.style.width = `${100 * probabilities[label]}%`;
@@ -236,6 +250,7 @@ function showPrediction({ class: name, label, labels, named, probability, probab
 function fillNumbers(values) {
   fillBars(values.map(() => 0), -1);
   [...$("bars").children].forEach((item, at) => {
+    item.children[1].style.visibility = "hidden"; // a number has no share
     item.children[2].textContent = at < values.length ? Number(values[at].toPrecision(4)) : "";
   });
 }
@@ -341,11 +356,30 @@ function scaled(bitmap, longest) {
   return made;
 }
 
+// Which part of a picture goes where, as distml.data.image.placement has it.
+function placement(given, columns, rows) {
+  const wider = given.width * rows > given.height * columns;
+  let [width, height] = [given.width, given.height], [across, down] = [columns, rows];
+  if (policy().fit === "crop") {
+    if (wider) width = Math.max(1, Math.round(height * columns / rows));
+    else height = Math.max(1, Math.round(width * rows / columns));
+  } else if (policy().fit === "letterbox") {
+    if (wider) down = Math.max(1, Math.round(height * columns / width));
+    else across = Math.max(1, Math.round(width * rows / height));
+  }
+  const middle = (whole, part) => Math.floor((whole - part) / 2);
+  return [
+    middle(given.width, width), middle(given.height, height), width, height,
+    middle(columns, across), middle(rows, down), across, down,
+  ];
+}
+
 function showSeen() {
   const [height, width, channels] = model.shape, context = $("seen").getContext("2d");
   context.imageSmoothingQuality = "high";
+  context.fillStyle = `rgb(${policy().background.join(" ")})`;
   context.fillRect(0, 0, width, height);
-  context.drawImage(picture ?? canvas, 0, 0, width, height);
+  context.drawImage(picture ?? canvas, ...placement(picture ?? canvas, width, height));
   if (channels === 1) blend(context, "saturation", "#808080", 0, 0, width, height);
   invert(context, 0, 0, width, height);
 }
