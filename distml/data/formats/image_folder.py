@@ -31,7 +31,8 @@ from distml.tasks.classification import Classification
 _LOG = logging.getLogger(__name__)
 
 _HEAD_BYTES = 1 << 16
-_READERS = 8
+_READERS, _REQUESTS = 8, 32
+"""Headers that are read at once, of files of this machine and of a store, which takes a request for each."""
 _DECODED = 10_000
 """Pictures that are decoded to complete the list of damaged ones: some tens of seconds."""
 _OTHERS = (
@@ -258,7 +259,7 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
         except (DataError, OSError) as error:
             return name, fault(name, error)
 
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(_READERS if folder.local else _REQUESTS) as readers:
         looked = list(readers.map(look, names))
     headers = {name: result for name, result in looked if isinstance(result, Header)}
     return headers, [result for _, result in looked if isinstance(result, Fault)]
@@ -385,9 +386,9 @@ def _rows(folder: Folder, names: list[str], labels: Targets, fitted: Policy, max
 def _read(folder: Folder, names: Sequence[str], fitted: Policy, max_pixels: int) -> Gathered:
     images = np.zeros((len(names), *fitted.shape), np.uint8)
     bad = {}
-    for at, name in enumerate(names):
+    for at, (name, content) in enumerate(zip(names, folder.ahead(names), strict=True)):
         try:
-            images[at] = image.read(folder.read(name), fitted, name, max_pixels)
+            images[at] = image.read(content(), fitted, name, max_pixels)
         except (DataError, OSError) as error:
             bad[at] = fault(name, error)
     return Gathered(images, bad)

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ import ray
 import ray.exceptions
 
 from distml.config import Config
-from distml.data import image, jobs, schema, shards, writer
+from distml.data import image, jobs, listing, schema, shards, writer
 from distml.data.formats import image_folder
 from distml.data.jobs import Job, Record
 from distml.data.listing import Folder
@@ -200,6 +201,33 @@ def test_a_small_file_of_a_store_is_read_once(pictures: Path, monkeypatch: pytes
     kept = headers + COUNT + 1 - len(opened)
     assert 0 < kept < COUNT
     assert sum(sorted(sizes)[:kept]) <= 6_000
+
+
+def test_files_of_a_store_are_fetched_while_others_are_decoded(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(pictures))
+    local, second, opened = folder._system, threading.Event(), []
+
+    class Store:
+        def open_input_file(self, path: str) -> Any:
+            opened.append(path)
+            if len(opened) == 1:
+                assert second.wait(60), "the second request waits for the first"
+            second.set()
+            return local.open_input_file(path)
+
+    expected = {name: folder.read(name) for name in folder.sizes}
+    names = [*expected, "cat/01.png"]
+    folder._system = Store()
+    assert [content() for content in folder.ahead(names)] == [*expected.values(), expected["cat/01.png"]]
+    monkeypatch.setattr(listing, "_AHEAD_BYTES", 1)
+    assert [content() for content in folder.ahead(names[:3])] == list(expected.values())[:3]
+    (pictures / names[1]).unlink()
+    first, gone = folder.ahead(names[:2])
+    assert first() == expected[names[0]]
+    with pytest.raises(DataError, match="cannot read"):
+        gone()
 
 
 def test_compressed_rows_are_decoded_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
