@@ -1,11 +1,5 @@
 """The Python API: the verbs of the command line as functions with typed results (driver).
 
-    from distml import Config, api
-
-    config = Config.load("configs/fashion_mnist.yaml", **{"train.epochs": 3})
-    result = api.train(config)
-    print(result.test_accuracy, result.figures["confusion_matrix"])
-
 Errors are those of the command line (`distml.errors`); progress goes to standard error. Importing this module
 imports neither Ray nor TensorFlow nor MLflow: each function does when it is called.
 """
@@ -45,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run, or a sweep of several, came to.
+    """The result of a training run or of a sweep.
 
     Attributes:
         run_id: MLflow run; of a sweep, that of the best candidate.
@@ -104,13 +98,13 @@ def _drawn(config: Config, artifacts: str | None) -> tuple[dict[str, str], str |
 
 @dataclass(frozen=True)
 class Decision:
-    """How a promotion ended.
+    """The result of a promotion.
 
     Attributes:
         decision: promoted or kept; with `dry_run` what it would be.
         why: In one sentence.
         champion: The version that is champion now.
-        previous: The one that was before.
+        previous: The previous champion.
         version: The best candidate.
         run_id: MLflow run of the best candidate.
         val_accuracy: The best candidate's share of the validation rows; None for another task.
@@ -140,13 +134,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rollback:
-    """How a return to an earlier champion ended.
+    """The result of a rollback.
 
     Attributes:
         decision: rolled back or kept; with `dry_run` what it would be.
         why: In one sentence.
         champion: The version that is champion now.
-        previous: The one that was before.
+        previous: The previous champion.
         dry_run: Whether nothing was changed.
     """
 
@@ -159,7 +153,7 @@ class Rollback:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image file.
+    """The prediction for one image file.
 
     Attributes:
         file: As it was given.
@@ -189,7 +183,7 @@ class Prediction:
 
 
 def ingest(config: Config) -> Manifest:
-    """Prepare the data, or find them prepared.
+    """Prepare the data, unless they are prepared already.
 
     Returns:
         The manifest: rows by split, classes, shape, digest, where every byte came from.
@@ -336,6 +330,6 @@ def serve(config: Config) -> Iterator[Endpoint]:
 
 
 def _in_thread(call: Callable[[], Result]) -> Result:
-    """Call on a thread of its own: Ray Serve's handles refuse one with an event loop, as a notebook's is."""
+    """Call in a new thread: Ray Serve's handles do not work in one with an event loop, as in notebooks."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()

@@ -126,7 +126,7 @@ LOOPBACK = Group(
     _PROCESS,
     (
         Variable("no_proxy", "<the user's, and localhost>", "this machine's own endpoints need no proxy"),
-        Variable("NO_PROXY", "<the same>", "the same, for those who read this name"),
+        Variable("NO_PROXY", "<the same>", "the same, for programs that read this spelling"),
     ),
 )
 RAY = Group(
@@ -215,7 +215,7 @@ LOCAL_TRAIN = Group(
         Variable(
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
             "0",
-            "one's own machine is not preempted; the watcher costs an actor of 5 to 7 CPU-seconds",
+            "a local machine is not preempted; the watcher costs an actor of 5 to 7 CPU-seconds",
             True,
         ),
     ),
@@ -259,7 +259,7 @@ RANK = Group(
         Variable(
             "no_grpc_proxy",
             "<the user's, and the hosts of all ranks>",
-            "gRPC sends collectives to http_proxy unless no_proxy names the peers, and they never meet",
+            "gRPC sends collectives to http_proxy unless no_proxy names the peers",
         ),
     ),
 )
@@ -304,11 +304,16 @@ SEARCH = Group(
     (
         Variable("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1", "Tune's loggers write three files a trial", True),
         Variable("RAY_AIR_NEW_OUTPUT", "0", "Tune's new output cannot be silenced", True),
-        Variable("TUNE_DISABLE_SIGINT_HANDLER", "1", "Tune's would end the search as if it were done", True),
+        Variable(
+            "TUNE_DISABLE_SIGINT_HANDLER",
+            "1",
+            "Tune's would end the search as if it were finished",
+            True,
+        ),
         Variable(
             "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S",
             "0",
-            "a warning about short trials that nothing follows from",
+            "a warning about short trials without consequences",
             True,
         ),
     ),
@@ -325,7 +330,7 @@ TRACKING = Group(
         ),
         Variable("MLFLOW_HTTP_REQUEST_TIMEOUT", "5", "MLflow's 120 s, for the same reason", True),
         Variable("MLFLOW_DISABLE_TELEMETRY", "true", "telemetry is a request to an outside host", True),
-        Variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false", "bars among our own lines", True),
+        Variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false", "progress bars in the log", True),
         Variable(
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
             "true",
@@ -364,7 +369,7 @@ SERVE = Group(
         Variable(
             "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
             "1",
-            "a replica that hangs does not end by being asked to, and would hold its CPU from its successor",
+            "a hung replica does not shut down gracefully and would keep the CPU that its replacement needs",
         ),
     ),
 )
@@ -406,7 +411,7 @@ HAPROXY = Group(
         Variable(
             "RAY_SERVE_HAPROXY_RETRY_ON",
             "conn-failure empty-response response-timeout",
-            "predicting twice does no harm: a request whose replica was killed is sent to another",
+            "predictions are idempotent: a request whose replica was killed is retried on another",
         ),
         Variable("RAY_SERVE_HAPROXY_NBTHREAD", "<cores, at most 4>", "the rest is for replicas"),
         Variable(
@@ -518,14 +523,14 @@ USER_SETTINGS = (
         ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"), "requests, urllib, curl", "used", ""
     ),
     UserSetting(("MLFLOW_TRACKING_URI",), "MLflow", "used", "where tracking.uri is not set"),
-    UserSetting(("MLFLOW_TRACKING_*",), "MLflow", "used", "to come in at the tracking server"),
+    UserSetting(("MLFLOW_TRACKING_*",), "MLflow", "used", "credentials of the tracking server"),
     UserSetting(
         ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),
         "MLflow",
         "not used",
-        "tracking.experiment says it",
+        "set tracking.experiment instead",
     ),
-    UserSetting(("MLFLOW_RUN_ID", "MLFLOW_RUN_NAME"), "MLflow", "not used", "run.name says it"),
+    UserSetting(("MLFLOW_RUN_ID", "MLFLOW_RUN_NAME"), "MLflow", "not used", "set run.name instead"),
     UserSetting(("MLFLOW_REGISTRY_URI",), "MLflow", "not used", "the registry is the tracking server's"),
     UserSetting(
         ("MLFLOW_S3_ENDPOINT_URL",), "MLflow", "used", "for artifacts alone; Arrow reads AWS_ENDPOINT_URL"

@@ -230,7 +230,7 @@ def test_environment_variables_are_listed_with_their_effect(
     check = machine.shell(Config(), shell)
     assert check.detail == (
         "used: MLFLOW_TRACKING_PASSWORD, RAY_ADDRESS; replaced: TF_CONFIG (workers get the addresses of "
-        "their own group); not used: MLFLOW_RUN_ID (run.name says it)"
+        "their own group); not used: MLFLOW_RUN_ID (set run.name instead)"
     )
 
 
