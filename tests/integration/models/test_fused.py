@@ -1,4 +1,4 @@
-"""The fused batch normalisation against the stock layer: what it computes, learns and leaves alone."""
+"""Faster layers against the stock ones: what they compute, learn and leave alone."""
 
 from __future__ import annotations
 
@@ -119,3 +119,58 @@ def test_weights_move_to_a_stock_network_that_plain_keras_loads(keras: Any, tmp_
     stock.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded(images), trained(images, training=False), rtol=1e-4, atol=1e-5)
+
+
+def _convolved(keras: Any, changed: int, **options: Any) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """What a stock convolution and one that was passed to `fuse` compute and learn."""
+    results = []
+    images = np.random.default_rng(2).normal(0.3, 2.0, (4, *SHAPE)).astype(np.float32)
+    for fused in (False, True):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input(SHAPE)
+        layer = keras.layers.DepthwiseConv2D(3, bias_initializer="ones", **options)
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32")(layer(inputs))
+        model = keras.Model(inputs, keras.layers.Reshape((1, 1, -1))(pooled))
+        assert not fused or transform.fuse(model) == changed
+        results.append(_gradients(model, images))
+    return results
+
+
+def _gradients(model: Any, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    import tensorflow as tf
+
+    watched = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        outputs = model(watched, training=True)
+        loss = tf.reduce_sum(outputs**2)
+    values = [watched, *(variable.value for variable in model.trainable_variables)]
+    return outputs.numpy(), [gradient.numpy() for gradient in tape.gradient(loss, values)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same"},
+        {"padding": "valid", "activation": "relu6"},
+        {"padding": "same", "use_bias": False, "depth_multiplier": 2},
+    ],
+)
+def test_a_strided_depthwise_convolution_in_bfloat16_has_the_stock_gradients(
+    keras: Any, options: dict[str, Any]
+) -> None:
+    stock, ours = _convolved(keras, 1, strides=2, dtype="mixed_bfloat16", **options)
+    np.testing.assert_array_equal(ours[0], stock[0])
+    assert len(ours[1]) == len(stock[1]) == 2 + options.get("use_bias", True)
+    for mine, theirs in zip(ours[1], stock[1], strict=True):
+        size = max(1.0, float(np.abs(theirs).max()))
+        np.testing.assert_allclose(mine / size, theirs / size, atol=TOLERANCE["mixed_bfloat16"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2, "dtype": "float32"}, {"strides": 1, "dtype": "mixed_bfloat16"}],
+)
+def test_other_depthwise_convolutions_are_left_as_they_are(keras: Any, options: dict[str, Any]) -> None:
+    stock, ours = _convolved(keras, 0, padding="same", **options)
+    np.testing.assert_array_equal(ours[0], stock[0])
