@@ -229,7 +229,8 @@ def _call(
     try:
         inspect.signature(builder).bind(shape, classes, **options)
     except TypeError as error:
-        raise ConfigError(f"model.options do not fit {name}: {error}.") from None
+        remedy = "It is called with shape, classes and what model.options has."
+        raise ConfigError(f"{name} does not take its arguments: {error}.", remedy) from None
     try:
         return builder(shape, classes, **options)
     except DistmlError:

@@ -166,8 +166,8 @@ def connect(
                 context = ray.init(
                     namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
                 )
-        except KeyboardInterrupt:  # Ray's agents would outlive this process
-            _shut_down()
+        except KeyboardInterrupt:
+            processes.kill_starting()
             raise
         except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
             doing = f"connect to {address()}" if address() else "start Ray on this machine"
@@ -179,15 +179,9 @@ def connect(
         try:
             yield _described(context)
         finally:
-            _shut_down()
-
-
-def _shut_down() -> None:
-    """Disconnect, and end a Ray of this process's own; quietly, for Ray speaks of its own end."""
-    import ray
-
-    with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
-        ray.shutdown()
+            # quietly, for Ray speaks of its own end
+            with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
+                ray.shutdown()
 
 
 def _described(context: Any) -> Cluster:

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -59,11 +59,35 @@ def killed_at_exit() -> Iterator[None]:
         psutil.wait_procs(of_ray, timeout=_END_S)
 
 
+def kill_starting() -> None:
+    """Kill the Ray that this process was starting when it was interrupted.
+
+    Nothing is lost. Ray itself would end one process after the other, give each a second, and leave its agents
+    behind.
+    """
+    of_ray = _of_ray(
+        lambda words: _is(words, "raylet", "gcs_server") or any("/ray/" in word for word in words)
+    )
+    for process in of_ray:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(of_ray, timeout=_END_S)
+
+
 def _below_the_raylet() -> list[psutil.Process]:
+    return _of_ray(lambda words: _is(words, "raylet"))
+
+
+def _is(words: list[str], *programs: str) -> bool:
+    return [os.path.basename(word) for word in words[:1]] in [[program] for program in programs]
+
+
+def _of_ray(chosen: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    """Children of this process, chosen by their command line, and all below them."""
     processes: list[psutil.Process] = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if [os.path.basename(word) for word in child.cmdline()[:1]] == ["raylet"]:
+            if chosen(child.cmdline()[:4]):
                 processes += [child, *child.children(recursive=True)]
     return processes
 
