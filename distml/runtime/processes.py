@@ -62,8 +62,8 @@ def killed_at_exit() -> Iterator[None]:
 def kill_starting() -> None:
     """Kill the Ray that this process was starting when it was interrupted.
 
-    Nothing is lost. Ray itself would end one process after the other, give each a second, and leave its agents
-    behind.
+    Nothing is lost. Ray itself would end one process after the other, give each a second and leave its
+    agents behind.
     """
     of_ray = _of_ray(
         lambda words: _is(words, "raylet", "gcs_server") or any("/ray/" in word for word in words)

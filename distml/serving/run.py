@@ -256,13 +256,14 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         _require_cluster()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
-    deploy.require(config, before_ray=True)
-    # Ray sets handlers of its own when it starts.
-    with (
-        cluster.connect(config, variables=deploy.prepare(config), dashboard=False),
-        _signals() as answering,
-    ):
-        endpoint = deploy.start(config)
+    with contextlib.ExitStack() as stack:
+        with _interruptible():
+            deploy.require(config, before_ray=True)
+            variables = deploy.prepare(config)
+            stack.enter_context(cluster.connect(config, variables=variables, dashboard=False))
+        answering = stack.enter_context(_signals())  # Ray sets handlers of its own when it starts
+        with _interruptible():
+            endpoint = deploy.start(config)
         ended = answering()
         _show(console, endpoint, time.monotonic() - began)
         if not detach:
@@ -297,6 +298,36 @@ def _require_cluster() -> None:
         raise ConfigError(
             "--detach and --stop need a cluster that outlives this command.", "Set RAY_ADDRESS."
         )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM interrupt the body although libraries swallow it.
+
+    Interrupted while MLflow was imported, SQLAlchemy stayed behind half imported, the registry seemed to be
+    away, and the endpoint was started with what was served last.
+    """
+    heard = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Exception:
+        if heard.is_set():
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

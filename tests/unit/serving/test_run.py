@@ -156,6 +156,24 @@ with run._signals() as answering:
     assert ended.is_set()
     assert interrupted(signal.SIGINT)
 assert signal.getsignal(signal.SIGTERM) is before
+
+def swallowing(number, error=None):
+    try:
+        with run._interruptible():
+            if number:
+                assert interrupted(number)  # as a library may
+            if error:
+                raise error
+    except KeyboardInterrupt:
+        return "interrupted"
+    except ValueError:
+        return "failed"
+    return "done"
+
+assert swallowing(0) == "done"
+assert swallowing(0, ValueError()) == "failed"
+assert swallowing(signal.SIGINT) == swallowing(signal.SIGTERM, ValueError()) == "interrupted"
+assert signal.getsignal(signal.SIGTERM) is before
 print("as expected")
 """
 
