@@ -388,12 +388,7 @@ def _below(folder: str) -> Iterator[str]:
 MAX_FILE_BYTES = 64 << 20
 
 
-def read_picture(path: str, policy: Policy) -> Images:
-    """Read one picture, uint8 [H, W, C]; see `read_noted`."""
-    return read_noted(path, policy)[0]
-
-
-def read_noted(path: str, policy: Policy) -> tuple[Images, tuple[plausible.Doubt, ...]]:
+def read_picture(path: str, policy: Policy) -> tuple[Images, tuple[plausible.Doubt, ...]]:
     """Read one picture of any size and mode as the model wants it, with what is odd about the file.
 
     Args:
@@ -431,7 +426,7 @@ def read_all(
     failed = []
     for file in dict.fromkeys(files):
         try:
-            images[file], noted[file] = read_noted(file, policy)
+            images[file], noted[file] = read_picture(file, policy)
         except DataError as error:
             failed.append({"file": file, "error": str(error)})
     return images, failed, noted

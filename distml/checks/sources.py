@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from distml.checks import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data.fetch import is_archive, is_remote
+from distml.data.fetch import is_archive, is_remote, request_of
 from distml.data.formats import fashion_mnist, image_folder
 from distml.data.image import Header, policy
 from distml.data.listing import Folder
@@ -151,7 +151,7 @@ def reachable(urls: Sequence[str]) -> list[str]:
 
     def ask(url: str) -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
+            request = request_of(url, "HEAD")
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - a mirror, or the user's URL
                 reachable.add(url)
         except urllib.error.HTTPError as error:

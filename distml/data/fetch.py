@@ -58,6 +58,11 @@ class _BrokenError(Exception):
     """A transfer that may succeed when it is tried again."""
 
 
+def request_of(url: str, method: str = "GET") -> urllib.request.Request:
+    """Return a request with our name; its scheme is checked by the caller."""
+    return urllib.request.Request(url, method=method, headers={"User-Agent": "distml"})  # noqa: S310
+
+
 @dataclass
 class Patience:
     """What is left of the time to wait for mirrors that have not answered yet, shared by all of them."""
@@ -102,7 +107,7 @@ class Mirror:
 
     def _more(self, url: str, received: bytearray, limit: int) -> None:
         """Append what is missing, asking only for the rest when there is a beginning."""
-        request = urllib.request.Request(url, headers={"User-Agent": "distml"})  # noqa: S310 - checked above
+        request = request_of(url)
         if received:
             request.add_header("Range", f"bytes={len(received)}-")
         with self._open(request) as answer:
@@ -200,7 +205,7 @@ def is_remote(path: str | None) -> bool:
 
 def version(url: str) -> str | None:
     """Return what changes when the file at an address does, None where the server does not respond or say."""
-    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "distml"})  # noqa: S310
+    request = request_of(url, "HEAD")
     answer = _ask(request, CONNECT_TIMEOUT_S)
     if isinstance(answer, Exception):
         if isinstance(answer, urllib.error.HTTPError):
@@ -250,7 +255,7 @@ def _size(path: Path) -> int:
 def _resume(url: str, part: Path) -> None:
     """Append what is missing of a file, asking only for the rest when there is a beginning."""
     have = _size(part)
-    request = urllib.request.Request(url, headers={"User-Agent": "distml"})  # noqa: S310 - asked for by the user
+    request = request_of(url)
     if have:
         request.add_header("Range", f"bytes={have}-")
     answer = _ask(request, READ_TIMEOUT_S)

@@ -88,10 +88,6 @@ class Chart:
     up: tuple[Point, ...]
 
 
-Ticks = Sequence[tuple[float, str]]
-"""Values and texts along an axis, in ascending order."""
-
-
 def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
     """Round numbers that span an interval: at most `most` + 2 of them, the outer ones beyond it."""
     span = (high - low) or abs(high) or 1.0

@@ -35,20 +35,20 @@ def test_a_file_of_any_size_and_mode_fits(
     image = Image.fromarray(np.asarray(image, np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.save(path)
-    actual = files.read_picture(str(path), Policy(shape))
+    actual = files.read_picture(str(path), Policy(shape))[0]
     assert actual.dtype == np.uint8
     assert actual.shape == shape
 
 
 def test_a_file_of_the_right_kind_is_read_as_it_is(tmp_path: Path) -> None:
     GRAY.save(tmp_path / "image.png")
-    actual = files.read_picture(str(tmp_path / "image.png"), Policy((28, 28, 1)))
+    actual = files.read_picture(str(tmp_path / "image.png"), Policy((28, 28, 1)))[0]
     np.testing.assert_array_equal(actual[..., 0], np.asarray(GRAY))
 
 
 def test_a_large_photograph_is_accepted(tmp_path: Path) -> None:
     Image.new("L", (4000, 3000), 77).save(tmp_path / "photo.png")
-    assert set(files.read_picture(str(tmp_path / "photo.png"), Policy((28, 28, 1))).flat) == {77}
+    assert set(files.read_picture(str(tmp_path / "photo.png"), Policy((28, 28, 1)))[0].flat) == {77}
 
 
 @pytest.mark.parametrize(
