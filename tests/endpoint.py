@@ -95,7 +95,7 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             # Until the line is printed a signal still means "stop loading", whatever answers by then.
             if (
                 requests.get(f"{url}/readyz", timeout=5).status_code == 200
-                and "answers at" in log.read_text()
+                and "Ctrl-C ends it" in log.read_text()
             ):
                 return
         time.sleep(0.5)

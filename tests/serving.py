@@ -14,7 +14,8 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving.application import application
 from distml.serving.core import Core, Function, Loaded
-from distml.serving.service import Served, Service
+from distml.serving.metrics import Metrics
+from distml.serving.service import Models, Served, Service
 from distml.tasks import Outputs
 
 NAME, CLASSES, SHAPE = "pets", ("cat", "dog", "bird"), (4, 5, 1)
@@ -54,9 +55,11 @@ def core(shape: tuple[int, int, int] = SHAPE, config: ServeConfig | None = None)
 
 
 @contextmanager
-def running(service: Service, config: ServeConfig | None = None) -> Iterator[str]:
+def running(
+    service: Service | Models, config: ServeConfig | None = None, metrics: Metrics | None = None
+) -> Iterator[str]:
     """Serve over real HTTP in a thread of this process; gives the URL."""
-    app = application(service, config or ServeConfig(), getattr(service, "metrics", None))
+    app = application(service, config or ServeConfig(), metrics or getattr(service, "metrics", None))
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
     )

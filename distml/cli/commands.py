@@ -175,7 +175,8 @@ def status(config: Config, own: Namespace) -> dict[str, Any]:
 
     Returns:
         `url`, `model`, `version`, `aliases`, `loaded`, `refused`, `missing`, `registry_age_s`, `replicas`,
-        `requests_per_s`, `failed_per_s`, `p50_s`, `p99_s` (of all requests since the start) and `drifted`.
+        `requests_per_s`, `failed_per_s`, `p50_s`, `p99_s` (of all requests since the start) and `drifted`; of
+        several models, most of that by their names in `models`.
 
     Raises:
         ServingError: Nothing answers there, or it asks for another key.

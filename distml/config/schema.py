@@ -112,6 +112,7 @@ Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_in
 Byte = Annotated[int, BeforeValidator(_number), Field(ge=0, le=255)]
 Validated = Annotated[str, AfterValidator(_validated)]
 Name = Annotated[str, Field(pattern=_NAME)]
+Engine = Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"]
 BatchSize = Annotated[
     int, BeforeValidator(_batch), Field(ge=0), PlainSerializer(lambda value: value or "auto", return_type=Any)
 ]
@@ -611,6 +612,42 @@ class TlsConfig(Section):
         return self
 
 
+class ServedModelConfig(Section):
+    """One of several models of an endpoint; limits that are left out are those of `serve`."""
+
+    registered_model: Name
+    """Name of the model in the registry."""
+    name: Name | None = None
+    """What clients call it in routes and requests; none is its name in the registry."""
+    alias: Name = "champion"
+    """Alias of the version that is served."""
+    canary: CanaryConfig = CanaryConfig()
+    """Traffic split."""
+    shadow: Name | None = None
+    """Alias of a version that is asked too, compared and never used; none asks no other."""
+    versions: list[PositiveInt] = Field(default_factory=list)
+    """Versions kept loaded beside it, addressed by number."""
+    engine: Engine | None = None
+    """As `serve.engine`."""
+    max_batch_size: PositiveInt | None = None
+    """As `serve.max_batch_size`."""
+    max_queued_images: PositiveInt | None = None
+    """As `serve.max_queued_images`."""
+    request_timeout_s: PositiveFloat | None = None
+    """As `serve.request_timeout_s`."""
+    accept_changed_classes: bool | None = None
+    """As `serve.accept_changed_classes`."""
+
+    @property
+    def called(self) -> str:
+        """Its name in routes and requests."""
+        return self.name or self.registered_model
+
+
+_OF_A_MODEL = ("alias", "canary", "shadow", "versions")
+"""Keys of `serve` that a model of `serve.models` has itself, as they name what is in its registry."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint."""
 
@@ -644,13 +681,18 @@ class ServeConfig(Section):
     """Logical CPUs each replica reserves from Ray; an engine has at most as many threads."""
     gpus_per_replica: Annotated[float, BeforeValidator(_number), Field(ge=0, le=64)] = 0.0
     """GPUs each replica reserves; only engine tensorflow uses them."""
-    engine: Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"] = "auto"
+    engine: Engine = "auto"
     """auto measures those that are installed and takes the fastest with the same outputs; TensorFlow
     only on GPUs, and where the model has no other form."""
     start_timeout_s: PositiveFloat = 60.0
     """Time in which the champion must be served after a start."""
     poll_s: PositiveFloat = 2.0
     """Seconds between two polls of the registry's aliases."""
+    models: list[ServedModelConfig] = Field(default_factory=list)
+    """Several models on this endpoint, as [{registered_model: shoes}, {registered_model: bags}]: each with
+    its own versions, canary, shadow and limits; none serves tracking.registered_model alone."""
+    alias: Name = "champion"
+    """Alias of the version that is served."""
     versions: list[PositiveInt] = Field(default_factory=list)
     """Versions kept loaded beside the champion, addressed by number."""
     canary: CanaryConfig = CanaryConfig()
@@ -668,6 +710,26 @@ class ServeConfig(Section):
     """API keys."""
     tls: TlsConfig = TlsConfig()
     """HTTPS."""
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if not self.models:
+            return self
+        whole = ServeConfig()
+        for key in _OF_A_MODEL:
+            if getattr(self, key) != getattr(whole, key):
+                raise ValueError(f"{key} belongs to a model; give it in its entry of models")
+        known: dict[str, ServedModelConfig] = {}
+        for model in self.models:
+            other = known.setdefault(model.called, model)
+            if other is model:
+                continue
+            if (other.registered_model, other.alias) == (model.registered_model, model.alias):
+                raise ValueError(
+                    f"models holds {model.registered_model!r} ({model.alias}) twice; leave one out"
+                )
+            raise ValueError(f"models holds two of the name {model.called!r}; give one of them another name")
+        return self
 
 
 class LogConfig(Section):

@@ -29,6 +29,7 @@ from distml.errors import TrainingError
 from distml.runtime import cluster
 from distml.selection import promotion
 from distml.serving import client, deploy
+from distml.serving.models import base, require_own
 from distml.storage import Storage
 from distml.tasks import quality
 from distml.tracking import registry, runs
@@ -57,6 +58,7 @@ def run(config: Config, stay: bool = False) -> Result:
     Raises:
         DistmlError: A stage failed; repeating the command resumes there.
     """
+    require_own(config)
     began = time.monotonic()
     stages = Stages(config.run.name, Storage(config.storage.root), again=config.run.restart)
     try:
@@ -130,12 +132,14 @@ def _endpoint(config: Config, stages: Stages, chosen: Result, ends: bool) -> tup
         "serve",
         [config.serve.model_dump(mode="json"), config.log.model_dump(mode="json"), chosen["model"]],
         lambda: vars((deploy.elsewhere if config.serve.url else deploy.start)(config)),
-        lambda before: not ends and client.version(before["url"]) == chosen[CHAMPION],
+        lambda before: not ends and client.version(base(config, before["url"])) == chosen[CHAMPION],
     )
     won = chosen["decision"] == "promoted" or chosen["champion_val_correct"] is None
     reached = chosen["val_correct" if won else "champion_val_correct"]
     return served, stages.do(
-        "smoke", None, lambda: client.check_answers(config, served["url"], chosen[CHAMPION], reached)
+        "smoke",
+        None,
+        lambda: client.check_answers(config, base(config, served["url"]), chosen[CHAMPION], reached),
     )
 
 

@@ -17,9 +17,9 @@ from distml.config import ServeConfig
 from distml.serving import encoded, native, openapi, openinference, tfserving
 from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
-from distml.serving.route import Application, Route, unfound
+from distml.serving.route import Application, Endpoint, Route, unfound
 from distml.serving.security import Guard, KeyCheck
-from distml.serving.service import Served, Service
+from distml.serving.service import Models, Served, Service
 
 PAGE = Path(__file__).parent / "page"
 _PROTOCOLS = (native, tfserving, openinference)
@@ -77,11 +77,26 @@ def key_check(config: ServeConfig, metrics: Metrics) -> KeyCheck | None:
     Raises:
         ConfigError: The keys file cannot be used.
     """
-    return KeyCheck(config.auth, metrics) if config.auth.keys_file else None
+    return KeyCheck(config.auth, metrics, config) if config.auth.keys_file else None
+
+
+def _description(app: Application, models: Models, config: ServeConfig) -> Endpoint:
+    async def description(request: Request) -> Answer:
+        """Describe all routes."""
+        plain = openapi.with_keys(app.openapi()) if config.auth.keys_file else app.openapi()
+        documents = {
+            name: openapi.specialise(
+                plain, served := service.served(), _examples(served), list(service.aliases())
+            )
+            for name, service in models.services.items()
+        }
+        return answer(openapi.merged(documents) if models.several else documents[""])
+
+    return description
 
 
 def application(
-    service: Service,
+    service: Service | Models,
     config: ServeConfig,
     metrics: Metrics | None = None,
     keys: KeyCheck | None = None,
@@ -90,7 +105,7 @@ def application(
     """Make the application that answers all HTTP requests.
 
     Args:
-        service: Who classifies.
+        service: Who classifies: a model, or several by their names.
         config: Limits.
         metrics: Where requests are counted; without it a new registry.
         keys: Decides by the key; none makes one where `serve.auth.keys_file` is set.
@@ -100,11 +115,13 @@ def application(
         ConfigError: The keys file cannot be used.
     """
     encoded.bound()
+    models = Models.of(service)
     metrics = Metrics() if metrics is None else metrics
     app = Application(
         metrics,
         Guard(config),
         keys or key_check(config, metrics),
+        models.metrics,
         title="distml",
         version=distml.__version__,
         description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
@@ -118,15 +135,11 @@ def application(
     decoder = decoder or encoded.Decoder(config)
     for protocol in _PROTOCOLS:
         # `include_router` would wrap the routes in its own, slower ones.
-        app.router.routes.extend(protocol.router(service, config, decoder.images).routes)
+        app.router.routes.extend(protocol.router(models, config, decoder.images).routes)
 
-    async def description(request: Request) -> Answer:
-        """Describe all routes."""
-        served = service.served()
-        plain = openapi.with_keys(app.openapi()) if config.auth.keys_file else app.openapi()
-        return answer(openapi.specialise(plain, served, _examples(served), list(service.aliases())))
-
-    app.router.routes.append(Route("/openapi.json", description, include_in_schema=False))
+    app.router.routes.append(
+        Route("/openapi.json", _description(app, models, config), include_in_schema=False)
+    )
     if PAGE.is_dir():
         app.mount("/", _Page(PAGE), "page")
     return app

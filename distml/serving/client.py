@@ -25,6 +25,7 @@ from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ConfigError, ServingError
 from distml.serving import keys
+from distml.serving.models import own
 from distml.storage import Storage
 from distml.tasks import Outputs, Task
 
@@ -142,7 +143,18 @@ def get(url: str, own: bool = False) -> dict[str, Any]:
     Raises:
         ServingError: No answer, or a refusal.
     """
-    return _answer("GET", url, own)
+    described: dict[str, Any] = _answer("GET", url, own)
+    return described
+
+
+def index(url: str, own: bool = False) -> list[dict[str, str]]:
+    """List the versions of all models of an endpoint: `name`, `version`, `state` and `reason`.
+
+    Raises:
+        ServingError: No answer, or a refusal.
+    """
+    listed = _answer("POST", f"{url}/v2/repository/index", own, kind=list)
+    return [dict(entry) for entry in listed]
 
 
 Samples = list[tuple[str, dict[str, str], float]]
@@ -180,10 +192,11 @@ def post(url: str, own: bool = False, **body: Any) -> dict[str, Any]:
     Raises:
         ServingError: No answer, or a refusal.
     """
-    return _answer("POST", url, own, **body)
+    answer: dict[str, Any] = _answer("POST", url, own, **body)
+    return answer
 
 
-def _answer(method: str, url: str, own: bool, **body: Any) -> dict[str, Any]:
+def _answer(method: str, url: str, own: bool, kind: type = dict, **body: Any) -> Any:
     try:
         response = requests.request(
             method, url, timeout=_TIMEOUT_S, headers=keys.sent(own), verify=verify(url), **body
@@ -195,7 +208,7 @@ def _answer(method: str, url: str, own: bool, **body: Any) -> dict[str, Any]:
         raise ServingError(
             f"{url} needs an API key, or another one: {str(answer)[:200]}.", f"Put it into {keys.VARIABLE}."
         )
-    if response.status_code != 200 or not isinstance(answer, dict):
+    if response.status_code != 200 or not isinstance(answer, kind):
         raise ServingError(f"{url} responds {response.status_code}: {str(answer)[:200]}.")
     return answer
 
@@ -231,7 +244,7 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
     storage = Storage(config.storage.root)
     images, labels = shards.read(storage, shards.prepare(config, storage), "validation")
     images, labels = images[:ROWS], labels[:ROWS]
-    expected = (config.tracking.registered_model, version)
+    expected = (own(config)[0], version)
     model = describe(url, True)
     parts = [
         _ask(

@@ -22,7 +22,7 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, OverloadedError, TimedOutError, UnknownVersionError
 from distml.serving.metrics import Metrics
-from distml.serving.service import Refusal, RegistryState, Served, Usage
+from distml.serving.service import Refusal, RegistryState, Served, Standing, Usage
 from distml.tasks import Outputs
 
 logger = logging.getLogger(__name__)
@@ -230,11 +230,12 @@ class Core:
         self._usage: dict[int, Usage] = collections.defaultdict(Usage)
         self.draining = False
         self.state = RegistryState()
+        self._first: int | None = None
         self._gauge()
 
     def _gauge(self) -> None:
         metrics = self.metrics
-        metrics.champion.set_function(lambda: self._aliases.get("champion", 0))
+        metrics.champion.set_function(lambda: self._first or 0)
         metrics.refused.set_function(lambda: len(self._refused))
         metrics.missing.set_function(lambda: len(self.state.missing))
         metrics.registry_age.set_function(lambda: age_s(self.state))
@@ -244,10 +245,18 @@ class Core:
     ) -> None:
         """Answer with these versions from the next request on; requests under way end with theirs."""
         self._loaded, self._aliases, self._refused = dict(loaded), dict(aliases), refused
+        self._first = aliases.get(self._serve.alias)
+
+    def learn(self, standing: Standing) -> None:
+        """Take what the watcher says of the registry, and what is refused where no version is loaded."""
+        if standing.registry.answered_at > self.state.answered_at:
+            self.state = standing.registry
+        if not self._loaded:
+            self._refused = standing.refused
 
     def ready(self) -> bool:
         """Return whether the champion is served."""
-        return "champion" in self._aliases and not self.draining
+        return self._first is not None and not self.draining
 
     def busy_s(self) -> float:
         """Return for how long the model has been computing the present batch, 0 when it rests."""
@@ -255,8 +264,7 @@ class Core:
 
     def served(self) -> list[Served]:
         """Return the loaded versions, the champion first, then by number, newest first."""
-        champion = self._aliases.get("champion")
-        order = sorted(self._loaded, key=lambda version: (version != champion, -version))
+        order = sorted(self._loaded, key=lambda version: (version != self._first, -version))
         return [self._loaded[version].served for version in order]
 
     def refused(self) -> list[Refusal]:
@@ -265,7 +273,7 @@ class Core:
 
     def aliases(self) -> Mapping[str, int]:
         """Return the loaded version of each alias, the champion first."""
-        return {alias: self._aliases[alias] for alias in sorted(self._aliases, key="champion".__ne__)}
+        return {alias: self._aliases[alias] for alias in sorted(self._aliases, key=self._serve.alias.__ne__)}
 
     def usage(self, version: int) -> Usage:
         """Return what a version has been asked."""
@@ -279,7 +287,7 @@ class Core:
 
     def _choose(self, version: int | None) -> Loaded:
         if version is None:
-            version = self._aliases.get("champion")
+            version = self._first
             canary = self._serve.canary
             if canary.percent and random.random() * 100 < canary.percent:
                 version = self._aliases.get(canary.alias, version)

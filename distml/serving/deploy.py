@@ -11,17 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import distml
 from distml import log
 from distml.config import Config, ServeConfig
-from distml.errors import ResourceError, ServingError, TrackingError
+from distml.errors import DistmlError, ResourceError, ServingError, TrackingError
 from distml.runtime import cluster, compat
 from distml.serving import client, ingress, keys
-from distml.serving.models import Record, aliases
+from distml.serving.models import Record, aliases, base, hosted, own
 from distml.tracking import locate, registry
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def require(config: Config, before_ray: bool = False) -> int:
         before_ray: Look at the port, too, where this process has no Ray yet and will start one, for seconds.
 
     Returns:
-        The number of the champion; during an outage of the registry, of the champion served last.
+        The number of the champion; during an outage of the registry, of the champion served last. Of several
+        models, that of `models.own`.
 
     Raises:
         ServingError: No version is champion, or what else is followed was never there.
@@ -49,9 +51,11 @@ def require(config: Config, before_ray: bool = False) -> int:
     ray: Any = sys.modules.get("ray")  # importing it takes seconds, and nothing is connected without
     if before_ray and cluster.address() is None and not (ray and ray.is_initialized()):
         require_port(config.serve)
-    champion = require_champion(config)
-    require_followed(config)
-    return champion
+    champions = {}
+    for name, alone in hosted(config).items():
+        champions[name] = require_champion(alone)
+        require_followed(alone)
+    return champions[own(config)[0]]
 
 
 def require_champion(config: Config) -> int:
@@ -65,9 +69,9 @@ def require_champion(config: Config) -> int:
         TrackingError: The registry does not respond, and nothing was served before.
         ModelError: The champion was registered without a SHA-256, and nothing was served before.
     """
-    name = config.tracking.registered_model
+    name, alias = config.tracking.registered_model, config.serve.alias
     try:
-        champion = registry.by_alias(registry.briefly(config))
+        champion = registry.by_alias(registry.briefly(config), alias)
     except TrackingError as error:
         champion = Record(config).recall().champion
         if champion is None:
@@ -77,10 +81,12 @@ def require_champion(config: Config) -> int:
         )
     if champion is None:
         others = registry.aliases(config)
-        known = ", ".join(f"{alias} is version {number}" for alias, number in others.items())
+        known = ", ".join(f"{other} is version {number}" for other, number in others.items())
         raise ServingError(
-            f"no version of {name} is {registry.CHAMPION}" + (f"; {known}." if known else "."),
-            "Train one and run `distml promote`.",
+            f"no version of {name} is {alias}" + (f"; {known}." if known else "."),
+            "Train one and run `distml promote`."
+            if alias == registry.CHAMPION
+            else "Set it in the registry.",
         )
     if champion.sha256 is None and Record(config).recall().champion is None:
         locate.require_signed(champion)  # nothing else could answer: said before Ray starts
@@ -176,11 +182,13 @@ class Endpoint:
         url: Where.
         model: Name of the registered model.
         version: The champion's number when it was asked.
+        versions: Of several models, that of each that answers; otherwise empty.
     """
 
     url: str
     model: str
     version: int
+    versions: dict[str, int] = field(default_factory=dict)
 
 
 def _nothing(_: Config, __: int) -> None:
@@ -231,7 +239,9 @@ def elsewhere(config: Config) -> Endpoint:
         TrackingError: The registry does not respond.
     """
     url, deadline = (config.serve.url or "").rstrip("/"), time.monotonic() + config.serve.start_timeout_s
-    return await_champion(config, url, require_champion(config), deadline)
+    alone = own(config)[1]
+    endpoint = await_champion(alone, base(config, url), require_champion(alone), deadline)
+    return replace(endpoint, url=url)
 
 
 APPLICATION = "distml"
@@ -242,7 +252,8 @@ _REPLICA, _WATCHER = "Replica", "Watcher"
 def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     """Deploy the endpoint, or replace the one that is there; returns when the champion is served.
 
-    A failure ends a new endpoint; an endpoint that was running keeps its versions.
+    A failure ends a new endpoint; an endpoint that was running keeps its versions. Of several models each is
+    waited for; those that cannot be loaded are reported, and keep none of the others from answering.
     `ingress.variables` must have reached Ray before.
 
     Args:
@@ -260,12 +271,40 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
     stood = stands()
     _deploy(config)
     try:
+        if config.serve.models:
+            return _await_models(config, deadline)
         return await_champion(config, url(config.serve), champion, deadline, _require_hope, _status)
     except BaseException as error:
         ends_anyway = isinstance(error, KeyboardInterrupt) and cluster.address() is None
         if not stood and not ends_anyway:
             stop()
         raise
+
+
+def _await_models(config: Config, deadline: float) -> Endpoint:
+    """Wait for the champion of each of several models.
+
+    Raises:
+        DistmlError: None answers; why the first does not.
+    """
+    root = url(config.serve)
+    answering: dict[str, Endpoint] = {}
+    failed: dict[str, DistmlError] = {}
+    for name, alone in hosted(config).items():
+        try:
+            hope = partial(_require_hope, name=name)
+            address, champion = base(config, root, name), require_champion(alone)
+            answering[name] = await_champion(alone, address, champion, deadline, hope, _status)
+        except DistmlError as error:
+            failed[name] = error
+    if not answering:
+        raise next(iter(failed.values()))
+    for name, reason in failed.items():
+        logger.error("%s is not served: %s", name, reason)
+    name = own(config)[0]
+    name = name if name in answering else next(iter(answering))
+    versions = {name: endpoint.version for name, endpoint in answering.items()}
+    return Endpoint(root, name, versions[name], versions)
 
 
 def stop() -> None:
@@ -334,7 +373,7 @@ def application(config: Config) -> Any:
     replica = serve.deployment(serve.ingress()(Replica)).options(
         name=_REPLICA,
         **version,
-        max_ongoing_requests=section.max_queued_images,
+        max_ongoing_requests=sum(alone.serve.max_queued_images for alone in hosted(config).values()),
         ray_actor_options={"num_cpus": section.cpus_per_replica, "num_gpus": section.gpus_per_replica},
         graceful_shutdown_timeout_s=section.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -354,7 +393,8 @@ def _relevant(config: Config) -> dict[str, Any]:
     A pipeline of another `run.name`, data set or recipe must not replace an endpoint that answers.
     """
     whole = config.model_dump(mode="json")
-    tracking = {key: whole["tracking"][key] for key in ("uri", "registered_model", "artifact_roots")}
+    kept = ("uri", "artifact_roots", *(["registered_model"] if not config.serve.models else []))
+    tracking = {key: whole["tracking"][key] for key in kept}
     drivers = ("url", "start_timeout_s", "replicas")  # the driver's own, and what Ray changes in place
     section = {key: value for key, value in whole["serve"].items() if key not in drivers}
     if keys_file := section["auth"]["keys_file"]:  # replicas have folders of their own
@@ -404,7 +444,7 @@ def _scale(section: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _require_hope(config: Config, champion: int) -> None:
+def _require_hope(config: Config, champion: int, name: str | None = None) -> None:
     """Raise where waiting longer would change nothing."""
     from ray import serve
 
@@ -415,7 +455,8 @@ def _require_hope(config: Config, champion: int) -> None:
         raise ServingError(f"the endpoint cannot be deployed: {application.message[-600:].strip()}")
     watcher = application.deployments.get(_WATCHER)
     if watcher is not None and watcher.status == "HEALTHY":
-        models = serve.get_deployment_handle(_WATCHER, APPLICATION).models.remote().result(timeout_s=10)
+        sets = serve.get_deployment_handle(_WATCHER, APPLICATION).models.remote().result(timeout_s=10)
+        models = sets[name or config.tracking.registered_model]
         bad = next((refusal for refusal in models.refused if refusal.version == champion), None)
         if bad is not None:
             raise ServingError(

@@ -23,6 +23,14 @@ KIND = b"text/plain; version=0.0.4; charset=utf-8"
 Families = Sequence[Metric]
 """What one replica has counted; pickles."""
 
+_OF_NO_MODEL = (
+    "distml_requests",
+    "distml_request_seconds",
+    "distml_requests_running",
+    "distml_log_rows",
+    "distml_key_requests",
+    "distml_unauthorized_requests",
+)
 _GONE = 499
 """Counted where a client left before its answer; nothing is sent then."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -31,14 +39,16 @@ _DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Metrics:
-    """The metrics of one replica. Final.
+    """The metrics of one replica, or of one model in it. Final.
 
     Args:
         replica: Its name, the label of every sample; without one there is no such label.
+        model: Name of the model, likewise; empty where several are counted apart.
+        parts: The metrics of those, exported together with these, which then count what concerns no model.
     """
 
-    def __init__(self, replica: str = "") -> None:
-        self._replica = replica
+    def __init__(self, replica: str = "", model: str = "", parts: Sequence[Metrics] = ()) -> None:
+        self._replica, self._model, self._parts = replica, model, parts
         self._others: Mapping[str, Families] = {}
         self._registry = registry = CollectorRegistry()
         kept: dict[str, Any] = {"registry": registry}
@@ -105,7 +115,11 @@ class Metrics:
 
     def families(self) -> Families:
         """Return what this replica has counted."""
-        return list(self._registry.collect())
+        own = list(self._registry.collect())
+        if self._parts:  # a gauge without its model, as of the champion, would say that there is none
+            own = [family for family in own if family.name in _OF_NO_MODEL]
+        labelled = [_labelled(family, "model", self._model) for family in own]
+        return [*labelled, *(family for part in self._parts for family in part.families())]
 
     @property
     def replicas(self) -> int:
@@ -132,11 +146,17 @@ class _Merged(Collector):
     def collect(self) -> Iterator[Metric]:
         by_name: dict[str, Metric] = {}
         for replica, families in self._counted.items():
-            label = {"replica": replica} if replica else {}
             for family in families:
                 merged = Metric(family.name, family.documentation, family.type)
                 merged = by_name.setdefault(family.name, merged)
-                merged.samples += [
-                    sample._replace(labels={**sample.labels, **label}) for sample in family.samples
-                ]
+                merged.samples += _labelled(family, "replica", replica).samples
         yield from by_name.values()
+
+
+def _labelled(family: Metric, label: str, value: str) -> Metric:
+    """The samples of a family with a label more, where it has a value."""
+    if not value:
+        return family
+    labelled = Metric(family.name, family.documentation, family.type)
+    labelled.samples = [sample._replace(labels={**sample.labels, label: value}) for sample in family.samples]
+    return labelled

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distml.config import Config, ServeConfig
-from distml.errors import StorageError
+from distml.config import Config, ServeConfig, ServedModelConfig
+from distml.errors import ConfigError, StorageError
 from distml.serving.service import Refusal
 from distml.storage import Storage
 from distml.tracking import registry
@@ -31,6 +31,7 @@ class ModelSet:
         metrics: Of each version's run.
         refused: What aliases point at and was not accepted.
         asked_at: Seconds since 1970 when the registry said so; 0 is never.
+        leading: Alias of the version that answers by default.
         confirmed: Whether the watcher that orders it has heard it from the registry itself; otherwise it is
             what another remembered, good for a replica that has nothing.
     """
@@ -40,12 +41,13 @@ class ModelSet:
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     asked_at: float = field(default=0.0, compare=False)
+    leading: str = registry.CHAMPION
     confirmed: bool = True
 
     @property
     def champion(self) -> ModelVersion | None:
         """The version that answers by default."""
-        return self.versions.get(self.aliases.get(registry.CHAMPION, 0))
+        return self.versions.get(self.aliases.get(self.leading, 0))
 
     @property
     def digest(self) -> str:
@@ -63,18 +65,83 @@ def from_json(values: Mapping[str, Any]) -> ModelSet:
         versions={int(number): ModelVersion(**version) for number, version in values["versions"].items()},
         metrics={int(number): dict(metrics) for number, metrics in values["metrics"].items()},
         asked_at=float(values["asked_at"]),
+        leading=str(values.get("leading", registry.CHAMPION)),
         confirmed=False,
     )
 
 
 def aliases(serve: ServeConfig) -> tuple[str, ...]:
-    """Return the aliases that matter, the champion first."""
-    named = [registry.CHAMPION]
+    """Return the aliases that matter, first that of the version that answers."""
+    named = [serve.alias]
     if serve.canary.percent:
         named.append(serve.canary.alias)
     if serve.shadow:
         named.append(serve.shadow)
     return tuple(dict.fromkeys(named))
+
+
+def hosted(config: Config) -> dict[str, Config]:
+    """Return the configuration of every model of the endpoint by the name that clients call it.
+
+    Each is that of an endpoint of this model alone, so that whatever follows, loads or rejects a model does
+    not know of others.
+    """
+    if not config.serve.models:
+        return {config.tracking.registered_model: config}
+    return {model.called: _alone(config, model) for model in config.serve.models}
+
+
+def _alone(config: Config, model: ServedModelConfig) -> Config:
+    own = {key: getattr(model, key) for key in _OWN}
+    limits = {key: value for key in _LIMITS if (value := getattr(model, key)) is not None}
+    tracking = config.tracking.model_copy(update={"registered_model": model.registered_model})
+    serve = config.serve.model_copy(update={"models": [], **own, **limits})
+    return config.model_copy(update={"tracking": tracking, "serve": serve})
+
+
+_OWN = ("alias", "canary", "shadow", "versions")
+_LIMITS = ("engine", "max_batch_size", "max_queued_images", "request_timeout_s", "accept_changed_classes")
+
+
+def own(config: Config) -> tuple[str, Config]:
+    """Return name and configuration of the model that a command is about.
+
+    It is `tracking.registered_model` where the endpoint has it, else the endpoint's first.
+    """
+    models = hosted(config)
+    named = [
+        name
+        for name, alone in models.items()
+        if alone.tracking.registered_model == config.tracking.registered_model
+    ]
+    name = next(iter(named or models))
+    return name, models[name]
+
+
+def require_own(config: Config) -> None:
+    """Reject an endpoint that does not have the model that a pipeline trains.
+
+    Raises:
+        ConfigError: It serves others.
+    """
+    name = config.tracking.registered_model
+    known = [alone.tracking.registered_model for alone in hosted(config).values()]
+    if name not in known:
+        raise ConfigError(
+            f"tracking.registered_model = {name!r} is none of serve.models ({', '.join(known)}).",
+            "Add it there, or serve the others by a configuration of their own.",
+        )
+
+
+def base(config: Config, url: str, name: str | None = None) -> str:
+    """Return the address of a model of an endpoint, below which are `predict`, `model` and `readyz`.
+
+    Args:
+        config: Says whether there are several.
+        url: Of the endpoint.
+        name: Of the model; none is that of `own`.
+    """
+    return f"{url}/models/{name or own(config)[0]}" if config.serve.models else url
 
 
 logger = logging.getLogger(__name__)
@@ -97,6 +164,7 @@ class Record:
         self._registry = config.tracking.uri
         self._folder = (FOLDER, config.tracking.registered_model)
         followed = [self._registry, aliases(config.serve), sorted(config.serve.versions)]
+        self._leading = config.serve.alias
         self._name = f"{hashlib.sha256(json.dumps(followed).encode()).hexdigest()[:12]}.json"
 
     def recall(self) -> ModelSet:
@@ -108,15 +176,16 @@ class Record:
             names = [name for name in self._storage.names(*self._folder) if name.endswith(".json")]
         except StorageError as error:
             logger.warning("what was served last is not known: %s", error)
-            return ModelSet()
+            return ModelSet(leading=self._leading)
         known = {name: models for name in names if (models := self._read(name))}
         if self._name in known:
             return known[self._name]
-        latest = max(known.values(), key=lambda models: models.asked_at, default=ModelSet())
+        alike = [models for models in known.values() if models.leading == self._leading]
+        latest = max(alike, key=lambda models: models.asked_at, default=ModelSet(leading=self._leading))
         if latest.champion is None:
             return latest
         alone = {latest.champion.version: latest.champion}
-        return replace(latest, aliases={registry.CHAMPION: latest.champion.version}, versions=alone)
+        return replace(latest, aliases={self._leading: latest.champion.version}, versions=alone)
 
     def _read(self, name: str) -> ModelSet | None:
         try:

@@ -23,7 +23,7 @@ from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
 from distml.serving.route import Route
-from distml.serving.service import Served, Service, champion, warn
+from distml.serving.service import Models, Served, Service, champion, warn
 from distml.tasks import Outputs
 
 
@@ -281,47 +281,66 @@ _FORM = {
 }
 
 
-def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
-    """Make the routes."""
+def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
+    """Make the routes: of several models, those of each below `/models/NAME` beside those of the first."""
     routes = APIRouter(route_class=Route, tags=["native"])
+    for below, names in _places(models):
+        parameters: dict[str, Any] = {"parameters": openapi.in_path(*names)} if names else {}
+        _add_predict(routes, models, config, decode, below, parameters)
+        _add_explain(routes, models, config, decode, below, parameters)
+        _add_model(routes, models, config, below, parameters)
+    _add_health(routes, models)
+    return routes
+
+
+BELOW = "/models/{name}"
+"""Where each of several models has the routes of an endpoint that is its own."""
+
+
+def _places(models: Models) -> list[tuple[str, tuple[str, ...]]]:
+    return [("", ()), (BELOW, ("name",))] if models.several else [("", ())]
+
+
+def _add_predict(
+    routes: APIRouter,
+    models: Models,
+    config: ServeConfig,
+    decode: encoded.Decode,
+    below: str,
+    parameters: dict[str, Any],
+) -> None:
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
-    async def classify(request: Request, given: Images) -> Answer:
-        outputs, served = await service.classify(given, None, exchange.identity(request))
-        return _answered(request, given, outputs, served)
-
-    @routes.post(
-        "/predict",
-        response_model=Predictions,
-        responses=openapi.CLASSIFYING,
-        openapi_extra=openapi.accepts({"application/json": Instances}),
-    )
     async def predict(request: Request) -> Answer:
         """Classify images given as numbers or in base64."""
         if (kind := exchange.kind(request)) not in _JSON:
             raise RejectedError(
                 415, f"the content type {kind[:80]!r} is not supported; send application/json"
             )
+        service = models.asked(request)
         document = exchange.parse_json(await exchange.body(request, limits))
-        return await classify(request, await images(document, champion(service), decode))
+        return await _classified(request, service, await images(document, champion(service), decode))
 
-    @routes.post(
-        "/predict/image",
-        response_model=Predictions,
-        responses=openapi.CLASSIFYING,
-        openapi_extra=openapi.accepts(
-            dict.fromkeys(_PICTURES[:3], openapi.BINARY) | {"multipart/form-data": _FORM}
-        ),
-    )
     async def predict_image(request: Request) -> Answer:
         """Classify a picture, or every picture of a form."""
+        service = models.asked(request)
         files, names = _files(await exchange.body(request, limits), request)
-        return await classify(request, await decode(files, champion(service).pictures, names))
+        return await _classified(request, service, await decode(files, champion(service).pictures, names))
 
-    _add_explain(routes, service, limits, decode)
-    _add_model(routes, service, config)
-    _add_health(routes, service)
-    return routes
+    pictures = dict.fromkeys(_PICTURES[:3], openapi.BINARY) | {"multipart/form-data": _FORM}
+    taken: dict[str, Any] = {"application/json": Instances}
+    for path, endpoint, contents in (("", predict, taken), ("/image", predict_image, pictures)):
+        routes.post(
+            f"{below}/predict{path}",
+            response_model=Predictions,
+            responses=openapi.CLASSIFYING,
+            openapi_extra=parameters | openapi.accepts(contents),
+        )(endpoint)
+
+
+async def _classified(request: Request, service: Service, given: Images) -> Answer:
+    outputs, served = await service.classify(given, None, exchange.identity(request))
+    return _answered(request, given, outputs, served)
 
 
 GRID = 8
@@ -397,13 +416,22 @@ async def _explained(service: Service, image: Images, wanted: str | None) -> Ans
     return answer(document, served.version, images=1)
 
 
+_OF = {"name": "of", "in": "query", "required": False, "schema": {"type": "string"}}
+
+
 def _add_explain(
-    routes: APIRouter, service: Service, limits: exchange.Limits, decode: encoded.Decode
+    routes: APIRouter,
+    models: Models,
+    config: ServeConfig,
+    decode: encoded.Decode,
+    below: str,
+    parameters: dict[str, Any],
 ) -> None:
+    limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
     alone = asyncio.Lock()
 
     @routes.post(
-        "/explain",
+        f"{below}/explain",
         response_model=Explanation,
         responses=openapi.CLASSIFYING,
         openapi_extra=openapi.accepts(
@@ -411,10 +439,11 @@ def _add_explain(
             | dict.fromkeys(_PICTURES[:3], openapi.BINARY)
             | {"multipart/form-data": _FORM}
         )
-        | {"parameters": [{"name": "of", "in": "query", "required": False, "schema": {"type": "string"}}]},
+        | {"parameters": [*parameters.get("parameters", ()), _OF]},
     )
     async def explain(request: Request) -> Answer:
         """Say which parts of one picture the prediction depends on, by covering them one after the other."""
+        service = models.asked(request)
         content, first = await exchange.body(request, limits), champion(service)
         if exchange.kind(request) in _JSON[1:]:
             given = await images(exchange.parse_json(content), first, decode)
@@ -431,10 +460,17 @@ def _add_explain(
             return await _explained(service, given[0], request.query_params.get("of"))
 
 
-def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None:
-    @routes.get("/model", response_model=ModelDescription, responses=openapi.failures(401, 429, 503))
+def _add_model(
+    routes: APIRouter, models: Models, config: ServeConfig, below: str, parameters: dict[str, Any]
+) -> None:
+    extra: dict[str, Any] = {"openapi_extra": parameters} if parameters else {}
+
+    @routes.get(
+        f"{below}/model", response_model=ModelDescription, responses=openapi.failures(401, 429, 503), **extra
+    )
     async def model(request: Request) -> Answer:
         """Describe the champion and every other loaded version."""
+        service = models.asked(request)
         first = champion(service)
         versions = [_version(served) for served in service.served()]
         refused = [asdict(refusal) for refusal in service.refused()]
@@ -446,6 +482,17 @@ def _add_model(routes: APIRouter, service: Service, config: ServeConfig) -> None
             "registry": registry,
         }
         return answer(described, first.version)
+
+    if not below:
+        return
+
+    @routes.get(f"{below}/readyz", response_model=Health, responses={503: {"model": Health}}, **extra)
+    async def readyz(request: Request) -> Answer:
+        """Say whether the champion of this model is loaded."""
+        service = models.asked(request)
+        if not service.ready():
+            return answer({"status": "no champion is loaded"}, status=503)
+        return answer({"status": "ok"}, champion(service).version)
 
 
 def _version(served: Served) -> dict[str, Any]:
@@ -465,7 +512,7 @@ def _registry(service: Service, config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _add_health(routes: APIRouter, service: Service) -> None:
+def _add_health(routes: APIRouter, models: Models) -> None:
     @routes.get("/healthz", response_model=Health)
     async def healthz(request: Request) -> Answer:
         """Say that the process answers."""
@@ -473,10 +520,12 @@ def _add_health(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/readyz", response_model=Health, responses={503: {"model": Health}})
     async def readyz(request: Request) -> Answer:
-        """Say whether a champion is loaded."""
-        if not service.ready():
+        """Say whether a champion is loaded; of several models one is enough, and the others are named."""
+        if not models.ready():
             return answer({"status": "no champion is loaded"}, status=503)
-        return answer({"status": "ok"}, champion(service).version)
+        if unready := models.unready():
+            return answer({"status": f"ok, but no champion is loaded of {', '.join(unready)}"})
+        return answer({"status": "ok"}, champion(models.first).version)
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def scrape(request: Request) -> Answer:

@@ -131,6 +131,47 @@ def specialise(
     return document
 
 
+def merged(documents: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Join the descriptions of an endpoint's models, each as `specialise` returns it, into one.
+
+    A path with the name of a model becomes one for each, with schemas of its own: images have other shapes,
+    and versions other numbers. Paths without a name are the first model's.
+
+    Args:
+        documents: By the model's name, the first model first.
+    """
+    document = copy.deepcopy(next(iter(documents.values())))
+    general = {path: item for path, item in document["paths"].items() if "{name}" not in path}
+    schemas = document["components"]["schemas"]
+    document["paths"] = general
+    for name, own in documents.items():
+        for path, operations in own["paths"].items():
+            if "{name}" in path:
+                general[path.replace("{name}", name)] = _of_model(operations, name)
+        for title, schema in own["components"]["schemas"].items():
+            schemas[f"{name}.{title}"] = _of_model(schema, name)
+    return document
+
+
+def _of_model(value: Any, name: str) -> Any:
+    """Copy a part of a description: it refers to the model's schemas, and needs no parameter for its name."""
+    if isinstance(value, list):
+        return [
+            _of_model(part, name)
+            for part in value
+            if not (isinstance(part, dict) and part.get("in") == "path" and part.get("name") == "name")
+        ]
+    if not isinstance(value, dict):
+        return value
+    copied = {key: _of_model(part, name) for key, part in value.items()}
+    reference = copied.get("$ref")
+    if isinstance(reference, str) and reference.startswith(_REFERENCE):
+        copied["$ref"] = f"{_REFERENCE}{name}.{reference.removeprefix(_REFERENCE)}"
+    if isinstance(copied.get("operationId"), str):
+        copied["operationId"] += f"_{name}"
+    return copied
+
+
 def with_keys(plain: dict[str, Any]) -> dict[str, Any]:
     """Say that requests need a key, and that the probes do not."""
     document = copy.deepcopy(plain)
@@ -140,8 +181,9 @@ def with_keys(plain: dict[str, Any]) -> dict[str, Any]:
     }
     document.setdefault("components", {})["securitySchemes"] = schemes
     document["security"] = [{scheme: []} for scheme in schemes]
-    for path in ("/healthz", "/readyz"):
-        document["paths"][path]["get"]["security"] = []
+    for path, operations in document["paths"].items():
+        if path.endswith(("/healthz", "/readyz")):
+            operations["get"]["security"] = []
     return document
 
 

@@ -6,6 +6,7 @@ nothing are ignored, as the servers that share it do.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from distml.serving import encoded, exchange, openapi, tensors
 from distml.serving.exchange import Answer, RejectedError, answer, json_type
 from distml.serving.openapi import Schema
 from distml.serving.route import Route
-from distml.serving.service import Served, Service, choose, number, warn
+from distml.serving.service import Models, Served, Service, choose, number, warn
 
 Number = float | str
 Tensor = list[Number] | list[list[Number]] | list[list[list[Number]]] | list[list[list[list[Number]]]]
@@ -291,13 +292,14 @@ def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
     }
 
 
-def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
+def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["Open Inference Protocol"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
     async def infer(request: Request) -> Answer:
         """Classify images given as a tensor, in JSON or as bytes after it."""
+        service = models.asked(request)
         version = number(service, request)
         served = choose(service, request, version)
         text, rest = split(await exchange.body(request, limits), exchange.header(request, tensors.HEADER))
@@ -312,7 +314,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
         )
         return exchange.compress(request, answered)
 
-    _add_repository(routes, service)
+    _add_repository(routes, models)
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
         body = openapi.accepts({"application/json": V2Request})
@@ -322,32 +324,36 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
             responses=openapi.CLASSIFYING,
             openapi_extra=parameters | body,
         )(infer)
-    _add_models(routes, service, config)
-    _add_server(routes, service)
+    _add_models(routes, models, config)
+    _add_server(routes, models)
     return routes
 
 
-def _add_models(routes: APIRouter, service: Service, config: ServeConfig) -> None:
+def _add_models(routes: APIRouter, models: Models, config: ServeConfig) -> None:
     async def metadata(request: Request) -> Answer:
         """Describe the tensors of a model."""
+        service = models.asked(request)
         served = choose(service, request, number(service, request))
         return answer(described(service, served), served.version)
 
     async def ready(request: Request) -> Answer:
         """Say that a model answers."""
+        service = models.asked(request)
         served = choose(service, request, number(service, request))
         return answer({"name": served.name, "ready": True}, served.version)
 
     async def configuration(request: Request) -> Answer:
         """Describe a model as Triton's model configuration does."""
+        service = models.asked(request)
         served = choose(service, request, number(service, request))
         return answer(_configuration(described(service, served), config.max_queued_images), served.version)
 
     async def statistics(request: Request) -> Answer:
         """Say what the versions of a model have been asked of this replica, as Triton's statistics do."""
+        service = models.asked(request)
         wanted = number(service, request)
         choose(service, request, wanted)
-        return answer(_statistics(service, wanted))
+        return answer({"model_stats": _statistics(service, wanted)})
 
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
@@ -378,7 +384,7 @@ def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
     }
 
 
-def _statistics(service: Service, wanted: int | None) -> dict[str, Any]:
+def _statistics(service: Service, wanted: int | None) -> list[dict[str, Any]]:
     def of(served: Served) -> dict[str, Any]:
         usage = service.usage(served.version)
         return {
@@ -393,19 +399,34 @@ def _statistics(service: Service, wanted: int | None) -> dict[str, Any]:
             },
         }
 
-    return {"model_stats": [of(model) for model in service.served() if wanted in (None, model.version)]}
+    return [of(model) for model in service.served() if wanted in (None, model.version)]
 
 
-def _add_repository(routes: APIRouter, service: Service) -> None:
+def _index(name: str, service: Service) -> list[dict[str, Any]]:
+    """List the versions of a model: those that are loaded, and those that should be."""
+    loaded, refused = service.served(), service.refused()
+    name = loaded[0].name if loaded else name
+    rows = [(str(model.version), "READY", "") for model in loaded]
+    rows += [(str(model.version), "UNAVAILABLE", model.reason) for model in refused]
+    if name and not rows:
+        rows = [("", "UNAVAILABLE", "no version is loaded")]
+    return [
+        {"name": name, "version": version, "state": state, "reason": reason}
+        for version, state, reason in rows
+    ]
+
+
+def _add_repository(routes: APIRouter, models: Models) -> None:
     @routes.get("/v2/models", response_model=V2Models)
-    async def models(request: Request) -> Answer:
+    async def listed(request: Request) -> Answer:
         """List the models."""
-        return answer({"models": [served.name for served in service.served()[:1]]})
+        return answer({"models": models.loaded()})
 
     @routes.get("/v2/models/stats", response_model=V2Statistics)
     async def all_statistics(request: Request) -> Answer:
         """Say what every version has been asked of this replica."""
-        return answer(_statistics(service, None))
+        every = [_statistics(service, None) for service in models.services.values()]
+        return answer({"model_stats": list(itertools.chain.from_iterable(every))})
 
     @routes.post(
         "/v2/repository/index",
@@ -414,19 +435,11 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
     )
     async def index(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""
-        named = [
-            {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
-            for model in service.served()
-        ]
-        name = named[0]["name"] if named else ""
-        named += [
-            {"name": name, "version": str(model.version), "state": "UNAVAILABLE", "reason": model.reason}
-            for model in service.refused()
-        ]
-        return answer(named)
+        every = [_index(name, service) for name, service in models.services.items()]
+        return answer(list(itertools.chain.from_iterable(every)))
 
 
-def _add_server(routes: APIRouter, service: Service) -> None:
+def _add_server(routes: APIRouter, models: Models) -> None:
     @routes.get("/v2", response_model=V2Server)
     async def server(request: Request) -> Answer:
         """Describe the server."""
@@ -439,6 +452,6 @@ def _add_server(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/v2/health/ready", response_model=V2Ready, responses={503: {"model": V2Ready}})
     async def server_ready(request: Request) -> Answer:
-        """Say whether a champion is loaded."""
-        ready = service.ready()
+        """Say whether a champion is loaded; of several models one is enough."""
+        ready = models.ready()
         return answer({"ready": ready}, status=200 if ready else 503)

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -36,10 +37,10 @@ from distml.serving.core import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Metrics
-from distml.serving.models import ModelSet
+from distml.serving.models import ModelSet, hosted
 from distml.serving.request_log import RequestLog
 from distml.serving.rpc import Rpc, procedures
-from distml.serving.service import Served
+from distml.serving.service import Models, Served
 from distml.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -127,13 +128,87 @@ def listening() -> int | None:
     return None
 
 
+_WAIT_S = 1.0
+"""Between two questions whether a replica that starts waits for a model that cannot be loaded."""
 _SHARE_S = 2.0
 """Between two reports of metrics: shorter than Prometheus's interval, so that no counter steps back."""
 
 
+class Loader:
+    """Keeps the versions of one model loaded that the watcher orders. Final.
+
+    Args:
+        name: What clients call the model.
+        config: Of an endpoint of this model alone.
+        watcher: Handle of the watcher.
+        core: Answers with what is loaded.
+        turn: Whose turn it is to load: engines are measured then, and Keras loads in one thread at a time.
+    """
+
+    def __init__(self, name: str, config: Config, watcher: Any, core: Core, turn: asyncio.Lock) -> None:
+        self.name, self.config, self.core = name, config, core
+        self._watcher, self._turn = watcher, turn
+        self._models = ModelSet(leading=config.serve.alias)
+        self._loaded: dict[int, Loaded] = {}
+        self.changed = asyncio.Event()
+        """Set when versions have been loaded, or could not be."""
+
+    async def follow(self) -> None:
+        """Load what is ordered for as long as the replica lives."""
+        while True:
+            try:
+                await self._follow_once()
+            except Exception as error:  # the watcher restarts; the loaded versions keep answering
+                logger.warning("the watcher does not respond: %s", str(error).partition("\n")[0][:200])
+                await asyncio.sleep(1.0)
+
+    async def _follow_once(self) -> None:
+        models = await self._watcher.changes.remote(self.name, self._models)
+        if models.digest in ("", self._models.digest):
+            return
+        if not _orders(models, self._models, self.config.tracking.registered_model):
+            await asyncio.sleep(1.0)  # the watcher answers at once until it has caught up
+            return
+        for number, version in models.versions.items():
+            # A registry that was set up anew numbers its versions from one again.
+            if number not in self._loaded or self._models.versions.get(number, version) != version:
+                self._loaded.pop(number, None)
+                if loaded := await self._load(number, models):
+                    self._loaded[number] = loaded
+        if not all(number in self._loaded for number in models.aliases.values()):
+            self.changed.set()
+            self.changed = asyncio.Event()
+            await asyncio.sleep(0.5)  # a rejection has been reported, and the next model set is without it
+            return
+        self._models = models
+        self._loaded = {
+            number: served for number, served in self._loaded.items() if number in models.versions
+        }
+        self.core.swap(self._loaded, models.aliases, models.refused)
+        self.changed.set()
+        self.changed = asyncio.Event()
+        self._say(models)
+
+    def _say(self, models: ModelSet) -> None:
+        named = ", ".join(f"{alias} is version {number}" for alias, number in models.aliases.items())
+        logger.info("%s: %s; loaded: %s", self.name, named, sorted(self._loaded))
+
+    async def _load(self, number: int, models: ModelSet) -> Loaded | None:
+        """Fetch, verify and load a version beside those that answer; None where it is rejected."""
+        try:
+            files = await self._watcher.files.remote(self.name, number)
+            async with self._turn:
+                return await asyncio.to_thread(_loaded, self.config, self.name, models, number, files)
+        except ModelError as error:
+            await self._watcher.refuse.remote(self.name, number, str(error))
+        except DistmlError as error:
+            logger.warning("version %d cannot be fetched: %s", number, error)
+        return None
+
+
 @procedures
 class Replica:
-    """Loads what the watcher says and answers HTTP. Final.
+    """Answers for the models of the endpoint: one, or several that share its process. Final.
 
     Args:
         config: The configuration, as a dictionary.
@@ -145,38 +220,73 @@ class Replica:
         compat.grpc_on_loopback()
         self._config = Config.model_validate(config)
         self._watcher = watcher
-        self._models = ModelSet()
-        self._loaded: dict[int, Loaded] = {}
         self._name = ray.get_runtime_context().get_actor_id()[:8]
         self._log = RequestLog(self._config.log, Storage(self._config.storage.root))
-        self._core = Core(self._config.serve, Metrics(self._name), self._log.record)
+        turn = asyncio.Lock()
+        self._loaders = {
+            name: Loader(name, alone, watcher, self._core(name, alone), turn)
+            for name, alone in hosted(self._config).items()
+        }
+        several = bool(self._config.serve.models)
+        counted = {name: loader.core.metrics for name, loader in self._loaders.items()}
+        cores = {name if several else "": loader.core for name, loader in self._loaders.items()}
+        self._models = Models(cores, counted, several)
+        parts = list(counted.values())
+        self._metrics = Metrics(self._name, parts=parts) if several else parts[0]
         for outcome in self._log.counts():
-            self._core.metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
+            self._metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
         self._tasks: list[asyncio.Task[None]] = []
         host = os.environ.get(haproxy.REPLICAS, self._config.serve.host)
         self._health = Health(host, self._config.serve.request_timeout_s)
 
+    def _core(self, name: str, alone: Config) -> Core:
+        record, registered = self._log.record, alone.tracking.registered_model
+        if name != registered:  # rows of one registered model lie together, whatever clients call it
+
+            def hear(request: str | None, served: Served, *answered: Any) -> None:
+                record(request, replace(served, name=registered), *answered)
+
+            return Core(alone.serve, Metrics(self._name, name), hear)
+        return Core(alone.serve, Metrics(self._name, name), record)
+
     async def __serve_build_asgi_app__(self) -> Any:
-        """Load the champion, then make the application; Ray Serve calls this by its name.
+        """Load the champions, then make the application; Ray Serve calls this by its name.
 
         Before the first champion it answers 503 until the first is: on Kubernetes the endpoint stands
-        before the first training.
+        before the first training. Of several models those that cannot be loaded keep none of the others
+        waiting.
         """
         from distml.serving.application import application, key_check
 
         # While the watcher imports MLflow; what an engine lacks is said when it is loaded.
         prepared = asyncio.create_task(asyncio.to_thread(_prepare, self._config))
-        while not self._core.ready() and not await self._watcher.vacant.remote():
-            await self._follow_once()
+        self._tasks = [asyncio.create_task(loader.follow()) for loader in self._loaders.values()]
+        await self._await_models()
         await prepared
         await self._share_once()
-        self._tasks = [asyncio.create_task(loop) for loop in (self._follow(), self._share())]
+        self._tasks.append(asyncio.create_task(self._share()))
         if haproxy.HOST in os.environ:  # HAProxy is the ingress
             self._health.start()
-        serve, metrics = self._config.serve, self._core.metrics
+        serve, metrics = self._config.serve, self._metrics
         keys, decoder = key_check(serve, metrics), Decoder(serve)
-        self.rpc = Rpc(self._core, serve, metrics, decoder.images, keys)
-        return application(self._core, serve, metrics, keys, decoder)
+        self.rpc = Rpc(self._models, serve, metrics, decoder.images, keys)
+        return application(self._models, serve, metrics, keys, decoder)
+
+    async def _await_models(self) -> None:
+        """Wait until every model is loaded, or all that are left have nothing to be loaded."""
+        while unready := self._models.unready():  # while this asks, they load
+            with contextlib.suppress(Exception):  # the watcher starts
+                if await self._watcher.vacant.remote():
+                    return
+                if self._models.ready() and set(unready) <= await self._watcher.settled.remote():
+                    logger.warning("nothing can be loaded of %s", ", ".join(unready))
+                    return
+            if not (unready := self._models.unready()):
+                return
+            changed = [asyncio.create_task(self._loaders[name].changed.wait()) for name in unready]
+            await asyncio.wait(changed, timeout=_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in changed:
+                task.cancel()
 
     def _rows(self, outcome: str) -> float:
         return self._log.counts()[outcome]
@@ -187,58 +297,11 @@ class Replica:
             await self._share_once()
 
     async def _share_once(self) -> None:
-        metrics = self._core.metrics
         with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
-            others, state = await self._watcher.share.remote(self._name, metrics.families())
-            metrics.hear(others)
-            if state.answered_at > self._core.state.answered_at:
-                self._core.state = state
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                await self._follow_once()
-            except Exception as error:  # the watcher restarts; the loaded versions keep answering
-                logger.warning("the watcher does not respond: %s", str(error).partition("\n")[0][:200])
-                await asyncio.sleep(1.0)
-
-    async def _follow_once(self) -> None:
-        models = await self._watcher.changes.remote(self._models)
-        if models.digest in ("", self._models.digest):
-            return
-        if not _orders(models, self._models, self._config.tracking.registered_model):
-            await asyncio.sleep(1.0)  # the watcher answers at once until it has caught up
-            return
-        for number, version in models.versions.items():
-            # A registry that was set up anew numbers its versions from one again.
-            if number not in self._loaded or self._models.versions.get(number, version) != version:
-                self._loaded.pop(number, None)
-                if loaded := await self._load(number, models):
-                    self._loaded[number] = loaded
-        if not all(number in self._loaded for number in models.aliases.values()):
-            await asyncio.sleep(0.5)  # a rejection has been reported, and the next model set is without it
-            return
-        self._models = models
-        self._loaded = {
-            number: served for number, served in self._loaded.items() if number in models.versions
-        }
-        self._core.swap(self._loaded, models.aliases, models.refused)
-        self._say(models)
-
-    def _say(self, models: ModelSet) -> None:
-        named = ", ".join(f"{alias} is version {number}" for alias, number in models.aliases.items())
-        logger.info("%s: %s; loaded: %s", self._config.tracking.registered_model, named, sorted(self._loaded))
-
-    async def _load(self, number: int, models: ModelSet) -> Loaded | None:
-        """Fetch, verify and load a version beside those that answer; None where it is rejected."""
-        try:
-            files = await self._watcher.files.remote(number)
-            return await asyncio.to_thread(_loaded, self._config, models, number, files)
-        except ModelError as error:
-            await self._watcher.refuse.remote(number, str(error))
-        except DistmlError as error:
-            logger.warning("version %d cannot be fetched: %s", number, error)
-        return None
+            others, standing = await self._watcher.share.remote(self._name, self._metrics.families())
+            self._metrics.hear(others)
+            for name, loader in self._loaders.items():
+                loader.core.learn(standing[name])
 
     async def check_health(self) -> None:
         """Report to Ray Serve whether this replica still computes; a replica that does not is replaced.
@@ -249,12 +312,14 @@ class Replica:
         """
         if self._health.error:
             raise ServingError(self._health.error)
-        busy_s, limit_s = self._core.busy_s(), 10 * self._config.serve.request_timeout_s
-        if busy_s > limit_s:
-            raise ServingError(f"one batch has been computed for {busy_s:.0f} s.")
+        for loader in self._loaders.values():
+            busy_s, limit_s = loader.core.busy_s(), 10 * loader.config.serve.request_timeout_s
+            if busy_s > limit_s:
+                raise ServingError(f"one batch of {loader.name} has been computed for {busy_s:.0f} s.")
 
     async def __del__(self) -> None:
-        self._core.draining = True
+        for loader in self._loaders.values():
+            loader.core.draining = True
         await asyncio.to_thread(self._log.close)
 
 
@@ -274,16 +339,17 @@ def _prepare(config: Config) -> None:
     from distml.artifacts import predictor
 
     if not config.serve.gpus_per_replica:
-        predictor.prepare(config.serve.engine, Storage(config.storage.root))
+        for engine in sorted({alone.serve.engine for alone in hosted(config).values()}):
+            predictor.prepare(engine, Storage(config.storage.root))
 
 
-def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:
+def _loaded(config: Config, name: str, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:
     """Write a version's files where only this process looks, verify them there, load and try the model."""
     from distml.artifacts.predictor import Predictor
 
     version, serve = models.versions[number], config.serve
-    with tempfile.TemporaryDirectory(prefix="distml-model-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="distml-model-") as temporary:
+        folder = Path(temporary)
         for path, content in files.items():
             if ".." in PurePosixPath(path).parts or path.startswith("/"):
                 raise ModelError(f"{path!r} is not below the model.")
@@ -295,7 +361,7 @@ def _loaded(config: Config, models: ModelSet, number: int, files: Mapping[str, b
         predictor = Predictor.fastest(export, engine, max(1, int(serve.cpus_per_replica)), kept)
     predictor.warm()
     served = Served(
-        name=version.name,
+        name=name,
         version=number,
         run_id=version.run_id,
         sha256=predictor.sha256,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +58,7 @@ class Route(APIRoute):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        metrics: Metrics = scope["app"].metrics
+        metrics: Metrics = scope["metrics"]
         metrics.running.inc()
         answer = None
         try:
@@ -106,9 +106,18 @@ class Application(FastAPI):
     request do nothing for them but cost as much as parsing an image.
     """
 
-    def __init__(self, metrics: Metrics, guard: Guard, keys: KeyCheck | None, **options: Any) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        guard: Guard,
+        keys: KeyCheck | None,
+        of_models: Mapping[str, Metrics] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.metrics = metrics
+        self._of_models = of_models or {}
+        self._first = next(iter(self._of_models.values()), metrics)
         self._guard, self._keys = guard, keys
         self._find = lru_cache(_KNOWN_PATHS)(self._match)
 
@@ -134,11 +143,11 @@ class Application(FastAPI):
         if isinstance(match, Answer):
             return await match(scope, receive, send)
         if match is not None:
-            scope["app"], scope["path_params"] = self, match[1]
+            scope["app"], scope["path_params"], scope["metrics"] = self, match[1], match[2]
             return await match[0].app(scope, receive, send)
         return await super().__call__(scope, receive, send)
 
-    def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any]] | Answer | None:
+    def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any], Metrics] | Answer | None:
         """Find our route for a request; an answer where the path takes other methods only.
 
         HEAD is answered as GET is (RFC 9110, 9.1), without the body; OPTIONS says what a path takes.
@@ -151,7 +160,8 @@ class Application(FastAPI):
             if isinstance(route, Route):
                 match, child = route.matches(scope)
                 if match is Match.FULL:
-                    return route, dict(child["path_params"])
+                    parameters = dict(child["path_params"])
+                    return route, parameters, self._counting(route, parameters)
                 if match is Match.PARTIAL:
                     taken |= route.methods or set()
         if not taken:
@@ -161,6 +171,16 @@ class Application(FastAPI):
             return options(allowed)
         sentence = f"{path[:200]} takes {', '.join(sorted(taken))}, not {method[:20]}"
         return reject(RejectedError(405, sentence, (b"allow", allowed.encode())))
+
+    def _counting(self, route: Route, parameters: dict[str, Any]) -> Metrics:
+        """Return where the requests of a path are counted: with the model that it asks."""
+        if "name" in parameters:
+            return self._of_models.get(parameters["name"], self.metrics)
+        return self._first if route.path in OF_FIRST else self.metrics
+
+
+OF_FIRST = ("/predict", "/predict/image", "/explain", "/model")
+"""Paths that ask a model and name none: the first of several."""
 
 
 async def unfound(request: Request, error: Exception) -> Answer:

@@ -34,7 +34,7 @@ from distml.serving.exchange import Answer, Document, RejectedError
 from distml.serving.metrics import Metrics
 from distml.serving.route import rejection
 from distml.serving.security import KeyCheck
-from distml.serving.service import Served, Service
+from distml.serving.service import Models, Served, Service
 from distml.serving.tensors import Given
 from distml.tasks import Outputs
 
@@ -252,6 +252,7 @@ class _Call:
 
     context: Any
     headers: list[exchange.Header]
+    metrics: Metrics
     version: int | None = None
     images: int = 0
 
@@ -260,7 +261,7 @@ class Rpc:
     """Answers procedures. Final.
 
     Args:
-        models: The loaded models.
+        models: A model, or several by their names.
         config: Limits.
         metrics: Where procedures are counted, as routes are.
         decode: Turns pictures into images.
@@ -269,13 +270,13 @@ class Rpc:
 
     def __init__(
         self,
-        models: Service,
+        models: Service | Models,
         config: ServeConfig,
         metrics: Metrics,
         decode: encoded.Decode,
         keys: KeyCheck | None = None,
     ) -> None:
-        self._service, self._limit, self._metrics = models, config.max_body_bytes, metrics
+        self._models, self._limit, self._metrics = Models.of(models), config.max_body_bytes, metrics
         self._decode, self._keys = decode, keys
 
     async def call(self, name: str, request: Message, context: Any) -> Message:
@@ -288,7 +289,7 @@ class Rpc:
         """
         procedure, started = _PROCEDURES[name], time.perf_counter()
         path = f"/{procedure.service}/{name}"
-        call = _Call(context, _headers(context))
+        call = _Call(context, _headers(context), self._metrics)
         self._metrics.running.inc()
         try:
             self._require(procedure, path, request, call.headers)
@@ -301,7 +302,7 @@ class Rpc:
             response, said = message(f"{name}Response")(), Answer(b"", rejected.status)
         finally:
             self._metrics.running.dec()
-        self._metrics.answered(path, "POST", said, time.perf_counter() - started)
+        call.metrics.answered(path, "POST", said, time.perf_counter() - started)
         return response
 
     def _require(
@@ -316,32 +317,41 @@ class Rpc:
             sentence = f"the message has {size:,} bytes, and serve.max_body_bytes is {self._limit:,}"
             raise RejectedError(413, sentence)
 
-    async def _classify(self, images: Images, version: int | None, call: _Call) -> tuple[Outputs, Served]:
+    async def _classify(
+        self, asked: Service, images: Images, version: int | None, call: _Call
+    ) -> tuple[Outputs, Served]:
         """Classify images; version and doubts go into the trailing metadata, as into HTTP's headers."""
         identity = dict(call.headers).get(b"x-request-id", b"").decode("latin-1") or None
-        outputs, served = await self._service.classify(images, version, identity)
+        outputs, served = await asked.classify(images, version, identity)
         call.version, call.images = served.version, len(images)
         trailing = [("x-model-version", str(served.version))]
         if doubts := plausible.doubts(images, served.usual):
             trailing.append((service.WARNINGS.decode(), ", ".join(doubt.code for doubt in doubts)))
             for doubt in doubts:
-                self._metrics.doubted.labels(doubt.code).inc(doubt.images)
+                call.metrics.doubted.labels(doubt.code).inc(doubt.images)
         call.context.set_trailing_metadata([*call.context.trailing_metadata(), *trailing])
         return outputs, served
 
-    def _chosen(self, name: str, word: str) -> tuple[int | None, Served]:
+    def _asked(self, name: str, call: _Call) -> Service:
+        """Return the model of a name; the call is counted with it."""
+        asked = self._models.named(name)
+        call.metrics = self._models.metrics.get(name, self._metrics)
+        return asked
+
+    def _chosen(self, name: str, word: str, call: _Call) -> tuple[Service, int | None, Served]:
         version = service.version_number(word) if word else None
-        return version, service.named(self._service, name, version)
+        asked = self._asked(name, call)
+        return asked, version, service.named(asked, name, version)
 
     async def _live(self, request: Message, call: _Call) -> Message:
         return message("ServerLiveResponse")(live=True)
 
     async def _ready(self, request: Message, call: _Call) -> Message:
-        return message("ServerReadyResponse")(ready=self._service.ready())
+        return message("ServerReadyResponse")(ready=self._models.ready())
 
     async def _model_ready(self, request: Message, call: _Call) -> Message:
         try:
-            self._chosen(request.name, request.version)
+            self._chosen(request.name, request.version, call)
         except RejectedError:  # clients ask so for what may not be there
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=True)
@@ -353,18 +363,18 @@ class Rpc:
         )
 
     async def _model(self, request: Message, call: _Call) -> Message:
-        _, served = self._chosen(request.name, request.version)
-        described = openinference.described(self._service, served)
+        asked, _, served = self._chosen(request.name, request.version, call)
+        described = openinference.described(asked, served)
         return json_format.ParseDict(described, message("ModelMetadataResponse")())
 
     async def _infer(self, request: Message, call: _Call) -> Message:
-        version, served = self._chosen(request.model_name, request.model_version)
-        asked = [
+        asked, version, served = self._chosen(request.model_name, request.model_version, call)
+        listed = [
             {"name": output.name, "parameters": _parameters(output.parameters)} for output in request.outputs
         ]
-        wanted = tensors.wanted(Document({"outputs": asked}, booleans=False), served.task)
+        wanted = tensors.wanted(Document({"outputs": listed}, booleans=False), served.task)
         images = await self._images(_given(request), served)
-        outputs, served = await self._classify(images, version, call)
+        outputs, served = await self._classify(asked, images, version, call)
         response = message("ModelInferResponse")(
             model_name=served.name, model_version=str(served.version), id=request.id
         )
@@ -379,19 +389,20 @@ class Rpc:
             return await tensors.pictures(given, served.pictures, self._decode)
         return tensors.pixel_values(given, served.shape, booleans=False)
 
-    def _specified(self, spec: Message) -> tuple[int | None, Served]:
+    def _specified(self, spec: Message, call: _Call) -> tuple[Service, int | None, Served]:
         version = spec.version.value if spec.HasField("version") else None
+        asked = self._asked(spec.name, call)
         if spec.version_label:
-            version = service.labelled(self._service, spec.version_label)
-        return version, service.named(self._service, spec.name, version)
+            version = service.labelled(asked, spec.version_label)
+        return asked, version, service.named(asked, spec.name, version)
 
     async def _predict(self, request: Message, call: _Call) -> Message:
-        version, served = self._specified(request.model_spec)
+        asked, version, served = self._specified(request.model_spec, call)
         if other := set(request.output_filter) - {served.task.output}:
             sentence = f"there is no output {min(other)[:80]!r}; the output is {served.task.output!r}"
             raise RejectedError(400, sentence)
         images = await self._images(_of_tensorflow(request.inputs), served)
-        outputs, served = await self._classify(images, version, call)
+        outputs, served = await self._classify(asked, images, version, call)
         response = message("PredictResponse")()
         _specify(response.model_spec, served, request.model_spec.signature_name or "serving_default")
         output = response.outputs[served.task.output]
@@ -402,7 +413,7 @@ class Rpc:
         return response
 
     async def _signatures(self, request: Message, call: _Call) -> Message:
-        _, served = self._specified(request.model_spec)
+        _, _, served = self._specified(request.model_spec, call)
         if set(request.metadata_field) - {"signature_def"}:
             raise RejectedError(400, "the only metadata_field is 'signature_def'")
         response = message("GetModelMetadataResponse")()
@@ -414,9 +425,9 @@ class Rpc:
         return response
 
     async def _status(self, request: Message, call: _Call) -> Message:
-        wanted, _ = self._specified(request.model_spec)
+        asked, wanted, _ = self._specified(request.model_spec, call)
         response = message("GetModelStatusResponse")()
-        for version in sorted((model.version for model in self._service.served()), reverse=True):
+        for version in sorted((model.version for model in asked.served()), reverse=True):
             if wanted in (None, version):
                 response.model_version_status.add(version=version, state=_AVAILABLE)
         return response

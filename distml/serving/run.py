@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from distml.config import Config
-from distml.errors import ConfigError, DistmlError
+from distml.errors import ConfigError, DistmlError, ServingError
 from distml.runtime import cluster
 from distml.serving import client, deploy, keys
 from distml.serving.deploy import Endpoint
+from distml.serving.models import base, hosted
 from distml.storage import Storage
 from distml.tracking.registry import CHAMPION
 
@@ -28,18 +29,34 @@ Described = Mapping[str, Any] | None
 """What `/model` answers, None where nothing does."""
 
 
-def follow(console: Console, url: str, ended: threading.Event) -> None:
-    """Print a line for every change of the endpoint until an event is set."""
-    before = _described(url)
-    for line in engine((before or {}).get("engine")):
-        console.print(escape(f"engine     {line}"))
-    for line in changes(before, before):
-        console.print(escape(line))
+def follow(
+    console: Console, url: str, ended: threading.Event, bases: Mapping[str, str] | None = None
+) -> None:
+    """Print a line for every change of the endpoint until an event is set.
+
+    Args:
+        console: Where.
+        url: Of the endpoint.
+        ended: The event.
+        bases: Of several models, the address of each by its name; lines begin with the name then.
+    """
+    places = bases or {"": url}
+
+    def say(name: str, line: str) -> None:
+        console.print(escape(f"{name}: {line}" if name else line))
+
+    before = {name: _described(place) for name, place in places.items()}
+    for name, described in before.items():
+        for line in engine((described or {}).get("engine")):
+            say(name, f"engine     {line}")
+        for line in changes(described, described):
+            say(name, line)
     while not ended.wait(_LOOK_S):
-        now = _described(url)
-        for line in changes(before, now):
-            console.print(escape(line))
-        before = now
+        for name, place in places.items():
+            now = _described(place)
+            for line in changes(before[name], now):
+                say(name, line)
+            before[name] = now
 
 
 def _described(url: str) -> Described:
@@ -67,7 +84,7 @@ def changes(before: Described, now: Described) -> list[str]:
     if now["version"] != before["version"]:
         lines.append(f"version {now['version']} of {now['name']} answers now, before it {before['version']}")
     aliases, former = now.get("aliases", {}), before.get("aliases", {})
-    for alias in sorted({*aliases, *former} - {CHAMPION}):
+    for alias in sorted({*aliases, *former} - {next(iter(aliases), CHAMPION)}):
         if aliases.get(alias) != former.get(alias):
             state = f"is version {aliases[alias]} now" if alias in aliases else "is not loaded any more"
             lines.append(f"{alias} {state}")
@@ -126,11 +143,29 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
     Raises:
         ServingError: Nothing answers there, or it asks for another key.
     """
-    described = client.get(f"{url}/model", own)
+    entries = client.index(url, own)
+    names = list(dict.fromkeys(entry["name"] for entry in entries))
     before = client.scrape(url, own)
     time.sleep(over_s)
-    state = {
-        "url": url,
+    after = client.scrape(url, own)
+    common = {"drifted": _drifted(Storage(config.storage.root))}
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if len(names) < 2:
+        state = {"url": url, **_standing(client.get(f"{url}/model", own)), **measured(before, after, over_s)}
+        _print(console, state | common)
+        return state | common
+    models = {}
+    for name in names:
+        bad = [entry for entry in entries if entry["name"] == name and entry["state"] != "READY"]
+        models[name] = _of_several(f"{url}/models/{name}", own, bad) | measured(before, after, over_s, name)
+    state = {"url": url, "models": models, **measured(before, after, over_s), **common}
+    _print_several(console, state)
+    return state
+
+
+def _standing(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What `/model` says, as far as the status shows it."""
+    return {
         "model": described["name"],
         "version": described["version"],
         "aliases": described["aliases"],
@@ -139,15 +174,31 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
         "refused": described["refused"],
         "missing": described["registry"]["missing"],
         "registry_age_s": described["registry"]["age_s"],
-        **measured(before, client.scrape(url, own), over_s),
-        "drifted": _drifted(Storage(config.storage.root)),
     }
-    _print(Console(stderr=True, highlight=False, soft_wrap=True), state)
-    return state
 
 
-def measured(before: client.Samples, after: client.Samples, seconds: float) -> dict[str, Any]:
-    """Derive rates and latencies from two scrapes of the metrics."""
+def _of_several(base: str, own: bool, unavailable: list[dict[str, Any]]) -> dict[str, Any]:
+    """How one of several models stands; `why`, where none of its versions is served."""
+    try:
+        return _standing(client.get(f"{base}/model", own))
+    except ServingError:
+        whole = [entry["reason"] for entry in unavailable]
+        reasons = [
+            f"version {entry['version']} is rejected: {entry['reason']}"
+            for entry in unavailable
+            if entry["version"]
+        ]
+        return {"version": None, "why": " ".join(reasons or whole)}
+
+
+def measured(
+    before: client.Samples, after: client.Samples, seconds: float, model: str | None = None
+) -> dict[str, Any]:
+    """Derive rates and latencies from two scrapes of the metrics; of one model where there are several."""
+    if model is not None:
+        before, after = (
+            [sample for sample in samples if sample[1].get("model") == model] for samples in (before, after)
+        )
 
     def total(samples: client.Samples, failed: bool) -> float:
         return sum(
@@ -211,10 +262,46 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
         f"replicas  {state['replicas']}",
         f"requests  {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"latency   p50 {_shown(state['p50_s'])}, p99 {_shown(state['p99_s'])}",
-        f"drift     { {None: 'not compared yet', True: 'drifted', False: 'none'}[state['drifted']] }",
+        f"drift     {_DRIFTED[state['drifted']]}",
     ]
     for line in lines:
         console.print(escape(line))
+
+
+def _print_several(console: Console, state: Mapping[str, Any]) -> None:
+    models = state["models"]
+    ready = sum(model["version"] is not None for model in models.values())
+    lines = [f"{ready} of {len(models)} models answer at {state['url']}"]
+    width = max(9, *map(len, models))
+    for name, model in models.items():
+        lines += [f"{name:<{width}} {line}" for line in _of_model(model)]
+    lines += [
+        f"{'replicas':<{width}} {state['replicas']}",
+        f"{'requests':<{width}} {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
+        f"{'drift':<{width}} {_DRIFTED[state['drifted']]}",
+    ]
+    for line in lines:
+        console.print(escape(line))
+
+
+def _of_model(model: Mapping[str, Any]) -> list[str]:
+    """Say in a line how one of several models stands, and in others what is amiss."""
+    if model["version"] is None:
+        return [f"no version is served: {model['why'] or 'none is loaded'}"]
+    aliases = ", ".join(f"{alias} {version}" for alias, version in model["aliases"].items())
+    age = model["registry_age_s"]
+    silent = f"; the registry answered {age:.0f} s ago" if age is not None and age > _SILENT_S else ""
+    rate = f"{model['requests_per_s']:g}/s, failed {model['failed_per_s']:g}/s"
+    latency = f"p50 {_shown(model['p50_s'])}, p99 {_shown(model['p99_s'])}"
+    return [
+        f"{aliases}; loaded {', '.join(map(str, model['loaded']))}; {rate}, {latency}{silent}",
+        *(f"rejected version {bad['version']} ({bad['alias']}): {bad['reason']}" for bad in model["refused"]),
+        *(f"missing {missing}" for missing in model["missing"]),
+    ]
+
+
+_SILENT_S = 30.0
+_DRIFTED = {None: "not compared yet", True: "drifted", False: "none"}
 
 
 def engine(described: Described) -> list[str]:
@@ -247,7 +334,7 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         detach: Return at once and leave the endpoint running on the cluster in RAY_ADDRESS.
 
     Returns:
-        `url`, `model`, `version` and `served_s`.
+        `url`, `model`, `version` and `served_s`; of several models, `versions` by their names.
 
     Raises:
         DistmlError: It cannot be started.
@@ -267,13 +354,14 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         ended = answering()
         _show(console, endpoint, time.monotonic() - began)
         if not detach:
-            follow(console, endpoint.url, ended)
+            follow(console, endpoint.url, ended, _bases(config, endpoint.url))
             console.print("ending: requests under way are answered first")
             deploy.stop()
     return {
         "url": endpoint.url,
         "model": endpoint.model,
         "version": endpoint.version,
+        **({"versions": endpoint.versions} if endpoint.versions else {}),
         "served_s": round(time.monotonic() - began, 1),
     }
 
@@ -365,12 +453,21 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _bases(config: Config, url: str) -> dict[str, str] | None:
+    """The address of each of several models; None of one."""
+    return {name: base(config, url, name) for name in hosted(config)} if config.serve.models else None
+
+
 def _show(console: Console, endpoint: Endpoint, seconds: float) -> None:
     url = endpoint.url
+    versions = endpoint.versions or {endpoint.model: endpoint.version}
+    named = ", ".join(f"{name} version {version}" for name, version in versions.items())
+    verb = "answers" if len(versions) == 1 else "answer"
+    of_first = f"{url}/models/{next(iter(versions))}" if endpoint.versions else url
     console.print(
-        f"{endpoint.model} version {endpoint.version} answers at [bold]{url}[/bold] after {seconds:.1f} s\n"
+        f"{named} {verb} at [bold]{url}[/bold] after {seconds:.1f} s\n"
         f"page       {url}/\n"
-        f"picture    curl -F files=@PICTURE.png {url}/predict/image\n"
+        f"picture    curl -F files=@PICTURE.png {of_first}/predict/image\n"
         f"described  {url}/openapi.json\n"
         f"metrics    {url}/metrics\n"
         "Ctrl-C ends it; a new champion is loaded while it runs."

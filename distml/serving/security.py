@@ -66,6 +66,7 @@ class Guard:
         self._hosts = frozenset(host.lower().rstrip(".") for host in serve.allowed_hosts)
         self._open = not self._hosts and not _loopback(serve.host)
         self._bound = serve.host.lower()
+        self._probes = _PROBES | _of_models(serve)
         self._origins = frozenset(serve.cors_origins)
         self.shares = bool(self._origins)
         """Whether any other origin may read."""
@@ -78,7 +79,7 @@ class Guard:
         `serve.cors_origins`; one that only reads is answered, and the browser withholds the answer.
         """
         host, origin, site = _headers(scope)
-        if host and not self._open and scope["path"] not in _PROBES and not self._known(host):
+        if host and not self._open and scope["path"] not in self._probes and not self._known(host):
             name = repr(host[:80])
             return RejectedError(
                 421, f"{name} is not a name of this endpoint; serve.allowed_hosts lists its names"
@@ -128,6 +129,11 @@ class Guard:
         return _ANY in self._hosts or any(
             name.endswith(pattern[1:]) for pattern in self._hosts if pattern[:2] == "*."
         )
+
+
+def _of_models(serve: ServeConfig) -> frozenset[str]:
+    """The probes of several models."""
+    return frozenset(f"/models/{model.called}/readyz" for model in serve.models)
 
 
 def _headers(scope: Scope) -> tuple[str, str, str]:
@@ -190,12 +196,14 @@ class KeyCheck:
     Args:
         auth: The section of the configuration, with a keys file.
         metrics: Where requests are counted by the name of their key.
+        serve: Names the models whose probes need no key.
 
     Raises:
         ConfigError: The file cannot be used.
     """
 
-    def __init__(self, auth: AuthConfig, metrics: Metrics) -> None:
+    def __init__(self, auth: AuthConfig, metrics: Metrics, serve: ServeConfig | None = None) -> None:
+        self._open = _OPEN | (_of_models(serve) if serve else frozenset())
         assert auth.keys_file is not None
         self._path, self._rate, self._metrics = auth.keys_file, auth.requests_per_s, metrics
         self._buckets: dict[str, _Bucket] = {}
@@ -235,7 +243,7 @@ class KeyCheck:
 
     def reject(self, scope: Scope) -> RejectedError | None:
         """Return why a request is not taken, None where it is."""
-        if scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+        if scope["path"] in self._open or scope["method"] == "OPTIONS":
             return None
         now = time.monotonic()
         if now - self._looked >= _LOOK_S:

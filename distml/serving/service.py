@@ -17,6 +17,7 @@ from distml.data.image import Policy
 from distml.data.plausible import Doubt, Usual
 from distml.data.schema import Images
 from distml.serving.exchange import Answer, RejectedError
+from distml.serving.metrics import Metrics
 from distml.tasks import Outputs
 
 
@@ -108,8 +109,21 @@ class RegistryState:
     missing: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How a model stands in the registry, for replicas that have loaded none of its versions, too.
+
+    Args:
+        registry: When it answered, and what is missing there.
+        refused: What its aliases point at and was refused.
+    """
+
+    registry: RegistryState
+    refused: tuple[Refusal, ...]
+
+
 class Service(Protocol):
-    """The loaded models of one replica."""
+    """The loaded versions of one model in one replica."""
 
     async def classify(
         self,
@@ -163,6 +177,67 @@ class Service(Protocol):
         ...
 
 
+class Models:
+    """The models of an endpoint by the names that clients call them. Final.
+
+    Args:
+        services: Of each model; the first answers where a route names none.
+        metrics: Where the requests of each model are counted, where they are counted apart.
+        several: Whether names choose among them; a model that is alone is asked whatever the name, and says
+            which name is its own.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        metrics: Mapping[str, Metrics] | None = None,
+        several: bool = True,
+    ) -> None:
+        self.services, self.several = services, several
+        self.metrics = metrics or {}
+        self.first = next(iter(services.values()))
+
+    @classmethod
+    def of(cls, service: Service | Models) -> Models:
+        """Return the models, or a model that is alone as such."""
+        return service if isinstance(service, Models) else cls({"": service}, several=False)
+
+    def asked(self, request: Request) -> Service:
+        """Return the model that the path names, the first where it names none.
+
+        Raises:
+            RejectedError: 404, none is called so.
+        """
+        if self.several and (name := request.path_params.get("name")) is not None:
+            return self.named(name)
+        return self.first
+
+    def named(self, name: str) -> Service:
+        """Return the model of a name.
+
+        Raises:
+            RejectedError: 404, none is called so.
+        """
+        if not self.several:
+            return self.first
+        if name not in self.services:
+            known = ", ".join(map(repr, self.services))
+            raise RejectedError(404, f"there is no model {name[:80]!r}; the models are {known}")
+        return self.services[name]
+
+    def ready(self) -> bool:
+        """Return whether any model answers: that of others must not be withheld where one fails."""
+        return any(service.ready() for service in self.services.values())
+
+    def unready(self) -> list[str]:
+        """Return the names of those that do not answer."""
+        return [name for name, service in self.services.items() if not service.ready()]
+
+    def loaded(self) -> list[str]:
+        """Return the names of those of which a version is loaded."""
+        return [served[0].name for service in self.services.values() if (served := service.served())]
+
+
 _DIGITS = 18
 
 
@@ -173,7 +248,8 @@ def champion(service: Service) -> Served:
         RejectedError: 503, none is loaded.
     """
     if not (served := service.served()):
-        raise RejectedError(503, "no model has been loaded yet", (b"retry-after", b"1"))
+        why = "".join(f"; version {bad.version} is rejected: {bad.reason}" for bad in service.refused())
+        raise RejectedError(503, f"no model has been loaded yet{why}", (b"retry-after", b"1"))
     return served[0]
 
 
@@ -186,7 +262,7 @@ def warn(request: Request, answer: Answer, doubts: Sequence[Doubt]) -> Answer:
     if doubts:
         answer.raw_headers.append((WARNINGS, ", ".join(doubt.code for doubt in doubts).encode()))
         for doubt in doubts:
-            request.app.metrics.doubted.labels(doubt.code).inc(doubt.images)
+            request.scope["metrics"].doubted.labels(doubt.code).inc(doubt.images)
     return answer
 
 

@@ -20,7 +20,7 @@ from distml.serving import encoded, exchange, openapi, pixels
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.openapi import Encoded, Image, Probability, Schema
 from distml.serving.route import Route
-from distml.serving.service import Served, Service, choose, number, warn
+from distml.serving.service import Models, Served, choose, number, warn
 
 Signature = Literal["", "serving_default", "image_bytes"]
 
@@ -257,7 +257,7 @@ def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
     }
 
 
-def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
+def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=Route, tags=["TensorFlow Serving"])
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
@@ -265,6 +265,7 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
 
     async def predict(request: Request) -> Answer:
         """Classify images, in row or columnar format."""
+        service = models.asked(request)
         wanted = number(service, request)
         served = choose(service, request, wanted)
         under, given = await images(exchange.parse_json(await exchange.body(request, limits)), served, decode)
@@ -280,13 +281,14 @@ def router(service: Service, config: ServeConfig, decode: encoded.Decode) -> API
             responses=openapi.CLASSIFYING,
             openapi_extra=parameters | body,
         )(predict)
-    _add_description(routes, service)
+    _add_description(routes, models)
     return routes
 
 
-def _add_description(routes: APIRouter, service: Service) -> None:
+def _add_description(routes: APIRouter, models: Models) -> None:
     async def status(request: Request) -> Answer:
         """Say which versions are loaded."""
+        service = models.asked(request)
         wanted = number(service, request)
         choose(service, request, wanted)
         fine = {"error_code": "OK", "error_message": ""}
@@ -298,12 +300,13 @@ def _add_description(routes: APIRouter, service: Service) -> None:
         return answer({"name": service.served()[0].name, "ready": True, "model_version_status": states})
 
     @routes.get("/v1/models", response_model=TfModels)
-    async def models(request: Request) -> Answer:
+    async def listed(request: Request) -> Answer:
         """List the models."""
-        return answer({"models": [served.name for served in service.served()[:1]]})
+        return answer({"models": models.loaded()})
 
     async def metadata(request: Request) -> Answer:
         """Describe the signatures."""
+        service = models.asked(request)
         served = choose(service, request, number(service, request))
         spec = {"name": served.name, "signature_name": "", "version": str(served.version)}
         signatures = {"signature_def": {"signature_def": definition(served)}}

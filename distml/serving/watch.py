@@ -29,8 +29,8 @@ from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
 from distml.runtime import compat
 from distml.serving.metrics import Families
-from distml.serving.models import ModelSet, Record, aliases
-from distml.serving.service import Refusal, RegistryState
+from distml.serving.models import ModelSet, Record, aliases, hosted
+from distml.serving.service import Refusal, RegistryState, Standing
 from distml.tracking import locate, registry
 from distml.tracking.registry import ModelVersion
 
@@ -60,7 +60,8 @@ class Watch:
 
     def __init__(self, config: Config, began: float = 0.0) -> None:
         self._began = began
-        self.models = ModelSet()
+        self._leading = config.serve.alias
+        self.models = ModelSet(leading=self._leading)
         self.registry = RegistryState()
         self._config = registry.briefly(config)  # it looks again soon
         self._record = Record(config)
@@ -77,6 +78,13 @@ class Watch:
     def vacant(self) -> bool:
         """Return whether the registry has said that there is no champion, and none was ever served."""
         return self._heard and self.models.champion is None and not self.models.refused
+
+    def settled(self) -> bool:
+        """Return whether there is nothing that a replica could wait for: no version to load, as far as known.
+
+        The registry said so, every version is refused, or it does not answer and nothing was served before.
+        """
+        return self.models.champion is None and (self._heard or self._silent)
 
     def look(self) -> bool:
         """Ask the registry once; returns whether the model set changed. An outage changes nothing."""
@@ -170,7 +178,7 @@ class Watch:
                 chosen[alias] = version
                 if last and last != version:
                     self._former[alias] = last
-            if alias not in chosen and last and (version or alias == registry.CHAMPION):
+            if alias not in chosen and last and (version or alias == self._leading):
                 chosen[alias] = last
         trusted = [version for version in pinned if not self._judge(version, "version")]
         return self._change(chosen, trusted, refused)
@@ -180,7 +188,7 @@ class Watch:
     ) -> bool:
         before = self.models
         # The last champion stays: requests that name it end well, and a rollback takes no time.
-        former = [version for version in [self._former.get(registry.CHAMPION)] if version in self._verified]
+        former = [version for version in [self._former.get(self._leading)] if version in self._verified]
         now = replace(
             before,
             aliases={alias: version.version for alias, version in chosen.items()},
@@ -207,7 +215,7 @@ class Watch:
         folders = {version: export.folder for version, export in self._verified.items()}
         try:
             self._record.keep(models, folders)
-            if models.champion:
+            if models.champion and self._leading == registry.CHAMPION:
                 locate.note_champion(self._config, models.champion)
         except StorageError as error:
             if self._kept is not None:
@@ -367,8 +375,21 @@ _PATIENCE_S = 20.0
 """Seconds that one call waits for a change at most: shorter than the time limits of Ray's calls."""
 
 
+class _Watched:
+    """The watch of one model, whose turn it is, and the event of its next change. Final."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.turn = asyncio.Lock()
+        self.news = asyncio.Event()
+
+    def announce(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
+
 class Watcher:
-    """Follows the registry on behalf of all replicas. Final.
+    """Follows the registry on behalf of all replicas, for every model of the endpoint apart. Final.
 
     Args:
         config: The configuration, as a dictionary.
@@ -380,72 +401,86 @@ class Watcher:
         compat.grpc_on_loopback()
         # its first question imports MLflow
         self._config = Config.model_validate(config)
-        self._watch = Watch(self._config, began)
-        self._turn = asyncio.Lock()
+        self._watched = {name: _Watched(Watch(alone, began)) for name, alone in hosted(self._config).items()}
+        self._first = asyncio.Lock()
         self._counted: dict[str, tuple[float, Families]] = {}
-        self._news = asyncio.Event()
-        self._looking = asyncio.create_task(self._follow())
+        self._looking = [asyncio.create_task(self._follow(name)) for name in self._watched]
 
-    async def _follow(self) -> None:
+    async def _follow(self, name: str) -> None:
+        watched = self._watched[name]
+        async with self._first:  # MLflow is imported, and its database opened, by one thread
+            await self._look(watched)
         while True:
-            try:
-                async with self._turn:
-                    changed = await asyncio.to_thread(self._watch.look)
-                if changed:
-                    self._announce()
-                async with self._turn:
-                    await asyncio.to_thread(self._watch.keep)
-            except Exception:  # whatever it is, the next look may go well
-                logger.exception("polling the registry failed")
             await asyncio.sleep(self._config.serve.poll_s)
+            await self._look(watched)
 
-    def _announce(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    async def _look(self, watched: _Watched) -> None:
+        try:
+            async with watched.turn:
+                changed = await asyncio.to_thread(watched.watch.look)
+            if changed:
+                watched.announce()
+            async with watched.turn:
+                await asyncio.to_thread(watched.watch.keep)
+        except Exception:  # whatever it is, the next look may go well
+            logger.exception("polling the registry failed")
 
-    async def changes(self, held: ModelSet) -> ModelSet:
-        """Return the model set, at once where it is not the one held, else when it changes or after a while.
+    async def changes(self, name: str, held: ModelSet) -> ModelSet:
+        """Return a model's set, at once where it is not the one held, else when it changes or after a while.
 
         A set without a champion orders nothing, so it is not sent as long as there is another to wait
         for: a watcher that has just started knows less than its replicas, and learns from them.
         """
-        if self._watch.learn(held):
-            self._announce()
-        if self._watch.models.digest in ("", held.digest):
+        watched = self._watched[name]
+        if watched.watch.learn(held):
+            watched.announce()
+        if watched.watch.models.digest in ("", held.digest):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _PATIENCE_S)
-        return self._watch.models
+                await asyncio.wait_for(watched.news.wait(), _PATIENCE_S)
+        return watched.watch.models
 
-    async def models(self) -> ModelSet:
-        """Return the model set."""
-        return self._watch.models
+    async def models(self) -> dict[str, ModelSet]:
+        """Return the set of each model by its name."""
+        return {name: watched.watch.models for name, watched in self._watched.items()}
 
     async def vacant(self) -> bool:
         """Return whether there is nothing to serve yet, as the registry itself says."""
-        return self._watch.vacant()
+        return all(watched.watch.vacant() for watched in self._watched.values())
 
-    async def share(self, replica: str, counted: Families) -> tuple[dict[str, Families], RegistryState]:
-        """Take a replica's metrics; return those of the others, and what is known of the registry."""
+    async def settled(self) -> set[str]:
+        """Return the models of which there is nothing to load; see `Watch.settled`."""
+        return {name for name, watched in self._watched.items() if watched.watch.settled()}
+
+    async def share(self, replica: str, counted: Families) -> tuple[dict[str, Families], dict[str, Standing]]:
+        """Take a replica's metrics; return those of the others, and how each model stands in the registry."""
         now = time.monotonic()
         self._counted[replica] = (now, counted)
         self._counted = {
             name: counts for name, counts in self._counted.items() if now - counts[0] < _SILENT_S
         }
         others = {name: counts for name, (_, counts) in self._counted.items() if name != replica}
-        return others, self._watch.registry
+        standing = {
+            name: Standing(watched.watch.registry, watched.watch.models.refused)
+            for name, watched in self._watched.items()
+        }
+        return others, standing
 
-    async def files(self, number: int) -> dict[str, bytes]:
+    async def files(self, name: str, number: int) -> dict[str, bytes]:
         """Return a version's files by their path."""
-        async with self._turn:
-            return await asyncio.to_thread(self._watch.files, number)
+        watched = self._watched[name]
+        async with watched.turn:
+            return await asyncio.to_thread(watched.watch.files, number)
 
-    async def refuse(self, number: int, reason: str) -> None:
+    async def refuse(self, name: str, number: int, reason: str) -> None:
         """Take a replica's report that a version cannot be loaded."""
-        async with self._turn:
-            if self._watch.refuse(number, reason):
-                self._announce()
+        watched = self._watched[name]
+        async with watched.turn:
+            if watched.watch.refuse(number, reason):
+                watched.announce()
 
     async def __del__(self) -> None:
         """Leave no files behind; Ray Serve calls this by its name before it ends the process."""
-        self._looking.cancel()
-        self._watch.close()
+        for looking in self._looking:
+            looking.cancel()
+        for watched in self._watched.values():
+            watched.watch.close()

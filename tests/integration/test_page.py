@@ -16,8 +16,10 @@ from PIL import Image
 from distml.config import ServeConfig
 from distml.data.image import Policy, read
 from distml.serving.core import Core, Loaded
+from distml.serving.metrics import Metrics
+from distml.serving.service import Models
 from tests import browser
-from tests.serving import function, running, served
+from tests.serving import NAME, function, running, served
 
 pytestmark = pytest.mark.timeout(120)
 SHAPE = (28, 28, 1)
@@ -36,12 +38,14 @@ CLASSES = (
 ASK = function(7, len(CLASSES), SHAPE)
 
 
-def endpoint(classes: tuple[str, ...] = CLASSES, shape: tuple[int, int, int] = SHAPE) -> Core:
+def endpoint(
+    classes: tuple[str, ...] = CLASSES, shape: tuple[int, int, int] = SHAPE, name: str = NAME
+) -> Core:
     """A core with one version whose held-out rows were mostly classified right."""
     random = np.random.default_rng(0)
     confusion = random.integers(0, 40, (len(classes), len(classes))) + np.eye(len(classes), dtype=int) * 800
     described = dataclasses.replace(
-        served(7, classes, shape),
+        served(7, classes, shape, name),
         metrics={"test_accuracy": 0.9125, "val_accuracy": 0.9176, "test_loss": 0.2422},
         confusion=tuple(tuple(map(int, row)) for row in confusion),
     )
@@ -281,6 +285,28 @@ def test_the_page_shows_a_photograph_as_the_model_is_given_it(
     assert tuple(seen[1, 1]) == corner
     expected = read((tmp_path / "thirds.png").read_bytes(), policy)
     assert np.abs(seen.astype(int) - expected).mean() < 8  # each scales in its own way
+
+
+def test_one_of_several_models_is_chosen(driver: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    path = picture(tmp_path / "noise.png", (40, 24), "RGB")
+    models = Models({"pets": endpoint(), "cats": endpoint(("cat", "dog"), (24, 40, 3), "cats")})
+    with running(models, ServeConfig(), Metrics()) as url:
+        visit(driver, url)
+        WebDriverWait(driver, 15, 0.05).until(
+            lambda _: "go to pets" in driver.find_element("id", "default").text
+        )
+        said(driver, "No picture yet.")
+        driver.find_element("id", "file").send_keys(str(path))
+        said(driver, r"%")
+        assert len(driver.find_elements("css selector", ".bars li")) == len(CLASSES)
+        Select(driver.find_element("id", "models")).select_by_visible_text("cats")
+        said(driver, "No picture yet.")
+        driver.find_element("id", "file").send_keys(str(path))
+        assert said(driver, r"%").startswith(("cat", "dog"))
+        assert any(address.endswith("/models/cats/predict/image") for address in browser.requested(driver))
+        assert browser.complaints(driver) == []
 
 
 def test_an_endpoint_without_a_model_is_reported_and_polled(driver: Any) -> None:

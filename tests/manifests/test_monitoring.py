@@ -88,8 +88,9 @@ def test_prometheus_accepts_the_files(words: list[str]) -> None:
 
 
 FIRED = {
-    "ChampionRefused": ('distml_refused_versions{replica="a"}', "0x4 1x10", "3m", "10m"),
-    "AliasMissing": ('distml_missing_versions{replica="a"}', "0x4 1x10", "3m", "10m"),
+    "ChampionRefused": ('distml_refused_versions{replica="a",model="pets"}', "0x4 1x10", "3m", "10m"),
+    "ModelWithoutChampion": ('distml_champion_version{replica="a",model="pets"}', "3x4 0x20", "3m", "15m"),
+    "AliasMissing": ('distml_missing_versions{replica="a",model="pets"}', "0x4 1x10", "3m", "10m"),
     "RegistryAway": ('distml_registry_age_seconds{replica="a"}', "2x4 400x10", "3m", "10m"),
     "NoChampionReady": ('up{job="serve"}', "1x4 0x10", "3m", "10m"),
     "ServingErrors": ('distml_requests_total{status="500",version=""}', "0+100x30", "0m", "25m"),
@@ -109,8 +110,9 @@ def test_each_alert_of_the_endpoint_fires_when_it_should_and_not_before(tmp_path
     for name, (series, values, quiet, fired) in FIRED.items():
         labels = dict(rules[name]["labels"])
         labels |= {"replica": "a"} if name == "ReplicaSilent" else {}
+        labels |= {"model": "pets"} if 'model="pets"' in series else {}
         notes = {
-            key: text.replace("{{ $labels.replica }}", "a")
+            key: text.replace("{{ $labels.replica }}", "a").replace("{{ $labels.model }}", "pets")
             for key, text in rules[name]["annotations"].items()
         }
         expected = [{"exp_labels": labels, "exp_annotations": notes}]

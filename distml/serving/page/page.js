@@ -1,5 +1,5 @@
-// The page of the endpoint: a picture in, an answer out. Speaks GET model, POST predict/image and POST
-// explain, nothing else.
+// The page of the endpoint: a picture in, an answer out. Asks v2/repository/index for the models, then speaks
+// GET model, POST predict/image and POST explain, nothing else; below models/NAME/ where there are several.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -9,6 +9,8 @@ const SMALL_BYTES = 256 * 1024; // a smaller file is sent as it is
 const SHOWN = 12; // classes with a bar of their own
 const NAMED = 30; // classes whose names fit beside the matrix
 
+let names = []; // of the models
+let base = ""; // where the chosen one's routes are: models/NAME/ where there are several
 let model = null; // what GET model said
 let picture = null; // the ImageBitmap shown, null for a drawing
 let original = null; // its bytes, while they can be sent as they are
@@ -34,9 +36,34 @@ $("unlock").addEventListener("submit", (event) => {
 
 /* ---- the model ---- */
 
+async function getNames() {
+  const answer = await request("v2/repository/index", { method: "POST" });
+  if (!answer.ok) return;
+  names = [...new Set((await answer.json()).map(({ name }) => name))];
+  if (names.length < 2) return;
+  $("models").replaceChildren(...names.map((name) => element("option", name)));
+  $("several").hidden = false;
+  $("default").textContent = `Requests that name no model go to ${names[0]}.`;
+  choose();
+}
+
+function choose() {
+  base = `models/${encodeURIComponent($("models").value)}/`;
+}
+
+$("models").addEventListener("change", () => {
+  choose();
+  model = picture = original = null;
+  latest += 1; // an answer that is under way is the other model's
+  hideReason(false);
+  $("said").textContent = "";
+  getModel();
+});
+
 async function getModel() {
   try {
-    const answer = await request("model", { headers: { accept: "application/json" } });
+    if (!names.length) await getNames();
+    const asked = base, answer = await request(`${base}model`, { headers: { accept: "application/json" } });
     if (answer.status === 401) {
       $("line").textContent = "";
       verdict(key ? "That key is not valid here." : "This endpoint needs an API key.", "bad");
@@ -44,11 +71,13 @@ async function getModel() {
       return;
     }
     if (!answer.ok) throw new Error((await answer.json()).error);
-    model = await answer.json();
+    const described = await answer.json();
+    if (asked !== base) return; // another model was chosen meanwhile
+    model = described;
   } catch (error) {
     $("line").textContent = "";
     verdict(`The endpoint has no model yet: ${error.message}`, "bad");
-    setTimeout(getModel, 5000);
+    setTimeout(() => { if (!model) getModel(); }, 5000);
     return;
   }
   const [height, width] = model.shape;
@@ -108,7 +137,7 @@ function describe() {
     `The endpoint scales every picture to ${width} × ${height} in ${colours}, ${FITS[policy().fit]}; `
     + `transparent parts become ${shade(policy().background)}. Drawings are white on black. Pictures of more than `
     + `${LONGEST} pixels a side are scaled down to that in this browser first.`;
-  $("url").textContent = new URL(".", location.href).href;
+  $("url").textContent = new URL(base || ".", location.href).href;
 }
 
 function element(tag, text, className) {
@@ -213,7 +242,7 @@ async function ask() {
   const began = performance.now();
   let answer, found;
   try {
-    answer = await request("predict/image", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    answer = await request(`${base}predict/image`, { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
     found = await answer.json();
   } catch (error) {
     if (number === latest) verdict(`The endpoint does not respond: ${error.message}`, "bad");
@@ -261,7 +290,7 @@ async function explain() {
   $("explain").disabled = true;
   let answer, found;
   try {
-    answer = await request("explain", { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    answer = await request(`${base}explain`, { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
     found = await answer.json();
   } catch (error) {
     found = { error: error.message };
@@ -312,8 +341,8 @@ function precision({ class: name, label }) {
 }
 
 async function getModelQuietly() { // another version answers now: after a promotion
-  const answer = await request("model");
-  if (!answer.ok) return;
+  const asked = base, answer = await request(`${base}model`);
+  if (!answer.ok || asked !== base) return;
   model = await answer.json();
   describe();
   drawMatrix();
