@@ -624,7 +624,7 @@ class ServedModelConfig(Section):
     canary: CanaryConfig = CanaryConfig()
     """Traffic split."""
     shadow: Name | None = None
-    """Alias of a version that is asked too, compared and never used; none asks no other."""
+    """Alias of a version that gets the same requests, for comparison only; none has no shadow."""
     versions: list[PositiveInt] = Field(default_factory=list)
     """Versions kept loaded beside it, addressed by number."""
     engine: Engine | None = None

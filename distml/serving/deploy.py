@@ -300,7 +300,7 @@ def _await_models(config: Config, deadline: float) -> Endpoint:
     if not answering:
         raise next(iter(failed.values()))
     for name, reason in failed.items():
-        logger.error("%s is not served: %s", name, reason)
+        logger.error("%s: %s", name, reason)
     name = own(config)[0]
     name = name if name in answering else next(iter(answering))
     versions = {name: endpoint.version for name, endpoint in answering.items()}
