@@ -274,19 +274,23 @@ class Replica:
 
     async def _await_models(self) -> None:
         """Wait until every model is loaded, or all that are left have nothing to be loaded."""
-        while unready := self._models.unready():  # while this asks, they load
+        while self._unready():  # while this asks, they load
             with contextlib.suppress(Exception):  # the watcher starts
                 if await self._watcher.vacant.remote():
                     return
-                if self._models.ready() and set(unready) <= await self._watcher.settled.remote():
-                    logger.warning("nothing can be loaded of %s", ", ".join(unready))
+                settled = await self._watcher.settled.remote()
+                names = [loader.name for loader in self._unready()]
+                if self._models.ready() and set(names) <= settled:
+                    logger.warning("nothing can be loaded of %s", ", ".join(names))
                     return
-            if not (unready := self._models.unready()):
-                return
-            changed = [asyncio.create_task(self._loaders[name].changed.wait()) for name in unready]
-            await asyncio.wait(changed, timeout=_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            changed = [asyncio.create_task(loader.changed.wait()) for loader in self._unready()]
+            if changed:
+                await asyncio.wait(changed, timeout=_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
             for task in changed:
                 task.cancel()
+
+    def _unready(self) -> list[Loader]:
+        return [loader for loader in self._loaders.values() if not loader.core.ready()]
 
     def _rows(self, outcome: str) -> float:
         return self._log.counts()[outcome]
