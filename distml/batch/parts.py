@@ -87,7 +87,9 @@ def plan(folder: Folder, model: str) -> list[Part]:
         chunks = [pictures[at : at + _PICTURES] for at in range(0, len(pictures), _PICTURES)]
         spans = [(tuple(chunk), None, 0) for chunk in chunks]
     else:
-        raise DataError(f"{folder.root} holds neither Parquet files nor pictures.", "Correct --data.")
+        raise DataError(
+            f"{folder.root} holds neither Parquet files nor pictures.", "Correct --data; unpack archives."
+        )
     return [
         Part(at, names, groups, first, _key(folder, names, groups, model))
         for at, (names, groups, first) in enumerate(spans)
@@ -98,9 +100,7 @@ def _groups(folder: Folder, name: str) -> Iterator[tuple[tuple[int, int], int]]:
     """Runs of row groups of about `ROWS` rows, each with the number of its first row."""
     try:
         with folder.open(name) as stream, pq.ParquetFile(stream) as file:
-            if IMAGE not in file.schema_arrow.names:
-                has = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{name} has no column {IMAGE}, but {has}.")
+            _image_column(file, name)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
@@ -110,6 +110,14 @@ def _groups(folder: Folder, name: str) -> Iterator[tuple[tuple[int, int], int]]:
         if rows >= ROWS or (group == len(sizes) - 1 and rows):
             yield (begin, group + 1), first
             begin, first, rows = group + 1, first + rows, 0
+
+
+def _image_column(file: Any, name: str) -> str:
+    column = columns.image_column(file.schema_arrow)
+    if column is None:
+        has = ", ".join(file.schema_arrow.names)
+        raise DataError(f"{name} has no column {IMAGE}, but {has}.", f"Call the column of images {IMAGE}.")
+    return column
 
 
 def _key(folder: Folder, names: tuple[str, ...], groups: tuple[int, int] | None, model: str) -> str:
@@ -167,8 +175,10 @@ def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
     name, at = part.names[0], part.first
     try:
         with folder.open(name) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+            column = _image_column(file, name)
             for batch in file.iter_batches(_BATCH, row_groups=list(range(*part.groups)), use_threads=False):
-                yield _rows(_identity(batch, name, at), _column(batch.column(IMAGE), policy), policy.shape)
+                identity = _identity(batch, name, at, column)
+                yield _rows(identity, _column(batch.column(column), policy), policy.shape)
                 at += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
@@ -182,14 +192,14 @@ def _rows(identity: dict[str, Any], images_or_errors: ImagesOrErrors, shape: tup
     return Rows(identity, images, readable, errors, [bits for _, bits in read_rows])
 
 
-def _identity(batch: Any, name: str, first: int) -> dict[str, Any]:
+def _identity(batch: Any, name: str, first: int, image: str) -> dict[str, Any]:
     """Where rows come from, and every column of theirs but the image."""
     count = len(batch)
     places = {
         SOURCE: pa.array([name] * count, pa.string()),
         SOURCE_ROW: pa.array(range(first, first + count), pa.int64()),
     }
-    return places | {name: batch.column(name) for name in batch.schema.names if name != IMAGE}
+    return places | {name: batch.column(name) for name in batch.schema.names if name != image}
 
 
 def _file(folder: Folder, name: str, policy: Policy) -> tuple[Images, int] | str:

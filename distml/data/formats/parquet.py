@@ -197,6 +197,15 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
     return Columns(picture, tuple(choose("label_column", label, _LABEL_NAMES, rest) for label in asked))
 
 
+def image_column(schema: Any) -> str | None:
+    """Return the column of a schema that is called as images are or is the only one of their kind."""
+    if IMAGE in schema.names:
+        return IMAGE
+    fitting = [field.name for field in schema if _holds_images(field.type)]
+    only = [column for column in fitting if column.lower() in _IMAGE_NAMES] or fitting
+    return only[0] if len(only) == 1 else None
+
+
 def _partition(name: str) -> dict[str, str]:
     """The columns that a file's folders say, as Hive writes them: `label=cat/0.parquet`."""
     parts = [part.partition("=") for part in PurePosixPath(name).parts[:-1]]

@@ -138,6 +138,16 @@ def test_pictures_are_parts_of_a_thousand(tmp_path: Path, monkeypatch: pytest.Mo
     assert values.tolist() == [int(Path(name).stem) for name in sources]
 
 
+@pytest.mark.parametrize("column", ["jpg", "Photo", "scan"])
+def test_the_images_of_a_table_may_be_called_otherwise(tmp_path: Path, column: str) -> None:
+    content = {column: [png(), png(value=9)], "class": ["a", "b"], "id": [1, 2]}
+    pq.write_table(pa.table(content), tmp_path / "a.parquet")
+    folder = Folder(str(tmp_path))
+    [rows] = [rows for part in parts.plan(folder, "m") for rows in parts.read(folder, part, Policy(SHAPE))]
+    assert rows.images[:, 0, 0, 0].tolist() == [7, 9]
+    assert set(rows.identity) == {"source", "source_row", "class", "id"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
