@@ -220,7 +220,7 @@ def endpoint() -> dict[str, Any]:
     """Return the OpenAPI description of an endpoint that has not loaded a model."""
     from distml.serving import openapi
     from distml.serving.application import application
-    from distml.serving.core import Core
+    from distml.serving.batching import Core
 
     config = ServeConfig()
     return openapi.specialise(application(Core(config), config).openapi(), [], {})

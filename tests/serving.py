@@ -13,7 +13,7 @@ import uvicorn
 from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.serving.application import application
-from distml.serving.core import Core, Function, Loaded
+from distml.serving.batching import Core, Function, Loaded
 from distml.serving.metrics import Metrics
 from distml.serving.service import Models, Served, Service
 from distml.tasks import Outputs

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 import distml
 from distml.config import ServeConfig
 from distml.serving import encoded, native, openapi, openinference, tfserving
+from distml.serving.asgi import Application, Endpoint, Route, unfound
 from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
-from distml.serving.route import Application, Endpoint, Route, unfound
 from distml.serving.security import Guard, KeyCheck
 from distml.serving.service import Models, Served, Service
 

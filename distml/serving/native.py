@@ -19,10 +19,10 @@ from distml.data import plausible
 from distml.data.schema import Images
 from distml.errors import OverloadedError
 from distml.serving import encoded, exchange, openapi, pixels
+from distml.serving.asgi import Route
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.metrics import KIND, Metrics
 from distml.serving.openapi import Encoded, Image, Probability, RequestBody, Schema
-from distml.serving.route import Route
 from distml.serving.service import Models, Served, Service, champion, warn
 from distml.tasks import Outputs
 

@@ -19,9 +19,9 @@ from distml.config import ServeConfig
 from distml.data import plausible
 from distml.data.schema import Images
 from distml.serving import encoded, exchange, openapi, tensors
+from distml.serving.asgi import Route
 from distml.serving.exchange import Answer, RejectedError, answer, json_type
 from distml.serving.openapi import Schema
-from distml.serving.route import Route
 from distml.serving.service import Models, Served, Service, choose, number, warn
 
 Number = float | str

@@ -33,7 +33,7 @@ from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
 from distml.runtime import compat
 from distml.serving import haproxy
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Metrics

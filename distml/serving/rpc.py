@@ -30,9 +30,9 @@ from distml.config import ServeConfig
 from distml.data import plausible
 from distml.data.schema import Images
 from distml.serving import encoded, exchange, openinference, service, tensors, tfserving
+from distml.serving.asgi import rejection
 from distml.serving.exchange import Answer, Document, RejectedError
 from distml.serving.metrics import Metrics
-from distml.serving.route import rejection
 from distml.serving.security import KeyCheck
 from distml.serving.service import Models, Served, Service
 from distml.serving.tensors import Given

@@ -17,9 +17,9 @@ from distml.config import ServeConfig
 from distml.data import plausible
 from distml.data.schema import Images
 from distml.serving import encoded, exchange, openapi, pixels
+from distml.serving.asgi import Route
 from distml.serving.exchange import Answer, RejectedError, answer
 from distml.serving.openapi import Encoded, Image, Probability, Schema
-from distml.serving.route import Route
 from distml.serving.service import Models, Served, choose, number, warn
 
 Signature = Literal["", "serving_default", "image_bytes"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from distml.config import ServeConfig
 from distml.data.image import Policy, read
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from distml.serving.metrics import Metrics
 from distml.serving.service import Models
 from tests import browser

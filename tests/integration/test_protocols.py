@@ -24,7 +24,7 @@ from distml.data.formats import fashion_mnist
 from distml.data.source import Source
 from distml.errors import ServingError
 from distml.serving import client as endpoint
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from distml.serving.service import Served
 from distml.storage import Storage
 from tests import serving

@@ -16,7 +16,7 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import OverloadedError, TimedOutError
 from distml.serving import application
-from distml.serving.core import Core
+from distml.serving.batching import Core
 from distml.serving.exchange import Answer
 from distml.serving.metrics import Metrics
 from distml.tasks import Outputs

@@ -15,7 +15,7 @@ import requests
 from PIL import Image
 
 from distml.config import ServeConfig
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from tests import serving
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, *serving.SHAPE), np.uint8)

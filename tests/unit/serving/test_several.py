@@ -20,7 +20,7 @@ from distml.data.schema import Images
 from distml.errors import ConfigError, ServingError
 from distml.selection import pipeline
 from distml.serving import client, deploy, models, rpc, run
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet, Record

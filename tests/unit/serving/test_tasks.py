@@ -12,7 +12,7 @@ import requests
 
 from distml.config import ServeConfig
 from distml.serving import client
-from distml.serving.core import Core, Loaded
+from distml.serving.batching import Core, Loaded
 from distml.tasks import Task
 from distml.tasks.multilabel import Multilabel
 from distml.tasks.regression import Regression
