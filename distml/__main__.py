@@ -1,4 +1,4 @@
-"""Runs the command line as `python -m distml VERB ...`, the same as `distml VERB ...` (driver)."""
+"""`python -m distml VERB ...`: calls the console script of `cli.command`, which runs the verb (driver)."""
 
 from distml.cli import entry
 

@@ -1,4 +1,4 @@
-"""Configures Python logging, once per process (driver, worker, replica)."""
+"""Configures Python logging and holds back what libraries print (driver, worker, replica)."""
 
 from __future__ import annotations
 

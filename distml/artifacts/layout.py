@@ -1,4 +1,4 @@
-"""Layout of an export, and its verification: digests are checked before a file is parsed (any process)."""
+"""An export: layout, description, and verification by digests before a file is parsed (any process)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of `distml doctor`, and what `distml init` learns from data and machine (driver)."""
+"""Checks of `distml doctor` (`Check`, its outcomes), and what `distml init` learns of data and machine."""
 
 from dataclasses import dataclass
 from typing import Literal

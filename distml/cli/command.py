@@ -1,4 +1,4 @@
-"""The shared main of every verb: configuration, overrides, logging, exit codes, the result line (driver).
+"""The console script: finds a verb and runs it; configuration, logging, exit codes, result line (driver).
 
 Standard output carries one line, a JSON object; everything else, what libraries print too, goes to standard
 error.

@@ -1,4 +1,4 @@
-"""Runs the jobs that write shards: in threads, or as Ray tasks for much data; resumable (driver).
+"""Writes single shards: jobs that run in threads, or as Ray tasks for much data; resumable (driver).
 
 A job is a pure function of the files it reads, so the result does not depend on who runs it, when, or how
 often. A finished job leaves a note beside its shard; another run of the same ingest takes the note and does

@@ -1,4 +1,4 @@
-"""Warnings about implausible input images, such as inverted or pre-scaled ones (any process).
+"""Warnings about images that a model is asked about, such as inverted ones (predict, batch, replica).
 
 The endpoint, `predict` and batch ask the same function. Nothing here rejects: a black image may be valid.
 What can only be an error (floats from 0 to 1 where pixels are whole numbers) is rejected where it is read.

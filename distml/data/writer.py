@@ -1,4 +1,4 @@
-"""Writes the rows of a source as Parquet shards and collects warnings about them (driver)."""
+"""Divides a source into shards, has `data.jobs` write them, collects warnings about rows (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every use of private names of Ray, Keras and others: the version read, the gain, the check (any process).
+"""The table of private names of Ray, Keras and others, and all their uses; a unit test checks it.
 
 Private names, class swaps and hidden imports stand here, each with the version in which it was read and what
 it gains. `tests/unit/runtime/test_compat.py` fails when a name moves, when another version is installed

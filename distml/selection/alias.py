@@ -1,4 +1,4 @@
-"""Moves the champion alias in the registry safely under concurrent promotions (driver).
+"""Moves the champion alias, there and back, among concurrent promotions; records decisions (driver).
 
 Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
 store, the registry alone decides, and the last write wins. Therefore each promoter first writes

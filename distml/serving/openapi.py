@@ -1,4 +1,4 @@
-"""The OpenAPI document of the endpoint: additions to what FastAPI generates (replica)."""
+"""The OpenAPI document of the endpoint, and the base schemas of all protocols' bodies (replica)."""
 
 from __future__ import annotations
 

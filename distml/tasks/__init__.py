@@ -1,4 +1,4 @@
-"""What is predicted: classification, multilabel or regression; targets, losses and metrics (any process).
+"""What is predicted: classification, multilabel, regression; `of`, `restore` choose one (any process).
 
 A task encodes targets, names losses and metrics with their direction, decides from outputs, evaluates, and
 says what people and programs see. No other package asks which task it is: all call the methods of `Task`.

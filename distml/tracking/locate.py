@@ -1,4 +1,4 @@
-"""Resolves a model by run, version or alias, and downloads its verified files (driver).
+"""Resolves a model by run, version or alias, verified, in trusted places; former champions (driver).
 
 A writer of a registry may name any URI as the source of a version. What is loaded from there
 is still checked against its SHA-256, but contacting an unknown server, or reading any file of this machine,

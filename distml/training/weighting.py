@@ -1,4 +1,4 @@
-"""Class weights in the loss (driver, worker)."""
+"""Class weights: computes them for `tasks.network`'s loss (worker), checks their names (driver)."""
 
 from __future__ import annotations
 
