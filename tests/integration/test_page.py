@@ -120,7 +120,7 @@ def test_an_uploaded_file_gets_the_prediction_of_the_model(page: Any, tmp_path: 
     np.testing.assert_allclose(shown(page), probabilities, atol=1e-5)
     assert page.find_element("css selector", ".best .name").text == name
     assert "Version 7 answered in" in page.find_element("id", "said").text
-    assert re.search(rf"held-out pictures that it called {re.escape(name)}, \d+ were", page.page_source)
+    assert re.search(rf"held-out pictures predicted as {re.escape(name)}, \d+ were", page.page_source)
     label = page.find_element("id", "canvas").get_attribute("aria-label")
     assert label == "Picture noise.png, 28 by 28"
 

@@ -129,7 +129,7 @@ function describe() {
     Data: model.data_digest?.slice(0, 16),
     Loaded: model.loaded_at ? new Date(model.loaded_at * 1000).toLocaleString() : null,
     "Also loaded": (model.versions ?? []).slice(1).map((other) => other.version).join(", "),
-    Refused: (model.refused ?? []).map((one) => `version ${one.version}: ${one.reason}`).join(" "),
+    Rejected: (model.refused ?? []).map((one) => `version ${one.version}: ${one.reason}`).join(" "),
   };
   const list = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("facts").replaceChildren(...list.flatMap(([term, value]) => [element("dt", term), element("dd", value)]));
@@ -165,7 +165,7 @@ function drawMatrix(column = -1) {
   const size = side * many, right = counts.reduce((sum, row, at) => sum + row[at], 0);
   const all = counts.flat().reduce((sum, count) => sum + count, 0);
   $("confusion-caption").textContent =
-    `Which class (row) was read as which (column) on ${all.toLocaleString()} held-out pictures; ${percent(right / all)} right.`;
+    `True class by row, predicted class by column, for ${all.toLocaleString()} held-out pictures; ${percent(right / all)} correct.`;
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", `0 0 ${left + size + (named ? 34 : 2)} ${top + size + 2}`);
   svg.setAttribute("role", "img");
@@ -179,7 +179,7 @@ function drawMatrix(column = -1) {
         "fill-opacity": Math.sqrt(count / total).toFixed(3), // so that rare mistakes can be seen
       }, svg);
       cell.addEventListener("pointerenter", () => {
-        $("cell").textContent = `${classes[at]} read as ${classes[to]}: ${count} of ${total}`;
+        $("cell").textContent = `${classes[at]} predicted as ${classes[to]}: ${count} of ${total}`;
       });
     });
     if (named) {
@@ -204,7 +204,7 @@ function worst(counts) {
     if (at !== to && count > most[0]) most = [count, at, to];
   }));
   const [count, at, to] = most;
-  return count ? `The most frequent mistake: ${model.classes[at]} read as ${model.classes[to]}, ${count} times.` : "";
+  return count ? `The most frequent mistake: ${model.classes[at]} predicted as ${model.classes[to]}, ${count} times.` : "";
 }
 
 /* ---- the answer ---- */
@@ -250,7 +250,7 @@ async function ask() {
   }
   if (number !== latest) return; // a newer picture is on its way
   if (!answer.ok) {
-    verdict(`Refused: ${found.error ?? answer.status}`, "bad");
+    verdict(`Rejected: ${found.error ?? answer.status}`, "bad");
     hideReason(false);
     $("said").textContent = "";
     fillBars(model.classes.map(() => 0), -1);
@@ -337,7 +337,7 @@ $("explain").addEventListener("click", explain);
 function precision({ class: name, label }) {
   const column = model.confusion?.map((row) => row[label]);
   const all = column?.reduce((sum, count) => sum + count, 0);
-  return all ? `Of ${all.toLocaleString()} held-out pictures that it called ${name}, ${column[label].toLocaleString()} were. ` : "";
+  return all ? `Of ${all.toLocaleString()} held-out pictures predicted as ${name}, ${column[label].toLocaleString()} were. ` : "";
 }
 
 async function getModelQuietly() { // another version answers now: after a promotion
