@@ -268,9 +268,7 @@ def test_a_model_with_unusable_outputs_is_rejected(champion: Registry, command: 
 def test_a_model_of_other_data_is_rejected(champion: Registry, command: Promote) -> None:
     other = champion.register(*champion.export(200, classes=["a", "b", "c"]))
     said = refused(champion, command, other)
-    assert (
-        "tells 3 classes (a, b, c) of 4x4x1 pictures apart, but pets has 3 classes (cat, dog, bird)" in said
-    )
+    assert "has 3 classes (a, b, c) of 4x4x1 pictures, but pets has 3 classes (cat, dog, bird)" in said
     assert command("--run", "*", "--dry-run")[1]["version"] == BETTER  # the others compete all the same
     leaked = champion.register(*champion.export(250, data_digest="0" * 64))  # may have seen these rows
     assert "was trained on other data (000000000000" in refused(champion, command, leaked)
