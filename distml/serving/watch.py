@@ -375,6 +375,16 @@ _PATIENCE_S = 20.0
 """Seconds that one call waits for a change at most: shorter than the time limits of Ray's calls."""
 
 
+_OPEN_S = 30.0
+
+
+def _open(config: Config) -> None:
+    """Import MLflow and open its database in one thread, before those of several models ask at once."""
+    if config.serve.models:
+        with contextlib.suppress(DistmlError):  # the first look at each model says so
+            registry.aliases(registry.briefly(next(iter(hosted(config).values()))))
+
+
 class _Watched:
     """The watch of one model, whose turn it is, and the event of its next change. Final."""
 
@@ -402,17 +412,16 @@ class Watcher:
         # its first question imports MLflow
         self._config = Config.model_validate(config)
         self._watched = {name: _Watched(Watch(alone, began)) for name, alone in hosted(self._config).items()}
-        self._first = asyncio.Lock()
+        self._opening = asyncio.create_task(asyncio.to_thread(_open, self._config))
         self._counted: dict[str, tuple[float, Families]] = {}
         self._looking = [asyncio.create_task(self._follow(name)) for name in self._watched]
 
     async def _follow(self, name: str) -> None:
         watched = self._watched[name]
-        async with self._first:  # MLflow is imported, and its database opened, by one thread
-            await self._look(watched)
+        await asyncio.wait([self._opening], timeout=_OPEN_S)
         while True:
-            await asyncio.sleep(self._config.serve.poll_s)
             await self._look(watched)
+            await asyncio.sleep(self._config.serve.poll_s)
 
     async def _look(self, watched: _Watched) -> None:
         try:

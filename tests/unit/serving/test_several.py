@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import requests
 
+from distml import log
 from distml.config import Config, ServeConfig
 from distml.data.schema import Images
 from distml.errors import ConfigError, ServingError
+from distml.runtime import compat
 from distml.selection import pipeline
-from distml.serving import client, deploy, models, rpc, run
+from distml.serving import client, deploy, models, rpc, run, watch
 from distml.serving.batching import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.metrics import Metrics
@@ -320,6 +323,37 @@ def test_a_model_that_was_never_there_is_an_error_at_the_start(
     )
     with pytest.raises(ServingError, match="no version of ages is next"):
         deploy.require(config)
+
+
+def test_a_model_whose_files_cannot_be_fetched_leaves_the_others_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    released = threading.Event()
+
+    def look(self: watch.Watch) -> bool:
+        if self.models.leading == "stuck":
+            released.wait(30)
+            return False
+        self.models = ModelSet({"champion": 1}, {1: ModelVersion("shoes", 1, None, "0" * 64)})
+        return True
+
+    async def followed() -> tuple[str, ModelSet]:
+        watcher = watch.Watcher(config.model_dump(mode="json"))
+        try:
+            told = await asyncio.wait_for(watcher.changes("shoes", ModelSet()), 20)
+            return (await watcher.models())["pets"].digest, told
+        finally:
+            released.set()
+
+    monkeypatch.setattr(watch.Watch, "look", look)
+    monkeypatch.delattr(watch.Watcher, "__del__")  # asynchronous: for Ray Serve alone
+    monkeypatch.setattr(log, "configure", lambda role: None)
+    monkeypatch.setattr(compat, "grpc_on_loopback", lambda: None)
+    entries = [{"registered_model": "pets", "alias": "stuck"}, {"registered_model": "shoes"}]
+    config = Config.resolve({"storage": {"root": str(tmp_path)}, "serve": {"models": entries}})
+    stuck, told = asyncio.run(followed())
+    gc.collect()  # the watcher, while it has no such method
+    assert (stuck, told.aliases) == ("", {"champion": 1})
 
 
 def test_records_of_other_leading_aliases_are_not_taken(tmp_path: Path) -> None:
