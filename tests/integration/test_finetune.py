@@ -95,7 +95,7 @@ def test_frozen_epochs_train_on_features_and_resume_after_a_kill(root: Path) -> 
     with Training(root, "fine", *FLAGS) as again:
         code, result = again.finish()
     assert code == 0, again.lines
-    assert run.said("weights first.npz: 6 of 8 arrays loaded; 2 start fresh") == 1
+    assert run.said("weights first.npz: 6 of 8 arrays loaded; 2 start from random weights") == 1
     assert run.said("1 layers of the file are not used (other)") == 1
     assert again.said("resumed after epoch") == 1
     epochs = history(result)

@@ -58,7 +58,7 @@ def test_published_arrays_load_into_every_layer_but_the_head(keras: Any, tmp_pat
     assert loaded.fresh == ("logits/kernel", "logits/bias")
     assert loaded.unused == ("classifier", "probe")
     assert str(loaded) == (
-        "245 of 247 arrays loaded; 2 start fresh (logits/kernel, logits/bias); "
+        "245 of 247 arrays loaded; 2 start from random weights (logits/kernel, logits/bias); "
         "2 layers of the file are not used (classifier, probe)"
     )
     assert all(
