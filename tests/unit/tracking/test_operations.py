@@ -47,5 +47,5 @@ def test_an_operation_is_read_back_from_its_line(operation: Operation) -> None:
     [{"do": "opne"}, {"name": "a"}, {"do": "text", "file": "a"}, {"do": "text", "file": "a", "txt": "b"}],
 )
 def test_a_misspelt_operation_is_rejected(line: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="no operation of this version"):
+    with pytest.raises(ValueError, match="not an operation of this version"):
         Operation.from_json(line)
