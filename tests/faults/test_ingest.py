@@ -282,7 +282,7 @@ def test_a_damaged_cache_is_skipped_and_replaced(ingest: Ingest, tmp_path: Path)
         (folder / name).write_bytes(_flipped(content) if name == LABELS else content)
     code, _, err = ingest.run(tmp_path / "root")
     assert code == 0
-    assert f"not from the cache {folder}: {LABELS} from the cache {folder} " in err
+    assert f"not available from the cache {folder}: {LABELS} from the cache {folder} " in err
     assert len(ingest.mirror.gets) == 4
     assert (folder / LABELS).read_bytes() == ingest.mirror.files[LABELS]
     assert published(tmp_path / "root")
