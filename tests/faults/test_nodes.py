@@ -200,7 +200,11 @@ def test_frozen_layers_on_an_elastic_stream_survive_a_node_and_the_driver(
         *("--data.encoding=jpeg", "--data.memory_budget_bytes=1000000", "--train.workers=[1,2]"),
         *("--model.name=own_finetune:network", "--model.freeze_epochs=3", "--model.unfreeze_from=norm"),
         *("--train.epochs=6", "--train.global_batch_size=32", "--train.learning_rate=0.05"),
-        *("--train.max_failures=5", "--train.checkpoint_every_epochs=1", "--model.backbone_learning_rate=0.1"),
+        *(
+            "--train.max_failures=5",
+            "--train.checkpoint_every_epochs=1",
+            "--model.backbone_learning_rate=0.1",
+        ),
     ]
     root, env = tmp_path / "storage", {"RAY_ADDRESS": nodes.cluster.address}
     with Training(root, "frozen", *flags, env=env) as run:
