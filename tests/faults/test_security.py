@@ -61,7 +61,7 @@ def test_the_jobs_api_needs_the_token_and_no_secret_is_logged(tmp_path: Path, se
         assert path.stat().st_mode & 0o777 == 0o600
         job = {"entrypoint": "echo harmless"}
         codes = [
-            requests.post(f"{board}/api/jobs/", json=job, headers=headers, timeout=10).status_code
+            requests.post(f"{board}/api/jobs/", json=job, headers=headers, timeout=60).status_code
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {token}"})
         ]
         assert codes == [401, 403, 200]
