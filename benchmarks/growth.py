@@ -11,21 +11,18 @@ import contextlib
 import json
 import math
 import os
-import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import psutil
-import requests
 
 from benchmarks import harness, ours, report
 from distml.serving import ingress
@@ -98,8 +95,7 @@ def rows() -> list[Curve]:
             seconds, peak = _timed([*_PYTHON, "distml.ingest", *flags, root], known)
             prepared.add(size, seconds)
             memory.add(size, peak)
-            with _environment(known):
-                result = ours.train(Path(folder), _SMOKE, "--train.workers=1", *flags)()
+            result = ours.train(Path(folder), _SMOKE, "--train.workers=1", *flags, environment=known)()
             trained.add(size, result["history"][-1]["train_s"])
     return [prepared, memory, trained]
 
@@ -116,9 +112,7 @@ def drawn() -> dict[str, Any]:
 
 def versions() -> list[Curve]:
     """Commands of a registry that has many versions and runs."""
-    root = ours.root()
-    smoke = [_SMOKE, f"--storage.root={root}"]
-    harness.run([*_PYTHON, "distml.promote", *smoke, "--version=1"])
+    root, smoke = _champion()
     commands = {"promote a version": ["promote", "--version=1", "--dry-run"], "doctor": ["doctor"]}
     curves = {name: Curve(name, "s", "versions") for name in [*commands, "start of serve", "leaderboard"]}
     for size in _sizes("VERSIONS", 10, 100, 1_000):
@@ -126,7 +120,7 @@ def versions() -> list[Curve]:
         for _ in range(REPEATS):
             for name, (verb, *flags) in commands.items():
                 curves[name].add(size, _timed([*_PYTHON, f"distml.{verb}", *smoke, *flags])[0])
-            with _serving(root, "--tracking.registered_model=smoke") as (took, _):
+            with _serving(smoke) as (_, took):
                 curves["start of serve"].add(size, took)
             curves["leaderboard"].add(size, _leaderboard(size))
     curves["leaderboard"].allowed = "linear"
@@ -168,9 +162,7 @@ def _leaderboard(size: int) -> float:
 
 def requested() -> list[Curve]:
     """Drift of many logged requests."""
-    root = ours.root()
-    smoke = [_SMOKE, f"--storage.root={root}"]
-    harness.run([*_PYTHON, "distml.promote", *smoke, "--version=1"])
+    root, smoke = _champion()
     seconds = Curve("drift", "s", "logged requests", "linear")
     memory = Curve("drift, peak memory", "MB", "logged requests", "linear")
     written = 0
@@ -178,7 +170,7 @@ def requested() -> list[Curve]:
         _log_requests(root, size - written, written)
         written = size
         for _ in range(REPEATS):
-            took, peak = _timed([*_PYTHON, "distml", "drift", *smoke], accept=(0, 1, 3))
+            took, peak = _timed([*_PYTHON, "distml", "drift", *smoke])
             seconds.add(size, took)
             memory.add(size, peak)
     return [seconds, memory]
@@ -232,17 +224,15 @@ def workers() -> list[Curve]:
 
 def replicas() -> list[Curve]:
     """Start and memory of an endpoint with several replicas."""
-    root = ours.root()
-    smoke = [_SMOKE, f"--storage.root={root}"]
-    harness.run([*_PYTHON, "distml.promote", *smoke, "--version=1"])
+    _, smoke = _champion()
     start = Curve("start of serve", "s", "replicas", "linear")
     memory = Curve("memory of replicas and HAProxy", "MB", "replicas", "linear")
     for size in _sizes("REPLICAS", 1, 2, 4):
         flags = [f"--serve.replicas.min={size}", f"--serve.replicas.max={size}"]
         for _ in range(REPEATS):
-            with _serving(root, "--tracking.registered_model=smoke", *flags) as (took, process):
+            with _serving([*smoke, *flags]) as (process, took):
                 start.add(size, took)
-                memory.add(size, _memory_mb(process))
+                memory.add(size, ours.memory_bytes(process) / 2**20)
     return [start, memory]
 
 
@@ -259,8 +249,7 @@ def nodes() -> list[Curve]:
             for _ in range(size - 1):
                 cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
             for _ in range(REPEATS):
-                with _environment({"RAY_ADDRESS": cluster.address}):
-                    result = ours.train(root, _SMOKE)()
+                result = ours.train(root, _SMOKE, environment={"RAY_ADDRESS": cluster.address})()
                 wall.add(size, result["wall_s"])
         finally:
             cluster.shutdown()
@@ -277,25 +266,19 @@ PARTS: Mapping[str, Callable[[], list[Curve]]] = {
 }
 
 
+def _champion() -> tuple[Path, list[str]]:
+    """A storage root whose only version is champion, and the flags that name it."""
+    root = ours.root()
+    ours.promoted(root, _SMOKE)
+    return root, [_SMOKE, f"--storage.root={root}"]
+
+
 def _sizes(name: str, *usual: int) -> Sequence[int]:
     given = os.environ.get(f"SIZES_{name}")
     return tuple(int(size) for size in given.split(",")) if given else usual
 
 
-@contextlib.contextmanager
-def _environment(known: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(known)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _timed(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, accept: Sequence[int] = (0,)
-) -> tuple[float, float]:
+def _timed(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
     """Seconds of a command and the peak of its own memory in MB."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
@@ -308,47 +291,17 @@ def _timed(
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in accept:
+        if process.returncode:
             log.seek(0)
             said = log.read()[-2000:].decode(errors="replace")
             raise harness.BenchmarkError(f"{' '.join(command)}: exit code {process.returncode}\n{said}")
     return time.perf_counter() - began, usage.ru_maxrss / 1024
 
 
-@contextlib.contextmanager
-def _serving(root: Path, *flags: str) -> Iterator[tuple[float, psutil.Process]]:
-    """An endpoint of a storage root: seconds until it answers, and its process."""
+def _serving(flags: Sequence[str]) -> contextlib.AbstractContextManager[tuple[psutil.Process, float]]:
+    """An endpoint at a free port: its process, and the seconds until it was ready."""
     port = ingress.free_ports()[0]
-    command = [*_PYTHON, "distml.serve", f"--storage.root={root}", f"--serve.port={port}", *flags]
-    began = time.monotonic()
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, cwd=harness.ROOT, stdout=log, stderr=log) as process,
-    ):
-        try:
-            while not _ready(port):
-                if process.poll() is not None or time.monotonic() - began > 180:
-                    log.seek(0)
-                    raise harness.BenchmarkError(f"no endpoint: {log.read()[-1500:].decode()}")
-                time.sleep(0.1)
-            yield time.monotonic() - began, psutil.Process(process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _ready(port: int) -> bool:
-    with contextlib.suppress(requests.RequestException):
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
-    return False
-
-
-def _memory_mb(process: psutil.Process) -> float:
-    total = 0
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if re.search("ServeReplica|haproxy", " ".join(child.cmdline())):
-                total += child.memory_info().rss
-    return total / 2**20
+    return ours.endpoint([*flags, f"--serve.port={port}"], f"http://127.0.0.1:{port}")
 
 
 def draw(name: str, curves: Sequence[Curve], folder: Path) -> None:

@@ -16,7 +16,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from distml.serving.rpc import message
 REPEATS = int(os.environ.get("REPEATS", "2"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "4"))
 MUTATED = int(os.environ.get("MUTATED", "20000"))
-_START_S, _PERIOD_S = 150, 0.02
+_PERIOD_S = 0.02
 _HOST = "api.example.com"
 _IMAGE = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
 
@@ -74,15 +73,6 @@ class Endpoint:
         """Where HTTP is answered."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
-    def memory_bytes(self) -> int:
-        """Resident memory of replicas and HAProxy."""
-        total = 0
-        for process in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "ServeReplica" in " ".join(process.cmdline()) or "haproxy" in process.name():
-                    total += process.memory_info().rss
-        return total
-
 
 @contextlib.contextmanager
 def _serving(checkout: Path, root: Path, *flags: str, **known: Any) -> Iterator[Endpoint]:
@@ -90,27 +80,9 @@ def _serving(checkout: Path, root: Path, *flags: str, **known: Any) -> Iterator[
     own = [f"--storage.root={root}", f"--serve.port={port}", "--serve.replicas.max=1", *flags]
     if known.pop("grpc", False):
         own.append(f"--serve.grpc_port={rpc}")
-    log = tempfile.TemporaryFile()  # noqa: SIM115 (deleted when it is closed)
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-m", "distml.serve", *own]
-    with subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log) as process:
-        endpoint = Endpoint(psutil.Process(process.pid), port, rpc, **known)
-        try:
-            _await(endpoint, process, log)
-            yield endpoint
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _await(endpoint: Endpoint, process: subprocess.Popen[bytes], log: Any) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{endpoint.url}/readyz", timeout=5, verify=False).status_code == 200:  # noqa: S501
-                return
-        time.sleep(0.5)
-    log.seek(0)
-    raise harness.BenchmarkError(f"an endpoint did not start: {log.read()[-1500:].decode()}")
+    url = f"{'https' if known.get('tls') else 'http'}://127.0.0.1:{port}"
+    with ours.endpoint(own, url, checkout) as (process, _):
+        yield Endpoint(process, port, rpc, **known)
 
 
 def _h2load(url: str, body: Path, *words: str) -> dict[str, float]:
@@ -293,7 +265,7 @@ def _mutated(endpoint: Endpoint) -> dict[str, float]:
     bad, before, statuses = 0, 0, dict.fromkeys((200, 400), 0)
     for number in range(MUTATED):
         if number == MUTATED // 10:
-            before = endpoint.memory_bytes()
+            before = ours.memory_bytes(endpoint.process)
         path, headers, body = drawn.choice(known)
         changed = bytearray(body)
         for _ in range(drawn.randint(1, 8)):
@@ -308,7 +280,7 @@ def _mutated(endpoint: Endpoint) -> dict[str, float]:
             harness.say(f"request {number} to {path}: {error!r}")
             bad += 1
             connection.close()
-    grown = (endpoint.memory_bytes() - before) / 1e6
+    grown = (ours.memory_bytes(endpoint.process) - before) / 1e6
     harness.say(f"{MUTATED} mutated requests: {statuses}; memory grew by {grown:.1f} MB")
     return {"bad": bad, "grown_mb": grown}
 
@@ -366,7 +338,7 @@ def measure() -> Sequence[report.Figure]:
 def _champion() -> Path:
     root = ours.root()
     ours.train(root, "--train.epochs=1")()
-    harness.run([sys.executable, "-m", "distml.promote", "--storage.root", str(root), "--version", "1"])
+    ours.promoted(root)
     return root
 
 

@@ -22,13 +22,19 @@ class BenchmarkError(RuntimeError):
     """A measured command failed, or said nothing that can be read; the message is for the person."""
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None, limit_s: float = 900) -> Any:
-    """Run a command from the repository's root and return the JSON of its last line on standard output.
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    limit_s: float = 900,
+    checkout: Path = ROOT,
+) -> Any:
+    """Run a command from a checkout's root and return the JSON of its last line on standard output.
 
     Args:
         command: Words; the first is usually `sys.executable`.
         environment: Added to this process's environment.
         limit_s: Seconds after which the command is killed.
+        checkout: Where it runs.
 
     Raises:
         BenchmarkError: It failed, took too long or printed no JSON; with the end of what it said.
@@ -37,7 +43,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, li
     try:
         done = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=checkout,
             env=os.environ | dict(environment or {}),
             capture_output=True,
             text=True,

@@ -30,7 +30,7 @@ def _champion() -> tuple[Path, Path]:
     """Train `convnet` for an epoch and promote it; its storage root, and its Keras file for the peers."""
     root = ours.root()
     result = ours.train(root, "--train.epochs=1")()  # the first version of its registered model
-    harness.run([sys.executable, "-m", "distml.promote", "--storage.root", str(root), "--version", "1"])
+    ours.promoted(root)
     return root, Path(result["artifacts"]) / "data" / "model.keras"
 
 

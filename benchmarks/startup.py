@@ -89,11 +89,7 @@ def _prepared(checkout: Path, folder: Path) -> Path:
     root = folder / "storage"
     for verb in ("ingest", "train"):
         command = _words([verb, "--config", "configs/smoke.yaml", "--storage.root", str(root)])
-        done = subprocess.run(
-            command, cwd=checkout, env=_environment(checkout), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise harness.BenchmarkError(f"distml {verb} of {checkout}: {done.stderr[-2000:]}")
+        harness.run(command, _environment(checkout), checkout=checkout)
     return root
 
 
