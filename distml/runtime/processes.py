@@ -79,7 +79,7 @@ def _below_the_raylet() -> list[psutil.Process]:
 
 
 def _is(words: list[str], *programs: str) -> bool:
-    return [os.path.basename(word) for word in words[:1]] in [[program] for program in programs]
+    return bool(words) and os.path.basename(words[0]) in programs
 
 
 def _of_ray(chosen: Callable[[list[str]], bool]) -> list[psutil.Process]:

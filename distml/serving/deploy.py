@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,11 @@ def require(config: Config, before_ray: bool = False) -> int:
         ResourceError: The port is taken.
         ConfigError: The keys file or the certificate cannot be used.
     """
+    return _require(config, before_ray)[own(config)[0]]
+
+
+def _require(config: Config, before_ray: bool = False) -> dict[str, int]:
+    """As `require`; returns the champion of every model by the name that clients call it."""
     if config.serve.auth.keys_file:
         keys.require(config.serve.auth.keys_file)
     ingress.require_certificate(config.serve.tls)
@@ -55,7 +60,7 @@ def require(config: Config, before_ray: bool = False) -> int:
     for name, alone in hosted(config).items():
         champions[name] = require_champion(alone)
         require_followed(alone)
-    return champions[own(config)[0]]
+    return champions
 
 
 def require_champion(config: Config) -> int:
@@ -266,13 +271,14 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         TrackingError: The registry does not respond.
     """
     deadline = time.monotonic() + (timeout_s or config.serve.start_timeout_s)
-    champion = require(config)
+    champions = _require(config)
     require_resources(config.serve)
     stood = stands()
     _deploy(config)
     try:
         if config.serve.models:
-            return _await_models(config, deadline)
+            return _await_models(config, champions, deadline)
+        (champion,) = champions.values()
         return await_champion(config, url(config.serve), champion, deadline, _require_hope, _status)
     except BaseException as error:
         ends_anyway = isinstance(error, KeyboardInterrupt) and cluster.address() is None
@@ -281,8 +287,8 @@ def start(config: Config, timeout_s: float | None = None) -> Endpoint:
         raise
 
 
-def _await_models(config: Config, deadline: float) -> Endpoint:
-    """Wait for the champion of each of several models.
+def _await_models(config: Config, champions: Mapping[str, int], deadline: float) -> Endpoint:
+    """Wait for the champion of each of several models, by name.
 
     Raises:
         DistmlError: None answers; why the first does not.
@@ -292,9 +298,8 @@ def _await_models(config: Config, deadline: float) -> Endpoint:
     failed: dict[str, DistmlError] = {}
     for name, alone in hosted(config).items():
         try:
-            hope = partial(_require_hope, name=name)
-            address, champion = base(config, root, name), require_champion(alone)
-            answering[name] = await_champion(alone, address, champion, deadline, hope, _status)
+            hope, address = partial(_require_hope, name=name), base(config, root, name)
+            answering[name] = await_champion(alone, address, champions[name], deadline, hope, _status)
         except DistmlError as error:
             failed[name] = error
     if not answering:

@@ -241,13 +241,12 @@ class Replica:
 
     def _core(self, name: str, alone: Config) -> Core:
         record, registered = self._log.record, alone.tracking.registered_model
-        if name != registered:  # rows of one registered model lie together, whatever clients call it
 
-            def hear(request: str | None, served: Served, *answered: Any) -> None:
-                record(request, replace(served, name=registered), *answered)
+        def renamed(request: str | None, served: Served, *answered: Any) -> None:
+            record(request, replace(served, name=registered), *answered)
 
-            return Core(alone.serve, Metrics(self._name, name), hear)
-        return Core(alone.serve, Metrics(self._name, name), record)
+        # Rows of one registered model lie together, whatever clients call it.
+        return Core(alone.serve, Metrics(self._name, name), record if name == registered else renamed)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champions, then make the application; Ray Serve calls this by its name.

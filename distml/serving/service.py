@@ -208,9 +208,8 @@ class Models:
         Raises:
             RejectedError: 404, none is called so.
         """
-        if self.several and (name := request.path_params.get("name")) is not None:
-            return self.named(name)
-        return self.first
+        name = request.path_params.get("name")
+        return self.first if name is None else self.named(name)
 
     def named(self, name: str) -> Service:
         """Return the model of a name.
