@@ -146,6 +146,7 @@ class Honest(threading.Thread):
         self._endpoint, self._over = endpoint, threading.Event()
         self._body = json.dumps({"instances": [_IMAGE[..., 0].tolist()]})
         self._session = requests.Session()
+        self._session.trust_env = False  # its file of authorities would be used in spite of `verify`
         self._session.verify = False
         self.start()
 

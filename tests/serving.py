@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -60,6 +61,13 @@ def running(
 ) -> Iterator[str]:
     """Serve over real HTTP in a thread of this process; gives the URL."""
     app = application(service, config or ServeConfig(), metrics or getattr(service, "metrics", None))
+    with listening(app) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[int]:
+    """Run an ASGI application in a thread of this process; gives its port."""
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
     )
@@ -69,7 +77,7 @@ def running(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
         thread.join()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,10 +169,26 @@ PRIVATE = (
         "no time; about 15 ports were open on every interface of the machine",
     ),
     Private(
+        "uvicorn",
+        "0.54.0",
+        (
+            "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send",
+            "uvicorn/protocols/http/httptools_impl.py: self.cycle = RequestResponseCycle(",
+            "uvicorn/protocols/http/httptools_impl.py: self.transport.write(",
+            "uvicorn/protocols/http/httptools_impl.py: self.chunked_encoding",
+            "uvicorn/protocols/http/httptools_impl.py: self.expected_content_length",
+        ),
+        "`http_in_one_write`: a response may end with trailers, and leaves in one write",
+        "calls of gRPC: 1,000 to 1,500 a second beside other work, against a gRPC server in each replica "
+        "(benchmarks/README.md)",
+    ),
+    Private(
         "ray",
         "2.60.0",
         (
             "ray/serve/_private/haproxy_templates.py: frontend http_frontend",
+            "ray/serve/_private/haproxy_templates.py: frontend grpc_frontend",
+            "ray/serve/_private/haproxy_templates.py: backend default_grpc_backend",
             "ray/serve/_private/haproxy_templates.py: option httplog",
             "ray/serve/_private/haproxy_templates.py: option abortonclose",
             "ray/serve/_private/haproxy_templates.py: errorfile 502",
@@ -272,6 +288,73 @@ def grpc_on_loopback() -> list[Any]:
     vars(replica)["add_port_to_grpc_server"] = add
     vars(default_impl)["add_grpc_address"] = add_plain
     return []
+
+
+def http_in_one_write() -> None:
+    """Let uvicorn's servers in this process send trailers, and a whole response in one write.
+
+    Uvicorn knows the trailers of ASGI for HTTP/2 alone, and writes the head of a response by itself.
+    """
+    from uvicorn.protocols.http import httptools_impl
+
+    class Cycle(httptools_impl.RequestResponseCycle):
+        """A request and its response. Final."""
+
+        waiting: tuple[Any, ...] = ()
+
+        async def send(self, message: Any) -> None:
+            await _send_at_once(self, super().send, message)
+
+    vars(httptools_impl)["RequestResponseCycle"] = Cycle
+
+
+class _Held:
+    """Takes what is written to a transport until it is released. Final."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport, self._parts, self._closed = transport, list[bytes](), False
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._closed = True
+
+    def is_closing(self) -> bool:
+        return self._closed or bool(self._transport.is_closing())
+
+    def release(self) -> Any:
+        """Write it; returns the transport."""
+        if data := b"".join(self._parts):
+            self._transport.write(data)
+        if self._closed:
+            self._transport.close()
+        return self._transport
+
+
+async def _send_at_once(cycle: Any, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    """Hold back the head of a response until its body, or its trailers, are there."""
+    waiting = cycle.waiting
+    if message["type"] == "http.response.start":
+        cycle.waiting = (message,)
+        return
+    last = message["type"] == "http.response.body" and not message.get("more_body", False)
+    if last and waiting and waiting[0].get("trailers", False):
+        cycle.waiting = (*waiting, message | {"more_body": True})
+        return
+    cycle.waiting, cycle.transport = (), _Held(cycle.transport)
+    try:
+        for earlier in waiting:
+            await send(earlier)
+        if message["type"] == "http.response.trailers":
+            # The last chunk, which trailers follow; then what uvicorn does after the last part of a body.
+            lines = b"".join(b"%s: %s\r\n" % pair for pair in message["headers"])
+            cycle.transport.write(b"0\r\n" + lines + b"\r\n")
+            cycle.chunked_encoding, cycle.expected_content_length = False, 0
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+    finally:
+        cycle.transport = cycle.transport.release()
 
 
 def local_trainer() -> Any:

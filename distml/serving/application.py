@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 import distml
 from distml.config import ServeConfig
 from distml.serving import encoded, native, openapi, openinference, tfserving
-from distml.serving.asgi import Application, Endpoint, Route, unfound
+from distml.serving.asgi import Application, Calls, Endpoint, Route, unfound
 from distml.serving.exchange import Answer, answer, options
 from distml.serving.metrics import Metrics
+from distml.serving.rpc import CallsRoute
 from distml.serving.security import Guard, KeyCheck
 from distml.serving.service import Models, Served, Service
 
@@ -101,6 +102,7 @@ def application(
     metrics: Metrics | None = None,
     keys: KeyCheck | None = None,
     decoder: encoded.Decoder | None = None,
+    calls: Mapping[str, Calls] | None = None,
 ) -> Application:
     """Make the application that answers all HTTP requests.
 
@@ -110,6 +112,7 @@ def application(
         metrics: Where requests are counted; without it a new registry.
         keys: Decides by the key; none makes one where `serve.auth.keys_file` is set.
         decoder: Of pictures; none makes one.
+        calls: What answers the calls of gRPC, by their paths.
 
     Raises:
         ConfigError: The keys file cannot be used.
@@ -122,6 +125,7 @@ def application(
         Guard(config),
         keys or key_check(config, metrics),
         models.metrics,
+        calls,
         title="distml",
         version=distml.__version__,
         description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
@@ -132,6 +136,8 @@ def application(
         redirect_slashes=False,
         exception_handlers={HTTPException: unfound},
     )
+    if calls:
+        app.router.routes.append(CallsRoute())
     decoder = decoder or encoded.Decoder(config)
     for protocol in _PROTOCOLS:
         # `include_router` would wrap the routes in its own, slower ones.

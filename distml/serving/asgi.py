@@ -36,6 +36,8 @@ from distml.serving.security import Guard, KeyCheck
 log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Answer]]
+Calls = Callable[[Scope, Receive, Send, RejectedError | None], Awaitable[None]]
+"""Answers the calls of another protocol over HTTP; the last argument says why one is not taken."""
 
 _STATUS: dict[type[Exception], int] = {
     OverloadedError: 429,
@@ -112,9 +114,11 @@ class Application(FastAPI):
         guard: Guard,
         keys: KeyCheck | None,
         of_models: Mapping[str, Metrics] | None = None,
+        calls: Mapping[str, Calls] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self._calls = calls or {}
         self.metrics = metrics
         self._of_models = of_models or {}
         self._first = next(iter(self._of_models.values()), metrics)
@@ -125,6 +129,8 @@ class Application(FastAPI):
         """Answer a request, reject it by its headers, or hand it to FastAPI."""
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
+        if (calls := self._calls.get(scope["path"])) is not None:
+            return await calls(scope, receive, send, self._guard.reject(scope))
         if rejection := self._guard.reject(scope):
             return await self._reject(rejection, scope, receive, send)
         if self._guard.shares and await self._guard.shared(self._answer, scope, receive, send):

@@ -386,7 +386,8 @@ def application(config: Config) -> Any:
         health_check_period_s=2,
         health_check_timeout_s=4,
         max_surge_percent=100,  # Ray's 0 would stop a replica before its successor answers
-        logging_config={"enable_access_log": False},
+        # Ray describes each request for its log at that level, whether it is written or not.
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
         **_scale(section),
     )
     return replica.bind(values, watcher.bind(values, time.time()))

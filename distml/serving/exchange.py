@@ -156,7 +156,7 @@ async def body(request: Request, limits: Limits) -> bytes:
         sentence = f"the body did not arrive within {limits.read_timeout_s:g} seconds"
         raise RejectedError(408, sentence, (b"connection", b"close")) from None
     encoding = header(request, b"content-encoding").strip().lower()
-    return _decompress(sent, encoding, limits) if encoding not in (b"", b"identity") else sent
+    return decompress(sent, encoding, limits) if encoding not in (b"", b"identity") else sent
 
 
 async def _collect(request: Request, limits: Limits) -> bytes:
@@ -201,8 +201,12 @@ def _too_large(limits: Limits) -> RejectedError:
     return RejectedError(413, f"the body is larger than {limit}; {remedy}")
 
 
-def _decompress(sent: bytes, encoding: bytes, limits: Limits) -> bytes:
-    """Unpack gzip or zlib, never more than the limit."""
+def decompress(sent: bytes, encoding: bytes, limits: Limits) -> bytes:
+    """Unpack gzip or zlib, never more than the limit.
+
+    Raises:
+        RejectedError: In an unknown encoding (415), not what its encoding says (400), or too large (413).
+    """
     name = encoding.decode("latin-1")
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise RejectedError(415, f"the content encoding {name!r} is not known; send gzip, deflate or none")

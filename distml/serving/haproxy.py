@@ -35,7 +35,7 @@ HEALTH_PORT_OFFSET = 1001
 """From the port of a replica's requests to that of its health: beyond the range in which Ray allocates."""
 
 _LISTEN = re.compile(r"^( *bind )(?:\*|):(\d+)", re.M)
-_SERVED = re.compile(r"^(frontend (?:http|grpc)_frontend\n(?: *#.*\n)* *bind )\S+:(\d+)", re.M)
+_SERVED = re.compile(r"^(frontend http_frontend\n(?: *#.*\n)* *bind )\S+:(\d+)", re.M)
 _HERE = re.compile(r"^( *server \S+ )127\.0\.0\.1:(\d+)", re.M)
 _CHECKED = re.compile(r"^( *server \S+ \S+:(\d+) check)(?!.* backup)", re.M)
 _DROPPED = re.compile(
@@ -43,9 +43,10 @@ _DROPPED = re.compile(
 )
 _LIVING = re.compile(r"^( *acl (\S+)) nbsrv\((\S+)\) ge 1\n", re.M)
 _BACKEND = re.compile(r"^backend (http-\S+)\n((?:^ .*\n|^\n)*)", re.M)
-_GRPC = re.compile(r"^backend grpc-(\S+)\n((?:^ .*\n|^\n)*)", re.M)
-_ASKED = re.compile(r"^ *(?:option tcp-check|tcp-check .*)\n", re.M)
-_PEER = re.compile(r"^( *server (\S+) \S+ proto h2) (?!.* backup).*$", re.M)
+_GRPC = re.compile(
+    r"^(?:frontend grpc_frontend|backend (?:grpc-\S+|\w*grpc_\w*backend))\n(?:^[ #].*\n|^\n)*", re.M
+)
+_GRPC_PORT = re.compile(r"^frontend grpc_frontend\n(?: *#.*\n)* *bind \S+:(\d+)", re.M)
 _PLAIN = re.compile(
     r"^( *http-request return status )(?:404|503) content-type text/plain l?f?-?string .*\n", re.M
 )
@@ -56,7 +57,6 @@ _DEFAULTS = """defaults
     option http-buffer-request
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
-_FRONTEND_GRPC = re.compile(r"^(frontend grpc_frontend\n(?: *#.*\n)* *bind \S+).*\n", re.M)
 _SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
 _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
@@ -126,9 +126,12 @@ def corrected(
     its request is answered. A replica that is there and does nothing is known by its health check, which
     a thread of its own answers at a port of its own (replica.py); what waits for it is then asked of another.
     Ray need not watch each request for its client's leaving, which costs two tasks; HAProxy does.
+    Calls of gRPC are requests like others: HAProxy translates HTTP/2 to HTTP/1.1, and replicas answer with
+    trailers. Through the gRPC server of each replica it would be half as many a second.
     """
     inner = replicas_host or host
-    text = _SERVED.sub(rf"\g<1>{host}:\g<2>", configuration)
+    grpc = _GRPC_PORT.search(configuration)
+    text = _SERVED.sub(rf"\g<1>{host}:\g<2>", _GRPC.sub("", configuration))
     text = _LISTEN.sub(rf"\g<1>{inner}:\g<2>", text)
     if inner not in ("0.0.0.0", "::"):  # noqa: S104 (those hold 127.0.0.1)
         text = _HERE.sub(rf"\g<1>{inner}:\g<2>", text)
@@ -141,13 +144,14 @@ def corrected(
     text = _CHECKS.sub(r"\g<1>on-marked-down shutdown-sessions ", text)
     replicas = {backend[1]: _replicas(backend[2]) for backend in _BACKEND.finditer(text)}
     text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
-    text = _GRPC.sub(lambda backend: _tracked(backend, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
     headers = _HEADERS.format(websocket=_body(_WEBSOCKET), method=_body(_METHOD))
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
-        text = _FRONTEND_GRPC.sub(lambda frontend: f"{frontend[1]}{_tls(bundle, 'h2')}\n", text)
+    if grpc:
+        told = _tls(bundle, "h2") or " proto h2"
+        headers = f"    bind {host}:{grpc[1]}{told}\n{headers}"
     text = text.replace(" mode 666 level admin", " mode 600 level admin", 1)  # it may change certificates
     return _FRONTEND.sub(lambda frontend: f"{frontend[1]}{_tls(bundle, 'http/1.1')}\n{headers}", text)
 
@@ -181,20 +185,6 @@ def _living(rule: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
     """Whether a replica is there, which the last resort always is."""
     conditions = [f"srv_is_up({rule[3]}/{name})" for name in replicas.get(rule[3], ())] or ["always_false"]
     return "".join(f"{rule[1]} {condition}\n" for condition in conditions)
-
-
-def _tracked(backend: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
-    """Let a replica be as healthy over gRPC as it is over HTTP: its health is asked once."""
-    http = f"http-{backend[1]}"
-    names = replicas.get(http, ())
-    if any(server[2] not in names for server in _PEER.finditer(backend[2])):
-        return backend[0]  # one of the two is being added or removed: for now it is asked itself
-    lines = _ASKED.sub("", backend[2])
-    lines = _PEER.sub(
-        lambda server: f"{server[1]} no-check track {http}/{server[2]} on-marked-down shutdown-sessions",
-        lines,
-    )
-    return f"backend grpc-{backend[1]}\n{lines}"
 
 
 def _last_resort(backend: re.Match[str], nobody: str) -> str:

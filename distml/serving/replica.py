@@ -39,7 +39,7 @@ from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Metrics
 from distml.serving.models import ModelSet, hosted
 from distml.serving.request_log import RequestLog
-from distml.serving.rpc import Rpc, procedures
+from distml.serving.rpc import PATHS, Rpc, procedures
 from distml.serving.service import Models, Served
 from distml.storage import Storage
 
@@ -218,6 +218,7 @@ class Replica:
     def __init__(self, config: dict[str, Any], watcher: Any) -> None:
         log.configure("replica")
         compat.grpc_on_loopback()
+        compat.http_in_one_write()
         self._config = Config.model_validate(config)
         self._watcher = watcher
         self._name = ray.get_runtime_context().get_actor_id()[:8]
@@ -269,7 +270,8 @@ class Replica:
         serve, metrics = self._config.serve, self._metrics
         keys, decoder = key_check(serve, metrics), Decoder(serve)
         self.rpc = Rpc(self._models, serve, metrics, decoder.images, keys)
-        return application(self._models, serve, metrics, keys, decoder)
+        calls = dict.fromkeys(PATHS, self.rpc) if haproxy.HOST in os.environ else None
+        return application(self._models, serve, metrics, keys, decoder, calls)
 
     async def _await_models(self) -> None:
         """Wait until every model is loaded, or all that are left have nothing to be loaded."""

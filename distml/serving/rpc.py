@@ -1,18 +1,23 @@
-"""The gRPC servers: Open Inference Protocol and TensorFlow Serving's PredictionService (replica).
+"""gRPC: Open Inference Protocol and TensorFlow Serving's PredictionService (replica).
 
 Stock clients speak it: `tritonclient[grpc]` and the stubs of `tensorflow-serving-api`. Requests go the way of
-those over HTTP: the same tensors, limits, keys and sentences. Ray Serve calls the methods of the deployment
-by the names of the procedures.
+those over HTTP: the same tensors, limits, keys and sentences. Behind HAProxy, which translates HTTP/2 to
+HTTP/1.1, the application hands them to `Rpc` as it hands requests to its routes; behind Ray's own proxy a
+gRPC server of Ray Serve calls the methods of the deployment by the names of the procedures.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -24,6 +29,10 @@ from google.protobuf import (
     message_factory,
     wrappers_pb2,
 )
+from google.protobuf.message import DecodeError
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 import distml
 from distml.config import ServeConfig
@@ -36,7 +45,7 @@ from distml.serving.metrics import Metrics
 from distml.serving.security import KeyCheck
 from distml.serving.service import Models, Served, Service
 from distml.serving.tensors import Given
-from distml.tasks import Outputs
+from distml.tasks import Outputs, Task
 
 Message = Any
 """An instance of a class that `message` returns."""
@@ -149,8 +158,8 @@ def _file(package: str, messages: dict[str, str]) -> descriptor_pb2.FileDescript
                 enum.value.add(name=word, number=number)
     for name, fields in messages.items():
         described = file.message_type.add(name=name)
-        for field in filter(None, fields.split(", ")):
-            _add(described, package, *field.split())
+        for words in filter(None, fields.split(", ")):
+            _add(described, package, *words.split())
     return file
 
 
@@ -188,7 +197,10 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.UNIMPLEMENTED,
+    421: grpc.StatusCode.PERMISSION_DENIED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -251,10 +263,39 @@ class _Call:
     """A call under way: its context, the metadata its client sent, and what came of it."""
 
     context: Any
-    headers: list[exchange.Header]
+    headers: Sequence[exchange.Header]
     metrics: Metrics
     version: int | None = None
     images: int = 0
+
+
+@dataclass(slots=True)
+class _Context:
+    """What a call over HTTP has of `grpc.ServicerContext`: its status and its trailing metadata."""
+
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    details: str = ""
+    trailing: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def trailing_metadata(self) -> list[tuple[str, str]]:
+        return self.trailing
+
+    def set_trailing_metadata(self, trailing: list[tuple[str, str]]) -> None:
+        self.trailing = trailing
+
+    def trailers(self) -> list[exchange.Header]:
+        """What follows the message; the sentence is escaped as gRPC's protocol over HTTP/2 says."""
+        number: int = self.code.value[0]
+        trailers = [(b"grpc-status", b"%d" % number)]
+        if self.details:
+            trailers.append((b"grpc-message", quote(self.details, safe=_PLAIN).encode()))
+        return trailers + [(name.encode(), value.encode()) for name, value in self.trailing]
 
 
 class Rpc:
@@ -276,8 +317,46 @@ class Rpc:
         decode: encoded.Decode,
         keys: KeyCheck | None = None,
     ) -> None:
-        self._models, self._limit, self._metrics = Models.of(models), config.max_body_bytes, metrics
+        self._models, self._metrics = Models.of(models), metrics
+        self._limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
         self._decode, self._keys = decode, keys
+
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, refused: RejectedError | None = None
+    ) -> None:
+        """Answer a call that came over HTTP, as an ASGI application does.
+
+        Args:
+            scope: Its path is one of `PATHS`.
+            receive: Gives the body, which is one message behind its length.
+            send: Takes the message, then the status as trailers.
+            refused: Why the call is not taken by its headers.
+        """
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if said := _not_grpc(scope, headers):
+            await exchange.reject(said)(scope, receive, send)
+            return
+        name, context = PATHS[scope["path"]], _Context()
+
+        async def read() -> Message:
+            if refused:
+                raise refused
+            body = await exchange.body(Request(scope, receive), self._limits)
+            return _unframed(name, body, headers.get(b"grpc-encoding", b""), self._limits)
+
+        answered = self._answered(name, read, _Call(context, scope["headers"], self._metrics))
+        seconds = _deadline_s(headers.get(b"grpc-timeout", b""))
+        try:
+            response = await (answered if seconds is None else asyncio.wait_for(answered, seconds))
+        except ClientDisconnect:
+            return
+        except TimeoutError:
+            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+            self._metrics.answered(scope["path"], "POST", Answer(b"", 504), seconds or 0.0)
+        data = _framed(response) if context.code is grpc.StatusCode.OK else b""
+        await send({"type": "http.response.start", "status": 200, "headers": _KIND, "trailers": True})
+        await send({"type": "http.response.body", "body": data})
+        await send({"type": "http.response.trailers", "headers": context.trailers()})
 
     async def call(self, name: str, request: Message, context: Any) -> Message:
         """Answer a procedure; what is rejected has its status and sentence in the context.
@@ -287,35 +366,41 @@ class Rpc:
             request: Its message.
             context: Ray Serve's, of this call.
         """
+
+        async def read() -> Message:
+            size = request.ByteSize()
+            if size > self._limits.body_bytes:
+                sentence = f"the message has {size:,} bytes, and serve.max_body_bytes is"
+                raise RejectedError(413, f"{sentence} {self._limits.body_bytes:,}")
+            return request
+
+        return await self._answered(name, read, _Call(context, _headers(context), self._metrics))
+
+    async def _answered(self, name: str, read: Callable[[], Awaitable[Message]], call: _Call) -> Message:
         procedure, started = _PROCEDURES[name], time.perf_counter()
         path = f"/{procedure.service}/{name}"
-        call = _Call(context, _headers(context), self._metrics)
         self._metrics.running.inc()
         try:
-            self._require(procedure, path, request, call.headers)
-            response = await procedure.answer(self, request, call)
+            self._require_key(procedure, path, call.headers)
+            response = await procedure.answer(self, await read(), call)
             said = Answer(b"", version=call.version, images=call.images)
+        except ClientDisconnect:
+            raise
         except Exception as error:
             rejected = rejection(error, path)
-            context.set_code(_CODES.get(rejected.status, grpc.StatusCode.INTERNAL))
-            context.set_details(rejected.sentence)
+            call.context.set_code(_CODES.get(rejected.status, grpc.StatusCode.INTERNAL))
+            call.context.set_details(rejected.sentence)
             response, said = message(f"{name}Response")(), Answer(b"", rejected.status)
         finally:
             self._metrics.running.dec()
         call.metrics.answered(path, "POST", said, time.perf_counter() - started)
         return response
 
-    def _require(
-        self, procedure: _Procedure, path: str, request: Message, headers: list[exchange.Header]
-    ) -> None:
+    def _require_key(self, procedure: _Procedure, path: str, headers: Sequence[exchange.Header]) -> None:
         if self._keys and procedure.needs_key:
             scope = {"path": path, "method": "POST", "headers": headers}
             if rejected := self._keys.reject(scope):
                 raise rejected
-        size = request.ByteSize()
-        if size > self._limit:
-            sentence = f"the message has {size:,} bytes, and serve.max_body_bytes is {self._limit:,}"
-            raise RejectedError(413, sentence)
 
     async def _classify(
         self, asked: Service, images: Images, version: int | None, call: _Call
@@ -369,10 +454,7 @@ class Rpc:
 
     async def _infer(self, request: Message, call: _Call) -> Message:
         asked, version, served = self._chosen(request.model_name, request.model_version, call)
-        listed = [
-            {"name": output.name, "parameters": _parameters(output.parameters)} for output in request.outputs
-        ]
-        wanted = tensors.wanted(Document({"outputs": listed}, booleans=False), served.task)
+        wanted = _wanted(request, served.task)
         images = await self._images(_given(request), served)
         outputs, served = await self._classify(asked, images, version, call)
         response = message("ModelInferResponse")(
@@ -454,6 +536,61 @@ _PROCEDURES = {
     "GetModelStatus": _Procedure(MODELS, Rpc._status),
 }
 
+PATHS = {f"/{procedure.service}/{name}": name for name, procedure in _PROCEDURES.items()}
+"""Procedures by the path of a request."""
+_KIND = [(b"content-type", b"application/grpc")]
+_PLAIN = " !\"#$&'()*+,-./:;<=>?@[]^_`{|}~\\"
+"""What gRPC leaves as it is in a status message, besides letters and digits."""
+_FRAME_BYTES = 5
+_TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+class CallsRoute(BaseRoute):
+    """Names the calls of gRPC where Ray Serve asks the routes what to count a request with. Final."""
+
+    path = "grpc"
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether a request is such a call; `Application` answers it before any route is asked."""
+        return (Match.FULL if scope["path"] in PATHS else Match.NONE), {}
+
+
+def _not_grpc(scope: Scope, headers: Mapping[bytes, bytes]) -> RejectedError | None:
+    """Why a request is no call of gRPC, None where it is one."""
+    path = scope["path"]
+    if scope["method"] != "POST":
+        return RejectedError(405, f"{path} takes POST, not {scope['method'][:20]}", (b"allow", b"POST"))
+    kind = headers.get(b"content-type", b"")
+    if not kind.startswith(_KIND[0][1]):
+        said = repr(kind[:80].decode("latin-1"))
+        return RejectedError(415, f"{path} takes application/grpc, not {said}; use a client of gRPC")
+    return None
+
+
+def _deadline_s(timeout: bytes) -> float | None:
+    """The time that the client gives the call, None where it gives any."""
+    match = _TIMEOUT.fullmatch(timeout)
+    return int(match[1]) * _UNITS[match[2]] if match else None
+
+
+def _framed(response: Message) -> bytes:
+    data: bytes = response.SerializeToString()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
+def _unframed(name: str, body: bytes, encoding: bytes, limits: exchange.Limits) -> Message:
+    """Read the only message of a body: a byte that says whether it is compressed, its length, itself."""
+    if len(body) < _FRAME_BYTES or int.from_bytes(body[1:_FRAME_BYTES], "big") != len(body) - _FRAME_BYTES:
+        raise RejectedError(400, f"the body has {len(body):,} bytes and is not one message of gRPC")
+    data = body[_FRAME_BYTES:]
+    if body[0]:
+        data = exchange.decompress(data, encoding, limits)
+    try:
+        return message(f"{name}Request").FromString(data)
+    except DecodeError:
+        raise RejectedError(400, f"the message is not a {name}Request") from None
+
 
 def _headers(context: Any) -> list[exchange.Header]:
     """The metadata that a client sent, in the form of HTTP's headers."""
@@ -466,6 +603,15 @@ def _headers(context: Any) -> list[exchange.Header]:
 def _parameters(given: Mapping[str, Message]) -> dict[str, Any]:
     """Parameters as their JSON form has them."""
     return {name: getattr(value, value.ListFields()[0][0].name) for name, value in given.items() if value}
+
+
+def _wanted(request: Message, task: Task) -> Sequence[tensors.Wanted]:
+    if not request.outputs:
+        return tensors.every(tuple(task.tensors))
+    listed = [
+        {"name": output.name, "parameters": _parameters(output.parameters)} for output in request.outputs
+    ]
+    return tensors.wanted(Document({"outputs": listed}, booleans=False), task)
 
 
 def _given(request: Message) -> Given:

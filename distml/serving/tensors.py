@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from math import prod
 from typing import Any
@@ -220,6 +221,12 @@ def wanted(document: Document, task: Task) -> list[Wanted]:
             raise RejectedError(400, "shared memory is not offered; leave it out")
         outputs.append(Wanted(called, _flag(own, "binary_data", binary), ranked))
     return outputs
+
+
+@cache
+def every(names: tuple[str, ...]) -> tuple[Wanted, ...]:
+    """All outputs, which is what a client that names none gets."""
+    return tuple(Wanted(name, binary=False, ranked=0) for name in names)
 
 
 def _parameters(member: dict[str, Any], where: str) -> dict[str, Any]:

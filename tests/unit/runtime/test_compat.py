@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
+import socket
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,6 +17,7 @@ import pytest
 
 from distml.runtime import compat
 from distml.runtime.compat import Private
+from tests import serving
 
 ROOT = Path(__file__).parents[3]
 COMPAT = ROOT / "distml" / "runtime" / "compat.py"
@@ -175,3 +178,36 @@ def test_every_use_of_a_private_name_is_detected(line: str) -> None:
 @pytest.mark.parametrize("line", ["self._own()", "super()._own()", "row._replace(a=1)", "sys.modules[name]"])
 def test_own_private_names_are_allowed(line: str) -> None:
     assert not list(reaching(line))
+
+
+async def _several_answers(scope: Any, receive: Any, send: Any) -> None:
+    path, head = scope["path"], {"type": "http.response.start", "status": 200, "headers": []}
+    if path == "/empty":
+        head |= {"status": 204}
+    if path == "/close":
+        head |= {"headers": [(b"connection", b"close"), (b"content-length", b"2")]}
+    await send(head)
+    for part in (b"one", b"two") if path == "/stream" else ():
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    body = b"" if path in ("/empty", "/stream") else b"ok"
+    await send({"type": "http.response.body", "body": body})
+
+
+def _raw(port: int) -> list[bytes]:
+    said = []
+    for path in (b"/plain", b"/stream", b"/empty", b"/close"):
+        for method in (b"GET", b"HEAD"):
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                connection.sendall(method + b" " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+                connection.sendall(b"GET /close HTTP/1.1\r\nhost: x\r\n\r\n")  # over the same connection
+                said.append(b"".join(iter(lambda: connection.recv(4096), b"")))
+    return [re.sub(rb"date: [^\r]*", b"date:", part) for part in said]
+
+
+def test_responses_in_one_write_are_those_of_uvicorn() -> None:
+    with serving.listening(_several_answers) as port:
+        before = _raw(port)
+    assert all(part.count(b"HTTP/1.1 20") == (1 if index >= 6 else 2) for index, part in enumerate(before))
+    compat.http_in_one_write()
+    with serving.listening(_several_answers) as port:
+        assert _raw(port) == before

@@ -66,8 +66,8 @@ def test_only_what_clients_ask_is_at_the_host_where_replicas_have_their_own() ->
     lines = haproxy.corrected(text, "::", "10", "abns@x", replicas_host="127.0.0.1").splitlines()
     assert [line.split()[1] for line in lines if line.strip().startswith("bind")] == [
         ":::8000",
-        "127.0.0.1:8404",
         ":::8001",
+        "127.0.0.1:8404",
         "abns@x",
     ]
     assert "    server one 127.0.0.1:30000 check port 31001" in lines
@@ -251,22 +251,17 @@ backend grpc-distml
 """
 
 
-def test_a_replica_is_as_healthy_over_grpc_as_over_http() -> None:
+def test_calls_of_grpc_are_requests_like_others() -> None:
     text = haproxy.corrected(WRITTEN + GRPC, "127.0.0.1", "10", "abns@x")
-    lines = [line.strip() for line in text[text.index("backend grpc-distml") :].splitlines()]
-    tracked = "proto h2 no-check track http-distml"
-    assert [line for line in lines if line.startswith("server") and "nobody" not in line][:3] == [
-        f"server one 127.0.0.1:40000 {tracked}/one on-marked-down shutdown-sessions",
-        f"server two 10.0.0.7:40000 {tracked}/two on-marked-down shutdown-sessions",
-        "server fallback 127.0.0.1:9001 proto h2 check backup",
+    served = text[text.index("frontend http_frontend") : text.index("backend http-distml")]
+    assert [line.strip() for line in served.splitlines() if line.strip().startswith("bind")] == [
+        "bind 127.0.0.1:8000",
+        "bind 127.0.0.1:9000 proto h2",
     ]
+    assert "grpc" not in text
+    assert "40000" not in text
     assert "tcp-check" not in text
-
-
-def test_a_replica_unknown_to_http_is_checked_directly() -> None:
-    text = haproxy.corrected(WRITTEN + GRPC.replace("two", "three"), "127.0.0.1", "10", "abns@x")
-    assert "track" not in text
-    assert "tcp-check connect" in text
+    assert "listen stats" in text
 
 
 def test_grpc_uses_tls_where_http_does() -> None:

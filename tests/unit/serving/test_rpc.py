@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from distml.config import AuthConfig, ServeConfig
-from distml.serving import rpc
+from distml.runtime import compat
+from distml.serving import haproxy, ingress, rpc
+from distml.serving.application import application
 from distml.serving.encoded import Decoder
 from distml.serving.metrics import Metrics
 from distml.serving.rpc import Message, message
@@ -53,12 +59,52 @@ def _serve(config: ServeConfig, ready: threading.Event, state: dict[str, Any]) -
     asyncio.run(run())
 
 
-def started(config: ServeConfig) -> Iterator[Call]:
+@contextlib.contextmanager
+def by_server(config: ServeConfig) -> Iterator[int]:
+    """The port of a server of gRPC, which Ray Serve's own proxy forwards to."""
     ready, state = threading.Event(), dict[str, Any]()
     thread = threading.Thread(target=_serve, args=(config, ready, state))
     thread.start()
     assert ready.wait(20)
-    with grpc.insecure_channel(f"127.0.0.1:{state['port']}") as channel:
+    yield state["port"]
+    state["loop"].call_soon_threadsafe(state["end"].set)
+    thread.join(20)
+
+
+@contextlib.contextmanager
+def by_haproxy(config: ServeConfig) -> Iterator[int]:
+    """The port of an HAProxy in front of the application of a replica."""
+    compat.http_in_one_write()
+    rpc_ = Servicer(config).rpc
+    app = application(serving.core(), config, calls=dict.fromkeys(rpc.PATHS, rpc_))
+    port, folder = ingress.free_ports()[0], Path(tempfile.mkdtemp())
+    with serving.listening(app) as behind:
+        (folder / "haproxy.cfg").write_text(PROXY.format(port=port, behind=behind))
+        words = [haproxy.program() or "", "-db", "-f", str(folder / "haproxy.cfg")]
+        with subprocess.Popen(words) as process:
+            yield port
+            process.kill()
+
+
+PROXY = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+    option http-buffer-request
+frontend http_frontend
+    bind 127.0.0.1:{port} proto h2
+    default_backend replicas
+backend replicas
+    server one 127.0.0.1:{behind}
+"""
+WAYS = {"server": by_server, "haproxy": by_haproxy}
+
+
+@contextlib.contextmanager
+def started(way: str, config: ServeConfig) -> Iterator[Call]:
+    with WAYS[way](config) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        grpc.channel_ready_future(channel).result(20)
 
         def call(
             service: str, name: str, request: Message, **metadata: str
@@ -68,18 +114,19 @@ def started(config: ServeConfig) -> Iterator[Call]:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=message(f"{name}Response").FromString,
             )
+            timeout, compression = metadata.pop("timeout", "20"), metadata.pop("compression", "")
             sent = [(key.replace("_", "-"), value) for key, value in metadata.items()]
-            response, call = procedure.with_call(request, timeout=20, metadata=sent)
+            packed = grpc.Compression.Gzip if compression else None
+            response, call = procedure.with_call(request, float(timeout), sent, compression=packed)
             return response, dict(call.trailing_metadata())
 
         yield call
-    state["loop"].call_soon_threadsafe(state["end"].set)
-    thread.join(20)
 
 
-@pytest.fixture(scope="module")
-def call() -> Iterator[Call]:
-    yield from started(ServeConfig(max_body_bytes=100_000))
+@pytest.fixture(scope="module", params=WAYS)
+def call(request: pytest.FixtureRequest) -> Iterator[Call]:
+    with started(request.param, ServeConfig(max_body_bytes=100_000)) as call:
+        yield call
 
 
 def inference(images: Any = IMAGES, **members: Any) -> Message:
@@ -269,7 +316,7 @@ INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
         (
             inference(np.zeros((6000, *serving.SHAPE), np.uint8)),
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "serve.max_body_bytes is 100,000",
+            "serve.max_body_bytes",
         ),
     ],
 )
@@ -300,11 +347,60 @@ def test_input_warnings_are_in_the_trailing_metadata(call: Call) -> None:
     assert infer(call, inference(np.zeros_like(IMAGES)))[1]["x-input-warnings"] == "constant"
 
 
-def test_procedures_need_a_key(tmp_path: Path) -> None:
+def test_a_compressed_message_is_unpacked(call: Call) -> None:
+    assert infer(call, inference(), compression="gzip")[0].model_version == "7"
+    with pytest.raises(grpc.RpcError) as caught:  # 48 kB as sent, more than is taken unpacked
+        infer(call, inference(np.zeros((6000, *serving.SHAPE), np.uint8)), compression="gzip")
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_an_unknown_procedure_is_unimplemented(call: Call) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call("inference.Nothing", "ServerLive", message("ServerLiveRequest")())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_what_is_no_call_is_rejected_over_http() -> None:
+    compat.http_in_one_write()
+    config = ServeConfig()
+    app = application(serving.core(), config, calls=dict.fromkeys(rpc.PATHS, Servicer(config).rpc))
+    framed = {"content-type": "application/grpc"}
+    with serving.listening(app) as port, requests.Session() as session:
+        url = f"http://127.0.0.1:{port}/{rpc.INFERENCE}/ModelInfer"
+        assert session.get(url).status_code == 405
+        assert session.post(url, json={}).status_code == 415
+        for body in (b"", b"\0\0\0\0\5abc", b"\0\0\0\0\3\xff\xff\xff", b"\1\0\0\0\3abc"):
+            answered = session.post(url, body, headers=framed)
+            assert (answered.status_code, answered.content) == (200, b"")
+        # whatever follows over the same connection is answered as ever
+        assert session.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+
+
+def test_a_call_ends_with_the_time_its_client_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServeConfig()
+    servicer = Servicer(config)
+
+    async def slowly(*_: Any) -> Message:
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(servicer.rpc, "_answered", slowly)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/grpc"), (b"grpc-timeout", b"20m")]
+    scope = {"path": f"/{rpc.INFERENCE}/ServerLive", "method": "POST", "headers": headers}
+    asyncio.run(servicer.rpc(scope, cast(Any, None), send))
+    assert dict(sent[-1]["headers"])[b"grpc-status"] == b"4"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_procedures_need_a_key(tmp_path: Path, way: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"shop sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
     file.chmod(0o600)
-    for call in started(ServeConfig(auth=AuthConfig(keys_file=str(file)))):
+    with started(way, ServeConfig(auth=AuthConfig(keys_file=str(file)))) as call:
         assert call(rpc.INFERENCE, "ServerReady", message("ServerReadyRequest")())[0].ready
         with pytest.raises(grpc.RpcError) as caught:
             infer(call, inference())
