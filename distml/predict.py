@@ -4,7 +4,7 @@ python -m distml.predict shoe.png photos/ 'new/*.jpg'     files, folders and pat
 python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
 python -m distml.predict shoe.png --version 3 --top 5     a certain version
 python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers
-python -m distml.predict --data FOLDER --output FOLDER    Parquet or pictures in, Parquet out; --embeddings
+python -m distml.predict --data FOLDER --output FOLDER    data of any format in, Parquet out; --embeddings
 """
 
 from __future__ import annotations

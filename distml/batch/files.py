@@ -31,7 +31,7 @@ from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS, Model
 from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
-from distml.data import image, plausible, schema
+from distml.data import fetch, image, plausible, schema
 from distml.data.image import Images, Policy
 from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
@@ -62,7 +62,7 @@ def predict_parts(
         config: Says where Ray is.
         export: The model, verified.
         model: Its name in the registry and its version, None where it is not registered.
-        data: Parquet files with a column `image`, or pictures: a folder or file, a path or URI.
+        data: Folder, file or URI; see `parts.plan`. An archive, also of a web server, is unpacked.
         output: Folder or URI; its `manifest.json` is written last.
         say: Takes a line for the person watching.
         embeddings: Whether the column `embedding` has the features in front of the head.
@@ -76,7 +76,8 @@ def predict_parts(
         DistmlError: The storage refused, or Ray cannot be reached.
     """
     began = time.monotonic()
-    folder, target = Folder(data), Storage(output)
+    folder, target = _opened(config, data), Storage(output)
+    shown = data if fetch.is_archive(data) else folder.root
     target.probe()
     parts = plan(folder, export.sha256 + ", with embeddings" * embeddings)
     names = set(target.names())
@@ -89,10 +90,13 @@ def predict_parts(
     left = [part for part in parts if part.file not in names]
     before = len(parts) - len(left)
     say(f"{len(parts)} parts, {before} of them done before")
+    unused = folder.ledger.counts()
+    if unused:
+        say("left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in unused.items()))
     if left:
         spec = BatchSpec(folder.root, target.root, "", export.sha256, model[1], embeddings)
         _classify_parts(config, export, spec, target, left, say)
-    summary = _sum_up(target, parts) | {"data": folder.root, "output": target.root}
+    summary = _sum_up(target, parts) | {"data": shown, "output": target.root, "left_out": unused}
     seconds = time.monotonic() - began
     named = {"model": model[0], "version": model[1], "sha256": export.sha256}
     summary |= named | {"classes": list(export.classes), "embeddings": embeddings}
@@ -100,6 +104,20 @@ def predict_parts(
     figures = {key: summary[key] for key in ("rows", "failed", "data", "output")}
     places = {"parts": len(parts), "done_before": before, "manifest": target.uri(MANIFEST)}
     return figures | places | {"wall_s": round(seconds, 2)}
+
+
+def _opened(config: Config, data: str) -> Folder:
+    """The folder of the data; an archive is fetched and unpacked below the storage root."""
+    if not fetch.is_remote(data) and (data.lower().endswith(".tar") or not fetch.is_archive(data)):
+        return Folder(data)
+    storage = Storage(config.storage.root)
+    if not storage.local and cluster.address() is not None:
+        raise ConfigError(
+            f"{data} would be unpacked on this machine, where the workers of the cluster cannot read it.",
+            "Unpack it and give the URI of the folder.",
+        )
+    path = fetch.downloaded(data, storage) if fetch.is_remote(data) else data
+    return Folder(path if path.lower().endswith(".tar") else fetch.unpacked(path, storage))
 
 
 @contextlib.contextmanager

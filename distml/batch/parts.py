@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,10 @@ from distml.artifacts import layout
 from distml.artifacts.predictor import Embedder, Predictor
 from distml.data import image as decoding
 from distml.data import plausible
+from distml.data.formats import arrays, image_folder, webdataset
 from distml.data.formats import parquet as columns
-from distml.data.image import SUFFIXES, Policy
-from distml.data.listing import Folder
+from distml.data.image import Policy
+from distml.data.listing import Folder, suffix
 from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
 from distml.storage import Storage
@@ -32,16 +33,21 @@ ROWS = 4096
 _PICTURES = 1024
 
 
+Kind = Literal["pictures", "parquet", "tar", "arrays"]
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows that are read and written together.
 
     Attributes:
         at: Position among all parts.
-        names: One Parquet file, or pictures.
-        groups: Row groups of the file, first and last + 1; None for pictures.
+        names: Pictures, or one file of another kind.
+        groups: Row groups of a Parquet file, pictures of a tar file or rows of another one, first and
+            last + 1; None for pictures.
         first: Number of the first row in its file.
         key: Stands for input and model; the same twice means the same predictions.
+        kind: What the names are.
     """
 
     at: int
@@ -49,6 +55,7 @@ class Part:
     groups: tuple[int, int] | None
     first: int
     key: str
+    kind: Kind = "pictures"
 
     @property
     def file(self) -> str:
@@ -64,36 +71,70 @@ class Part:
         """Read `to_json`."""
         raw = json.loads(text)
         groups = raw["groups"] and tuple(raw["groups"])
-        return cls(raw["at"], tuple(raw["names"]), groups, raw["first"], raw["key"])
+        return cls(raw["at"], tuple(raw["names"]), groups, raw["first"], raw["key"], raw["kind"])
 
 
 def plan(folder: Folder, model: str) -> list[Part]:
-    """Divide a folder or file into parts.
+    """Divide a folder or file into parts; what is left out is in the ledger of the folder.
 
     Args:
-        folder: Parquet files with a column `image`, or pictures, at any depth.
+        folder: At any depth Parquet files with a column of images, or pictures, or tar files of pictures, or
+            IDX, `.npz` and CSV files of pixels; the first of these kinds that is there.
         model: Stands for the model and for what is written of it.
 
     Raises:
-        DataError: Neither, or a Parquet file that cannot be opened.
+        DataError: None of them, or a file that cannot be opened.
     """
-    tables = [name for name in folder.sizes if name.endswith(".parquet")]
-    pictures = [name for name in folder.sizes if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    spans: list[tuple[tuple[str, ...], tuple[int, int] | None, int]]
+    tables = _files(folder, ".parquet")
+    spans: Iterable[_Span]
     if tables:
-        divided = [(table, span, first) for table in tables for span, first in _groups(folder, table)]
-        spans = [((name,), span, first) for name, span, first in divided]
-    elif pictures:
+        spans = (_Span((name,), span, first) for name in tables for span, first in _groups(folder, name))
+        kind: Kind = "parquet"
+    elif pictures := image_folder.pictures(folder):
         chunks = [pictures[at : at + _PICTURES] for at in range(0, len(pictures), _PICTURES)]
-        spans = [(tuple(chunk), None, 0) for chunk in chunks]
+        spans, kind = (_Span(tuple(chunk), None, 0) for chunk in chunks), "pictures"
+    elif tars := _files(folder, ".tar"):
+        counts = ((name, len(webdataset.pictures_in(folder, name))) for name in tars)
+        spans, kind = (span for name, count in counts for span in _cut(name, count, _PICTURES)), "tar"
+    elif files := [name for name in folder.sizes if arrays.is_arrays(folder, name)]:
+        counts = ((name, len(arrays.read_images(folder, name).images)) for name in files)
+        spans, kind = (span for name, count in counts for span in _cut(name, count, ROWS)), "arrays"
     else:
         raise DataError(
-            f"{folder.root} holds neither Parquet files nor pictures.", "Correct --data; unpack archives."
+            f"{folder.root} holds neither Parquet files nor pictures, nor tar, IDX, npz or CSV files.",
+            "Correct --data; unpack other archives.",
         )
+    divided = list(spans)
+    if not divided:
+        raise DataError(f"{folder.root} holds no rows.", "Correct --data.")
+    _leave_out(folder, {name for span in divided for name in span.names}, kind)
     return [
-        Part(at, names, groups, first, _key(folder, names, groups, model))
-        for at, (names, groups, first) in enumerate(spans)
+        Part(at, span.names, span.groups, span.first, _key(folder, span, model), kind)
+        for at, span in enumerate(divided)
     ]
+
+
+class _Span(NamedTuple):
+    names: tuple[str, ...]
+    groups: tuple[int, int] | None
+    first: int
+
+
+def _files(folder: Folder, ending: str) -> list[str]:
+    return [name for name in folder.sizes if suffix(name) == ending]
+
+
+def _cut(name: str, count: int, most: int) -> Iterator[_Span]:
+    for first in range(0, count, most):
+        yield _Span((name,), (first, min(count, first + most)), first)
+
+
+def _leave_out(folder: Folder, used: set[str], kind: Kind) -> None:
+    reason = {"pictures": "no picture", "parquet": "no Parquet file", "tar": "no tar file"}.get(kind)
+    for name in folder.sizes:
+        folder.ledger.reasons.pop(name, None)
+        if name not in used:
+            folder.ledger.skip(name, reason or "no file of images")
 
 
 def _groups(folder: Folder, name: str) -> Iterator[tuple[tuple[int, int], int]]:
@@ -120,8 +161,8 @@ def _image_column(file: Any, name: str) -> str:
     return column
 
 
-def _key(folder: Folder, names: tuple[str, ...], groups: tuple[int, int] | None, model: str) -> str:
-    text = json.dumps([[(name, folder.sizes[name]) for name in names], groups, model])
+def _key(folder: Folder, span: _Span, model: str) -> str:
+    text = json.dumps([[(name, folder.sizes[name]) for name in span.names], span.groups, model])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -152,36 +193,70 @@ ImagesOrErrors = list[tuple[Images, int] | str]
 """For each row its image, uint8 [H, W, C], and the bits its file leaves unused, or why there is none."""
 
 
-def read(folder: Folder, part: Part, policy: Policy) -> Iterator[Rows]:
+def read(folder: Folder, part: Part, policy: Policy, refit: bool = False) -> Iterator[Rows]:
     """Read a part in batches.
 
     Args:
         folder: Where it is.
         part: What is read.
         policy: How the model had its pictures fitted.
+        refit: Whether arrays of another size are fitted like pictures, as they were for training.
 
     Raises:
         DataError: The file of the part cannot be read any more.
     """
-    if part.groups is None:
+    name = part.names[0]
+    if part.kind == "parquet":
+        yield from _of_parquet(folder, part, policy, refit)
+    elif part.kind == "arrays":
+        table = arrays.read_images(folder, name)
+        assert part.groups is not None
+        for at in range(*part.groups, _BATCH):
+            rows = slice(at, min(at + _BATCH, part.groups[1]))
+            places = _places(name, at, rows.stop - at)
+            others = {key: pa.array(values[rows]) for key, values in table.columns.items()}
+            yield _rows(places | others, _fitted(table.images[rows], policy, refit), policy.shape)
+    elif part.kind == "tar":
+        members = webdataset.pictures_in(folder, name)[slice(*(part.groups or ()))]
+        with folder.open(name) as stream:
+            for at in range(0, len(members), _BATCH):
+                some = members[at : at + _BATCH]
+                files = [f"{name}/{member}" for member, _, _ in some]
+                given = [_member(stream, *place, policy) for place in some]
+                yield _rows({SOURCE: pa.array(files, pa.string())}, given, policy.shape)
+    else:
         for at in range(0, len(part.names), _BATCH):
             names = part.names[at : at + _BATCH]
-            yield _rows(
-                {SOURCE: pa.array(names, pa.string())},
-                [_file(folder, name, policy) for name in names],
-                policy.shape,
-            )
-        return
+            given = [_file(folder, name, policy) for name in names]
+            yield _rows({SOURCE: pa.array(names, pa.string())}, given, policy.shape)
+
+
+def _of_parquet(folder: Folder, part: Part, policy: Policy, refit: bool) -> Iterator[Rows]:
     name, at = part.names[0], part.first
     try:
         with folder.open(name) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             column = _image_column(file, name)
-            for batch in file.iter_batches(_BATCH, row_groups=list(range(*part.groups)), use_threads=False):
+            groups = list(range(*(part.groups or ())))
+            for batch in file.iter_batches(_BATCH, row_groups=groups, use_threads=False):
                 identity = _identity(batch, name, at, column)
-                yield _rows(identity, _column(batch.column(column), policy), policy.shape)
+                yield _rows(identity, _column(batch.column(column), policy, refit), policy.shape)
                 at += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
+
+
+def _member(stream: Any, name: str, first: int, size: int, policy: Policy) -> tuple[Images, int] | str:
+    stream.seek(first)
+    return _picture(bytes(stream.read(size)), policy)
+
+
+def _fitted(images: Images, policy: Policy, refit: bool) -> ImagesOrErrors:
+    """Arrays of the model's shape, others fitted where the model had its own arrays fitted, too."""
+    if images.shape[1:] == policy.shape:
+        return [(image, 0) for image in images]
+    if refit and images.shape[3] in (1, 3):
+        return [(image, 0) for image in decoding.refit(images, policy)]
+    return [f"the image is {list(images.shape[1:])}, the model takes {list(policy.shape)}."] * len(images)
 
 
 def _rows(identity: dict[str, Any], images_or_errors: ImagesOrErrors, shape: tuple[int, int, int]) -> Rows:
@@ -194,12 +269,14 @@ def _rows(identity: dict[str, Any], images_or_errors: ImagesOrErrors, shape: tup
 
 def _identity(batch: Any, name: str, first: int, image: str) -> dict[str, Any]:
     """Where rows come from, and every column of theirs but the image."""
-    count = len(batch)
-    places = {
-        SOURCE: pa.array([name] * count, pa.string()),
-        SOURCE_ROW: pa.array(range(first, first + count), pa.int64()),
+    return _places(name, first, len(batch)) | {
+        name: batch.column(name) for name in batch.schema.names if name != image
     }
-    return places | {name: batch.column(name) for name in batch.schema.names if name != image}
+
+
+def _places(name: str, first: int, count: int) -> dict[str, Any]:
+    rows = pa.array(range(first, first + count), pa.int64())
+    return {SOURCE: pa.array([name] * count, pa.string()), SOURCE_ROW: rows}
 
 
 def _file(folder: Folder, name: str, policy: Policy) -> tuple[Images, int] | str:
@@ -209,25 +286,24 @@ def _file(folder: Folder, name: str, policy: Policy) -> tuple[Images, int] | str
         return str(error)
 
 
-def _column(column: Any, policy: Policy) -> ImagesOrErrors:
-    shape = policy.shape
+def _column(column: Any, policy: Policy, refit: bool) -> ImagesOrErrors:
     encoded = columns.encoded(column)
     if encoded is not None:
         return [_picture(value.as_py(), policy) for value in encoded]
     results: ImagesOrErrors = ["there is no image."] * len(column)
     present = np.flatnonzero(np.asarray(column.is_valid().to_numpy(zero_copy_only=False)))
+    if not len(present):
+        return results
     try:
-        arrays = columns.arrays(column.drop_null(), "the column") if len(present) else np.empty((0, *shape))
-        if arrays.shape[1:] != shape:
-            raise DataError(f"the image is {list(arrays.shape[1:])}, the model takes {list(shape)}.")
+        given = _fitted(columns.arrays(column.drop_null(), "the column"), policy, refit)
     except DataError as error:  # a bad row must not take its neighbours with it
         return (
             [str(error)]
             if len(column) == 1
-            else [_column(column.slice(at, 1), policy)[0] for at in range(len(column))]
+            else [_column(column.slice(at, 1), policy, refit)[0] for at in range(len(column))]
         )
-    for at, image in zip(present, arrays, strict=True):
-        results[at] = image, 0
+    for at, image in zip(present, given, strict=True):
+        results[at] = image
     return results
 
 
@@ -282,6 +358,7 @@ class Classifier:
             export = layout.verify(Path(name), task.sha256)
             self._embedder = Embedder.of(export) if task.embeddings else None
             self._predictor = self._embedder.predictor if self._embedder else Predictor.of(export)
+            self._refit = export.policy is not None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify the parts of a batch; returns their rows and how many of them could not be read."""
@@ -292,7 +369,8 @@ class Classifier:
         }
 
     def _classify(self, part: Part) -> tuple[int, int]:
-        tables = [self._table(rows) for rows in read(self._folder, part, self._predictor.pictures)]
+        pictures = self._predictor.pictures
+        tables = [self._table(rows) for rows in read(self._folder, part, pictures, self._refit)]
         table = pa.concat_tables(tables, promote_options="permissive")
         counts = len(table), len(table) - table["error"].null_count
         metadata = {COUNTS: json.dumps({"rows": counts[0], "failed": counts[1]})}

@@ -172,7 +172,11 @@ def predict(parser: Parser) -> None:
         metavar="IMAGE",
         help="picture files, folders, patterns; - reads paths from standard input",
     )
-    add("--data", metavar="URI", help="classify all rows of these Parquet files or pictures instead")
+    add(
+        "--data",
+        metavar="URI",
+        help="predict all pictures or rows of a folder, archive, Parquet, tar or array file",
+    )
     add("--output", metavar="URI", help="folder for the predictions for --data; the same command resumes")
     add(
         "--embeddings",

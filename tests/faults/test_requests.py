@@ -113,7 +113,7 @@ def test_a_huge_body_is_rejected_at_once_and_not_kept(live: Endpoint, body: Any)
         assert said.startswith(b"HTTP/1.1 413 "), said
         assert b"the body is larger than 1,048,576 bytes" in said
         assert seconds <= 1.0
-    # half of what it would be if only the accepted part of each body were kept; the rest is what allocators do
+    # Half of what it would be if the accepted part of each body were kept; the rest is of allocators.
     assert live.memory_bytes() - before <= REJECTED * MEBIBYTE // 2
 
 

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -189,15 +189,9 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
     """
     parts: dict[str, dict[str, Any]] = {}
     for name in _files(folder, ".npz"):
-        try:
-            with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{name} cannot be read as NumPy arrays: {error}.", "Save plain arrays."
-            ) from None
+        arrays = _npz(folder, name)
         for key, values in arrays.items():
-            words = key.lower().replace("-", "_").split("_")
+            words = _words(key)
             kind = "images" if set(words) & set(_IMAGES) else "labels" if set(words) & set(_LABELS) else None
             if kind is None:
                 shown = ", ".join(arrays)
@@ -214,6 +208,18 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
     return _source(folder, labelled, task)
 
 
+def _npz(folder: Folder, name: str) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name} cannot be read as NumPy arrays: {error}.", "Save plain arrays.") from None
+
+
+def _words(key: str) -> list[str]:
+    return key.lower().replace("-", "_").split("_")
+
+
 def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Read tables with a label and one column a pixel; the images are square, gray or in three colours.
 
@@ -222,27 +228,38 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
     """
     parts: Parts = {}
     for name in _files(folder, ".csv"):
-        try:
-            table = csv.read_csv(pa.BufferReader(folder.read(name)))
-        except pa.ArrowException as error:
-            raise DataError(f"{name} cannot be read as CSV: {error}.") from None
+        table = _csv(folder, name)
         named = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
         asked = [data.label_column] if isinstance(data.label_column, str) else data.label_column
         labels = tuple(asked or (named if len(named) == 1 else ()))
         if not labels or set(labels) - set(table.column_names):
             shown = ", ".join(table.column_names[:5])
             raise DataError(f"{name} has no column of labels, but {shown}….", "Set data.label_column.")
-        pixels = [table.column(key) for key in table.column_names if key not in labels]
-        wrong = [column.type for column in pixels if not pa.types.is_integer(column.type)]
-        if wrong:
-            raise DataError(f"{name} has pixels of {wrong[0]}, not whole numbers.", "Remove other columns.")
-        values = np.stack([np.asarray(column.to_pylist(), np.int64) for column in pixels], 1)
+        values = _pixels(table, [key for key in table.column_names if key not in labels], name)
         split = split_of_file(name) or "train"
         parts["test" if split == "eval" else split] = (
             _square(values, name),
             _labels_of(table.select(labels), name, task),
         )
     return _source(folder, parts, task, task.named(labels))
+
+
+def _csv(folder: Folder, name: str) -> pa.Table:
+    try:
+        return csv.read_csv(pa.BufferReader(folder.read(name)))
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read as CSV: {error}.") from None
+
+
+def _pixels(table: pa.Table, columns: Sequence[str], name: str) -> npt.NDArray[np.int64]:
+    """Values of these columns, [N, pixels]."""
+    pixels = [table.column(key) for key in columns]
+    wrong = [column.type for column in pixels if not pa.types.is_integer(column.type)]
+    if wrong:
+        raise DataError(f"{name} has pixels of {wrong[0]}, not whole numbers.", "Remove other columns.")
+    if missing := [key for key, column in zip(columns, pixels, strict=True) if column.null_count]:
+        raise DataError(f"{name} has no value in some rows of {missing[0]}.", "Fill or remove those rows.")
+    return np.stack([np.asarray(column.to_numpy(), np.int64) for column in pixels], 1)
 
 
 def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]:
@@ -277,6 +294,59 @@ def _files(folder: Folder, ending: str) -> list[str]:
     if not matching:
         raise DataError(f"{folder.root} holds no {ending} files.", "Check data.path and data.format.")
     return matching
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images of one file that are to be predicted, whatever labels they have.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        columns: What else the file says of each row; lists of N.
+    """
+
+    images: Images
+    columns: Mapping[str, list[Any]]
+
+
+def is_arrays(folder: Folder, name: str) -> bool:
+    """Whether `read_images` can read a file, by its name and, of a CSV table, its first line."""
+    lower = name.lower()
+    match = _NAME.fullmatch(lower.rpartition("/")[2])
+    if match is not None:
+        return match["kind"] == "images"
+    return lower.endswith(".npz") or (lower.endswith(".csv") and is_csv_pixels(folder, name))
+
+
+def read_images(folder: Folder, name: str) -> Table:
+    """Read the images of an IDX file, an `.npz` (all its arrays called so, one after another) or a CSV table.
+
+    Raises:
+        DataError: The file is damaged, or holds no images or several shapes.
+    """
+    lower = name.lower()
+    if lower.endswith(".npz"):
+        arrays = _npz(folder, name)
+        called = [key for key in arrays if set(_words(key)) & set(_IMAGES)]
+        if not called:
+            raise DataError(f"{name} holds {', '.join(arrays)}; none is called images.", "Call it images.")
+        parts = [to_nhwc(arrays[key], f"{name} {key}") for key in called]
+        shapes = sorted({part.shape[1:] for part in parts})
+        if len(shapes) > 1:
+            raise DataError(f"{name} holds images of several shapes: {shapes}.", "Give each a file.")
+        keys = [key for key, part in zip(called, parts, strict=True) for _ in range(len(part))]
+        return Table(np.concatenate(parts), {"array": keys} if len(called) > 1 else {})
+    if lower.endswith(".csv"):
+        table = _csv(folder, name)
+        numbered = [key for key in table.column_names if key.lower().removeprefix("pixel").isdigit()]
+        labels = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
+        pixels = numbered or [key for key in table.column_names if key not in labels]
+        others = [key for key in table.column_names if key not in pixels]
+        images = to_nhwc(_square(_pixels(table, pixels, name), name), name)
+        return Table(images, {key: table.column(key).to_pylist() for key in others})
+    packed = folder.read(name)
+    content = gunzip(name, packed) if packed[:2] == b"\x1f\x8b" else packed
+    return Table(to_nhwc(parse(name, content, (3, 4)), name), {})
 
 
 def _squeezed(labels: Any) -> Any:

@@ -60,6 +60,25 @@ def is_webdataset(folder: Folder) -> bool:
     return bool(endings & {"cls", "json", "label"}) and any(f".{ending}" in SUFFIXES for ending in endings)
 
 
+def pictures_in(folder: Folder, tar: str) -> list[tuple[str, int, int]]:
+    """Return name, first byte and size of every picture of a tar file, whatever its label is.
+
+    Raises:
+        DataError: It is no tar file, or a compressed one.
+    """
+    try:
+        with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
+            return [
+                (member.name, member.offset_data, member.size)
+                for member in packed
+                if member.isreg()
+                and suffix(member.name) in SUFFIXES
+                and not member.name.rpartition("/")[2].startswith(".")
+            ]
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
+
+
 def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
     """Index the tar files and look at every picture's header.
 

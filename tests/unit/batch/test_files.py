@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,17 @@ def test_files_are_predicted_in_batches(
         (f"./{number}.png", "dog") for number in range(5)
     ]
     assert [entry["file"] for entry in result["failed"]] == ["./bad.png"]
+
+
+def test_an_archive_is_unpacked_below_the_storage_root(tmp_path: Path) -> None:
+    config = Config.resolve({"storage": {"root": str(tmp_path / "storage")}})
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 7).save(stream, "PNG")
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as packed:
+        packed.writestr("some/a.png", stream.getvalue())
+    folder = files._opened(config, str(tmp_path / "new.zip"))
+    assert list(folder.sizes) == ["some/a.png"]
+    assert folder.root.startswith(str(tmp_path / "storage" / "cache"))
+    with tarfile.open(tmp_path / "new.tar", "w") as plain:
+        plain.add(tmp_path / "new.zip", "b.png")
+    assert list(files._opened(config, str(tmp_path / "new.tar")).sizes) == ["new.tar"]

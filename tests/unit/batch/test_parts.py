@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from distml.batch import parts
-from distml.data import schema
+from distml.data import image, schema
 from distml.data.image import Policy
 from distml.data.listing import Folder
 from distml.errors import DataError
@@ -151,7 +153,7 @@ def test_the_images_of_a_table_may_be_called_otherwise(tmp_path: Path, column: s
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"text", "holds neither Parquet files nor pictures"),
+        ("a.txt", b"text", "holds neither Parquet files nor pictures, nor tar"),
         ("a.parquet", b"no Parquet", "a.parquet cannot be read as Parquet"),
     ],
 )
@@ -200,3 +202,104 @@ def test_an_unusable_array_does_not_affect_its_batch(tmp_path: Path) -> None:
     assert "span 300 to 300" in str(rows.errors[1])
     assert rows.errors[2] == "there is no image."
     assert rows.errors[3] == "the image is [3, 3, 1], the model takes [6, 5, 1]."
+
+
+PLAIN = Policy(SHAPE)
+
+
+def all_rows(path: Path, policy: Policy = PLAIN, refit: bool = False) -> list[parts.Rows]:
+    folder = Folder(str(path))
+    return [
+        rows
+        for part in parts.plan(folder, "m")
+        for rows in parts.read(Folder(str(path)), part, policy, refit)
+    ]
+
+
+def test_the_pictures_of_tar_files_are_read_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_PICTURES", 2)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as packed:
+            for at in range(3):
+                for ending, content in (("png", png(value=10 * shard + at)), ("cls", b"1")):
+                    member = tarfile.TarInfo(f"{at}.{ending}")
+                    member.size = len(content)
+                    packed.addfile(member, io.BytesIO(content))
+    read = all_rows(tmp_path)
+    assert [len(rows.images) for rows in read] == [2, 1, 2, 1]
+    assert np.concatenate([rows.images[:, 0, 0, 0] for rows in read]).tolist() == [0, 1, 2, 10, 11, 12]
+    assert read[3].identity["source"].to_pylist() == ["1.tar/2.png"]
+    (tmp_path / "2.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match=r"2.tar cannot be read as a tar file"):
+        all_rows(tmp_path)
+
+
+def test_files_of_arrays_are_read_with_what_they_say_of_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROWS", 4)
+    images = np.random.default_rng(0).integers(0, 256, (10, *SHAPE), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images[:7], y_train=np.arange(7), x_test=images[7:])
+    (tmp_path / "README.md").write_text("what it is")
+    read = all_rows(tmp_path)
+    assert [len(rows.images) for rows in read] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([rows.images for rows in read]), images)
+    assert read[1].identity["source_row"].to_pylist() == [4, 5, 6, 7]
+    assert read[1].identity["array"].to_pylist() == ["x_train"] * 3 + ["x_test"]
+    folder = Folder(str(tmp_path))
+    parts.plan(folder, "m")
+    assert folder.ledger.reasons == {"README.md": "no file of images"}
+
+
+def test_a_table_of_pixels_without_labels_keeps_its_other_columns(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    lines = ["id," + ",".join(f"pixel{at}" for at in range(16))]
+    lines += [f"{row + 100}," + ",".join(map(str, image.ravel())) for row, image in enumerate(images)]
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    [rows] = all_rows(tmp_path, Policy((4, 4, 1)))
+    np.testing.assert_array_equal(rows.images, images)
+    assert rows.identity["id"].to_pylist() == [100, 101, 102]
+    lines[1] = "100," + "," * 15
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"has no value in some rows of pixel0"):
+        all_rows(tmp_path)
+
+
+def test_idx_images_need_no_labels(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 5), np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in images.shape)
+    (tmp_path / "new-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    [rows] = all_rows(tmp_path)
+    np.testing.assert_array_equal(rows.images[..., 0], images)
+
+
+def test_arrays_of_another_size_are_fitted_where_training_fitted_its_own(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    [rows] = all_rows(tmp_path)
+    assert rows.errors == ["the image is [12, 10, 1], the model takes [6, 5, 1]."] * 3
+    [rows] = all_rows(tmp_path, refit=True)
+    np.testing.assert_array_equal(rows.images, image.refit(images, Policy(SHAPE)))
+    (tmp_path / "a.npz").unlink()
+    table_images = pa.array([each.ravel().tolist() for each in images], pa.list_(pa.int64(), 120))
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int64(), (12, 10)), table_images)
+    pq.write_table(pa.table({"image": tensors}), tmp_path / "a.parquet")
+    [rows] = all_rows(tmp_path, refit=True)
+    np.testing.assert_array_equal(rows.images, image.refit(images, Policy(SHAPE)))
+
+
+def test_arrays_without_a_known_name_are_an_error_message(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", first=np.zeros((1, 6, 5), np.uint8))
+    with pytest.raises(DataError, match=r"a\.npz holds first; none is called images"):
+        all_rows(tmp_path)
+
+
+def test_pictures_without_an_ending_are_predicted_and_others_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(png(value=3))
+    (tmp_path / "notes.txt").write_text("no picture")
+    folder = Folder(str(tmp_path))
+    [part] = parts.plan(folder, "m")
+    assert part.names == ("photo",)
+    assert folder.ledger.counts() == {"no picture": 1}
