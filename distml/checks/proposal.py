@@ -75,6 +75,7 @@ class Facts:
         shape: (H, W, C) that ingest would choose by itself.
         damaged: Pictures whose headers cannot be used.
         skipped: Entries left out by reason.
+        notes: What was noticed in the layout.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Facts:
     shape: tuple[int, int, int]
     damaged: int
     skipped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -177,6 +179,7 @@ def examine(config: Config, path: str) -> tuple[Facts, Source]:
         shape=source.shape,
         damaged=len(source.faults),
         skipped={} if source.ledger is None else source.ledger.counts(),
+        notes=source.notes,
     )
     return facts, source
 
@@ -576,6 +579,8 @@ def _tell(
     console.print(f"data     {facts.total:,} rows ({rows}) of {len(facts.counts)} classes, {facts.form}")
     for reason, count in facts.skipped.items():
         console.print(f"         {count:,} entries are left out: {reason}")
+    for note in facts.notes:
+        console.print(f"         {note}")
     if facts.damaged:
         console.print(f"         left out because they cannot be read: {facts.damaged:,}")
     train = checked.train

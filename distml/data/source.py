@@ -123,6 +123,7 @@ class Source:
         faults: Images that are unusable by their header, before anything is decoded.
         fingerprint: Differs where the data changed; None where it is not known.
         scaled: Whether the rows were arrays that the policy only scales.
+        notes: What was noticed in the layout, a sentence each; the manifest keeps it among its warnings.
     """
 
     shape: tuple[int, int, int]
@@ -134,6 +135,7 @@ class Source:
     faults: tuple[Fault, ...] = ()
     fingerprint: str | None = None
     scaled: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> bool:

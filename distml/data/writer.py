@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ class SecondLook:
         return tuple(said)
 
 
+_APART = re.compile(r"[\s_-]+")
+_COPY = re.compile(r"( copy)?( ?\(\d+\))?$")
+"""What file managers add to the name of a copy."""
+
+
 def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tuple[str, ...]:
     """Say what is odd about how the classes are divided.
 
@@ -105,10 +111,13 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
     said = []
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+        alike.setdefault(_COPY.sub("", " ".join(_APART.split(name.casefold().strip()))), []).append(name)
     for names in (names for names in alike.values() if len(names) > 1):
         shown = " and ".join(map(repr, names))
-        said.append(f"the classes {shown} differ in case or spaces only; rename them if they are one class.")
+        said.append(
+            f"the classes {shown} differ in case, separators or a copy's number only; "
+            "rename them if they are one class."
+        )
     for split, rows in counts.items():
         empty = [name for name, count in zip(classes, rows, strict=True) if not count]
         if empty:
@@ -140,6 +149,8 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         DataError: Images that cannot be used, or too few rows.
         StorageError: The storage cannot be written or is full.
     """
+    for note in source.notes:
+        _LOG.warning("%s", note)
     with _pool(config, storage, source) as pool:
         run = None if pool is None else pool.run
         parts = divide(config, source, run)
@@ -172,7 +183,7 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         entries=None if source.ledger is None else source.ledger.entries,
         skipped={} if source.ledger is None else source.ledger.counts(),
         left_out=tuple((fault.name, fault.reason) for fault in left_out),
-        warnings=warnings,
+        warnings=(*source.notes, *warnings),
         encoding=None if writer.encoding == "tensor" else writer.encoding,
     )
 

@@ -87,6 +87,7 @@ class Inspection:
         sizes: Pictures by "WIDTHxHEIGHT".
         formats: Pictures by format of the file.
         skipped: Entries that were left out, by reason.
+        notes: What was noticed in the layout, a sentence each.
         damaged: Name and reason of pictures that cannot be used.
         blank: Pictures of one colour.
         outliers: Pictures by what is unusual about them.
@@ -107,6 +108,7 @@ class Inspection:
     sizes: dict[str, int] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     damaged: list[tuple[str, str]] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     outliers: dict[str, list[str]] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class Inspection:
 
     def findings(self) -> list[str]:
         """Say what matters, a sentence each, what spoils a measurement first."""
-        said = []
+        said = [*self.notes]
         for splits, pairs in self.leaks.items():
             held, _, other = splits.partition(" / ")
             many = _counted(len({name for name, _ in pairs}), "picture")
@@ -206,6 +208,7 @@ def look(config: Config) -> tuple[Inspection, dict[str, str]]:
         classes=_counts(source),
         what=source.task.what,
         skipped={} if source.ledger is None else source.ledger.counts(),
+        notes=source.notes,
         damaged=[(fault.name, fault.reason) for fault in (*source.faults, *seen.faults)],
     )
     _headers(config, storage, made)

@@ -6,6 +6,7 @@ the configuration leaves it open, and what is not a picture is named at once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import re
@@ -86,7 +87,9 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         gone = set(alone)
         names = [name for name in names if name not in gone]
         divided = {split: paths for split, paths in divided.items() if split != "test"}
-    classes_of = _labelled(divided, data.label_pattern, task)
+    listed = _listed(folder, divided) if task is Classification and data.label_pattern is None else {}
+    plain = {split: paths for split, paths in divided.items() if split not in listed}
+    classes_of = _labelled(plain, data.label_pattern, task) | listed
     for split in divided.keys() - classes_of.keys():
         for name in divided[split]:
             folder.ledger.skip(name, "a test picture without a class")
@@ -97,7 +100,76 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if bad and data.on_error == "fail":
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
     source.require_usable(bad, len(names), data)
-    return of_files(folder, classes_of, headers, data, bad, task)
+    opened = of_files(folder, classes_of, headers, data, bad, task)
+    levels = () if data.label_pattern else _levels(divided["train"])
+    return dataclasses.replace(opened, notes=(*levels, *_masks(names)))
+
+
+def _levels(paths: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that the folders below all classes are the same: they may be the classes.
+
+    Args:
+        paths: Each training picture's path from the class folder on.
+    """
+    below: dict[str, set[str]] = {}
+    for path in paths.values():
+        above, *inner = path.split("/")[:-1] or [""]
+        below.setdefault(above, set()).update(inner[:1])
+    first = next(iter(below.values()))
+    if len(below) < 2 or len(first) < 2 or any(inner != first for inner in below.values()):
+        return ()
+    shown, groups = ", ".join(sorted(first)[:5]), ", ".join(sorted(below)[:5])
+    return (
+        f"the classes are {groups}, and below each lie the same folders: {shown}. If those are the classes, "
+        "set data.label_pattern: '[^/]+/([^/]+)/'.",
+    )
+
+
+_MASK = re.compile(r"(.+?)[-_ ]?(?:mask|gt|seg|segmentation|groundtruth)(?:[-_ ]?\d+)?", re.IGNORECASE)
+
+
+def _masks(names: Sequence[str]) -> tuple[str, ...]:
+    """Say that some pictures are called like masks of others."""
+    stems = {name[: len(name) - len(suffix(name))] for name in names}
+    masks = [
+        name
+        for name in names
+        if (match := _MASK.fullmatch(name[: len(name) - len(suffix(name))])) and match[1] in stems
+    ]
+    if not masks:
+        return ()
+    return (
+        f"{len(masks)} pictures are called like masks of others, as {masks[0]}, and are used as pictures; "
+        "remove them if they are masks.",
+    )
+
+
+def _listed(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Labels of held-out pictures that lie in no class folder, from a text file that lists them.
+
+    Each line is a picture's name and its label, then whatever follows, as in Tiny ImageNet's
+    `val/val_annotations.txt`. A file counts that names every picture of a split, with classes of the
+    training rows.
+    """
+    classes = {path.partition("/")[0] for path in divided["train"].values() if "/" in path}
+    labels: dict[str, dict[str, str]] = {}
+    for split, paths in divided.items():
+        if split == "train" or classes & {path.partition("/")[0] for path in paths.values()}:
+            continue
+        for file in sorted(name for name in folder.sizes if suffix(name) in (".txt", ".tsv", ".csv")):
+            of_name = _lines(folder, file)
+            some = {name: of_name.get(name.rpartition("/")[2], "") for name in paths}
+            if set(some.values()) <= classes:
+                _LOG.warning("%s: the classes of the pictures are taken from %s", split, file)
+                labels[split] = some
+                break
+    return labels
+
+
+def _lines(folder: Folder, file: str) -> dict[str, str]:
+    """What follows the name of a picture in each line of a text file."""
+    words = (re.split(r"[\t ,]+", line) for line in folder.read(file).decode("utf-8", "replace").splitlines())
+    return {first.rpartition("/")[2]: rest[0] for first, *rest in words if rest}
 
 
 def in_classes(folder: Folder) -> bool:

@@ -828,7 +828,79 @@ def test_classes_that_differ_in_case_only_give_a_warning(tmp_path: Path, storage
         for k in np.flatnonzero(label == LABELS):
             (tmp_path / "set" / name / f"{k}.png").write_bytes(png(COLOUR[k]))
     manifest, _ = ingest(storage_root, tmp_path / "set")
-    assert "the classes 'Cat' and 'cat' differ in case or spaces only" in " ".join(manifest.warnings)
+    assert "the classes 'Cat' and 'cat' differ in case, separators" in " ".join(manifest.warnings)
+
+
+def noted(tmp_path: Path, storage_root: Path, *places: str, **data: Any) -> tuple[str, tuple[str, ...]]:
+    """What is said of pictures at these places, and the classes."""
+    for place in places:
+        for k in range(6):
+            path = tmp_path / "set" / place.format(k)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(COLOUR[6 * places.index(place) + k]))
+    manifest, _ = ingest(storage_root, tmp_path / "set", **data)
+    return " ".join(manifest.warnings), manifest.classes
+
+
+def test_the_same_folders_below_all_classes_may_be_the_classes(tmp_path: Path, storage_root: Path) -> None:
+    places = [f"{where}/{name}/{{}}.png" for where in ("indoor", "outdoor") for name in ("cat", "dog")]
+    said, classes = noted(tmp_path, storage_root, *places)
+    assert classes == ("indoor", "outdoor")
+    pattern = "[^/]+/([^/]+)/"
+    assert "below each lie the same folders: cat, dog. If those are the classes, set" in said
+    assert f"data.label_pattern: '{pattern}'" in said
+    said, classes = noted(tmp_path, storage_root, *places, label_pattern=pattern)
+    assert classes == ("cat", "dog")
+    assert "same folders" not in said
+
+
+def test_other_folders_below_the_classes_are_nothing_to_say(tmp_path: Path, storage_root: Path) -> None:
+    said, classes = noted(
+        tmp_path, storage_root, "cat/a/{}.png", "cat/b/{}.png", "dog/a/{}.png", "dog/c/{}.png"
+    )
+    assert classes == ("cat", "dog")
+    assert "same folders" not in said
+
+
+def test_pictures_called_like_masks_of_others_give_a_warning(tmp_path: Path, storage_root: Path) -> None:
+    said, _ = noted(tmp_path, storage_root, "a/x ({}).png", "a/x ({})_mask.png", "b/face_mask_{}.png")
+    assert "6 pictures are called like masks of others, as a/x (0)_mask.png" in said
+
+
+def held_out(tmp_path: Path, lines: str) -> Path:
+    """Class folders for training, and pictures of validation that a text file gives their classes."""
+    for k in range(12):
+        for place in (f"train/{'cat' if k % 2 else 'dog'}/images/{k}.png", f"val/images/v{k}.png"):
+            path = tmp_path / "set" / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(COLOUR[k + 20 * place.startswith("val")]))
+    (tmp_path / "set" / "val" / "val_annotations.txt").write_text(lines)
+    return tmp_path / "set"
+
+
+def test_held_out_pictures_have_their_classes_from_a_list(tmp_path: Path, storage_root: Path) -> None:
+    names = ["cat" if k % 3 else "dog" for k in range(12)]
+    lines = "".join(f"v{k}.png\t{name}\t0\t0\t62\t62\n" for k, name in enumerate(names))
+    manifest, splits = ingest(storage_root, held_out(tmp_path, lines))
+    assert manifest.rows["validation"] == 12
+    images, labels = splits["validation"][:2]
+    by_picture = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    assert [manifest.classes[by_picture[COLOUR[20 + k].tobytes()]] for k in range(12)] == names
+
+
+@pytest.mark.parametrize("lines", ["v0.png\tcat\n", "".join(f"v{k}.png bird\n" for k in range(12))])
+def test_a_list_of_some_pictures_or_of_other_classes_is_none(
+    tmp_path: Path, storage_root: Path, lines: str
+) -> None:
+    with pytest.raises(DataError, match="the validation label images is not among the classes"):
+        ingest(storage_root, held_out(tmp_path, lines))
+
+
+def test_a_copied_class_folder_gives_a_warning(tmp_path: Path, storage_root: Path) -> None:
+    said, _ = noted(tmp_path, storage_root, "t-shirt/{}.png", "T_Shirt (1)/{}.png", "hat/{}.png")
+    assert (
+        "the classes 'T_Shirt (1)' and 't-shirt' differ in case, separators or a copy's number only" in said
+    )
 
 
 def test_a_test_class_of_another_spelling_names_the_training_class(
