@@ -1,14 +1,17 @@
 """Prometheus metrics of the endpoint (replica).
 
-Several replicas share one port, so a scrape reaches any of them. Each therefore sends the others what it has
-counted, every few seconds, and each exports all: every sample carries its replica's name, so
-that rates do not depend on the replica asked, and a replica that has ended drops out.
+Several replicas share one port, so a scrape reaches any of them. Each therefore tells the watcher what it has
+counted, every few seconds, and the one that is asked exports all: every sample carries its replica's name, so
+that rates do not depend on the replica asked, and a replica that has ended drops out. What a scrape costs is
+in proportion to the replicas; if each sent its counts to all others, it would be to their square.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +25,9 @@ KIND = b"text/plain; version=0.0.4; charset=utf-8"
 
 Families = Sequence[Metric]
 """What one replica has counted; pickles."""
+Ask = Callable[[], Awaitable[Mapping[str, Families]]]
+"""Tells what replicas have counted, by their names."""
+_ASKED_S = 2.0
 
 _OF_NO_MODEL = (
     "distml_requests",
@@ -49,7 +55,10 @@ class Metrics:
 
     def __init__(self, replica: str = "", model: str = "", parts: Sequence[Metrics] = ()) -> None:
         self._replica, self._model, self._parts = replica, model, parts
+        self._ask: Ask | None = None
         self._others: Mapping[str, Families] = {}
+        self.replicas = 1
+        """How many replicas answer, as far as this one has heard."""
         self._registry = registry = CollectorRegistry()
         kept: dict[str, Any] = {"registry": registry}
         self._requests = Counter(
@@ -121,17 +130,18 @@ class Metrics:
         labelled = [_labelled(family, "model", self._model) for family in own]
         return [*labelled, *(family for part in self._parts for family in part.families())]
 
-    @property
-    def replicas(self) -> int:
-        """How many replicas answer, as far as this one has heard."""
-        return 1 + len(self._others)
+    def ask_others(self, ask: Ask) -> None:
+        """Say who knows what all replicas have counted; it is asked at each scrape."""
+        self._ask = ask
 
-    def hear(self, others: Mapping[str, Families]) -> None:
-        """Take what the other replicas have counted, by their names."""
-        self._others = others
+    async def text(self) -> bytes:
+        """Return the metrics of all replicas in Prometheus's text format.
 
-    def text(self) -> bytes:
-        """Return the metrics of all replicas in Prometheus's text format."""
+        While it is not known what the others have counted, it is what was known last.
+        """
+        if self._ask:
+            with contextlib.suppress(Exception):  # the watcher restarts
+                self._others = await asyncio.wait_for(self._ask(), _ASKED_S)
         registry = CollectorRegistry()
         registry.register(_Merged({**self._others, self._replica: self.families()}))
         return generate_latest(registry)

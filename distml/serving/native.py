@@ -531,4 +531,4 @@ def _add_health(routes: APIRouter, models: Models) -> None:
     async def scrape(request: Request) -> Answer:
         """Show all metrics in Prometheus's text format."""
         metrics: Metrics = request.app.metrics
-        return Answer(metrics.text(), kind=KIND)
+        return Answer(await metrics.text(), kind=KIND)

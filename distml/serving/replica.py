@@ -36,7 +36,7 @@ from distml.serving import haproxy
 from distml.serving.batching import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
-from distml.serving.metrics import Metrics
+from distml.serving.metrics import Families, Metrics
 from distml.serving.models import ModelSet, hosted
 from distml.serving.request_log import RequestLog
 from distml.serving.rpc import PATHS, Rpc, procedures
@@ -264,6 +264,7 @@ class Replica:
         await self._await_models()
         await prepared
         await self._share_once()
+        self._metrics.ask_others(self._counted)
         self._tasks.append(asyncio.create_task(self._share()))
         if haproxy.HOST in os.environ:  # HAProxy is the ingress
             self._health.start()
@@ -296,6 +297,10 @@ class Replica:
     def _rows(self, outcome: str) -> float:
         return self._log.counts()[outcome]
 
+    async def _counted(self) -> Mapping[str, Families]:
+        counted: Mapping[str, Families] = await self._watcher.counted.remote()
+        return counted
+
     async def _share(self) -> None:
         while True:
             await asyncio.sleep(_SHARE_S)
@@ -303,8 +308,8 @@ class Replica:
 
     async def _share_once(self) -> None:
         with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
-            others, standing = await self._watcher.share.remote(self._name, self._metrics.families())
-            self._metrics.hear(others)
+            told = await self._watcher.share.remote(self._name, self._metrics.families())
+            self._metrics.replicas, standing = told
             for name, loader in self._loaders.items():
                 loader.core.learn(standing[name])
 

@@ -460,19 +460,22 @@ class Watcher:
         """Return the models of which there is nothing to load; see `Watch.settled`."""
         return {name for name, watched in self._watched.items() if watched.watch.settled()}
 
-    async def share(self, replica: str, counted: Families) -> tuple[dict[str, Families], dict[str, Standing]]:
-        """Take a replica's metrics; return those of the others, and how each model stands in the registry."""
+    async def share(self, replica: str, counted: Families) -> tuple[int, dict[str, Standing]]:
+        """Take a replica's metrics; return how many replicas there are and how each model stands."""
         now = time.monotonic()
         self._counted[replica] = (now, counted)
         self._counted = {
             name: counts for name, counts in self._counted.items() if now - counts[0] < _SILENT_S
         }
-        others = {name: counts for name, (_, counts) in self._counted.items() if name != replica}
         standing = {
             name: Standing(watched.watch.registry, watched.watch.models.refused)
             for name, watched in self._watched.items()
         }
-        return others, standing
+        return len(self._counted), standing
+
+    async def counted(self) -> dict[str, Families]:
+        """Return what all replicas have counted, by their names."""
+        return {name: counts for name, (_, counts) in self._counted.items()}
 
     async def files(self, name: str, number: int) -> dict[str, bytes]:
         """Return a version's files by their path."""

@@ -95,8 +95,7 @@ def newest(config: Config) -> ModelVersion | None:
 
 def _newest(config: Config, condition: str) -> ModelVersion | None:
     def ask(client: Any) -> Any:
-        versions = client.search_model_versions(condition)
-        return max(versions, key=lambda version: int(version.version), default=None)
+        return next(iter(client.search_model_versions(condition, 1, ["version_number DESC"])), None)
 
     return _version(config, ask)
 

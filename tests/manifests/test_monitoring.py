@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -28,7 +29,7 @@ OF_RAY = {  # seen in what a Ray 2.60 exports
 
 def known() -> set[str]:
     """Names of all metrics that an expression may use."""
-    of_serving = set(re.findall(r"^# TYPE (\S+)", Metrics().text().decode(), re.MULTILINE))
+    of_serving = set(re.findall(r"^# TYPE (\S+)", asyncio.run(Metrics().text()).decode(), re.MULTILINE))
     series = of_serving | {f"{name}{end}" for name in of_serving for end in ("_bucket", "_sum", "_count")}
     return series | {f"ray_distml_train_{name}" for name in exporters.GAUGES} | OF_RAY | {"up"}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,16 +170,25 @@ def test_any_replica_exports_the_metrics_of_the_others() -> None:
     for counted, count in ((first, 3), (second, 4)):
         for _ in range(count):
             counted.answered("/predict", "POST", Answer(b"", version=7, images=2), 0.1)
-    first.hear({"two": pickle.loads(pickle.dumps(second.families()))})
-    text = first.text().decode()
+    known: dict[str, Any] = {"two": pickle.loads(pickle.dumps(second.families())), "one": []}
+
+    async def ask() -> dict[str, Any]:
+        if known is None:
+            raise ConnectionError("the watcher restarts")
+        return known
+
+    first.ask_others(ask)
+    text = asyncio.run(first.text()).decode()
     assert metrics(text, "distml_requests_total") == {
         ("POST", "one", "/predict", "200", "7"): 3,
         ("POST", "two", "/predict", "200", "7"): 4,
     }
     assert metrics(text, "distml_request_images_sum") == {("one",): 6, ("two",): 8}
     assert text.count("# TYPE distml_requests_total counter") == 1
-    first.hear({})
-    assert "two" not in first.text().decode()
+    kept, known = known, None  # type: ignore[assignment]
+    assert '"two"' in asyncio.run(first.text()).decode()  # what was known last
+    known = {"one": kept["one"]}
+    assert '"two"' not in asyncio.run(first.text()).decode()
 
 
 def test_batch_sizes_and_queue_length_are_measured() -> None:

@@ -148,7 +148,7 @@ def test_each_name_has_a_rate_that_replicas_share(file: Path, monkeypatch: pytes
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     checked = check(file, requests_per_s=4.0)
-    checked._metrics.hear({"other": []})  # two replicas: 2 a second here, and as many saved up twice
+    checked._metrics.replicas = 2  # two replicas: 2 a second here, and as many saved up twice
     assert [answered(checked, x_api_key=SECRET) for _ in range(6)] == [200] * 4 + [429] * 2
     assert answered(checked, x_api_key=f"{SECRET}-of-bob") == 200
     now[0] += 1.0

@@ -256,7 +256,7 @@ def test_grpc_chooses_by_name() -> None:
         grpc.StatusCode.NOT_FOUND,
         "there is no model 'cars'; the models are 'pets', 'shoes', 'torn'",
     ]
-    text = parts(served).text().decode()
+    text = asyncio.run(parts(served).text()).decode()
     counted = samples(text, "distml_requests_total")
     assert counted["shoes", "/inference.GRPCInferenceService/ModelInfer"] == 1
 
