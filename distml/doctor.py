@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
-from distml.checks import doctor
 from distml.config import Config
 
 
 def run(config: Config) -> dict[str, Any]:
     """Look at everything a run depends on; the status is failed where a check is a problem."""
+    from distml.checks import doctor
+
     return doctor.run(config)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from distml import cli
 from distml.config import Config
-from distml.data import shards
-from distml.storage import Storage
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -20,6 +18,9 @@ def run(config: Config) -> dict[str, Any]:
     Returns:
         What `Manifest.summary` says, the manifest's URI, and cached, whether the data had been prepared.
     """
+    from distml.data import shards
+    from distml.storage import Storage
+
     storage = Storage(config.storage.root)
     cached = shards.find(config, storage) is not None
     manifest = shards.prepare(config, storage)

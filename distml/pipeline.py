@@ -15,11 +15,12 @@ from typing import Any
 
 from distml import cli
 from distml.config import Config
-from distml.selection import pipeline
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Do every stage that is not done yet."""
+    from distml.selection import pipeline
+
     return pipeline.run(config, own.stay)
 
 

@@ -1,8 +1,7 @@
 """The command `distml predict`: image files in this process or a data set on Ray, by `batch` (driver).
 
 python -m distml.predict shoe.png photos/ 'new/*.jpg'     files, folders and patterns; by the champion
-python -m distml.predict shoe.png --run fashion-mnist     what a run of this name exported
-python -m distml.predict shoe.png --version 3 --top 5     a certain version
+python -m distml.predict shoe.png --run NAME --top 5      what a run exported; --version 3 a certain version
 python -m distml.predict shoe.png --url http://...:8000   what a running endpoint answers
 python -m distml.predict --data FOLDER --output FOLDER    data of any format in, Parquet out; --embeddings
 """
@@ -14,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from distml import cli
-from distml.batch import files
 from distml.cli import flags
 from distml.config import Config
-from distml.serving import client
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Classify files, or a data set."""
+    from distml.batch import files
+    from distml.serving import client
+
     flags.require_images_or_data(own)
     model = {"run": own.run, "version": own.version}
     if own.data:

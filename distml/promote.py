@@ -15,11 +15,12 @@ from typing import Any
 from distml import cli
 from distml.cli import flags
 from distml.config import Config
-from distml.selection import promotion
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Promote, keep or roll back."""
+    from distml.selection import promotion
+
     flags.require_rollback_alone(own)
     if own.rollback:
         return promotion.rollback(config, own.version, own.dry_run)

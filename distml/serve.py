@@ -13,11 +13,12 @@ from typing import Any
 
 from distml import cli
 from distml.config import Config
-from distml.serving import run as serving
 
 
 def run(config: Config, own: Namespace) -> dict[str, Any]:
     """Serve, or end what serves on the cluster."""
+    from distml.serving import run as serving
+
     return serving.stop(config) if own.stop else serving.run(config, detach=own.detach)
 
 

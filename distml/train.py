@@ -11,7 +11,6 @@ from typing import Any
 
 from distml import cli
 from distml.config import Config
-from distml.training import run as training
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -21,6 +20,8 @@ def run(config: Config) -> dict[str, Any]:
         ConfigError: The configuration cannot be used; nothing was started.
         DistmlError: The run failed.
     """
+    from distml.training import run as training
+
     return training.train(config)
 
 
