@@ -50,6 +50,9 @@ _GRPC_PORT = re.compile(r"^frontend grpc_frontend\n(?: *#.*\n)* *bind \S+:(\d+)"
 _PLAIN = re.compile(
     r"^( *http-request return status )(?:404|503) content-type text/plain l?f?-?string .*\n", re.M
 )
+_EMPTY = re.compile(
+    r"^( *http-request return status )200( content-type text/plain string .* if healthcheck\n)", re.M
+)
 _CHECKS = re.compile(r"^( *default-server )(?!.*on-marked-down)", re.M)
 _DEFAULTS = """defaults
     timeout http-request {patience}s
@@ -140,6 +143,8 @@ def corrected(
     text = text.replace("global\n", f"global\n    tune.http.maxhdr {_HEADERS_AT_MOST}\n", 1)
     text = text.replace("defaults\n", _DEFAULTS.format(patience=patience_s) + _errors(), 1)
     unavailable = f"503 content-type application/json hdr retry-after 1 string {_body(_SENTENCES[503])}"
+    if not _BACKEND.search(text):  # Ray calls a head healthy that has no replicas yet
+        text = _EMPTY.sub(r"\g<1>503\g<2>", text)
     text = _PLAIN.sub(lambda rule: rule[1] + unavailable + _condition(rule[0]) + "\n", text)
     text = _CHECKS.sub(r"\g<1>on-marked-down shutdown-sessions ", text)
     replicas = {backend[1]: _replicas(backend[2]) for backend in _BACKEND.finditer(text)}

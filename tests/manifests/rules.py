@@ -53,7 +53,9 @@ def _ray(where: str, cluster: dict[str, Any]) -> Iterator[Pod]:
     kinds = [("head", cluster["headGroupSpec"]), *(("worker", item) for item in cluster["workerGroupSpecs"])]
     for kind, group in kinds:
         at, spec, labels = _pod(f"{where} {group.get('groupName', kind)}", group["template"])
-        yield at, spec, labels | {"ray.io/node-type": kind, "ray.io/cluster": where.partition("/")[2]}
+        given = {"ray.io/node-type": kind, "ray.io/cluster": where.partition("/")[2]}
+        serving = {"ray.io/serve": "true"} if where.startswith("RayService/") else {}  # while it responds
+        yield at, spec, labels | given | serving
 
 
 def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:

@@ -278,8 +278,5 @@ def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_servi
     assert config["subnet"] in [item["ipBlock"]["cidr"] for item in admitted if "ipBlock" in item]
     assert set(config["metadata"]) == {"name"}, "the schema of k3d rejects annotations"
     wanted = {port["port"] for item in balanced for port in item["spec"]["ports"]}
-    wanted |= {
-        port["port"] for port in find(manifests, "RayService")["spec"]["serveService"]["spec"]["ports"]
-    }
     assert 8000 in wanted
     assert wanted <= {int(port.rsplit(":", 1)[1]) for port in ports}

@@ -35,6 +35,11 @@ def find(overlay: str, kind: str) -> Manifest:
     return next(item for item in RENDERED[overlay] if item["kind"] == kind)
 
 
+def serves(item: Manifest) -> bool:
+    """Whether it is a Service of ours before the endpoint."""
+    return item["kind"] == "Service" and "ray.io/serve" in item["spec"]["selector"]
+
+
 def outside(value: Any) -> Any:
     return value.replace(INSIDE, f"{ROOT}/") if isinstance(value, str) else value
 
@@ -95,9 +100,8 @@ def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: 
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: str) -> None:
     service = find(overlay, "RayService")
-    # KubeRay names the Service after the RayService, or as configured.
-    given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
-    name = given or f"{service['metadata']['name']}-serve-svc"
+    own = [item["metadata"]["name"] for item in RENDERED[overlay] if serves(item)]
+    name = own[0] if own else f"{service['metadata']['name']}-serve-svc"  # as KubeRay names it
     (application,) = served(overlay)["applications"]
     bound = deploy.declared(
         {key: outside(value) for key, value in application["args"].items()}
@@ -114,6 +118,20 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
     assert pipeline.tracking.registered_model == serving.tracking.registered_model
 
 
+def test_the_service_of_the_laptop_keeps_the_old_cluster_until_the_new_one_serves() -> None:
+    (service,) = [item for item in RENDERED["k3d"] if serves(item)]
+    # KubeRay's own names a cluster, and is switched before the new one's pod is labelled.
+    assert service["spec"]["selector"] == {"app.kubernetes.io/name": "endpoint", "ray.io/serve": "true"}
+    assert "serveService" not in find("k3d", "RayService")["spec"]
+
+
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_an_endpoint_pod_answers_until_no_service_sends_it_requests(overlay: str) -> None:
+    for where, spec, _ in rules.pods(find(overlay, "RayService")):
+        stop = spec["containers"][0].get("lifecycle", {}).get("preStop", {})
+        assert stop.get("exec", {}).get("command", [""])[0] == "sleep", where
+
+
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_training(overlay: str) -> None:
     names = {
@@ -122,7 +140,10 @@ def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_tra
     }
     # Each gets a Service NAME-head-svc from KubeRay, and what it makes itself must not be applied as well.
     assert not names["RayCluster"] & names["RayService"]
-    assert "serve" not in names["Service"]
+    assert (
+        not {f"{name}-{kind}-svc" for name in names["RayService"] for kind in ("head", "serve")}
+        & names["Service"]
+    )
     for kind, part in (("RayCluster", "training"), ("RayJob", "training"), ("RayService", "endpoint")):
         for item in RENDERED[overlay]:
             labels = [

@@ -42,6 +42,14 @@ listen stats
 """
 
 
+def test_a_head_without_replicas_is_not_healthy() -> None:
+    rule = '    http-request return status 200 content-type text/plain string "success" if healthcheck\n'
+    front = WRITTEN[: WRITTEN.index("backend ")] + rule
+    assert "status 200" not in haproxy.corrected(front, "127.0.0.1", "10", "abns@x")
+    backends = WRITTEN[WRITTEN.index("backend ") :]
+    assert rule in haproxy.corrected(front + backends, "127.0.0.1", "10", "abns@x")
+
+
 @pytest.mark.parametrize(
     ("host", "here"),
     [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("10.0.0.5", "10.0.0.5"), ("0.0.0.0", "127.0.0.1")],
