@@ -258,6 +258,10 @@ def apply_steps(kubectl: list[str], overlay: str) -> list[Step]:
     Raises:
         ClusterError: The overlay cannot be rendered.
     """
+    manifests = rendered(overlay)
+    apply = [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay]
+    # Services are applied first, and KubeRay restores one that the RayService of before still owns.
+    again = [Step(f"apply {overlay} again, after KubeRay", apply, "Run the command manually.")]
     return [
         Step(
             "clear finished set-up jobs",
@@ -275,7 +279,7 @@ def apply_steps(kubectl: list[str], overlay: str) -> list[Step]:
         ),
         Step(
             f"apply {overlay}",
-            [*kubectl, "apply", "--server-side", "--force-conflicts", "-k", overlay],
+            apply,
             "The last line names what was rejected; with --operators false KubeRay and Argo must be there.",
         ),
         *[
@@ -284,8 +288,9 @@ def apply_steps(kubectl: list[str], overlay: str) -> list[Step]:
                 [*kubectl, "-n", namespace, *words, "--timeout=600s"],
                 f"`{' '.join(kubectl)} -n {namespace} get pods,events` says why; causes: kuberay/README.md.",
             )
-            for name, namespace, words in standing(rendered(overlay))
+            for name, namespace, words in standing(manifests)
         ],
+        *(again if any(manifest["kind"] == "RayService" for manifest in manifests) else []),
     ]
 
 

@@ -118,10 +118,16 @@ def _objects(kubectl: Sequence[str], kind: str) -> list[Object] | None:
     return None if text is None else list(json.loads(text or "{}").get("items", []))
 
 
+_SERVICE = "distml/service"
+
+
 def _model(kubectl: Sequence[str], service: Object) -> Object | None:
-    """What an endpoint says of its model: {} where it is ready and asks for a key."""
-    given = service["spec"].get("serveService", {}).get("metadata", {}).get("name")
-    name = given or f"{service['metadata']['name']}-serve-svc"
+    """What an endpoint says of its model: {} where it is ready and asks for a key.
+
+    It is asked through the Service that its clients use: KubeRay's, or the one that an annotation names.
+    """
+    named = service["metadata"].get("annotations", {}).get(_SERVICE)
+    name = named or f"{service['metadata']['name']}-serve-svc"
     proxy = f"/api/v1/namespaces/distml/services/{name}:8000/proxy"
     if output([*kubectl, "get", "--raw", f"{proxy}/readyz"], 20.0) is None:
         return None

@@ -117,6 +117,7 @@ def test_up_builds_creates_installs_applies_and_waits(
     calls = programs.called()
     at = [next(place for place, call in enumerate(calls) if call.startswith(words)) for words in order]
     assert at == sorted(at)
+    assert calls[-1] == order[7]  # once more, when KubeRay knows the RayService
     assert any(f"v{cluster.KUBERAY}" in call for call in calls)
     assert any(f"v{cluster.ARGO}" in call for call in calls)
     assert (tmp_path / "data" / "distml" / "k3d").is_dir()
@@ -221,6 +222,7 @@ def test_up_waits_for_the_workloads_of_an_overlay(programs: Programs, ran: Calla
     assert ran("up", "--context", "mine", "--overlay", "kuberay/monitoring")[0] == 0
     waited = [call for call in programs.called() if "--timeout=600s" in call]
     assert waited == ["kubectl --context mine -n other rollout status deployment/grafana --timeout=600s"]
+    assert len([call for call in programs.called() if call.endswith("-k kuberay/monitoring")]) == 1
 
 
 def test_an_overlay_that_cannot_be_rendered_is_an_error_message(
