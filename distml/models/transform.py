@@ -49,6 +49,14 @@ def split(network: keras.Model) -> Parts | None:
     return _parts(network, inner, keras.Model(inner.input, pooled), keras.Model(pooled, inner.output))
 
 
+def no_backbone(name: str, freeze_epochs: int) -> ModelError:
+    """Return the error of a network whose backbone cannot be frozen, because no layers are named so."""
+    return ModelError(
+        f"model.freeze_epochs = {freeze_epochs}, but no layers of {name} are named backbone and pool.",
+        "Name them so in its builder, or set model.freeze_epochs to 0.",
+    )
+
+
 def split_frozen(network: keras.Model) -> Parts | None:
     """Cut a network that `registry.build` returned where the frozen first layers of its backbone end.
 

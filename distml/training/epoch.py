@@ -15,7 +15,7 @@ import ray.train
 import tensorflow as tf
 
 from distml.data import feed
-from distml.errors import DataError, ModelError, NotFiniteError
+from distml.errors import DataError, NotFiniteError
 from distml.training import checkpoint
 from distml.training import metrics as catalogue
 from distml.training.events import EpochFinished, StepsDone
@@ -184,11 +184,9 @@ class Epochs:
         rank = self._rank
         augment, frozen = rank.config.train.augment, epoch < rank.config.model.freeze_epochs
         if frozen and "features" not in rank.step.parts:
-            raise ModelError(
-                f"model.freeze_epochs = {rank.config.model.freeze_epochs}, but no layers of "
-                f"{rank.config.model.name} are named backbone and pool.",
-                "Name them so in its builder, or set model.freeze_epochs to 0.",
-            )
+            from distml.models import transform
+
+            raise transform.no_backbone(rank.config.model.name, rank.config.model.freeze_epochs)
         scope: Scope = "features" if frozen else "maps"
         if (augment.drawn and not augment.frozen_views) or scope not in rank.step.parts:
             scope = "head" if frozen else "all"

@@ -52,6 +52,7 @@ class Case:
         task: What describes the task beside their names.
         options: For the builder.
         views: Of an image that predictions average, as `model.views` has them.
+        freeze_epochs: As `model.freeze_epochs` has them; where there are any, a backbone is needed.
     """
 
     name: str
@@ -60,14 +61,14 @@ class Case:
     task: dict[str, Any]
     options: dict[str, Any]
     views: tuple[str, ...]
+    freeze_epochs: int = 0
 
     @property
     def key(self) -> str:
         """Digest of everything but the user's files."""
         versions = [__version__, metadata.version("keras"), sys.version]
-        text = json.dumps(
-            [self.name, self.shape, self.classes, self.task, self.options, self.views, versions]
-        )
+        network = [self.name, self.shape, self.classes, self.task, self.options, self.views]
+        text = json.dumps([*network, self.freeze_epochs > 0, versions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -76,9 +77,8 @@ def of(config: Config, shape: tuple[int, int, int], task: Task) -> Case | None:
     model = config.model
     if ":" not in model.name:
         return None
-    return Case(
-        model.name, shape, len(task.names), task.spec(), dict(model.builder_options), tuple(model.views)
-    )
+    options, views = dict(model.builder_options), tuple(model.views)
+    return Case(model.name, shape, len(task.names), task.spec(), options, views, model.freeze_epochs)
 
 
 def run(case: Case, storage: Storage) -> list[str]:
@@ -217,6 +217,8 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
 
     network = registry.build(case.name, case.shape, case.classes, case.options, 0, case.task["kind"])
     files, own = _files(), _own_classes(network)
+    if case.freeze_epochs and transform.split(network) is None:
+        raise transform.no_backbone(case.name, case.freeze_epochs)
     try:
         _step(network, case)
     except Exception as error:  # any error of the user's layers becomes an error message

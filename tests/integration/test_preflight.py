@@ -120,6 +120,16 @@ def built(function: str) -> Any:
 
 
 @pytest.mark.tensorflow
+def test_frozen_epochs_need_a_backbone(own: Path, storage_root: Path) -> None:
+    config = Config.load(**{"model.name": "own_tried:tutorial", "model.freeze_epochs": 2})
+    tried = preflight.of(config, SHAPE, TASK)
+    assert tried
+    said = "model.freeze_epochs = 2, but no layers of own_tried:tutorial are named backbone and pool"
+    with pytest.raises(ModelError, match=said):
+        preflight.run(tried, Storage(str(storage_root)))
+
+
+@pytest.mark.tensorflow
 def test_preflight_runs_once_until_the_files_change(
     own: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
