@@ -228,7 +228,8 @@ def replicas() -> list[Curve]:
     start = Curve("start of serve", "s", "replicas", "linear")
     memory = Curve("memory of replicas and HAProxy", "MB", "replicas", "linear")
     for size in _sizes("REPLICAS", 1, 2, 4):
-        flags = [f"--serve.replicas.min={size}", f"--serve.replicas.max={size}"]
+        counts = [f"--serve.replicas.min={size}", f"--serve.replicas.max={size}"]
+        flags = ["--serve.cpus_per_replica=0.5", *counts]  # on two cores, too
         for _ in range(REPEATS):
             with _serving([*smoke, *flags]) as (process, took):
                 start.add(size, took)
@@ -306,6 +307,8 @@ def _serving(flags: Sequence[str]) -> contextlib.AbstractContextManager[tuple[ps
 
 def draw(name: str, curves: Sequence[Curve], folder: Path) -> None:
     """Draw the curves of a part, both axes logarithmic, with what linear growth would be."""
+    from matplotlib.ticker import LogLocator
+
     from distml.reports.figures import FIRST, MUTED, blank
 
     figure = blank(3.2 * len(curves) + 0.4, 2.9)
@@ -314,6 +317,8 @@ def draw(name: str, curves: Sequence[Curve], folder: Path) -> None:
         axes.loglog(sizes, values, "o-", color=FIRST)
         axes.loglog(sizes, [values[0] * size / sizes[0] for size in sizes], ":", color=MUTED)
         axes.set_ylim(0.7 * min(values), 3 * max(values))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{curve.name} ({curve.unit})\n{curve.shape}", fontsize=9)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()

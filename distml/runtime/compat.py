@@ -179,8 +179,7 @@ PRIVATE = (
             "uvicorn/protocols/http/httptools_impl.py: self.expected_content_length",
         ),
         "`http_in_one_write`: a response may end with trailers, and leaves in one write",
-        "calls of gRPC: 1,000 to 1,500 a second beside other work, against a gRPC server in each replica "
-        "(benchmarks/README.md)",
+        "calls of gRPC: 985 to 1,916 a second, against a gRPC server in each replica (benchmarks/README.md)",
     ),
     Private(
         "ray",
