@@ -31,7 +31,7 @@ from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS, Model
 from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
-from distml.data import fetch, image, plausible, schema
+from distml.data import fetch, image, opening, plausible, schema
 from distml.data.image import Images, Policy
 from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
@@ -116,8 +116,8 @@ def _opened(config: Config, data: str) -> Folder:
             f"{data} would be unpacked on this machine, where the workers of the cluster cannot read it.",
             "Unpack it and give the URI of the folder.",
         )
-    path = fetch.downloaded(data, storage) if fetch.is_remote(data) else data
-    return Folder(path if path.lower().endswith(".tar") else fetch.unpacked(path, storage))
+    as_it_lies = data.partition("?")[0].lower().endswith(".tar")
+    return opening.located(data, "webdataset" if as_it_lies else "auto", storage)[1]
 
 
 @contextlib.contextmanager

@@ -296,6 +296,9 @@ def http_in_one_write() -> None:
     """
     from uvicorn.protocols.http import httptools_impl
 
+    if httptools_impl.RequestResponseCycle.__module__ == __name__:
+        return  # it does already
+
     class Cycle(httptools_impl.RequestResponseCycle):
         """A request and its response. Final."""
 
