@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -209,7 +210,7 @@ def read(folder: Folder, part: Part, policy: Policy, refit: bool = False) -> Ite
     if part.kind == "parquet":
         yield from _of_parquet(folder, part, policy, refit)
     elif part.kind == "arrays":
-        table = arrays.read_images(folder, name)
+        table = _arrays(folder, name)
         assert part.groups is not None
         for at in range(*part.groups, _BATCH):
             rows = slice(at, min(at + _BATCH, part.groups[1]))
@@ -229,6 +230,12 @@ def read(folder: Folder, part: Part, policy: Policy, refit: bool = False) -> Ite
             names = part.names[at : at + _BATCH]
             given = [_file(folder, name, policy) for name in names]
             yield _rows({SOURCE: pa.array(names, pa.string())}, given, policy.shape)
+
+
+@functools.lru_cache(1)
+def _arrays(folder: Folder, name: str) -> arrays.Table:
+    """The rows of a file, kept for its next part: it can only be read as a whole."""
+    return arrays.read_images(folder, name)
 
 
 def _of_parquet(folder: Folder, part: Part, policy: Policy, refit: bool) -> Iterator[Rows]:

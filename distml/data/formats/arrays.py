@@ -344,9 +344,13 @@ def read_images(folder: Folder, name: str) -> Table:
         others = [key for key in table.column_names if key not in pixels]
         images = to_nhwc(_square(_pixels(table, pixels, name), name), name)
         return Table(images, {key: table.column(key).to_pylist() for key in others})
+    return Table(to_nhwc(parse(name, _idx(folder, name), (3, 4)), name), {})
+
+
+def _idx(folder: Folder, name: str) -> bytes:
+    """The content of an IDX file, decompressed."""
     packed = folder.read(name)
-    content = gunzip(name, packed) if packed[:2] == b"\x1f\x8b" else packed
-    return Table(to_nhwc(parse(name, content, (3, 4)), name), {})
+    return gunzip(name, packed) if packed[:2] == b"\x1f\x8b" else packed
 
 
 def _squeezed(labels: Any) -> Any:
@@ -401,8 +405,7 @@ def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification
             raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
         arrays = {}
         for kind, name in pair.items():
-            packed = folder.read(name)
-            content = gunzip(name, packed) if packed[:2] == b"\x1f\x8b" else packed
+            content = _idx(folder, name)
             arrays[kind] = parse(name, content, (3, 4) if kind == "images" else (1,))
             origins.append(Origin(name, f"{folder.root}/{name}", hashlib.sha256(content).hexdigest()))
         parts[split] = arrays["images"], arrays["labels"]
