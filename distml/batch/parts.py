@@ -102,7 +102,7 @@ def plan(folder: Folder, model: str) -> list[Part]:
         spans, kind = (span for name, count in counts for span in _cut(name, count, ROWS)), "arrays"
     else:
         raise DataError(
-            f"{folder.root} holds neither Parquet files nor pictures, nor tar, IDX, npz or CSV files.",
+            f"{folder.root} holds neither Parquet files nor pictures, nor tar, IDX, npz, npy or CSV files.",
             "Correct --data; unpack other archives.",
         )
     divided = list(spans)

@@ -43,6 +43,11 @@ SUFFIXES = (
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """Suffixes of image files. The content decides the format; the suffix, that a file counts as an image."""
+RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef", ".nrw"),
+    *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+"""Suffixes of a camera's raw files. Many begin as a TIFF of a small preview, which is not the picture."""
 MAX_PIXELS = 100_000_000
 """A larger picture is rejected before it is decoded: a small file can hold gigabytes of pixels."""
 
@@ -53,7 +58,7 @@ _SIXTEEN = (1 << 16) - 1
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SUBFILE_TYPE = 258, 254
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -140,6 +145,11 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
         raise DataError(f"{name} is not a readable picture: {error}.", _READABLE) from None
     if image.width * image.height > max_pixels:
         raise _too_large(name, max_pixels)
+    if image.format == "TIFF" and int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)) & 1:
+        raise DataError(
+            f"{name} begins with a reduced preview, as a camera's raw file does.",
+            "Convert it to JPEG or TIFF.",
+        )
     return image
 
 

@@ -83,7 +83,7 @@ def format_of(folder: Folder) -> str:
         return "parquet"
     if any(arrays.is_idx(name) for name in folder.sizes):
         return "idx"
-    if ".npz" in suffixes and not suffixes & set(SUFFIXES):
+    if suffixes & set(arrays.NUMPY) and not suffixes & set(SUFFIXES):
         return "npz"
     if any(name.lower().endswith(".csv") and arrays.is_csv_pixels(folder, name) for name in folder.sizes):
         return "csv_pixels"
@@ -97,7 +97,7 @@ def format_of(folder: Folder) -> str:
         raise DataError(f"{folder.root} is a table without pictures.", remedy)
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(
-        f"{folder.root} holds no pictures, Parquet, IDX, npz or CSV of pixels, but {shown}.",
+        f"{folder.root} holds no pictures, Parquet, IDX, npz, npy or CSV of pixels, but {shown}.",
         "Give pictures or one of these; anything else by a function: data.format: module:function.",
     )
 

@@ -1,4 +1,4 @@
-"""Train, validation and test splits: by folder names, or stratified by label and seed (driver)."""
+"""Train, validation and test splits: by folder names, by lists, or stratified by label and seed (driver)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
 from distml.data.source import Indices
 from distml.errors import DataError
@@ -40,6 +41,8 @@ _BESIDES = {
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
 Files = TypeVar("Files", list[str], dict[str, str])
+_LISTS = (".txt", ".lst", ".list")
+"""Endings of files that may list the pictures of a split."""
 _REMEDY = "Call the splits train, validation and test, and move out what belongs to none."
 
 
@@ -175,6 +178,121 @@ def _settled(splits: dict[str, Files]) -> dict[str, Files]:
     if "train" not in splits:
         raise DataError(f"there is {', '.join(sorted(splits))}, but no train.", _REMEDY)
     return splits
+
+
+def by_lists(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Divide pictures by text files that list those of each split, as Food-101's `meta/test.txt` does.
+
+    Args:
+        folder: Holds them.
+        paths: What each picture is called from the class folder on, by its name.
+
+    Returns:
+        The same by split, and a sentence for each file that looks like a list of a split and is not used.
+    """
+    files = [name for name in folder.sizes if suffix(name) in _LISTS and _names_splits(name)]
+    named = _named_by(folder, [name for name in files if _split_of_list(name)], paths)
+    lists = {file: some for file, some in named.items() if some}
+    if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):
+        lists = {file: some for file, some in lists.items() if "trainval" not in file.lower()}
+    notes, divided = [], {"train": dict(paths)}
+    if {_split_of_list(file) for file in lists} - {"train"}:
+        try:
+            divided = _divide_by_lists(lists, paths)
+            files = []
+            _LOG.info("the splits are taken from %s", ", ".join(sorted(lists)))
+            for file in lists:
+                folder.ledger.reasons.pop(file, None)
+            for name in paths.keys() - {name for some in divided.values() for name in some}:
+                folder.ledger.skip(name, "in no list of a split")
+        except DataError as error:
+            files = []
+            notes.append(f"{error.message}; the lists are not used, and held-out rows are cut from all.")
+    if files:
+        shown = ", ".join(sorted(files)[:5])
+        notes.append(f"{shown}: called like a list of a split, but it names no pictures and is not used.")
+    return divided, tuple(notes)
+
+
+def _named_by(folder: Folder, files: Sequence[str], paths: Iterable[str]) -> dict[str, list[str]]:
+    """The pictures that the lines of text files name, with or without folders and ending; none if few do."""
+    places: dict[str, str | None] = {}
+    for name in paths if files else ():
+        for known in _tails(name):
+            for key in {known, known[: len(known) - len(suffix(known))]}:
+                places[key] = name if places.get(key, name) == name else None
+    named: dict[str, list[str]] = {}
+    for file in files:
+        lines = folder.read(file).decode("utf-8", "replace").replace("\\", "/").split("\n")
+        told = [line.strip() for line in lines if line.strip()]
+        which = [_picture(places, line) for line in told]
+        named[file] = [name for name in which if name]
+        if len(named[file]) * 2 < len(told):
+            named[file] = []
+        elif len(named[file]) < len(told):
+            odd = told[which.index(None)]
+            _LOG.warning(
+                "%d lines of %s name no picture, like %s", len(told) - len(named[file]), file, odd[:80]
+            )
+    return named
+
+
+def _tails(path: str) -> list[str]:
+    """A path and what is left of it without its first folders."""
+    parts = path.split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts))]
+
+
+def _picture(places: Mapping[str, str | None], line: str) -> str | None:
+    """The picture that a line of a list names, alone or before other words."""
+    for given in (line, re.split(r"[\t ,;]", line)[0]):
+        for tail in _tails(given.removeprefix("./")):
+            if tail in places:
+                return places[tail]
+    return None
+
+
+def _split_of_list(name: str) -> str | None:
+    """Return the split whose rows a text file lists by its name: `meta/test.txt`, `train_val_list.txt`."""
+    stem = PurePosixPath(name).stem.replace("trainval", "train_val")
+    named = {_SPLIT_WORDS[word] for word in _words(stem) if word in _SPLIT_WORDS}
+    if named == {"train", "validation"}:
+        return "train"
+    return named.pop() if len(named) == 1 else None
+
+
+def _names_splits(name: str) -> bool:
+    """Whether a file is called like what says splits, as `train_test_split.txt` is."""
+    return bool(set(_words(PurePosixPath(name).stem)) & set(_SPLIT_WORDS))
+
+
+def _divide_by_lists(
+    lists: Mapping[str, Sequence[str]], paths: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Divide files by lists of those that belong to each split; without a list, train is all others.
+
+    Args:
+        lists: By file that holds the list, names of `paths`.
+        paths: What each file is called from the class folder on, by its name.
+
+    Raises:
+        DataError: Two lists of one split, or a file in the lists of two.
+    """
+    of_list: dict[str, str] = {}
+    for file in lists:
+        if (other := of_list.setdefault(str(_split_of_list(file)), file)) != file:
+            raise DataError(f"{other} and {file} list the same split")
+    of_name: dict[str, str] = {}
+    for split, file in of_list.items():
+        for name in lists[file]:
+            if of_name.setdefault(name, split) != split:
+                raise DataError(f"{of_list[of_name[name]]} and {file} both list {name}")
+    splits: dict[str, dict[str, str]] = {}
+    for name, path in paths.items():
+        split = of_name.get(name) or ("" if "train" in of_list else "train")
+        if split:
+            splits.setdefault(split, {})[name] = path
+    return _settled(splits)
 
 
 SPLITS = ("train", "validation", "test")

@@ -38,6 +38,7 @@ class Multilabel(Task):
     tensors = {"probabilities": "FP32", "labels": "BOOL"}  # noqa: RUF012 - a constant
     wide = ("probabilities", "labels")
     headings = ("labels", "probabilities")
+    flags = True
     what = "labels"
 
     thresholds: tuple[float, ...] = ()

@@ -99,6 +99,8 @@ class Task(ABC):
     """Of the columns in which `distml predict` shows a prediction."""
     scalar: ClassVar[bool] = False
     """Whether a row has one target, so that a column of a source holds it as it is."""
+    flags: ClassVar[bool] = False
+    """Whether columns of 0 and 1 are labels where a table names no others."""
     what: ClassVar[str]
     """What `names` are, in the plural."""
 

@@ -55,6 +55,7 @@ def of_splits(
     """
     if "train" not in parts:
         raise DataError(f"{where} has no train.")
+    parts = {split: (x, _of_one_hot(y, task)) for split, (x, y) in parts.items()}
     images = {split: to_nhwc(x, f"{where} {split}") for split, (x, _) in parts.items()}
     shapes = {x.shape[1:] for x in images.values()}
     if len(shapes) > 1:
@@ -175,6 +176,8 @@ _IMAGES = ("x", "images", "image", "data", "pixels")
 _LABELS = ("y", "labels", "label", "targets", "target")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 
+NUMPY = (".npz", ".npy")
+"""Endings of NumPy's files."""
 _DIGESTED = 1024
 """Rows that are digested at once."""
 
@@ -182,13 +185,13 @@ Parts = dict[str, tuple[Any, Any]]
 
 
 def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
-    """Read `x_train`, `y_train`, `x_test` and `y_test` (or `images`, `labels`) of one or several archives.
+    """Read `x_train`, `y_train`, `x_test` and `y_test` (or `images`, `labels`) of archives or `.npy` files.
 
     Raises:
         DataError: Not an archive of arrays, pickled objects, or names that say nothing.
     """
     parts: dict[str, dict[str, Any]] = {}
-    for name in _files(folder, ".npz"):
+    for name in _files(folder, *NUMPY):
         arrays = _npz(folder, name)
         for key, values in arrays.items():
             words = _words(key)
@@ -199,18 +202,30 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
                     f"{name} holds {shown}; {key!r} is not a known name.",
                     "Call them x_train, y_train and so on.",
                 )
-            word = split_word(key) or split_word(PurePosixPath(name).stem) or ("train", "")
-            parts.setdefault("test" if word[0] == "eval" else word[0], {})[kind] = values
+            split = next((word[0] for word in map(split_word, (key, *_places(name))) if word), "train")
+            some = parts.setdefault("test" if split == "eval" else split, {})
+            if kind in some:
+                raise DataError(f"{folder.root} has several arrays of {split} {kind}.", "Keep one of them.")
+            some[kind] = values
     for split, pair in parts.items():
         if set(pair) != {"images", "labels"}:
             raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
-    labelled = {split: (pair["images"], _squeezed(pair["labels"])) for split, pair in parts.items()}
-    return _source(folder, labelled, task)
+    return _source(folder, {split: (pair["images"], pair["labels"]) for split, pair in parts.items()}, task)
+
+
+def _places(name: str) -> tuple[str, ...]:
+    """What of a file's path may name a split: its own name without the ending, and its first folder."""
+    path = PurePosixPath(name)
+    return (path.stem, path.parts[0]) if len(path.parts) > 1 else (path.stem,)
 
 
 def _npz(folder: Folder, name: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an archive by name; that of an `.npy` file by the file's."""
     try:
-        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as archive:
+        loaded = np.load(io.BytesIO(folder.read(name)), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {PurePosixPath(name).stem: loaded}
+        with loaded as archive:
             return {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} cannot be read as NumPy arrays: {error}.", "Save plain arrays.") from None
@@ -287,12 +302,12 @@ def _square(values: Any, name: str) -> Any:
     raise DataError(f"{name} has {values.shape[1]} pixels a row, which is not square.", "Use Parquet or npz.")
 
 
-def _files(folder: Folder, ending: str) -> list[str]:
-    matching = [name for name in folder.sizes if name.lower().endswith(ending)]
+def _files(folder: Folder, *endings: str) -> list[str]:
+    matching, what = [name for name in folder.sizes if name.lower().endswith(endings)], " or ".join(endings)
     for name in set(folder.sizes) - set(matching):
-        folder.ledger.skip(name, f"no {ending} file")
+        folder.ledger.skip(name, f"no {what} file")
     if not matching:
-        raise DataError(f"{folder.root} holds no {ending} files.", "Check data.path and data.format.")
+        raise DataError(f"{folder.root} holds no {what} files.", "Check data.path and data.format.")
     return matching
 
 
@@ -315,6 +330,8 @@ def is_arrays(folder: Folder, name: str) -> bool:
     match = _NAME.fullmatch(lower.rpartition("/")[2])
     if match is not None:
         return match["kind"] == "images"
+    if lower.endswith(".npy"):
+        return not set(_words(PurePosixPath(lower).stem)) & set(_LABELS)
     return lower.endswith(".npz") or (lower.endswith(".csv") and is_csv_pixels(folder, name))
 
 
@@ -325,9 +342,10 @@ def read_images(folder: Folder, name: str) -> Table:
         DataError: The file is damaged, or holds no images or several shapes.
     """
     lower = name.lower()
-    if lower.endswith(".npz"):
+    if lower.endswith(NUMPY):
         arrays = _npz(folder, name)
-        called = [key for key in arrays if set(_words(key)) & set(_IMAGES)]
+        alone = lower.endswith(".npy")  # the whole file, whatever it is called
+        called = [key for key in arrays if alone or set(_words(key)) & set(_IMAGES)]
         if not called:
             raise DataError(f"{name} holds {', '.join(arrays)}; none is called images.", "Call it images.")
         parts = [to_nhwc(arrays[key], f"{name} {key}") for key in called]
@@ -353,9 +371,16 @@ def _idx(folder: Folder, name: str) -> bytes:
     return gunzip(name, packed) if packed[:2] == b"\x1f\x8b" else packed
 
 
-def _squeezed(labels: Any) -> Any:
-    """Labels [N, 1], as Keras's CIFAR files have them, become [N]."""
-    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+def _of_one_hot(labels: Any, task: type[Task]) -> Any:
+    """Labels [N, 1], as Keras's CIFAR files have them, and classes as a 1 among K columns become [N]."""
+    if labels.ndim != 2 or not task.scalar:
+        return labels
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    one_hot = (
+        labels.dtype.kind in "biuf" and ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
+    )
+    return labels.argmax(1) if one_hot else labels
 
 
 def _source(folder: Folder, parts: Parts, task: type[Task], names: Sequence[str] | None = None) -> Source:

@@ -21,10 +21,10 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data import image, source
-from distml.data.image import SUFFIXES, Header, Policy, header, policy
+from distml.data.image import RAW_SUFFIXES, SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
-from distml.data.split import divide_folders, unlabelled
+from distml.data.split import by_lists, divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -69,6 +69,7 @@ _OTHERS = (
     ),
 )
 """Endings of files that lie beside pictures and are known to be none; the content of others decides."""
+_RAW = "a camera's raw file"
 
 
 def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -81,6 +82,10 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
+    lists: tuple[str, ...] = ()
+    if divided.keys() == {"train"}:
+        divided, lists = by_lists(folder, divided["train"])
+        names = [name for some in divided.values() for name in some]
     if alone := unlabelled(divided):
         for name in alone:
             folder.ledger.skip(name, "a test picture without a class")
@@ -102,7 +107,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     source.require_usable(bad, len(names), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
     levels = () if data.label_pattern else _levels(divided["train"])
-    return dataclasses.replace(opened, notes=(*levels, *_masks(names)))
+    return dataclasses.replace(opened, notes=(*levels, *_masks(names), *lists))
 
 
 def _levels(paths: Mapping[str, str]) -> tuple[str, ...]:
@@ -190,7 +195,9 @@ def pictures(folder: Folder) -> list[str]:
     files = []
     for name in folder.sizes:
         ending = suffix(name)
-        if ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
+        if ending in RAW_SUFFIXES:
+            folder.ledger.skip(name, _RAW)
+        elif ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
             files.append(name)
         else:
             folder.ledger.skip(name, "no picture")
@@ -300,7 +307,7 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
     kept = {name.rpartition("/")[0] or "." for name in names}
     above = {parent.rpartition("/")[0] or "." for parent in kept}
     lost: dict[str, list[str]] = {}
-    for name in folder.ledger.names("no picture"):
+    for name in (*folder.ledger.names("no picture"), *folder.ledger.names(_RAW)):
         parent = PurePosixPath(name).parent
         if str(parent) not in kept and str(parent.parent) in above and parent.name:
             lost.setdefault(str(parent), []).append(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from distml.data.image import SUFFIXES
 from distml.data.listing import Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Source
-from distml.data.split import split_of_file, split_word
+from distml.data.split import by_lists, split_of_file, split_word
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -34,6 +35,8 @@ _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LABELS = ("label", "labels", "class", "target", "category", "y", "breed", "diagnosis", "dx")
 _SPLITS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set")
+_LOOKED = 20
+"""Rows that are looked at to see which column names files."""
 _ONE_HOT = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
 
 Row = Mapping[str, Any]
@@ -53,11 +56,11 @@ def tables(folder: Folder) -> list[str]:
     if called or not named or image_folder.in_classes(folder):
         return called
     return [
-        str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
+        str(path) for path in named if "submission" not in path.stem.lower() and _useda_file(folder, path)
     ]
 
 
-def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
+def _useda_file(folder: Folder, path: PurePosixPath) -> bool:
     try:
         rows = _rows(folder, str(path))
     except DataError:
@@ -96,7 +99,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
         columns = labels or columns
         blank += [] if labels else [name]
     assert columns is not None
-    chosen = dict.fromkeys(picture for some in labelled.values() for picture in some)
+    chosen = {picture for some in labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
         if picture not in chosen:
             folder.ledger.skip(picture, "in no table")
@@ -104,9 +107,30 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
         folder.ledger.reasons.pop(name, None)
     for name in blank:
         folder.ledger.skip(name, "a test table without labels")
-    headers, bad = image_folder.survey(folder, chosen, data.max_pixels)
-    source.require_usable(bad, len(chosen), data)
-    return image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(columns))
+    labelled, notes = _by_lists(folder, labelled)
+    used = [picture for some in labelled.values() for picture in some]
+    headers, bad = image_folder.survey(folder, used, data.max_pixels)
+    source.require_usable(bad, len(used), data)
+    opened = image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(columns))
+    return dataclasses.replace(opened, notes=(*_chosen(columns, data), *notes))
+
+
+def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
+    """Say which columns were taken for the labels where their names do not say so."""
+    if data.label_column is not None or any(_plain(column) in _LABELS for column in columns):
+        return ()
+    shown = ", ".join(columns[:9]) + (", …" if len(columns) > 9 else "")
+    return (f"the labels are taken from {shown}; set data.label_column if that is wrong.",)
+
+
+def _by_lists(
+    folder: Folder, labelled: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """Divide rows that no table divides by text files that list the pictures of each split."""
+    if labelled.keys() != {"train"}:
+        return labelled, ()
+    divided, notes = by_lists(folder, {name: name for name in labelled["train"]})
+    return {split: {name: labelled["train"][name] for name in some} for split, some in divided.items()}, notes
 
 
 def _read(
@@ -124,12 +148,12 @@ def _read(
     if before is not None and split_of_file(name) == "test" and not set(before) & set(has):
         return None
     _require_header(folder, places, name, has)
-    file_column = _column(name, has, _FILES, data.image_column, "image_column")
+    file_column = _file_column(folder, places, name, rows, data)
     if (classes := _one_hot(rows, file_column, data)) and task.scalar:
         rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
         has = [*has, LABEL]
-    label_columns = _label_columns(name, has, data)
     split_column = next((key for key in has if key.lower() in _SPLITS), None)
+    label_columns = _label_columns(name, has, data, task, rows, {file_column, split_column})
     for number, row in enumerate(rows, 1):
         where = f"row {number} of {name}"
         given = row.get(file_column)
@@ -159,15 +183,63 @@ def _require_header(folder: Folder, places: Places, name: str, has: Sequence[str
         )
 
 
-def _label_columns(name: str, has: Sequence[str], data: DataConfig) -> list[str]:
-    if not isinstance(data.label_column, list):
-        return [_column(name, has, _LABELS, data.label_column, "label_column")]
-    for column in data.label_column:
-        if column not in has:
+def _file_column(folder: Folder, places: Places, name: str, rows: Sequence[Row], data: DataConfig) -> str:
+    """The column of file names: by its name, or the only one whose first values are names of files."""
+    has = list(rows[0])
+    known = [column for column in has if _plain(column) in _FILES]
+    if data.image_column is None and not any(_plain(column) == _FILES[0] for column in known):
+        table, first = PurePosixPath(name), rows[:_LOOKED]
+        naming = [
+            column
+            for column in known or has
+            if any(row[column] and _file(folder, places, table, str(row[column])) for row in first)
+        ]
+        if len(naming) == 1:
+            return naming[0]
+    return _column(name, has, _FILES, data.image_column, "image_column")
+
+
+def _label_columns(
+    name: str,
+    has: Sequence[str],
+    data: DataConfig,
+    task: type[Task],
+    rows: Sequence[Row],
+    others: set[str | None],
+) -> list[str]:
+    """The columns of labels: as asked for, by their names, or what the table has besides names and splits.
+
+    Args:
+        name: Of the table.
+        has: Its columns.
+        data: Which are asked for.
+        task: What the labels are.
+        rows: Of the table.
+        others: Columns that hold something else.
+
+    Raises:
+        DataError: Those asked for are not there, or it is not clear which they are.
+    """
+    if isinstance(data.label_column, list):
+        for column in data.label_column:
+            if column not in has:
+                raise DataError(
+                    f"{name} has no column {column}, but {', '.join(has)}.", "Correct data.label_column."
+                )
+        return data.label_column
+    left = [column for column in has if column not in others]
+    if data.label_column is None and not any(_plain(column) in _LABELS for column in left):
+        if len(left) == 1:
+            return left
+        flags = [column for column in left if all(row.get(column) in _ONE_HOT for row in rows)]
+        if len(flags) > 1 and task.flags:
+            return flags
+        if len(flags) > 1 and task.scalar:
             raise DataError(
-                f"{name} has no column {column}, but {', '.join(has)}.", "Correct data.label_column."
+                f"{name} has no labels, but {', '.join(flags)} hold 0 and 1, in some rows not one 1.",
+                "Set task.kind to multilabel, or name one column in data.label_column.",
             )
-    return data.label_column
+    return [_column(name, left, _LABELS, data.label_column, "label_column")]
 
 
 def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | None, key: str) -> str:

@@ -401,7 +401,7 @@ def test_a_path_with_nothing_known(tmp_path: Path, storage_root: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         ingest(storage_root, tmp_path / "absent")
     (tmp_path / "data.mat").write_text("1,2")
-    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz or CSV of pixels, but \.mat"):
+    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz, npy or CSV of pixels, but \.mat"):
         ingest(storage_root, tmp_path / "data.mat")
 
 
@@ -973,3 +973,77 @@ def test_masks_beside_pictures_are_no_class(tmp_path: Path, storage_root: Path) 
             (tmp_path / "set" / name / f"pug_{k}.png").write_bytes(png(COLOUR[k]))
     with pytest.raises(DataError, match="annotations looks like a part of the data, not a class"):
         ingest(storage_root, tmp_path / "set")
+
+
+# Lists of splits ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """Three classes below `images`, twenty pictures each."""
+    pictures(tmp_path / "images", COLOUR)
+    (tmp_path / "meta").mkdir()
+    return tmp_path
+
+
+def lines(folder: Path, *which: int) -> str:
+    """Pictures of `listed` as Food-101 lists them: class and name without the ending."""
+    names = sorted(path.relative_to(folder / "images") for path in folder.glob("images/*/*.png"))
+    return "".join(f"{name.with_suffix('').as_posix()}\n" for name in names[slice(*which)])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_text_files_list_the_splits(listed: Path, storage_root: Path, train: bool) -> None:
+    (listed / "meta" / "test.txt").write_text(lines(listed, 0, 60, 3))
+    if train:
+        (listed / "meta" / "train.txt").write_text(lines(listed, 1, 60, 3))
+    manifest, _ = ingest(storage_root, listed)
+    assert manifest.rows["test"] == 20
+    assert manifest.rows["train"] + manifest.rows["validation"] == (20 if train else 40)
+    assert manifest.skipped.get("in no list of a split", 0) == (20 if train else 0)
+    assert not any("list" in warning for warning in manifest.warnings)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train.txt": (0, 40), "test.txt": (39, 60)}, "both list"),
+        ({"test1.txt": (0, 10), "test2.txt": (10, 20)}, "list the same split"),
+        ({"train_test_split.txt": (0, 0)}, "train_test_split.txt: called like a list"),
+    ],
+)
+def test_unusable_lists_give_a_warning(
+    listed: Path, storage_root: Path, files: dict[str, tuple[int, int]], said: str
+) -> None:
+    for name, which in files.items():
+        (listed / "meta" / name).write_text(lines(listed, *which) or "1 1\n2 0\n")
+    manifest, _ = ingest(storage_root, listed)
+    assert sum(manifest.rows.values()) == 60
+    assert any(said in warning for warning in manifest.warnings)
+
+
+# Camera's raw files, arrays ---------------------------------------------------------------------------------
+
+
+def test_raw_files_beside_their_pictures_are_left_out_and_counted(tmp_path: Path, storage_root: Path) -> None:
+    data = tmp_path / "data"
+    pictures(data, COLOUR)
+    (data / "cat" / "0.CR2").write_bytes(b"II*\0\x10\0\0\0CR")
+    manifest, _ = ingest(storage_root, data)
+    assert manifest.skipped == {"a camera's raw file": 1}
+    (data / "fox").mkdir()
+    (data / "fox" / "1.NEF").write_bytes(b"MM\0*")
+    with pytest.raises(DataError, match=r"fox holds 1 files and no picture, like fox/1.NEF"):
+        ingest(storage_root, data, name="again")
+
+
+@pytest.mark.parametrize("names", [("X.npy", "Y.npy"), ("train/images.npy", "train/labels.npy")])
+def test_arrays_in_npy_files_with_classes_as_one_hot_rows(
+    tmp_path: Path, storage_root: Path, names: tuple[str, str]
+) -> None:
+    for name, values in zip(names, (COLOUR / np.float32(255), np.eye(3)[LABELS]), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, values)
+    manifest, splits = ingest(storage_root, tmp_path)
+    assert manifest.classes == ("0", "1", "2")
+    same_rows(COLOUR, LABELS, splits)

@@ -206,3 +206,11 @@ def test_heic_is_read() -> None:
     policy = Policy((24, 32, 3))
     decoded = image.read(sink.getvalue(), policy).astype(int)
     assert np.abs(decoded - image.fit(picture, policy)).mean() < 3
+
+
+def test_the_preview_in_a_raw_file_is_not_the_picture() -> None:
+    """NEF, ARW and DNG begin as a TIFF whose first image is said to be a reduced one."""
+    sink = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(sink, "TIFF", tiffinfo={254: 1})
+    with pytest.raises(DataError, match="photo begins with a reduced preview"):
+        image.open_picture(sink.getvalue(), "photo")

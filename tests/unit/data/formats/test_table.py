@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distml.config import Config, DataConfig
+from distml.config import Config, DataConfig, TaskConfig
 from distml.data import shards
 from distml.data.manifest import Manifest
 from distml.errors import DataError
@@ -114,10 +114,8 @@ def test_errors_in_a_table_are_named(
 
 
 def test_ambiguous_columns_of_a_table_are_rejected(given: Path, storage_root: Path) -> None:
-    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, kind=NAMES.tolist())))
-    with pytest.raises(
-        DataError, match=r"has no column that may be the label: file_name, kind. Set data.label"
-    ):
+    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, kind=NAMES.tolist(), site=FILES)))
+    with pytest.raises(DataError, match=r"has no column that may be the label: kind, site. Set data.label"):
         ingest(storage_root, given)
     assert ingest(storage_root, given, label_column="kind", image_size=8).num_classes == 3
 
@@ -302,3 +300,33 @@ def test_a_table_of_a_spreadsheet_is_read(given: Path, storage_root: Path) -> No
     table = rows(**{"File Name": FILES, "Class": NAMES.tolist()})
     (given / "labels.csv").write_bytes(as_csv(table, "\t").decode("utf-8-sig").encode("utf-16"))
     assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
+
+
+def test_the_column_of_files_is_the_one_whose_values_are_files(given: Path, storage_root: Path) -> None:
+    table = rows(Dateiname=[Path(name).name for name in FILES], Klasse=NAMES.tolist())
+    (given / "labels.csv").write_bytes(as_csv(table, ";"))
+    manifest = ingest(storage_root, given)
+    assert manifest.classes == ("ant", "bee", "cow")
+    assert any("labels are taken from Klasse" in warning for warning in manifest.warnings)
+
+
+FLAGS: dict[str, Any] = {"ant": [k % 2 for k in range(60)], "bee": [int(k % 3 > 0) for k in range(60)]}
+
+
+def test_columns_of_0_and_1_are_labels_of_the_multilabel_task(given: Path, storage_root: Path) -> None:
+    (given / "_classes.csv").write_bytes(as_csv(rows(filename=FILES, **FLAGS)))
+    with pytest.raises(DataError, match=r"ant, bee hold 0 and 1.* Set task.kind to multilabel"):
+        ingest(storage_root, given)
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    manifest = shards.prepare(config, Storage(str(storage_root)))
+    assert manifest.task.names == ("ant", "bee")
+    assert any("labels are taken from ant, bee" in warning for warning in manifest.warnings)
+
+
+def test_text_files_that_list_the_splits_of_a_table(given: Path, storage_root: Path) -> None:
+    (given / "Data_Entry.csv").write_bytes(as_csv(rows(file_name=FILES, label=NAMES.tolist())))
+    (given / "train_val_list.txt").write_text("\n".join(f"{k}.png" for k in range(45)))
+    (given / "test_list.txt").write_text("\n".join(f"{k}.png" for k in range(45, 60)))
+    manifest = ingest(storage_root, given)
+    assert manifest.rows["test"] == 15
+    assert manifest.rows["train"] + manifest.rows["validation"] == 45
