@@ -92,7 +92,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         gone = set(alone)
         names = [name for name in names if name not in gone]
         divided = {split: paths for split, paths in divided.items() if split != "test"}
-    listed = _listed(folder, divided) if task is Classification and data.label_pattern is None else {}
+    listed = _listed(folder, divided) if task.scalar and data.label_pattern is None else {}
     plain = {split: paths for split, paths in divided.items() if split not in listed}
     classes_of = _labelled(plain, data.label_pattern, task) | listed
     for split in divided.keys() - classes_of.keys():
@@ -106,8 +106,27 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
     source.require_usable(bad, len(names), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
-    levels = () if data.label_pattern else _levels(divided["train"])
+    levels = () if data.label_pattern else (*_levels(divided["train"]), *_occasions(divided["train"]))
     return dataclasses.replace(opened, notes=(*levels, *_masks(names), *lists))
+
+
+_OCCASION = re.compile(
+    r"(?:19|20)\d\d[-_.]?[01]\d(?:[-_.]?[0-3]\d)?(?:[-_ T].*)?|\d{3}[A-Z_]{5}"
+    r"|(?:batch|card|day|fold|import|part|roll|session|shoot|upload)s?[-_ ]?\d+",
+    re.IGNORECASE,
+)
+"""Names of folders by the day, a camera (`100CANON`) or a part of a collection."""
+
+
+def _occasions(paths: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that all class folders are called like days or parts of a collection, which are no classes."""
+    classes = sorted({path.partition("/")[0] for path in paths.values()})
+    if not all(_OCCASION.fullmatch(name) for name in classes):
+        return ()
+    return (
+        f"the classes are {', '.join(classes[:5])}: called like dates or parts of a collection. "
+        "Sort the pictures into a folder for each class, if those are not the classes.",
+    )
 
 
 def _levels(paths: Mapping[str, str]) -> tuple[str, ...]:
@@ -235,7 +254,7 @@ def _labelled(
             for split, paths in divided.items()
         }
     folders = {path.rpartition("/")[0] for paths in divided.values() for path in paths.values()}
-    if task is Classification and len(folders) == 1 and (named := _by_names(divided)):
+    if task.scalar and len(folders) == 1 and (named := _by_names(divided)):
         return named
     return {split: _classes(paths) for split, paths in divided.items()}
 

@@ -975,6 +975,27 @@ def test_masks_beside_pictures_are_no_class(tmp_path: Path, storage_root: Path) 
         ingest(storage_root, tmp_path / "set")
 
 
+# Names of folders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (("2024-01-03", "2024-02-07", "2024-02-08"), True),
+        (("100CANON", "101CANON", "102CANON"), True),
+        (("fold_0", "fold_1", "fold_2"), True),
+        (("fold_0", "fold_1", "cat"), False),
+        (("0", "1", "2"), False),
+    ],
+)
+def test_classes_called_like_days_or_parts_give_a_warning(
+    tmp_path: Path, storage_root: Path, names: tuple[str, str, str], warned: bool
+) -> None:
+    pictures(tmp_path / "data", COLOUR, names)
+    manifest, _ = ingest(storage_root, tmp_path / "data")
+    assert any("called like dates or parts" in warning for warning in manifest.warnings) is warned
+
+
 # Lists of splits ------------------------------------------------------------------------------------------
 
 
