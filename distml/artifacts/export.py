@@ -482,7 +482,9 @@ def export(
     model = served(network, task)
     (folder / "data").mkdir()
     model.save(folder / MODEL)
-    (folder / "data" / "keras_module.txt").write_text("keras")  # MLflow's Keras flavour reads this
+    (folder / "data" / "keras_module.txt").write_text(
+        "keras", encoding="utf-8"
+    )  # MLflow's Keras flavour reads this
     policy = described.get("policy")
     pictures = Policy.from_dict(policy) if policy else Policy.of_arrays(model.input_shape[1:])
     module = _Served(model, network, pictures, task)
@@ -496,8 +498,8 @@ def export(
         forms.add("litert_int8", lambda: forms.int8(rows))
     if _asked(wanted, "onnx"):
         forms.add("onnx", forms.onnx)
-    (folder / CLASSES).write_text(json.dumps(described | {"formats": forms.record}))
-    (folder / EXAMPLE).write_text(json.dumps({"inputs": example.tolist()}))
+    (folder / CLASSES).write_text(json.dumps(described | {"formats": forms.record}), encoding="utf-8")
+    (folder / EXAMPLE).write_text(json.dumps({"inputs": example.tolist()}), encoding="utf-8")
     write_digests(folder)
     return forms.record
 

@@ -51,7 +51,7 @@ def write_digests(folder: Path) -> str:
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
     text = json.dumps(digests, indent=1, sort_keys=True)
-    (folder / DIGESTS).write_text(text)
+    (folder / DIGESTS).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -217,7 +217,7 @@ def _require_modest(path: Path) -> None:
 def _described(folder: Path, sha256: str) -> Export:
     path = folder / CLASSES
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         classes = tuple(str(name) for name in content["classes"])
         height, width, depth = (int(size) for size in content["shape"])
         target = content.get("task")

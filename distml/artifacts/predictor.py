@@ -428,7 +428,7 @@ def _version(package: str) -> str:
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the model of the CPU, as far as the system tells."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text("utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -522,7 +522,7 @@ def _images(export: layout.Export) -> Images:
     """The pictures the model was exported with, and noise, uint8 [16, H, W, C]."""
     noise = np.random.default_rng(0).integers(0, 256, (16, *export.shape), np.uint8)
     try:
-        given = np.asarray(json.loads((export.folder / EXAMPLE).read_text())["inputs"], np.uint8)[:8]
+        given = np.asarray(json.loads((export.folder / EXAMPLE).read_text("utf-8"))["inputs"], np.uint8)[:8]
         noise[: len(given)] = given
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -123,8 +123,8 @@ def free_memory() -> int:
     """Bytes this process and its children may still take: of the machine, and of its container."""
     free = int(psutil.virtual_memory().available)
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
+        limit = int((_CGROUP / "memory.max").read_text("utf-8"))
+        used = int((_CGROUP / "memory.current").read_text("utf-8"))
     except (OSError, ValueError):  # no container, or one without a limit
         return free
     return min(free, limit - used)

@@ -558,8 +558,14 @@ def _heading(folder: str, made: Proposal, fetch: str | None, following: str) -> 
 
 def _write(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        content = text.encode("utf-8")
+        with path.open("xb") as stream:
+            stream.write(content)
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the name of the folder cannot be written as UTF-8, as a configuration is.",
+            "Rename the folder, or set a locale such as LC_ALL=C.UTF-8.",
+        ) from None
     except FileExistsError:
         raise ConfigError(f"{path} exists.", "Move it away, or give another --to.") from None
     except OSError as error:

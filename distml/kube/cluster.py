@@ -228,7 +228,7 @@ def subnet(config: str = K3D_CONFIG) -> str:
         ConfigError: The configuration of k3d cannot be read or names none.
     """
     try:
-        return str(ipaddress.ip_network(yaml.safe_load(Path(config).read_text())["subnet"]))
+        return str(ipaddress.ip_network(yaml.safe_load(Path(config).read_text("utf-8"))["subnet"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{config} names no subnet ({type(error).__name__}: {error}).", "Give one such as 172.28.0.0/24."

@@ -122,7 +122,7 @@ class Server:
 
     def _headers(self) -> dict[str, str]:
         try:  # every time: the kubelet writes a new token before the old one expires
-            return {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}"}
+            return {"Authorization": f"Bearer {(self.account / 'token').read_text('utf-8').strip()}"}
         except FileNotFoundError:
             return {}
 

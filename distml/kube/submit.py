@@ -120,7 +120,7 @@ def ending(workflow: dict[str, Any] | None, uid: str, now_s: float) -> str:
 
 def _template(path: str) -> dict[str, Any]:
     try:
-        template = yaml.safe_load(Path(path).read_text())
+        template = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the job {path}: {str(error).splitlines()[0]}.") from None
     if not isinstance(template, dict):
@@ -270,7 +270,7 @@ def _evicted(message: str) -> JobError:
 def _hand_on(folder: str, results: dict[str, Any]) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, value in results.items():
-        (Path(folder) / name).write_text("" if value is None else str(value))
+        (Path(folder) / name).write_text("" if value is None else str(value), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -252,7 +252,7 @@ def augmentation_layers(keras: Path) -> dict[str, Path]:
         for path in sorted((keras / "src/layers/preprocessing/image_preprocessing").glob("*.py"))
         if not path.name.endswith("_test.py")
         for name in re.findall(
-            r"^class (\w+)\((?:Base\w+Layer|Random\w+|RandAugment)\)", path.read_text(), re.M
+            r"^class (\w+)\((?:Base\w+Layer|Random\w+|RandAugment)\)", path.read_text("utf-8"), re.M
         )
     }
     return {name: path for name, path in files.items() if name not in others}

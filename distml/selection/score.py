@@ -170,7 +170,7 @@ def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
                 f"the LiteRT copy of {version.name} version {version.version} predicts differently.",
                 "Train it again.",
             )
-    described = json.loads((folder / CLASSES).read_text())
+    described = json.loads((folder / CLASSES).read_text("utf-8"))
     return Trusted(predictor, str(described.get("data_digest") or ""), served)
 
 
@@ -180,7 +180,7 @@ def _try(
     """Ask the model about the pictures it was exported with, the smoke test; returns both."""
     what = f"{version.name} version {version.version}"
     try:
-        images = np.asarray(json.loads(example.read_text())["inputs"], np.uint8)
+        images = np.asarray(json.loads(example.read_text("utf-8"))["inputs"], np.uint8)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the example of {what} cannot be read: {error!r}.", "Train it again.") from None
     outputs = predictor.predict(images)

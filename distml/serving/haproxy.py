@@ -293,13 +293,13 @@ def main(words: Sequence[str]) -> None:
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     bundle = path.with_name("certificate.pem") if certificate else None
     inner = os.environ.get(REPLICAS)  # none on a cluster of an earlier version
-    text = corrected(path.read_text(), os.environ[HOST], os.environ[PATIENCE], nobody, bundle, inner)
+    text = corrected(path.read_text("utf-8"), os.environ[HOST], os.environ[PATIENCE], nobody, bundle, inner)
     if bundle:
         _write_private(bundle, bundled(certificate, key))
         if address := _SOCKET.search(text):
             _follow_in_child(address[1], bundle, certificate, key)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
     # Linux ends this process with its parent, Ray's proxy actor, however that one dies.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

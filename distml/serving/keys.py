@@ -194,7 +194,7 @@ def internal() -> str | None:
     if not token:
         path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
         with contextlib.suppress(OSError):
-            token = Path(path).read_text().strip()
+            token = Path(path).read_text("utf-8").strip()
     if not token:
         return None
     return _PREFIX + hmac.new(token.encode(), b"distml endpoint", hashlib.sha256).hexdigest()

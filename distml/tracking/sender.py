@@ -142,17 +142,21 @@ def _describe(folder: Path, into: Path, run_id: str, logged: Any, described: dic
     )
     pyfunc.add_to_model(model, loader_module="mlflow.keras", python_env="python_env.yaml")
     pinned = [f"{name}=={version(name)}" for name in ("keras", "mlflow", "numpy")]
-    (into / "requirements.txt").write_text("\n".join([*pinned, "tensorflow>=2.21,<2.22", ""]))
-    (into / "python_env.yaml").write_text("python: '3.11'\ndependencies:\n- -r requirements.txt\n")
-    example = (folder / "example.json").read_text()
+    (into / "requirements.txt").write_text(
+        "\n".join([*pinned, "tensorflow>=2.21,<2.22", ""]), encoding="utf-8"
+    )
+    (into / "python_env.yaml").write_text(
+        "python: '3.11'\ndependencies:\n- -r requirements.txt\n", encoding="utf-8"
+    )
+    example = (folder / "example.json").read_text("utf-8")
     model.saved_input_example_info = {
         "artifact_path": "input_example.json",
         "serving_input_path": "serving_input_example.json",
         "type": "ndarray",
         "format": "tf-serving",
     }
-    (into / "input_example.json").write_text(example)
-    (into / "serving_input_example.json").write_text(example)
+    (into / "input_example.json").write_text(example, encoding="utf-8")
+    (into / "serving_input_example.json").write_text(example, encoding="utf-8")
     model.save(str(into / "MLmodel"))
 
 

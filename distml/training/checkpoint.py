@@ -52,9 +52,9 @@ class Checkpoint:
 def write(folder: Path, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a checkpoint into an existing local folder, its manifest last."""
     np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
-    (folder / STATE).write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (ARRAYS, STATE)}
-    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, "files": files}))
+    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, "files": files}), encoding="utf-8")
 
 
 def _verified(storage: Storage, parts: tuple[str, ...]) -> Checkpoint | str:

@@ -142,7 +142,7 @@ def _sha256(path: str) -> str:
 
 def main() -> None:
     """Try the network that standard input describes; the outcome is one line of standard output."""
-    answer = os.fdopen(os.dup(1), "w")
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the user's module prints
     given = json.load(sys.stdin)
     case = Case(**given | {"shape": tuple(given["shape"]), "views": tuple(given["views"])})
@@ -166,7 +166,7 @@ def _try(case: Case, folder: Path) -> dict[str, Any]:
     child.start()
     child.join()
     try:
-        outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+        outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text("utf-8"))
     except OSError:
         raise ModelError(f"{case.name} ended the process that built it ({child.exitcode}).") from None
     if "error" in outcome:
@@ -193,7 +193,7 @@ def _build(case: Case, folder: Path) -> None:
         outcome = _exported(case, folder / "export") | {"notes": notes.texts}
     except DistmlError as error:
         outcome = {"error": _told(error)}
-    (folder / "outcome.json").write_text(json.dumps(outcome))
+    (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
 class _Notes(logging.Handler):

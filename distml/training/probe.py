@@ -123,9 +123,9 @@ def limit_bytes(config: Config, manifest: shards.Manifest) -> int:
         manifest: Of the data.
     """
     free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
-    limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+    limit = (group / "memory.max").read_text("utf-8").strip() if (group / "memory.max").exists() else "max"
     if limit != "max":
-        free = min(free, int(limit) - int((group / "memory.current").read_text()))
+        free = min(free, int(limit) - int((group / "memory.current").read_text("utf-8")))
     here = min(config.train.max_workers, max(1, int((os.cpu_count() or 1) // config.train.cpus_per_worker)))
     rows = min(manifest.nbytes("train") // here, config.data.memory_budget_bytes)
     return int(free * _SHARE / here) - rows
@@ -141,7 +141,10 @@ def measure(spec: str, limit: int) -> dict[str, float]:
     Returns:
         Peak bytes by rows of a worker, of those that fit.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+    ):
         child = subprocess.Popen(
             [sys.executable, "-m", "distml.training.probe", spec], stdout=out, stderr=err, text=True
         )
@@ -175,7 +178,7 @@ def _watched(child: subprocess.Popen[str], limit: int) -> bool:
 def _main(spec: dict[str, Any]) -> None:
     """Train a step of more and more rows; a line for each: the rows and the peak of this process."""
     with contextlib.suppress(OSError):  # not on Linux
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     config = Config.model_validate(spec["config"])
     manifest, train = shards.Manifest.from_json(spec["manifest"]), config.train
     tf = worker.import_tensorflow(spec["use_gpu"], train.max_workers)
@@ -212,7 +215,7 @@ def _peak_bytes() -> int:
     Linux counts that of `getrusage` from the peak of the process that started this one.
     """
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return int(re.search(r"^VmHWM:\s*(\d+) kB$", status, re.M)[1]) * 1024  # type: ignore[index]

@@ -33,7 +33,7 @@ def usable_cpus() -> int:
     """Number of cores this process may use: its affinity, limited by the container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
-    words = quota.read_text().split() if quota.exists() else ["max"]
+    words = quota.read_text("utf-8").split() if quota.exists() else ["max"]
     return cores if words[0] == "max" else max(1, min(cores, -(-int(words[0]) // int(words[1]))))
 
 
@@ -86,7 +86,9 @@ def _gpus_have_bfloat16() -> bool:
 
 def _cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU flags of Linux on x86-64 list bfloat16; False where they cannot be read."""
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    flags = (
+        re.search(r"^flags\s*:(.*)$", cpuinfo.read_text("utf-8"), re.MULTILINE) if cpuinfo.exists() else None
+    )
     return bool(flags and {"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
 
 

@@ -251,6 +251,18 @@ def test_modules_are_few_and_few_of_them_serve_a_single_importer() -> None:
     assert len(single) <= SINGLE_IMPORTERS * len(counted), single
 
 
+def test_text_files_are_utf_8_in_any_locale() -> None:
+    wrong = []
+    for name in modules("distml"):
+        for node in ast.walk(TREES[name]):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            given = len(node.args) + len(node.keywords)
+            if (node.func.attr, given) in (("read_text", 0), ("write_text", 1)):
+                wrong.append(f"{name}:{node.lineno} {node.func.attr}")
+    assert not wrong, "without an encoding, a file is read as the locale of the machine says"
+
+
 def test_functions_are_short() -> None:
     long = {
         f"{name}.{node.name}": own_lines(node)

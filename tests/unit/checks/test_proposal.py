@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_init_overwrites_nothing(folder: Path, workdir: Path, capsys: pytest.Cap
     (workdir / "valid.yaml").write_text("run: {name: x}")
     assert cli.run("init", [str(folder), "--config", "valid.yaml", "--to", "new.yaml"]) == 2
     assert not (workdir / "new.yaml").exists()
+
+
+def test_a_folder_name_that_is_not_utf_8_is_rejected_and_no_file_is_left(
+    folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = folder.rename(folder.parent / os.fsdecode(b"caf\xe9"))
+    assert cli.run("init", [str(renamed)]) == 2
+    assert "cannot be written as UTF-8" in json.loads(capsys.readouterr().out)["error"]
+    assert not list(workdir.glob("*.yaml"))
 
 
 def test_without_weights_init_works_offline_and_names_fetch_weights(
