@@ -381,7 +381,10 @@ def held_out(
     if not takes.any() and counts.size:
         takes[counts.argmax()] = min(1, counts.max() - 1)
     if not takes.any():
-        raise DataError(f"{len(labels)} training rows are too few to hold any out.", "Bring more data.")
+        raise DataError(
+            f"{len(labels)} training rows are too few to hold any out: no two have the same label.",
+            "Bring several rows of each class; set task.kind to regression if the labels are amounts.",
+        )
     orders = [random.permutation(np.flatnonzero(labels == label)) for label in classes]
     chosen = np.concatenate([order[:take] for order, take in zip(orders, takes, strict=True)])
     if groups is not None:

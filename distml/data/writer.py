@@ -160,7 +160,8 @@ def write(config: Config, storage: Storage, source: Source, where: str, mine: st
         writer.tell_names(mine)
     left_out = (*source.faults, *writer.faults)
     require_usable(left_out, writer.looked_at, config.data)
-    warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names))
+    doubts = task.doubts(source.splits["train"].labels[parts["train"].rows])
+    warnings = (*writer.look.warnings(), *label_warnings(writer.counts, task.names), *doubts)
     given = task.counts(source.splits["train"].labels)
     require_all_classes([task.names[at] for at in np.flatnonzero(given) if not writer.counts["train"][at]])
     for warning in warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -13,6 +14,10 @@ import pyarrow as pa
 import distml.tasks.quality as quality
 from distml.errors import DataError, ModelError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
+
+_KINDS = 20
+"""Classes that may well be called by numbers."""
+_NUMBER = re.compile(r"[-+]?\d+(?:[.]\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,16 @@ class Classification(Task):
         raise DataError(
             f"has the label {text[:80]!r}, which is not a class: {', '.join(self.names[:9])}.",
             "Write the classes as /model names them, or their numbers.",
+        )
+
+    def doubts(self, targets: Targets) -> tuple[str, ...]:
+        """Many classes that are numbers: amounts, not kinds."""
+        few = len(self.names) <= max(_KINDS, len(targets) / 10)
+        if few or not all(_NUMBER.fullmatch(name) for name in self.names):
+            return ()
+        return (
+            f"the {len(self.names)} classes of {len(targets)} training rows are numbers, like "
+            f"{self.names[0]} and {self.names[-1]}; set task.kind to regression if they are amounts.",
         )
 
     def empty(self, rows: int) -> Targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -281,12 +282,9 @@ def _yes(column: str, value: Any) -> bool:
 
 
 def _split(value: Any) -> tuple[str, ...]:
-    """A list; JSON of one; or texts separated by |, ; or a comma."""
+    """A list; one in JSON or as Python writes it; or texts separated by |, ; or a comma."""
     if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f"has {value!r}, which is not a list.", "Separate labels by |.") from None
+        value = _list(value.strip())
     if isinstance(value, str):
         mark = next((mark for mark in "|;," if mark in value), "|")
         value = value.split(mark)
@@ -294,6 +292,17 @@ def _split(value: Any) -> tuple[str, ...]:
         value = [value]
     labels = [str(label).strip() for label in value or ()]
     return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def _list(text: str) -> list[Any]:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    raise DataError(f"has {text!r}, which is not a list.", "Separate labels by |.")
 
 
 def _sigmoid(values: Array) -> npt.NDArray[np.float64]:

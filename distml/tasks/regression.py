@@ -97,6 +97,22 @@ class Regression(Task):
         """The columns."""
         return tuple(columns)
 
+    def doubts(self, targets: Targets) -> tuple[str, ...]:
+        """Numbers that are all the same, and one that stands for what is missing, as -9999 does."""
+        told = []
+        for name, column in zip(self.names, targets.T, strict=True):
+            values, counts = np.unique(column, return_counts=True)
+            if len(values) == 1:
+                told.append(f"{name} is {values[0]:g} in all {len(column)} training rows.")
+            for at, others in ((0, values[1:]), (-1, values[:-1])):
+                gap = np.abs(others - values[at]).min(initial=np.inf)
+                if len(others) > 2 and counts[at] > 1 and gap > 2 * np.ptp(others):
+                    told.append(
+                        f"{name} is {values[at]:g} in {counts[at]} of {len(column)} training rows, far from "
+                        f"the others ({others[0]:g} to {others[-1]:g}); remove rows whose value is missing."
+                    )
+        return tuple(told)
+
     def fitted(self, targets: Targets) -> Self:
         """Take mean, deviation and tenths from the training rows."""
         values = targets.astype(np.float64)

@@ -173,6 +173,10 @@ class Task(ABC):
         """Room for the targets of so many rows, float32 [N, K]."""
         return np.empty((rows, len(self.names)), np.float32)
 
+    def doubts(self, targets: Targets) -> tuple[str, ...]:
+        """What is implausible about the targets of the training rows, a sentence each."""
+        return ()
+
     def fitted(self, targets: Targets) -> Self:
         """The task with what it takes from the targets of the training rows."""
         return self

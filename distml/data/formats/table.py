@@ -38,6 +38,7 @@ _SPLITS = ("split", "subset", "partition", "data set", "data_set", "dataset", "s
 _LOOKED = 20
 """Rows that are looked at to see which column names files."""
 _ONE_HOT = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
+_FLAGS = (*_ONE_HOT, "true", "false", "True", "False", "TRUE", "FALSE")
 
 Row = Mapping[str, Any]
 
@@ -231,7 +232,7 @@ def _label_columns(
     if data.label_column is None and not any(_plain(column) in _LABELS for column in left):
         if len(left) == 1:
             return left
-        flags = [column for column in left if all(row.get(column) in _ONE_HOT for row in rows)]
+        flags = [column for column in left if all(row.get(column) in _FLAGS for row in rows)]
         if len(flags) > 1 and task.flags:
             return flags
         if len(flags) > 1 and task.scalar:

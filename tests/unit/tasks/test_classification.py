@@ -59,3 +59,17 @@ def test_predictions_list_the_most_probable_class_first() -> None:
         ],
     }
     assert len(task.described(probabilities, 9)["top"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "warned"),
+    [
+        ([f"{k * 1.5:g}" for k in range(40)], 80, True),
+        ([str(k) for k in range(40)], 4000, False),
+        ([f"n{k}" for k in range(40)], 80, False),
+        ([str(k) for k in range(10)], 20, False),
+    ],
+)
+def test_many_classes_that_are_numbers_give_a_warning(names: list[str], rows: int, warned: bool) -> None:
+    doubts = Classification(tuple(names)).doubts(np.arange(rows, dtype=np.int32) % len(names))
+    assert any("set task.kind to regression" in doubt for doubt in doubts) is warned

@@ -14,7 +14,8 @@ PETS = Multilabel(("cat", "dog"))
 
 
 @pytest.mark.parametrize(
-    "value", ["cat|dog", "cat; dog", "cat,dog", '["cat", "dog"]', ["cat", "dog"], "cat|dog|cat"]
+    "value",
+    ["cat|dog", "cat; dog", "cat,dog", '["cat", "dog"]', "['cat', 'dog']", ["cat", "dog"], "cat|dog|cat"],
 )
 def test_a_list_of_labels_is_read_in_every_spelling(value: Any) -> None:
     assert Multilabel.read({"labels": value}) == ("cat", "dog")

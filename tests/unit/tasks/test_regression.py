@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,24 @@ def test_predictions_name_the_numbers() -> None:
     assert SIZES.columns(TARGETS)["predicted_width"][0] == [0.0, 1.0, 2.0, 3.0]
     assert SIZES.shown(SIZES.described(TARGETS[0], 3)) == ("length 10, width 0",)
     assert SIZES.mistakes(TARGETS, TARGETS, np.array([0, 3.0, 1, 2]), 1)[0].row == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([5.0] * 9, "age is 5 in all 9 training rows"),
+        (
+            [-9999, -9999, *range(20, 30)],
+            r"age is -9999 in 2 of 12 training rows, far from the others \(20 to 29",
+        ),
+        ([*range(20, 30), 999, 999], "age is 999 in 2 of 12"),
+        ([*range(20, 30), 999], None),
+        ([0, 0, 0, *range(1, 30)], None),
+        ([0, 0, 1, 1], None),
+    ],
+)
+def test_implausible_numbers_give_a_warning(column: list[float], said: str | None) -> None:
+    task, targets = Regression.encode({"train": np.array(column, np.float32)[:, None]}, ["age"])
+    doubts = task.doubts(targets["train"])
+    assert bool(doubts) is (said is not None)
+    assert said is None or re.search(said, doubts[0])

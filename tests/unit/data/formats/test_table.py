@@ -310,7 +310,7 @@ def test_the_column_of_files_is_the_one_whose_values_are_files(given: Path, stor
     assert any("labels are taken from Klasse" in warning for warning in manifest.warnings)
 
 
-FLAGS: dict[str, Any] = {"ant": [k % 2 for k in range(60)], "bee": [int(k % 3 > 0) for k in range(60)]}
+FLAGS: dict[str, Any] = {"ant": [k % 2 for k in range(60)], "bee": [bool(k % 3) for k in range(60)]}
 
 
 def test_columns_of_0_and_1_are_labels_of_the_multilabel_task(given: Path, storage_root: Path) -> None:
