@@ -371,6 +371,12 @@ SERVE = Group(
             "1",
             "a hung replica does not shut down gracefully and would keep the CPU that its replacement needs",
         ),
+        Variable(
+            "RAY_max_direct_call_object_size",
+            "1048576",
+            "what a replica sends to the controller on a new head is 120 kB: beyond Ray's 100 KiB it takes "
+            "the object store, which learns of that head so late that Serve replaces the replicas",
+        ),
     ),
 )
 HAPROXY = Group(

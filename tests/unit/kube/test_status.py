@@ -147,9 +147,9 @@ def test_spooled_operations_need_no_action(spooled: int | None, said: str) -> No
     assert not line.todo
 
 
-@pytest.mark.parametrize(("overlay", "service"), [("k3d", "serve"), ("production", "distml-serve-svc")])
+@pytest.mark.parametrize("overlay", ["k3d", "production"])
 def test_the_endpoint_and_a_head_are_asked_as_the_overlay_names_them(
-    programs: Programs, ran: Callable[..., Outcome], overlay: str, service: str
+    programs: Programs, ran: Callable[..., Outcome], overlay: str
 ) -> None:
     objects: dict[str, list[Any]] = {"rayservices": [], "workflowtemplates": []}
     for each in render(KUBERAY / "overlays" / overlay):
@@ -163,8 +163,8 @@ def test_the_endpoint_and_a_head_are_asked_as_the_overlay_names_them(
         f"""#!/bin/sh
 echo "kubectl $*" >> {programs.calls}
 case "$*" in
-  *services/{service}:8000/proxy/readyz*) echo ready;;
-  *services/{service}:8000/proxy/model*) echo '{{"name": "fashion", "version": 4}}';;
+  *services/serve:8000/proxy/readyz*) echo ready;;
+  *services/serve:8000/proxy/model*) echo '{{"name": "fashion", "version": 4}}';;
   *"exec -n distml head-1 -c ray-head -- distml sync --dry-run --config /app/configs/"*)
     echo '{{"verb": "sync", "left": 3}}';;
   *"get --raw"*|*" exec "*) exit 1;;

@@ -99,8 +99,8 @@ def test_only_listed_host_names_are_accepted() -> None:
 
 
 def test_an_endpoint_that_is_bound_elsewhere_answers_to_every_name_unless_some_are_listed() -> None:
-    assert not rejected({"host": "0.0.0.0"}, "distml-serve-svc.distml:8000")
-    assert rejected({"host": "0.0.0.0", "allowed_hosts": ["distml"]}, "distml-serve-svc.distml:8000")
+    assert not rejected({"host": "0.0.0.0"}, "serve.distml:8000")
+    assert rejected({"host": "0.0.0.0", "allowed_hosts": ["distml"]}, "serve.distml:8000")
 
 
 def test_an_origin_that_is_listed_asks_and_reads() -> None:
