@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from distml.artifacts.layout import DIGESTS, Model
 from distml.batch.parts import COUNTS, SOURCE, SOURCE_ROW, BatchSpec, Classifier, Part, plan
 from distml.config import Config
 from distml.data import fetch, image, opening, plausible, schema
+from distml.data.formats import image_folder
 from distml.data.image import Images, Policy
 from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, DistmlError, ResourceError, StorageError
@@ -92,7 +94,7 @@ def predict_parts(
     say(f"{len(parts)} parts, {before} of them done before")
     unused = folder.ledger.counts()
     if unused:
-        say("left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in unused.items()))
+        say(_told_left_out(unused))
     if left:
         spec = BatchSpec(folder.root, target.root, "", export.sha256, model[1], embeddings)
         _classify_parts(config, export, spec, target, left, say)
@@ -104,6 +106,10 @@ def predict_parts(
     figures = {key: summary[key] for key in ("rows", "failed", "data", "output")}
     places = {"parts": len(parts), "done_before": before, "manifest": target.uri(MANIFEST)}
     return figures | places | {"wall_s": round(seconds, 2)}
+
+
+def _told_left_out(counts: Mapping[str, int]) -> str:
+    return "left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in counts.items())
 
 
 def _opened(config: Config, data: str) -> Folder:
@@ -324,13 +330,15 @@ def classify(
         ask: From uint8 [N, H, W, C] to float32 [N, K].
 
     Returns:
-        `model`, `version`, `predictions` in the files' order; where files cannot be read, `failed` with
-        `file` and `error` of each, and `status`, which is failed.
+        `model`, `version`, `predictions` in the files' order; `left_out` where folders hold other files, by
+        reason; where files cannot be read, `failed` with `file` and `error` of each, and `status`, which is
+        failed.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     predictions: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    names = list(dict.fromkeys(expanded(files)))
+    some, left_out = expanded(files)
+    names = list(dict.fromkeys(some))
     for first in range(0, len(names), _AT_ONCE):
         images, unreadable, noted = read_all(names[first : first + _AT_ONCE], model.pictures)
         failed += unreadable
@@ -345,6 +353,9 @@ def classify(
     for failure in failed:
         console.print(f"[red]{escape(failure['error'])}[/red]")
     result = {"model": model.name, "version": model.version, "predictions": predictions}
+    if left_out:
+        console.print(_told_left_out(left_out))
+        result["left_out"] = dict(left_out)
     return result | ({"status": "failed", "failed": failed} if failed else {})
 
 
@@ -370,37 +381,55 @@ def _asking(export: layout.Export) -> Callable[[Images], npt.NDArray[np.float32]
     return ask
 
 
-def expanded(words: Sequence[str]) -> list[str]:
+def expanded(words: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """Return the files that words mean: files, folders, patterns, and `-` for the lines of standard input.
 
-    A folder stands for its image files at any depth, sorted by name, without hidden files.
+    A folder stands for its pictures at any depth, sorted by name, as training would read it.
+
+    Returns:
+        The files, and how many of those in folders were left out, by reason.
 
     Raises:
-        ConfigError: A folder without pictures, a pattern that fits no file, or an empty standard input.
+        ConfigError: A folder without pictures, a pattern that fits no file, an empty standard input, or
+            something that is no file.
     """
     files: list[str] = []
+    left_out: Counter[str] = Counter()
     for word in words:
         if word == "-":
-            some = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+            lines = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin)
+            some = [line for line in lines if line.strip()]
         elif os.path.isdir(word):
-            some = sorted(_below(word))
+            some = _below(word, left_out)
         elif not os.path.lexists(word) and glob.has_magic(word):
             some = sorted(path for path in glob.glob(word, recursive=True) if not os.path.isdir(path))
         else:
-            some = [word]
+            some = [_one_file(word)]
         if not some:
             what = "standard input lists no files" if word == "-" else f"{word} names no picture"
             raise ConfigError(f"{what}.", "Give picture files, folders of them or a pattern.")
         files += some
-    return files
+    return files, left_out
 
 
-def _below(folder: str) -> Iterator[str]:
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image.SUFFIXES:
-                yield os.path.join(path, name)
+def _one_file(word: str) -> str:
+    if "://" in word or (fetch.is_archive(word) and os.path.isfile(word)):
+        what = "an address" if "://" in word else "an archive"
+        raise ConfigError(
+            f"{word} is {what}, not a picture.",
+            "Folders and archives, also at an address, are predicted by --data and --output.",
+        )
+    return word
+
+
+def _below(word: str, left_out: Counter[str]) -> list[str]:
+    try:
+        folder = Folder(word)
+    except DataError:  # nothing but folders
+        return []
+    named = image_folder.pictures(folder)
+    left_out.update(folder.ledger.counts())
+    return [os.path.join(word, os.path.relpath(folder.entries[name].path, folder.root)) for name in named]
 
 
 MAX_FILE_BYTES = 64 << 20

@@ -281,7 +281,8 @@ def _numbers(values: Array, split: str) -> npt.NDArray[np.float32]:
         numbers = np.asarray(values.tolist() if values.dtype.kind == "O" else values, np.float32)
     except (TypeError, ValueError):
         raise DataError(
-            f"the {split} targets are not numbers, like {values.ravel()[0]!r}.", "Check data.label_column."
+            f"the {split} targets are not numbers, like {str(values.ravel()[0])!r}.",
+            "Check data.label_column.",
         ) from None
     numbers = numbers[:, None] if numbers.ndim == 1 else numbers
     if numbers.ndim != 2:

@@ -152,13 +152,14 @@ def test_an_unusable_command_line_exits_2(
 def test_folders_patterns_and_standard_input_expand_to_image_files(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a/2.JPG", "a/b/1.png", "a/.hidden/3.png", "a/._2.jpg", "a/notes.txt", "odd [1].png"):
+    names = ("a/2.JPG", "a/b/1.png", "a/no_ending", "a/.hidden/3.png", "a/._2.jpg", "a/notes.txt")
+    for name in (*names, "odd [1].png"):
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         GRAY.save(workdir / name, "PNG")
-    monkeypatch.setattr("sys.stdin", io.StringIO("a/2.JPG\r\n\nmissing.png\n"))
-    assert files.expanded(["a"]) == ["a/2.JPG", "a/b/1.png"]
-    assert files.expanded(["a/**/*.png", "odd [1].png"]) == ["a/b/1.png", "odd [1].png"]
-    assert files.expanded(["-", "missing.png"]) == ["a/2.JPG", "missing.png", "missing.png"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa/2.JPG\r\n\nmissing.png\n"))
+    assert files.expanded(["a"]) == (["a/2.JPG", "a/b/1.png", "a/no_ending"], {"hidden": 2, "no picture": 1})
+    assert files.expanded(["a/**/*.png", "odd [1].png"]) == (["a/b/1.png", "odd [1].png"], {})
+    assert files.expanded(["-", "missing.png"]) == (["a/2.JPG", "missing.png", "missing.png"], {})
 
 
 @pytest.mark.parametrize("word", ["empty", "*.png", "-"])
@@ -168,6 +169,13 @@ def test_an_argument_without_images_is_rejected(
     (workdir / "empty").mkdir()
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     with pytest.raises(ConfigError, match=r"no file|no picture"):
+        files.expanded([word])
+
+
+@pytest.mark.parametrize(("word", "what"), [("https://site/a.jpg", "an address"), ("a.zip", "an archive")])
+def test_addresses_and_archives_are_predicted_as_data(workdir: Path, word: str, what: str) -> None:
+    (workdir / "a.zip").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=rf"{word} is {what}, not a picture\. .*by --data and --output"):
         files.expanded([word])
 
 
