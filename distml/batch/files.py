@@ -352,7 +352,7 @@ def classify(
         _show(console, model.task, predictions)
     for failure in failed:
         console.print(f"[red]{escape(failure['error'])}[/red]")
-    result = {"model": model.name, "version": model.version, "predictions": predictions}
+    result: dict[str, Any] = {"model": model.name, "version": model.version, "predictions": predictions}
     if left_out:
         console.print(_told_left_out(left_out))
         result["left_out"] = dict(left_out)
