@@ -320,7 +320,8 @@ def _data(facts: Facts, plan: _Plan, held: float) -> list[Choice]:
     counts = sorted(facts.counts.values())
     shown = ", ".join(f"{key} {count:,}" for key, count in list(facts.counts.items())[:8])
     more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-    classes = f"{len(counts)} classes of {counts[0]:,} to {counts[-1]:,} training pictures: {shown}{more}"
+    each = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if counts[-1] != counts[0] else "")
+    classes = f"{len(counts)} classes of {each} training pictures: {shown}{more}"
     choices = [
         Choice("run.name", name, "names the run and its folder; the same name again resumes it"),
         Choice("data.name", name, "names the prepared data below storage.root"),
@@ -394,7 +395,11 @@ def _training(plan: _Plan) -> list[Choice]:
     steps = -(-plan.rows // plan.batch)
     choices = [
         Choice("train.workers", plan.workers, f"this machine has {on}"),
-        Choice("train.epochs", plan.epochs, f"{steps} steps each; early_stopping_patience would end sooner"),
+        Choice(
+            "train.epochs",
+            plan.epochs,
+            f"{steps} step{'s' if steps != 1 else ''} each; early_stopping_patience would end sooner",
+        ),
         Choice(
             "train.global_batch_size",
             plan.batch,
