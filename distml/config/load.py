@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -238,16 +238,65 @@ def _path(error: Any) -> str:
     return ".".join(str(part) for part in error["loc"] if part not in branches and "[" not in str(part))
 
 
+def _alternatives(model: type[BaseModel], error: Any) -> tuple[str, str] | None:
+    """Path and description of the key that an error is about where it may have values of several kinds."""
+    kind: Any = model
+    for at, key in enumerate(error["loc"]):
+        field = kind.model_fields.get(key)
+        if field is None:
+            return None
+        members = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+        sections = [
+            some
+            for some in (field.annotation, *members)
+            if isinstance(some, type) and issubclass(some, BaseModel)
+        ]
+        if not sections:
+            several = len([some for some in members if some is not NoneType]) > 1
+            return (".".join(error["loc"][: at + 1]), str(field.description)) if several else None
+        kind = sections[0]
+    return None
+
+
+_LIMITS = ("greater_than", "less_than", "value_error", "finite_number", "too_short", "too_long")
+
+
+def _about(model: type[BaseModel], errors: Sequence[Any]) -> list[tuple[str, Any, str | None]]:
+    """Errors by path, those of a key of several kinds as one: the limit that is exceeded, else what it takes.
+
+    Returns:
+        The path of each, the error, and a description that says more than the error, or None.
+    """
+    told: list[tuple[str, Any, str | None]] = []
+    of_key: dict[str, list[Any]] = {}
+    for error in errors:
+        if key := _alternatives(model, error):
+            if key[0] not in of_key:
+                told.append((key[0], None, key[1]))
+            of_key.setdefault(key[0], []).append(error)
+        else:
+            told.append((_path(error), error, None))
+    for at, (path, error, description) in enumerate(told):
+        if error is None:
+            some = of_key[path]
+            said = [tried for tried in some if tried["type"].startswith(_LIMITS)]
+            said = said or [tried for tried in some if _path(tried) != path and tried["type"] != "missing"]
+            told[at] = (path, (said or some)[0], None if said else description)
+    return told
+
+
 def _sentences(model: type[BaseModel], failure: ValidationError) -> list[str]:
     """One sentence per problem; of a union's attempts the one that came furthest."""
-    errors = failure.errors(include_url=False)
-    paths = [_path(error) + "." for error in errors]
+    about = _about(model, failure.errors(include_url=False))
+    paths = [f"{path}." for path, _, _ in about]
     said: dict[str, str] = {}
-    for error, path in zip(errors, paths, strict=True):
+    for (key, error, description), path in zip(about, paths, strict=True):
         if len(said) == _MAX_PROBLEMS:
             return [*said.values(), f"and {len(set(paths)) - _MAX_PROBLEMS} more."]
-        if not any(other != path and other.startswith(path) for other in paths[: 10 * _MAX_PROBLEMS]):
-            said.setdefault(path, _sentence(model, error))
+        if any(other != path and other.startswith(path) for other in paths[: 10 * _MAX_PROBLEMS]):
+            continue
+        sentence = f"{key} = {_shown(error['input'])} is not accepted. {description}"
+        said.setdefault(path, sentence if description else _sentence(model, error))
     return list(said.values())
 
 

@@ -104,6 +104,7 @@ def _known_or_own(*known: str) -> AfterValidator:
 
 Int = Annotated[int, BeforeValidator(_number)]
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Side = Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 MixShare = Annotated[float, BeforeValidator(_number), Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
@@ -168,7 +169,7 @@ class DataConfig(Section):
     """Folder, archive or URI of the user's data, also https:// of an archive; none is Fashion-MNIST."""
     format: str = "auto"
     """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""
-    image_size: Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt] = "auto"
+    image_size: Literal["auto"] | Side | tuple[Side, Side] = "auto"
     """Side or [height, width]; auto: the backbone's own, else one size of all up to 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
     """How a picture of another size is fitted, in training, prediction and serving alike."""

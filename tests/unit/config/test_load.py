@@ -64,8 +64,13 @@ def test_the_nearest_path(path: str, near: str | None) -> None:
         ({"run": {"name": "../x"}}, 'run.name = "../x" is not accepted: it should be letters, digits'),
         (
             {"train": {"workers": "two"}},
-            'train.workers = "two" is not accepted: it should be a valid integer',
+            'train.workers = "two" is not accepted. Number of workers, or [least, most] for an elastic run.',
         ),
+        (
+            {"data": {"image_size": [224]}},
+            "data.image_size = [224] is not accepted. Side or [height, width];",
+        ),
+        ({"data": {"image_size": 100_000}}, "image_size = 100000 is not accepted: it should be less than or"),
         ({"train": {"workers": [2, 1]}}, "workers must be a number or [least, most]."),
         ({"train": {"device": "tpu"}}, "train.device = \"tpu\" is not accepted: it should be 'auto'"),
     ],
