@@ -154,20 +154,32 @@ class Performer:
     def _standing(self) -> list[Object]:
         """Pods that are there whether a workflow runs or not."""
         once = ("setup", "folder", "step", "submitter")
+        runs = "training worker" in OF_A_RUN[self._cell.overlay]
+        pods = [(pod, pod["metadata"].get("labels", {})) for pod in self._cluster.pods()]
         return [
             pod
-            for pod in self._cluster.pods()
-            if pod["metadata"].get("labels", {}).get(COMPONENT) not in once
+            for pod, labels in pods
+            if labels.get(COMPONENT) not in once
+            and not (runs and labels.get("app.kubernetes.io/name") == "training")
         ]
 
     def _all_ready(self) -> bool:
         pods = self._standing()
         return bool(pods) and all(map(is_ready, pods))
 
+    def _of_the_kind(self) -> list[Object]:
+        """Pods of the kind; of those that a run brings, this workflow's, whose name theirs begin with.
+
+        The Ray cluster of a job is there for minutes after the job has ended.
+        """
+        pods = self._cluster.pods(self._cell.selector)
+        if self._cell.kind not in OF_A_RUN[self._cell.overlay]:
+            return pods
+        return [pod for pod in pods if pod["metadata"]["name"].startswith(f"{self._workflow}-")]
+
     def _victims(self) -> tuple[list[Object], list[Object]]:
         """One pod of the kind (all of its node's for a drain), and the other standing pods."""
-        mine = f",workflows.argoproj.io/workflow={self._workflow}" if self._cell.kind == "step" else ""
-        pods = [pod for pod in self._cluster.pods(self._cell.selector + mine) if pod["spec"].get("nodeName")]
+        pods = [pod for pod in self._of_the_kind() if pod["spec"].get("nodeName")]
         if not pods:
             raise ClusterError(f"there is no pod with {self._cell.selector}.")
         self._before = sum(map(is_ready, pods))
@@ -204,8 +216,7 @@ class Performer:
         """Whether as many pods of the kind are ready as before, or the workflow has no more use for them."""
         if self._cell.kind in OF_A_RUN[self._cell.overlay] and self._phase() in _ENDED:
             return True
-        mine = f",workflows.argoproj.io/workflow={self._workflow}" if self._cell.kind == "step" else ""
-        ready = [pod for pod in self._cluster.pods(self._cell.selector + mine) if is_ready(pod)]
+        ready = [pod for pod in self._of_the_kind() if is_ready(pod)]
         return len(uids(ready) - uids(victims)) >= self._before
 
     def _submit(self) -> str:

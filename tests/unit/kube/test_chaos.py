@@ -155,6 +155,8 @@ class Fake(Cluster):
         match words:
             case [_, _, "get", "pods", *selector]:
                 return json.dumps({"items": self._pods(" ".join(selector))})
+            case [_, _, "get", "secret", *_]:
+                return json.dumps({"data": {"key": ""}})
             case ["create", *_]:
                 self.workflow = json.loads(given or "")
                 return json.dumps({"metadata": {"name": "chaos-1"}})
@@ -206,6 +208,22 @@ def test_a_cell_runs_to_its_end_and_is_recorded(fault: str, words: str) -> None:
     parameters = cluster.workflow["spec"]["arguments"]["parameters"]
     expected = f"--run.name chaos-training-worker-{fault.lower()}-training-7 --train.epochs 4"
     assert parameters[0]["value"].startswith(expected)
+
+
+def test_only_the_pods_of_this_workflow_are_killed_where_a_run_brings_its_own() -> None:
+    cluster = Fake()
+    trained = [_pod(name, name) for name in ("earlier-x-worker", "chaos-1-x-worker")]
+    for pod in trained:
+        pod["metadata"]["labels"]["app.kubernetes.io/name"] = "training"
+    mlflow = _pod("mlflow", "mlflow-1", component="mlflow")
+
+    def pods(selector: str) -> list[dict[str, Any]]:
+        return trained if "training" in selector else [mlflow] if selector else [mlflow, *trained]
+
+    cluster._pods = pods  # type: ignore[method-assign]
+    made = perform(cluster, Cell("production", "training worker", "SIGKILL", "training"), QUICK, 7, print)
+    assert (made.verdict, made.restarts) == ("healed", 0), made
+    assert any("delete pod chaos-1-x-worker" in call for call in cluster.calls)
 
 
 def test_a_pod_that_does_not_come_back_is_no_healed_cell() -> None:
