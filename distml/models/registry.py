@@ -240,7 +240,9 @@ def _call(
 
 
 def line_of(name: str, *words: str) -> str:
-    """Say where a builder's module first uses one of some words, as ` (mine.py line 7)`; else nothing.
+    """Say where a builder, or what it calls in its module, first uses some words, as ` (mine.py line 7)`.
+
+    Nothing is said where another package's function does what is asked about.
 
     Args:
         name: `module:function`.
@@ -254,7 +256,7 @@ def line_of(name: str, *words: str) -> str:
     named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     builder = named.get(function)
     inner = {node.id for node in ast.walk(builder) if isinstance(node, ast.Name)} if builder else set()
-    for node in (builder, *(named[name] for name in named if name in inner), tree):
+    for node in (builder, *(named[name] for name in named if name in inner)) if builder else (tree,):
         if lines := list(_lines(node, set(words))):
             return f" ({Path(path).name} line {min(lines)})"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,20 @@ def test_a_users_missing_module_or_function_is_named(own: str, workdir: Path) ->
     said = refusal("own_broken:network")
     assert "not valid Python" in said
     assert "own_broken.py, line 1" in said
+
+
+def test_the_line_is_one_of_the_builder_or_of_what_it_calls(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workdir / "own_lines.py").write_text(
+        "def other(): return Dense(3, activation='softmax')\n"
+        "def head(): return Softmax()\n"
+        "def plain(shape, classes): return applications.MobileNetV2(classes=classes)\n"
+        "def network(shape, classes): return head()\n"
+    )
+    monkeypatch.setitem(sys.modules, "own_lines", SimpleNamespace(__file__=str(workdir / "own_lines.py")))
+    assert registry.line_of("own_lines:network", "softmax", "Softmax") == " (own_lines.py line 2)"
+    assert registry.line_of("own_lines:plain", "softmax", "Softmax") == ""
 
 
 def test_a_builder_without_readable_source_is_checked_when_built(own: str, workdir: Path) -> None:
