@@ -92,7 +92,7 @@ def format_of(folder: Folder) -> str:
     if suffixes <= {".7z", ".rar", ".zip", ".gz", ".tar", ".tgz"}:
         remedy = "Unpack them; data.path may be one zip or tar file."
         raise DataError(f"{folder.root} holds nothing but archives ({', '.join(sorted(suffixes))}).", remedy)
-    if suffixes <= {".csv", ".tsv", ".jsonl"}:
+    if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
         raise DataError(f"{folder.root} is a table without pictures.", remedy)
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,7 +40,7 @@ _BESIDES = {
     "segmentationclass",
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
-Files = TypeVar("Files", list[str], dict[str, str])
+Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any])
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
 _REMEDY = "Call the splits train, validation and test, and move out what belongs to none."
@@ -73,6 +73,12 @@ def split_of_file(name: str) -> str | None:
     return _SPLIT_WORDS.get(word[0])
 
 
+def split_of_folders(name: str) -> str | None:
+    """Return the split that the first folder called like one names: `images/val2017/1.jpg` is validation."""
+    words = (split_word(part) for part in PurePosixPath(name).parts[:-1])
+    return next((word[0] for word in words if word), None)
+
+
 def divide(names: Sequence[str]) -> dict[str, list[str]]:
     """Sort tables and other files that hold rows by split; all are `train` where no two splits are named.
 
@@ -89,7 +95,7 @@ def divide(names: Sequence[str]) -> dict[str, list[str]]:
         raise DataError(
             f"{divided[None][0]} lies beside {', '.join(sorted(splits))} and in none of them.", _REMEDY
         )
-    return _settled(splits)
+    return settled(splits)
 
 
 def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -131,7 +137,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     for name, path in paths.items():
         top, _, rest = path.partition("/")
         splits.setdefault(named[top][0], {})[name] = rest
-    return {split: _through(files, split) for split, files in _settled(splits).items()}
+    return {split: _through(files, split) for split, files in settled(splits).items()}
 
 
 def unlabelled(divided: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -155,7 +161,7 @@ def _within_classes(paths: Mapping[str, str]) -> dict[str, dict[str, str]] | Non
     splits: dict[str, dict[str, str]] = {}
     for name, (top, word, *rest) in parts.items():
         splits.setdefault(named[word], {})[name] = "/".join((top, *rest))
-    return _settled(splits)
+    return settled(splits)
 
 
 def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:
@@ -171,7 +177,7 @@ def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:
         paths = {name: path.partition("/")[2] for name, path in paths.items()}
 
 
-def _settled(splits: dict[str, Files]) -> dict[str, Files]:
+def settled(splits: dict[str, Files]) -> dict[str, Files]:
     """Let `eval` be the test split, or the validation split where there is another test split."""
     if "eval" in splits:
         splits["validation" if "test" in splits else "test"] = splits.pop("eval")
@@ -292,7 +298,7 @@ def _divide_by_lists(
         split = of_name.get(name) or ("" if "train" in of_list else "train")
         if split:
             splits.setdefault(split, {})[name] = path
-    return _settled(splits)
+    return settled(splits)
 
 
 SPLITS = ("train", "validation", "test")

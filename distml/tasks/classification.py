@@ -93,6 +93,11 @@ class Classification(Task):
                 f"has several labels, in {', '.join(values)}.",
                 "Name one column in data.label_column, or set task.kind to multilabel or regression.",
             )
+        if isinstance(label, list) and len(label) < 2:
+            label = label[0] if label else None
+        if isinstance(label, list | dict):
+            what = "several labels" if isinstance(label, list) else "an object for a label"
+            raise DataError(f"has {what}, {str(label)[:80]}.", "Give one, or set task.kind to multilabel.")
         if label is None or label in ("", "nan", "NaN"):  # as pandas writes what is missing
             raise DataError(f"has no {column}.", "Fill it in, or remove the row.")
         if isinstance(label, bool):

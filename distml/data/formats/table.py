@@ -1,7 +1,8 @@
 """Reads pictures whose labels stand in a table, such as `metadata.csv` (driver).
 
 The convention is Hugging Face's: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, one beside
-all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read, too.
+all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read,
+too, and JSON: a list of objects, an object that gives each file its label, or COCO's.
 """
 
 from __future__ import annotations
@@ -25,15 +26,27 @@ from distml.data.image import SUFFIXES
 from distml.data.listing import Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Source
-from distml.data.split import by_lists, split_of_file, split_word
+from distml.data.split import by_lists, settled, split_of_file, split_of_folders, split_word
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
-_LABELS = ("label", "labels", "class", "target", "category", "y", "breed", "diagnosis", "dx")
+_LABELS = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "y",
+    "breed",
+    "diagnosis",
+    "dx",
+    "choice",
+    "tags",
+)
 _SPLITS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set")
 _LOOKED = 20
 """Rows that are looked at to see which column names files."""
@@ -108,7 +121,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
         folder.ledger.reasons.pop(name, None)
     for name in blank:
         folder.ledger.skip(name, "a test table without labels")
-    labelled, notes = _by_lists(folder, labelled)
+    labelled, notes = _divided(folder, labelled)
     used = [picture for some in labelled.values() for picture in some]
     headers, bad = image_folder.survey(folder, used, data.max_pixels)
     source.require_usable(bad, len(used), data)
@@ -124,12 +137,17 @@ def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     return (f"the labels are taken from {shown}; set data.label_column if that is wrong.",)
 
 
-def _by_lists(
+def _divided(
     folder: Folder, labelled: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """Divide rows that no table divides by text files that list the pictures of each split."""
+    """Divide rows that no table divides by the pictures' folders, or by lists of each split's pictures."""
     if labelled.keys() != {"train"}:
         return labelled, ()
+    of_folder: dict[str, dict[str, Any]] = {}
+    for name, label in labelled["train"].items():
+        of_folder.setdefault(split_of_folders(name) or "", {})[name] = label
+    if "train" in of_folder and len(of_folder) > 1 and "" not in of_folder:
+        return settled(of_folder), ()
     divided, notes = by_lists(folder, {name: name for name in labelled["train"]})
     return {split: {name: labelled["train"][name] for name in some} for split, some in divided.items()}, notes
 
@@ -195,6 +213,8 @@ def _file_column(folder: Folder, places: Places, name: str, rows: Sequence[Row],
             for column in known or has
             if any(row[column] and _file(folder, places, table, str(row[column])) for row in first)
         ]
+        if len(naming) > 1:  # a number may be the name of a file, too
+            naming = [column for column in naming if suffix(str(first[0][column])) in SUFFIXES]
         if len(naming) == 1:
             return naming[0]
     return _column(name, has, _FILES, data.image_column, "image_column")
@@ -315,12 +335,50 @@ def _rows(folder: Folder, name: str) -> list[Row]:
             "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
         )
         if name.lower().endswith(".jsonl"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return _records([json.loads(line) for line in text.splitlines() if line.strip()])
+        if name.lower().endswith(".json"):
+            return _of_json(json.loads(text))
         return [_stripped(row) for row in csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text))]
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 at byte {error.start}.", "Save it as UTF-8.") from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
+
+
+def _records(rows: Any) -> list[Row]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it is not a list of objects with a name and a label")
+    return rows
+
+
+def _of_json(told: Any) -> list[Row]:
+    """Rows of a list of objects, of an object that gives each file its label, or of COCO's format.
+
+    Raises:
+        ValueError: Something else.
+    """
+    if isinstance(told, dict) and {"images", "annotations", "categories"} <= told.keys():
+        return _of_coco(told)
+    if isinstance(told, dict) and all(isinstance(label, str | int | float | list) for label in told.values()):
+        return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
+    return _records(told)
+
+
+def _of_coco(told: Mapping[str, Any]) -> list[Row]:
+    """The categories of each image, a list.
+
+    Boxes and outlines are not used: what is predicted is said of the whole picture.
+    """
+    try:
+        names = {kind["id"]: str(kind["name"]) for kind in told["categories"]}
+        of_image: dict[Any, dict[str, None]] = {image["id"]: {} for image in told["images"]}
+        for given in told["annotations"]:
+            of_image[given["image_id"]].setdefault(names[given["category_id"]])
+        files = {image["id"]: image["file_name"] for image in told["images"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it has the members of a COCO file, but {error} is missing in one") from None
+    labels = {at: list(some) for at, some in of_image.items()}
+    return [{_FILES[0]: files[at], LABEL: some} for at, some in labels.items()]
 
 
 def _stripped(row: Mapping[str | None, Any]) -> Row:

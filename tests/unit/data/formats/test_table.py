@@ -303,8 +303,11 @@ def test_a_table_of_a_spreadsheet_is_read(given: Path, storage_root: Path) -> No
 
 
 def test_the_column_of_files_is_the_one_whose_values_are_files(given: Path, storage_root: Path) -> None:
-    table = rows(Dateiname=[Path(name).name for name in FILES], Klasse=NAMES.tolist())
+    names = [Path(name).name for name in FILES]
+    table = rows(id=[str(k) for k in range(60)], Dateiname=names, Klasse=NAMES.tolist())
     (given / "labels.csv").write_bytes(as_csv(table, ";"))
+    assert ingest(storage_root, given, label_column="Klasse", name="asked").classes == ("ant", "bee", "cow")
+    (given / "labels.csv").write_bytes(as_csv(rows(Dateiname=names, Klasse=NAMES.tolist()), ";"))
     manifest = ingest(storage_root, given)
     assert manifest.classes == ("ant", "bee", "cow")
     assert any("labels are taken from Klasse" in warning for warning in manifest.warnings)
@@ -330,3 +333,52 @@ def test_text_files_that_list_the_splits_of_a_table(given: Path, storage_root: P
     manifest = ingest(storage_root, given)
     assert manifest.rows["test"] == 15
     assert manifest.rows["train"] + manifest.rows["validation"] == 45
+
+
+COCO = {
+    "images": [{"id": k, "file_name": f"{k}.png"} for k in range(60)],
+    "categories": [{"id": k + 7, "name": name} for k, name in enumerate(("ant", "bee", "cow"))],
+    "annotations": [{"id": k, "image_id": k, "category_id": LABELS[k].item() + 7} for k in range(60)],
+}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        dict(zip(FILES, NAMES.tolist(), strict=True)),
+        rows(file_name=FILES, label=[[name] for name in NAMES.tolist()]),
+        COCO,
+    ],
+)
+def test_labels_are_read_from_json(given: Path, storage_root: Path, told: Any) -> None:
+    (given / "labels.json").write_text(json.dumps(told))
+    assert ingest(storage_root, given).classes == ("ant", "bee", "cow")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ([1, 2], "labels.json cannot be read as a table: it is not a list of objects"),
+        ({**COCO, "annotations": [{"image_id": 99, "category_id": 7}]}, "but 99 is missing in one"),
+        ({name: ["ant", "bee"] for name in FILES}, "has several labels.* set task.kind to multilabel"),
+        ({name: [] for name in FILES}, "has no label"),
+    ],
+)
+def test_json_without_a_label_for_each_image_is_rejected(
+    given: Path, storage_root: Path, told: Any, said: str
+) -> None:
+    (given / "labels.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, given)
+
+
+def test_rows_of_one_table_are_divided_by_the_folders_of_their_pictures(
+    given: Path, storage_root: Path
+) -> None:
+    for split, which in (("train2017", range(40)), ("val2017", range(40, 60))):
+        (given / split).mkdir()
+        for k in which:
+            (given / "images" / f"{k}.png").rename(given / split / f"{k}.png")
+    (given / "annotations").mkdir()
+    (given / "annotations" / "instances.json").write_text(json.dumps(COCO))
+    assert ingest(storage_root, given).rows["validation"] == 20
