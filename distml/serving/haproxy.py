@@ -42,6 +42,7 @@ _DROPPED = re.compile(
     r"^ *(?:log (?!global).*|option (?:httplog|log-health-checks|abortonclose)|errorfile .*)\n", re.M
 )
 _LIVING = re.compile(r"^( *acl (\S+)) nbsrv\((\S+)\) ge 1\n", re.M)
+_SERVER = re.compile(r"^ *server \S+ (?!.* backup).*\n", re.M)
 _BACKEND = re.compile(r"^backend (http-\S+)\n((?:^ .*\n|^\n)*)", re.M)
 _GRPC = re.compile(
     r"^(?:frontend grpc_frontend|backend (?:grpc-\S+|\w*grpc_\w*backend))\n(?:^[ #].*\n|^\n)*", re.M
@@ -186,6 +187,37 @@ def _replicas(lines: str) -> list[str]:
     return re.findall(r"^ *server (\S+) (?!.* backup).*$", lines, re.M)
 
 
+def kept(configuration: str, known: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, Sequence[str]]]:
+    """Keep the replicas of a backend for which Ray's configuration has none; returns it and the replicas.
+
+    Serve names none while it imports a changed application, and 10 s after its controller was restarted,
+    though all respond: health checks tell which are there. A backend that was removed is removed.
+
+    Args:
+        configuration: As Ray writes it.
+        known: Lines of the replicas of each backend in the configuration before.
+    """
+    now: dict[str, Sequence[str]] = {}
+
+    def filled(backend: re.Match[str]) -> str:
+        lines = _SERVER.findall(backend[2])
+        now[backend[1]] = lines or known.get(backend[1], ())
+        return backend[0] if lines else backend[0] + "".join(now[backend[1]])
+
+    return _BACKEND.sub(filled, configuration), now
+
+
+def _keep(configuration: str, store: Path) -> str:
+    """Configuration with the replicas of the one before, which a file has, where it has none."""
+    try:
+        known = json.loads(store.read_text("utf-8"))
+    except (OSError, ValueError):  # the first one of this proxy
+        known = {}
+    text, now = kept(configuration, known)
+    _write_private(store, json.dumps(now).encode())
+    return text
+
+
 def _living(rule: re.Match[str], replicas: Mapping[str, Sequence[str]]) -> str:
     """Whether a replica is there, which the last resort always is."""
     conditions = [f"srv_is_up({rule[3]}/{name})" for name in replicas.get(rule[3], ())] or ["always_false"]
@@ -293,7 +325,8 @@ def main(words: Sequence[str]) -> None:
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     bundle = path.with_name("certificate.pem") if certificate else None
     inner = os.environ.get(REPLICAS)  # none on a cluster of an earlier version
-    text = corrected(path.read_text("utf-8"), os.environ[HOST], os.environ[PATIENCE], nobody, bundle, inner)
+    written = _keep(path.read_text("utf-8"), path.with_name("replicas.json"))
+    text = corrected(written, os.environ[HOST], os.environ[PATIENCE], nobody, bundle, inner)
     if bundle:
         _write_private(bundle, bundled(certificate, key))
         if address := _SOCKET.search(text):

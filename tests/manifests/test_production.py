@@ -199,6 +199,18 @@ def test_a_new_head_learns_of_a_replica_by_message_not_by_the_object_store(overl
     assert 2 * told < int(serve["RAY_max_direct_call_object_size"])
 
 
+def test_a_replica_waits_for_the_successor_of_its_worker() -> None:
+    (application,) = served("production")["applications"]
+    args = {key: outside(value) for key, value in application["args"].items()}
+    name = deploy.declared(args)._bound_deployment.name
+    # Beside the other one it would leave the new worker without a replica: never ready. A surge has no room.
+    limits = {"max_replicas_per_node": 1, "max_surge_percent": 0}
+    assert application["deployments"] == [{"name": name} | limits]
+    least = application["args"]["serve.replicas.min"]
+    (workers,) = find("production", "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["minReplicas"] >= least
+
+
 def test_workers_reach_a_new_head_at_the_address_of_the_old() -> None:
     cluster = find("production", "RayService")["spec"]["rayClusterConfig"]
     service = cluster["headGroupSpec"]["headService"]["spec"]

@@ -50,6 +50,24 @@ def test_a_head_without_replicas_is_not_healthy() -> None:
     assert rule in haproxy.corrected(front + backends, "127.0.0.1", "10", "abns@x")
 
 
+def test_replicas_are_kept_where_the_configuration_names_none() -> None:
+    servers = WRITTEN[WRITTEN.index("    server one") : WRITTEN.index("listen stats")]
+    fallback = "    server last 10.0.0.1:8500 check backup\n"
+    none = WRITTEN.replace(servers, fallback)
+    same, known = haproxy.kept(WRITTEN, {})
+    assert same == WRITTEN
+    filled, still = haproxy.kept(none, known)
+    assert filled == WRITTEN.replace(servers, fallback + servers)
+    assert still == known
+    corrected = haproxy.corrected(filled, "127.0.0.1", "10", "abns@x")
+    assert "server one 127.0.0.1:30000 check port 31001" in corrected
+    fewer = WRITTEN.replace("    server one 127.0.0.1:30000 check\n", "")
+    assert haproxy.kept(fewer, known)[0] == fewer
+    assert haproxy.kept(none, {}) == (none, {"http-distml": ()})
+    gone = WRITTEN[: WRITTEN.index("backend ")]
+    assert haproxy.kept(gone, known) == (gone, {})
+
+
 @pytest.mark.parametrize(
     ("host", "here"),
     [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("10.0.0.5", "10.0.0.5"), ("0.0.0.0", "127.0.0.1")],
