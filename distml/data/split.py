@@ -24,6 +24,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "testset", "testdata", "tst", "t10k", "holdout"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "validate", "valset", "dev", "development"), "validation"),
     **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
+    "publictest": "validation",
+    "privatetest": "test",
 }
 """Words that name a split in public sets; `eval` is the test split unless there is another one."""
 _SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "submission")
@@ -40,7 +42,9 @@ _BESIDES = {
     "segmentationclass",
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
-Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any])
+Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any], Indices)
+SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage")
+"""Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
 _REMEDY = "Call the splits train, validation and test, and move out what belongs to none."

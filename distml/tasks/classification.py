@@ -66,9 +66,13 @@ class Classification(Task):
         for split, labels in given.items():
             if labels.ndim != 1 or labels.dtype.kind not in kinds:
                 expected = "texts, as in train" if kinds == "U" else "integers"
+                remedy = (
+                    "Set task.kind to multilabel or regression where a row has several labels or numbers."
+                )
+                if labels.dtype.kind == "f" and labels.ndim == 1:
+                    remedy = "Set task.kind to regression if they are amounts."
                 raise DataError(
-                    f"the {split} labels are {labels.dtype} {labels.shape}, not {expected}.",
-                    "Set task.kind to multilabel or regression where a row has several labels or numbers.",
+                    f"the {split} labels are {labels.dtype} {labels.shape}, not {expected}.", remedy
                 )
         known = np.unique(given["train"])
         if names is not None:
@@ -117,9 +121,20 @@ class Classification(Task):
         )
 
     def doubts(self, targets: Targets) -> tuple[str, ...]:
-        """Many classes that are numbers: amounts, not kinds."""
-        few = len(self.names) <= max(_KINDS, len(targets) / 10)
-        if few or not all(_NUMBER.fullmatch(name) for name in self.names):
+        """Many classes that are numbers, which are amounts, and -1 among others, which marks rows without."""
+        if not all(_NUMBER.fullmatch(name) for name in self.names):
+            return ()
+        if (
+            "-1" in self.names
+            and len(self.names) > 2
+            and sum(name.startswith("-") for name in self.names) == 1
+        ):
+            count = np.count_nonzero(targets == self.names.index("-1"))
+            return (
+                f"{count} of {len(targets)} training rows have the label -1, which public sets give to rows "
+                "without one; remove the rows if it is no class.",
+            )
+        if len(self.names) <= max(_KINDS, len(targets) / 10):
             return ()
         return (
             f"the {len(self.names)} classes of {len(targets)} training rows are numbers, like "

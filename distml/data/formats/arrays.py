@@ -28,7 +28,7 @@ from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import split_of_file, split_word
+from distml.data.split import SPLIT_COLUMNS, split_of_file, split_word
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -242,21 +242,67 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
         DataError: No column of labels, other values than numbers, or a number of pixels that is no square.
     """
     parts: Parts = {}
+    labels: tuple[str, ...] = ()
     for name in _files(folder, ".csv"):
         table = _csv(folder, name)
-        named = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
-        asked = [data.label_column] if isinstance(data.label_column, str) else data.label_column
-        labels = tuple(asked or (named if len(named) == 1 else ()))
-        if not labels or set(labels) - set(table.column_names):
-            shown = ", ".join(table.column_names[:5])
-            raise DataError(f"{name} has no column of labels, but {shown}….", "Set data.label_column.")
-        values = _pixels(table, [key for key in table.column_names if key not in labels], name)
-        split = split_of_file(name) or "train"
-        parts["test" if split == "eval" else split] = (
-            _square(values, name),
-            _labels_of(table.select(labels), name, task),
-        )
+        column = next((key for key in table.column_names if key.lower() in SPLIT_COLUMNS), None)
+        labels = _label_columns(table, name, data, column)
+        rest = [key for key in table.column_names if key not in (*labels, column)]
+        values = _unpacked(table, name) if _packed(table) else _pixels(table, rest, name)
+        images, of_rows = _square(values, name), _labels_of(table.select(labels), name, task)
+        for split, rows in _splits_of(table, name, column).items():
+            parts["test" if split == "eval" else split] = images[rows], of_rows[rows]
     return _source(folder, parts, task, task.named(labels))
+
+
+def _label_columns(table: pa.Table, name: str, data: DataConfig, column: str | None) -> tuple[str, ...]:
+    """The columns of labels: as asked for, by their names, or the only one beside pixels and splits."""
+    has = table.column_names
+    asked = [data.label_column] if isinstance(data.label_column, str) else data.label_column
+    named = [key for key in has if key.lower() in _LABEL_COLUMNS]
+    if _packed(table) and not named:
+        named = [key for key in has if key not in (_PACKED, column)]
+    labels = tuple(asked or (named if len(named) == 1 else ()))
+    if not labels or set(labels) - set(has):
+        shown = ", ".join(has[:5]) + ("…" if len(has) > 5 else "")
+        raise DataError(f"{name} has no column of labels, but {shown}.", "Set data.label_column.")
+    return labels
+
+
+def _splits_of(table: pa.Table, name: str, column: str | None) -> dict[str, Any]:
+    """The rows of each split, by a column or by the name of the file."""
+    if column is None:
+        return {split_of_file(name) or "train": slice(None)}
+    values = [str(value) for value in table.column(column).to_pylist()]
+    words = {value: split_word(value) for value in set(values)}
+    if unknown := [value for value, word in words.items() if word is None]:
+        raise DataError(
+            f"the column {column} of {name} has the split {unknown[0]}.", "Use train, validation and test."
+        )
+    of_rows = np.array([word[0] for word in map(words.get, values) if word])
+    return {split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}
+
+
+_PACKED = "pixels"
+"""Name of one column that holds all pixels of a row, with spaces between them, as FER2013 has it."""
+
+
+def _packed(table: pa.Table) -> bool:
+    return _PACKED in table.column_names and pa.types.is_string(table.column(_PACKED).type)
+
+
+def _unpacked(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
+    """Values of the one column, [N, pixels].
+
+    Raises:
+        DataError: Something that is no number, or rows of several lengths.
+    """
+    try:
+        return np.array([text.split() for text in table.column(_PACKED).to_pylist()], np.int64)
+    except (ValueError, AttributeError):
+        raise DataError(
+            f"{name} has rows of {_PACKED} of other lengths or with other words than whole numbers."
+        ) from None
 
 
 def _csv(folder: Folder, name: str) -> pa.Table:
@@ -289,6 +335,8 @@ def is_csv_pixels(folder: Folder, name: str) -> bool:
     """Whether the first line of a CSV table names a label and at least sixteen other columns."""
     words = folder.read(name, 1 << 16).partition(b"\n")[0].decode("utf-8", "replace").lower().split(",")
     plain = [word.strip('"\r ') for word in words]
+    if _PACKED in plain:
+        return True
     # Columns of labels may have names of their own, see `data.label_column`.
     numbered = sum(word.removeprefix("pixel").isdigit() for word in plain) >= 16
     return len(words) > 16 and (numbered or any(word in _LABEL_COLUMNS for word in plain))
@@ -356,6 +404,10 @@ def read_images(folder: Folder, name: str) -> Table:
         return Table(np.concatenate(parts), {"array": keys} if len(called) > 1 else {})
     if lower.endswith(".csv"):
         table = _csv(folder, name)
+        if _packed(table):
+            rest = [key for key in table.column_names if key != _PACKED]
+            images = to_nhwc(_square(_unpacked(table, name), name), name)
+            return Table(images, {key: table.column(key).to_pylist() for key in rest})
         numbered = [key for key in table.column_names if key.lower().removeprefix("pixel").isdigit()]
         labels = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
         pixels = numbered or [key for key in table.column_names if key not in labels]

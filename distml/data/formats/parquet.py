@@ -7,6 +7,7 @@ interpreter for 49 MB of pixels, 125 MB for 197 MB.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import logging
@@ -29,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import divide
+from distml.data.split import SPLIT_COLUMNS, divide, settled, split_word
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -54,6 +55,8 @@ _IMAGE_NAMES = (
     "png",
     "bytes",
     "image_bytes",
+    "image_base64",
+    "base64",
 )
 _LABEL_NAMES = (LABEL, "labels", "class", "target", "category", "y", "cls", "digit", "character")
 
@@ -73,33 +76,91 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     if not names:
         raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
     divided = divide(names)
-    columns = _columns(folder, names[0], data)
+    columns = _columns(folder, names[0], data, task)
     read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
     labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
-    for split in [split for split, some in labels.items() if split != "train" and _withheld(some)]:
-        _LOG.warning("%s is left out: all its labels are -1, as in competition data", split)
-        del labels[split]
-        for name in divided.pop(split):
-            folder.ledger.skip(name, "all labels are -1")
+    chosen, notes = _by_column(folder, divided["train"]) if labels.keys() == {"train"} else ({}, ())
+    if chosen:
+        labels = {split: labels["train"][rows] for split, rows in chosen.items()}
+    _leave_out_withheld(folder, labels, divided)
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
     known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
     encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
     small = max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
-    whole = not any(
-        suffix(name) in image.SUFFIXES for name in folder.sizes
-    )  # rows may name files beside them
+    # Rows may name files beside them.
+    whole = not any(suffix(name) in image.SUFFIXES for name in folder.sizes)
     single = policy is not None and small and whole
     how = _How(columns, shape, policy, data.max_pixels, single)
-    splits = {
-        split: _rows(folder, _placed(some, read), numbers[split], how) for split, some in divided.items()
-    }
+    files = {split: _placed(divided["train" if chosen else split], read) for split in labels}
+    splits = {split: _rows(folder, files[split], numbers[split], how) for split in labels}
+    if chosen:
+        splits = {split: _selected(rows, chosen[split]) for split, rows in splits.items()}
     return Source(
         *(shape, encoded, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
+        notes=notes,
     )
+
+
+def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices], tuple[str, ...]]:
+    """Row numbers of each split, where a column of all files says the split of a row.
+
+    Returns:
+        int64 [M] by split, empty without such a column; a sentence about one that is called so and is not.
+
+    Raises:
+        DataError: Some values are splits and others are not.
+    """
+    values: list[str] = []
+    for name in names:
+        with _opened(folder, name) as file:
+            fields = [field for field in file.schema_arrow if field.name.lower() in SPLIT_COLUMNS]
+            if not fields or not _holds_labels(fields[0].type):
+                return {}, ()
+            values += map(str, file.read([fields[0].name], use_threads=False).column(0).to_pylist())
+    words = {value: split_word(value) for value in set(values)}
+    other = sorted(value for value, word in words.items() if word is None)
+    if len(other) == len(words):
+        said = f"the column {fields[0].name} says no splits, but {', '.join(other[:3])}, and is not used."
+        return {}, (said,) if other else ()
+    if other:
+        raise DataError(
+            f"the column {fields[0].name} of {names[0]} has the split {other[0]}.",
+            "Use train, validation and test.",
+        )
+    of_rows = np.array([word[0] for word in map(words.__getitem__, values) if word])
+    return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}), ()
+
+
+def _selected(base: Rows, chosen: Indices) -> Rows:
+    """Some rows of others, with the labels that those already have.
+
+    Args:
+        base: All rows, with the labels of the chosen ones alone.
+        chosen: int64 [M], their numbers among all.
+    """
+    fitted, only = base.fitted, base.only
+    return Rows(
+        base.labels,
+        lambda indices: base.gather(chosen[indices]),
+        lambda row: base.name(int(chosen[row])),
+        None if fitted is None else lambda policy: _selected(fitted(policy), chosen),
+        None if only is None else lambda indices: only(chosen[indices]),
+    )
+
+
+def _leave_out_withheld(
+    folder: Folder, labels: dict[str, npt.NDArray[Any]], divided: dict[str, list[str]]
+) -> None:
+    """Take away splits without labels, as competitions publish them."""
+    for split in [split for split, some in labels.items() if split != "train" and _withheld(some)]:
+        _LOG.warning("%s is left out: all its labels are -1, as in competition data", split)
+        del labels[split]
+        for name in divided.pop(split, ()):
+            folder.ledger.skip(name, "all labels are -1")
 
 
 def _withheld(labels: npt.NDArray[Any]) -> bool:
@@ -165,7 +226,7 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
         raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
 
 
-def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
+def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> Columns:
     """Take the columns that are configured, or called as such columns are, or the only one of their kind."""
     with _opened(folder, name) as file:
         fields = list(file.schema_arrow)
@@ -191,8 +252,9 @@ def _columns(folder: Folder, name: str, data: DataConfig) -> Columns:
 
     pixels = [field.name for field in fields if _holds_images(field.type)]
     picture = choose("image_column", data.image_column, _IMAGE_NAMES, pixels)
-    plain = [field.name for field in fields if field.name != picture and _holds_labels(field.type)]
-    rest = plain if len(has) == 2 else []
+    others = [field for field in fields if field.name != picture and field.name.lower() not in SPLIT_COLUMNS]
+    fitting = [field.name for field in others if not task.scalar or _holds_labels(field.type)]
+    rest = fitting if len(others) == 1 else []
     asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
     return Columns(picture, tuple(choose("label_column", label, _LABEL_NAMES, rest) for label in asked))
 
@@ -471,12 +533,37 @@ _RAY_TENSORS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
 
 
 def encoded(column: Any) -> Any | None:
-    """Return the encoded pictures of a binary or struct{bytes} column, None for one of arrays."""
+    """Return the encoded pictures of a column of bytes, struct{bytes} or base64, None for one of arrays.
+
+    Raises:
+        DataError: Texts that are not base64.
+    """
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = column.field("bytes")
     if pa.types.is_binary_view(column.type):
         column = column.cast(pa.large_binary())
+    if _is_text(column.type):
+        column = pa.array([_of_base64(text) for text in column.to_pylist()], pa.large_binary())
     return column if _is_binary(column.type) else None
+
+
+def _of_base64(text: str | None) -> bytes | None:
+    """The bytes of a picture that is written as base64, also as a `data:` URI."""
+    if text is None:
+        return None
+    if "://" in text[:16] or suffix(text[-16:]) in image.SUFFIXES:
+        what = "an address" if "://" in text[:16] else "a file that is not there"
+        raise DataError(
+            f"the column of images names {what}, {text[:80]}.",
+            "Write the bytes of the pictures, or put the files beside the table.",
+        )
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except ValueError:
+        raise DataError(
+            f"the column of images holds texts that are not base64, like {text[:40]!r}.",
+            "Write the bytes of the pictures.",
+        ) from None
 
 
 def arrays(column: Any, name: str) -> Images:
@@ -493,6 +580,8 @@ def arrays(column: Any, name: str) -> Images:
             return to_nhwc(column.to_numpy_ndarray(), name)
         lengths += column.type.shape
         column = column.storage.flatten()
+    if hasattr(column, "value_lengths") and _is_binary(column.type.value_type):
+        raise DataError(f"{name} has lists of pictures.", "Write one picture a row.")
     while hasattr(column, "value_lengths"):  # lists of any kind
         sizes = pc.min_max(column.value_lengths()).as_py()
         if sizes["min"] != sizes["max"]:

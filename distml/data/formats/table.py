@@ -26,7 +26,7 @@ from distml.data.image import SUFFIXES
 from distml.data.listing import Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Source
-from distml.data.split import by_lists, settled, split_of_file, split_of_folders, split_word
+from distml.data.split import SPLIT_COLUMNS, by_lists, settled, split_of_file, split_of_folders, split_word
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -47,7 +47,6 @@ _LABELS = (
     "choice",
     "tags",
 )
-_SPLITS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set")
 _LOOKED = 20
 """Rows that are looked at to see which column names files."""
 _ONE_HOT = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
@@ -171,7 +170,7 @@ def _read(
     if (classes := _one_hot(rows, file_column, data)) and task.scalar:
         rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
         has = [*has, LABEL]
-    split_column = next((key for key in has if key.lower() in _SPLITS), None)
+    split_column = next((key for key in has if key.lower() in SPLIT_COLUMNS), None)
     label_columns = _label_columns(name, has, data, task, rows, {file_column, split_column})
     for number, row in enumerate(rows, 1):
         where = f"row {number} of {name}"

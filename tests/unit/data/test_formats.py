@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -268,7 +269,7 @@ def test_parquet_with_text_labels_below_split_folders(tmp_path: Path, storage_ro
         ({"image": tensor(GRAY), "label": pa.array([None] + [1] * 59)}, "1 rows without a label"),
         ({"image": pa.array([[1] * 30] * 60), "label": LABELS}, r"images of shape \(30,\)"),
         ({"image": pa.array([[[1]]] * 59 + [[[1, 2]]]), "label": LABELS}, "several sizes|images of"),
-        ({"image": pa.array(["a"] * 60), "label": LABELS}, "image column of x.parquet holds string"),
+        ({"image": pa.array(["a"] * 60), "label": LABELS}, r"texts that are not base64, like .a."),
         ({"image": pa.array([b"x"] * 60), "label": LABELS}, "row 0 of row group 0 .* is not a readable"),
         ({"image": pa.array([png(GRAY[0])] * 59 + [None]), "label": LABELS}, r"row 59 .* not a readable"),
         ({"image": tensor(GRAY.astype(np.int32) + 1), "label": LABELS}, "span . to 256"),
@@ -994,6 +995,45 @@ def test_classes_called_like_days_or_parts_give_a_warning(
     pictures(tmp_path / "data", COLOUR, names)
     manifest, _ = ingest(storage_root, tmp_path / "data")
     assert any("called like dates or parts" in warning for warning in manifest.warnings) is warned
+
+
+# Parquet: splits in a column, base64 ------------------------------------------------------------------------
+
+
+def given_parquet(folder: Path, **columns: Any) -> Path:
+    """Sixty encoded pictures with the given columns, in one file of small row groups."""
+    folder.mkdir(exist_ok=True)
+    table = {"image": [png(picture) for picture in COLOUR], "label": LABELS.tolist(), **columns}
+    pq.write_table(pa.table(table), folder / "all.parquet", row_group_size=13)
+    return folder
+
+
+def test_a_column_of_parquet_divides_its_rows(tmp_path: Path, storage_root: Path) -> None:
+    words = ["dev" if k % 5 == 0 else "Test" if k % 5 == 1 else "train" for k in range(60)]
+    manifest, splits = ingest(storage_root, given_parquet(tmp_path / "data", split=words))
+    assert manifest.rows == {"train": 36, "validation": 12, "test": 12}
+    for split, word in (("train", "train"), ("validation", "dev"), ("test", "Test")):
+        rows = np.flatnonzero(np.array(words) == word)
+        same_rows(COLOUR[rows], LABELS[rows], {split: splits[split]})
+
+
+def test_a_column_of_other_words_than_splits_is_reported(tmp_path: Path, storage_root: Path) -> None:
+    manifest, _ = ingest(storage_root, given_parquet(tmp_path / "data", dataset=["ffhq"] * 60))
+    assert "the column dataset says no splits, but ffhq, and is not used." in manifest.warnings
+    mixed = given_parquet(tmp_path / "mixed", split=["train"] * 59 + ["fold7"])
+    with pytest.raises(DataError, match=r"has the split fold7\. Use train, validation and test"):
+        ingest(storage_root, mixed, name="mixed")
+
+
+def test_pictures_in_base64_are_read_and_addresses_are_not(tmp_path: Path, storage_root: Path) -> None:
+    texts = [
+        "data:image/png;base64," * (k % 2) + base64.b64encode(png(x)).decode() for k, x in enumerate(COLOUR)
+    ]
+    _, splits = ingest(storage_root, given_parquet(tmp_path / "data", image=texts))
+    same_rows(COLOUR, LABELS, splits)
+    addresses = given_parquet(tmp_path / "far", image=[f"https://site/{k}.png" for k in range(60)])
+    with pytest.raises(DataError, match=r"names an address, https://site/0\.png"):
+        ingest(storage_root, addresses, name="far")
 
 
 # Lists of splits ------------------------------------------------------------------------------------------

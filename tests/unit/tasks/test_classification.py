@@ -73,3 +73,9 @@ def test_predictions_list_the_most_probable_class_first() -> None:
 def test_many_classes_that_are_numbers_give_a_warning(names: list[str], rows: int, warned: bool) -> None:
     doubts = Classification(tuple(names)).doubts(np.arange(rows, dtype=np.int32) % len(names))
     assert any("set task.kind to regression" in doubt for doubt in doubts) is warned
+
+
+def test_the_label_minus_one_gives_a_warning_beside_classes_from_0_on() -> None:
+    targets = np.array([0, 1, 2, 0, 0], np.int32)
+    assert "3 of 5 training rows have the label -1" in Classification(("-1", "0", "1")).doubts(targets)[0]
+    assert not Classification(("-1", "1")).doubts(targets[:2])

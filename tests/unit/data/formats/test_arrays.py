@@ -10,7 +10,7 @@ import pytest
 
 from distml import tasks
 from distml.config import DataConfig
-from distml.data.formats.arrays import gunzip, is_csv_pixels, open_csv_pixels, parse
+from distml.data.formats.arrays import gunzip, is_csv_pixels, open_csv_pixels, parse, read_images
 from distml.data.listing import Folder
 from distml.errors import DataError
 
@@ -85,3 +85,22 @@ def test_tables_of_pixels_have_several_labels_or_numbers(
     source = open_csv_pixels(folder, data, tasks.of(kind))
     assert (source.task.names, source.shape) == (names, (4, 4, 1))
     assert source.splits["train"].labels[2].tolist() == target
+
+
+def test_a_column_of_pixels_and_one_of_splits_as_fer2013_has_them(tmp_path: Path) -> None:
+    usage = ["Training"] * 4 + ["PublicTest"] * 3 + ["PrivateTest"] * 2
+    lines = [f"{k % 2},{' '.join(map(str, range(k, k + 16)))},{word}" for k, word in enumerate(usage)]
+    (tmp_path / "fer.csv").write_text("emotion,pixels,Usage\n" + "\n".join(lines))
+    folder = Folder(str(tmp_path))
+    assert is_csv_pixels(folder, "fer.csv")
+    source = open_csv_pixels(folder, DataConfig())
+    assert {split: len(rows.labels) for split, rows in source.splits.items()} == {
+        "test": 2,
+        "train": 4,
+        "validation": 3,
+    }
+    assert source.splits["validation"].gather(np.array([1])).images[0].ravel().tolist() == [*range(5, 21)]
+    assert read_images(folder, "fer.csv").images.shape == (9, 4, 4, 1)
+    (tmp_path / "fer.csv").write_text("emotion,pixels,Usage\n0,1 2 3 x,Training\n")
+    with pytest.raises(DataError, match="other words than whole numbers"):
+        open_csv_pixels(Folder(str(tmp_path)), DataConfig())
