@@ -42,7 +42,7 @@ _BESIDES = {
     "segmentationclass",
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
-Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any], Indices)
+Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any], list[int], Indices)
 SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage")
 """Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")

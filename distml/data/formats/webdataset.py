@@ -11,9 +11,9 @@ import contextlib
 import functools
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, read_label
-from distml.data.split import divide
+from distml.data.split import divide, settled, split_of_folders
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -88,57 +88,130 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     tars = [name for name in folder.sizes if suffix(name) == ".tar"]
     if not tars:
         raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
-    places: dict[str, list[_Place]] = {}
-    labels: dict[str, list[Any]] = {}
     columns = [data.label_column] if isinstance(data.label_column, str) else data.label_column or []
-    headers: list[image.Header] = []
-    bad: list[Fault] = []
-    damaged: set[Any] = set()
-    for split, names in divide(tars).items():
-        for name in names:
-            for place, values, header in _indexed(folder, name, data.max_pixels, columns):
-                label = read_label(task, values, place.name)
-                if isinstance(header, Fault):
-                    bad.append(header)
-                    damaged.add(label)
-                    continue
-                headers.append(header)
-                places.setdefault(split, []).append(place)
-                labels.setdefault(split, []).append(label)
-    source.require_usable(bad, len(headers) + len(bad), data)
+    index = _index(folder, tars, data, task, columns)
+    source.require_usable(index.bad, len(index.headers) + len(index.bad), data)
+    places, labels = _by_folders(index.places, index.labels)
     if not labels.get("train"):
         raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
     if task.scalar:
-        source.require_all_classes(sorted(damaged - set(labels["train"])))
+        source.require_all_classes(sorted(index.damaged - set(labels["train"])))
     encoded, numbers = task.encode(
         {split: label_array(some) for split, some in labels.items()}, task.named(columns or ["label"])
     )
-    fitted = image.policy(headers, data)
+    fitted = image.policy(index.headers, data)
     splits = {
         split: _rows(folder, places[split], numbers[split], fitted, data.max_pixels) for split in places
     }
     return Source(
         *(fitted.shape, encoded, splits, (folder.origin(),), fitted),
         ledger=folder.ledger,
-        faults=tuple(bad),
+        faults=tuple(index.bad),
         fingerprint=folder.fingerprint(),
+        notes=index.notes,
     )
 
 
-def _indexed(folder: Folder, tar: str, max_pixels: int, columns: Sequence[str]) -> Any:
-    """Yield place, labels by column and header (or fault) of every picture of a tar file, in its order."""
+@dataclass
+class _Index:
+    """What the tar files hold: places and labels by split, headers, and what cannot be used.
+
+    Attributes:
+        damaged: Labels of pictures that cannot be used.
+        several: Pictures that have others beside them in their sample, which are not used.
+    """
+
+    places: dict[str, list[_Place]] = field(default_factory=dict)
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    headers: list[image.Header] = field(default_factory=list)
+    bad: list[Fault] = field(default_factory=list)
+    damaged: set[Any] = field(default_factory=set)
+    several: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for a person where pictures are not used."""
+        first = next(iter(self.several), None)
+        said = f"{len(self.several)} samples hold several pictures; the first is used, like {first}."
+        return (said,) if first else ()
+
+
+def _index(
+    folder: Folder, tars: Sequence[str], data: DataConfig, task: type[Task], columns: Sequence[str]
+) -> _Index:
+    index = _Index()
+    for split, names in divide(tars).items():
+        for name in names:
+            for place, values, header in _indexed(folder, name, data.max_pixels, columns, index.several):
+                label = read_label(task, values, place.name)
+                if isinstance(header, Fault):
+                    index.bad.append(header)
+                    index.damaged.add(label)
+                    continue
+                index.headers.append(header)
+                index.places.setdefault(split, []).append(place)
+                index.labels.setdefault(split, []).append(label)
+    return index
+
+
+def _by_folders(
+    places: dict[str, list[_Place]], labels: dict[str, list[Any]]
+) -> tuple[dict[str, list[_Place]], dict[str, list[Any]]]:
+    """Divide what no tar file divides by the folders in them, where all of those name splits."""
+    words = [split_of_folders(place.name) for place in places.get("train", ())]
+    if places.keys() != {"train"} or "train" not in words or len(set(words)) < 2 or None in words:
+        return places, labels
+    rows = settled({word: [at for at, other in enumerate(words) if other == word] for word in words if word})
+    return (
+        {split: [places["train"][at] for at in some] for split, some in rows.items()},
+        {split: [labels["train"][at] for at in some] for split, some in rows.items()},
+    )
+
+
+def _samples(members: Iterable[tarfile.TarInfo]) -> Iterator[dict[str, tarfile.TarInfo]]:
+    """Members that belong together, by what follows their key.
+
+    The key ends at the first dot of a name, as WebDataset has it; at the last one where several pictures with
+    labels of their own would have the same (`img.0.png`, `img.0.cls`, `img.1.png`, `img.1.cls`).
+    """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in members:
+        above, _, last = member.name.rpartition("/")
+        key, _, ending = last.partition(".")
+        if member.isreg() and not last.startswith("."):
+            samples.setdefault(f"{above}/{key}", {})[ending.lower()] = member
+    for sample in samples.values():
+        numbers = {ending.rpartition(".")[0] for ending in sample if _is_image(ending)}
+        others = [ending for ending in sample if not _is_image(ending)]
+        own = all(any(ending.startswith(f"{number}.") for ending in others) for number in numbers)
+        if len(numbers) < 2 or not own:
+            yield sample
+            continue
+        for number in sorted(numbers):
+            start = f"{number}." if number else ""
+            yield {e.removeprefix(start): member for e, member in sample.items() if e.startswith(start)}
+
+
+def _is_image(ending: str) -> bool:
+    return f".{ending.rpartition('.')[2]}" in SUFFIXES
+
+
+def _indexed(
+    folder: Folder, tar: str, max_pixels: int, columns: Sequence[str], several: list[str]
+) -> Iterator[tuple[_Place, dict[str, Any], image.Header | Fault]]:
+    """Yield place, labels by column and header (or fault) of every picture of a tar file, in its order.
+
+    `several` takes the names of those that have other pictures beside them, which are not used.
+    """
     try:
         with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-            for member in packed:
-                above, _, last = member.name.rpartition("/")
-                key, _, ending = last.partition(".")
-                if member.isreg() and not last.startswith("."):
-                    samples.setdefault(f"{above}/{key}", {})[ending.lower()] = member
-            for sample in samples.values():
-                picture = next((m for e, m in sample.items() if f".{e.rpartition('.')[2]}" in SUFFIXES), None)
-                if picture is None:
+            for sample in _samples(packed.getmembers()):
+                pictures = [member for ending, member in sample.items() if _is_image(ending)]
+                if not pictures:
                     continue
+                picture = pictures[0]
+                if len(pictures) > 1:
+                    several.append(f"{tar}/{picture.name}")
                 place = _Place(tar, f"{tar}/{picture.name}", picture.offset_data, picture.size)
                 label = _label(packed, sample, place.name, columns)
                 content = packed.extractfile(picture)
@@ -157,8 +230,10 @@ def _indexed(folder: Folder, tar: str, max_pixels: int, columns: Sequence[str]) 
 def _label(
     packed: tarfile.TarFile, sample: Mapping[str, tarfile.TarInfo], name: str, columns: Sequence[str]
 ) -> dict[str, Any]:
+    has = ""
     for ending in ("json",) if columns else _LABELS:
-        member = sample.get(ending)
+        inner = (member for e, member in sample.items() if e.endswith(f".{ending}"))  # `label.cls`
+        member = sample.get(ending) or next(inner, None)
         content = packed.extractfile(member) if member is not None and member.size <= _SMALL_BYTES else None
         if content is None:
             continue
@@ -167,12 +242,17 @@ def _label(
             return {"label": text}
         with contextlib.suppress(ValueError, TypeError, StopIteration, KeyError):
             values = json.loads(text)
+            has = f", but a .json with {', '.join(map(str, values))}"
             return {key: values[key] for key in columns or [next(key for key in _KEYS if key in values)]}
     if columns:
         raise DataError(
             f"{name} has no .json beside it with {' and '.join(columns)}.", "Correct data.label_column."
         )
-    raise DataError(f"{name} has no label beside it.", f"Add a member that ends in {', '.join(_LABELS[:3])}.")
+    remedy = f"add a member that ends in {', '.join(_LABELS[:3])}."
+    raise DataError(
+        f"{name} has no label beside it{has}.",
+        f"Set data.label_column, or {remedy}" if has else remedy.capitalize(),
+    )
 
 
 def _rows(folder: Folder, places: list[_Place], labels: Labels, fitted: Policy, max_pixels: int) -> Rows:

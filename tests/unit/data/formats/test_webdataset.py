@@ -128,3 +128,29 @@ def test_a_json_without_what_is_asked_for_is_named(tmp_path: Path) -> None:
         data = DataConfig(path=str(tmp_path), label_column=column)
         with pytest.raises(DataError, match=rf"00000\.png .*{said}"):
             open_webdataset(Folder(str(tmp_path)), data, tasks.of("regression"))
+
+
+def test_folders_in_a_tar_divide_it(tmp_path: Path, storage_root: Path) -> None:
+    rows = samples(range(30))
+    folders = {name: "train" if int(name[:5]) < 20 else "val" for name in rows}
+    tar(tmp_path / "a.tar", {f"{folders[name]}/{name}": data for name, data in rows.items()})
+    assert ingest(storage_root, tmp_path / "a.tar").rows["validation"] == 10
+
+
+@pytest.mark.parametrize("form", ["{k}.image.png {k}.label.cls", "img.{k}.png img.{k}.cls"])
+def test_keys_and_endings_with_dots(tmp_path: Path, form: str) -> None:
+    members: dict[str, bytes] = {}
+    for k in range(6):
+        members |= dict(zip(form.format(k=k).split(), (picture(k), b"cat" if k % 2 else b"dog"), strict=True))
+    tar(tmp_path / "a.tar", members)
+    source = open_webdataset(Folder(str(tmp_path)), DataConfig())
+    assert source.splits["train"].labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert not source.notes
+
+
+def test_further_pictures_of_a_sample_are_reported(tmp_path: Path) -> None:
+    members = {"0.image.png": picture(0), "0.mask.png": picture(1), "0.json": b'{"label": "cat"}'}
+    tar(tmp_path / "a.tar", members | {"1.png": picture(2), "1.json": b'{"label": "dog"}'})
+    source = open_webdataset(Folder(str(tmp_path)), DataConfig())
+    assert len(source.splits["train"].labels) == 2
+    assert source.notes == ("1 samples hold several pictures; the first is used, like a.tar/0.image.png.",)
