@@ -83,6 +83,30 @@ def split_of_folders(name: str) -> str | None:
     return next((word[0] for word in words if word), None)
 
 
+def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
+    """Divide rows by a column of splits.
+
+    Args:
+        values: Of each row.
+        column: Said in errors.
+
+    Returns:
+        int64 [M] of row numbers by split; empty where no value is a split.
+
+    Raises:
+        DataError: Some values are splits and others are not, or there is no train.
+    """
+    texts = [str(value) for value in values]
+    words = {text: split_word(text) for text in set(texts)}
+    other = sorted(text for text, word in words.items() if word is None)
+    if len(other) == len(words):
+        return {}
+    if other:
+        raise DataError(f"{column} has the split {other[0]}.", "Use train, validation and test.")
+    of_rows = np.array([word[0] for word in map(words.get, texts) if word])
+    return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()})
+
+
 def divide(names: Sequence[str]) -> dict[str, list[str]]:
     """Sort tables and other files that hold rows by split; all are `train` where no two splits are named.
 

@@ -28,7 +28,7 @@ from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, split_of_file, split_word
+from distml.data.split import SPLIT_COLUMNS, divide_rows, split_of_file, split_word
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -273,14 +273,11 @@ def _splits_of(table: pa.Table, name: str, column: str | None) -> dict[str, Any]
     """The rows of each split, by a column or by the name of the file."""
     if column is None:
         return {split_of_file(name) or "train": slice(None)}
-    values = [str(value) for value in table.column(column).to_pylist()]
-    words = {value: split_word(value) for value in set(values)}
-    if unknown := [value for value, word in words.items() if word is None]:
-        raise DataError(
-            f"the column {column} of {name} has the split {unknown[0]}.", "Use train, validation and test."
-        )
-    of_rows = np.array([word[0] for word in map(words.get, values) if word])
-    return {split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}
+    what = f"the column {column} of {name}"
+    values = table.column(column).to_pylist()
+    if divided := divide_rows(values, what):
+        return divided
+    raise DataError(f"{what} has the split {values[0]}.", "Use train, validation and test.")
 
 
 _PACKED = "pixels"

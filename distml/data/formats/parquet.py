@@ -30,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide, settled, split_word
+from distml.data.split import SPLIT_COLUMNS, divide, divide_rows
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -121,18 +121,11 @@ def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices]
             if not fields or not _holds_labels(fields[0].type):
                 return {}, ()
             values += map(str, file.read([fields[0].name], use_threads=False).column(0).to_pylist())
-    words = {value: split_word(value) for value in set(values)}
-    other = sorted(value for value, word in words.items() if word is None)
-    if len(other) == len(words):
-        said = f"the column {fields[0].name} says no splits, but {', '.join(other[:3])}, and is not used."
-        return {}, (said,) if other else ()
-    if other:
-        raise DataError(
-            f"the column {fields[0].name} of {names[0]} has the split {other[0]}.",
-            "Use train, validation and test.",
-        )
-    of_rows = np.array([word[0] for word in map(words.__getitem__, values) if word])
-    return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}), ()
+    divided = divide_rows(values, f"the column {fields[0].name} of {names[0]}")
+    if divided or not values:
+        return divided, ()
+    shown = ", ".join(sorted(set(values))[:3])
+    return {}, (f"the column {fields[0].name} says no splits, but {shown}, and is not used.",)
 
 
 def _selected(base: Rows, chosen: Indices) -> Rows:
