@@ -1,4 +1,4 @@
-"""The small commands: drift, sync, backup, restore, validate, cluster, keys, report, models (driver).
+"""The small commands, which have no module of their own; `cli.command.MODULES` lists them (driver).
 
 Each imports what it needs when it runs, so that none pays for the others.
 """

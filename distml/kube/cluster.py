@@ -1,4 +1,4 @@
-"""`distml cluster up` and `down`: creates and deletes the Kubernetes cluster with its operators (driver)."""
+"""`distml cluster up` and `down`: the Kubernetes cluster, its operators and secrets (driver)."""
 
 from __future__ import annotations
 

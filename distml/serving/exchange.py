@@ -1,6 +1,7 @@
-"""Reads request bodies and writes responses: size limits, content encodings, strict JSON (replica).
+"""Reads request bodies and writes responses: content encodings, strict JSON, limits (replica).
 
-Strict JSON has no key twice in one object, no NaN and a bounded depth.
+Strict JSON has no key twice in one object, no NaN and a bounded depth. The limits on a body and on what it
+unpacks to are enforced here; their values are `serve.max_body_bytes` and its neighbours (`config.schema`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """API keys: reading, creating and removing them in the keys file (driver, replica).
 
 The file has a line for each key, `NAME KEY [EXPIRES]` or `NAME sha256:HEX [EXPIRES]`; a name may have two
-while one replaces the other. Only hashes stay in memory, and a key never stands in a log line, an error, a
-metric or an argument. Keys are drawn with 256 random bits, so one round of SHA-256 protects them.
+while one replaces the other, and a line that begins with # is a comment. Only hashes stay in memory, and a
+key never stands in a log line, an error, a metric or an argument. Keys are drawn with 256 random bits, so
+one round of SHA-256 protects them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MLflow tracking: runs, the model registry, backups, and spooling while the server is unreachable.
+"""Records of runs, here and in MLflow; the model registry, backups, spooling while the server is away.
 
 Everything that is to be recorded becomes a typed operation in an outbox. One thread
 sends them in order, so an outage delays the record and never the training. What could not be sent when

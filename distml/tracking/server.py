@@ -1,4 +1,4 @@
-"""Connects to the MLflow server: URI, reachability, retries, deleted experiments (driver)."""
+"""Client of the MLflow server: its URI, reachability, the retry policy of every call (driver)."""
 
 from __future__ import annotations
 

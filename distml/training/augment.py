@@ -1,7 +1,8 @@
 """Data augmentation of training batches by Keras layers, MixUp and CutMix (worker).
 
 Random numbers are a function of (seed, step, rank), so a resumed run draws the same numbers as an
-uninterrupted run. Keras's layers keep theirs in variables, which are set before each batch.
+uninterrupted run. Keras's layers keep theirs in variables, which are set before each batch. Defaults, such as
+that of MixUp's alpha, are in `config.schema`.
 """
 
 from __future__ import annotations
