@@ -65,8 +65,11 @@ def tables(folder: Folder) -> list[str]:
     if not any(ending in SUFFIXES for ending in endings.values()):
         return []
     named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
+    of_classes = image_folder.in_classes(folder) if named else False
     called = [str(path) for path in named if path.stem.lower() in _STEMS]
-    if called or not named or image_folder.in_classes(folder):
+    if of_classes:  # `metadata.json` may say anything
+        called = [name for name in called if not name.lower().endswith(".json")]
+    if called or not named or of_classes:
         return called
     return [
         str(path) for path in named if "submission" not in path.stem.lower() and _useda_file(folder, path)

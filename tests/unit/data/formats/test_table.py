@@ -382,3 +382,11 @@ def test_rows_of_one_table_are_divided_by_the_folders_of_their_pictures(
     (given / "annotations").mkdir()
     (given / "annotations" / "instances.json").write_text(json.dumps(COCO))
     assert ingest(storage_root, given).rows["validation"] == 20
+
+
+def test_json_of_something_else_beside_class_folders_is_no_table(given: Path, storage_root: Path) -> None:
+    for k, name in enumerate(NAMES.tolist()):
+        (given / name).mkdir(exist_ok=True)
+        (given / "images" / f"{k}.png").rename(given / name / f"{k}.png")
+    (given / "metadata.json").write_text(json.dumps({"license": "CC0", "authors": {"first": "A"}}))
+    assert ingest(storage_root, given).skipped == {"no picture": 1}
