@@ -142,6 +142,16 @@ def test_an_endpoint_pod_answers_until_no_service_sends_it_requests(overlay: str
 
 
 @pytest.mark.parametrize("overlay", RENDERED)
+def test_the_head_of_an_endpoint_does_not_wait_to_become_empty(overlay: str) -> None:
+    for where, spec, _ in rules.pods(find(overlay, "RayService")):
+        env = {each["name"]: each.get("value") for each in spec["containers"][0].get("env", ())}
+        drain_s = env.get(
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        )  # of a worker: its replica is replaced first
+        assert drain_s == ("0" if spec["containers"][0]["name"] == "ray-head" else None), where
+
+
+@pytest.mark.parametrize("overlay", RENDERED)
 def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_training(overlay: str) -> None:
     names = {
         kind: {item["metadata"]["name"] for item in RENDERED[overlay] if item["kind"] == kind}
