@@ -1,4 +1,4 @@
-"""Exception classes whose messages users read: what is wrong, the value and the remedy (any process).
+"""Exception classes whose messages users read, with remedy and exit code (any process).
 
 Every error carries the sentence to print and the remedy. All of them cross Ray's process boundaries,
 so each survives pickling with its fields.

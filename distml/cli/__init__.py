@@ -1,4 +1,4 @@
-"""The command line: flags for every configuration key, exit codes, the result line, small commands.
+"""The command line: flags for every configuration key, exit codes, printing the result line, small commands.
 
 A verb imports what does its work when it runs: --help and a wrong flag wait for none of it.
 """

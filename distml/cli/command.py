@@ -1,4 +1,4 @@
-"""The console script: finds a verb and runs it; configuration, logging, exit codes, result line (driver).
+"""The console script: finds a verb and runs it; logging, exit code, printing the result line (driver).
 
 Standard output carries one line, a JSON object; everything else, what libraries print too, goes to standard
 error.

@@ -1,7 +1,7 @@
-"""The configuration schema: every key a user may set, as frozen pydantic models (any process).
+"""The configuration schema: every key a user may set, its default and its limits (any process).
 
-A configuration is a YAML file plus dotted overrides. Everything a user may type is a field here;
-its docstring is the help text of the generated flag.
+A configuration is a YAML file plus dotted overrides. Everything a user may type is a field of a frozen
+pydantic model here; its docstring is the help text of the generated flag.
 """
 
 from __future__ import annotations

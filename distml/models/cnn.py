@@ -1,4 +1,4 @@
-"""Small convolutional networks: `convnet`, the default, and the three variants compared in sweeps (worker).
+"""Small convolutional networks, `convnet` and variants; `models.registry` gives them their names (worker).
 
 A builder takes the shape of an image and the number of classes, and returns a network from float32
 pixels already normalised, (N, H, W, C), to logits, (N, classes). Logits are float32 also under mixed

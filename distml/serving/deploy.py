@@ -1,4 +1,4 @@
-"""Deploys the endpoint on Ray Serve: preconditions, start, stop, waiting for the champion (driver)."""
+"""Deploys the endpoint on Ray Serve: start, stop, health limits of replicas (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads request bodies and writes responses: content encodings, strict JSON, limits (replica).
+"""Reads bodies within the limits that `config.schema` sets, writes responses: encodings, JSON (replica).
 
 Strict JSON has no key twice in one object, no NaN and a bounded depth. The limits on a body and on what it
 unpacks to are enforced here; their values are `serve.max_body_bytes` and its neighbours (`config.schema`).

@@ -1,4 +1,4 @@
-"""Evaluation metrics such as accuracy, macro F1 and calibration error, with their direction (any process).
+"""Evaluation metrics with their direction; temperature and thresholds fitted on rows (any process).
 
 Each is a function of all rows. None is averaged over workers: a worker contributes rows, or sums over rows.
 """

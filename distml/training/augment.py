@@ -1,4 +1,4 @@
-"""Data augmentation of training batches by Keras layers, MixUp and CutMix (worker).
+"""Data augmentation of batches: MixUp, CutMix, and Keras's layers as `train.augment` lists them (worker).
 
 Random numbers are a function of (seed, step, rank), so a resumed run draws the same numbers as an
 uninterrupted run. Keras's layers keep theirs in variables, which are set before each batch. Defaults, such as

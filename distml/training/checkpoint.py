@@ -1,8 +1,9 @@
-"""Checkpoints: writing, verifying, listing and restoring them (worker, driver).
+"""Checkpoints: writing, verifying, restoring; how many stay is `train.checkpoints_kept` (worker, driver).
 
 Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
 under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,
-and a run resumes only from one whose digests agree. `training.launch` says how many Ray Train keeps.
+and a run resumes only from one whose digests agree. Ray Train
+deletes older ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Launches the Ray Train job: data, TF_CONFIG, restarts, retention of checkpoints (driver, controller).
+"""Launches the Ray Train job: datasets, TF_CONFIG, worker failures and restarts (driver, controller).
 
 Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
 controller, and its backend switches the workers to legacy Keras.

@@ -1,4 +1,4 @@
-"""The driver of one training run, from configuration to registered model (driver)."""
+"""The driver of one training run: from configuration to registered model and its result (driver)."""
 
 from __future__ import annotations
 
