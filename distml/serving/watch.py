@@ -1,4 +1,4 @@
-"""The watcher: polls the registry for alias changes and verifies versions before they are served (watcher).
+"""The watcher: polls the followed aliases, bridges registry outages, verifies versions (watcher).
 
 One process asks the registry and imports MLflow; replicas get its findings as values and the files as bytes,
 so that they need neither MLflow nor the registry nor a disk in common.

@@ -1,4 +1,4 @@
-"""The client of the MLflow model registry: versions, aliases, tags (driver, watcher).
+"""The client of the MLflow model registry: single calls on versions, aliases and tags (driver, watcher).
 
 Requests are retried during an outage of the server, for up to `tracking.wait_s`; `briefly` is for those who
 ask again anyway, and for those whom a person waits for. The server keeps the alias that is written last;
