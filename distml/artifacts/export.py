@@ -482,9 +482,8 @@ def export(
     model = served(network, task)
     (folder / "data").mkdir()
     model.save(folder / MODEL)
-    (folder / "data" / "keras_module.txt").write_text(
-        "keras", encoding="utf-8"
-    )  # MLflow's Keras flavour reads this
+    # MLflow's Keras flavour reads this.
+    (folder / "data" / "keras_module.txt").write_text("keras", encoding="utf-8")
     policy = described.get("policy")
     pictures = Policy.from_dict(policy) if policy else Policy.of_arrays(model.input_shape[1:])
     module = _Served(model, network, pictures, task)

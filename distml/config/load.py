@@ -267,21 +267,17 @@ def _about(model: type[BaseModel], errors: Sequence[Any]) -> list[tuple[str, Any
     Returns:
         The path of each, the error, and a description that says more than the error, or None.
     """
-    told: list[tuple[str, Any, str | None]] = []
-    of_key: dict[str, list[Any]] = {}
+    of_key: dict[tuple[str, str | None], list[Any]] = {}
     for error in errors:
-        if key := _alternatives(model, error):
-            if key[0] not in of_key:
-                told.append((key[0], None, key[1]))
-            of_key.setdefault(key[0], []).append(error)
+        of_key.setdefault(_alternatives(model, error) or (_path(error), None), []).append(error)
+    told: list[tuple[str, Any, str | None]] = []
+    for (path, description), some in of_key.items():
+        said = [tried for tried in some if tried["type"].startswith(_LIMITS)]
+        said = said or [tried for tried in some if _path(tried) != path and tried["type"] != "missing"]
+        if description is None or not said:
+            told.append((path, some[0], description))
         else:
-            told.append((_path(error), error, None))
-    for at, (path, error, description) in enumerate(told):
-        if error is None:
-            some = of_key[path]
-            said = [tried for tried in some if tried["type"].startswith(_LIMITS)]
-            said = said or [tried for tried in some if _path(tried) != path and tried["type"] != "missing"]
-            told[at] = (path, (said or some)[0], None if said else description)
+            told.append((path, said[0], None))
     return told
 
 

@@ -91,17 +91,14 @@ def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
         column: Said in errors.
 
     Returns:
-        int64 [M] of row numbers by split; empty where no value is a split.
+        int64 [M] of row numbers by split.
 
     Raises:
-        DataError: Some values are splits and others are not, or there is no train.
+        DataError: A value that is no split, or no train.
     """
     texts = [str(value) for value in values]
     words = {text: split_word(text) for text in set(texts)}
-    other = sorted(text for text, word in words.items() if word is None)
-    if len(other) == len(words):
-        return {}
-    if other:
+    if other := sorted(text for text, word in words.items() if word is None):
         raise DataError(f"{column} has the split {other[0]}.", "Use train, validation and test.")
     of_rows = np.array([word[0] for word in map(words.get, texts) if word])
     return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()})
@@ -229,23 +226,21 @@ def by_lists(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, dict[s
     lists = {file: some for file, some in named.items() if some}
     if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):
         lists = {file: some for file, some in lists.items() if "trainval" not in file.lower()}
-    notes, divided = [], {"train": dict(paths)}
-    if {_split_of_list(file) for file in lists} - {"train"}:
-        try:
-            divided = _divide_by_lists(lists, paths)
-            files = []
-            _LOG.info("the splits are taken from %s", ", ".join(sorted(lists)))
-            for file in lists:
-                folder.ledger.reasons.pop(file, None)
-            for name in paths.keys() - {name for some in divided.values() for name in some}:
-                folder.ledger.skip(name, "in no list of a split")
-        except DataError as error:
-            files = []
-            notes.append(f"{error.message}; the lists are not used, and held-out rows are cut from all.")
-    if files:
+    whole = {"train": dict(paths)}
+    if not {_split_of_list(file) for file in lists} - {"train"}:
         shown = ", ".join(sorted(files)[:5])
-        notes.append(f"{shown}: called like a list of a split, but it names no pictures and is not used.")
-    return divided, tuple(notes)
+        said = f"{shown}: called like a list of a split, and not used: no held-out pictures are listed."
+        return whole, (said,) if files else ()
+    try:
+        divided = _divide_by_lists(lists, paths)
+    except DataError as error:
+        return whole, (f"{error.message}; the lists are not used, and held-out rows are cut from all.",)
+    _LOG.info("the splits are taken from %s", ", ".join(sorted(lists)))
+    for file in lists:
+        folder.ledger.reasons.pop(file, None)
+    for name in paths.keys() - {name for some in divided.values() for name in some}:
+        folder.ledger.skip(name, "in no list of a split")
+    return divided, ()
 
 
 def _named_by(folder: Folder, files: Sequence[str], paths: Iterable[str]) -> dict[str, list[str]]:

@@ -2,8 +2,7 @@
 
 Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
 under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,
-and a run resumes only from one whose digests agree. Ray Train
-deletes older ones.
+and a run resumes only from one whose digests agree. Ray Train deletes older ones.
 """
 
 from __future__ import annotations

@@ -269,15 +269,11 @@ def _label_columns(table: pa.Table, name: str, data: DataConfig, column: str | N
     return labels
 
 
-def _splits_of(table: pa.Table, name: str, column: str | None) -> dict[str, Any]:
+def _splits_of(table: pa.Table, name: str, column: str | None) -> Mapping[str, Any]:
     """The rows of each split, by a column or by the name of the file."""
     if column is None:
         return {split_of_file(name) or "train": slice(None)}
-    what = f"the column {column} of {name}"
-    values = table.column(column).to_pylist()
-    if divided := divide_rows(values, what):
-        return divided
-    raise DataError(f"{what} has the split {values[0]}.", "Use train, validation and test.")
+    return divide_rows(table.column(column).to_pylist(), f"the column {column} of {name}")
 
 
 _PACKED = "pixels"

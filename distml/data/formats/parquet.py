@@ -30,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide, divide_rows
+from distml.data.split import SPLIT_COLUMNS, divide, divide_rows, split_word
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -121,11 +121,11 @@ def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices]
             if not fields or not _holds_labels(fields[0].type):
                 return {}, ()
             values += map(str, file.read([fields[0].name], use_threads=False).column(0).to_pylist())
-    divided = divide_rows(values, f"the column {fields[0].name} of {names[0]}")
-    if divided or not values:
-        return divided, ()
+    if any(map(split_word, set(values))):
+        return divide_rows(values, f"the column {fields[0].name} of {names[0]}"), ()
     shown = ", ".join(sorted(set(values))[:3])
-    return {}, (f"the column {fields[0].name} says no splits, but {shown}, and is not used.",)
+    said = f"the column {fields[0].name} says no splits, but {shown}, and is not used."
+    return {}, (said,) if values else ()
 
 
 def _selected(base: Rows, chosen: Indices) -> Rows:

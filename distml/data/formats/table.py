@@ -65,18 +65,18 @@ def tables(folder: Folder) -> list[str]:
     if not any(ending in SUFFIXES for ending in endings.values()):
         return []
     named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
-    of_classes = image_folder.in_classes(folder) if named else False
     called = [str(path) for path in named if path.stem.lower() in _STEMS]
-    if of_classes:  # `metadata.json` may say anything
-        called = [name for name in called if not name.lower().endswith(".json")]
-    if called or not named or of_classes:
+    certain = [name for name in called if not name.lower().endswith(".json")]
+    if not named or (called and called == certain):
         return called
-    return [
-        str(path) for path in named if "submission" not in path.stem.lower() and _useda_file(folder, path)
+    if image_folder.in_classes(folder):  # a `metadata.json` beside class folders may say anything
+        return certain
+    return called or [
+        str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
     ]
 
 
-def _useda_file(folder: Folder, path: PurePosixPath) -> bool:
+def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
     try:
         rows = _rows(folder, str(path))
     except DataError:
