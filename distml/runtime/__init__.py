@@ -1,1 +1,1 @@
-"""The Ray runtime: connecting, resource plan, environment variables, private APIs."""
+"""The Ray runtime: connecting, resource plan, process priorities, environment variables, private APIs."""

@@ -175,6 +175,7 @@ def connect(
             raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
+        processes.step_back()
         try:
             yield _described(context)
         finally:

@@ -18,6 +18,16 @@ from typing import Any
 
 OPTIONAL = ("sklearn", "matplotlib", "scipy")
 """Packages that Keras imports where they are installed, for wrappers and plots. MLflow requires them all."""
+MONITORS = (
+    "/dashboard/dashboard.py",
+    "/log_monitor.py",
+    "/_private/monitor.py",
+    "ray-dashboard-",
+    "ray::DashboardAgent",
+)
+"""What the command lines of Ray's processes hold that only show or collect; see `runtime.processes`."""
+CONTROLLERS = ("ray::TrainController", "ray::Synchronization")
+"""The same for Ray Train's own actors, for which a run waits now and then."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,22 @@ PRIVATE = (
         ),
         "`local_trainer`: three actors that have nothing to do on one machine are not started",
         "3 to 5 of 50 CPU-seconds of a short run (2026-11-29, benchmarks/README.md)",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray/_private/ray_constants.py: ray::DashboardAgent",
+            "ray/dashboard/subprocesses/module.py: ray-dashboard-",
+            "ray/dashboard/dashboard.py: ",
+            "ray/_private/log_monitor.py: ",
+            "ray/autoscaler/_private/monitor.py: ",
+            "ray.train.v2._internal.execution.controller.controller:TrainController",
+            "ray.train.v2._internal.execution.checkpoint.sync_actor:SynchronizationActor",
+        ),
+        "`MONITORS`, `CONTROLLERS`: the priority of Ray's own processes is lowered by their command lines",
+        "s to the first step: 14.6 with it, 16.4 without it (13.9 before); steady epochs: nothing beyond the "
+        "noise (2026-11-29, benchmarks/README.md)",
     ),
     Private(
         "ray",

@@ -1,4 +1,4 @@
-"""Manages the processes of a local Ray: token, temporary folder, shutdown (driver).
+"""Manages the processes of a local Ray: token, temporary folder, priority, shutdown (driver).
 
 Ray ends its processes by killing them, so what they left in the system's temporary folder (models that were
 being served, half a checkpoint, the sockets of Ray's own dashboard) would stay there after every command.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from distml.runtime import environment
+from distml.runtime import compat, environment
 
 _END_S = 3.0
 """Seconds that a killed process may take to be gone."""
@@ -121,3 +121,39 @@ def authenticate() -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(secrets.token_hex(32))
+
+
+_SHOWING = compat.MONITORS
+"""What the first words of a command line hold where nothing but a person's view waits for a process."""
+_ATTENDING = ("ray::EventQueue", *compat.CONTROLLERS)
+"""The same where a run waits for it now and then, and its wait must end on a machine without an idle core."""
+_NICENESS = 15
+
+
+def step_back() -> None:
+    """Lower the scheduling priority of this process's monitoring children; a Ray started elsewhere has none.
+
+    A dozen would take two cores from the workers: while they start, and in each step, where a rank that is
+    kept waiting keeps all others waiting. The raylet stays, since the workers that it starts again inherit
+    its niceness; its command line names the dashboard, too.
+    """
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to change
+            words = process.cmdline()[:4]
+            idle = _holds(words, _SHOWING)
+            if (idle or _holds(words, _ATTENDING)) and "/raylet" not in words[0]:
+                process.nice(_NICENESS)
+                # on Linux each thread has a place of its own
+                for thread in process.threads() if psutil.LINUX else ():
+                    _step_behind(thread.id, idle)
+
+
+def _holds(words: list[str], parts: tuple[str, ...]) -> bool:
+    return any(part in word for word in words for part in parts)
+
+
+def _step_behind(thread: int, idle: bool) -> None:
+    """Idle is more than nice: who wakes up takes the core at once instead of at the end of a slice."""
+    os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+    if idle:
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))

@@ -24,11 +24,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from distml.config import Config
 from distml.data import schema, shards
 from distml.errors import TrainingError
-from distml.runtime import compat, environment
+from distml.runtime import compat, environment, processes
 from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
 from distml.training import events, worker
-from distml.training.events import Observer, WorkerFailed
+from distml.training.events import Event, Observer, Started, WorkerFailed
 
 
 def _own_address() -> str:
@@ -284,7 +284,11 @@ def fit(
     data = _data(config, storage, manifest, plan.workers)
     trainer = _trainer(spec, config, plan, data, (storage.uri(*run[0]), run[1]))
 
-    with events.observed(queue, observers):
+    def lower_priorities(event: Event) -> None:
+        if isinstance(event, Started):
+            processes.step_back()  # every monitoring process has started by now
+
+    with events.observed(queue, [lower_priorities, *observers]):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
