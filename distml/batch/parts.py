@@ -24,7 +24,7 @@ from distml.data import plausible
 from distml.data.formats import arrays, image_folder, webdataset
 from distml.data.formats import parquet as columns
 from distml.data.image import Policy
-from distml.data.listing import Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import IMAGE, Images
 from distml.errors import DataError
 from distml.storage import Storage
@@ -86,7 +86,7 @@ def plan(folder: Folder, model: str) -> list[Part]:
     Raises:
         DataError: None of them, or a file that cannot be opened.
     """
-    tables = _files(folder, ".parquet")
+    tables = _files(folder, *PARQUET)
     spans: Iterable[_Span]
     if tables:
         spans = (_Span((name,), span, first) for name in tables for span, first in _groups(folder, name))
@@ -121,8 +121,8 @@ class _Span(NamedTuple):
     first: int
 
 
-def _files(folder: Folder, ending: str) -> list[str]:
-    return [name for name in folder.sizes if suffix(name) == ending]
+def _files(folder: Folder, *endings: str) -> list[str]:
+    return [name for name in folder.sizes if suffix(name) in endings]
 
 
 def _cut(name: str, count: int, most: int) -> Iterator[_Span]:

@@ -29,6 +29,8 @@ from distml.storage import Storage
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r")
 """What file managers and archivers leave behind; names that begin with a dot are left out, too."""
 
+PARQUET = (".parquet", ".parq", ".pq")
+"""Endings of Parquet files."""
 _KEPT_BYTES = 256 << 20
 """Of small files of a store that were read for their headers."""
 _AHEAD, _AHEAD_BYTES = 8, 64 << 20

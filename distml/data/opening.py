@@ -10,7 +10,7 @@ from distml.config import Config, DataConfig
 from distml.data import fetch
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
-from distml.data.listing import Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
@@ -79,7 +79,7 @@ def format_of(folder: Folder) -> str:
         return "webdataset"
     if table.tables(folder):
         return "table"
-    if ".parquet" in suffixes:
+    if suffixes & set(PARQUET):
         return "parquet"
     if any(arrays.is_idx(name) for name in folder.sizes):
         return "idx"

@@ -22,7 +22,7 @@ import numpy as np
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import RAW_SUFFIXES, SUFFIXES, Header, Policy, header, policy
-from distml.data.listing import Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import by_lists, divide_folders, unlabelled
 from distml.errors import DataError
@@ -59,7 +59,7 @@ _OTHERS = (
         ".npz",
         ".mat",
         ".pkl",
-        ".parquet",
+        *PARQUET,
         ".zip",
         ".gz",
         ".tar",

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
-from distml.data.listing import Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
 from distml.data.split import SPLIT_COLUMNS, divide, divide_rows, split_word
@@ -69,7 +69,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     """
     names = []
     for name in folder.sizes:
-        if suffix(name) == ".parquet":
+        if suffix(name) in PARQUET:
             names.append(name)
         else:
             folder.ledger.skip(name, "no Parquet")

@@ -2,7 +2,7 @@
 
 The convention is Hugging Face's: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, one beside
 all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read,
-too, and JSON: a list of objects, an object that gives each file its label, or COCO's.
+too, and JSON: a list of objects, an object that gives each file its label, COCO's or Create ML's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distml.config import DataConfig
 from distml.data import source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES
-from distml.data.listing import Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Source
 from distml.data.split import SPLIT_COLUMNS, by_lists, settled, split_of_file, split_of_folders, split_word
@@ -32,7 +32,7 @@ from distml.tasks import Task
 from distml.tasks.classification import Classification
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", *PARQUET)
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LABELS = (
     "label",
@@ -329,7 +329,7 @@ def _split(value: Any, where: str) -> str:
 def _rows(folder: Folder, name: str) -> list[Row]:
     data = folder.read(name)
     try:
-        if name.lower().endswith(".parquet"):
+        if suffix(name) in PARQUET:
             with pq.ParquetFile(pa.BufferReader(data)) as file:
                 rows: list[Row] = file.read(use_threads=False).to_pylist()
                 return rows
@@ -350,7 +350,23 @@ def _rows(folder: Folder, name: str) -> list[Row]:
 def _records(rows: Any) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is not a list of objects with a name and a label")
-    return rows
+    inner = {key for row in rows for key, value in row.items() if _inner(value)}
+    told = {key for row in rows for key in row if _plain(key) in _LABELS} - inner
+    if len(inner) != 1 or told:
+        return rows
+    key = inner.pop()
+    return [{**{k: row[k] for k in row if k != key}, LABEL: _inner(row.get(key))} for row in rows]
+
+
+def _inner(value: Any) -> list[Any]:
+    """The labels of a list of annotated parts of a picture, each once, as Create ML has them; else none."""
+    parts = value if isinstance(value, list) else [value]
+    labels = [
+        next((part[key] for key in ("label", "class", "category") if key in part), None)
+        for part in parts
+        if isinstance(part, dict)
+    ]
+    return list(dict.fromkeys(label for label in labels if isinstance(label, str | int)))
 
 
 def _of_json(told: Any) -> list[Row]:

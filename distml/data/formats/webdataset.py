@@ -66,15 +66,21 @@ def pictures_in(folder: Folder, tar: str) -> list[tuple[str, int, int]]:
     Raises:
         DataError: It is no tar file, or a compressed one.
     """
+    with _opened(folder, tar) as packed:
+        return [
+            (member.name, member.offset_data, member.size)
+            for member in packed
+            if member.isreg()
+            and suffix(member.name) in SUFFIXES
+            and not member.name.rpartition("/")[2].startswith(".")
+        ]
+
+
+@contextlib.contextmanager
+def _opened(folder: Folder, tar: str) -> Iterator[tarfile.TarFile]:
     try:
         with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-            return [
-                (member.name, member.offset_data, member.size)
-                for member in packed
-                if member.isreg()
-                and suffix(member.name) in SUFFIXES
-                and not member.name.rpartition("/")[2].startswith(".")
-            ]
+            yield packed
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
 
@@ -203,28 +209,22 @@ def _indexed(
 
     `several` takes the names of those that have other pictures beside them, which are not used.
     """
-    try:
-        with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-            for sample in _samples(packed.getmembers()):
-                pictures = [member for ending, member in sample.items() if _is_image(ending)]
-                if not pictures:
-                    continue
-                picture = pictures[0]
-                if len(pictures) > 1:
-                    several.append(f"{tar}/{picture.name}")
-                place = _Place(tar, f"{tar}/{picture.name}", picture.offset_data, picture.size)
-                label = _label(packed, sample, place.name, columns)
-                content = packed.extractfile(picture)
-                try:
-                    yield (
-                        place,
-                        label,
-                        image.header(content.read() if content else b"", place.name, max_pixels),
-                    )
-                except DataError as error:
-                    yield place, label, Fault(place.name, error.message, error.remedy)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
+    with _opened(folder, tar) as packed:
+        for sample in _samples(packed.getmembers()):
+            pictures = [member for ending, member in sample.items() if _is_image(ending)]
+            if not pictures:
+                continue
+            picture = pictures[0]
+            if len(pictures) > 1:
+                several.append(f"{tar}/{picture.name}")
+            place = _Place(tar, f"{tar}/{picture.name}", picture.offset_data, picture.size)
+            label = _label(packed, sample, place.name, columns)
+            content = packed.extractfile(picture)
+            data = content.read() if content else b""
+            try:
+                yield place, label, image.header(data, place.name, max_pixels)
+            except DataError as error:
+                yield place, label, Fault(place.name, error.message, error.remedy)
 
 
 def _label(

@@ -740,12 +740,13 @@ def test_folders_as_hive_and_macos_write_them(tmp_path: Path, storage_root: Path
     assert manifest.classes == ("bar", "caf\u00e9")
 
 
-def test_parquet_in_capitals_and_a_test_split_whose_labels_are_withheld(
-    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("ending", ["PARQUET", "pq", "parq"])
+def test_other_endings_of_parquet_and_a_test_split_whose_labels_are_withheld(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture, ending: str
 ) -> None:
     for split, labels in (("train", [0, 1] * 12), ("test", [-1] * 5)):
         pictures = [png(np.full((4, 4), 9 * k, np.uint8)) for k in range(len(labels))]
-        pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / f"{split}.PARQUET")
+        pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / f"{split}.{ending}")
     with caplog.at_level("WARNING", logger="distml"):
         manifest, _ = ingest(storage_root, tmp_path)
     assert manifest.classes == ("0", "1")

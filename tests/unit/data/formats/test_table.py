@@ -58,10 +58,10 @@ WRITERS: dict[str, Any] = {
 FILES = [f"images/{k}.png" for k in range(60)]
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "metadata.parquet"])
+@pytest.mark.parametrize("name", [*WRITERS, "metadata.parquet", "labels.pq"])
 def test_labels_are_read_from_a_table(given: Path, storage_root: Path, name: str) -> None:
     table = rows(file_name=FILES, label=NAMES.tolist())
-    if name.endswith("parquet"):
+    if name not in WRITERS:
         pq.write_table(pa.Table.from_pylist(table), given / name)
     else:
         (given / name).write_bytes(WRITERS[name](table))
@@ -348,6 +348,8 @@ COCO = {
         dict(zip(FILES, NAMES.tolist(), strict=True)),
         rows(file_name=FILES, label=[[name] for name in NAMES.tolist()]),
         COCO,
+        rows(image=FILES, annotations=[[{"label": name, "coordinates": {"x": 4}}] * 2 for name in NAMES]),
+        rows(image=FILES, annotation=[{"label": name, "score": 1} for name in NAMES]),
     ],
 )
 def test_labels_are_read_from_json(given: Path, storage_root: Path, told: Any) -> None:
@@ -362,6 +364,10 @@ def test_labels_are_read_from_json(given: Path, storage_root: Path, told: Any) -
         ({**COCO, "annotations": [{"image_id": 99, "category_id": 7}]}, "but 99 is missing in one"),
         ({name: ["ant", "bee"] for name in FILES}, "has several labels.* set task.kind to multilabel"),
         ({name: [] for name in FILES}, "has no label"),
+        (
+            rows(image=FILES, annotations=[[{"label": "ant"}], *[[]] * 59]),
+            "row 2 of labels.json has no label",
+        ),
     ],
 )
 def test_json_without_a_label_for_each_image_is_rejected(
