@@ -29,8 +29,9 @@ FIRST_STEP = re.compile(r"training.* on \d+ workers?: ")
 _LIMIT_S = 300
 
 
-def _words(verb: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "distml", *verb]
+def _words(verb: str, *flags: str) -> list[str]:
+    """The command of a verb by its module, which every commit has."""
+    return [sys.executable, "-m", f"distml.{verb}", *flags]
 
 
 def _environment(checkout: Path) -> dict[str, str]:
@@ -41,7 +42,7 @@ def _help(checkout: Path) -> Callable[[], float]:
     def call() -> float:
         began = time.monotonic()
         done = subprocess.run(
-            _words(["--help"]),
+            [sys.executable, "-m", "distml", "--help"],
             cwd=checkout,
             env=_environment(checkout),
             capture_output=True,
@@ -63,7 +64,7 @@ def _first_step(checkout: Path, root: Path) -> Callable[[], float]:
         flags = ["--config", "configs/smoke.yaml", "--storage.root", str(root)]
         began, seconds, last = time.monotonic(), None, ""
         with subprocess.Popen(
-            _words(["train", *flags, "--run.name", f"start-{next(taken)}"]),
+            _words("train", *flags, "--run.name", f"start-{next(taken)}"),
             cwd=checkout,
             env=_environment(checkout),
             stdout=subprocess.DEVNULL,
@@ -88,7 +89,7 @@ def _prepared(checkout: Path, folder: Path) -> Path:
     """A storage root with the data ingested and the tracking database made, by the checkout's own code."""
     root = folder / "storage"
     for verb in ("ingest", "train"):
-        command = _words([verb, "--config", "configs/smoke.yaml", "--storage.root", str(root)])
+        command = _words(verb, "--config", "configs/smoke.yaml", "--storage.root", str(root))
         harness.run(command, _environment(checkout), checkout=checkout)
     return root
 
@@ -100,7 +101,9 @@ def measure() -> Sequence[report.Figure]:
         checkouts["before"] = Path(os.environ["BEFORE"]).resolve()
     with tempfile.TemporaryDirectory(prefix="distml-bench-") as folder:
         roots = {name: _prepared(path, Path(folder, name)) for name, path in checkouts.items()}
-        helps: dict[str, Callable[[], Any]] = {name: _help(path) for name, path in checkouts.items()}
+        helps: dict[str, Callable[[], Any]] = {
+            name: _help(path) for name, path in checkouts.items() if (path / "distml/__main__.py").exists()
+        }
         starts: dict[str, Callable[[], Any]] = {
             name: _first_step(path, roots[name]) for name, path in checkouts.items()
         }

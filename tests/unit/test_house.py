@@ -355,6 +355,14 @@ def committed() -> Iterator[Path]:
         yield from (Path(folder) / name for name in names)
 
 
+def test_the_top_level_holds_nothing_left_over() -> None:
+    folders = {"benchmarks", "configs", "distml", "docs", "kuberay", "notebooks", "requirements", "tests"}
+    files = {"CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile", "README.md"}
+    settings = {"mkdocs.yml", "pyproject.toml"}
+    entries = {path.relative_to(ROOT).parts[0] for path in committed()}
+    assert {name for name in entries if not name.startswith(".")} == folders | files | settings
+
+
 def test_no_file_names_a_package_registry() -> None:
     files = list(committed())
     assert {"pyproject.toml", "run", "cpu.txt"} <= {path.name for path in files}
