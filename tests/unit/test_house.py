@@ -359,7 +359,9 @@ def test_the_top_level_holds_nothing_left_over() -> None:
     folders = {"benchmarks", "configs", "distml", "docs", "kuberay", "notebooks", "requirements", "tests"}
     files = {"CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile", "README.md"}
     settings = {"mkdocs.yml", "pyproject.toml"}
-    entries = {path.relative_to(ROOT).parts[0] for path in committed()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    paths = tracked.stdout.split("\n")[:-1] or [str(path.relative_to(ROOT)) for path in committed()]
+    entries = {path.split("/")[0] for path in paths}
     assert {name for name in entries if not name.startswith(".")} == folders | files | settings
 
 
