@@ -22,7 +22,7 @@ from distml.data.image import Header, policy
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
 from distml.data.opening import format_of
-from distml.data.source import Fault
+from distml.data.source import Fault, remedy_of
 from distml.errors import DistmlError, StorageError
 from distml.storage import Storage
 
@@ -91,8 +91,7 @@ def folder(config: Config) -> Check:
     if bad:
         shown = "; ".join(fault.reason.rstrip(".") for fault in bad[:5])
         told = f"{detail}; {len(bad)} of {seen} that were checked cannot be used: {shown}"
-        remedy = "Repair or remove them, or set data.on_error: skip."
-        return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy)
+        return (warning if data.on_error == "skip" else problem)(_NAME, told, remedy_of(bad))
     sizes = {(header.width, header.height) for header in headers.values()}
     height, width, depth = policy(list(headers.values()), data).shape
     shown = f"{len(sizes)} sizes among {seen} that were checked"

@@ -8,10 +8,13 @@ this module 0.05.
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import http.client
 import json
 import logging
+import lzma
 import os
 import queue
 import re
@@ -24,6 +27,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -192,7 +196,9 @@ def _cause(error: Exception) -> str:
     return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
 
 
-_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Endings of tar files."""
+_ENDINGS = (".zip", *TARS)
 _GROWTH, _SPARE_BYTES = 50, 1 << 30
 """An archive may unpack to so many times its size and a gibibyte more; pictures hardly compress."""
 _COPY_BYTES = 1 << 20
@@ -316,10 +322,14 @@ def unpacked(path: str, storage: Storage) -> str:
             limit = _GROWTH * given.sizes[name] + _SPARE_BYTES
             for member, content in _members(stream, name):
                 limit -= _write(content, into / _safe(member, name), limit, name)
+        if not any(into.iterdir()):
+            raise DataError(f"{name} is an archive without files.", "Fetch it again.")
         into.rename(target)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DataError(
-            f"{name} cannot be unpacked: {error.strerror or error}.", "Free space there."
+            f"{name} cannot be unpacked: {error.strerror or error}.",
+            "Free space there." if full else "Unpack it manually and check it.",
         ) from None
     finally:
         shutil.rmtree(into, ignore_errors=True)
@@ -327,26 +337,83 @@ def unpacked(path: str, storage: Storage) -> str:
 
 
 def _members(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of each file of an archive; the content decides which kind it is."""
     with _said(name):
-        if name.lower().endswith(".zip"):
-            with zipfile.ZipFile(stream) as packed:
-                for info in packed.infolist():
-                    if not info.is_dir():
-                        with packed.open(info) as content:
-                            yield info.filename, content
+        if not tarfile.is_tarfile(stream):
+            yield from _of_zip(stream, name)
             return
+        stream.seek(0)
+        left: list[str] = []
         with tarfile.open(fileobj=stream, mode="r:*") as archive:
             for member in archive:
-                regular = archive.extractfile(member) if member.isreg() else None  # no links, no devices
+                try:  # of a link, the file in the archive that it means; none elsewhere is read
+                    regular = archive.extractfile(member)
+                except KeyError:
+                    regular = None
                 if regular is not None:
                     yield member.name, regular
+                elif not member.isdir():  # a device, or a link that leads out of it
+                    left.append(member.name)
+            require_end(archive)
+        if left:
+            _LOG.warning("%d entries of %s are no files in it, like %s; left out", len(left), name, left[0])
+
+
+def _of_zip(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of each file of a zip; a name is UTF-8 also where nothing says so, if it can be."""
+    unknown: list[str] = []
+    with zipfile.ZipFile(stream) as packed:
+        for info in packed.infolist():
+            called = info.filename
+            if not (info.flag_bits & _UTF8 or called.isascii()):
+                try:
+                    called = called.encode("cp437").decode("utf-8")
+                except UnicodeError:
+                    unknown.append(called)
+            if not info.is_dir():
+                with packed.open(info) as content:
+                    yield called, content
+    if unknown:
+        _LOG.warning(
+            "%s does not say how %d of its names are written; they are read as code page 437, like %s",
+            *(name, len(unknown), unknown[0]),
+        )
+
+
+_UTF8 = 0x800
+"""Flag of a member of a zip whose name is UTF-8."""
+
+
+def require_end(archive: tarfile.TarFile) -> None:
+    """Check that a tar file ends where its members do; `tarfile` takes a header that is cut off for the end.
+
+    Args:
+        archive: All of its members were listed. What is left is read, for the checksums of compression.
+
+    Raises:
+        tarfile.ReadError: It ends within the header of a member, or goes on behind its end.
+    """
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if len(archive.fileobj.read(tarfile.BLOCKSIZE)) % tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut off after {len(archive.getmembers())} members")
+    while more := archive.fileobj.read(_COPY_BYTES):
+        if more.strip(b"\0"):
+            raise tarfile.ReadError("more follows behind its end, as where several were joined")
+
+
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
+"""What reading a damaged archive raises."""
 
 
 @contextmanager
 def _said(name: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         remedy = "Unpack it with its password." if "encrypted" in str(error) else "Fetch it again."
         raise DataError(f"{name} cannot be read as an archive: {error}.", remedy) from None
 
@@ -363,6 +430,8 @@ def _safe(member: str, name: str) -> Path:
 def _write(content: IO[bytes], path: Path, limit: int, name: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
+    if path.exists():
+        _LOG.warning("%s holds %s twice; the last one is used", name, path.name)
     with _said(name), path.open("wb") as into:
         while chunk := content.read(_COPY_BYTES):
             written += len(chunk)

@@ -68,7 +68,26 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_READABLE = "Give a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file."
+READABLE = "Give a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file."
+"""What to do about what is no picture, where nothing better is known."""
+_AGAIN = "Fetch it again."
+_CONVERT = "Convert it to JPEG or PNG."
+_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "Fetch the content: git lfs pull."),
+    (b"/annex/objects/", "a pointer of git-annex", "Fetch the content: git annex get."),
+    (b"<!doctype html", "a web page", "Fetch it again: a server answered with a page in its place."),
+    (b"<html", "a web page", "Fetch it again: a server answered with a page in its place."),
+    (b"<svg", "an SVG drawing", _CONVERT),
+    (b"<?xml", "an XML file", _CONVERT),
+    (b"%pdf", "a PDF document", _CONVERT),
+    (b"8bps", "a Photoshop file", _CONVERT),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 picture", _CONVERT),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL picture", _CONVERT),
+    (b"\xff\x0a", "a JPEG XL picture", _CONVERT),
+    (b"pk\3\4", "a zip archive", "Unpack it."),
+)
+"""What people find under the name of a picture: beginning in lower case, name, remedy."""
+_VIDEOS = (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"m4v ", b"3gp4", b"3gp5")
 
 
 @dataclass(frozen=True)
@@ -138,11 +157,11 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:  # it names the memory address of our buffer
-        raise DataError(f"{name} is not a readable picture.", _READABLE) from None
+        raise _other(data, name) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, max_pixels) from None
     except Exception as error:  # Pillow's parsers raise anything on damaged or hostile bytes
-        raise DataError(f"{name} is not a readable picture: {error}.", _READABLE) from None
+        raise DataError(f"{name} is not a readable picture: {error}.", READABLE) from None
     if image.width * image.height > max_pixels:
         raise _too_large(name, max_pixels)
     if image.format == "TIFF" and int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)) & 1:
@@ -151,6 +170,23 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
             "Convert it to JPEG or TIFF.",
         )
     return image
+
+
+def _other(data: bytes, name: str) -> DataError:
+    """Say what is there in place of a picture, where that is known."""
+    head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    what, remedy = next(
+        ((what, remedy) for start, what, remedy in _OTHERS if head.startswith(start)), ("", "")
+    )
+    if data[4:8] == b"ftyp" and data[8:12].lower() in _VIDEOS:
+        what, remedy = "a video", "Save single pictures of it."
+    if not data:
+        what, remedy = "empty", _AGAIN
+    elif not data.strip(b"\0"):
+        what, remedy = "filled with zeros", "Fetch it again: a copy or a download was not finished."
+    if not what:
+        return DataError(f"{name} is not a readable picture.", READABLE)
+    return DataError(f"{name} is not a readable picture: it is {what}.", remedy)
 
 
 def _too_large(name: str, max_pixels: int) -> DataError:
@@ -216,7 +252,7 @@ def fit(image: Image.Image, policy: Policy, name: str = "the image") -> Images:
     except DataError as error:
         raise DataError(f"{name} {error.message}", error.remedy) from None
     except Exception as error:
-        raise DataError(f"{name} is not a readable picture: {error}.", _READABLE) from None
+        raise DataError(f"{name} is not a readable picture: {error}.", READABLE) from None
 
 
 def read(data: bytes, policy: Policy, name: str = "the image", max_pixels: int = MAX_PIXELS) -> Images:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import stat
 import time
 from collections import deque
@@ -57,7 +58,8 @@ class Folder:
         complete: False where listing ended before its end.
         entries: Place, size and time of every file by name, sorted.
         sizes: Bytes by name; a name that is no UTF-8 is written with escapes.
-        dangling: Where links lead that lead nowhere, by name.
+        dangling: Where links lead that lead nowhere, and placeholders of iCloud, by name.
+        empty: Folders without an entry.
         ledger: What was left out.
 
     Raises:
@@ -70,6 +72,7 @@ class Folder:
         self.ledger = Ledger()
         self.complete = True
         self.dangling: dict[str, str] = {}
+        self.empty: list[str] = []
         self._kept: dict[str, bytes] = {}
         self._room = _KEPT_BYTES
         try:
@@ -194,18 +197,30 @@ class _Walk:
         info = os.stat(base)
         if not stat.S_ISDIR(info.st_mode):
             return {os.path.basename(base): _Entry(base, info.st_size, info.st_mtime_ns)}
-        return dict(self._below(base, "", frozenset([(info.st_dev, info.st_ino)])))
+        entries: dict[str, _Entry] = {}
+        for name, entry in self._below(base, "", frozenset([(info.st_dev, info.st_ino)])):
+            if "\\" in entry.path:
+                # Programs that know no backslash in archives of Windows make it a part of the name.
+                above, slash, _ = name.rpartition("/")
+                plain = above + slash + readable(os.path.basename(entry.path).replace("\\", "/"))
+                name = name if plain in entries else plain
+            entries[name] = entry
+        return entries
 
     def _below(
         self, path: str, prefix: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[tuple[str, _Entry]]:
         with os.scandir(path) as listed:
+            entry = None
             for entry in listed if self._limited else sorted(listed, key=lambda item: item.name):
                 name = prefix + readable(entry.name)
                 self._left -= 1
                 if self._left < 0 and time.monotonic() > self._end_s:
                     self._folder.complete = False
                     return
+                if match := _CLOUD.fullmatch(entry.name):
+                    self._folder.dangling[prefix + readable(match[1])] = readable(entry.name)
+                    continue
                 if _is_junk(entry.name):
                     self._folder.ledger.skip(name, "hidden")
                     continue
@@ -224,6 +239,12 @@ class _Walk:
                     self._folder.ledger.skip(name, "a link to a folder that it lies in")
                 else:
                     yield from self._below(entry.path, f"{name}/", above | {(info.st_dev, info.st_ino)})
+            if entry is None and prefix:
+                self._folder.empty.append(prefix.rstrip("/"))
+
+
+_CLOUD = re.compile(r"[.](.+)[.]icloud", re.DOTALL)
+"""What iCloud calls the placeholder of a file whose content is not on this machine."""
 
 
 def suffix(name: str) -> str:

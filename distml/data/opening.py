@@ -89,9 +89,11 @@ def format_of(folder: Folder) -> str:
         return "csv_pixels"
     if suffixes & set(SUFFIXES) or image_folder.pictures(folder):
         return "image_folder"
-    if suffixes <= {".7z", ".rar", ".zip", ".gz", ".tar", ".tgz"}:
+    if packed := suffixes & {".7z", ".rar", ".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".zst"}:
         remedy = "Unpack them; data.path may be one zip or tar file."
-        raise DataError(f"{folder.root} holds nothing but archives ({', '.join(sorted(suffixes))}).", remedy)
+        raise DataError(
+            f"{folder.root} holds no pictures but archives ({', '.join(sorted(packed))}).", remedy
+        )
     if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
         raise DataError(f"{folder.root} is a table without pictures.", remedy)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distml.config import DataConfig
-from distml.data.image import Policy
+from distml.data.image import READABLE, Policy
 from distml.data.schema import Images
 from distml.errors import ConfigError, DataError
 from distml.tasks import Targets, Task
@@ -261,11 +261,19 @@ def require_usable(faults: Sequence[Fault], looked_at: int, data: DataConfig) ->
             raise DataError(faults[0].reason, faults[0].remedy)
         raise DataError(
             _listed(faults, f"of {looked_at} that were checked"),
-            "Repair or remove them, or set data.on_error: skip.",
+            remedy_of(faults),
         )
     if len(faults) > data.max_error_fraction * looked_at:
         limit = f"more than data.max_error_fraction = {data.max_error_fraction:g} of {looked_at}"
         raise DataError(_listed(faults, limit), "Repair or remove them, or allow more.")
+
+
+def remedy_of(faults: Sequence[Fault]) -> str:
+    """Return what to do about unusable rows: what is said of each where it is the same for all."""
+    own, *others = {fault.remedy for fault in faults}
+    if others or own in ("", READABLE):
+        return "Repair or remove them, or set data.on_error: skip."
+    return f"{own} Or set data.on_error: skip."
 
 
 def require_all_classes(lost: Sequence[str]) -> None:

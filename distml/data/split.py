@@ -47,7 +47,10 @@ SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "datase
 """Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
-_REMEDY = "Call the splits train, validation and test, and move out what belongs to none."
+_REMEDY = (
+    "Call the splits train, validation and test, and move out what belongs to none; a class that is called "
+    "like a split needs another name."
+)
 
 
 def split_word(name: str) -> tuple[str, str] | None:

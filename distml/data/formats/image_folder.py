@@ -107,7 +107,14 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     source.require_usable(bad, len(names), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
     levels = () if data.label_pattern else (*_levels(divided["train"]), *_occasions(divided["train"]))
-    return dataclasses.replace(opened, notes=(*levels, *_masks(names), *lists))
+    return dataclasses.replace(opened, notes=(*_empty(folder, divided), *levels, *_masks(names), *lists))
+
+
+def _empty(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    """Say which folders beside those of classes are empty, and so are no classes."""
+    beside = {name[: len(name) - len(path)] for some in divided.values() for name, path in some.items()}
+    empty = [name for name in folder.empty if name[: name.rfind("/") + 1] in beside]
+    return tuple(f"{name} is an empty folder: no class is made of it." for name in sorted(empty))
 
 
 _OCCASION = re.compile(
@@ -344,7 +351,10 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
     def look(name: str) -> tuple[str, Header | Fault]:
         if name in folder.dangling:
             told = f"{name} is a link to {folder.dangling[name]}, which does not exist."
-            return name, Fault(name, told, "Fetch the content (git annex get, dvc pull) or mount the disk.")
+            remedy = "Fetch the content (git annex get, dvc pull) or mount the disk."
+            if folder.dangling[name].endswith(".icloud"):
+                told, remedy = f"{name} is in iCloud and not on this machine.", "Download it in Finder."
+            return name, Fault(name, told, remedy)
         try:
             with folder.open(name) as stream:
                 head = bytes(stream.read(_HEAD_BYTES))

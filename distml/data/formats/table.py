@@ -10,11 +10,14 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +25,10 @@ import pyarrow.parquet as pq
 from distml.config import DataConfig
 from distml.data import source
 from distml.data.formats import image_folder
-from distml.data.image import SUFFIXES
+from distml.data.image import SUFFIXES, is_picture
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import LABEL
-from distml.data.source import Source
+from distml.data.source import Fault, Source
 from distml.data.split import SPLIT_COLUMNS, by_lists, settled, split_of_file, split_of_folders, split_word
 from distml.errors import DataError
 from distml.tasks import Task
@@ -62,41 +65,103 @@ def tables(folder: Folder) -> list[str]:
     names a file: `train.csv` of a contest.
     """
     endings = {name: suffix(name) for name in folder.sizes}
-    if not any(ending in SUFFIXES for ending in endings.values()):
+    if not any(ending in SUFFIXES for ending in endings.values()) and not any(
+        not ending and is_picture(folder.read(name, 32)) for name, ending in endings.items()
+    ):
         return []
     named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
     called = [str(path) for path in named if path.stem.lower() in _STEMS]
-    certain = [name for name in called if not name.lower().endswith(".json")]
-    if not named or (called and called == certain):
-        return called
+    if not named:
+        return []
     if image_folder.in_classes(folder):  # a `metadata.json` beside class folders may say anything
-        return certain
+        return [name for name in called if not name.lower().endswith(".json") and _is_of_files(folder, name)]
     return called or [
         str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
     ]
 
 
+def _is_of_files(folder: Folder, name: str) -> bool:
+    """Whether a table beside class folders is one of their pictures, and not of the classes, say."""
+    try:
+        rows = _rows(folder, name)
+    except DataError:
+        return True  # which reading it says again
+    if not rows or any(_plain(column) in _FILES[:2] for column in rows[0]):
+        return True
+    texts = [
+        {at: text for at, text in enumerate(map(str, row.values())) if not text.isdigit()} for row in rows
+    ]
+    return _names_files(folder, PurePosixPath(name), texts[:_LOOKED])  # a class's number may be a file's, too
+
+
 def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
     try:
-        rows = _rows(folder, str(path))
+        return _names_files(folder, path, _rows(folder, str(path))[:1])
     except DataError:
         return False
-    places = _places(folder)
-    return any(_file(folder, places, path, str(value)) for row in rows[:1] for value in row.values() if value)
 
 
-Places = Mapping[str, Sequence[str]]
-"""Where files lie, by their names without folders, with and without the ending."""
+def _names_files(folder: Folder, path: PurePosixPath, rows: Sequence[Mapping[Any, Any]]) -> bool:
+    places = _Places(folder)
+    return any(places.file(path, str(value)) for row in rows for value in row.values() if value)
 
 
-def _places(folder: Folder) -> Places:
-    places: dict[str, list[str]] = {}
-    for name in (*folder.sizes, *folder.dangling):
-        last = name.rpartition("/")[2]
-        stem = last[: len(last) - len(suffix(last))]
-        for key in {last, stem, last.strip(), stem.strip()} if suffix(last) in SUFFIXES else ():
-            places.setdefault(key, []).append(name)
-    return places
+class _Places:
+    """Where pictures lie, by their names without folders, with and without the ending. Final."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._named: dict[str, list[str]] = {}
+        for name in (*folder.sizes, *folder.dangling):
+            last = name.rpartition("/")[2]
+            ending = suffix(last)
+            stem = last[: len(last) - len(ending)]
+            if not ending or ending in SUFFIXES:
+                for key in {last, stem, last.strip(), stem.strip()}:
+                    self._named.setdefault(key, []).append(name)
+
+    @functools.cached_property
+    def _folded(self) -> Mapping[str, Sequence[str]]:
+        """The same by names in lower case: Windows takes both for one."""
+        folded: dict[str, dict[str, None]] = {}
+        for key, names in self._named.items():
+            folded.setdefault(key.casefold(), {}).update(dict.fromkeys(names))
+        return {key: list(names) for key, names in folded.items()}
+
+    def file(self, table: PurePosixPath, given: str) -> str | None:
+        """Find a named file: below the table's folder or the root, or the only one of that name.
+
+        The ending may be missing, and the path may be one of another machine. Of several of that name the one
+        is meant whose folders agree with the path's, else the one in a folder of the table's split:
+        `train.csv` and `train_images`.
+        """
+        given = (urlsplit(given).path if "://" in given else given).replace("\\", "/")
+        above, folder = str(table.parent), self._folder
+        start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
+        tried = [*(start if above == "." else [f"{above}/{path}" for path in start]), *start]
+        endings = ("", ".jpg", ".jpeg", ".png")
+        candidates = (f"{place}{ending}" for place in tried for ending in endings)
+        there = next((path for path in candidates if path in folder.sizes or path in folder.dangling), None)
+        if there:
+            return there
+        last = given.rpartition("/")[2]
+        alike = _nearest(self._named.get(last) or self._folded.get(last.casefold(), ()), given)
+        if len(alike) > 1:
+            split = split_of_file(table.name)
+            alike = [name for name in alike if split and split_of_file(name) == split]
+        return alike[0] if len(alike) == 1 else None
+
+
+def _nearest(names: Sequence[str], given: str) -> Sequence[str]:
+    """Those of several files of one name that share the most folders with a path, from the last one on."""
+    if len(names) < 2:
+        return names
+    wanted = given.lower().split("/")[-2::-1]
+    shared = [
+        next((at for at, pair in enumerate(zip(wanted, of, strict=False)) if pair[0] != pair[1]), len(of))
+        for of in (name.lower().split("/")[-2::-1] for name in names)
+    ]
+    return [name for name, most in zip(names, shared, strict=True) if most == max(shared)]
 
 
 def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -108,14 +173,10 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     names = tables(folder)
     if not names:
         raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
-    labelled: dict[str, dict[str, Any]] = {}
-    places, columns, blank = _places(folder), None, []
+    reader, blank = _Reader(folder, data, task, _Places(folder)), []
     for name in sorted(names, key=lambda name: split_of_file(name) == "test"):
-        labels = _read(folder, places, name, data, task, labelled, columns)
-        columns = labels or columns
-        blank += [] if labels else [name]
-    assert columns is not None
-    chosen = {picture for some in labelled.values() for picture in some}
+        blank += [] if reader.read(name) else [name]
+    chosen = {picture for some in reader.labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
         if picture not in chosen:
             folder.ledger.skip(picture, "in no table")
@@ -123,12 +184,14 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
         folder.ledger.reasons.pop(name, None)
     for name in blank:
         folder.ledger.skip(name, "a test table without labels")
-    labelled, notes = _divided(folder, labelled)
+    source.require_usable(reader.bad, len(chosen) + len(reader.bad), data)
+    labelled, notes = _divided(folder, settled(reader.labelled))
     used = [picture for some in labelled.values() for picture in some]
     headers, bad = image_folder.survey(folder, used, data.max_pixels)
-    source.require_usable(bad, len(used), data)
-    opened = image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(columns))
-    return dataclasses.replace(opened, notes=(*_chosen(columns, data), *notes))
+    bad = [*reader.bad, *bad]
+    source.require_usable(bad, len(used) + len(reader.bad), data)
+    opened = image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(reader.columns))
+    return dataclasses.replace(opened, notes=(*_chosen(reader.columns, data), *notes))
 
 
 def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
@@ -154,57 +217,69 @@ def _divided(
     return {split: {name: labelled["train"][name] for name in some} for split, some in divided.items()}, notes
 
 
-def _read(
-    folder: Folder,
-    places: Places,
-    name: str,
-    data: DataConfig,
-    task: type[Task],
-    into: dict[str, dict[str, Any]],
-    before: list[str] | None,
-) -> list[str] | None:
-    """Read a table; returns the columns that hold the labels, None for a contest's test that has none."""
-    rows = _rows(folder, name)
-    has = list(rows[0]) if rows else []
-    if before is not None and split_of_file(name) == "test" and not set(before) & set(has):
-        return None
-    _require_header(folder, places, name, has)
-    file_column = _file_column(folder, places, name, rows, data)
-    if (classes := _one_hot(rows, file_column, data)) and task.scalar:
-        rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
-        has = [*has, LABEL]
-    split_column = next((key for key in has if key.lower() in SPLIT_COLUMNS), None)
-    label_columns = _label_columns(name, has, data, task, rows, {file_column, split_column})
-    for number, row in enumerate(rows, 1):
-        where = f"row {number} of {name}"
-        given = row.get(file_column)
-        if given is None or given == "":
-            raise DataError(f"{where} has no {file_column}.", "Fill it in, or remove the row.")
-        picture = _file(folder, places, PurePosixPath(name), str(given))
-        if picture is None:
-            raise DataError(f"{where} names {given}, which is not there.", "Correct the table.")
-        split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
-        label = source.read_label(task, {column: row.get(column) for column in label_columns}, where)
-        some = into.setdefault("test" if split == "eval" else split, {})
-        if some.setdefault(picture, label) != label:
-            raise DataError(
-                f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
-                "Keep one row for each picture.",
-            )
-    return label_columns
+@dataclass
+class _Reader:
+    """Reads tables one after another.
+
+    Attributes:
+        labelled: By split, each picture's label.
+        bad: Rows that name a picture which is not there.
+        columns: Those that hold the labels.
+    """
+
+    folder: Folder
+    data: DataConfig
+    task: type[Task]
+    places: _Places
+    labelled: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bad: list[Fault] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+
+    def read(self, name: str) -> bool:
+        """Read a table; False for a contest's test that has no labels."""
+        rows = _rows(self.folder, name)
+        has = list(rows[0]) if rows else []
+        if self.columns and split_of_file(name) == "test" and not set(self.columns) & set(has):
+            if LABEL not in self.columns or not _one_hot(rows, "", self.data):
+                return False
+        _require_header(self.places, name, has)
+        file_column = _file_column(self.places, name, rows, self.data)
+        if (classes := _one_hot(rows, file_column, self.data)) and self.task.scalar:
+            rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
+            has = [*has, LABEL]
+        split_column = next((key for key in has if key.lower() in SPLIT_COLUMNS), None)
+        self.columns = _label_columns(name, has, self.data, self.task, rows, {file_column, split_column})
+        for number, row in enumerate(rows, 1):
+            where = f"row {number} of {name}"
+            given = row.get(file_column)
+            if given is None or given == "":
+                raise DataError(f"{where} has no {file_column}.", "Fill it in, or remove the row.")
+            if (picture := self.places.file(PurePosixPath(name), str(given))) is None:
+                told = f"{where} names {given}, which is not there."
+                self.bad.append(Fault(str(given), told, "Correct the table, or fetch the pictures."))
+                continue
+            split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
+            label = source.read_label(self.task, {key: row.get(key) for key in self.columns}, where)
+            some = self.labelled.setdefault("test" if split == "eval" else split, {})
+            if some.setdefault(picture, label) != label:
+                raise DataError(
+                    f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
+                    "Keep one row for each picture.",
+                )
+        return True
 
 
-def _require_header(folder: Folder, places: Places, name: str, has: Sequence[str]) -> None:
+def _require_header(places: _Places, name: str, has: Sequence[str]) -> None:
     if not has:
         raise DataError(f"{name} has no rows.", "Fill it in, or move it out.")
-    if first := next((text for text in has if _file(folder, places, PurePosixPath(name), text)), None):
+    if first := next((text for text in has if places.file(PurePosixPath(name), text)), None):
         raise DataError(
             f"{name} begins with {first} and not with the names of its columns.",
             "Begin it with a line such as file_name,label.",
         )
 
 
-def _file_column(folder: Folder, places: Places, name: str, rows: Sequence[Row], data: DataConfig) -> str:
+def _file_column(places: _Places, name: str, rows: Sequence[Row], data: DataConfig) -> str:
     """The column of file names: by its name, or the only one whose first values are names of files."""
     has = list(rows[0])
     known = [column for column in has if _plain(column) in _FILES]
@@ -213,7 +288,7 @@ def _file_column(folder: Folder, places: Places, name: str, rows: Sequence[Row],
         naming = [
             column
             for column in known or has
-            if any(row[column] and _file(folder, places, table, str(row[column])) for row in first)
+            if any(row[column] and places.file(table, str(row[column])) for row in first)
         ]
         if len(naming) > 1:  # a number may be the name of a file, too
             naming = [column for column in naming if suffix(str(first[0][column])) in SUFFIXES]
@@ -298,27 +373,6 @@ def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[st
     return classes if len(classes) > 1 and whole else []
 
 
-def _file(folder: Folder, places: Places, table: PurePosixPath, given: str) -> str | None:
-    """Find a named file: below the table's folder or the root, or the only one of that name.
-
-    The ending may be missing, and the path may be one of another machine. Of several of that name the one in
-    a folder of the table's split is meant: `train.csv` and `train_images`.
-    """
-    given, above = given.replace("\\", "/"), str(table.parent)
-    start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
-    tried = [*(start if above == "." else [f"{above}/{path}" for path in start]), *start]
-    endings = ("", ".jpg", ".jpeg", ".png")
-    candidates = (f"{place}{ending}" for place in tried for ending in endings)
-    there = next((path for path in candidates if path in folder.sizes or path in folder.dangling), None)
-    if there:
-        return there
-    alike = places.get(given.rpartition("/")[2], ())
-    if len(alike) > 1:
-        split = split_of_file(table.name)
-        alike = [name for name in alike if split and split_of_file(name) == split]
-    return alike[0] if len(alike) == 1 else None
-
-
 def _split(value: Any, where: str) -> str:
     word = split_word(str(value))
     if word is None:
@@ -336,11 +390,10 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         text = data.decode(
             "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
         )
-        if name.lower().endswith(".jsonl"):
-            return _records([json.loads(line) for line in text.splitlines() if line.strip()])
-        if name.lower().endswith(".json"):
-            return _of_json(json.loads(text))
-        return [_stripped(row) for row in csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text))]
+        if suffix(name) in (".json", ".jsonl"):
+            return _of_json(_parsed(text), lines=suffix(name) == ".jsonl")
+        read = map(_stripped, csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text)))
+        return [row for row in read if any(row.values())]  # spreadsheets write lines of commas alone
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 at byte {error.start}.", "Save it as UTF-8.") from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
@@ -369,15 +422,35 @@ def _inner(value: Any) -> list[Any]:
     return list(dict.fromkeys(label for label in labels if isinstance(label, str | int)))
 
 
-def _of_json(told: Any) -> list[Row]:
+def _parsed(text: str) -> Any:
+    """What JSON says, or a list of what its lines say, whatever the file is called."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not error.msg.startswith("Extra data") or len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _of_json(told: Any, lines: bool) -> list[Row]:
     """Rows of a list of objects, of an object that gives each file its label, or of COCO's format.
+
+    Args:
+        told: What was read.
+        lines: Whether each line is a row.
 
     Raises:
         ValueError: Something else.
     """
-    if isinstance(told, dict) and {"images", "annotations", "categories"} <= told.keys():
+    if not isinstance(told, dict) or lines:
+        return _records([told] if isinstance(told, dict) else told)
+    if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
-    if isinstance(told, dict) and all(isinstance(label, str | int | float | list) for label in told.values()):
+    inside = [some for some in told.values() if isinstance(some, list) and some and isinstance(some[0], dict)]
+    if len(inside) == 1:  # {"version": 1, "data": [...]}
+        return _records(inside[0])
+    if all(isinstance(label, str | int | float | list) for label in told.values()):
         return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
     return _records(told)
 

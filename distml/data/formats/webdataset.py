@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data import image, source
+from distml.data.fetch import TARS, require_end
 from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
@@ -33,6 +36,8 @@ _LABELS = ("cls", "cls.txt", "label", "txt", "json")
 """Endings of what says the label, the first that is there."""
 _KEYS = ("label", "labels", "cls", "class", "target", "targets")
 _SMALL_BYTES = 1 << 20
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""What files of gzip, bzip2, xz and zstd begin with."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,21 @@ class _Place:
 
 def is_webdataset(folder: Folder) -> bool:
     """Whether the files are tar files, the first of which holds a label beside a picture."""
-    tars = [name for name in folder.sizes if suffix(name) == ".tar"]
+    tars = _tars(folder)
     if not tars:
         return False
     try:
-        with folder.open(tars[0]) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
+        with folder.open(tars[0]) as stream, tarfile.open(fileobj=stream, mode="r:*") as packed:
             endings = {
                 member.name.rpartition(".")[2].lower() for member, _ in zip(packed, range(50), strict=False)
             }
-    except (tarfile.TarError, EOFError):
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError):
         return False
     return bool(endings & {"cls", "json", "label"}) and any(f".{ending}" in SUFFIXES for ending in endings)
+
+
+def _tars(folder: Folder) -> list[str]:
+    return [name for name in folder.sizes if name.lower().endswith(TARS)]
 
 
 def pictures_in(folder: Folder, tar: str) -> list[tuple[str, int, int]]:
@@ -79,8 +88,15 @@ def pictures_in(folder: Folder, tar: str) -> list[tuple[str, int, int]]:
 @contextlib.contextmanager
 def _opened(folder: Folder, tar: str) -> Iterator[tarfile.TarFile]:
     try:
-        with folder.open(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-            yield packed
+        with folder.open(tar) as stream:
+            if stream.read(6).startswith(_COMPRESSED):
+                told = f"{tar} is compressed, so that single pictures of it cannot be read."
+                raise DataError(told, "Decompress it: pictures hardly shrink.")
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:") as packed:
+                packed.getmembers()
+                require_end(packed)
+                yield packed
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{tar} cannot be read as a tar file: {error}.", "Fetch it again.") from None
 
@@ -91,7 +107,7 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     Raises:
         DataError: No tar files, a picture without a label, or too many that cannot be used.
     """
-    tars = [name for name in folder.sizes if suffix(name) == ".tar"]
+    tars = _tars(folder)
     if not tars:
         raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
     columns = [data.label_column] if isinstance(data.label_column, str) else data.label_column or []

@@ -58,7 +58,7 @@ def test_a_large_photograph_is_accepted(tmp_path: Path) -> None:
     [
         ("none.png", None, "none.png cannot be read: No such file or directory."),
         ("text.png", b"hello", "text.png is not a readable picture."),
-        ("empty.png", b"", "empty.png is not a readable picture."),
+        ("empty.png", b"", "empty.png is not a readable picture: it is empty."),
         ("cut.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cut.png is not a readable picture"),
     ],
 )

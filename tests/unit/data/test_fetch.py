@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import socket
 import tarfile
@@ -231,3 +232,65 @@ def test_an_archive_that_cannot_be_fetched_is_an_error_message(
         ingest_archive(storage_root, f"{running.url}/{name}")
     assert said in str(caught.value)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_content_decides_which_kind_an_archive_is(tmp_path: Path, storage_root: Path) -> None:
+    zipped(tmp_path / "a.zip", members()).rename(tmp_path / "a.tar.gz")
+    tarred(tmp_path / "b.tgz", members()).rename(tmp_path / "b.zip")
+    for name in ("a.tar.gz", "b.zip"):
+        assert ingest_archive(storage_root, tmp_path / name).classes == ("cat", "dog")
+
+
+def test_links_within_an_archive_are_files_and_others_are_reported(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = [
+        link("set/cat/hard.png", "set/cat/1.png", tarfile.LNKTYPE),
+        link("set/dog/soft.png", "0.png"),
+        link("set/dog/out.png", "../../../etc/passwd"),
+        link("set/dog/pipe.png", "", tarfile.FIFOTYPE),
+    ]
+    manifest = ingest_archive(storage_root, tarred(tmp_path / "x.tgz", members(), *links))
+    assert sum(manifest.rows.values()) == 14
+    assert "2 entries of x.tgz are no files in it, like set/dog/out.png; left out" in caplog.text
+
+
+@pytest.mark.parametrize("code", ["utf-8", "cp437", "cp932"])
+def test_names_in_a_zip_that_says_no_encoding(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    kind = {"cp932": "\u732b"}.get(code, "Caf\u00e9").encode(code)
+    plain = kind.hex()[: len(kind)]  # a name of as many ASCII letters, for which the zip has no flag
+    content = {name.replace("/cat/", f"/{plain}/"): data for name, data in members().items()}
+    path = zipped(tmp_path / "x.zip", content)
+    path.write_bytes(path.read_bytes().replace(f"/{plain}/".encode(), b"/" + kind + b"/"))
+    classes = ingest_archive(storage_root, path).classes
+    assert set(classes) == {kind.decode("utf-8" if code == "utf-8" else "cp437"), "dog"}
+    assert ("6 of its names are written; they are read as code page 437" in caplog.text) == (code != "utf-8")
+
+
+def test_archives_that_lose_something_are_named(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DataError, match=r"x.zip is an archive without files"):
+        ingest_archive(storage_root, zipped(tmp_path / "x.zip", {}))
+    long = zipped(tmp_path / "long.zip", {**members(), f"set/cat/{'x' * 300}.png": b""})
+    with pytest.raises(DataError, match=r"long.zip cannot be unpacked: File name too long. Unpack it"):
+        ingest_archive(storage_root, long)
+    twice = zipped(tmp_path / "y.zip", {**members(), "set\\cat\\1.png": members()["set/cat/3.png"]})
+    assert sum(ingest_archive(storage_root, twice).rows.values()) == 12
+    assert "y.zip holds 1.png twice; the last one is used" in caplog.text
+
+
+def test_a_tar_is_checked_to_its_end(tmp_path: Path, storage_root: Path) -> None:
+    whole = gzip.decompress(tarred(tmp_path / "x.tgz", members()).read_bytes())
+    with tarfile.open(tmp_path / "x.tgz") as packed:
+        header = packed.getmembers()[8].offset
+    (tmp_path / "x.tar").write_bytes(whole[: header + 99])
+    with pytest.raises(DataError, match=r"x.tar cannot be read as an archive: it is cut off after 8 members"):
+        ingest_archive(storage_root, tmp_path / "x.tar")
+    packed_again = bytearray(gzip.compress(whole, 0))
+    packed_again[-6] ^= 1  # of the checksum
+    (tmp_path / "x.tgz").write_bytes(packed_again)
+    with pytest.raises(DataError, match=r"x.tgz cannot be read as an archive: CRC check failed"):
+        ingest_archive(storage_root, tmp_path / "x.tgz")

@@ -577,6 +577,28 @@ def test_broken_links_are_named(tmp_path: Path, storage_root: Path) -> None:
         ingest(storage_root, tmp_path / "given")
 
 
+def test_an_empty_folder_beside_class_folders_gives_a_warning(tmp_path: Path, storage_root: Path) -> None:
+    for split, some in (("train", GRAY), ("test", GRAY[:9])):
+        pictures(tmp_path / "given" / split, some)
+    for name in ("train/bird", "train/cat/old", "notes"):
+        (tmp_path / "given" / name).mkdir()
+    manifest, _ = ingest(storage_root, tmp_path / "given")
+    assert [text for text in manifest.warnings if "empty" in text] == [
+        "train/bird is an empty folder: no class is made of it."
+    ]
+
+
+def test_the_remedy_fits_what_all_unusable_files_are(tmp_path: Path, storage_root: Path) -> None:
+    pictures(tmp_path / "given", GRAY)
+    (tmp_path / "given" / "cat" / ".x.png.icloud").write_bytes(b"bplist00")
+    said = r"cat/x.png is in iCloud and not on this machine .* Download it in Finder. Or set data.on_error"
+    with pytest.raises(DataError, match=said):
+        ingest(storage_root, tmp_path / "given")
+    (tmp_path / "given" / "cat" / "y.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"(?s)2 pictures cannot be used.* Repair or remove them, or set"):
+        ingest(storage_root, tmp_path / "given")
+
+
 def test_the_content_decides_the_format_and_not_the_suffix(tmp_path: Path, storage_root: Path) -> None:
     for at, name in enumerate(("cat/a.jfif", "cat/b", "cat/c.dat", "dog/a.PNG", "dog/b.jpg", "dog/c.tif")):
         (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -940,7 +962,7 @@ def test_labels_that_are_missing_or_several_are_named(
 @pytest.mark.parametrize(
     ("name", "said", "remedy"),
     [
-        ("set.7z", "nothing but archives", "Unpack them"),
+        ("set.7z", "no pictures but archives", "Unpack them"),
         ("labels.csv", "a table without pictures", "Give the folder"),
     ],
 )

@@ -169,6 +169,27 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(data: bytes) -> None:
         image.read(data, OWN, "cat.png")
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "empty. Fetch it again"),
+        (bytes(70_000), "filled with zeros. Fetch it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+            "a pointer of Git LFS.*git lfs pull",
+        ),
+        (b"/annex/objects/SHA256E-s12--4d.png\n", "a pointer of git-annex.*git annex get"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>404", "a web page. Fetch it again"),
+        (b"<svg viewBox='0 0 1 1'/>", "an SVG drawing. Convert it"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0", "a video. Save single pictures"),
+        (b"8BPS\0\1", "a Photoshop file. Convert it"),
+    ],
+)
+def test_what_is_there_in_place_of_a_picture_is_said(data: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=rf"cat.png is not a readable picture: it is {said}"):
+        image.open_picture(data, "cat.png")
+
+
 def test_a_heic_picture_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(DataError, match=r"it is a HEIC picture.*distml\[heic\]"):

@@ -75,3 +75,24 @@ def test_missing_and_unreadable_folders_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"cannot read a.png in .*: No such file"):
         folder.read("a.png")
+
+
+def test_empty_folders_and_placeholders_of_a_cloud_are_noticed(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "dog/.b.png.icloud"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "bird" / "old").mkdir(parents=True)
+    folder = Folder(str(tmp_path))
+    assert folder.dangling == {"dog/b.png": ".b.png.icloud"}
+    assert folder.empty == ["bird/old"]
+
+
+def test_names_with_the_separators_of_windows_are_paths(tmp_path: Path) -> None:
+    for name in ("set\\cat\\1.png", "set\\dog\\1.png", "x\\2.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "2.png").write_bytes(b"another")
+    folder = Folder(str(tmp_path))
+    assert sorted(folder.sizes) == ["set/cat/1.png", "set/dog/1.png", "x/2.png", "x\\2.png"]
+    assert folder.read("set/cat/1.png") == b"set\\cat\\1.png"
+    assert folder.read("x/2.png") == b"another"

@@ -14,6 +14,7 @@ import pytest
 from distml.config import Config, DataConfig, TaskConfig
 from distml.data import shards
 from distml.data.manifest import Manifest
+from distml.data.opening import open_source
 from distml.errors import DataError
 from distml.storage import Storage
 from tests import zoo
@@ -396,3 +397,108 @@ def test_json_of_something_else_beside_class_folders_is_no_table(given: Path, st
         (given / "images" / f"{k}.png").rename(given / name / f"{k}.png")
     (given / "metadata.json").write_text(json.dumps({"license": "CC0", "authors": {"first": "A"}}))
     assert ingest(storage_root, given).skipped == {"no picture": 1}
+
+
+@pytest.mark.parametrize(
+    "start", ["C:\\\\Users\\\\me\\\\set\\\\", "/content/drive/set/", "https://host/set/"]
+)
+def test_paths_of_another_machine_mean_the_file_in_the_same_folders(
+    tmp_path: Path, storage_root: Path, start: str
+) -> None:
+    given, table = tmp_path / "given", []
+    for kind in ("ant", "bee"):
+        (given / "images" / kind).mkdir(parents=True)
+        for k in range(12):
+            picture = zoo.drawn(8, 8)
+            picture.putpixel((0, 0), (k, k, 0 if kind == "ant" else 99))
+            (given / "images" / kind / f"{k}.PNG").write_bytes(zoo.encoded(picture, "PNG"))
+            table.append({"path": f"{start}{kind}{start[-1]}{k}.png", "label": kind})
+    (given / "labels.csv").write_bytes(as_csv(table))
+    assert ingest(storage_root, given).classes == ("ant", "bee")
+    names = json.loads(next(storage_root.rglob("names.json")).read_text())
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(storage_root)))
+    rows_of = source.splits["train"]
+    for row, label in enumerate(rows_of.labels.tolist()):
+        assert f"/{source.classes[label]}/" in rows_of.name(row)
+    assert len(names["test"]) == 4
+
+
+def test_rows_whose_picture_is_not_there_are_counted_and_can_be_skipped(
+    given: Path, storage_root: Path
+) -> None:
+    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=FILES, label=NAMES.tolist())))
+    for k in (3, 7):
+        (given / "images" / f"{k}.png").unlink()
+    with pytest.raises(DataError, match=r"2 pictures cannot be used, of 60.*\n.*\n.*\n Correct the table"):
+        ingest(storage_root, given)
+    manifest = ingest(storage_root, given, on_error="skip", max_error_fraction=0.1)
+    assert sum(manifest.rows.values()) == 58
+    assert manifest.left_out[0] == (
+        "images/3.png",
+        "row 4 of metadata.csv names images/3.png, which is not there.",
+    )
+
+
+def test_a_table_that_names_no_picture_is_rejected_even_where_rows_are_skipped(
+    given: Path, storage_root: Path
+) -> None:
+    (given / "metadata.csv").write_bytes(as_csv(rows(file_name=["a.png", "b.png"], label=["ant", "bee"])))
+    with pytest.raises(DataError, match="2 pictures cannot be used, more than"):
+        ingest(storage_root, given, on_error="skip", max_error_fraction=0.99)
+
+
+def test_one_hot_columns_say_the_class_in_every_split(given: Path, storage_root: Path) -> None:
+    for split, some in (("train", range(40)), ("valid", range(40, 50)), ("test", range(50, 60))):
+        (given / split).mkdir()
+        for k in some:
+            (given / "images" / f"{k}.png").rename(given / split / f"{k}.png")
+        hot = {f" {name}": [int(NAMES[k] == name) for k in some] for name in ("ant", "bee", "cow")}
+        (given / split / "_classes.csv").write_bytes(as_csv(rows(filename=[f"{k}.png" for k in some], **hot)))
+    manifest = ingest(storage_root, given)
+    assert (manifest.rows, manifest.skipped) == ({"train": 40, "validation": 10, "test": 10}, {})
+
+
+def test_lines_of_commas_are_no_rows(given: Path, storage_root: Path) -> None:
+    told = as_csv(rows(file_name=FILES, label=NAMES.tolist(), note=[""] * 60)) + b"\r\n,,\r\n,,\r\n"
+    (given / "labels.csv").write_bytes(told)
+    assert sum(ingest(storage_root, given).rows.values()) == 60
+
+
+def test_a_table_of_the_classes_beside_class_folders_is_left_out(given: Path, storage_root: Path) -> None:
+    for k, name in enumerate(NAMES.tolist()):
+        (given / name).mkdir(exist_ok=True)
+        (given / "images" / f"{k}.png").rename(given / name / f"{k}.png")
+    (given / "labels.csv").write_bytes(as_csv(rows(label=[0, 1, 2], name=["ant", "bee", "cow"])))
+    assert ingest(storage_root, given).skipped == {"no picture": 1}
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=["gone.png"], label=["ant"])))
+    with pytest.raises(DataError, match=r"names gone.png"):
+        ingest(storage_root, given)
+
+
+def test_files_without_an_ending_are_found_by_their_content(given: Path, storage_root: Path) -> None:
+    for k in range(60):
+        (given / "images" / f"{k}.png").rename(given / f"{k}")
+    (given / "labels.csv").write_bytes(as_csv(rows(id=list(range(60)), label=NAMES.tolist())))
+    assert sum(ingest(storage_root, given).rows.values()) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("labels.json", "lines"),
+        ("metadata.jsonl", "list"),
+        ("labels.json", "key"),
+        ("metadata.jsonl", "lines"),
+    ],
+)
+def test_json_and_json_lines_are_told_by_their_content(
+    given: Path, storage_root: Path, name: str, form: str
+) -> None:
+    table = rows(file_name=FILES, label=NAMES.tolist())
+    told = {
+        "lines": "\n".join(map(json.dumps, table)),
+        "list": json.dumps(table, indent=1),
+        "key": json.dumps({"version": 1, "data": table}),
+    }
+    (given / name).write_text(told[form])
+    assert ingest(storage_root, given).classes == ("ant", "bee", "cow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -154,3 +155,27 @@ def test_further_pictures_of_a_sample_are_reported(tmp_path: Path) -> None:
     source = open_webdataset(Folder(str(tmp_path)), DataConfig())
     assert len(source.splits["train"].labels) == 2
     assert source.notes == ("1 samples hold several pictures; the first is used, like a.tar/0.image.png.",)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_tar_that_is_cut_off_or_joined_is_named(tmp_path: Path, storage_root: Path, cut: bool) -> None:
+    tar(tmp_path / "x.tar", samples(range(20)))
+    whole = (tmp_path / "x.tar").read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as packed:
+        header = packed.getmembers()[10].offset
+    (tmp_path / "x.tar").write_bytes(whole[: header + 100] if cut else whole + whole)
+    said = "it is cut off after 10 members" if cut else "more follows behind its end"
+    with pytest.raises(DataError, match=f"x.tar cannot be read as a tar file: {said}"):
+        ingest(storage_root, tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar"])
+@pytest.mark.parametrize("form", ["auto", "webdataset"])
+def test_compressed_tars_are_named(tmp_path: Path, storage_root: Path, name: str, form: str) -> None:
+    given = tmp_path / "given"
+    tar(given / "plain", samples(range(6)))
+    (given / name).write_bytes(gzip.compress((given / "plain").read_bytes()))
+    (given / "plain").unlink()
+    for path in (given, given / name):
+        with pytest.raises(DataError, match=rf"{name} is compressed.* Decompress it"):
+            ingest(storage_root, path, format=form)
