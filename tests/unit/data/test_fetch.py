@@ -256,7 +256,7 @@ def test_links_within_an_archive_are_files_and_others_are_reported(
 
 
 @pytest.mark.parametrize("code", ["utf-8", "cp437", "cp932"])
-def test_names_in_a_zip_that_says_no_encoding(
+def test_names_in_a_zip_without_an_encoding(
     tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture, code: str
 ) -> None:
     kind = {"cp932": "\u732b"}.get(code, "Caf\u00e9").encode(code)

@@ -185,7 +185,7 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(data: bytes) -> None:
         (b"8BPS\0\1", "a Photoshop file. Convert it"),
     ],
 )
-def test_what_is_there_in_place_of_a_picture_is_said(data: bytes, said: str) -> None:
+def test_what_lies_in_place_of_a_picture_is_named(data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=rf"cat.png is not a readable picture: it is {said}"):
         image.open_picture(data, "cat.png")
 

@@ -491,7 +491,7 @@ def test_files_without_an_ending_are_found_by_their_content(given: Path, storage
         ("metadata.jsonl", "lines"),
     ],
 )
-def test_json_and_json_lines_are_told_by_their_content(
+def test_the_content_decides_between_json_and_json_lines(
     given: Path, storage_root: Path, name: str, form: str
 ) -> None:
     table = rows(file_name=FILES, label=NAMES.tolist())
