@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ import numpy as np
 from benchmarks.harness import BenchmarkError
 
 _SCRIPT = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-local file = io.open("%s", "rb")
-wrk.body = file:read("*a")
-file:close()
+local headers = {["Content-Type"] = "%s"}
+local bodies, sent = {}, 0
+for number = 1, %d do
+  local file = io.open("%s/" .. number, "rb")
+  bodies[number] = file:read("*a")
+  file:close()
+end
+request = function()
+  sent = sent + 1
+  return wrk.format("POST", nil, headers, bodies[sent %% #bodies + 1])
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format('\\n{"rps": %%f, "p50_ms": %%f, "p99_ms": %%f, "errors": %%d}\\n',
@@ -31,7 +38,7 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """A body to send and wrk's script for it.
+    """Bodies to send in turn and wrk's script for them.
 
     Args:
         folder: Where both are.
@@ -42,12 +49,18 @@ class Load:
     @classmethod
     def of(cls, images: int) -> Load:
         """A request with that many random 28x28 images, as JSON."""
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28)).tolist()
+        return cls.bodies([json.dumps({"instances": pixels}).encode()], "application/json")
+
+    @classmethod
+    def bodies(cls, bodies: Sequence[bytes], content_type: str) -> Load:
+        """Requests with these bodies, one after the other and again."""
         if shutil.which("wrk") is None:
             raise BenchmarkError("wrk is not installed; Debian and Ubuntu have it as a package of that name")
         folder = Path(tempfile.mkdtemp(prefix="distml-load-"))
-        pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28)).tolist()
-        (folder / "body.json").write_text(json.dumps({"instances": pixels}))
-        (folder / "wrk.lua").write_text(_SCRIPT % (folder / "body.json"))
+        for number, body in enumerate(bodies, 1):
+            (folder / str(number)).write_bytes(body)
+        (folder / "wrk.lua").write_text(_SCRIPT % (content_type, len(bodies), folder))
         return cls(folder)
 
     def run(self, url: str, connections: int, seconds: int) -> dict[str, Any]:

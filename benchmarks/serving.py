@@ -2,12 +2,15 @@
 
 Peers: FastAPI with TensorFlow, LitServe, BentoML, and Ray Serve as its documentation shows it. The first
 three need an environment of their own, `make bench` makes it in .venv-peers; `$PEERS` names another's folder.
+The limit is a bare server in Rust (`peers/bare`, built where cargo is installed): it parses the JSON and runs
+ONNX Runtime, one process a core.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +18,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import onnxruntime
 
 from benchmarks import harness, ours, report
 from benchmarks.load import Load
@@ -34,27 +39,39 @@ def _champion() -> tuple[Path, Path]:
     return root, Path(result["artifacts"]) / "data" / "model.keras"
 
 
-def _commands(root: Path) -> dict[str, Any]:
-    """How each server is started on a port."""
+SERVERS = {"fastapi_tf": "fastapi_tf", "litserve": "lit", "bentoml": "bento:Service"}
+"""Peers, and their module below `benchmarks.peers.servers`."""
+
+
+def commands(root: Path, modules: Mapping[str, str] = SERVERS) -> dict[str, Any]:
+    """How each server is started on a port.
+
+    Args:
+        root: The storage root that ours serves.
+        modules: Of the peers.
+
+    Raises:
+        BenchmarkError: The environment of the peers is not there.
+    """
     peers = Path(os.environ.get("PEERS", harness.ROOT / ".venv-peers")) / "bin"
     if not (peers / "python").exists():
         raise harness.BenchmarkError(f"the peers are not installed in {peers}; `make bench` does it")
-    servers = "benchmarks.peers.servers"
+    servers, python = "benchmarks.peers.servers", str(peers / "python")
     flags = ["--serve.replicas.min=1", "--serve.replicas.max=1", f"--storage.root={root}"]
     return {
         "distml": lambda port: [sys.executable, "-m", "distml.serve", *flags, f"--serve.port={port}"],
-        "fastapi_tf": lambda port: [str(peers / "python"), "-m", f"{servers}.fastapi_tf", str(port)],
-        "litserve": lambda port: [str(peers / "python"), "-m", f"{servers}.lit", str(port)],
+        "fastapi_tf": lambda port: [python, "-m", f"{servers}.{modules['fastapi_tf']}", str(port)],
+        "litserve": lambda port: [python, "-m", f"{servers}.{modules['litserve']}", str(port)],
         "bentoml": lambda port: [
-            *(str(peers / "python"), "-m", "bentoml", "serve", f"{servers}.bento:Service"),
+            *(python, "-m", "bentoml", "serve", f"{servers}.{modules['bentoml']}"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
-        "ray_docs": lambda port: [sys.executable, "-m", f"{servers}.ray_docs", str(port)],
     }
 
 
 @contextlib.contextmanager
-def _running(name: str, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
+def running(name: str, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a server until the body ends; its output goes to `$LOGS` of its environment."""
     log = Path(environment["LOGS"]) / f"{name}.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
@@ -95,28 +112,56 @@ def _measured(url: str, single: Load, many: Load) -> dict[str, float]:
     }
 
 
-def measure() -> Sequence[report.Figure]:
-    """Measure all servers in turn, each alone."""
-    root, model = _champion()
-    single, many = Load.of(1), Load.of(BATCH)
-    environment = os.environ | {
+def _bare(folder: Path, model: Path) -> Any:
+    """Build the bare server; how it is started on a port, or None without cargo."""
+    if shutil.which("cargo") is None:
+        harness.say("cargo is not installed: no figure beside a bare server")
+        return None
+    onnx = model.with_suffix(".onnx")
+    build = ["cargo", "build", "--release", "--quiet", "--target-dir", str(folder / "target")]
+    # A copy, since cargo writes a lock file, with addresses, beside its manifest.
+    shutil.copytree(harness.ROOT / "benchmarks/peers/bare", folder / "bare")
+    subprocess.run(build, cwd=folder / "bare", check=True)
+    library = Path(onnxruntime.__file__).with_name("capi") / f"libonnxruntime.so.{onnxruntime.__version__}"
+    program = f"ORT_DYLIB_PATH={library} {folder}/target/release/bare"
+    return lambda port: ["sh", "-c", f"{program} $0 $1 & {program} $0 $1 & wait", str(port), str(onnx)]
+
+
+def environment(model: Path, logs: Path) -> dict[str, str]:
+    """The variables of every server: the model it answers with, where its output goes."""
+    return os.environ | {
         "MODEL": str(model),
-        "LOGS": str(single.folder),
+        "LOGS": str(logs),
         "PYTHONPATH": str(harness.ROOT),
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
         "BENTOML_DO_NOT_TRACK": "1",
     }
 
+
+def measure() -> Sequence[report.Figure]:
+    """Measure all servers in turn, each alone."""
+    root, model = _champion()
+    single, many = Load.of(1), Load.of(BATCH)
+    known = environment(model, single.folder)
+
     def call(name: str, command: Any) -> Any:
         def measured() -> dict[str, float]:
             port = ingress.free_ports()[0]
-            with _running(name, command(port), environment):
+            with running(name, command(port), known):
                 return _measured(f"http://127.0.0.1:{port}/predict", single, many)
 
         return measured
 
-    calls = {name: call(name, command) for name, command in _commands(root).items()}
+    servers = commands(root) | {
+        "ray_docs": lambda port: [sys.executable, "-m", "benchmarks.peers.servers.ray_docs", str(port)]
+    }
+    if bare := _bare(single.folder, model):
+        servers |= {
+            "bare": bare,
+            "distml_onnx": lambda port: [*servers["distml"](port), "--serve.engine=onnx"],
+        }
+    calls = {name: call(name, command) for name, command in servers.items()}
     return _figures(harness.alternate(calls, REPEATS))
 
 
@@ -124,7 +169,7 @@ def _figures(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[
     mine = measured["distml"]
     if sum(report.pick(mine, "errors")):
         raise harness.BenchmarkError("requests to distml failed")
-    peers = {name: results for name, results in measured.items() if name not in ("distml", "ray_docs")}
+    peers = {name: measured[name] for name in SERVERS}
     rps = {name: report.pick(results, "rps_64") for name, results in peers.items()}
     best = max(rps, key=lambda name: sorted(rps[name])[len(rps[name]) // 2])
     figures = [
@@ -138,6 +183,15 @@ def _figures(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[
         report.Figure("p50 ms, 1 connection", report.pick(mine, "p50_ms_1"), [2.5], 1.0, "at most"),
         report.Figure(f"images/s, {BATCH} a request", report.pick(mine, "images_per_s"), [5000], 1.0),
     ]
+    if "bare" in measured:
+        figures.append(
+            report.Figure(
+                "requests/s with ONNX Runtime vs a bare Rust server of two processes",
+                report.pick(measured["distml_onnx"], "rps_64"),
+                report.pick(measured["bare"], "rps_64"),
+                0.5,
+            )
+        )
     for name in ("litserve", "bentoml"):
         theirs = report.pick(measured[name], "p50_ms_1")
         figures.append(

@@ -1,4 +1,4 @@
-"""The report of a run as one self-contained HTML file: charts as SVG, images embedded (driver)."""
+"""The report of a run as one HTML file: curves, confusion table, embedded images (driver)."""
 
 from __future__ import annotations
 

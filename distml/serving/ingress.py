@@ -1,4 +1,4 @@
-"""Starts Ray Serve with its ingress (HAProxy or Ray's proxy): ports, TLS files, variables (driver).
+"""Starts Ray Serve and its ingress (HAProxy or Ray's proxy): ports, TLS files, gRPC options (driver).
 
 Ray reads the variables when `ray.serve` is imported, in the controller, the proxies and the replicas. They
 must stand in the environment before Ray starts here, or travel with the job to a cluster that runs already.
