@@ -78,7 +78,7 @@ def predict_parts(
         DistmlError: The storage refused, or Ray cannot be reached.
     """
     began = time.monotonic()
-    folder, target = _opened(config, data), Storage(output)
+    folder, target = _opened(config, data, output), Storage(output)
     shown = data if fetch.is_archive(data) else folder.root
     target.probe()
     parts = plan(folder, export.sha256 + ", with embeddings" * embeddings)
@@ -112,10 +112,10 @@ def _told_left_out(counts: Mapping[str, int]) -> str:
     return "left out: " + ", ".join(f"{count:,} ({reason})" for reason, count in counts.items())
 
 
-def _opened(config: Config, data: str) -> Folder:
+def _opened(config: Config, data: str, output: str) -> Folder:
     """The folder of the data; an archive is fetched and unpacked below the storage root."""
     if not fetch.is_remote(data) and (data.lower().endswith(".tar") or not fetch.is_archive(data)):
-        return Folder(data)
+        return Folder(data, without=(config.storage.root, output))
     storage = Storage(config.storage.root)
     if not storage.local and cluster.address() is not None:
         raise ConfigError(

@@ -76,7 +76,7 @@ def folder(config: Config) -> Check:
     data = config.data
     if is_remote(data.path):
         return _remote(str(data.path))
-    source = Folder(str(data.path), LISTING_S)
+    source = Folder(str(data.path), LISTING_S, (config.storage.root,))
     if is_archive(str(data.path)):
         return ok(_NAME, f"{source.root}: {size(sum(source.sizes.values()))}, to be unpacked once")
     form = format_of(source) if data.format == "auto" else data.format

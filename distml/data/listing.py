@@ -53,6 +53,7 @@ class Folder:
     Args:
         path: Folder, or one file.
         limit_s: Listing a local folder ends after this; what was listed until then is enough for a look.
+        without: Folders that distml writes, such as the storage root: what lies in them is not the user's.
 
     Attributes:
         complete: False where listing ended before its end.
@@ -66,9 +67,10 @@ class Folder:
         DataError: Nothing is there, or it cannot be listed.
     """
 
-    def __init__(self, path: str, limit_s: float = math.inf) -> None:
+    def __init__(self, path: str, limit_s: float = math.inf, without: Sequence[str] = ()) -> None:
         storage = Storage(path)
         self.root = storage.root
+        ours = [Storage(place).root for place in without]
         self.ledger = Ledger()
         self.complete = True
         self.dangling: dict[str, str] = {}
@@ -77,7 +79,8 @@ class Folder:
         self._room = _KEPT_BYTES
         try:
             self._system, base = storage.arrow()
-            entries = _Walk(self, limit_s).entries(base) if storage.local else self._listed(base)
+            walk = functools.partial(_Walk(self, limit_s, ours).entries, base)
+            entries = walk() if storage.local else self._listed(base, ours)
         except FileNotFoundError:
             raise DataError(f"there are no data at {self.root}.", "Check data.path.") from None
         except OSError as error:
@@ -89,7 +92,7 @@ class Folder:
         if not self.sizes and not self.dangling:
             raise DataError(f"there are no data at {self.root}.", "Check data.path.")
 
-    def _listed(self, base: str) -> dict[str, _Entry]:
+    def _listed(self, base: str, ours: Sequence[str]) -> dict[str, _Entry]:
         infos = [self._system.get_file_info(base)]
         above = os.path.dirname(base)
         if infos[0].type == fs.FileType.Directory:
@@ -99,7 +102,7 @@ class Folder:
         entries = {}
         for info in infos:
             name = str(info.path)[cut:]
-            if not info.is_file:
+            if not info.is_file or any(f"{self.root}/{name}".startswith(f"{place}/") for place in ours):
                 continue
             if any(_is_junk(part) for part in name.split("/")):
                 self.ledger.skip(name, "hidden")
@@ -185,11 +188,16 @@ class Folder:
         return told.hexdigest()
 
 
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
 class _Walk:
     """Walks through a local folder. Final."""
 
-    def __init__(self, folder: Folder, limit_s: float) -> None:
+    def __init__(self, folder: Folder, limit_s: float, ours: Sequence[str]) -> None:
         self._folder = folder
+        self._ours = {_identity(os.stat(place)) for place in ours if os.path.isdir(place)}
         self._limited, self._left = limit_s < math.inf, _AT_LEAST
         self._end_s = time.monotonic() + limit_s
 
@@ -198,7 +206,7 @@ class _Walk:
         if not stat.S_ISDIR(info.st_mode):
             return {os.path.basename(base): _Entry(base, info.st_size, info.st_mtime_ns)}
         entries: dict[str, _Entry] = {}
-        for name, entry in self._below(base, "", frozenset([(info.st_dev, info.st_ino)])):
+        for name, entry in self._below(base, "", frozenset([_identity(info)])):
             if "\\" in entry.path:
                 # Programs that know no backslash in archives of Windows make it a part of the name.
                 above, slash, _ = name.rpartition("/")
@@ -235,10 +243,10 @@ class _Walk:
                     yield name, _Entry(entry.path, info.st_size, info.st_mtime_ns)
                 elif not stat.S_ISDIR(info.st_mode):
                     self._folder.ledger.skip(name, "no file")
-                elif (info.st_dev, info.st_ino) in above:
+                elif _identity(info) in above:
                     self._folder.ledger.skip(name, "a link to a folder that it lies in")
-                else:
-                    yield from self._below(entry.path, f"{name}/", above | {(info.st_dev, info.st_ino)})
+                elif _identity(info) not in self._ours:
+                    yield from self._below(entry.path, f"{name}/", above | {_identity(info)})
             if entry is None and prefix:
                 self._folder.empty.append(prefix.rstrip("/"))
 

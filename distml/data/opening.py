@@ -63,7 +63,7 @@ def located(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
         DataError: There is nothing, or it cannot be fetched or unpacked.
     """
     path = fetch.downloaded(path, storage) if fetch.is_remote(path) else path
-    given = Folder(path)
+    given = Folder(path, without=(storage.root,))
     as_it_lies = form == "webdataset" or not fetch.is_archive(path) or webdataset.is_webdataset(given)
     return given, given if as_it_lies else Folder(fetch.unpacked(path, storage))
 

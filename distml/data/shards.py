@@ -98,7 +98,7 @@ def changed(config: Config, manifest: Manifest) -> str | None:
         same = now_there in (None, manifest.fingerprint)
         return None if same else f"{config.data.path} changed since it was prepared"
     try:
-        folder = Folder(config.data.path)
+        folder = Folder(config.data.path, without=(config.storage.root,))
     except (DataError, StorageError):
         return None
     if folder.fingerprint() == manifest.fingerprint:

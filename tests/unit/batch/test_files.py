@@ -207,9 +207,17 @@ def test_an_archive_is_unpacked_below_the_storage_root(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 7).save(stream, "PNG")
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as packed:
         packed.writestr("some/a.png", stream.getvalue())
-    folder = files._opened(config, str(tmp_path / "new.zip"))
+    folder = files._opened(config, str(tmp_path / "new.zip"), str(tmp_path / "out"))
     assert list(folder.sizes) == ["some/a.png"]
     assert folder.root.startswith(str(tmp_path / "storage" / "cache"))
     with tarfile.open(tmp_path / "new.tar", "w") as plain:
         plain.add(tmp_path / "new.zip", "b.png")
-    assert list(files._opened(config, str(tmp_path / "new.tar")).sizes) == ["new.tar"]
+    assert list(files._opened(config, str(tmp_path / "new.tar"), str(tmp_path / "out")).sizes) == ["new.tar"]
+
+
+def test_the_output_and_the_storage_root_among_the_data_are_no_data(tmp_path: Path) -> None:
+    for name in ("a.png", "out/part-00000.parquet", "storage/data/x.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    config = Config.resolve({"storage": {"root": str(tmp_path / "storage")}})
+    assert list(files._opened(config, str(tmp_path), str(tmp_path / "out")).sizes) == ["a.png"]

@@ -577,6 +577,16 @@ def test_broken_links_are_named(tmp_path: Path, storage_root: Path) -> None:
         ingest(storage_root, tmp_path / "given")
 
 
+def test_a_storage_root_among_the_data_changes_nothing(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    first, _ = ingest(given / "distml-data", given)
+    again, _ = ingest(given / "distml-data", given)
+    assert again == first
+    other, _ = ingest(given / "distml-data", given, name="other", image_size=4)
+    assert other.classes == first.classes
+
+
 def test_an_empty_folder_beside_class_folders_gives_a_warning(tmp_path: Path, storage_root: Path) -> None:
     for split, some in (("train", GRAY), ("test", GRAY[:9])):
         pictures(tmp_path / "given" / split, some)

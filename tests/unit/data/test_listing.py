@@ -96,3 +96,14 @@ def test_names_with_the_separators_of_windows_are_paths(tmp_path: Path) -> None:
     assert sorted(folder.sizes) == ["set/cat/1.png", "set/dog/1.png", "x/2.png", "x\\2.png"]
     assert folder.read("set/cat/1.png") == b"set\\cat\\1.png"
     assert folder.read("x/2.png") == b"another"
+
+
+def test_folders_that_distml_writes_are_not_the_users(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "distml-data/data/x.parquet", "cat/out/part-0.parquet", "distml-data2/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to("distml-data")
+    ours = (f"{tmp_path}/distml-data", f"{tmp_path}/cat/../cat/out", f"{tmp_path}/absent", "s3://bucket/x")
+    folder = Folder(str(tmp_path), without=ours)
+    assert list(folder.sizes) == ["cat/a.png", "distml-data2/b.png"]
+    assert folder.ledger.entries == 2
