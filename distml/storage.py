@@ -95,6 +95,8 @@ def _held(handle: int, path: str, wait: bool) -> bool:
 
 
 _CHUNK_BYTES = 1 << 20
+_GIVE_UP_S = 60
+"""Time in which a request to Google Cloud Storage is repeated."""
 _REMOTE = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _PLACES = "Give a path, or an s3:// or gs:// URI."
 _REMEDIES = {
@@ -138,7 +140,11 @@ def _absolute(root: str) -> str:
 def _connect(root: str) -> tuple[Any, str]:
     if "://" not in root:
         return fs.LocalFileSystem(), root
-    with _said("reach", root.partition("?")[0]):
+    place, _, options = root.partition("?")
+    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
+        # Arrow's client tries for 15 minutes: a bucket out of reach looked like a program that hangs.
+        root += f"{'&' if options else '?'}retry_limit_seconds={_GIVE_UP_S}"
+    with _said("reach", place):
         client: tuple[Any, str] = fs.FileSystem.from_uri(root)
         return client
 

@@ -12,7 +12,9 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ _ANYTHING = "**"
 """Stands for the options of a function that takes any."""
 _FLIPS = ("horizontal", "vertical", "horizontal_and_vertical")
 """Of Keras 3.15's RandomFlip, which takes any other text and then flips nothing."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_FRAMES = ("in user code:", "Graph execution error:")
+"""How TensorFlow begins errors of a graph, whose last line says what is wrong."""
 _MIXING = {"MixUp": "train.augment.mixup", "CutMix": "train.augment.cutmix"}
 
 
@@ -40,17 +45,20 @@ class Use:
         key: Dotted path of the name, for messages.
         options: Dotted path of the options, for messages.
         arguments: Leading arguments that are given by us and are no options.
+        given: What these are, in words.
     """
 
     key: str
     options: str
     arguments: int = 0
+    given: str = ""
 
 
-MODEL = Use("model.name", "model.options", 2)
-OPTIMIZER = Use("train.optimizer", "train.optimizer_options", 1)
-SCHEDULE = Use("train.schedule", "train.schedule_options.own", 3)
-LOSS = Use("train.loss", "train.loss", 2)
+MODEL = Use("model.name", "model.options", 2, "the shape of an image and the number of classes")
+OPTIMIZER = Use("train.optimizer", "train.optimizer_options", 1, "the learning rate")
+SCHEDULE = Use("train.schedule", "train.schedule_options.own", 3, "step, total steps and learning rate")
+LOSS = Use("train.loss", "train.loss", 2, "targets and logits")
+METRIC = Use("evaluate.metrics", "evaluate.metrics", 2, "targets and outputs")
 LAYERS = Use("train.augment.layers", "train.augment.layers")
 
 
@@ -68,9 +76,11 @@ def check(name: str, module: str, function: str, options: Mapping[str, Any], use
         use: Where it is named.
 
     Raises:
-        ConfigError: Missing module or function, unknown option or an option of the wrong type.
+        ConfigError: Missing module or function, unknown option or an option of the wrong type, or a function
+            that cannot be called with what it is given.
     """
     tree = _parse(name, module, use)
+    _require_callable(name, tree, function, options, use)
     accepted = _accepted(tree, function, use)
     if accepted is None:
         _require_bound(name, tree, function, use)
@@ -127,8 +137,53 @@ def called(name: str, function: Callable[..., Any], use: Use, *given: Any, **opt
     try:
         return function(*given, **options)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{use.key}: {name} fails: {first}", f"Its options were {options}.") from error
+        remedy = f"Its options were {options}." if use.options != use.key or options else ""
+        raise ModelError(f"{use.key}: {name} fails: {cause(error)}", remedy) from error
+
+
+def cause(error: Exception) -> str:
+    """What an error of the user's code says, in a line; one inside a graph says it last."""
+    plain = _COLOURS.sub("", str(error))
+    lines = [line for text in plain.splitlines() if (line := text.strip()) and not line.startswith("[[")]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith(_FRAMES):
+        return lines[-1][:300]
+    if lines[0].startswith("Exception encountered when calling") and len(lines) > 1:  # Keras, of a layer
+        lines = lines[1:]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def check_metrics(names: list[str]) -> None:
+    """Check metrics of the user's, as `check` does.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    for name in names:
+        check_own(name, {}, METRIC)
+
+
+def measured(name: str, targets: Any, outputs: Any) -> float:
+    """A metric of the user's on rows.
+
+    Args:
+        name: `module:function`.
+        targets: As the task has them, [N] or [N, K].
+        outputs: As an export gives them, float32 [N, K].
+
+    Raises:
+        ModelError: It fails, or returns something else than a number.
+    """
+    value = called(name, load(name, METRIC), METRIC, targets.copy(), outputs.copy())
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = " ".join(repr(value).split())[:80]
+        raise ModelError(f"{METRIC.key}: {name} returns {shown}.", "Return one finite number.")
+    return number
 
 
 def check_train(train: TrainConfig) -> None:
@@ -139,6 +194,7 @@ def check_train(train: TrainConfig) -> None:
     """
     if ":" in train.loss:
         check_own(train.loss, {}, LOSS)
+        _require_used(train)
     check_layers(train.augment.layers)
     if ":" in train.schedule:
         check_own(train.schedule, train.schedule_options.own, SCHEDULE)
@@ -155,6 +211,15 @@ def check_train(train: TrainConfig) -> None:
                 f"train.{key} = {value} is not given to {train.optimizer}.",
                 "Make it a parameter of your function and set it in train.optimizer_options.",
             )
+
+
+def _require_used(train: TrainConfig) -> None:
+    """Reject what a loss of the user's is not given."""
+    if train.label_smoothing:
+        raise ConfigError(
+            f"train.label_smoothing = {train.label_smoothing} is not given to {train.loss}.",
+            "Smooth the targets in your function, and leave it out.",
+        )
 
 
 def _unused(key: str, options: dict[str, Any], function: str) -> ConfigError:
@@ -257,6 +322,33 @@ def require_accepted(
             raise ConfigError(
                 f"{use.options}.{option} = {value!r} is not accepted by {name}.", f"It accepts {said}."
             )
+
+
+def _require_callable(
+    name: str, tree: ast.Module, function: str, options: Mapping[str, Any], use: Use
+) -> None:
+    """Reject a function that takes fewer arguments than it is given, or asks for more."""
+    node = next((each for each in tree.body if getattr(each, "name", "") == function), None)
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise ConfigError(f"{use.key}: {name} is a coroutine.", "Write def without async.")
+    if isinstance(node, ast.ClassDef) and use in (LOSS, METRIC):
+        raise ConfigError(f"{use.key}: {name} is a class.", f"Name a function of {use.given}.")
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return
+    arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+    if len(arguments) < use.arguments and not node.args.vararg:
+        takes = ", ".join(arguments) or "nothing"
+        raise ConfigError(f"{use.key}: {name} takes {takes}.", f"It is given {use.given}.")
+    needed = arguments[use.arguments : len(arguments) - len(node.args.defaults)]
+    alone = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    needed += [argument.arg for argument, default in alone if default is None]
+    if lacking := [argument for argument in needed if argument not in options]:
+        remedy = "Give that argument a default."
+        if use is LAYERS:
+            remedy = f"Write {{{name}: {{{lacking[0]}: VALUE}}}}."
+        elif use.options != use.key:
+            remedy = f"Set {use.options}.{lacking[0]}, or give it a default."
+        raise ConfigError(f"{use.key}: {name} needs {lacking[0]}, which it is not given.", remedy)
 
 
 def _parse(name: str, module: str, use: Use) -> ast.Module:

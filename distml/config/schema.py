@@ -38,6 +38,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _digits(value: Any) -> Any:
+    """A choice among numbers as a word of the command line, where all values are texts."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+
+
 def _validated(value: str) -> str:
     """A metric of the validation rows."""
     if value.startswith("test_"):
@@ -96,7 +101,8 @@ def _known_or_own(*known: str) -> AfterValidator:
         if value not in known and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             near = difflib.get_close_matches(value, known, 1)
             guess = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"expected {', '.join(known)} or module:function{guess}")
+            names = f"{', '.join(known)} or " if known else ""
+            raise ValueError(f"expected {names}module:function{guess}")
         return value
 
     return AfterValidator(check)
@@ -173,7 +179,7 @@ class DataConfig(Section):
     """Side or [height, width]; auto: the backbone's own, else one size of all up to 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"
     """How a picture of another size is fitted, in training, prediction and serving alike."""
-    channels: Literal["auto", 1, 3] = "auto"
+    channels: Annotated[Literal["auto", 1, 3], BeforeValidator(_digits)] = "auto"
     """1 makes all gray, 3 all colour; auto is 3 as soon as one picture is in colour."""
     margin: Literal["auto"] | Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = "auto"
     """Share of a side that training images keep beyond image_size, to be cropped at random; auto is none."""
@@ -526,8 +532,18 @@ class EvaluateConfig(Section):
 
     calibrate: bool = False
     """Fit a temperature on validation rows, so that probabilities match frequencies, and export it."""
-    top_k: Literal[2, 3, 5, 10, 20] = 5
+    top_k: Annotated[Literal[2, 3, 5, 10, 20], BeforeValidator(_digits)] = 5
     """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
+    metrics: list[Annotated[str, _known_or_own()]] = Field(default_factory=list)
+    """Metrics of your own, module:function of targets and outputs (NumPy) that returns a number; recorded for
+    both held-out splits at the end of a run."""
+
+    @model_validator(mode="after")
+    def _own_names(self) -> Self:
+        names = [metric.partition(":")[2] for metric in self.metrics]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two metrics are called {twice[0]}; rename one of the functions")
+        return self
 
 
 class ExportConfig(Section):

@@ -124,6 +124,7 @@ def check_run(config: Config) -> None:
     """
     check_config(config.model)
     functions.check_train(config.train)
+    functions.check_metrics(config.evaluate.metrics)
     tasks.check(config)
 
 

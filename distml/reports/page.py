@@ -216,7 +216,7 @@ class Class:
     Attributes:
         name: Of the class.
         rows: Held-out rows of it.
-        recall: Share of them that were predicted as this class.
+        recall: Share of them that were predicted as this class, None without such rows.
         precision: Share of the rows predicted as this class that belong to it, None without such rows.
         f1: Harmonic mean of precision and recall.
         mistake: The class that it was most often confused with, and how often; empty without mistakes.
@@ -224,7 +224,7 @@ class Class:
 
     name: str
     rows: int
-    recall: float
+    recall: float | None
     precision: float | None
     f1: float
     mistake: str
@@ -248,7 +248,8 @@ def classes(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[Cl
         mistake = f"{names[worst]} ({wrong[worst] / rows:.1%})" if wrong[worst] else ""
         f1 = 2 * correct / max(1, rows + predicted)
         precision = correct / predicted if predicted else None
-        described.append(Class(name, rows, correct / max(1, rows), precision, f1, mistake))
+        recall = correct / rows if rows else None
+        described.append(Class(name, rows, recall, precision, f1, mistake))
     return described
 
 
@@ -426,7 +427,8 @@ def _evaluated(manifest: Manifest, shown: Mapping[str, Any]) -> dict[str, Any]:
             (metric.help.rstrip("."), metric.text(shown[metric.name]))
             for metric in catalogue.CATALOGUE
             if metric.name in shown and metric.name not in ("loss", shown["main"])
-        ],
+        ]
+        + [(name, f"{value:.4f}") for name, value in shown.get("own", {}).items()],
         "confusion": confusion if confusion and manifest.num_classes <= _CELLS else None,
         "tradeoffs": tradeoffs(shown["curves"]),
         "judged": [

@@ -126,6 +126,7 @@ class Guard:
         reached: By the version, None where it is not known.
         ends: 95 % interval of that, None where rows are not known.
         unit: Behind the value.
+        unknown: Said where there is no value.
     """
 
     what: str
@@ -135,6 +136,7 @@ class Guard:
     reached: float | None
     ends: tuple[float, float] | None = None
     unit: str = ""
+    unknown: str = "not known"
 
     def _meets(self, value: float | None) -> bool:
         if value is None:
@@ -154,7 +156,7 @@ class Guard:
     @property
     def text(self) -> str:
         """What was reached and what is asked, and where that is inside the noise."""
-        shown = "not known" if self.reached is None else f"{self.reached:.4f}{self.unit}"
+        shown = self.unknown if self.reached is None else f"{self.reached:.4f}{self.unit}"
         asks = "asks for" if self.least else "allows"
         noise = ""
         if self.ends is not None and not self.sure:
@@ -171,12 +173,16 @@ def guards(rules: PromoteConfig, score: Score) -> list[Guard]:
         return None if sample is None else _resampled(sample, lambda rows: value(sample, rows))
 
     for name, least in wanted.min_recall.items():
+        reached = score.recall.get(name)
 
-        def recall(sample: Sample, rows: np.ndarray, name: str = name) -> float:
-            return sample.task.recalls(sample.targets[rows], sample.outputs[rows]).get(name, 0.0)
+        def recall(
+            sample: Sample, rows: np.ndarray, name: str = name, all_rows: float = reached or 0
+        ) -> float:
+            return sample.task.recalls(sample.targets[rows], sample.outputs[rows]).get(name, all_rows)
 
-        reached = score.recall.get(name, 0.0)
-        judged.append(Guard(f"recall of {name}", "min_recall", least, True, reached, ends(recall)))
+        between = None if reached is None else ends(recall)
+        absent = "not known, as no validation row has it"
+        judged.append(Guard(f"recall of {name}", "min_recall", least, True, reached, between, unknown=absent))
     if wanted.max_ece is not None:
 
         def error(sample: Sample, rows: np.ndarray) -> float:

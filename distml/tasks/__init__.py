@@ -11,6 +11,7 @@ from typing import Any
 
 from distml.config import Config
 from distml.errors import ConfigError
+from distml.tasks import quality
 from distml.tasks.classification import Classification
 from distml.tasks.multilabel import Multilabel
 from distml.tasks.regression import Regression
@@ -53,12 +54,34 @@ def check(config: Config) -> None:
             f"train.loss = {wanted} is not a loss of {task.kind}.",
             f"Choose {', '.join(task.losses_allowed)} or module:function.",
         )
+    _check_weighted(config, task)
     task.metric(config.promote.metric)
     _check_measured(config, task)
     if task.metric(config.train.monitor) not in (*task.metrics, "loss"):
         raise ConfigError(
             f"train.monitor = {config.train.monitor} is measured only at the end of a run.",
             f"Choose {', '.join(f'val_{name}' for name in (*task.metrics, 'loss'))}.",
+        )
+
+
+def _check_weighted(config: Config, task: type[Task]) -> None:
+    """Check that weights and smoothing reach the loss."""
+    train = config.train
+    if train.class_weights is not None and task.weighted == "nothing":
+        raise ConfigError(
+            f"train.class_weights = {train.class_weights}, but {task.kind} has no classes to weigh.",
+            "Leave it out; train.sampler: balanced draws rare values more often.",
+        )
+    if train.class_weights is not None and task.weighted == "labels" and ":" in train.loss:
+        raise ConfigError(
+            f"train.class_weights = {train.class_weights} cannot be applied to {train.loss}, which returns "
+            "one number for all labels of a row.",
+            "Weigh the labels in your function, or take a loss of distml.",
+        )
+    if train.label_smoothing and task.weighted == "nothing":
+        raise ConfigError(
+            f"train.label_smoothing = {train.label_smoothing}, but numbers cannot be smoothed.",
+            "Leave it out; train.loss: huber bears single wrong numbers.",
         )
 
 
@@ -72,6 +95,12 @@ def _check_measured(config: Config, task: type[Task]) -> None:
             )
     if config.evaluate.calibrate and "ece" not in task.measured:
         raise ConfigError(f"evaluate.calibrate: {task.kind} has no probabilities.", "Leave it out.")
+    for name in config.evaluate.metrics:
+        if (short := name.partition(":")[2]) in quality.BY_NAME:
+            raise ConfigError(f"evaluate.metrics: {short} is the name of a metric of ours.", "Rename yours.")
+    usual = type(config.evaluate).model_fields["top_k"].default
+    if config.evaluate.top_k != usual and f"top_{usual}" not in task.metrics:
+        raise ConfigError(f"evaluate.top_k: {task.kind} has no most probable classes.", "Leave it out.")
     for key, wanted in (("promote.metric", config.promote.metric), ("train.monitor", config.train.monitor)):
         name = task.metric(wanted)
         if name.startswith("top_") and name != f"top_{config.evaluate.top_k}":

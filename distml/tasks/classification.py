@@ -39,6 +39,7 @@ class Classification(Task):
     wide = ("probabilities",)
     headings = ("class", "probability", "then")
     scalar = True
+    weighted = "rows"
     what = "classes"
 
     temperature: float = 1.0
@@ -213,14 +214,13 @@ class Classification(Task):
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
         """See `Task.recalls`."""
         hits, actual, _ = self.tally(targets, outputs)[: 3 * len(self.names)].reshape(3, -1)
-        return dict(zip(self.names, (hits / np.maximum(1, actual)).tolist(), strict=True))
+        return quality.recalls(self.names, hits, actual)
 
     def evaluate(self, targets: Targets, outputs: Outputs, losses: Array) -> Evaluation:
         """Recall, precision and F1 of each class, the confusion matrix and the calibration."""
         size, predicted = len(self.names), self.decide(outputs)
         confusion = np.zeros((size, size), np.int64)
         np.add.at(confusion, (targets, predicted), 1)
-        recall = np.diag(confusion) / np.maximum(1, confusion.sum(1))
         _, bins = quality.calibration(outputs.max(1), predicted == targets)
         curves = {}
         if size <= _DRAWN:
@@ -229,7 +229,7 @@ class Classification(Task):
                 curves[name] = quality.curve(points)
         return Evaluation(
             self.measure(targets, outputs) | {"loss": float(np.mean(losses))},
-            {name: float(share) for name, share in zip(self.names, recall, strict=True)},
+            quality.recalls(self.names, np.diag(confusion), confusion.sum(1)),
             confusion.tolist(),
             curves=curves,
             reliability=bins,

@@ -40,6 +40,7 @@ class Multilabel(Task):
     wide = ("probabilities", "labels")
     headings = ("labels", "probabilities")
     flags = True
+    weighted = "labels"
     what = "labels"
 
     thresholds: tuple[float, ...] = ()
@@ -98,6 +99,16 @@ class Multilabel(Task):
     def named(cls, columns: Sequence[str]) -> Sequence[str] | None:
         """The columns, where there are several."""
         return tuple(columns) if len(columns) > 1 else None
+
+    def doubts(self, targets: Targets) -> tuple[str, ...]:
+        """Labels that no training row has, or all have: nothing can be learnt about them."""
+        counts, rows = self.counts(targets), len(targets)
+        told = []
+        for what, wrong in (("no training row has", counts == 0), ("every training row has", counts == rows)):
+            if names := [name for name, is_wrong in zip(self.names, wrong, strict=True) if is_wrong]:
+                more = f" and {len(names) - 9} more" if len(names) > 9 else ""
+                told.append(f"{what} the label {', '.join(names[:9])}{more}; leave such columns out.")
+        return tuple(told)
 
     def strata(self, targets: Targets) -> npt.NDArray[np.int32]:
         """The rarest label of each row, and a number of their own for rows without any."""
@@ -174,7 +185,7 @@ class Multilabel(Task):
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
         """See `Task.recalls`."""
         hits, actual, _ = self.tally(targets, outputs)[: 3 * len(self.names)].reshape(3, -1)
-        return dict(zip(self.names, (hits / np.maximum(1, actual)).tolist(), strict=True))
+        return quality.recalls(self.names, hits, actual)
 
     def evaluate(self, targets: Targets, outputs: Outputs, losses: Array) -> Evaluation:
         """F1, precision, recall and average precision of each label, with its curve."""
@@ -195,7 +206,7 @@ class Multilabel(Task):
             curves[name] = quality.curve(quality.precision_recall(positive, outputs[:, at])[:2])
         return Evaluation(
             self.measure(targets, outputs) | {"loss": float(np.mean(losses))},
-            {name: float(row["F1"] or 0.0) for name, row in table.items()},
+            {name: float(row["F1"] or 0.0) for name, row in table.items() if row["rows"]},
             table=table,
             curves=curves,
             reliability=quality.calibration(*_confidences(targets, outputs))[1],

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distml.config import functions
+from distml.errors import ModelError
 from distml.tasks.task import Task
 
 Tensor = Any
@@ -58,6 +60,9 @@ class _Classes:
             return rows
         return rows * tf.gather(tf.constant(self._weights, tf.float32), targets)
 
+    def given(self, targets: Tensor) -> Tensor:
+        return targets
+
     def loss(self, name: str) -> Loss:
         plain = {"cross_entropy": cross_entropy, "focal": _focal}[name]
         return lambda targets, logits: self.weighed(plain(targets, logits, self._smoothing), targets)
@@ -74,6 +79,9 @@ class _Labels:
 
     def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
         return rows
+
+    def given(self, targets: Tensor) -> Tensor:
+        return targets
 
     def loss(self, name: str) -> Loss:
         def rows(targets: Tensor, logits: Tensor) -> Tensor:
@@ -96,14 +104,17 @@ class _Numbers:
     """Losses of numbers, scaled by the training rows. Final."""
 
     def __init__(self, task: Task, smoothing: float, weights: Sequence[float]) -> None:
-        self._centre = tf.constant([mean for mean, _ in task.spec()["scale"]], tf.float32)
+        self._centre = tf.constant([mean for mean, _ in task.spec()["scale"]] or [0.0], tf.float32)
         self._unit = tf.constant(task.unit, tf.float32)
 
     def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
         return rows
 
+    def given(self, targets: Tensor) -> Tensor:
+        return (targets - self._centre) / self._unit
+
     def _errors(self, targets: Tensor, scaled: Tensor) -> Tensor:
-        return scaled - (targets - self._centre) / self._unit
+        return scaled - self.given(targets)
 
     def loss(self, name: str) -> Loss:
         def rows(targets: Tensor, scaled: Tensor) -> Tensor:
@@ -136,14 +147,61 @@ def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequen
         weights: By name; () weights all rows equally.
 
     Raises:
-        ConfigError: The task has no such loss, or it cannot be imported.
+        ConfigError: The task has no such loss.
+        ModelError: The user's own cannot be imported, fails, or is no loss of rows.
     """
     parts = _PARTS[task.kind](task, smoothing, weights)
     if ":" in wanted:
         own = functions.load(wanted, functions.LOSS)
-        return lambda targets, logits: parts.weighed(own(targets, logits), targets)
+        _try(wanted, own, task)
+
+        def rows(targets: Tensor, logits: Tensor) -> Tensor:
+            return parts.weighed(tf.cast(own(parts.given(targets), logits), tf.float32), targets)
+
+        return rows
     built: Loss = parts.loss(task.losses_allowed[0] if wanted == AUTO else wanted)
     return built
+
+
+_TRIED, _LOW = 5, -4.0
+"""Rows of the trial of a loss, and logits that no probability is."""
+
+
+def _try(name: str, own: Loss, task: Task) -> None:
+    """Call a loss of the user's in a graph, as training does.
+
+    Raises:
+        ModelError: It fails, does not return the loss of each row, or takes logits for probabilities.
+    """
+    like = task.empty(0)
+    targets = tf.ones([_TRIED, *like.shape[1:]], like.dtype)
+    logits = _LOW + tf.linspace(0.0, 1.0, _TRIED * len(task.names))
+    logits = tf.reshape(logits, [_TRIED, len(task.names)])
+
+    def losses(targets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            rows = tf.convert_to_tensor(own(targets, logits))
+        return rows, tape.gradient(rows, logits)
+
+    rows, slopes = functions.called(name, tf.function(losses), functions.LOSS, targets, logits)
+    shape, kind = tuple(rows.shape), rows.dtype
+    if shape != (_TRIED,) or not kind.is_floating:
+        what = f"{kind.name} of shape {shape} for {_TRIED} rows"
+        remedy = "Return the loss of each row, float32 [N], neither summed nor averaged over rows."
+        if len(shape) == 2 and shape[0] == _TRIED:
+            remedy = "Return the loss of each row, float32 [N]: average over the last axis."
+        raise ModelError(f"train.loss: {name} returns {what}.", remedy)
+    if slopes is None:
+        raise ModelError(
+            f"train.loss: {name} has no gradient by its second argument.",
+            "It is given targets and logits, in this order; compute with TensorFlow or keras.ops alone.",
+        )
+    if task.output == "probabilities" and not np.any(slopes):
+        raise ModelError(
+            f"train.loss: {name} stays the same where logits change.",
+            "It is given logits, not probabilities: set from_logits=True, or use a loss of logits.",
+        )
 
 
 def plain_loss(task: Task) -> Loss:

@@ -114,6 +114,11 @@ def f1(hits: Array, actual: Array, predicted: Array) -> Floats:
     return np.asarray(2 * hits / np.maximum(1, actual + predicted), np.float64)
 
 
+def recalls(names: Sequence[str], hits: Array, actual: Array) -> dict[str, float]:
+    """Recall by name from counts, each [K]; of names without rows it is not known, and they are left out."""
+    return {name: float(h / a) for name, h, a in zip(names, hits, actual, strict=True) if a > 0}
+
+
 def mean_present(values: Array, actual: Array) -> float:
     """Mean over the classes that have rows."""
     present = actual > 0

@@ -56,14 +56,16 @@ class Regression(Task):
         Raises:
             DataError: Values that are not finite numbers, or another count of them in a split.
         """
-        encoded = {split: _numbers(values, split) for split, values in given.items()}
-        size = encoded["train"].shape[1]
-        for split, values in encoded.items():
+        numbers = {split: _numbers(values, split) for split, values in given.items()}
+        size = numbers["train"].shape[1]
+        for split, values in numbers.items():
             if values.shape[1] != size:
                 raise DataError(f"{split} has {values.shape[1]} numbers a row, train has {size}.")
         if names is None:
             names = ["value"] if size == 1 else [f"value_{at}" for at in range(size)]
-        return cls(tuple(names)), encoded
+        for split, values in numbers.items():
+            _require_exact(names, values, split)
+        return cls(tuple(names)), {split: values.astype(np.float32) for split, values in numbers.items()}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Any:
@@ -276,9 +278,31 @@ def _column(name: str) -> str:
     return f"predicted_{name}"
 
 
-def _numbers(values: Array, split: str) -> npt.NDArray[np.float32]:
+_MOST_LOST = 0.01
+"""Of a deviation, that 32 bits may round away."""
+
+
+def _require_exact(names: Sequence[str], numbers: npt.NDArray[np.float64], split: str) -> None:
+    """Reject numbers that 32 bits cannot tell apart, as points in time in seconds."""
+    for name, column in zip(names, numbers.T, strict=True):
+        largest = float(np.abs(column).max(initial=0.0))
+        if largest > float(np.finfo(np.float32).max):
+            raise DataError(
+                f"{name} is {largest:g} in a row of {split}, which 32 bits do not hold.",
+                "Divide the column by a constant, or take its logarithm.",
+            )
+        lost = float(np.abs(column.astype(np.float32) - column).max(initial=0.0))
+        if lost > _MOST_LOST * float(column.std()) and np.ptp(column):
+            raise DataError(
+                f"{name} lies around {column.mean():.6g} in {split} and varies by {column.std():.3g}: "
+                f"32 bits round it by up to {lost:.3g}.",
+                "Subtract a constant from the column, as its smallest value.",
+            )
+
+
+def _numbers(values: Array, split: str) -> npt.NDArray[np.float64]:
     try:
-        numbers = np.asarray(values.tolist() if values.dtype.kind == "O" else values, np.float32)
+        numbers = np.asarray(values.tolist() if values.dtype.kind == "O" else values, np.float64)
     except (TypeError, ValueError):
         raise DataError(
             f"the {split} targets are not numbers, like {str(values.ravel()[0])!r}.",

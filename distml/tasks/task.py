@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ class Evaluation:
         reliability: Mean confidence, share correct and rows by bin of confidence.
         scatter: True and predicted values of some rows, by the name of the number.
         each: Name of the metric that `per_class` holds.
+        own: Values of `evaluate.metrics`, by the names of the functions.
     """
 
     metrics: Mapping[str, float]
@@ -55,6 +56,7 @@ class Evaluation:
     reliability: list[tuple[float, float, int]] = field(default_factory=list)
     scatter: Mapping[str, list[tuple[float, ...]]] = field(default_factory=dict)
     each: str = "accuracy"
+    own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -99,6 +101,8 @@ class Task(ABC):
     """Of the columns in which `distml predict` shows a prediction."""
     scalar: ClassVar[bool] = False
     """Whether a row has one target, so that a column of a source holds it as it is."""
+    weighted: ClassVar[Literal["rows", "labels", "nothing"]] = "nothing"
+    """What `train.class_weights` multiply in the loss."""
     flags: ClassVar[bool] = False
     """Whether columns of 0 and 1 are labels where a table names no others."""
     what: ClassVar[str]
@@ -281,7 +285,7 @@ class Task(ABC):
         return self
 
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:
-        """Recall by class or label, {} where there is no such thing."""
+        """Recall by class or label that has rows, {} where there is no such thing."""
         return {}
 
     @abstractmethod

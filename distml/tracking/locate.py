@@ -102,7 +102,8 @@ def _of_run(config: Config, name: str, into: Path) -> Chosen:
     version = registry.by_run(config, name)
     if version is None:
         close = difflib.get_close_matches(name, known, 1)
-        guess = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known) or 'none'}."
+        others = f"Known are {', '.join(known)}." if known else "There is no run yet."
+        guess = f"Did you mean {close[0]}?" if close else others
         raise ConfigError(f"there is no run {name} in {storage.root} and none of that id.", guess)
     return _registered(config, version, "", into)
 

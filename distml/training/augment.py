@@ -107,7 +107,7 @@ def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> t
         kind, given = getattr(keras.layers, name), options | {"dtype": "float32"}
     layer = functions.called(name, kind, functions.LAYERS, **given)
     image = tf.zeros([2, *shape])
-    changed = functions.called(name, layer, functions.LAYERS, image, training=True)
+    changed = functions.called(name, lambda: layer(image, training=True), functions.LAYERS)
     if tuple(changed.shape) != tuple(image.shape):
         raise ModelError(
             f"train.augment.layers: {name} turns images of {shape} into {tuple(changed.shape[1:])}.",

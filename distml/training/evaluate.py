@@ -15,8 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from distml.artifacts import export
+from distml.config import functions
 from distml.data import feed, schema, shards
 from distml.data.plausible import Usual
+from distml.errors import ModelError
 from distml.models import transform
 from distml.tasks import Evaluation, Mistake, Task
 from distml.training import checkpoint, metrics, score
@@ -131,13 +133,26 @@ def _tuned(rank: Rank, validation: Scored) -> Task:
 def _evaluation(rank: Rank, task: Task, scored: Scored) -> Evaluation:
     targets, logits, losses = scored
     outputs = task.activate(logits)
+    own = _own_metrics(rank, targets, outputs)
     if not rank.config.evaluate.calibrate:
-        return task.evaluate(targets, outputs, losses)
+        return replace(task.evaluate(targets, outputs, losses), own=own)
     before = rank.task.measure(targets, rank.task.activate(logits)).get("ece")
     evaluation = task.evaluate(targets, outputs, task.row_losses(targets, outputs))
+    evaluation = replace(evaluation, own=own)
     if before is None:
         return evaluation
     return replace(evaluation, metrics={**evaluation.metrics, "ece_uncalibrated": before})
+
+
+def _own_metrics(rank: Rank, targets: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    """Metrics of the user's; one that fails on these rows, after it was tried, does not cost the model."""
+    values = {}
+    for name in rank.config.evaluate.metrics:
+        try:
+            values[name.partition(":")[2]] = functions.measured(name, targets, outputs)
+        except ModelError as error:
+            logger.warning("%s It is left out.", error)
+    return values
 
 
 def _best_epoch(rank: Rank) -> int | None:

@@ -231,6 +231,15 @@ class RunFinished(Event):
         }
 
     @property
+    def own(self) -> dict[str, float]:
+        """Metrics of the user's on each held-out split, by their prefixed names."""
+        return {
+            f"{catalogue.HELD_OUT[split]}_{name}": value
+            for split, result in self.evaluation.items()
+            for name, value in result.own.items()
+        }
+
+    @property
     def steady_samples_per_s(self) -> float:
         """Training rows per second: the median over epochs, the first left out when there are others."""
         speeds = [epoch.metrics["samples_per_s"] for epoch in self.history[1:] or self.history]

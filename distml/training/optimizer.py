@@ -59,12 +59,16 @@ def _own_schedule(train: TrainConfig, total: int) -> Schedule:
     def rate(step: float) -> float:
         given = (train.schedule, function, functions.SCHEDULE, step, total, train.learning_rate)
         value = functions.called(*given, **train.schedule_options.own)
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        try:
+            number = float(value)  # of NumPy or TensorFlow, too
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf:
             raise ModelError(
                 f"train.schedule: {train.schedule} returns {value!r} for step {step} of {total}.",
                 "Return the learning rate as a number of at least 0.",
             )
-        return float(value)
+        return number
 
     return rate
 

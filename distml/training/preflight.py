@@ -1,10 +1,11 @@
-"""Tries a network of the user's before training: builds, exports and reloads it (driver).
+"""Tries a network and functions of the user's before training: calls, exports, reloads (driver).
 
 Training may take hours, and an export that cannot be loaded would be noticed at its end. The trial runs in a
 process beside the driver's, while Ray starts and the data are prepared: it imports TensorFlow, lets a child
 import the user's module, build and export the untrained network, and then, having seen none of the user's
 code, loads every format as `predict` and the endpoint will. What went well is kept under the storage root
-until the user's files change. Networks of ours are not tried.
+until the user's files change. Loss, metrics, optimizer, schedule and layers of the user's are called there,
+too. What is ours is not tried.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from distml import __version__, errors, tasks
-from distml.config import Config
+from distml.config import Config, TrainConfig, functions
 from distml.errors import DistmlError, ModelError
 from distml.models import registry
 from distml.runtime import environment
@@ -53,6 +54,8 @@ class Case:
         options: For the builder.
         views: Of an image that predictions average, as `model.views` has them.
         freeze_epochs: As `model.freeze_epochs` has them; where there are any, a backbone is needed.
+        train: Keys of the training section that name functions of the user's, with their options.
+        metrics: As `evaluate.metrics`.
     """
 
     name: str
@@ -62,23 +65,39 @@ class Case:
     options: dict[str, Any]
     views: tuple[str, ...]
     freeze_epochs: int = 0
+    train: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Digest of everything but the user's files."""
         versions = [__version__, metadata.version("keras"), sys.version]
         network = [self.name, self.shape, self.classes, self.task, self.options, self.views]
-        text = json.dumps([*network, self.freeze_epochs > 0, versions])
+        text = json.dumps([*network, self.freeze_epochs > 0, self.train, self.metrics, versions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def of(config: Config, shape: tuple[int, int, int], task: Task) -> Case | None:
-    """Return what is to be tried, None for a network of ours."""
-    model = config.model
-    if ":" not in model.name:
+    """Return what is to be tried, None where nothing is the user's."""
+    model, train, metrics = config.model, _own(config.train), tuple(config.evaluate.metrics)
+    if ":" not in model.name and not train and not metrics:
         return None
     options, views = dict(model.builder_options), tuple(model.views)
-    return Case(model.name, shape, len(task.names), task.spec(), options, views, model.freeze_epochs)
+    described = (model.name, shape, len(task.names), task.spec(), options, views, model.freeze_epochs)
+    return Case(*described, train, metrics)
+
+
+def _own(train: TrainConfig) -> dict[str, Any]:
+    """Keys that name functions of the user's, and their options."""
+    options = {
+        "loss": {},
+        "optimizer": {"optimizer_options": train.optimizer_options},
+        "schedule": {"schedule_options": {"own": train.schedule_options.own}},
+    }
+    named = {key: getattr(train, key) for key in options if ":" in getattr(train, key)}
+    given = {key: value for name in named for key, value in options[name].items()}
+    layers = [layer for layer in train.augment.layers if any(":" in name for name in layer)]
+    return named | given | ({"augment": {"layers": layers}} if layers else {})
 
 
 def run(case: Case, storage: Storage) -> list[str]:
@@ -145,7 +164,8 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the user's module prints
     given = json.load(sys.stdin)
-    case = Case(**given | {"shape": tuple(given["shape"]), "views": tuple(given["views"])})
+    tuples = {key: tuple(given[key]) for key in ("shape", "views", "metrics")}
+    case = Case(**given | tuples)
     with tempfile.TemporaryDirectory(prefix="distml-preflight-") as folder, answer:
         try:
             outcome = _try(case, Path(folder))
@@ -171,7 +191,8 @@ def _try(case: Case, folder: Path) -> dict[str, Any]:
         raise ModelError(f"{case.name} ended the process that built it ({child.exitcode}).") from None
     if "error" in outcome:
         return outcome
-    notes = [*outcome["notes"], *_reloaded(case, folder / "export", outcome)]
+    reloaded = _reloaded(case, folder / "export", outcome) if ":" in case.name else []
+    notes = [*outcome["notes"], *reloaded]
     return {"notes": notes, "files": outcome["files"]}
 
 
@@ -190,7 +211,11 @@ def _build(case: Case, folder: Path) -> None:
     logging.getLogger("distml.models").addHandler(notes)
     (folder / "export").mkdir()
     try:
-        outcome = _exported(case, folder / "export") | {"notes": notes.texts}
+        _call_functions(case)
+        outcome: dict[str, Any] = {"files": _files()}
+        if ":" in case.name:
+            outcome = _exported(case, folder / "export")
+        outcome["notes"] = notes.texts
     except DistmlError as error:
         outcome = {"error": _told(error)}
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
@@ -206,6 +231,40 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a warning."""
         self.texts.append(record.getMessage())
+
+
+_STEPS = 20
+"""Steps of an epoch in the trial of a schedule."""
+
+
+def _call_functions(case: Case) -> None:
+    """Call the functions of the user's as training does.
+
+    Raises:
+        ModelError: One fails, or returns something else than it should.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from distml.tasks import network
+    from distml.training import augment, optimizer
+
+    train, task = TrainConfig(**case.train), tasks.restore(_names(case), case.task)
+    network.loss(task, train.loss)
+    augment.Augmentation(train.augment, case.shape)
+    rates = optimizer.table(train, _STEPS)
+    if ":" in train.optimizer:
+        made, variable = optimizer.make(train, rates), keras.Variable(np.zeros((2, 2)), dtype="float32")
+        made.build([variable])
+        step = tf.function(lambda: made.apply([tf.ones([2, 2])], [variable]))
+        functions.called(train.optimizer, step, functions.OPTIMIZER)
+    rows, random = max(16, 2 * case.classes), np.random.default_rng(0)
+    targets = task.empty(rows)  # every class, and every label with and without
+    targets.T[...] = np.arange(rows) % (case.classes if targets.ndim == 1 else 2)
+    outputs = task.activate(random.normal(size=(rows, case.classes)))
+    for metric in case.metrics:
+        functions.measured(metric, targets, outputs)
 
 
 def _exported(case: Case, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,9 @@ noticed; where it cannot, as on a pod without that path or without a network, th
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -151,18 +154,61 @@ def check(config: Config) -> None:
                 "Choose a model.name that `distml models` lists as a backbone.",
             )
         return
-    if not wanted.endswith(SUFFIXES):
-        raise ConfigError(f"model.weights = {wanted!r} is not usable.", f"It may be {_KINDS}.")
+    _require_suffix(wanted)
     if "://" not in wanted and Path(wanted).expanduser().is_file():
-        with Path(wanted).expanduser().open("rb") as stream:
-            _require_kind(wanted, stream.read(8))
+        _require_kind(wanted, Path(wanted).expanduser().read_bytes())
 
 
-def _require_kind(name: str, begin: bytes) -> None:
-    """Reject a file that does not begin as its name says."""
+_ELSEWHERE = {
+    "(pth|pt|safetensors|bin|ckpt)": "A file of PyTorch has other names and shapes: save its arrays with "
+    "numpy.savez as LAYER/WEIGHT of the network, kernels as (height, width, in, out).",
+    "(onnx|tflite|pb|index|npy)": "It is no file that Keras or numpy.savez wrote: save the model it was made "
+    "from as .keras.",
+}
+"""Remedies by the ending of a file, as a regular expression."""
+
+
+def _require_suffix(wanted: str) -> None:
+    """Reject what is neither a word nor a file of a known kind, with what may be done about it."""
+    name = wanted.rpartition("/")[2]
+    if wanted.endswith(SUFFIXES) and name not in SUFFIXES:
+        return
+    folded = wanted.lower()
+    if folded.endswith(SUFFIXES) and name.lower() not in SUFFIXES:
+        remedy = "Rename it: the ending is in lower case."
+    elif near := difflib.get_close_matches(folded, ("none", IMAGENET), 1, 0.75):
+        remedy = f"Did you mean {near[0]}?"
+    elif "://" not in wanted and wanted and Path(wanted).expanduser().is_dir():
+        remedy = "It is a folder; give a file, .keras, .weights.h5 or .npz."
+    else:
+        endings = (why for ending, why in _ELSEWHERE.items() if re.search(rf"[.]{ending}$", folded))
+        remedy = next(endings, f"It may be {_KINDS}.")
+    raise ConfigError(f"model.weights = {wanted!r} is not usable.", remedy)
+
+
+def _require_kind(name: str, data: bytes) -> None:
+    """Reject a file that does not begin as its name says, or that is not whole."""
     suffix = next(suffix for suffix in _MAGIC if name.endswith(suffix))
-    if not begin.startswith(_MAGIC[suffix]):
+    if not data.startswith(_MAGIC[suffix]):
         raise ConfigError(f"model.weights = {name!r} is not a {suffix} file.", f"It may be {_KINDS}.")
+    try:
+        if suffix == ".h5":
+            import h5py
+
+            with h5py.File(io.BytesIO(data), "r"):
+                return
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        cause = str(error).partition("(")[2].rstrip(")") or str(error)
+        raise ConfigError(
+            f"model.weights = {name!r} is cut short or damaged: {cause[:200]}.", "Copy or download it again."
+        ) from None
+    if suffix == ".keras" and "config.json" not in names:
+        raise ConfigError(
+            f"model.weights = {name!r} is an archive without a model of Keras.",
+            "Write it by model.save(...), with Keras 3.",
+        )
 
 
 def resolve(config: Config, storage: Storage) -> Weights | None:
@@ -225,13 +271,13 @@ def read(place: str) -> tuple[str, bytes]:
         ConfigError: There is no such file, or it is of another kind.
     """
     base, _, name = place.rpartition("/")
-    if not place.endswith(SUFFIXES) or name in SUFFIXES:
-        raise ConfigError(f"model.weights = {place!r} is not usable.", f"It may be {_KINDS}.")
+    _require_suffix(place)
     try:
         data = Storage(base or ("/" if place.startswith("/") else ".")).read_bytes(name)
     except StorageError as error:
-        raise ConfigError(f"model.weights = {place!r}: {error.message}", error.remedy) from None
-    _require_kind(name, data[:8])
+        remedy = error.remedy or "Correct the path or the URI, or the access to it."
+        raise ConfigError(f"model.weights = {place!r}: {error.message}", remedy) from None
+    _require_kind(name, data)
     return name, data
 
 

@@ -24,6 +24,7 @@ from distml.data.source import Source
 from distml.errors import ConfigError
 from distml.models import registry
 from distml.runtime import cluster
+from distml.selection import gate
 from distml.selection.candidates import Child
 from distml.storage import Storage
 from distml.tracking import runs
@@ -126,6 +127,7 @@ def result(
         "metric": name,
         **{f"val_{key}": metrics.get(f"val_{key}") for key in ("accuracy", name)},
         **{f"test_{key}": metrics.get(f"test_{key}") for key in ("accuracy", name)},
+        **finished.own,
         "steady_samples_per_s": round(finished.steady_samples_per_s, 1),
         "epochs": len(finished.history),
         "best_epoch": finished.best_epoch,
@@ -194,6 +196,7 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
         )
     registry.check_shape(config.model.name, manifest.shape)
     weighting.check(config.train.class_weights, manifest.classes)
+    gate.check(config.promote, manifest.task)
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from distml.errors import ModelError
 from distml.models import registry
 from distml.storage import Storage
 from distml.tasks.classification import Classification
+from distml.tasks.regression import Regression
 from distml.training import preflight
 from distml.training.preflight import Case
 
@@ -268,3 +270,141 @@ def test_a_layer_that_no_other_process_can_load_is_named(tmp_path: Path) -> None
         preflight._reloaded(case("recurrent"), tmp_path / "export", outcome)
     assert f"Twice (own_tried.py line {line('class Twice')})" in caught.value.remedy
     assert "@keras.saving.register_keras_serializable()" in caught.value.remedy
+
+
+FUNCTIONS = """
+import keras
+import numpy as np
+import tensorflow as tf
+
+def rows(targets, logits):
+    print("called")
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+
+def one(targets, logits):
+    return tf.reduce_mean(rows(targets, logits))
+
+def wide(targets, logits):
+    return tf.square(logits)
+
+def whole(targets, logits):
+    return tf.cast(rows(targets, logits), tf.int32)
+
+def computed(targets, logits):
+    return np.square(logits.numpy()).mean(1)
+
+def constant(targets, logits):
+    return tf.cast(targets, tf.float32)
+
+def of_probabilities(targets, logits):
+    return keras.losses.sparse_categorical_crossentropy(targets, logits)
+
+def failing(targets, logits):
+    raise KeyError("gamma")
+
+def lion(learning_rate):
+    return keras.optimizers.Lion(learning_rate)
+
+class Broken(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        raise RuntimeError("no slot")
+
+def broken(learning_rate):
+    return Broken(learning_rate)
+
+def rates(step, total_steps, learning_rate):
+    return np.float32(learning_rate * (1 - step / total_steps))
+
+def schedule(step, total_steps, learning_rate):
+    return keras.optimizers.schedules.CosineDecay(learning_rate, total_steps)
+
+class Halved(keras.layers.Layer):
+    def call(self, images, training=False):
+        return images[:, ::2]
+
+class Failing(keras.layers.Layer):
+    def call(self, images, training=False):
+        raise TypeError("no images")
+
+def right(targets, outputs):
+    outputs[:] = 0  # its own copy
+    assert set(targets) == {0, 1, 2}
+    return np.float32(1)
+
+def each(targets, outputs):
+    return outputs
+
+def undefined(targets, outputs):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def functions(own: Path) -> Iterator[None]:
+    """A module of losses, metrics, optimizers, schedules and layers of the user's."""
+    pytest.importorskip("keras")
+    (own.parent / "own_functions.py").write_text(FUNCTIONS)
+    yield
+    sys.modules.pop("own_functions", None)
+
+
+def tried(keys: dict[str, Any]) -> None:
+    wanted = preflight.of(Config.resolve(keys), SHAPE, TASK)
+    assert wanted
+    preflight._call_functions(wanted)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("functions")
+def test_functions_of_the_user_are_called_without_a_network_of_the_user() -> None:
+    named = {"loss": "own_functions:rows", "optimizer": "own_functions:lion"}
+    named["schedule"] = "own_functions:rates"
+    tried({"train": named, "evaluate": {"metrics": ["own_functions:right"]}})
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"loss": "own_functions:one"}, r"returns float32 of shape \(\) for 5 rows"),
+        ({"loss": "own_functions:wide"}, r"shape \(5, 3\) for 5 rows.* average over the last axis"),
+        ({"loss": "own_functions:whole"}, "returns int32 of shape"),
+        ({"loss": "own_functions:computed"}, "'SymbolicTensor' object has no attribute 'numpy'"),
+        ({"loss": "own_functions:constant"}, "no gradient by its second argument"),
+        ({"loss": "own_functions:of_probabilities"}, "stays the same where logits change.*from_logits=True"),
+        ({"loss": "own_functions:failing"}, "failing fails: KeyError: 'gamma'"),
+        ({"optimizer": "own_functions:broken"}, "broken fails: RuntimeError: no slot"),
+        ({"schedule": "own_functions:schedule"}, "returns .*CosineDecay.* for step 0 of 100"),
+        ({"augment": {"layers": ["own_functions:Halved"]}}, r"turns images of \(8, 8, 3\) into \(4, 8, 3\)"),
+        ({"augment": {"layers": ["own_functions:Failing"]}}, "Failing fails: TypeError: no images"),
+    ],
+)
+def test_a_function_that_could_not_be_used_is_named(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        tried({"train": keys})
+    assert re.search(said, f"{caught.value.message} {caught.value.remedy}")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(("metric", "said"), [("each", "returns array"), ("undefined", "returns nan")])
+def test_a_metric_that_is_no_number_is_named(metric: str, said: str) -> None:
+    with pytest.raises(ModelError, match=f"own_functions:{metric} {said}.*Return one finite number"):
+        tried({"evaluate": {"metrics": [f"own_functions:{metric}"]}})
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("functions")
+def test_a_loss_of_numbers_is_given_them_as_the_network_learns_them(own: Path) -> None:
+    from distml.tasks import network
+
+    (own.parent / "own_numbers.py").write_text(
+        "def far(targets, scaled):\n    return targets[:, 0] + 0 * scaled[:, 0]\n"
+    )
+    task = Regression(("length",), scale=((100.0, 20.0),))
+    targets = np.array([[100.0], [140.0]], np.float32)
+    assert network.loss(task, "own_numbers:far")(targets, np.zeros((2, 1), np.float32)).numpy().tolist() == [
+        0,
+        2,
+    ]

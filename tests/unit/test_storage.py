@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_a_remote_root_keeps_its_options_behind_what_is_appended() -> None:
     storage = Storage("s3://bucket/root/?endpoint_override=127.0.0.1:1&scheme=http")
     assert not storage.local
     assert storage.uri("a", "b/c") == "s3://bucket/root/a/b/c?endpoint_override=127.0.0.1:1&scheme=http"
+
+
+def test_a_bucket_of_google_out_of_reach_is_given_up_within_the_minute() -> None:
+    for root, seconds in (("gs://bucket", 60), ("gs://bucket?retry_limit_seconds=5", 5)):
+        (client, _) = Storage(root).arrow()
+        (_, (options,)) = client.__reduce__()
+        assert options["retry_time_limit"] == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("root", ["", "http://host/x", "s3://", "nosuch://a/b", "a\0b"])

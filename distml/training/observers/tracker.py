@@ -134,7 +134,7 @@ class RunTracker:
         put, last = self._tracker.put, finished.history[-1]
         # Validation is recorded by epoch; a final value under the same name would break its curve.
         values = {name: value for name, value in finished.metrics.items() if name not in last.metrics}
-        self._tracker.metrics("result", last.epoch, values | by_class(finished.evaluation))
+        self._tracker.metrics("result", last.epoch, values | finished.own | by_class(finished.evaluation))
         for folder in ("figures", "report"):
             put(LogArtifacts([*finished.export, folder], folder))
         put(

@@ -39,6 +39,20 @@ def test_there_is_exactly_one_flag_for_every_key() -> None:
     assert given == keys - sections
 
 
+def test_every_choice_of_a_flag_is_accepted_as_a_word() -> None:
+    choices = [
+        (action.dest, choice)
+        for action in flags.make_parser("test", "").actions()
+        if "." in action.dest and str(action.metavar).startswith("{")
+        for choice in str(action.metavar).strip("{}").split(",")
+        if choice.isdigit()
+    ]
+    assert choices
+    for path, choice in choices:
+        section, _, key = path.partition(".")
+        assert read(f"--{path}={choice}").model_dump()[section][key] == int(choice)
+
+
 @pytest.mark.parametrize(
     ("words", "path", "value"),
     [

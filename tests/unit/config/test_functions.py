@@ -22,6 +22,21 @@ def steps(step, total_steps, learning_rate, drops=2): ...
 
 class Noise:
     def __init__(self, amount=0.1): ...
+
+def alone(targets): ...
+
+def third(targets, logits, gamma): ...
+
+def word(targets, logits, *, gamma): ...
+
+def anything(*given): ...
+
+def default(targets, logits, gamma=2.0): ...
+
+async def later(targets, logits): ...
+
+class Loss:
+    def __call__(self, targets, logits): ...
 """
 
 
@@ -44,6 +59,8 @@ def check(train: dict[str, Any]) -> None:
         {"augment": {"layers": [{"own_training:Noise": {"amount": 0.2}}]}},
         {"optimizer": "own_training:lion", "optimizer_options": {"beta": 0.8}},
         {"schedule": "own_training:steps", "schedule_options": {"own": {"drops": 3}}},
+        {"loss": "own_training:anything"},
+        {"loss": "own_training:default"},
     ],
 )
 def test_existing_functions_are_accepted_without_running_them(own: None, train: dict[str, Any]) -> None:
@@ -83,6 +100,15 @@ def test_existing_functions_are_accepted_without_running_them(own: None, train: 
         ({"schedule": "own_training:absent"}, "the module has no absent"),
         ({"schedule_options": {"own": {"a": 1}}}, "used only with a train.schedule of your own"),
         ({"schedule": "nowhere:steps"}, "there is no Python module nowhere"),
+        ({"loss": "own_training:alone"}, r"alone takes targets\. It is given targets and logits\."),
+        ({"loss": "own_training:third"}, r"third needs gamma, which .* Give that argument a default"),
+        ({"loss": "own_training:word"}, "word needs gamma, which it is not given"),
+        ({"loss": "own_training:later"}, "later is a coroutine"),
+        ({"loss": "own_training:Loss"}, r"Loss is a class\. Name a function of targets and logits"),
+        ({"loss": "own_training:default", "label_smoothing": 0.1}, "label_smoothing = 0.1 is not given to"),
+        ({"optimizer": "own_training:third"}, r"needs logits, .* Set train.optimizer_options.logits"),
+        ({"schedule": "own_training:alone"}, "It is given step, total steps and learning rate"),
+        ({"augment": {"layers": ["own_training:alone"]}}, "Write {own_training:alone: {targets: VALUE}}"),
     ],
 )
 def test_unusable_functions_are_rejected_with_a_message(
@@ -90,6 +116,20 @@ def test_unusable_functions_are_rejected_with_a_message(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check(train)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (["own_training:alone"], "evaluate.metrics: own_training:alone takes targets"),
+        (["own_training:absent"], "the module has no absent"),
+        (["kappa"], "expected module:function"),
+        (["own_training:default", "other:default"], "two metrics are called default"),
+    ],
+)
+def test_unusable_metrics_are_rejected_with_a_message(own: None, evaluate: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.check_run(Config.resolve({"evaluate": {"metrics": evaluate}}))
 
 
 def test_random_augmentation_layers_are_recognised() -> None:

@@ -56,6 +56,15 @@ def test_labels_that_do_not_fit_are_rejected(given: dict[str, Any], said: str) -
         Multilabel.encode(given)
 
 
+def test_labels_that_tell_nothing_are_named() -> None:
+    targets = np.array([[1, 0, 1], [1, 0, 0]], np.float32)
+    assert Multilabel(("all", "none", "some")).doubts(targets) == (
+        "no training row has the label none; leave such columns out.",
+        "every training row has the label all; leave such columns out.",
+    )
+    assert Multilabel(("some",)).doubts(targets[:, 2:]) == ()
+
+
 def test_a_row_counts_to_the_stratum_of_its_rarest_label() -> None:
     targets = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], np.float32)
     assert PETS.strata(targets).tolist() == [0, 1, 1, 2]

@@ -54,6 +54,8 @@ def test_metrics_of_unequal_classes_are_not_the_accuracy() -> None:
     assert (metrics["accuracy"], metrics["balanced_accuracy"]) == (0.9, 0.5)
     assert metrics["macro_f1"] == pytest.approx(18 / 19 / 2)
     assert task.recalls(targets, outputs) == {"common": 1.0, "rare": 0.0}
+    assert task.recalls(targets[:9], outputs[:9]) == {"common": 1.0}  # not known, which is not 0
+    assert task.evaluate(targets[:9], outputs[:9], np.zeros(9)).per_class == {"common": 1.0}
     parts = task.tally(targets[:4], outputs[:4]) + task.tally(targets[4:], outputs[4:])
     assert task.tallied(parts) == task.tallied(task.tally(targets, outputs))
 
@@ -96,6 +98,14 @@ def test_an_interval_covers_the_mean_of_what_it_is_drawn_from() -> None:
             {"task": {"kind": "regression"}, "evaluate": {"calibrate": True}},
             "regression has no probabilities",
         ),
+        ({"task": {"kind": "regression"}, "train": {"class_weights": {"x": 2.0}}}, "has no classes to weigh"),
+        ({"task": {"kind": "regression"}, "train": {"label_smoothing": 0.1}}, "numbers cannot be smoothed"),
+        ({"task": {"kind": "regression"}, "evaluate": {"top_k": 3}}, "regression has no most probable"),
+        (
+            {"task": {"kind": "multilabel"}, "train": {"class_weights": "balanced", "loss": "a:b"}},
+            "cannot be applied to a:b",
+        ),
+        ({"evaluate": {"metrics": ["judged:accuracy"]}}, "accuracy is the name of a metric of ours"),
     ],
 )
 def test_losses_and_metrics_of_another_task_are_rejected(values: dict[str, Any], said: str) -> None:

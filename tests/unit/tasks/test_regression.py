@@ -38,6 +38,21 @@ def test_targets_that_do_not_fit_are_rejected() -> None:
         Regression.encode({"train": np.array([1.0, np.nan])})
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([1.7e9, 1.7e9 + 40, 1.7e9 + 90], r"lies around 1.7e\+09 in train and varies by .* round it by"),
+        ([1e39, 1.0, 2.0], r"is 1e\+39 in a row of train, which 32 bits do not hold"),
+    ],
+)
+def test_numbers_that_32_bits_do_not_hold_are_rejected(column: list[float], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Regression.encode({"train": np.array(column)}, ["time"])
+    task, encoded = Regression.encode({"train": np.array([1e6, 1e6 + 500, 1e6 + 900])}, ["time"])
+    assert encoded["train"].dtype == np.float32
+    assert task.names == ("time",)
+
+
 def test_outputs_are_scaled_back_by_the_training_rows() -> None:
     assert np.ravel(SIZES.scale) == pytest.approx([25.0, 11.1803, 1.5, 1.1180], abs=1e-3)
     assert SIZES.activate(np.zeros((1, 2))).tolist() == [[25.0, 1.5]]

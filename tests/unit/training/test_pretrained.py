@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -104,11 +105,56 @@ def test_a_copy_that_was_changed_is_rejected(storage: Storage, tmp_path: Path) -
 
 
 def test_an_unknown_kind_of_weights_gets_the_list_of_kinds(storage: Storage) -> None:
-    for wanted in ("imagnet", "weights.pt", "folder/.npz", "https://x.example/w.bin"):
+    for wanted in ("noisy-student", "folder/.npz", "https://x.example/w"):
         error = refused(storage, wanted)
         assert error.exit_code == 2
         assert f"model.weights = '{wanted}' is not usable" in error.message
         assert "imagenet, a .keras, .weights.h5 or .npz file" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [
+        ("model.pth", "PyTorch"),
+        ("folder/model.safetensors", "PyTorch"),
+        ("model.tflite", "no file that Keras or numpy.savez wrote"),
+        ("MODEL.KERAS", "the ending is in lower case"),
+        ("ImageNet", "Did you mean imagenet?"),
+        ("None", "Did you mean none?"),
+        ("saved", "It is a folder"),
+    ],
+)
+def test_what_is_no_file_of_weights_gets_its_own_remedy(
+    storage: Storage, workdir: Path, wanted: str, remedy: str
+) -> None:
+    (workdir / "saved").mkdir()
+    error = refused(storage, wanted)
+    assert error.exit_code == 2
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("file", ["a.npz", "a.keras", "a.h5", "a.weights.h5"])
+@pytest.mark.parametrize("place", ["{}", "file://{}"])
+def test_a_file_that_is_cut_short_is_rejected_before_it_is_copied(
+    storage: Storage, tmp_path: Path, file: str, place: str
+) -> None:
+    path = tmp_path / file
+    if file.endswith("h5"):
+        with h5py.File(path, "w") as written:
+            written["a"] = np.zeros(5000)
+    else:
+        with path.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, a=np.zeros(5000))
+    path.write_bytes(path.read_bytes()[:-100])
+    error = refused(storage, place.format(path))
+    assert (error.exit_code, error.remedy) == (2, "Copy or download it again.")
+    assert "is cut short or damaged" in error.message
+    assert storage.names() == []
+
+
+def test_an_archive_without_a_model_is_rejected(storage: Storage, tmp_path: Path) -> None:
+    npz(tmp_path / "a.npz").rename(tmp_path / "a.keras")
+    assert "without a model of Keras" in refused(storage, str(tmp_path / "a.keras")).message
 
 
 def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
