@@ -172,8 +172,8 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
     return image
 
 
-def _other(data: bytes, name: str) -> DataError:
-    """Say what is there in place of a picture, where that is known."""
+def in_place_of_it(data: bytes) -> tuple[str, str] | None:
+    """Return what a file is that was expected to be another, and what to do, by its beginning."""
     head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     what, remedy = next(
         ((what, remedy) for start, what, remedy in _OTHERS if head.startswith(start)), ("", "")
@@ -184,9 +184,14 @@ def _other(data: bytes, name: str) -> DataError:
         what, remedy = "empty", _AGAIN
     elif not data.strip(b"\0"):
         what, remedy = "filled with zeros", "Fetch it again: a copy or a download was not finished."
-    if not what:
+    return (what, remedy) if what else None
+
+
+def _other(data: bytes, name: str) -> DataError:
+    known = in_place_of_it(data)
+    if known is None:
         return DataError(f"{name} is not a readable picture.", READABLE)
-    return DataError(f"{name} is not a readable picture: it is {what}.", remedy)
+    return DataError(f"{name} is not a readable picture: it is {known[0]}.", known[1])
 
 
 def _too_large(name: str, max_pixels: int) -> DataError:

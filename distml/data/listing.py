@@ -27,8 +27,20 @@ from distml.data.source import Ledger, Origin
 from distml.errors import DataError
 from distml.storage import Storage
 
-_JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r")
-"""What file managers and archivers leave behind; names that begin with a dot are left out, too."""
+_JUNK = (
+    *(
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "__macosx",
+        "icon\r",
+        "temporary items",
+        "network trash folder",
+    ),
+    *("$recycle.bin", "system volume information", "lost+found", "lost.dir", "~syncthing~"),
+    *("@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "~snapshot"),
+)
+"""What systems, file managers, NAS devices and archivers leave behind; so are names that begin with a dot."""
 
 PARQUET = (".parquet", ".parq", ".pq")
 """Endings of Parquet files."""

@@ -126,6 +126,23 @@ def divide(names: Sequence[str]) -> dict[str, list[str]]:
     return settled(splits)
 
 
+def absent_parts(names: Sequence[str]) -> tuple[str, ...]:
+    """Say which files of a numbered set, as `train-00000-of-00002.parquet`, are not there."""
+    parts: dict[tuple[str, str, str], set[int]] = {}
+    for match in filter(None, map(_PART.fullmatch, names)):
+        parts.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    said = []
+    for (start, count, end), there in parts.items():
+        lost = [at for at in range(int(count)) if at not in there]
+        if lost:
+            first = f"{start}{lost[0]:0{len(count)}}-of-{count}{end}"
+            said.append(f"{len(lost)} of {int(count)} files of a set are not there, like {first}.")
+    return tuple(said)
+
+
+_PART = re.compile(r"(.*?)(\d+)-of-(\d{1,6})(\..+)")
+
+
 def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Divide the files of a folder of class folders.
 

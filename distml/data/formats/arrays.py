@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import logging
 import math
 import re
 import struct
@@ -32,6 +33,8 @@ from distml.data.split import SPLIT_COLUMNS, divide_rows, split_of_file, split_w
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
+
+_LOG = logging.getLogger(__name__)
 
 
 def of_splits(
@@ -247,12 +250,23 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
         table = _csv(folder, name)
         column = next((key for key in table.column_names if key.lower() in SPLIT_COLUMNS), None)
         labels = _label_columns(table, name, data, column)
-        rest = [key for key in table.column_names if key not in (*labels, column)]
+        rest = _pixel_columns(table, name, (*labels, column))
         values = _unpacked(table, name) if _packed(table) else _pixels(table, rest, name)
         images, of_rows = _square(values, name), _labels_of(table.select(labels), name, task)
         for split, rows in _splits_of(table, name, column).items():
             parts["test" if split == "eval" else split] = images[rows], of_rows[rows]
     return _source(folder, parts, task, task.named(labels))
+
+
+def _pixel_columns(table: pa.Table, name: str, others: Sequence[str | None]) -> list[str]:
+    """The columns that are numbered as pixels, else all that are neither labels nor splits."""
+    rest = [key for key in table.column_names if key not in others]
+    numbered = [key for key in rest if _NUMBERED.fullmatch(key)]
+    if _packed(table) or len(numbered) < _LEAST_PIXELS or len(numbered) == len(rest):
+        return rest
+    unused = [key for key in rest if key not in numbered]
+    _LOG.warning("%s: the columns %s are no pixels and not used", name, ", ".join(unused[:5]))
+    return numbered
 
 
 def _label_columns(table: pa.Table, name: str, data: DataConfig, column: str | None) -> tuple[str, ...]:
@@ -299,21 +313,37 @@ def _unpacked(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
 
 
 def _csv(folder: Folder, name: str) -> pa.Table:
+    content = folder.read(name)
+    mark, words = _first_line(content)
+    if all(word.isdigit() for word in words):
+        raise DataError(
+            f"{name} begins with numbers and not with the names of its columns.",
+            "Begin it with a line such as label,pixel1,pixel2 and so on.",
+        )
     try:
-        return csv.read_csv(pa.BufferReader(folder.read(name)))
+        return csv.read_csv(pa.BufferReader(content), parse_options=csv.ParseOptions(delimiter=mark))
     except pa.ArrowException as error:
         raise DataError(f"{name} cannot be read as CSV: {error}.") from None
 
 
-def _pixels(table: pa.Table, columns: Sequence[str], name: str) -> npt.NDArray[np.int64]:
-    """Values of these columns, [N, pixels]."""
+def _first_line(content: bytes) -> tuple[str, list[str]]:
+    """What stands between the fields of a table, and those of its first line in lower case."""
+    line = content[: 1 << 16].partition(b"\n")[0].decode("utf-8-sig", "replace").lower()
+    mark = max(",;\t", key=line.count)
+    return mark, [word.strip('"\r ') for word in line.split(mark)]
+
+
+def _pixels(table: pa.Table, columns: Sequence[str], name: str) -> npt.NDArray[Any]:
+    """Values of these columns, [N, pixels], whole numbers or floats."""
     pixels = [table.column(key) for key in columns]
-    wrong = [column.type for column in pixels if not pa.types.is_integer(column.type)]
+    kinds = {str(column.type): column.type for column in pixels}
+    wrong = [k for k, kind in kinds.items() if not (pa.types.is_integer(kind) or pa.types.is_floating(kind))]
     if wrong:
-        raise DataError(f"{name} has pixels of {wrong[0]}, not whole numbers.", "Remove other columns.")
+        raise DataError(f"{name} has pixels of {wrong[0]}, not numbers.", "Remove other columns.")
     if missing := [key for key, column in zip(columns, pixels, strict=True) if column.null_count]:
         raise DataError(f"{name} has no value in some rows of {missing[0]}.", "Fill or remove those rows.")
-    return np.stack([np.asarray(column.to_numpy(), np.int64) for column in pixels], 1)
+    kind = np.float64 if any(map(pa.types.is_floating, kinds.values())) else np.int64
+    return np.stack([np.asarray(column.to_numpy(), kind) for column in pixels], 1)
 
 
 def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]:
@@ -326,13 +356,17 @@ def _labels_of(table: pa.Table, name: str, task: type[Task]) -> npt.NDArray[Any]
 
 def is_csv_pixels(folder: Folder, name: str) -> bool:
     """Whether the first line of a CSV table names a label and at least sixteen other columns."""
-    words = folder.read(name, 1 << 16).partition(b"\n")[0].decode("utf-8", "replace").lower().split(",")
-    plain = [word.strip('"\r ') for word in words]
-    if _PACKED in plain:
+    _, words = _first_line(folder.read(name, 1 << 16))
+    if _PACKED in words:
         return True
     # Columns of labels may have names of their own, see `data.label_column`.
-    numbered = sum(word.removeprefix("pixel").isdigit() for word in plain) >= 16
-    return len(words) > 16 and (numbered or any(word in _LABEL_COLUMNS for word in plain))
+    numbered = sum(bool(_NUMBERED.fullmatch(word)) for word in words) >= _LEAST_PIXELS
+    return len(words) > _LEAST_PIXELS and (numbered or any(word in _LABEL_COLUMNS for word in words))
+
+
+_NUMBERED = re.compile(r"(?:pixel|px|p)?[ _]?\d+", re.IGNORECASE)
+"""Names of columns of pixels: `pixel17`, `17`."""
+_LEAST_PIXELS = 16
 
 
 def _square(values: Any, name: str) -> Any:
@@ -401,7 +435,7 @@ def read_images(folder: Folder, name: str) -> Table:
             rest = [key for key in table.column_names if key != _PACKED]
             images = to_nhwc(_square(_unpacked(table, name), name), name)
             return Table(images, {key: table.column(key).to_pylist() for key in rest})
-        numbered = [key for key in table.column_names if key.lower().removeprefix("pixel").isdigit()]
+        numbered = [key for key in table.column_names if _NUMBERED.fullmatch(key)]
         labels = [key for key in table.column_names if key.lower() in _LABEL_COLUMNS]
         pixels = numbered or [key for key in table.column_names if key not in labels]
         others = [key for key in table.column_names if key not in pixels]

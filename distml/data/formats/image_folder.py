@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _HEAD_BYTES = 1 << 16
 _READERS, _REQUESTS = 8, 32
 """Headers that are read at once, of files of this machine and of a store, which takes a request for each."""
+_TOGETHER = 64
+"""Files of which a thread reads the headers before it takes others, at most."""
 _DECODED = 10_000
 """Pictures that are decoded to complete the list of damaged ones: some tens of seconds."""
 _OTHERS = (
@@ -367,8 +369,14 @@ def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[
         except (DataError, OSError) as error:
             return name, fault(name, error)
 
-    with ThreadPoolExecutor(_READERS if folder.local else _REQUESTS) as readers:
-        looked = list(readers.map(look, names))
+    given, at_once = list(names), _READERS if folder.local else _REQUESTS
+    # Handing a single file to a thread takes as long as looking at it.
+    size = max(1, min(_TOGETHER, len(given) // (4 * at_once)))
+    parts = [given[at : at + size] for at in range(0, len(given), size)]
+    with ThreadPoolExecutor(at_once) as readers:
+        looked = [
+            result for some in readers.map(lambda part: list(map(look, part)), parts) for result in some
+        ]
     headers = {name: result for name, result in looked if isinstance(result, Header)}
     return headers, [result for _, result in looked if isinstance(result, Fault)]
 

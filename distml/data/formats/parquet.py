@@ -30,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide, divide_rows, split_word
+from distml.data.split import SPLIT_COLUMNS, absent_parts, divide, divide_rows, split_word
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -101,7 +101,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         *(shape, encoded, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
-        notes=notes,
+        notes=(*notes, *absent_parts(names)),
     )
 
 
@@ -216,7 +216,11 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
                 raise DataError(f"{name} has no column {' and '.join(missing)}, but {', '.join(has)}.")
             yield file
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {error}.") from None
+        if known := image.in_place_of_it(folder.read(name, 64)):
+            raise DataError(f"{name} is not Parquet: it is {known[0]}.", known[1]) from None
+        raise DataError(
+            f"{name} cannot be read as Parquet: {str(error).rstrip('.')}.", "Fetch it again."
+        ) from None
 
 
 def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> Columns:
@@ -573,7 +577,9 @@ def arrays(column: Any, name: str) -> Images:
             return to_nhwc(column.to_numpy_ndarray(), name)
         lengths += column.type.shape
         column = column.storage.flatten()
-    if hasattr(column, "value_lengths") and _is_binary(column.type.value_type):
+    if hasattr(column, "value_lengths") and (
+        _is_binary(column.type.value_type) or pa.types.is_struct(column.type.value_type)
+    ):
         raise DataError(f"{name} has lists of pictures.", "Write one picture a row.")
     while hasattr(column, "value_lengths"):  # lists of any kind
         sizes = pc.min_max(column.value_lengths()).as_py()

@@ -27,7 +27,7 @@ from distml.data.image import SUFFIXES, Policy
 from distml.data.listing import Folder, suffix
 from distml.data.schema import Labels
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, read_label
-from distml.data.split import divide, settled, split_of_folders
+from distml.data.split import absent_parts, divide, settled, split_of_folders
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -130,7 +130,7 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
         ledger=folder.ledger,
         faults=tuple(index.bad),
         fingerprint=folder.fingerprint(),
-        notes=index.notes,
+        notes=(*index.notes, *absent_parts(tars)),
     )
 
 

@@ -1141,3 +1141,18 @@ def test_arrays_in_npy_files_with_classes_as_one_hot_rows(
     manifest, splits = ingest(storage_root, tmp_path)
     assert manifest.classes == ("0", "1", "2")
     same_rows(COLOUR, LABELS, splits)
+
+
+def test_parquet_that_is_something_else_or_lacks_a_part_is_named(tmp_path: Path, storage_root: Path) -> None:
+    table = pa.table({"image": [png(image) for image in GRAY], "label": LABELS})
+    pq.write_table(table, tmp_path / "train-00001-of-00003.parquet")
+    said = "2 of 3 files of a set are not there, like train-00000-of-00003.parquet."
+    assert said in ingest(storage_root, tmp_path)[0].warnings
+    (tmp_path / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"test.parquet is not Parquet: it is a pointer of Git LFS. Fetch"):
+        ingest(storage_root, tmp_path)
+    lists = [[{"bytes": png(image), "path": None}] for image in GRAY]
+    pq.write_table(pa.table({"image": lists, "label": LABELS}), tmp_path / "train-00001-of-00003.parquet")
+    (tmp_path / "test.parquet").unlink()
+    with pytest.raises(DataError, match="has lists of pictures"):
+        ingest(storage_root, tmp_path)

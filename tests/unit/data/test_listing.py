@@ -12,13 +12,23 @@ from distml.errors import DataError
 
 
 def test_hidden_files_and_archiver_leftovers_are_left_out(tmp_path: Path) -> None:
-    for name in ("cat/a.png", "cat/._a.png", ".DS_Store", "cat/Thumbs.db", "__MACOSX/cat/a.png", ".git/x"):
+    for name in (
+        "cat/a.png",
+        "cat/._a.png",
+        ".DS_Store",
+        "cat/Thumbs.db",
+        "__MACOSX/cat/a.png",
+        ".git/x",
+        "#recycle/cat/a.png",
+        "System Volume Information/x",
+        "lost+found/a.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     folder = Folder(str(tmp_path))
     assert list(folder.sizes) == ["cat/a.png"]
-    assert folder.ledger.counts() == {"hidden": 5}
-    assert folder.ledger.entries == 6
+    assert folder.ledger.counts() == {"hidden": 8}
+    assert folder.ledger.entries == 9
 
 
 def test_links_are_followed_and_broken_ones_listed_apart(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from distml import tasks
-from distml.config import DataConfig
+from distml.config import Config, DataConfig
+from distml.data import shards
 from distml.data.formats.arrays import gunzip, is_csv_pixels, open_csv_pixels, parse, read_images
 from distml.data.listing import Folder
 from distml.errors import DataError
+from distml.storage import Storage
 
 IMAGES = struct.pack(">4I", 0x803, 2, 3, 4) + bytes(range(24))
 
@@ -103,4 +105,42 @@ def test_a_column_of_pixels_and_one_of_splits_as_fer2013_has_them(tmp_path: Path
     assert read_images(folder, "fer.csv").images.shape == (9, 4, 4, 1)
     (tmp_path / "fer.csv").write_text("emotion,pixels,Usage\n0,1 2 3 x,Training\n")
     with pytest.raises(DataError, match="other words than whole numbers"):
+        open_csv_pixels(Folder(str(tmp_path)), DataConfig())
+
+
+def pixel_table(path: Path, columns: dict[str, object], mark: str = ",", header: bool = True) -> Path:
+    """Twenty rows of 8 x 8 pixels that tell two classes apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [*columns, *(f"pixel{k}" for k in range(64))] if header else []
+    rows = [[*columns.values(), *(9 * (row % 7) + 150 * (row % 2) for _ in range(64))] for row in range(20)]
+    for row, values in enumerate(rows):
+        values[: len(columns)] = [row % 2 if key == "label" else row for key in columns]
+    lines = [mark.join(map(str, line)) for line in ([names] if header else []) + rows]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_of_pixels_with_other_columns_and_marks(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture, mark: str
+) -> None:
+    pixel_table(tmp_path / "given" / "a.csv", {"id": 0, "label": 0}, mark)
+    config = Config(data=DataConfig(path=str(tmp_path / "given")))
+    manifest = shards.prepare(config, Storage(str(storage_root)))
+    assert (manifest.shape, manifest.classes) == ((8, 8, 1), ("0", "1"))
+    assert "the columns id are no pixels and not used" in caplog.text
+
+
+def test_a_table_of_pixels_as_floats(tmp_path: Path) -> None:
+    path = pixel_table(tmp_path / "a.csv", {"label": 0})
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    lines[1:] = [[line[0], *(str(int(value) / 255) for value in line[1:])] for line in lines[1:]]
+    path.write_text("\n".join(map(",".join, lines)))
+    source = open_csv_pixels(Folder(str(tmp_path)), DataConfig())
+    assert source.splits["train"].gather(np.array([1])).images.max() == 159
+
+
+def test_a_table_of_pixels_without_a_header_is_named(tmp_path: Path) -> None:
+    pixel_table(tmp_path / "a.csv", {"label": 0}, header=False)
+    with pytest.raises(DataError, match=r"a.csv begins with numbers and not with the names of its columns"):
         open_csv_pixels(Folder(str(tmp_path)), DataConfig())

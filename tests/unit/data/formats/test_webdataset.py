@@ -53,6 +53,12 @@ def ingest(root: Path, path: Path, **data: Any) -> Manifest:
     return shards.prepare(Config(data=DataConfig(shards=2, path=str(path), **data)), Storage(str(root)))
 
 
+def test_absent_files_of_a_set_give_a_warning(tmp_path: Path, storage_root: Path) -> None:
+    tar(tmp_path / "given" / "set-000-of-002.tar", samples(range(20)))
+    said = "1 of 2 files of a set are not there, like set-001-of-002.tar."
+    assert said in ingest(storage_root, tmp_path / "given").warnings
+
+
 @pytest.mark.parametrize("ending", ["cls", "json"])
 def test_tars_of_several_splits(tmp_path: Path, storage_root: Path, ending: str) -> None:
     given = tmp_path / "given"
