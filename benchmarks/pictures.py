@@ -115,7 +115,7 @@ def measure() -> Sequence[report.Figure]:
             port = ingress.free_ports()[0]
             with serving.running(name, command(port), environment):
                 url = f"http://127.0.0.1:{port}/predict"
-                return _served(url, raw if name == "distml" else form)
+                return _served(f"{url}/image", raw) if name == "distml" else _served(url, form)
 
         return measured
 

@@ -33,10 +33,8 @@ class Engine:
     """The model: uint8 [N, 224, 224, 3] to float32 [N, classes]. Not for several threads."""
 
     def __init__(self) -> None:
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            from tensorflow.lite import Interpreter
+        from ai_edge_litert.interpreter import Interpreter
+
         self._interpreters: dict[int, Any] = {}
         for size in SIZES:
             interpreter = Interpreter(os.environ["MODEL"], num_threads=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import litserve
 import numpy as np
+from fastapi import Request
 
 from benchmarks.peers.servers import photo
 
@@ -17,7 +18,7 @@ class Api(litserve.LitAPI):
         """Load the model in the worker process."""
         self.engine = photo.Engine()
 
-    def decode_request(self, request: dict[str, Any]) -> Any:
+    def decode_request(self, request: Request) -> Any:
         """Decode the one picture of a request."""
         return photo.decode(request["images"].file.read())
 
