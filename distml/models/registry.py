@@ -108,7 +108,7 @@ def check_config(model: ModelConfig) -> None:
         )
     if key != "backbone_learning_rate" and model.weights is None and model.name in backbones.BACKBONES:
         raise ConfigError(
-            f"model.freeze_epochs = {value} would freeze a backbone with random weights.",
+            f"model.{key} = {value} would freeze a backbone with random weights.",
             "Set model.weights, as to imagenet.",
         )
 

@@ -73,7 +73,10 @@ class Multilabel(Task):
             for at, row in enumerate(rows):
                 for label in row:
                     if label not in place:
-                        raise DataError(f"the {split} label {label} is not among the labels.")
+                        raise DataError(
+                            f"the {split} label {label} is not among the labels of the training rows.",
+                            f"Give training rows that have it, or remove it from {split}.",
+                        )
                     targets[at, place[label]] = 1
         return cls(tuple(labels)), encoded
 
@@ -270,11 +273,11 @@ class Multilabel(Task):
         }
 
     def described(self, outputs: npt.NDArray[np.float32], top: int) -> dict[str, Any]:
-        """`labels` above their thresholds, and `top`, the most probable labels."""
-        return {
-            "labels": self._named(self.decide(outputs[None])[0]),
-            "top": ranked(self.names, outputs, top),
-        }
+        """`labels` above their thresholds, and `top`, the most probable labels and all that are given."""
+        labels = self._named(self.decide(outputs[None])[0])
+        order = ranked(self.names, outputs, len(self.names))
+        listed = [each for at, each in enumerate(order) if at < top or each["class"] in labels]
+        return {"labels": labels, "top": listed}
 
     def shown(self, prediction: Mapping[str, Any]) -> tuple[str, ...]:
         """See `Task.shown`."""

@@ -143,7 +143,7 @@ def test_random_augmentation_layers_are_recognised() -> None:
     [
         ({"unfreeze_from": 3}, "unfreeze_from = 3, but convnet has no backbone"),
         ({"unfreeze_from": 0}, "expected a layer's name or a number of layers, at least 1"),
-        ({"name": "vgg16", "unfreeze_from": "block5"}, "would freeze a backbone with random weights"),
+        ({"name": "vgg16", "unfreeze_from": "block5"}, "unfreeze_from = block5 would freeze a backbone with"),
         (
             {"test_time_views": ["sideways"]},
             "unknown view 'sideways'; expected some of mirror, flip, turn, zoom",

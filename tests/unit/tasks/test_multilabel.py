@@ -103,7 +103,10 @@ def test_predictions_name_the_labels_above_their_thresholds() -> None:
     assert [row["labels"] for row in task.predictions(outputs)] == [["cat"], ["dog"]]
     assert task.tensor("labels", outputs).tolist() == [[True, False], [False, True]]
     assert task.columns(outputs)["labels"][0] == [["cat"], ["dog"]]
-    assert task.shown(task.described(outputs[0], 1)) == ("cat", "dog 0.800")
+    assert task.shown(task.described(outputs[0], 1)) == (
+        "cat",
+        "dog 0.800, cat 0.600",
+    )  # what is given is listed
     assert task.logged(outputs)["labels"].tolist() == [[1, 0], [0, 1]]
     targets = np.array([[1, 0], [1, 0]], np.float32)
     (mistake,) = task.mistakes(targets, outputs, np.array([0.1, 2.0]))
