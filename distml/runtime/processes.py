@@ -1,4 +1,4 @@
-"""Manages the processes of a local Ray: token, temporary folder, priority, shutdown (driver).
+"""Processes of a local Ray: token, temporary folder, priority, end (driver); marks of what they do (any).
 
 Ray ends its processes by killing them, so what they left in the system's temporary folder (models that were
 being served, half a checkpoint, the sockets of Ray's own dashboard) would stay there after every command.
@@ -7,11 +7,16 @@ being served, half a checkpoint, the sockets of Ray's own dashboard) would stay 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
+import mmap
 import os
 import secrets
+import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -157,3 +162,73 @@ def _step_behind(thread: int, idle: bool) -> None:
     os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
     if idle:
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process that ended without closing its marks.
+
+    Attributes:
+        pid: Its number.
+        marks: What it was doing, by name; what it was not doing is left out.
+    """
+
+    pid: int
+    marks: dict[str, int]
+
+
+class Marks:
+    """What this process is doing, in a file that outlives it. Final.
+
+    A process that the kernel or a native library ends cannot say what it was doing. Its file is locked as
+    long as it lives, so that a file that can be locked is one of a process that died. Setting a mark writes
+    eight bytes of shared memory (0.2 us).
+
+    Args:
+        folder: Where the processes that look for each other have their files; made when absent.
+        names: Of what may be marked.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        header = json.dumps({"pid": os.getpid(), "names": list(names)}).encode() + b"\n"
+        self._places = {name: len(header) + 8 * at for at, name in enumerate(names)}
+        self._path = folder / f"{secrets.token_hex(8)}{_MARKS}"
+        made = self._path.with_suffix(".new")
+        self._file = made.open("w+b")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.write(header + bytes(8 * len(names)))
+        self._file.flush()
+        self._memory = mmap.mmap(self._file.fileno(), 0)
+        made.rename(self._path)  # only now: one without its lock would count as left behind
+
+    def set(self, name: str, value: int) -> None:
+        """Mark what begins by a number, and what ends by 0."""
+        if self._file.closed:
+            return
+        struct.pack_into("<q", self._memory, self._places[name], value)
+
+    def close(self) -> None:
+        """Remove the file: this process ends in order."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+_MARKS = ".marks"
+
+
+def deaths(folder: Path) -> list[Death]:
+    """Return the processes that died since the last look of any process, and remove their files."""
+    died = []
+    for path in sorted(folder.glob(f"*{_MARKS}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, struct.error), path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()  # fails where another process has just taken it
+            header = json.loads(stream.readline())
+            values = struct.unpack(f"<{len(header['names'])}q", stream.read())
+            named = zip(header["names"], values, strict=True)
+            died.append(Death(int(header["pid"]), {name: value for name, value in named if value}))
+    return died

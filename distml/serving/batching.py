@@ -22,13 +22,18 @@ from distml.config import ServeConfig
 from distml.data.schema import Images
 from distml.errors import ModelError, NotReadyError, OverloadedError, TimedOutError, UnknownVersionError
 from distml.serving.metrics import Metrics
-from distml.serving.service import Refusal, RegistryState, Served, Standing, Usage
+from distml.serving.service import Loss, Refusal, RegistryState, Served, Standing, Usage
 from distml.tasks import Outputs
 
 logger = logging.getLogger(__name__)
 
 Function = Callable[[Images], Outputs]
 """uint8 [N, H, W, C] to float32 [N, classes]."""
+Mark = Callable[[int], None]
+
+
+def _unmarked(_: int) -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -46,10 +51,11 @@ class Batcher:
         most: Images per call of a function.
         limit: Images that may wait; more are rejected.
         metrics: Records batch sizes and queue length.
+        mark: Called with the version whose function computes next, and with 0 after it.
     """
 
-    def __init__(self, most: int, limit: int, metrics: Metrics) -> None:
-        self._most, self._limit, self._metrics = most, limit, metrics
+    def __init__(self, most: int, limit: int, metrics: Metrics, mark: Mark = _unmarked) -> None:
+        self._most, self._limit, self._metrics, self._mark = most, limit, metrics, mark
         metrics.waiting.set_function(lambda: self._images)
         self._queue: collections.deque[_Waiting] = collections.deque()
         self.calls: collections.Counter[int] = collections.Counter()
@@ -89,9 +95,11 @@ class Batcher:
         try:
             while batch := self._take():
                 self._since = time.monotonic()
+                self._mark(batch[0].version)
                 try:
                     await loop.run_in_executor(self._thread, _compute, batch)
                 finally:
+                    self._mark(0)
                     size = sum(len(waiting.images) for waiting in batch)
                     self._images -= size
                     self.calls[batch[0].version] += 1
@@ -167,7 +175,7 @@ class Shadow:
 
     async def _ask(self, images: Images, answer: Outputs, shadow: Served, function: Function) -> None:
         try:
-            other = await self._batcher.submit(images, function)
+            other = await self._batcher.submit(images, function, shadow.version)
             same = int(np.sum(shadow.task.agree(other, answer)))
             for outcome, count in (("same", same), ("other", len(images) - same)):
                 self._count(shadow, outcome, count)
@@ -217,15 +225,23 @@ class Core:
         metrics: Where batches and comparisons are counted; without it a new registry.
         hear: Called with every answer: the request's identity, the version, images and probabilities, and the
             seconds it took.
+        mark: As for `Batcher`.
     """
 
-    def __init__(self, serve: ServeConfig, metrics: Metrics | None = None, hear: Hear | None = None) -> None:
+    def __init__(
+        self,
+        serve: ServeConfig,
+        metrics: Metrics | None = None,
+        hear: Hear | None = None,
+        mark: Mark = _unmarked,
+    ) -> None:
         self._serve, self._hear = serve, hear
         self.metrics = Metrics() if metrics is None else metrics
         self._loaded: Mapping[int, Loaded] = {}
         self._aliases: Mapping[str, int] = {}
         self._refused: tuple[Refusal, ...] = ()
-        self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images, self.metrics)
+        self._losses: tuple[Loss, ...] = ()
+        self._batcher = Batcher(serve.max_batch_size, serve.max_queued_images, self.metrics, mark)
         self._shadow = Shadow(self._batcher, self.metrics)
         self._usage: dict[int, Usage] = collections.defaultdict(Usage)
         self.draining = False
@@ -237,6 +253,7 @@ class Core:
         metrics = self.metrics
         metrics.champion.set_function(lambda: self._first or 0)
         metrics.refused.set_function(lambda: len(self._refused))
+        metrics.losses.set_function(lambda: sum(loss.replicas for loss in self._losses))
         metrics.missing.set_function(lambda: len(self.state.missing))
         metrics.registry_age.set_function(lambda: age_s(self.state))
 
@@ -251,6 +268,7 @@ class Core:
         """Take what the watcher says of the registry, and what is refused where no version is loaded."""
         if standing.registry.answered_at > self.state.answered_at:
             self.state = standing.registry
+        self._losses = standing.losses
         if not self._loaded:
             self._refused = standing.refused
 
@@ -270,6 +288,10 @@ class Core:
     def refused(self) -> list[Refusal]:
         """Return what aliases point at and was rejected."""
         return list(self._refused)
+
+    def losses(self) -> list[Loss]:
+        """Return what replicas did with this model when they died."""
+        return list(self._losses)
 
     def aliases(self) -> Mapping[str, int]:
         """Return the loaded version of each alias, the champion first."""

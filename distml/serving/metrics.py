@@ -98,6 +98,8 @@ class Metrics:
         self.refused = Gauge("distml_refused_versions", sentence, registry=self._registry)
         sentence = "Aliases and versions that are followed and that the registry does not have."
         self.missing = Gauge("distml_missing_versions", sentence, registry=self._registry)
+        sentence = "Replicas that died while they loaded this model or computed its predictions."
+        self.losses = Gauge("distml_replica_losses", sentence, registry=self._registry)
         sentence = "Time since the registry answered the watcher."
         self.registry_age = Gauge("distml_registry_age_seconds", sentence, registry=self._registry)
         sentence = "Time since this replica last answered a request of an image or a model."

@@ -12,7 +12,7 @@ from typing import Any
 
 from distml.config import Config, ServeConfig, ServedModelConfig
 from distml.errors import ConfigError, StorageError
-from distml.serving.service import Refusal
+from distml.serving.service import Doing, Refusal
 from distml.storage import Storage
 from distml.tracking import registry
 from distml.tracking.registry import ModelVersion
@@ -34,6 +34,7 @@ class ModelSet:
         leading: Alias of the version that answers by default.
         confirmed: Whether the watcher that orders it has heard it from the registry itself; otherwise it is
             what another remembered, good for a replica that has nothing.
+        withdrawn: Versions that replicas which have them loaded are to drop: others died of them.
     """
 
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class ModelSet:
     asked_at: float = field(default=0.0, compare=False)
     leading: str = registry.CHAMPION
     confirmed: bool = True
+    withdrawn: tuple[int, ...] = ()
 
     @property
     def champion(self) -> ModelVersion | None:
@@ -56,6 +58,11 @@ class ModelSet:
             return ""
         content = asdict(self) | {"asked_at": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def withdraws(self, held: ModelSet) -> bool:
+        """Whether the champion that is held is to be dropped though there is none to take its place."""
+        last = held.champion
+        return self.champion is None and last is not None and last.version in self.withdrawn
 
 
 def from_json(values: Mapping[str, Any]) -> ModelSet:
@@ -89,6 +96,11 @@ def hosted(config: Config) -> dict[str, Config]:
     if not config.serve.models:
         return {config.tracking.registered_model: config}
     return {model.called: _alone(config, model) for model in config.serve.models}
+
+
+def marks(name: str) -> dict[Doing, str]:
+    """Return the names of a model's marks by what they mean; see `runtime.processes.Marks`."""
+    return {"loading": f"loading {name}", "predicting": f"predicting {name}"}
 
 
 def _alone(config: Config, model: ServedModelConfig) -> Config:

@@ -163,6 +163,19 @@ class RefusedVersion(Schema):
     """Seconds since 1970 when it was rejected."""
 
 
+class ReplicaLoss(Schema):
+    """Replicas that died with a version at work: its engine crashed, or memory ran out."""
+
+    version: int
+    """Its version."""
+    doing: Literal["loading", "predicting"]
+    """What they did with it."""
+    replicas: int
+    """How many, since the endpoint's watcher started."""
+    at: float
+    """Seconds since 1970 when the last was noticed."""
+
+
 class RegistryStatus(Schema):
     """Whether what is served is what the registry says now."""
 
@@ -185,6 +198,8 @@ class ModelDescription(VersionDescription):
     """Every loaded version, the champion first."""
     refused: list[RefusedVersion]
     """Versions that should be loaded and are not."""
+    losses: list[ReplicaLoss]
+    """What replicas did with this model when they died."""
     registry: RegistryStatus
     """The registry that names the champion."""
 
@@ -479,6 +494,7 @@ def _add_model(
             "what": first.task.what,
             "versions": versions,
             "refused": refused,
+            "losses": [asdict(loss) for loss in service.losses()],
             "registry": registry,
         }
         return answer(described, first.version)

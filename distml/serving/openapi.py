@@ -116,12 +116,17 @@ def specialise(
     if not served:
         return document
     versions = [str(model.version) for model in served]
-    values = {"name": [served[0].name], "version": versions, "label": list(labels)}
+    # Versions and labels come and go: a client that was generated from an enumeration could not name the next.
+    loaded = {
+        "name": {"enum": [served[0].name]},
+        "version": {"examples": versions},
+        "label": {"examples": list(labels)},
+    }
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
-                    parameter["schema"] = {"type": "string", "enum": values[parameter["name"]]}
+                    parameter["schema"] |= loaded[parameter["name"]]
     for path, operations in document["paths"].items():
         for end, bodies in examples.items():
             if path.endswith(end):

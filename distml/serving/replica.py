@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import socket
@@ -32,12 +34,13 @@ from distml.artifacts import layout
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, ServingError
 from distml.runtime import compat
+from distml.runtime.processes import Death, Marks, deaths
 from distml.serving import haproxy
-from distml.serving.batching import Core, Loaded
+from distml.serving.batching import Core, Loaded, Mark
 from distml.serving.encoded import Decoder
 from distml.serving.haproxy import HEALTH_PORT_OFFSET
 from distml.serving.metrics import Families, Metrics
-from distml.serving.models import ModelSet, hosted
+from distml.serving.models import ModelSet, hosted, marks
 from distml.serving.request_log import RequestLog
 from distml.serving.rpc import PATHS, Rpc, procedures
 from distml.serving.service import Models, Served
@@ -143,11 +146,14 @@ class Loader:
         watcher: Handle of the watcher.
         core: Answers with what is loaded.
         turn: Whose turn it is to load: engines are measured then, and Keras loads in one thread at a time.
+        mark: Called with the version that is loaded next, and with 0 after it.
     """
 
-    def __init__(self, name: str, config: Config, watcher: Any, core: Core, turn: asyncio.Lock) -> None:
+    def __init__(
+        self, name: str, config: Config, watcher: Any, core: Core, turn: asyncio.Lock, mark: Mark
+    ) -> None:
         self.name, self.config, self.core = name, config, core
-        self._watcher, self._turn = watcher, turn
+        self._watcher, self._turn, self._mark = watcher, turn, mark
         self._models = ModelSet(leading=config.serve.alias)
         self._loaded: dict[int, Loaded] = {}
         self.changed = asyncio.Event()
@@ -164,6 +170,11 @@ class Loader:
 
     async def _follow_once(self) -> None:
         models = await self._watcher.changes.remote(self.name, self._models)
+        if models.withdraws(self._models):
+            logger.error("%s: version %d is withdrawn", self.name, self._models.aliases[models.leading])
+            self._models, self._loaded = ModelSet(leading=models.leading), {}
+            self.core.swap({}, {}, models.refused)
+            return
         if models.digest in ("", self._models.digest):
             return
         if not _orders(models, self._models, self.config.tracking.registered_model):
@@ -198,7 +209,11 @@ class Loader:
         try:
             files = await self._watcher.files.remote(self.name, number)
             async with self._turn:
-                return await asyncio.to_thread(_loaded, self.config, self.name, models, number, files)
+                self._mark(number)
+                try:
+                    return await asyncio.to_thread(_loaded, self.config, self.name, models, number, files)
+                finally:
+                    self._mark(0)
         except ModelError as error:
             await self._watcher.refuse.remote(self.name, number, str(error))
         except DistmlError as error:
@@ -223,10 +238,14 @@ class Replica:
         self._watcher = watcher
         self._name = ray.get_runtime_context().get_actor_id()[:8]
         self._log = RequestLog(self._config.log, Storage(self._config.storage.root))
-        turn = asyncio.Lock()
+        self._deaths: list[Death] = []
+        turn, models = asyncio.Lock(), hosted(self._config)
+        self._marks = _marks(self._config, [mark for name in models for mark in marks(name).values()])
         self._loaders = {
-            name: Loader(name, alone, watcher, self._core(name, alone), turn)
-            for name, alone in hosted(self._config).items()
+            name: Loader(
+                name, alone, watcher, self._core(name, alone), turn, self._marking(marks(name)["loading"])
+            )
+            for name, alone in models.items()
         }
         several = bool(self._config.serve.models)
         counted = {name: loader.core.metrics for name, loader in self._loaders.items()}
@@ -247,7 +266,11 @@ class Replica:
             record(request, replace(served, name=registered), *answered)
 
         # Rows of one registered model lie together, whatever clients call it.
-        return Core(alone.serve, Metrics(self._name, name), record if name == registered else renamed)
+        hear = record if name == registered else renamed
+        return Core(alone.serve, Metrics(self._name, name), hear, self._marking(marks(name)["predicting"]))
+
+    def _marking(self, name: str) -> Mark:
+        return partial(self._marks.set, name) if self._marks else lambda _: None
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Load the champions, then make the application; Ray Serve calls this by its name.
@@ -260,6 +283,7 @@ class Replica:
 
         # While the watcher imports MLflow; what an engine lacks is said when it is loaded.
         prepared = asyncio.create_task(asyncio.to_thread(_prepare, self._config))
+        await self._tell_deaths()  # first: what the one before this died of must not be loaded again
         self._tasks = [asyncio.create_task(loader.follow()) for loader in self._loaders.values()]
         await self._await_models()
         await prepared
@@ -304,7 +328,20 @@ class Replica:
     async def _share(self) -> None:
         while True:
             await asyncio.sleep(_SHARE_S)
+            await self._tell_deaths()
             await self._share_once()
+
+    async def _tell_deaths(self) -> None:
+        """Tell the watcher what replicas on this machine were doing that died since the last look."""
+        if self._marks:
+            self._deaths += await asyncio.to_thread(deaths, _folder(self._config))
+        while self._deaths:
+            try:
+                await self._watcher.lost.remote(self._deaths[0])
+            except Exception as error:  # the watcher restarts, and is told later
+                logger.warning("a death is not reported yet: %s", str(error).partition("\n")[0][:200])
+                return
+            self._deaths.pop(0)
 
     async def _share_once(self) -> None:
         with contextlib.suppress(Exception):  # the watcher restarts; each then answers for itself
@@ -330,7 +367,23 @@ class Replica:
     async def __del__(self) -> None:
         for loader in self._loaders.values():
             loader.core.draining = True
+        if self._marks:
+            self._marks.close()
         await asyncio.to_thread(self._log.close)
+
+
+def _folder(config: Config) -> Path:
+    """Where replicas of one endpoint on one machine leave their marks."""
+    endpoint = json.dumps([config.storage.root, config.tracking.uri, config.serve.port, os.getuid()])
+    return Path(tempfile.gettempdir(), f"distml-marks-{hashlib.sha256(endpoint.encode()).hexdigest()[:12]}")
+
+
+def _marks(config: Config, names: list[str]) -> Marks | None:
+    try:
+        return Marks(_folder(config), names)
+    except OSError as error:
+        logger.warning("what a replica does when it dies cannot be recorded: %s", error)
+        return None
 
 
 def _orders(models: ModelSet, held: ModelSet, name: str) -> bool:

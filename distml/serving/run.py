@@ -45,7 +45,7 @@ def follow(
     def say(name: str, line: str) -> None:
         console.print(escape(f"{name}: {line}" if name else line))
 
-    before = {name: _described(place) for name, place in places.items()}
+    before = {name: _described(place)[0] for name, place in places.items()}
     for name, described in before.items():
         for line in engine((described or {}).get("engine")):
             say(name, f"engine     {line}")
@@ -53,21 +53,25 @@ def follow(
             say(name, line)
     while not ended.wait(_LOOK_S):
         for name, place in places.items():
-            now = _described(place)
-            for line in changes(before[name], now):
+            now, refusal = _described(place)
+            lines = [refusal] if refusal and before[name] is not None else changes(before[name], now)
+            for line in lines:
                 say(name, line)
             before[name] = now
 
 
-def _described(url: str) -> Described:
+def _described(url: str) -> tuple[Described, str]:
+    """What `/model` answers, or why it cannot; an empty reason where nothing answers."""
     try:
         response = requests.get(
             f"{url}/model", timeout=5, headers=keys.sent(own=True), verify=client.verify(url)
         )
         described = response.json()
     except (requests.RequestException, ValueError):
-        return None
-    return described if response.status_code == 200 and isinstance(described, dict) else None
+        return None, ""
+    if not isinstance(described, dict):
+        return None, ""
+    return (described, "") if response.status_code == 200 else (None, str(described.get("error", "")))
 
 
 def changes(before: Described, now: Described) -> list[str]:
@@ -89,6 +93,7 @@ def changes(before: Described, now: Described) -> list[str]:
             state = f"is version {aliases[alias]} now" if alias in aliases else "is not loaded any more"
             lines.append(f"{alias} {state}")
     lines += _refusals(before, now, answers)
+    lines += _losses(before, now)
     was, registry = before["registry"], now["registry"]
     if not registry["answers"] and (start or was["answers"]):
         age = (
@@ -126,6 +131,19 @@ def _refusals(before: Mapping[str, Any], now: Mapping[str, Any], answers: str) -
         for version, alias in sorted(known - refused.keys())
         if aliases.get(alias) == version
     ]
+
+
+def _losses(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say of which versions replicas died since the last look, all of them at the first."""
+    known = {} if now is before else {(loss["version"], loss["doing"]): loss for loss in before["losses"]}
+    lines = []
+    for loss in now["losses"]:
+        seen = known.get((loss["version"], loss["doing"]), {"replicas": 0})["replicas"]
+        if loss["replicas"] > seen:
+            times = f", {loss['replicas']} by now" if loss["replicas"] > 1 else ""
+            did = "loading it" if loss["doing"] == "loading" else "computing its predictions"
+            lines.append(f"version {loss['version']}: a replica died while {did}{times}")
+    return lines
 
 
 _QUANTILES = (0.5, 0.99)

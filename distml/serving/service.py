@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from starlette.requests import Request
 
@@ -75,6 +75,26 @@ class Refusal:
     at: float
 
 
+Doing = Literal["loading", "predicting"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Replicas that died with a version at work, since the endpoint's watcher started.
+
+    Args:
+        version: Its number.
+        doing: What they did with it.
+        replicas: How many.
+        at: Seconds since 1970 when the last was noticed.
+    """
+
+    version: int
+    doing: Doing
+    replicas: int
+    at: float
+
+
 @dataclass
 class Usage:
     """What a version has been asked of this replica.
@@ -116,10 +136,12 @@ class Standing:
     Args:
         registry: When it answered, and what is missing there.
         refused: What its aliases point at and was refused.
+        losses: What replicas did with it when they died.
     """
 
     registry: RegistryState
     refused: tuple[Refusal, ...]
+    losses: tuple[Loss, ...] = ()
 
 
 class Service(Protocol):
@@ -158,6 +180,10 @@ class Service(Protocol):
 
     def refused(self) -> list[Refusal]:
         """Return the versions that an alias points at now and that were rejected."""
+        ...
+
+    def losses(self) -> list[Loss]:
+        """Return what replicas did with this model when they died."""
         ...
 
     def aliases(self) -> Mapping[str, int]:

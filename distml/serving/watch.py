@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ from distml.artifacts.layout import DIGESTS
 from distml.config import Config
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
 from distml.runtime import compat
+from distml.runtime.processes import Death
 from distml.serving.metrics import Families
-from distml.serving.models import ModelSet, Record, aliases, hosted
-from distml.serving.service import Refusal, RegistryState, Standing
+from distml.serving.models import ModelSet, Record, aliases, hosted, marks
+from distml.serving.service import Doing, Loss, Refusal, RegistryState, Standing
 from distml.tracking import locate, registry
 from distml.tracking.registry import ModelVersion
 
@@ -47,6 +50,8 @@ class _Bad:
     reason: str
     since: float
     looked: float
+    until: float = math.inf
+    """When a version that replicas died of is tried again, in seconds since 1970."""
 
 
 class Watch:
@@ -74,6 +79,8 @@ class Watch:
         self._former: dict[str, ModelVersion] = {}
         self._gone: tuple[str, ...] = ()
         self._silent = self._heard = False
+        self._losses: list[Lost] = []
+        self._withdrawn: dict[ModelVersion, int] = {}
 
     def vacant(self) -> bool:
         """Return whether the registry has said that there is no champion, and none was ever served."""
@@ -195,6 +202,7 @@ class Watch:
             versions={kept.version: kept for kept in (*chosen.values(), *pinned, *former) if kept},
             refused=tuple(refused),
             confirmed=self._heard,
+            withdrawn=tuple(sorted(version.version for version in self._withdrawn.keys() & self._bad.keys())),
         )
         if now == before:
             return False
@@ -237,6 +245,10 @@ class Watch:
         """Return why a version cannot be trusted, None where it can; it is logged once."""
         bad = self._bad.get(version)
         held = self._verified.get(version)
+        if bad and bad.until < time.time():
+            self._say(logging.WARNING, "tried_again", f"{alias}: version {version.version} is tried again")
+            del self._bad[version]
+            bad = None
         if held:
             gone = f"{held.folder} is gone, so that no other replica can load it."
             if not (held.folder / DIGESTS).exists():
@@ -309,6 +321,39 @@ class Watch:
         pinned = [target for target in before.versions.values() if target != version]
         return self._change({alias: target for alias, target in back.items() if target}, pinned, refused)
 
+    def lose(self, lost: Lost, several: bool) -> bool:
+        """Take the death of a replica that had a version at work; returns whether the model set changed.
+
+        Args:
+            lost: What it did.
+            several: Whether other models share its process.
+        """
+        self._losses.append(lost)
+        version = self.models.versions.get(lost.version)
+        if version is None or version in self._bad:
+            return False
+        again = self._withdrawn.get(version, 0)
+        least = condemned(self._losses, lost, several, again > 0)
+        if not least:
+            return False
+        did = "loading it" if lost.doing == "loading" else "computing its predictions"
+        died = "another replica" if least == 1 else f"{least} replicas in a row"
+        self._withdrawn[version] = again + 1
+        reason = f"{died} died while {did}: its engine crashed, or memory ran out."
+        wait_s = _RETRY_S * 2 ** min(again, _DOUBLED)
+        if lost.doing == "predicting":
+            reason = f"{reason} It is tried again after {wait_s:.0f} s."
+        changed = self.refuse(lost.version, reason)
+        if lost.doing == "predicting":
+            self._bad[version].until = time.time() + wait_s
+        return changed
+
+    def losses(self) -> tuple[Loss, ...]:
+        """Return the deaths of replicas by version and by what they did."""
+        last = {(lost.version, lost.doing): lost.at for lost in self._losses}
+        counted = Counter((lost.version, lost.doing) for lost in self._losses)
+        return tuple(Loss(*key, replicas=counted[key], at=at) for key, at in last.items())
+
     def files(self, number: int) -> dict[str, bytes]:
         """Return the files of an accepted version by their path in the export.
 
@@ -325,6 +370,46 @@ class Watch:
             return {name: (export.folder / name).read_bytes() for name in [DIGESTS, *listed]}
         except (OSError, ValueError) as error:
             raise ModelError(f"the files of version {number} cannot be read: {error}.") from None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The death of a replica that had a version at work, when, and whether no other was."""
+
+    version: int
+    doing: Doing
+    at: float
+    alone: bool = True
+
+
+_LOADING, _PREDICTING, _IN_A_ROW_S = 2, 3, 90.0
+"""Deaths of replicas within so many seconds after which a version is withdrawn."""
+_DOUBLED = 6
+
+
+def condemned(losses: Sequence[Lost], last: Lost, several: bool, before: bool) -> int:
+    """Decide whether a version is withdrawn because replicas died with it; how many did, or 0.
+
+    A replica loads rarely, so that a second death while one version is loaded is no chance. Predictions are
+    computed most of the time: who kills busy replicas for another reason must not make an endpoint lose its
+    only model. So they count where others would fall with it, when no other was computing, in a quick row.
+
+    Args:
+        losses: Of the model, with the last.
+        last: The last one.
+        several: Whether other models share the process.
+        before: It was withdrawn before and is on trial.
+    """
+    if last.doing == "predicting" and not (several and last.alone):
+        return 0
+    alike = [
+        lost
+        for lost in losses
+        if (lost.version, lost.doing, lost.alone) == (last.version, last.doing, last.alone)
+        and last.at - lost.at <= _IN_A_ROW_S
+    ]
+    needed = 1 if before else _LOADING if last.doing == "loading" else _PREDICTING
+    return len(alike) if len(alike) >= needed else 0
 
 
 def _require_alike(export: layout.Export, champion: layout.Export, changed: bool) -> None:
@@ -443,7 +528,8 @@ class Watcher:
         watched = self._watched[name]
         if watched.watch.learn(held):
             watched.announce()
-        if watched.watch.models.digest in ("", held.digest):
+        models = watched.watch.models
+        if models.digest in ("", held.digest) and not models.withdraws(held):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(watched.news.wait(), _PATIENCE_S)
         return watched.watch.models
@@ -468,7 +554,7 @@ class Watcher:
             name: counts for name, counts in self._counted.items() if now - counts[0] < _SILENT_S
         }
         standing = {
-            name: Standing(watched.watch.registry, watched.watch.models.refused)
+            name: Standing(watched.watch.registry, watched.watch.models.refused, watched.watch.losses())
             for name, watched in self._watched.items()
         }
         return len(self._counted), standing
@@ -489,6 +575,25 @@ class Watcher:
         async with watched.turn:
             if watched.watch.refuse(number, reason):
                 watched.announce()
+
+    async def lost(self, death: Death) -> None:
+        """Take a replica's report of another that died, and say what that one was doing."""
+        working = {
+            (name, doing): death.marks[mark]
+            for name in self._watched
+            for doing, mark in marks(name).items()
+            if mark in death.marks
+        }
+        doings = [f"{doing} version {version} of {name}" for (name, doing), version in working.items()]
+        sentence = f"a replica (process {death.pid}) died while {', '.join(doings) or 'it was idle'}"
+        log.event(logger, logging.ERROR, "replica_died", sentence, pid=death.pid, marks=death.marks)
+        for (name, doing), version in working.items():
+            watched, at = self._watched[name], time.time()
+            async with watched.turn:
+                if watched.watch.lose(
+                    Lost(version, doing, at, len(working) == 1), several=len(self._watched) > 1
+                ):
+                    watched.announce()
 
     async def __del__(self) -> None:
         """Leave no files behind; Ray Serve calls this by its name before it ends the process."""

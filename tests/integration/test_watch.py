@@ -13,7 +13,7 @@ from distml.config import Config, ServeConfig
 from distml.errors import ModelError, ServingError, TrackingError
 from distml.serving import deploy
 from distml.serving.models import ModelSet
-from distml.serving.watch import Watch
+from distml.serving.watch import Lost, Watch, condemned
 from distml.tracking import locate
 from distml.tracking import registry as champions
 from tests import registered
@@ -299,3 +299,66 @@ def test_a_deleted_pinned_version_is_reported_and_still_served(registry: Registr
     watch.look()
     assert pinned in watch.models.versions
     assert watch.registry.missing == (f"version {pinned}",)
+
+
+def test_a_version_that_replicas_die_of_gives_way_to_the_one_before(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(registry.config)
+    assert watch.look()
+    crown(registry, 2)
+    assert watch.look()
+    assert not watch.lose(Lost(2, "loading", 100.0), several=False)
+    assert watch.models.aliases == {"champion": 2}
+    assert watch.lose(Lost(2, "loading", 110.0), several=False)
+    assert watch.models.aliases == {"champion": 1}
+    (refusal,) = watch.models.refused
+    assert refusal.reason == (
+        "2 replicas in a row died while loading it: its engine crashed, or memory ran out."
+    )
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 1e6)
+    assert not watch.look()
+    assert watch.models.aliases == {"champion": 1}  # a load that kills is not tried again
+    assert [(loss.version, loss.doing, loss.replicas) for loss in watch.losses()] == [(2, "loading", 2)]
+
+
+def test_a_version_of_several_that_replicas_die_of_is_dropped_and_tried_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(registry.config)
+    assert watch.look()
+    held = watch.models
+    for at in (100.0, 110.0):
+        assert not watch.lose(Lost(1, "predicting", at), several=True)
+    assert watch.lose(Lost(1, "predicting", 120.0), several=True)
+    assert watch.models.champion is None
+    assert watch.models.withdraws(held)
+    assert "It is tried again after 30 s." in watch.models.refused[0].reason
+    watch.look()
+    assert watch.models.champion is None
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 31)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    assert not watch.models.withdrawn
+    assert watch.lose(Lost(1, "predicting", 300.0), several=True)
+    assert "another replica died while computing its predictions" in watch.models.refused[0].reason
+    assert "It is tried again after 60 s." in watch.models.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("deaths", "several", "withdrawn"),
+    [
+        ([Lost(1, "predicting", at) for at in (0.0, 40.0, 80.0)], True, 3),
+        ([Lost(1, "predicting", at) for at in (0.0, 40.0, 80.0)], False, 0),  # the endpoint's only model
+        ([Lost(1, "predicting", at) for at in (0.0, 60.0, 120.0)], True, 0),  # too far apart
+        ([Lost(1, "predicting", at, alone=at > 0) for at in (0.0, 10.0, 20.0)], True, 0),
+        ([Lost(1, "loading", 0.0), Lost(1, "predicting", 1.0), Lost(1, "predicting", 2.0)], True, 0),
+        ([Lost(1, "loading", 0.0), Lost(2, "loading", 1.0)], True, 0),
+        ([Lost(1, "loading", 0.0), Lost(1, "loading", 9.0)], False, 2),
+    ],
+)
+def test_who_kills_busy_replicas_takes_no_version_away(
+    deaths: list[Lost], several: bool, withdrawn: int
+) -> None:
+    assert condemned(deaths, deaths[-1], several, before=False) == withdrawn

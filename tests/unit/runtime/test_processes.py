@@ -144,3 +144,36 @@ def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+MARKING = """
+import os, sys
+from pathlib import Path
+from distml.runtime.processes import Marks
+marks = Marks(Path(sys.argv[1]), ["loading", "predicting"])
+marks.set("loading", 4)
+marks.set("loading", 0)
+marks.set("predicting", 7)
+print(1, flush=True)
+if sys.stdin.readline() == "close":
+    marks.close()
+    sys.exit()
+os.abort()
+"""
+
+
+@pytest.mark.parametrize("ends", ["close", "", "kill"])
+def test_a_process_that_dies_leaves_what_it_was_doing(tmp_path: Path, ends: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", MARKING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout
+    assert child.stdout.readline()
+    assert processes.deaths(tmp_path) == []
+    if ends == "kill":
+        child.kill()
+    child.communicate(ends.encode())
+    expected = [] if ends == "close" else [processes.Death(child.pid, {"predicting": 7})]
+    assert processes.deaths(tmp_path) == expected
+    assert processes.deaths(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

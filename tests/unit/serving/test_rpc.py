@@ -171,7 +171,7 @@ def test_a_tensor_is_answered_as_over_http(call: Call) -> None:
     assert (response.model_name, response.model_version, response.id) == ("pets", "7", "42")
     assert trailing["x-model-version"] == "7"
     probabilities = np.frombuffer(outputs(response)["probabilities"], "<f4").reshape(3, 3)
-    np.testing.assert_allclose(probabilities, EXPECTED, rtol=1e-6)
+    np.testing.assert_allclose(probabilities, EXPECTED, atol=1e-6)
     labels = np.frombuffer(outputs(response)["label"], "<i4")
     assert labels.tolist() == EXPECTED.argmax(1).tolist()
     words = [serving.CLASSES[label].encode() for label in labels]
@@ -194,7 +194,7 @@ def test_values_may_stand_in_the_tensor_itself(call: Call, datatype: str, field:
     getattr(tensor.contents, field).extend(IMAGES.ravel().tolist())
     request.outputs.add(name="probabilities")
     (raw,) = infer(call, request)[0].raw_output_contents
-    np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(3, 3), EXPECTED, rtol=1e-6)
+    np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(3, 3), EXPECTED, atol=1e-6)
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["bytes_contents", "raw_input_contents"])
@@ -207,7 +207,7 @@ def test_pictures_are_decoded(call: Call, raw: bool) -> None:
     else:
         tensor.contents.bytes_contents.append(data)
     actual = np.frombuffer(outputs(infer(call, request)[0])["probabilities"], "<f4")
-    np.testing.assert_allclose(actual, EXPECTED[0], rtol=1e-6)
+    np.testing.assert_allclose(actual, EXPECTED[0], atol=1e-6)
 
 
 def test_a_version_answers_by_number_and_label(call: Call) -> None:
@@ -234,7 +234,7 @@ def test_tensorflow_serving_predicts(call: Call, dtype: Any) -> None:
     assert response.model_spec.name == "pets"
     output = response.outputs["probabilities"]
     assert [size.size for size in output.tensor_shape.dim] == [3, 3]
-    np.testing.assert_allclose(np.reshape(output.float_val, (3, 3)), EXPECTED, rtol=1e-6)
+    np.testing.assert_allclose(np.reshape(output.float_val, (3, 3)), EXPECTED, atol=1e-6)
 
 
 def test_tensorflow_serving_takes_pictures_and_tensors_of_one_value(call: Call) -> None:
@@ -245,7 +245,7 @@ def test_tensorflow_serving_takes_pictures_and_tensors_of_one_value(call: Call) 
     tensor.tensor_shape.dim.add(size=1)
     tensor.string_val.append(picture())
     np.testing.assert_allclose(
-        predict(call, request).outputs["probabilities"].float_val, EXPECTED[0], rtol=1e-6
+        predict(call, request).outputs["probabilities"].float_val, EXPECTED[0], atol=1e-6
     )
     request = prediction()
     request.inputs["image"].ClearField("tensor_content")

@@ -25,7 +25,7 @@ def described(
     version: int = 3, answers: bool = True, missing: tuple[str, ...] = (), **more: Any
 ) -> dict[str, Any]:
     registry = {"answers": answers, "age_s": 1.0 if answers else 42.0, "missing": list(missing)}
-    return {"name": "pets", "version": version, "refused": [], "registry": registry, **more}
+    return {"name": "pets", "version": version, "refused": [], "losses": [], "registry": registry, **more}
 
 
 def test_an_unchanged_state_prints_nothing() -> None:
@@ -54,6 +54,18 @@ def test_each_change_of_the_model_set_is_printed_once() -> None:
     assert run.changes(described(), described(missing=("champion",))) == [
         "the registry has no champion any more; version 3 is still served"
     ]
+
+
+def test_deaths_of_replicas_are_printed_with_the_version_at_work() -> None:
+    loss = {"version": 3, "doing": "predicting", "replicas": 1, "at": 1.0}
+    once, twice = described(losses=[loss]), described(losses=[{**loss, "replicas": 2}])
+    sentence = "version 3: a replica died while computing its predictions"
+    assert run.changes(described(), once) == [sentence]
+    assert run.changes(once, described(losses=[loss])) == []
+    assert run.changes(once, twice) == [f"{sentence}, 2 by now"]
+    assert run.changes(twice, twice) == [f"{sentence}, 2 by now"]
+    loading = described(losses=[loss, {**loss, "doing": "loading"}])
+    assert run.changes(once, loading) == ["version 3: a replica died while loading it"]
 
 
 def test_an_alias_that_moves_goes_and_returns_is_printed() -> None:
