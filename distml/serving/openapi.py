@@ -116,7 +116,7 @@ def specialise(
     if not served:
         return document
     versions = [str(model.version) for model in served]
-    # Versions and labels come and go: a client that was generated from an enumeration could not name the next.
+    # Versions and labels come and go: a client generated from an enumeration could not name the next.
     loaded = {
         "name": {"enum": [served[0].name]},
         "version": {"examples": versions},
