@@ -8,6 +8,7 @@ their kind, and weights only where the shapes agree.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 from collections import Counter, defaultdict
@@ -87,19 +88,22 @@ def load(
     except ModelError:
         raise
     except Exception as error:  # zipfile, h5py, NumPy and Keras raise nearly anything on a wrong file
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"weights {source} cannot be read: {cause}.", _REMEDY) from error
+        remedy = _ALONE if path.name.endswith(".keras") else _REMEDY
+        raise ModelError(f"weights {source} cannot be read: {_first_sentence(error)}.", remedy) from error
     taken: dict[str, np.ndarray] = {}
     used: set[str] = set()
     wrong: list[str] = []
+    turned = False
     for layer, like in _pairs(network, layers):
         used.add(like)
         for variable, array in _fitting(compat.own_variables(layer), layers[like]):
             if array.shape == tuple(variable.shape):
                 taken[variable.path] = array
             else:
+                turned |= sorted(array.shape) == sorted(variable.shape)
                 wrong.append(f"{variable.path} is {list(variable.shape)} here, {list(array.shape)} there")
-    _require_enough(network, taken, wrong, source, name or network.name)
+    _require_enough(network, taken, wrong, source, name or network.name, _TURNED if turned else _REMEDY)
+    _require_finite(taken, source)
     for variable in network.variables:
         if variable.path in taken:
             variable.assign(taken[variable.path])
@@ -109,6 +113,26 @@ def load(
 
 
 _REMEDY = "Give a .keras, .weights.h5 or .npz file of this model."
+_ALONE = 'Save its weights alone, by model.save_weights("NAME.weights.h5"), and give that file.'
+_TURNED = "Axes are in another order: a kernel is (height, width, in, out), that of a dense layer (in, out)."
+_LEAST = 0.25
+"""Share of a network's arrays that a file must have; a few fit by chance, as a last layer of equal width."""
+
+
+def _first_sentence(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    whole = line if len(line) <= 200 else line[: line.rfind(". ", 0, 200) + 1] or line[:200]
+    return whole.rstrip(". :")
+
+
+def _require_finite(taken: Mapping[str, np.ndarray], source: str) -> None:
+    """Reject weights of a run that diverged: the first loss would be NaN, whatever the learning rate."""
+    for path, array in taken.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelError(
+                f"weights {source} have numbers in {path} that are not finite.",
+                "Give a file of a training that did not diverge.",
+            )
 
 
 def _some(names: Iterable[str]) -> str:
@@ -117,7 +141,12 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _require_enough(
-    network: keras.Model, taken: dict[str, np.ndarray], wrong: list[str], source: str, name: str
+    network: keras.Model,
+    taken: dict[str, np.ndarray],
+    wrong: list[str],
+    source: str,
+    name: str,
+    remedy: str,
 ) -> None:
     """Reject a file that would leave a backbone half trained, or everything at its initial values."""
     needed = [weight.path for weight in _backbone_weights(network)]
@@ -127,11 +156,14 @@ def _require_enough(
         raise ModelError(
             f"weights {source} are not of {name}: {len(needed) - len(absent)} of the "
             f"{len(needed)} arrays of its backbone fit; {why}.",
-            _REMEDY,
+            remedy,
         )
+    why = f" ({wrong[0]})" if wrong else ""
     if not taken:
-        why = f" ({wrong[0]})" if wrong else ""
-        raise ModelError(f"weights {source} fit no layer of {name}{why}.", _REMEDY)
+        raise ModelError(f"weights {source} fit no layer of {name}{why}.", remedy)
+    if len(taken) < _LEAST * len(network.weights):
+        few = f"{len(taken)} of its {len(network.weights)} arrays fit{why}"
+        raise ModelError(f"weights {source} are not of {name}: {few}.", remedy)
 
 
 def _backbone_weights(network: keras.Model) -> list[Any]:
@@ -147,7 +179,9 @@ def _read(network: keras.Model, path: Path, options: Mapping[str, Any]) -> dict[
 
         return _of_network(keras.saving.load_model(path, compile=False, safe_mode=True))
     if BACKBONES.get(network.name) and BACKBONES[network.name].function:
-        return _of_network(built_by_keras(network.name, path, options.get("alpha", 1.0)))
+        # Keras reads files of its own in its own order; those with another head it rejects.
+        with contextlib.suppress(ValueError):
+            return _of_network(built_by_keras(network.name, path, options.get("alpha", 1.0)))
     return _read_h5(path)
 
 

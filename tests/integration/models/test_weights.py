@@ -94,6 +94,17 @@ def test_the_export_of_a_run_is_loaded_into_another(keras: Any, tmp_path: Path) 
         assert sum(np.array_equal(a.numpy(), b.numpy()) for a, b in pairs) == loaded.loaded
 
 
+def test_a_whole_model_in_the_old_format_is_loaded_without_its_head(keras: Any, tmp_path: Path) -> None:
+    source = keras.applications.MobileNetV2(weights=None, classes=7, input_shape=(96, 96, 3))
+    source.save(tmp_path / "a.h5")
+    network = registry.build("mobilenet_v2", SHAPE, 3, {}, 1)
+    loaded = weights.load(network, tmp_path / "a.h5", "a.h5")
+    assert (loaded.loaded, loaded.unused) == (260, ("predictions",))
+    narrow = registry.build("mobilenet_v2", SHAPE, 3, {"alpha": 0.35}, 1)
+    with pytest.raises(ModelError, match=r"are not of mobilenet_v2: 4 of the 260 arrays .* is \["):
+        weights.load(narrow, tmp_path / "a.h5", "a.h5", options={"alpha": 0.35})
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
 @pytest.mark.parametrize(("top", "file"), [(False, "a.h5"), (False, "a.weights.h5"), (True, "a.weights.h5")])
 def test_keras_own_files_are_loaded_with_and_without_their_classifier(
@@ -139,6 +150,37 @@ def test_weights_of_another_network_are_rejected_with_the_reason(
     with pytest.raises(ModelError, match=said):
         weights.load(network, tmp_path / "other.keras", "other.keras")
     assert all(np.array_equal(*both) for both in zip(before, network.get_weights(), strict=True))
+
+
+def test_a_network_that_shares_its_last_layer_alone_is_rejected(keras: Any, tmp_path: Path) -> None:
+    drawn("convnet").save(tmp_path / "other.keras")
+    network = registry.build("resnet", SHAPE, 5, {"widths": [32, 64], "blocks": 1}, 1)
+    with pytest.raises(ModelError, match=r"are not of resnet: [12] of its \d+ arrays fit"):
+        weights.load(network, tmp_path / "other.keras", "other.keras")
+
+
+def test_arrays_of_pytorch_and_of_a_training_that_diverged_are_named(keras: Any, tmp_path: Path) -> None:
+    published(drawn(), tmp_path / "whole.npz")
+    arrays = dict(np.load(tmp_path / "whole.npz"))
+    network = registry.build(LITE, SHAPE, 5, {}, 1)
+    turned = {name: array.transpose() for name, array in arrays.items()}
+    np.savez(tmp_path / "turned.npz", allow_pickle=False, **turned)
+    with pytest.raises(ModelError) as caught:
+        weights.load(network, tmp_path / "turned.npz", "turned.npz")
+    assert "a kernel is (height, width, in, out)" in caught.value.remedy
+    arrays["block03/expand/conv/kernel"] *= np.nan
+    np.savez(tmp_path / "nan.npz", allow_pickle=False, **arrays)
+    with pytest.raises(ModelError, match="block03_expand_conv/kernel that are not finite"):
+        weights.load(network, tmp_path / "nan.npz", "nan.npz")
+
+
+def test_a_model_with_code_of_its_own_gets_the_way_out(keras: Any, tmp_path: Path) -> None:
+    layers = [keras.Input(SHAPE), keras.layers.Lambda(lambda x: 2 * x), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3)]).save(tmp_path / "own.keras")
+    with pytest.raises(ModelError) as caught:
+        weights.load(registry.build("convnet", SHAPE, 3, {}, 1), tmp_path / "own.keras", "own.keras")
+    assert "model.save_weights" in caught.value.remedy
+    assert caught.value.message.endswith("disallowed by default.")
 
 
 def test_a_small_network_loads_the_matching_layers_and_lists_the_others(keras: Any, tmp_path: Path) -> None:
