@@ -103,20 +103,38 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         gone = set(divided[split])
         names = [name for name in names if name not in gone]
     _require_pictures_of_all_classes(folder, names)
+    lost = _lost(folder, divided)
     headers, bad = survey(folder, names, data.max_pixels)
     if bad and data.on_error == "fail":
         bad += _damaged(folder, list(headers)[:_DECODED], data.max_pixels)
-    source.require_usable(bad, len(names), data)
+    bad += lost
+    source.require_usable(bad, len(names) + len(lost), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
     levels = () if data.label_pattern else (*_levels(divided["train"]), *_occasions(divided["train"]))
     return dataclasses.replace(opened, notes=(*_empty(folder, divided), *levels, *_masks(names), *lists))
 
 
+def _lost(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> list[Fault]:
+    """Links beside the class folders that lead nowhere: whole classes may lie there."""
+    remedy = "Mount the disk that it leads to, or remove the link."
+    return [
+        Fault(name, f"{name} is a link to {folder.dangling[name]}, which does not exist.", remedy)
+        for name in _beside_classes(folder.dangling, divided)
+        if suffix(name) not in (*SUFFIXES, *_OTHERS)
+    ]
+
+
 def _empty(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     """Say which folders beside those of classes are empty, and so are no classes."""
-    beside = {name[: len(name) - len(path)] for some in divided.values() for name, path in some.items()}
-    empty = [name for name in folder.empty if name[: name.rfind("/") + 1] in beside]
-    return tuple(f"{name} is an empty folder: no class is made of it." for name in sorted(empty))
+    empty = sorted(_beside_classes(folder.empty, divided))
+    return tuple(f"{name} is an empty folder: no class is made of it." for name in empty)
+
+
+def _beside_classes(names: Iterable[str], divided: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Those of some entries that lie where class folders do."""
+    of_pictures = (item for some in divided.values() for item in some.items())
+    above = {name[: len(name) - len(path)] for name, path in of_pictures if "/" in path}
+    return [name for name in names if name[: name.rfind("/") + 1] in above]
 
 
 _OCCASION = re.compile(

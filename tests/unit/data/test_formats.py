@@ -577,6 +577,17 @@ def test_broken_links_are_named(tmp_path: Path, storage_root: Path) -> None:
         ingest(storage_root, tmp_path / "given")
 
 
+def test_a_broken_link_in_place_of_a_class_folder_is_an_error(tmp_path: Path, storage_root: Path) -> None:
+    given = tmp_path / "given"
+    pictures(given, GRAY)
+    (given / "fox").symlink_to("/nowhere/fox")
+    (given / "notes.txt").symlink_to("/nowhere/notes.txt")
+    with pytest.raises(DataError, match=r"fox is a link to /nowhere/fox, which does not exist .* Mount the"):
+        ingest(storage_root, given)
+    manifest, _ = ingest(storage_root, given, on_error="skip", max_error_fraction=0.05)
+    assert [name for name, _ in manifest.left_out] == ["fox"]
+
+
 def test_a_storage_root_among_the_data_changes_nothing(tmp_path: Path) -> None:
     given = tmp_path / "given"
     pictures(given, GRAY)
