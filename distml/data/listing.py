@@ -44,6 +44,8 @@ _JUNK = (
 
 PARQUET = (".parquet", ".parq", ".pq")
 """Endings of Parquet files."""
+_NO_DATA = (".yaml", ".yml")
+"""Endings of files that no format reads: a configuration beside its pictures is edited between two runs."""
 _KEPT_BYTES = 256 << 20
 """Of small files of a store that were read for their headers."""
 _AHEAD, _AHEAD_BYTES = 8, 64 << 20
@@ -186,14 +188,18 @@ class Folder:
 
     def origin(self) -> Origin:
         """Describe the folder by its names and sizes."""
-        text = "\n".join(f"{name} {size}" for name, size in self.sizes.items())
+        text = "\n".join(
+            f"{name} {size}" for name, size in self.sizes.items() if suffix(name) not in _NO_DATA
+        )
         name = PurePosixPath(self.root.partition("?")[0]).name
         return Origin(name, self.root, hashlib.sha256(text.encode()).hexdigest())
 
     def fingerprint(self) -> str:
-        """SHA-256 of all names, sizes and times of modification: another one means other data."""
+        """SHA-256 of names, sizes and times of modification: another one means other data."""
         told = hashlib.sha256()
         for name, entry in self.entries.items():
+            if suffix(name) in _NO_DATA:
+                continue
             told.update(f"{name}\0{entry.size}\0{entry.modified_ns}\n".encode())
         for name, target in sorted(self.dangling.items()):
             told.update(f"{name}\0->{target}\n".encode())

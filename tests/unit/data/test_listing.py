@@ -75,6 +75,14 @@ def test_every_change_changes_the_fingerprint(tmp_path: Path) -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_a_configuration_beside_the_data_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    before = Folder(str(tmp_path))
+    (tmp_path / "photos.yaml").write_bytes(b"data: {path: .}")
+    after = Folder(str(tmp_path))
+    assert (before.fingerprint(), before.origin()) == (after.fingerprint(), after.origin())
+
+
 def test_missing_and_unreadable_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         Folder(str(tmp_path / "absent"))
