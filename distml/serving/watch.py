@@ -81,6 +81,7 @@ class Watch:
         self._silent = self._heard = False
         self._losses: list[Lost] = []
         self._withdrawn: dict[ModelVersion, int] = {}
+        self._dropped: set[ModelVersion] = set()
 
     def vacant(self) -> bool:
         """Return whether the registry has said that there is no champion, and none was ever served."""
@@ -202,7 +203,7 @@ class Watch:
             versions={kept.version: kept for kept in (*chosen.values(), *pinned, *former) if kept},
             refused=tuple(refused),
             confirmed=self._heard,
-            withdrawn=tuple(sorted(version.version for version in self._withdrawn.keys() & self._bad.keys())),
+            withdrawn=tuple(sorted(version.version for version in self._dropped & self._bad.keys())),
         )
         if now == before:
             return False
@@ -339,14 +340,22 @@ class Watch:
         did = "loading it" if lost.doing == "loading" else "computing its predictions"
         died = "another replica" if least == 1 else f"{least} replicas in a row"
         self._withdrawn[version] = again + 1
+        if lost.doing == "predicting":  # who has loaded it is no danger because others died of loading it
+            self._dropped.add(version)
         reason = f"{died} died while {did}: its engine crashed, or memory ran out."
         wait_s = _RETRY_S * 2 ** min(again, _DOUBLED)
-        if lost.doing == "predicting":
+        retried = lost.doing == "predicting" or self._is_last(version)
+        if retried:
             reason = f"{reason} It is tried again after {wait_s:.0f} s."
         changed = self.refuse(lost.version, reason)
-        if lost.doing == "predicting":
+        if retried:
             self._bad[version].until = time.time() + wait_s
         return changed
+
+    def _is_last(self, version: ModelVersion) -> bool:
+        """Whether nothing would answer without it: who killed replicas for another reason did not end that."""
+        leads = self.models.aliases.get(self._leading) == version.version
+        return leads and self._leading not in self._former
 
     def losses(self) -> tuple[Loss, ...]:
         """Return the deaths of replicas by version and by what they did."""

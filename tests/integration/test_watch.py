@@ -322,6 +322,23 @@ def test_a_version_that_replicas_die_of_gives_way_to_the_one_before(
     assert [(loss.version, loss.doing, loss.replicas) for loss in watch.losses()] == [(2, "loading", 2)]
 
 
+def test_the_only_version_that_replicas_die_of_is_tried_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(registry.config)
+    assert watch.look()
+    held = watch.models
+    assert not watch.lose(Lost(1, "loading", 100.0), several=False)
+    assert watch.lose(Lost(1, "loading", 110.0), several=False)
+    assert watch.models.champion is None
+    assert not watch.models.withdraws(held)  # a replica that has loaded it answers on
+    assert "It is tried again after 30 s." in watch.models.refused[0].reason
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 31)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+
+
 def test_a_version_of_several_that_replicas_die_of_is_dropped_and_tried_again(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
