@@ -353,7 +353,7 @@ class Watch:
         return changed
 
     def _is_last(self, version: ModelVersion) -> bool:
-        """Whether nothing would answer without it: who killed replicas for another reason did not end that."""
+        """Whether nothing would answer without it: replicas may have died of something else."""
         leads = self.models.aliases.get(self._leading) == version.version
         return leads and self._leading not in self._former
 
