@@ -415,6 +415,8 @@ def _said(name: str) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         remedy = "Unpack it with its password." if "encrypted" in str(error) else "Fetch it again."
+        if isinstance(error, NotImplementedError):  # such as the Deflate64 of Windows for large files
+            remedy = "Unpack it manually and give the folder."
         raise DataError(f"{name} cannot be read as an archive: {error}.", remedy) from None
 
 

@@ -294,3 +294,16 @@ def test_a_tar_is_checked_to_its_end(tmp_path: Path, storage_root: Path) -> None
     (tmp_path / "x.tgz").write_bytes(packed_again)
     with pytest.raises(DataError, match=r"x.tgz cannot be read as an archive: CRC check failed"):
         ingest_archive(storage_root, tmp_path / "x.tgz")
+
+
+def test_a_zip_of_another_compression_is_to_be_unpacked_manually(tmp_path: Path, storage_root: Path) -> None:
+    path = zipped(tmp_path / "x.zip", members())
+    with zipfile.ZipFile(path) as packed:
+        first, start = packed.infolist()[0].header_offset, packed.start_dir
+    content = bytearray(path.read_bytes())
+    content[first + 8] = content[start + 10] = 9  # Deflate64
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"x.zip cannot be read as an archive: .* Unpack it manually and give"
+    ):
+        ingest_archive(storage_root, path)
