@@ -3,7 +3,8 @@
 Two endpoints of one champion run side by side and are asked in turn: a plain one, and one with keys, a host
 name and TLS. Throughput is measured by h2load, one client for HTTP/1.1, TLS and gRPC (Debian's package
 nghttp2-client). `$ROOT` names a storage root with a champion that takes 28x28 gray images; without it one is
-trained. `$BEFORE` names a checkout of another commit, whose plain endpoint is then a peer.
+trained. `$BEFORE` names a checkout of another commit, whose plain endpoint is then a peer. With `ONLY=faults`
+nothing but the requests is counted that fail while replicas, the watcher and the registry are lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -137,12 +139,19 @@ def _grpc(endpoint: Endpoint, bodies: Mapping[str, Path]) -> Callable[[], dict[s
 
 
 class Honest(threading.Thread):
-    """Fifty requests a second over one connection that is opened anew where it was closed. Final."""
+    """Requests at a steady rate over one connection that is opened anew where it was closed. Final.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    Args:
+        endpoint: Which is asked.
+        period_s: Between two of them.
+    """
+
+    def __init__(self, endpoint: Endpoint, period_s: float = _PERIOD_S) -> None:
         super().__init__(daemon=True)
         self.took: list[float] = []
         self.failed: list[str] = []
+        self.failed_at: list[float] = []
+        self._period_s = period_s
         self._endpoint, self._over = endpoint, threading.Event()
         self._body = json.dumps({"instances": [_IMAGE[..., 0].tolist()]})
         self._session = requests.Session()
@@ -155,17 +164,21 @@ class Honest(threading.Thread):
         headers = {"content-type": "application/json", **self._endpoint.headers}
         due = time.monotonic()
         while not self._over.is_set():
-            due += _PERIOD_S
+            due += self._period_s
             time.sleep(max(0.0, due - time.monotonic()))
             began = time.monotonic()
             try:
                 url = f"{self._endpoint.url}/predict"
                 answered = self._session.post(url, self._body, headers=headers, timeout=20)
                 if answered.status_code != 200:
-                    self.failed.append(f"{answered.status_code} {answered.text[:100]}")
+                    self._fail(f"{answered.status_code} {answered.text[:100]}")
             except requests.RequestException as error:
-                self.failed.append(repr(error))
+                self._fail(repr(error))
             self.took.append(time.monotonic() - began)
+
+    def _fail(self, reason: str) -> None:
+        self.failed.append(reason)
+        self.failed_at.append(time.monotonic())
 
     def end(self) -> tuple[float, int]:
         """Stop; returns the 99th percentile in milliseconds and how many requests failed."""
@@ -223,6 +236,136 @@ def _renewed(endpoint: Endpoint, folder: Path) -> dict[str, float]:
     p99, failed = honest.end()
     harness.say(f"renewals: {len(honest.took)} requests, p99 {p99:.0f} ms, failed: {honest.failed[:3]}")
     return {"requests": len(honest.took), "failed": failed}
+
+
+_CLIENTS = 5
+
+
+@dataclass(frozen=True)
+class _Suffered:
+    """What clients saw of a fault: requests, those that failed, those of them without 503, until the last."""
+
+    requests: int
+    failed: int
+    wrong: int
+    seconds: float
+
+
+def _under_load(endpoint: Endpoint, fault: Callable[[], object], wait_s: float) -> _Suffered:
+    """Let something happen under fifty requests a second."""
+    clients = [Honest(endpoint, _CLIENTS * _PERIOD_S) for _ in range(_CLIENTS)]
+    time.sleep(3)
+    began = time.monotonic()
+    fault()
+    time.sleep(wait_s)
+    for client in clients:
+        client.end()
+    failed = [reason for client in clients for reason in client.failed]
+    wrong = [reason for reason in failed if not reason.startswith("503 ")]
+    for reason in wrong[:3]:
+        harness.say(reason)
+    last = max((at for client in clients for at in client.failed_at), default=began)
+    return _Suffered(sum(len(client.took) for client in clients), len(failed), len(wrong), last - began)
+
+
+def _processes(endpoint: Endpoint, word: str) -> list[psutil.Process]:
+    named = []
+    for child in endpoint.process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if f"ServeReplica:distml:{word}" in " ".join(child.cmdline()):
+                named.append(child)
+    return named
+
+
+@contextlib.contextmanager
+def _registry(root: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """MLflow's server over the storage's database; gives its address and what takes it away for a minute."""
+    (port,) = ingress.free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running.append(subprocess.Popen(command, env=environment, start_new_session=True, **quiet))
+
+    def end() -> None:
+        process = running.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def away() -> None:
+        end()
+        time.sleep(60)
+        start()
+
+    start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{url}/health", timeout=2).ok:
+                    break
+            if time.monotonic() > deadline:
+                raise harness.BenchmarkError("mlflow server does not answer")
+            time.sleep(0.2)
+        yield url, away
+    finally:
+        end()
+
+
+def _faults(root: Path, replicas: int) -> dict[str, _Suffered]:
+    """What fifty requests a second with keys over TLS see of each fault."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="distml-faults-")))
+        _certificate(folder)
+        flags = [f"--serve.auth.keys_file={folder}/keys", f'--serve.allowed_hosts=["{_HOST}"]']
+        key = keys.new(folder / "keys", "bench")
+        flags += [f"--serve.tls.certificate={folder}/cert.pem", f"--serve.tls.key={folder}/key.pem"]
+        url, away = stack.enter_context(_registry(root))
+        flags += [f"--serve.replicas.min={replicas}", f"--serve.replicas.max={replicas}"]
+        flags += [f"--tracking.uri={url}", "--serve.poll_s=1"]
+        endpoint = stack.enter_context(_serving(harness.ROOT, root, *flags, key=key, tls=True))
+        while len(_processes(endpoint, "Replica")) < replicas:
+            time.sleep(0.2)
+        time.sleep(10)  # all of them answer
+
+        def renew() -> None:
+            for name in ("first", "second"):
+                _certificate(folder)
+                keys.new(folder / "keys", name)
+                time.sleep(4)
+
+        happened: Mapping[str, tuple[Callable[[], object], float]] = {
+            "replica stopped": (lambda: _processes(endpoint, "Replica")[0].suspend(), 25),
+            "replica killed": (lambda: _processes(endpoint, "Replica")[0].kill(), 20),
+            "watcher killed": (lambda: _processes(endpoint, "Watcher")[0].kill(), 15),
+            "registry away for 60 s": (away, 5),
+            "certificate and keys renewed": (renew, 1),
+        }
+        suffered = {}
+        for name, (fault, wait_s) in happened.items():
+            suffered[name] = _under_load(endpoint, fault, wait_s)
+            harness.say(f"{replicas} replicas, {name}: {suffered[name]}")
+    return suffered
+
+
+def _of_faults(root: Path) -> list[report.Figure]:
+    figures = []
+    for replicas in (2, 1):
+        for name, seen in _faults(root, replicas).items():
+            if replicas > 1:
+                figures.append(
+                    report.Figure(f"failed, two replicas: {name}", [seen.failed], [1.0], 0.0, "at most")
+                )
+                continue
+            title = f"one replica: {name}"
+            figures.append(report.Figure(f"failed without 503, {title}", [seen.wrong], [1.0], 0.0, "at most"))
+            figures.append(report.Figure(f"s to recover, {title}", [seen.seconds], [20.0], 1.0, "at most"))
+    return figures
 
 
 def _certificate(folder: Path) -> None:
@@ -308,6 +451,8 @@ def _generated(endpoint: Endpoint) -> int:
 
 def measure() -> Sequence[report.Figure]:
     """Start the endpoints and measure one thing after another."""
+    if os.environ.get("ONLY") == "faults":
+        return _of_faults(Path(os.environ["ROOT"]) if "ROOT" in os.environ else _champion())
     if shutil.which("h2load") is None:
         raise harness.BenchmarkError("h2load is not installed; Debian has it in the package nghttp2-client")
     root = Path(os.environ["ROOT"]) if "ROOT" in os.environ else _champion()
@@ -333,7 +478,7 @@ def measure() -> Sequence[report.Figure]:
         loaded = harness.alternate(calls, REPEATS)
         hostile, renewed = _beside_hostile(plain), _renewed(hard, folder)
         mutated, objected = _mutated(plain), _generated(plain)
-    return _figures(loaded, hostile, renewed, mutated, objected)
+    return [*_figures(loaded, hostile, renewed, mutated, objected), *_of_faults(root)]
 
 
 def _champion() -> Path:

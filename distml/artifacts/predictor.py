@@ -230,6 +230,25 @@ class OpenVino(_Batched):
         return np.array(self._request.get_output_tensor(0).data)  # the next call overwrites it
 
 
+class _Flow(_Batched):
+    """The Keras model of an export as a function of TensorFlow. Final.
+
+    Args:
+        export: Has been verified.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+
+    def __init__(self, export: layout.Export) -> None:
+        super().__init__()
+        self._function = _compiled(_model(export))
+
+    def _infer(self, images: Images) -> Outputs:
+        outputs: Outputs = self._function(images).numpy()
+        return outputs
+
+
 Engine = Literal["auto", "litert", "litert_int8", "onnx", "openvino", "tensorflow"]
 
 _BATCH = 256
@@ -270,12 +289,14 @@ def load(export: layout.Export, engine: str, threads: int = 1) -> Function:
 
     Args:
         export: Has been verified.
-        engine: Its name; not auto, and not tensorflow.
-        threads: Threads of a call.
+        engine: Its name; not auto.
+        threads: Threads of a call; TensorFlow decides for itself.
 
     Raises:
         ModelError: The engine is not installed, or the export has no file for it that it can use.
     """
+    if engine == TENSORFLOW:
+        return _Flow(export)
     kind = _KINDS[engine]
     if not kind.installed:
         raise ModelError(f"the engine {engine} is not installed.", f"pip install 'distml[{kind.extra}]'")
@@ -382,7 +403,8 @@ def choose(
 ) -> Choice:
     """Measure the engines that are installed, or take what was measured before.
 
-    TensorFlow takes longer to import than measuring may take, so it is taken only where there is no other.
+    TensorFlow takes longer to import than measuring may take: `compare` measures it when the endpoint stands,
+    for the next start; before, it is taken only where there is no other.
 
     Args:
         export: Has been verified.
@@ -390,21 +412,65 @@ def choose(
         kept: Where figures are kept, by the export, the CPU and the versions of the engines.
         budget_s: Time limit.
     """
-    usable = [name for name in _EXACT if _KINDS[name].installed and _KINDS[name].file(export)]
-    if not usable:
-        return Choice("tensorflow", threads)
-    candidates = [(name, count) for name in usable for count in sorted({1, threads})]
-    if len(candidates) == 1:
-        return Choice(usable[0], 1)
+    candidates = _candidates(export, threads)
+    if not candidates:
+        return Choice(TENSORFLOW, threads)
     name = f"{_key(export, candidates)}.json"
-    if known := _known(kept, name, candidates):
+    if known := _known(kept, name, [*candidates, (TENSORFLOW, threads)]):
         return known
+    if len(candidates) == 1:
+        return Choice(candidates[0][0], 1)
     choice = _fastest(_measured(export, candidates, budget_s))
+    _keep(choice, kept, name)
+    return choice
+
+
+def _candidates(export: layout.Export, threads: int) -> list[tuple[str, int]]:
+    usable = [name for name in _EXACT if _KINDS[name].installed and _KINDS[name].file(export)]
+    return [(name, count) for name in usable for count in sorted({1, threads})]
+
+
+def _keep(choice: Choice, kept: Storage | None, name: str) -> None:
     if kept is not None and not math.isnan(choice.figures[0].alone_ms):
         try:
             kept.write_bytes(json.dumps(asdict(choice)).encode(), FOLDER, name)
         except StorageError as error:
             logger.warning("the engine measurements cannot be saved: %s", error)
+
+
+TENSORFLOW = "tensorflow"
+
+
+def compared(choice: Choice) -> bool:
+    """Whether TensorFlow is among what was measured, or has no use: none is installed, or nothing else is."""
+    names = {figure.engine for figure in choice.figures} | {choice.engine}
+    return TENSORFLOW in names or importlib.util.find_spec(TENSORFLOW) is None
+
+
+def compare(folder: Path, sha256: str, threads: int, kept: Storage, budget_s: float = BUDGET_S) -> Choice:
+    """Measure all engines again, TensorFlow among them, and keep the figures for the next `choose`.
+
+    For a process of its own: importing TensorFlow takes seconds and some 400 MB. All are measured in turn, so
+    that what an endpoint beside them takes meets them alike.
+
+    Args:
+        folder: Of the export.
+        sha256: Its SHA-256.
+        threads: As for `choose`.
+        kept: Where figures are kept.
+        budget_s: Time limit, without the import.
+    """
+    export = layout.verify(folder, sha256)
+    candidates = _candidates(export, threads)
+    flow = (TENSORFLOW, threads)
+    name = f"{_key(export, candidates)}.json"
+    with kept.lock(FOLDER):
+        known = _known(kept, name, [*candidates, flow])
+        if known and compared(known):
+            return known
+        _keras()
+        choice = _fastest(_measured(export, [*candidates, flow], budget_s))
+        _keep(choice, kept, name)
     return choice
 
 
@@ -413,7 +479,8 @@ FOLDER = "engines"
 
 
 def _key(export: layout.Export, candidates: Sequence[tuple[str, int]]) -> str:
-    versions = [_version(_KINDS[name].package) for name in _EXACT]
+    packages = [*(_KINDS[name].package for name in _EXACT), "tensorflow-cpu", TENSORFLOW]
+    versions = [_version(package) for package in packages]
     text = json.dumps([export.sha256, cpu(), candidates, versions, _BATCHES])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -469,7 +536,8 @@ def _measured(export: layout.Export, candidates: Sequence[tuple[str, int]], budg
     timers: list[Iterator[Figure]] = []
     for name, threads in candidates:
         figure = Figure(name, threads)
-        if timers and time.monotonic() > deadline - budget_s / 2:
+        late = time.monotonic() > deadline - budget_s / 2 and name != TENSORFLOW
+        if timers and late:
             figures.append(replace(figure, note="not measured: no time was left"))
             continue
         try:

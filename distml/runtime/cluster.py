@@ -16,7 +16,7 @@ from typing import Any
 from distml import log
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
-from distml.runtime import environment, processes
+from distml.runtime import compat, environment, processes
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,10 @@ def connect(
         processes.step_back()
         try:
             yield _described(context)
+        except KeyboardInterrupt:
+            if address() is None:
+                compat.killed_at_once()
+            raise
         finally:
             # quietly, for Ray speaks of its own end
             with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():

@@ -16,6 +16,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -406,9 +408,44 @@ def _prepare(config: Config) -> None:
             predictor.prepare(engine, Storage(config.storage.root))
 
 
+_CALM_S = 30.0
+"""After loading, until TensorFlow is measured: the start of an endpoint takes all that there is."""
+_COMPARE_S = 180.0
+_COMPARE = """
+import os, sys
+os.nice(19)
+from pathlib import Path
+from distml.artifacts import predictor
+from distml.storage import Storage
+folder, sha256, threads, root = sys.argv[1:]
+choice = predictor.compare(Path(folder), sha256, int(threads), Storage(root))
+figures = sorted(choice.figures, key=lambda figure: figure.engine != predictor.TENSORFLOW)
+print(choice.engine, f"{figures[0].alone_ms:.3g}", f"{figures[0].image_ms:.3g}")
+"""
+
+
+def _compare(files: Mapping[str, bytes], sha256: str, threads: int, root: str) -> None:
+    """Measure TensorFlow in a process of its own, which gives way to all others, for the next start."""
+    time.sleep(_CALM_S)
+    with tempfile.TemporaryDirectory(prefix="distml-compare-") as folder:
+        for path, content in files.items():
+            Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, path).write_bytes(content)
+        command = [sys.executable, "-c", _COMPARE, folder, sha256, str(threads), root]
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "text": True, "capture_output": True}
+        try:
+            done = subprocess.run(command, timeout=_COMPARE_S, check=True, **quiet)
+            engine, alone, each = done.stdout.split()[-3:]
+            logger.info("tensorflow: %s ms alone, %s ms in a batch; next time: %s", alone, each, engine)
+        except subprocess.CalledProcessError as error:
+            logger.warning("TensorFlow is not measured: %s", error.stderr.strip().rpartition("\n")[2][:300])
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            logger.warning("TensorFlow is not measured: %s", error)
+
+
 def _loaded(config: Config, name: str, models: ModelSet, number: int, files: Mapping[str, bytes]) -> Loaded:
     """Write a version's files where only this process looks, verify them there, load and try the model."""
-    from distml.artifacts.predictor import Predictor
+    from distml.artifacts.predictor import Predictor, compared
 
     version, serve = models.versions[number], config.serve
     with tempfile.TemporaryDirectory(prefix="distml-model-") as temporary:
@@ -423,6 +460,11 @@ def _loaded(config: Config, name: str, models: ModelSet, number: int, files: Map
         kept = Storage(config.storage.root)
         predictor = Predictor.fastest(export, engine, max(1, int(serve.cpus_per_replica)), kept)
     predictor.warm()
+    if engine == "auto" and not compared(predictor.choice):
+        compare = partial(
+            _compare, dict(files), predictor.sha256, max(1, int(serve.cpus_per_replica)), kept.root
+        )
+        threading.Thread(target=compare, name="compare", daemon=True).start()
     served = Served(
         name=name,
         version=number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,27 @@ def test_with_one_engine_nothing_is_measured(
     _installed(monkeypatch, "onnxruntime", "openvino")
     monkeypatch.setattr(predictor, "_measured", lambda *_: pytest.fail("there is nothing to choose"))
     assert predictor.choose(exported) == predictor.Choice("litert", 1)
+
+
+def test_tensorflow_is_compared_once_for_the_next_start(
+    exported: layout.Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Storage(str(tmp_path))
+    _installed(monkeypatch, "onnxruntime", "openvino")
+    first = predictor.choose(exported, 1, kept)
+    assert not predictor.compared(first)
+    choice = predictor.compare(exported.folder, exported.sha256, 1, kept, budget_s=2.0)
+    measured = {figure.engine for figure in choice.figures if not figure.note}
+    assert measured == {"litert", "tensorflow"}
+    assert predictor.compared(choice)
+    monkeypatch.setattr(predictor, "_measured", lambda *_: pytest.fail("it was measured before"))
+    assert predictor.compare(exported.folder, exported.sha256, 1, kept) == choice
+    assert predictor.choose(exported, 1, kept) == choice
+    (name,) = kept.names("engines")
+    faster = replace(choice, engine="tensorflow")
+    kept.write_bytes(json.dumps(asdict(faster)).encode(), "engines", name)
+    assert predictor.choose(exported, 1, kept).engine == "tensorflow"
+    assert Predictor.fastest(exported, "auto", 1, kept).choice.engine == "tensorflow"
 
 
 def test_an_engine_that_answers_differently_is_not_taken(
