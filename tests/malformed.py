@@ -98,6 +98,8 @@ BODIES = [
     Case("cut off", PREDICT, single(IMAGE)[:-2], "the body is not JSON: "),
     Case("no UTF-8", PREDICT, b'{"instances": "\xff"}', "not valid UTF-8"),
     Case("an array", PREDICT, b"[1]", "the body is an array, not a JSON object"),
+    Case("UTF-16", PREDICT, "{}".encode("utf-16"), "it is UTF-16; send UTF-8"),
+    Case("UTF-16 without its mark", PREDICT, "{}".encode("utf-16-le"), "it is UTF-16; send UTF-8"),
     Case("deep nesting", PREDICT, b"[" * 100_000, "it is nested too deeply"),
     Case("deep objects", PREDICT, b'{"a":' * 100_000, "it is nested too deeply"),
     Case("duplicate key", PREDICT, b'{"instances": [1], ' + single(IMAGE)[1:], "'instances' appears twice"),

@@ -295,7 +295,7 @@ def parse_json(text: bytes | memoryview) -> Document:
     try:
         members = orjson.loads(plain)
     except orjson.JSONDecodeError as error:
-        raise RejectedError(400, f"the body is not JSON: {_cause(error, not len(text))}") from None
+        raise RejectedError(400, f"the body is not JSON: {_cause(error, plain)}") from None
     if not isinstance(members, dict):
         raise RejectedError(400, f"the body is {json_type(members)}, not a JSON object")
     # Every member has one colon outside strings, so fewer members than colons means a colon inside a string
@@ -305,9 +305,11 @@ def parse_json(text: bytes | memoryview) -> Document:
     return Document(members, b"true" in plain or b"false" in plain)
 
 
-def _cause(error: orjson.JSONDecodeError, empty: bool) -> str:
-    if empty:
+def _cause(error: orjson.JSONDecodeError, text: bytes) -> str:
+    if not text:
         return "it is empty"
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text[:2]:
+        return "it is UTF-16; send UTF-8"  # as Windows PowerShell writes files
     if re.search("depth|recursion|allocate", error.msg, re.IGNORECASE):  # as versions of orjson put it
         return f"it is nested too deeply at line {error.lineno} column {error.colno}"
     return str(error).rpartition(" (char")[0]

@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/-/healthz" and pauses:
             time.sleep(pauses.pop())
         self.send_response(200)
-        answer = self.headers.get("x-request-id", "none").encode()
+        answer = self.headers.get(self.path[1:] or "x-request-id", "none").encode()
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -225,6 +225,14 @@ def test_many_headers_are_accepted(single: Ingress) -> None:
 def test_an_upgrade_to_http_2_is_ignored(single: Ingress) -> None:
     raw = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     assert single.talk(raw + b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")[0] == 200
+
+
+def test_replicas_do_not_see_an_offer_to_upgrade(single: Ingress) -> None:
+    """Java's client offers HTTP/2 with every request; uvicorn would then drop its body."""
+    raw = b"POST /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    raw += b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nContent-Length: 2\r\n\r\n{}"
+    status, _, body = single.talk(raw)
+    assert (status, body) == (200, b"none")
 
 
 def test_a_valid_request_id_is_kept(single: Ingress) -> None:
