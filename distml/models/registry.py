@@ -232,12 +232,20 @@ def _call(
     except TypeError as error:
         remedy = "It is called with shape, classes and what model.options has."
         raise ConfigError(f"{name} does not take its arguments: {error}.", remedy) from None
+    import keras
+
+    policy = keras.config.dtype_policy().name
     try:
-        return builder(shape, classes, **options)
+        network = builder(shape, classes, **options)
     except DistmlError:
         raise
     except Exception as error:  # a builder may be the user's: whatever it raises is answered in a sentence
         raise ModelError(f"{name} cannot be built for images of shape {shape}: {_first(error)}") from error
+    changed = keras.config.dtype_policy().name
+    if changed != policy:
+        keras.config.set_dtype_policy(policy)  # exports would be in it, and every network after this one
+        raise ModelError(f"{name} sets Keras's dtype policy to {changed}.", "Set train.precision instead.")
+    return network
 
 
 def line_of(name: str, *words: str) -> str:
@@ -289,6 +297,8 @@ def _without_probabilities(name: str, network: Any, kind: str) -> Any:
         where = line_of(name, "sigmoid")
         _LOG.warning("%s ends in a sigmoid%s: it reaches few of the scaled numbers.", name, where)
         return network
+    if activation is keras.activations.relu:
+        _LOG.warning("%s ends in a relu%s: no output is below zero.", name, line_of(name, "relu", "ReLU"))
     if not (softmax or sigmoid):
         return network
     if not isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
@@ -361,6 +371,11 @@ def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = Fal
             "Begin with keras.Input(shape), the shape that the builder is given: height, width, channels.",
         ) from error
     shape = getattr(logits, "shape", None)
+    if isinstance(logits, dict | list | tuple):
+        raise ModelError(
+            f"{name} returns a {type(logits).__name__} of {len(logits)} outputs, but a row has one.",
+            "Give keras.Model one tensor as its outputs, not in a list or a dictionary.",
+        )
     if shape is None or tuple(shape) not in ((None, classes), (None, 1 if pair else classes)):
         what = type(logits).__name__ if shape is None else tuple(shape)
         raise ModelError(
@@ -391,10 +406,16 @@ def _from_pixels(
     import keras
 
     if not callable(network):
-        raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.")
+        remedy = "End the builder in return and the model." if network is None else ""
+        raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.", remedy)
     pixels = keras.layers.Input(shape, dtype="float32", name="image")
     normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
     logits = _logits(name, network, pixels if raw else normalise(pixels), classes, pair)
+    if isinstance(network, keras.Layer) and not network.trainable_variables:
+        raise ModelError(
+            f"{name} has no weights that learn.",
+            "Leave its head trainable; model.freeze_epochs and model.unfreeze_from freeze a backbone.",
+        )
     single = pair and tuple(logits.shape) == (None, 1)
     if raw and isinstance(network, keras.Model) and _is_float32(network) and not single:
         return network

@@ -294,6 +294,10 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
         export.export(network, folder, described | {"policy": None}, images, wanted)
     except Exception as error:  # Keras raises anything on what it cannot save
         remedy = f"Put {_DECORATOR} above {own} and give it a get_config with every argument." if own else ""
+        if "untracked" in str(error):  # what a metric or a variable inside `call` is for a SavedModel
+            remedy = (
+                f"Leave out what {own or 'a layer'} updates in call, as a metric; state belongs into weights."
+            )
         raise ModelError(f"{case.name} cannot be exported: {_first(error)}", remedy) from error
     served = export.served(network, tasks.restore(_names(case), case.task))
     return {

@@ -90,6 +90,29 @@ class Twice(L.Layer):
     def call(self, images):
         return 2 * images
 
+def frozen(shape, classes):
+    network = dense(classes, keras.Input(shape))
+    network.trainable = False
+    return network
+
+def absent(shape, classes):
+    dense(classes, keras.Input(shape))
+
+def listed(shape, classes):
+    image = keras.Input(shape)
+    return keras.Model(image, [L.Dense(classes)(L.Flatten()(image))])
+
+def named(shape, classes):
+    image = keras.Input(shape)
+    return keras.Model(image, {"a": L.Dense(classes)(L.Flatten()(image)), "b": image})
+
+def half(shape, classes):
+    keras.config.set_dtype_policy("mixed_float16")
+    return dense(classes, keras.Input(shape))
+
+def positive(shape, classes):
+    return dense(classes, keras.Input(shape), end="relu")
+
 def recurrent(shape, classes):
     rows = L.Reshape((shape[0], -1))
     return keras.Sequential([keras.Input(shape), Twice(), rows, L.LSTM(4), L.Dense(classes)])
@@ -230,6 +253,33 @@ def test_layers_inside_a_subclass_are_left_unchanged(caplog: pytest.LogCaptureFi
     preflight._require_logits(case("gate"), zeros + 0.5, zeros + 0.5)
     place = line('return Net(classes, "sigmoid")')
     assert f"seems to end in a sigmoid (own_tried.py line {place})" in caplog.text
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("function", "said", "remedy"),
+    [
+        ("frozen", "has no weights that learn", "Leave its head trainable"),
+        ("absent", "returns NoneType, not a Keras model", "return and the model"),
+        ("listed", "returns a list of 1 outputs", "one tensor"),
+        ("named", "returns a dict of 2 outputs", "one tensor"),
+        ("half", "sets Keras's dtype policy to mixed_float16", "Set train.precision instead"),
+    ],
+)
+def test_a_network_that_could_not_be_trained_is_rejected(function: str, said: str, remedy: str) -> None:
+    keras = pytest.importorskip("keras")
+    with pytest.raises(ModelError, match=said) as caught:
+        built(function)
+    assert remedy in caught.value.remedy
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("own")
+def test_a_final_relu_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    built("positive")
+    assert f"ends in a relu (own_tried.py line {line('relu')}): no output is below zero" in caplog.text
 
 
 @pytest.mark.tensorflow
