@@ -82,6 +82,7 @@ _INLINE_BYTES = 16_384
 _ANY_SIZE = 1 << 62
 _INLINE_PIXELS = 250_000
 _TEXT_BYTES = 65_536
+_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -130,6 +131,8 @@ def _lenient(text: str, where: str) -> bytes:
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise RejectedError(400, f"{where} is a data: URI without ';base64,'")
+    if _ADDRESS.match(text):
+        raise RejectedError(400, f"{where} is an address, which is not fetched; send the picture's bytes")
     if text[:2] in ("b'", 'b"'):
         raise RejectedError(400, f"{where} is Python's way to print bytes; send what .decode() gives")
     given, text = text.strip(), "".join(text.split())

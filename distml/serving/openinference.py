@@ -214,6 +214,9 @@ EXTENSIONS = [
 ]
 
 
+_SPACES = 100
+
+
 def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
     """Split a body into its JSON and the bytes that follow.
 
@@ -222,10 +225,13 @@ def split(body: bytes, declared: bytes) -> tuple[memoryview, memoryview]:
         declared: Value of the header that gives the length of the JSON, empty where all of it is.
 
     Raises:
-        RejectedError: 400, the header is no such length.
+        RejectedError: 400, the header is no such length, or is not there though bytes follow.
     """
     whole = memoryview(body)
     if not declared:
+        if b'"binary_data_size"' in body and not body[-_SPACES:].rstrip().endswith(b"}"):
+            sentence = "bytes follow the JSON; give its length in the header Inference-Header-Content-Length"
+            raise RejectedError(400, sentence)
         return whole, whole[len(whole) :]
     if not declared.isdigit() or len(declared) > 18 or int(declared) > len(body):
         sentence = (

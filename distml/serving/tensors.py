@@ -143,9 +143,13 @@ async def pictures(tensor: Given, policy: Policy, decode: encoded.Decode) -> Ima
         words = list(chain.from_iterable(tensor.data)) if nested else tensor.data
         files = []
         for index, word in enumerate(words):
+            where = f"{ENCODED}.data[{index}]"
+            if isinstance(word, dict):  # as TensorFlow Serving has it
+                files.append(encoded.unwrap(word, where))
+                continue
             if not isinstance(word, str):
-                raise RejectedError(400, f"{ENCODED}.data[{index}] is {json_type(word)}, not base64")
-            files.append(encoded.plain(word, f"{ENCODED}.data[{index}]"))
+                raise RejectedError(400, f"{where} is {json_type(word)}, not base64")
+            files.append(encoded.plain(word, where))
     if tensor.shape not in ([len(files)], [len(files), 1]) or not files:
         raise RejectedError(400, f"{ENCODED} holds {len(files)} pictures; its shape is {tensor.shape}")
     return await decode(files, policy, [f"{ENCODED}[{index}]" for index in range(len(files))])

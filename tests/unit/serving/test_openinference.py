@@ -133,6 +133,18 @@ def test_pictures_are_bytes(client: triton.InferenceServerClient, binary: bool) 
         np.testing.assert_allclose(result.as_numpy("probabilities"), EXPECTED, atol=1e-7)
 
 
+def test_pictures_may_stand_in_objects_as_for_tensorflow_serving(url: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(IMAGES[0][..., 0]).save(stream, "PNG")
+    coded = {"b64": base64.b64encode(stream.getvalue()).decode()}
+    given = {"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [coded]}
+    response = requests.post(url + INFER, json={"inputs": [given]})
+    np.testing.assert_allclose(response.json()["outputs"][0]["data"], EXPECTED[0], atol=1e-6)
+    refused = requests.post(url + INFER, json={"inputs": [{**given, "data": [{"url": "x"}]}]})
+    assert refused.status_code == 400
+    assert "image_bytes.data[0] is an object with the keys ['url']" in refused.json()["error"]
+
+
 @pytest.mark.parametrize("cut", [1, 30, 65])
 def test_a_tensor_that_is_cut_off_is_rejected(url: str, cut: int) -> None:
     body, length = triton.InferenceServerClient.generate_request_body([tensor(IMAGES, True)])
