@@ -6,6 +6,7 @@ A network learns them scaled by mean and deviation of the training rows; its exp
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -18,6 +19,8 @@ import distml.tasks.quality as quality
 from distml.errors import DataError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
+_BEGIN = re.compile(r"\s*[-+]?\d+([.,]\d+)?(?=$|\s*[^\d.,\s])")
+"""A number with a decimal comma, or in front of its unit."""
 _BINS = 10
 _POINTS = 500
 """Rows in the scatter of true and predicted values."""
@@ -77,9 +80,10 @@ class Regression(Task):
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
-                raise DataError(
-                    f"has {value!r} as {column}, which is not a number.", "Correct it, or remove the row."
-                )
+                remedy = "Correct it, or remove the row."
+                if begin := _BEGIN.match(str(value)):
+                    remedy = f"Write {begin[0].strip().replace(',', '.')} alone, without a unit or a comma."
+                raise DataError(f"has {value!r} as {column}, which is not a number.", remedy)
             numbers.append(number)
         return tuple(numbers)
 

@@ -31,6 +31,23 @@ def test_a_target_that_is_not_a_number_is_rejected(value: Any) -> None:
         Regression.read({"length": value})
 
 
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ("1,5", "Write 1.5 alone"),
+        ("12 cm", "Write 12 alone"),
+        ("-3.25kg", "Write -3.25 alone"),
+        ("1,234.5", "Correct it"),
+        ("tall", "Correct it"),
+        (None, "Correct it"),
+    ],
+)
+def test_a_decimal_comma_or_a_unit_gets_the_number_as_it_should_be(value: Any, remedy: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Regression.read({"length": value})
+    assert caught.value.remedy.startswith(remedy)
+
+
 def test_targets_that_do_not_fit_are_rejected() -> None:
     with pytest.raises(DataError, match="test has 1 numbers a row, train has 2"):
         Regression.encode({"train": TARGETS, "test": TARGETS[:, :1]})
