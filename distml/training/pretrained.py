@@ -200,7 +200,9 @@ def _require_kind(name: str, data: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
-        cause = str(error).partition("(")[2].rstrip(")") or str(error)
+        cause = "its end is missing"  # where an archive has its table of contents
+        if not isinstance(error, zipfile.BadZipFile):
+            cause = str(error).partition("(")[2].rstrip(")") or str(error)
         raise ConfigError(
             f"model.weights = {name!r} is cut short or damaged: {cause[:200]}.", "Copy or download it again."
         ) from None
@@ -277,7 +279,7 @@ def read(place: str) -> tuple[str, bytes]:
     except StorageError as error:
         remedy = error.remedy or "Correct the path or the URI, or the access to it."
         raise ConfigError(f"model.weights = {place!r}: {error.message}", remedy) from None
-    _require_kind(name, data)
+    _require_kind(place, data)
     return name, data
 
 
