@@ -16,7 +16,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
-def check_metrics(names: list[str]) -> None:
+def check_metrics(names: Sequence[str]) -> None:
     """Check metrics of the user's, as `check` does.
 
     Raises:

@@ -101,8 +101,7 @@ def _known_or_own(*known: str) -> AfterValidator:
         if value not in known and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             near = difflib.get_close_matches(value, known, 1)
             guess = f" (did you mean {near[0]}?)" if near else ""
-            names = f"{', '.join(known)} or " if known else ""
-            raise ValueError(f"expected {names}module:function{guess}")
+            raise ValueError(f"expected {', '.join(known)} or module:function{guess}")
         return value
 
     return AfterValidator(check)
@@ -534,13 +533,20 @@ class EvaluateConfig(Section):
     """Fit a temperature on validation rows, so that probabilities match frequencies, and export it."""
     top_k: Annotated[Literal[2, 3, 5, 10, 20], BeforeValidator(_digits)] = 5
     """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
-    metrics: list[Annotated[str, _known_or_own()]] = Field(default_factory=list)
+    metrics: list[Annotated[str, Field(pattern=r"^\w+$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]] = Field(
+        default_factory=list
+    )
     """Metrics of your own, module:function of targets and outputs (NumPy) that returns a number; recorded for
-    both held-out splits at the end of a run."""
+    both held-out splits at the end of a run. Those of the task, such as macro_f1, always are."""
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The metrics that are functions of the user's."""
+        return tuple(metric for metric in self.metrics if ":" in metric)
 
     @model_validator(mode="after")
     def _own_names(self) -> Self:
-        names = [metric.partition(":")[2] for metric in self.metrics]
+        names = [metric.partition(":")[2] for metric in self.own_metrics]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two metrics are called {twice[0]}; rename one of the functions")
         return self

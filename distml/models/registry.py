@@ -124,7 +124,7 @@ def check_run(config: Config) -> None:
     """
     check_config(config.model)
     functions.check_train(config.train)
-    functions.check_metrics(config.evaluate.metrics)
+    functions.check_metrics(config.evaluate.own_metrics)
     tasks.check(config)
 
 

@@ -95,13 +95,15 @@ def _check_measured(config: Config, task: type[Task]) -> None:
             )
     if config.evaluate.calibrate and "ece" not in task.measured:
         raise ConfigError(f"evaluate.calibrate: {task.kind} has no probabilities.", "Leave it out.")
-    for name in config.evaluate.metrics:
+    for name in config.evaluate.own_metrics:
         if (short := name.partition(":")[2]) in quality.BY_NAME:
             raise ConfigError(f"evaluate.metrics: {short} is the name of a metric of ours.", "Rename yours.")
     usual = type(config.evaluate).model_fields["top_k"].default
     if config.evaluate.top_k != usual and f"top_{usual}" not in task.metrics:
         raise ConfigError(f"evaluate.top_k: {task.kind} has no most probable classes.", "Leave it out.")
-    for key, wanted in (("promote.metric", config.promote.metric), ("train.monitor", config.train.monitor)):
+    asked = [("promote.metric", config.promote.metric), ("train.monitor", config.train.monitor)]
+    asked += [("evaluate.metrics", name) for name in config.evaluate.metrics if ":" not in name]
+    for key, wanted in asked:
         name = task.metric(wanted)
         if name.startswith("top_") and name != f"top_{config.evaluate.top_k}":
             raise ConfigError(

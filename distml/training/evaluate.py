@@ -147,7 +147,7 @@ def _evaluation(rank: Rank, task: Task, scored: Scored) -> Evaluation:
 def _own_metrics(rank: Rank, targets: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
     """Metrics of the user's; one that fails on these rows, after it was tried, does not cost the model."""
     values = {}
-    for name in rank.config.evaluate.metrics:
+    for name in rank.config.evaluate.own_metrics:
         try:
             values[name.partition(":")[2]] = functions.measured(name, targets, outputs)
         except ModelError as error:

@@ -79,7 +79,7 @@ class Case:
 
 def of(config: Config, shape: tuple[int, int, int], task: Task) -> Case | None:
     """Return what is to be tried, None where nothing is the user's."""
-    model, train, metrics = config.model, _own(config.train), tuple(config.evaluate.metrics)
+    model, train, metrics = config.model, _own(config.train), config.evaluate.own_metrics
     if ":" not in model.name and not train and not metrics:
         return None
     options, views = dict(model.builder_options), tuple(model.views)

@@ -118,13 +118,21 @@ def test_unusable_functions_are_rejected_with_a_message(
         check(train)
 
 
+def test_metrics_of_the_task_and_of_the_users_may_be_listed_together(own: None) -> None:
+    config = Config.resolve({"evaluate": {"metrics": ["macro_f1", "top_5", "own_training:default"]}})
+    registry.check_run(config)
+    assert config.evaluate.own_metrics == ("own_training:default",)
+
+
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
         (["own_training:alone"], "evaluate.metrics: own_training:alone takes targets"),
         (["own_training:absent"], "the module has no absent"),
-        (["kappa"], "expected module:function"),
+        (["kappa"], "classification has no metric kappa. Its metrics are accuracy"),
         (["own_training:default", "other:default"], "two metrics are called default"),
+        (["top_3"], "evaluate.metrics = top_3 is not measured: evaluate.top_k = 5"),
+        (["a:b:c"], "evaluate.metrics.*a:b:c"),
     ],
 )
 def test_unusable_metrics_are_rejected_with_a_message(own: None, evaluate: list[str], message: str) -> None:
