@@ -107,6 +107,13 @@ def _known_or_own(*known: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _metric(value: str) -> str:
+    """The name of a metric, or a function of the user's."""
+    if not re.fullmatch(r"\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError("expected a metric of the task or module:function")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Side = Annotated[int, BeforeValidator(_number), Field(ge=1, le=4096)]
@@ -533,9 +540,7 @@ class EvaluateConfig(Section):
     """Fit a temperature on validation rows, so that probabilities match frequencies, and export it."""
     top_k: Annotated[Literal[2, 3, 5, 10, 20], BeforeValidator(_digits)] = 5
     """Measure in how many rows the class is among the so many most probable, as the metric top_5."""
-    metrics: list[Annotated[str, Field(pattern=r"^\w+$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]] = Field(
-        default_factory=list
-    )
+    metrics: list[Annotated[str, AfterValidator(_metric)]] = Field(default_factory=list)
     """Metrics of your own, module:function of targets and outputs (NumPy) that returns a number; recorded for
     both held-out splits at the end of a run. Those of the task, such as macro_f1, always are."""
 
