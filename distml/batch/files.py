@@ -427,7 +427,7 @@ def _below(word: str, left_out: Counter[str]) -> list[str]:
         folder = Folder(word)
     except DataError:  # nothing but folders
         return []
-    named = image_folder.pictures(folder)
+    named = image_folder.present(folder)
     left_out.update(folder.ledger.counts())
     return [os.path.join(word, os.path.relpath(folder.entries[name].path, folder.root)) for name in named]
 

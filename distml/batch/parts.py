@@ -91,7 +91,7 @@ def plan(folder: Folder, model: str) -> list[Part]:
     if tables:
         spans = (_Span((name,), span, first) for name in tables for span, first in _groups(folder, name))
         kind: Kind = "parquet"
-    elif pictures := image_folder.pictures(folder):
+    elif pictures := image_folder.present(folder):
         chunks = [pictures[at : at + _PICTURES] for at in range(0, len(pictures), _PICTURES)]
         spans, kind = (_Span(tuple(chunk), None, 0) for chunk in chunks), "pictures"
     elif tars := _files(folder, ".tar"):

@@ -253,6 +253,14 @@ def pictures(folder: Folder) -> list[str]:
     return files
 
 
+def present(folder: Folder) -> list[str]:
+    """Return the pictures whose content is there; those whose is not go into the ledger, too."""
+    named = pictures(folder)
+    for name, target in folder.dangling.items():
+        folder.ledger.skip(name, "in iCloud" if target.endswith(".icloud") else "a broken link")
+    return named
+
+
 _NAMED = re.compile(
     r"(?P<first>[^\W\d_](?:[^\W\d]|[ .-])*?)[\s._-]*\(?\d+\)?|\d+[\s._-]+(?P<last>[^\W\d_](?:[^\W\d]|[ .-])*)"
 )

@@ -15,9 +15,10 @@ from PIL import Image
 
 from distml import predict
 from distml.artifacts.layout import Model
-from distml.batch import files
+from distml.batch import files, parts
 from distml.config import Config, load
 from distml.data.image import Policy
+from distml.data.listing import Folder
 from distml.errors import ConfigError, DataError, TrackingError
 from distml.storage import Storage
 from distml.tracking import runs
@@ -221,3 +222,15 @@ def test_the_output_and_the_storage_root_among_the_data_are_no_data(tmp_path: Pa
         (tmp_path / name).write_bytes(b"x")
     config = Config.resolve({"storage": {"root": str(tmp_path / "storage")}})
     assert list(files._opened(config, str(tmp_path), str(tmp_path / "out")).sizes) == ["a.png"]
+
+
+def test_pictures_of_a_folder_whose_content_is_elsewhere_are_counted(workdir: Path) -> None:
+    (workdir / "a").mkdir()
+    GRAY.save(workdir / "a/1.png", "PNG")
+    (workdir / "a/gone.png").symlink_to("nowhere.png")
+    (workdir / "a/.4.png.icloud").write_bytes(b"bplist00")
+    left_out = {"a broken link": 1, "in iCloud": 1}
+    assert files.expanded(["a"]) == (["a/1.png"], left_out)
+    folder = Folder("a")
+    parts.plan(folder, "model")
+    assert folder.ledger.counts() == left_out
