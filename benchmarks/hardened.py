@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import psutil
 import requests
+import urllib3
 from PIL import Image
 
 from benchmarks import harness, ours, report
@@ -451,6 +452,7 @@ def _generated(endpoint: Endpoint) -> int:
 
 def measure() -> Sequence[report.Figure]:
     """Start the endpoints and measure one thing after another."""
+    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the certificate is its own
     if os.environ.get("ONLY") == "faults":
         return _of_faults(Path(os.environ["ROOT"]) if "ROOT" in os.environ else _champion())
     if shutil.which("h2load") is None:
