@@ -45,7 +45,10 @@ def follow(
     def say(name: str, line: str) -> None:
         console.print(escape(f"{name}: {line}" if name else line))
 
-    before = {name: _described(place)[0] for name, place in places.items()}
+    looks = {name: _described(place) for name, place in places.items()}
+    before = {name: described for name, (described, _) in looks.items()}
+    refusals = {name: refusal for name, (_, refusal) in looks.items()}
+    last = dict(before)  # of each model what it answered last, whatever was in between
     for name, described in before.items():
         for line in engine((described or {}).get("engine")):
             say(name, f"engine     {line}")
@@ -54,7 +57,10 @@ def follow(
     while not ended.wait(_LOOK_S):
         for name, place in places.items():
             now, refusal = _described(place)
-            lines = [refusal] if refusal and before[name] is not None else changes(before[name], now)
+            lines = [refusal] * (refusal != refusals[name]) if refusal else changes(before[name], now)
+            if now and before[name] is None and last[name]:
+                lines += changes(last[name], now)
+            refusals[name], last[name] = refusal, now or last[name]
             for line in lines:
                 say(name, line)
             before[name] = now
