@@ -179,7 +179,7 @@ PRIVATE = (
             "ray/_private/node.py: wait_timeout_seconds = 1",
         ),
         "`killed_at_once`: an interrupt ends a local Ray without a second for each of its processes",
-        "up to 3 s of the end of `distml serve` while it loads",
+        "not measured alone; Ray waits up to a second for each of three processes, one after the other",
     ),
     Private(
         "uvicorn",
