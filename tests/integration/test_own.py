@@ -14,7 +14,7 @@ from PIL import Image
 from distml.config import Config
 from distml.data.opening import open_source
 from distml.storage import Storage
-from tests.runner import Training
+from tests.runner import Training, recorded
 
 pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(400)]
 
@@ -40,7 +40,14 @@ FLAGS = [
     "--train.augment.crop_padding=2",
     "--train.augment.erase=4",
     "--train.tensorboard=true",
+    "--evaluate.metrics=[own_metrics:matched]",
 ]
+
+METRICS = """
+def matched(targets, outputs):
+    print("a metric may print")
+    return (outputs.argmax(1) == targets).mean()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         of_class = np.flatnonzero(rows.labels == source.classes.index(name))[: ROWS // len(CLASSES)]
         for at, image in zip(of_class, rows.gather(of_class).images, strict=True):
             Image.fromarray(np.repeat(image, 3, axis=2)).save(folder / f"{at}.png")
+    (base / "own_metrics.py").write_text(METRICS)
     with Training(base / "storage", "own", f"--data.path={base / 'images'}", *FLAGS) as run:
         code, result = run.finish()
     assert code == 0, run.lines
@@ -65,6 +73,18 @@ def test_three_separable_classes_are_learnt(trained: tuple[Path, dict[str, Any],
     _, result, run = trained
     assert min(result["val_accuracy"], result["test_accuracy"]) > 0.85  # 45 steps; a third by chance
     assert run.said("shards streamed") == 1
+
+
+def test_a_metric_of_the_users_is_on_record_for_both_splits(
+    trained: tuple[Path, dict[str, Any], Training],
+) -> None:
+    root, result, _ = trained
+    values = recorded(root, "own")[0].data.metrics
+    for split in ("val", "test"):
+        assert result[f"{split}_matched"] == pytest.approx(result[f"{split}_accuracy"])
+        assert values[f"{split}_matched"] == result[f"{split}_matched"]
+    report = Path(result["artifacts"]) / "report" / "report.html"
+    assert "matched" in report.read_text().partition("<h2>Classes")[0]
 
 
 def test_streamed_rows_are_accounted_for(trained: tuple[Path, dict[str, Any], Training]) -> None:
