@@ -408,8 +408,8 @@ def _prepare(config: Config) -> None:
             predictor.prepare(engine, Storage(config.storage.root))
 
 
-_CALM_S = 30.0
-"""After loading, until TensorFlow is measured: the start of an endpoint takes all that there is."""
+_CALM_S = 600.0
+"""After loading, until TensorFlow is measured: only an endpoint that stays is worth its import."""
 _COMPARE_S = 180.0
 _COMPARE = """
 import contextlib, ctypes, os, signal, sys
