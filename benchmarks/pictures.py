@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,18 +85,7 @@ def _alone(environment: dict[str, str]) -> float:
 
 
 def _served(url: str, load: Load) -> dict[str, float]:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            warmed = load.run(url, 1, 1)
-            if warmed["rps"] > 1 and not warmed["errors"]:
-                break
-        except harness.BenchmarkError:  # nobody listens yet
-            pass
-        if time.monotonic() > deadline:
-            raise harness.BenchmarkError(f"{url} does not respond")
-        time.sleep(0.5)
-    load.run(url, CONNECTIONS, 3)
+    serving.warm(url, load, 1, 180)
     measured: dict[str, float] = load.run(url, CONNECTIONS, SECONDS)
     return measured
 

@@ -90,18 +90,27 @@ def running(name: str, command: Sequence[str], environment: Mapping[str, str]) -
         process.wait()
 
 
-def _measured(url: str, single: Load, many: Load) -> dict[str, float]:
-    """Wait until a server answers, warm it, then measure it at 1 and at 64 connections."""
-    deadline = time.monotonic() + _START_S
+def warm(url: str, load: Load, least: float, limit_s: float = _START_S) -> None:
+    """Wait until a server answers so many requests a second to one connection, then warm it by sixteen.
+
+    Raises:
+        BenchmarkError: It does not within the limit.
+    """
+    deadline = time.monotonic() + limit_s
     while True:
         with contextlib.suppress(harness.BenchmarkError):  # nobody listens yet
-            warmed = single.run(url, 1, 1)
-            if warmed["rps"] > 10 and not warmed["errors"]:
+            answered = load.run(url, 1, 1)
+            if answered["rps"] > least and not answered["errors"]:
                 break
         if time.monotonic() > deadline:
-            raise harness.BenchmarkError(f"{url} does not respond after {_START_S} s")
+            raise harness.BenchmarkError(f"{url} does not respond after {limit_s:g} s")
         time.sleep(0.5)
-    single.run(url, 16, 3)
+    load.run(url, 16, 3)
+
+
+def _measured(url: str, single: Load, many: Load) -> dict[str, float]:
+    """Wait until a server answers, warm it, then measure it at 1 and at 64 connections."""
+    warm(url, single, 10)
     alone, busy, batch = single.run(url, 1, SECONDS), single.run(url, 64, SECONDS), many.run(url, 1, SECONDS)
     return {
         "p50_ms_1": alone["p50_ms"],

@@ -150,14 +150,14 @@ def step_back() -> None:
                 process.nice(_NICENESS)
                 # on Linux each thread has a place of its own
                 for thread in process.threads() if psutil.LINUX else ():
-                    _step_behind(thread.id, idle)
+                    _lower_priority(thread.id, idle)
 
 
 def _holds(words: list[str], parts: tuple[str, ...]) -> bool:
     return any(part in word for word in words for part in parts)
 
 
-def _step_behind(thread: int, idle: bool) -> None:
+def _lower_priority(thread: int, idle: bool) -> None:
     """Idle is more than nice: who wakes up takes the core at once instead of at the end of a slice."""
     os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
     if idle:

@@ -34,8 +34,11 @@ class Api(litserve.LitAPI):
         return {"predictions": [answer.tolist()]}
 
 
-if __name__ == "__main__":
-    server = litserve.LitServer(
-        Api(max_batch_size=64, batch_timeout=0.002), accelerator="cpu", workers_per_device=1
-    )
+def serve(api: Api, workers: int) -> None:
+    """Serve it on the port that the command names."""
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
     server.run(port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    serve(Api(max_batch_size=64, batch_timeout=0.002), workers=1)

@@ -1,4 +1,4 @@
-"""Those processes that look on step back; those that train stay."""
+"""Priorities of the processes of a local Ray, and the marks that outlive a process."""
 
 from __future__ import annotations
 
