@@ -25,9 +25,10 @@ from distml.errors import ConfigError, ResourceError, ServingError
 from distml.runtime import cluster, environment
 from distml.serving import haproxy
 
-_RANGE = range(20_000, 32_768)
-"""Above those of Ray's workers (10002-19999), below those that systems give to outgoing connections (Linux
-from 32768, macOS from 49152): such a port may be taken between this check and its use."""
+_RANGE = range(20_000, 30_000)
+"""Above those of Ray's workers (10002-19999), below those of replicas (requests 30000-31000, health 1001
+above) and those that systems give to outgoing connections (Linux from 32768, macOS from 49152): such a port
+may be taken between this check and its use."""
 _TRIES = 200
 _SHORT = "/tmp"  # noqa: S108 (a folder of its own is made there)
 

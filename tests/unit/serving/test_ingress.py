@@ -20,7 +20,8 @@ import requests
 
 from distml.config import ServeConfig
 from distml.errors import ResourceError
-from distml.serving import haproxy, ingress
+from distml.runtime import environment
+from distml.serving import haproxy, ingress, replica
 
 PROGRAM = haproxy.program()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs HAProxy")
@@ -63,13 +64,14 @@ SERVERS = """backend http-distml
 """
 REPLICA = """
 import http.client
+import random
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 http.client._MAXHEADERS = 1000
-pauses = [float(sys.argv[2])]
+pauses, offset = [float(sys.argv[1])], int(sys.argv[2])
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -86,35 +88,29 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-health = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) + int(sys.argv[3])), Handler)
+while True:
+    port = random.randrange(20_000, 30_000)
+    try:
+        requests = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        health = ThreadingHTTPServer(("127.0.0.1", port + offset), Handler)
+        break
+    except OSError:  # one of the two is taken
+        continue
 threading.Thread(target=health.serve_forever, daemon=True).start()
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+print(port, flush=True)
+requests.serve_forever()
 """
-
-
-def _listening(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
 
 
 class Ingress:
     """HAProxy before so many replicas, whose first health check takes so long."""
 
     def __init__(self, folder: Path, replicas: int, first_check_s: float = 0.0) -> None:
-        self.port, *back = ingress.free_ports(1 + replicas)
+        words = [sys.executable, "-c", REPLICA, str(first_check_s), str(haproxy.HEALTH_PORT_OFFSET)]
+        self.replicas = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(replicas)]
+        back = [int(replica.stdout.readline()) for replica in self.replicas if replica.stdout]
+        self.port, fallback = ingress.free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
-        words = [sys.executable, "-c", REPLICA]
-        rest = [str(first_check_s), str(haproxy.HEALTH_PORT_OFFSET)]
-        self.replicas = [subprocess.Popen([*words, str(port), *rest]) for port in back]
-        if first_check_s:
-            for port in back:
-                _listening(port)
         text = FRONT.format(port=self.port, server_s=20, healthy=HEALTHY if replicas else "") + (
             BACK if replicas else "    default_backend default_backend\n"
         )
@@ -123,7 +119,7 @@ class Ingress:
             text += f"    server r{port} 127.0.0.1:{port} check observe layer4 error-limit 3"
             text += " on-error mark-down\n"
         if replicas:  # Ray's Python proxy, which is not here
-            text += f"    server fallback 127.0.0.1:{ingress.free_ports()[0]} check backup\n"
+            text += f"    server fallback 127.0.0.1:{fallback} check backup\n"
         path = folder / "haproxy.cfg"
         path.write_text(haproxy.corrected(text, "127.0.0.1", "2", f"abns@distml-test-{self.port}"))
         assert PROGRAM
@@ -164,7 +160,7 @@ class Ingress:
     def end(self) -> None:
         for process in (self.proxy, *self.replicas):
             process.kill()
-            process.wait(10)
+            process.communicate(timeout=10)
 
 
 @pytest.fixture
@@ -286,6 +282,11 @@ def test_ports_differ_and_can_be_opened() -> None:
     for port in ports:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", port))
+
+
+def test_no_port_of_a_replica_is_given_out() -> None:
+    lowest = {variable.name: variable.value for variable in environment.HAPROXY.variables}[replica.LOWEST]
+    assert max(ingress._RANGE) < int(lowest)
 
 
 def test_a_taken_port_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
