@@ -43,7 +43,7 @@ _BESIDES = {
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
 Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any], list[int], Indices)
-SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage")
+SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage", "ml_use")
 """Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
@@ -80,6 +80,18 @@ def split_of_file(name: str) -> str | None:
     return _SPLIT_WORDS.get(word[0])
 
 
+def splits_of_files(names: Iterable[str]) -> dict[str, str | None]:
+    """Return the split that each of several files names.
+
+    Beside `split_of_file`, any other word of a file's own name counts where the files then are of several
+    splits, as `mnist_train.csv` and `mnist_test.csv` are; `my_test.csv` alone is called so for other reasons.
+    """
+    first = {name: split_of_file(name) for name in names}
+    words = {name: split_word(PurePosixPath(name).stem) for name, split in first.items() if split is None}
+    either = first | {name: word[0] for name, word in words.items() if word}
+    return either if "train" in either.values() and len(set(either.values()) - {None}) > 1 else first
+
+
 def split_of_folders(name: str) -> str | None:
     """Return the split that the first folder called like one names: `images/val2017/1.jpg` is validation."""
     words = (split_word(part) for part in PurePosixPath(name).parts[:-1])
@@ -114,8 +126,8 @@ def divide(names: Sequence[str]) -> dict[str, list[str]]:
         DataError: Some name a split and others none, or there is no train.
     """
     divided: dict[str | None, list[str]] = {}
-    for name in names:
-        divided.setdefault(split_of_file(name), []).append(name)
+    for name, split in splits_of_files(names).items():
+        divided.setdefault(split, []).append(name)
     splits = {split: some for split, some in divided.items() if split is not None}
     if not splits or (len(splits) == 1 and None in divided):
         return {"train": [name for some in divided.values() for name in some]}

@@ -29,7 +29,7 @@ from distml.config import DataConfig
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide_rows, split_of_file, split_word
+from distml.data.split import SPLIT_COLUMNS, divide_rows, split_word, splits_of_files
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -244,18 +244,29 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
     Raises:
         DataError: No column of labels, other values than numbers, or a number of pixels that is no square.
     """
-    parts: Parts = {}
+    parts: dict[str, list[tuple[Any, Any]]] = {}
     labels: tuple[str, ...] = ()
-    for name in _files(folder, ".csv"):
+    for name, split_of_all in splits_of_files(_files(folder, ".csv")).items():
         table = _csv(folder, name)
         column = next((key for key in table.column_names if key.lower() in SPLIT_COLUMNS), None)
         labels = _label_columns(table, name, data, column)
         rest = _pixel_columns(table, name, (*labels, column))
         values = _unpacked(table, name) if _packed(table) else _pixels(table, rest, name)
         images, of_rows = _square(values, name), _labels_of(table.select(labels), name, task)
-        for split, rows in _splits_of(table, name, column).items():
-            parts["test" if split == "eval" else split] = images[rows], of_rows[rows]
-    return _source(folder, parts, task, task.named(labels))
+        for split, rows in _splits_of(table, name, column, split_of_all).items():
+            some = parts.setdefault("test" if split == "eval" else split, [])
+            some.append((images[rows], of_rows[rows]))
+            if images.shape[1:] != some[0][0].shape[1:]:
+                raise DataError(
+                    f"{name} has images of {images.shape[1:]}, another file {some[0][0].shape[1:]}."
+                )
+    joined = {split: _joined(some) for split, some in parts.items()}
+    return _source(folder, joined, task, task.named(labels))
+
+
+def _joined(some: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The images and the labels of several files of one split, one after another."""
+    return np.concatenate([images for images, _ in some]), np.concatenate([labels for _, labels in some])
 
 
 def _pixel_columns(table: pa.Table, name: str, others: Sequence[str | None]) -> list[str]:
@@ -283,10 +294,10 @@ def _label_columns(table: pa.Table, name: str, data: DataConfig, column: str | N
     return labels
 
 
-def _splits_of(table: pa.Table, name: str, column: str | None) -> Mapping[str, Any]:
+def _splits_of(table: pa.Table, name: str, column: str | None, of_all: str | None) -> Mapping[str, Any]:
     """The rows of each split, by a column or by the name of the file."""
     if column is None:
-        return {split_of_file(name) or "train": slice(None)}
+        return {of_all or "train": slice(None)}
     return divide_rows(table.column(column).to_pylist(), f"the column {column} of {name}")
 
 

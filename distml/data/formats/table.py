@@ -29,7 +29,15 @@ from distml.data.image import SUFFIXES, is_picture
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Fault, Source
-from distml.data.split import SPLIT_COLUMNS, by_lists, settled, split_of_file, split_of_folders, split_word
+from distml.data.split import (
+    SPLIT_COLUMNS,
+    by_lists,
+    settled,
+    split_of_file,
+    split_of_folders,
+    split_word,
+    splits_of_files,
+)
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -147,7 +155,8 @@ class _Places:
         last = given.rpartition("/")[2]
         alike = _nearest(self._named.get(last) or self._folded.get(last.casefold(), ()), given)
         if len(alike) > 1:
-            split = split_of_file(table.name)
+            word = split_word(table.stem)
+            split = split_of_file(table.name) or (word[0] if word else None)
             alike = [name for name in alike if split and split_of_file(name) == split]
         return alike[0] if len(alike) == 1 else None
 
@@ -173,8 +182,9 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     names = tables(folder)
     if not names:
         raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
-    reader, blank = _Reader(folder, data, task, _Places(folder)), []
-    for name in sorted(names, key=lambda name: split_of_file(name) == "test"):
+    splits = splits_of_files(names)
+    reader, blank = _Reader(folder, data, task, _Places(folder), splits), []
+    for name in sorted(names, key=lambda name: splits[name] == "test"):
         blank += [] if reader.read(name) else [name]
     chosen = {picture for some in reader.labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
@@ -222,6 +232,7 @@ class _Reader:
     """Reads tables one after another.
 
     Attributes:
+        splits: That each table names.
         labelled: By split, each picture's label.
         bad: Rows that name a picture which is not there.
         columns: Those that hold the labels.
@@ -231,6 +242,7 @@ class _Reader:
     data: DataConfig
     task: type[Task]
     places: _Places
+    splits: Mapping[str, str | None]
     labelled: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad: list[Fault] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -239,7 +251,7 @@ class _Reader:
         """Read a table; False for a contest's test that has no labels."""
         rows = _rows(self.folder, name)
         has = list(rows[0]) if rows else []
-        if self.columns and split_of_file(name) == "test" and not set(self.columns) & set(has):
+        if self.columns and self.splits[name] == "test" and not set(self.columns) & set(has):
             if LABEL not in self.columns or not _one_hot(rows, "", self.data):
                 return False
         _require_header(self.places, name, has)
@@ -258,7 +270,7 @@ class _Reader:
                 told = f"{where} names {given}, which is not there."
                 self.bad.append(Fault(str(given), told, "Correct the table, or fetch the pictures."))
                 continue
-            split = _split(row[split_column], where) if split_column else split_of_file(name) or "train"
+            split = _split(row[split_column], where) if split_column else self.splits[name] or "train"
             label = source.read_label(self.task, {key: row.get(key) for key in self.columns}, where)
             some = self.labelled.setdefault("test" if split == "eval" else split, {})
             if some.setdefault(picture, label) != label:

@@ -126,3 +126,11 @@ def test_images_beside_split_folders_are_reported() -> None:
 )
 def test_tables_are_divided_by_folder_or_name(names: list[str], splits: dict[str, int]) -> None:
     assert {split: len(some) for split, some in divide(names).items()} == splits
+
+
+def test_any_word_of_a_name_counts_where_several_files_name_splits() -> None:
+    names = ["set-train.arrow", "set-test-00000-of-00001.arrow"]
+    assert divide(names) == {"train": names[:1], "test": names[1:]}
+    assert divide(["my_test.parquet"]) == {"train": ["my_test.parquet"]}
+    with pytest.raises(DataError, match=r"more[.]arrow lies beside"):
+        divide([*names, "more.arrow"])

@@ -502,3 +502,29 @@ def test_the_content_decides_between_json_and_json_lines(
     }
     (given / name).write_text(told[form])
     assert ingest(storage_root, given).classes == ("ant", "bee", "cow")
+
+
+def test_splits_are_in_any_word_of_the_names_of_several_tables(given: Path, storage_root: Path) -> None:
+    for name, some in (("labels_train.csv", slice(0, 40)), ("labels_test.csv", slice(40, 60))):
+        table = rows(file_name=FILES[some], label=NAMES[some].tolist())
+        (given / name).write_bytes(as_csv(table))
+    assert ingest(storage_root, given, image_size=8).rows["test"] == 20
+
+
+def test_rows_of_all_tables_of_pixels_are_kept(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("mnist_train.csv", "mnist_test.csv"):
+        (tmp_path / "in" / name).write_bytes(pixels())
+    manifest = ingest(storage_root, tmp_path / "in")
+    assert (sum(manifest.rows.values()), manifest.rows["test"]) == (120, 60)
+    (tmp_path / "parts").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "parts" / name).write_bytes(pixels())
+    assert sum(ingest(storage_root, tmp_path / "parts", name="parts").rows.values()) == 120
+
+
+def test_the_column_of_splits_that_vertex_writes(given: Path, storage_root: Path) -> None:
+    uses = ["TRAIN"] * 40 + ["VALIDATION"] * 5 + ["TEST"] * 15
+    table = rows(ML_USE=uses, GCS_FILE_PATH=[f"gs://bucket/{name}" for name in FILES], label=NAMES.tolist())
+    (given / "import.csv").write_bytes(as_csv(table))
+    assert ingest(storage_root, given, image_size=8).rows == {"train": 40, "validation": 5, "test": 15}
