@@ -181,6 +181,8 @@ class DataConfig(Section):
     """Folder, archive or URI of the user's data, also https:// of an archive; none is Fashion-MNIST."""
     format: str = "auto"
     """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""
+    subset: str | None = None
+    """Which of several configurations of a Hugging Face data set, by its name in README.md or its folder."""
     image_size: Literal["auto"] | Side | tuple[Side, Side] = "auto"
     """Side or [height, width]; auto: the backbone's own, else one size of all up to 256, else 224."""
     fit: Literal["crop", "letterbox", "stretch"] = "crop"

@@ -15,12 +15,13 @@ import re
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import yaml
 from pyarrow import fs
 
 from distml.data.source import Ledger, Origin
@@ -44,6 +45,8 @@ _JUNK = (
 
 PARQUET = (".parquet", ".parq", ".pq")
 """Endings of Parquet files."""
+ARROW = (".arrow", ".feather")
+"""Endings of Arrow files, as Hugging Face's `save_to_disk` writes them."""
 _NO_DATA = (".yaml", ".yml")
 """Endings of files that no format reads: a configuration beside its pictures is edited between two runs."""
 _KEPT_BYTES = 256 << 20
@@ -75,6 +78,8 @@ class Folder:
         sizes: Bytes by name; a name that is no UTF-8 is written with escapes.
         dangling: Where links lead that lead nowhere, and placeholders of iCloud, by name.
         empty: Folders without an entry.
+        splits: What a description beside the files calls the split of each, by name; {} where there is none.
+        subset: The configuration of a data set whose files are left, where it has such.
         ledger: What was left out.
 
     Raises:
@@ -89,6 +94,8 @@ class Folder:
         self.complete = True
         self.dangling: dict[str, str] = {}
         self.empty: list[str] = []
+        self.splits: dict[str, str] = {}
+        self.subset: str | None = None
         self._kept: dict[str, bytes] = {}
         self._room = _KEPT_BYTES
         try:
@@ -186,6 +193,12 @@ class Folder:
         other._kept = {name: self._kept[name] for name in other.entries if name in self._kept}
         return other
 
+    def leave_out(self, names: Iterable[str], reason: str) -> None:
+        """Take files away: no format sees them."""
+        for name in list(names):
+            del self.entries[name], self.sizes[name]
+            self.ledger.skip(name, reason)
+
     def origin(self) -> Origin:
         """Describe the folder by its names and sizes."""
         text = "\n".join(
@@ -276,6 +289,24 @@ _CLOUD = re.compile(r"[.](.+)[.]icloud", re.DOTALL)
 def suffix(name: str) -> str:
     """Return a file's ending in lower case, the dot included; `PurePosixPath` takes ten times as long."""
     return os.path.splitext(name)[1].lower()
+
+
+def card(folder: Folder) -> Mapping[str, Any]:
+    """Return what the YAML at the head of a `README.md` says, as on Hugging Face's Hub; else {}."""
+    name = next((name for name in ("README.md", "readme.md") if name in folder.sizes), None)
+    if name is None:
+        return {}
+    text = folder.read(name, _CARD_BYTES).decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        told = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+_CARD_BYTES = 4 << 20
 
 
 def readable(name: str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from distml import tasks
 from distml.config import Config, DataConfig
 from distml.data import fetch
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
-from distml.data.listing import PARQUET, Folder, suffix
+from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
+from distml.data.split import split_of_file, split_word
 from distml.errors import ConfigError, DataError
 from distml.storage import Storage
 from distml.tasks import Task
@@ -50,10 +53,11 @@ def open_source(config: Config, storage: Storage) -> Source:
     remote = fetch.is_remote(data.path)
     given, folder = located(data.path, data.format, storage)
     told = fetch.version(data.path) if remote else given.fingerprint()
+    notes = choose_subset(folder, data.subset)
     form = format_of(folder) if data.format == "auto" else data.format
     source = refitted(_OPENERS[form](folder, data, task), data)
     with_margin(source, data.margin)  # refused before anything is written
-    return replace(source, fingerprint=told) if folder is not given or remote else source
+    return replace(source, fingerprint=told, notes=(*source.notes, *notes))
 
 
 def located(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
@@ -79,7 +83,7 @@ def format_of(folder: Folder) -> str:
         return "webdataset"
     if table.tables(folder):
         return "table"
-    if suffixes & set(PARQUET):
+    if suffixes & {*PARQUET, *ARROW}:
         return "parquet"
     if any(arrays.is_idx(name) for name in folder.sizes):
         return "idx"
@@ -102,6 +106,113 @@ def format_of(folder: Folder) -> str:
         f"{folder.root} holds no pictures, Parquet, IDX, npz, npy or CSV of pixels, but {shown}.",
         "Give pictures or one of these; anything else by a function: data.format: module:function.",
     )
+
+
+def choose_subset(folder: Folder, wanted: str | None) -> tuple[str, ...]:
+    """Leave out the files of all configurations but one, where a data set has several, as Hugging Face's do.
+
+    Args:
+        folder: Its `README.md` says which there are, or folders of their own with files of splits do.
+        wanted: `data.subset`; None takes the only one, or the one that is the default.
+
+    Returns:
+        A sentence for what was chosen unasked, and for files that are described and not there.
+
+    Raises:
+        ConfigError: There are several, or none of that name.
+    """
+    told = card(folder).get("configs")
+    given = [some for some in told if isinstance(some, dict)] if isinstance(told, list) else []
+    known = {str(some.get("config_name", "default")): _described(folder, some) for some in given}
+    known = {name: files for name, files in known.items() if files or name == wanted} or _by_folders(folder)
+    if wanted is not None and wanted not in known:
+        has = f"has {', '.join(known)}" if known else "has no configurations"
+        raise ConfigError(f"data.subset = {wanted}, but {folder.root} {has}.", "Correct or leave it out.")
+    defaults = [str(some.get("config_name", "default")) for some in given if some.get("default") is True]
+    chosen = wanted or next((name for name in (*defaults, "default") if name in known), None)
+    if len(known) > 1 and chosen is None:
+        raise ConfigError(
+            f"{folder.root} holds several configurations of a data set: {', '.join(known)}.",
+            "Set data.subset to one of them.",
+        )
+    if not known:
+        return ()
+    chosen = chosen or next(iter(known))
+    files = known[chosen]
+    others = {name for some in known.values() for name in some} - set(files)
+    others |= {name for name in folder.sizes if suffix(name) in (*PARQUET, *ARROW)} - set(files)
+    folder.leave_out(sorted(others), "of another configuration")
+    folder.splits, folder.subset = dict(files), chosen
+    lost = [some for some in given if str(some.get("config_name", "default")) == chosen]
+    notes = [f"{glob} of README.md names no file that is there." for glob in _absent(folder, lost)]
+    if len(known) > 1 and wanted is None:
+        more = ", ".join(name for name in known if name != chosen)
+        notes.append(f"the configuration {chosen} is read, not {more}; data.subset chooses another one.")
+    return tuple(notes)
+
+
+def _described(folder: Folder, told: Mapping[str, Any]) -> dict[str, str]:
+    """The split of each file of a configuration that is there, "" where its description says none."""
+    files: dict[str, str] = {}
+    for split, globs in _globs(told):
+        for glob in globs:
+            files |= dict.fromkeys(_matching(folder.sizes, glob), split)
+    return files
+
+
+def _globs(told: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Patterns of file names by split, in any of the forms that the Hub knows."""
+    given, above = told.get("data_files"), str(told.get("data_dir") or "").strip("/")
+    if given is None:
+        return [("", [above or "**"])]
+    pairs: list[tuple[Any, Any]] = [("", given)]
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    elif isinstance(given, list) and all(isinstance(some, Mapping) for some in given):
+        pairs = [(some.get("split", ""), some.get("path")) for some in given]
+    start = f"{above}/" if above else ""
+    return [
+        (str(split), [start + str(glob) for glob in (globs if isinstance(globs, list) else [globs])])
+        for split, globs in pairs
+    ]
+
+
+def _absent(folder: Folder, told: Iterable[Mapping[str, Any]]) -> list[str]:
+    globs = (glob for some in told for _, some_globs in _globs(some) for glob in some_globs)
+    return [glob for glob in globs if not _matching(folder.sizes, glob)]
+
+
+def _matching(names: Iterable[str], glob: str) -> list[str]:
+    """Names that a pattern fits; `**` goes through folders, and a folder means all that is in it."""
+    plain = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"([*]{2}/|[*]{2}|[*]|[?]|\[[^]]+\])", glob.removeprefix("./"))
+    text = "".join(
+        plain.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts if part
+    )
+    pattern = re.compile(f"{text}(?:/.*)?")
+    return [name for name in names if pattern.fullmatch(name)]
+
+
+def _by_folders(folder: Folder) -> dict[str, dict[str, str]]:
+    """Files of rows by the folder that they lie in, where each of several holds splits or was saved alone."""
+    names = [name for name in folder.sizes if suffix(name) in (*PARQUET, *ARROW)]
+    paths = {name: name for name in names}
+    while paths and len({path.partition("/")[0] for path in paths.values()}) == 1:
+        if not all("/" in path for path in paths.values()):
+            return {}
+        paths = {name: path.partition("/")[2] for name, path in paths.items()}
+    tops: dict[str, dict[str, str]] = {}
+    for name, path in paths.items():
+        top, _, rest = path.partition("/")
+        tops.setdefault(top if rest else "", {})[name] = rest
+    if len(tops) < 2 or any(not top or "=" in top or split_word(top) for top in tops):
+        return {}
+    for top, files in tops.items():
+        above = next(name for name in files).split(f"{top}/")[0] + top
+        saved = f"{above}/state.json" in folder.sizes
+        if not saved and not any(map(split_of_file, files.values())):
+            return {}
+    return {top: dict.fromkeys(files, "") for top, files in tops.items()}
 
 
 def refitted(source: Source, data: DataConfig) -> Source:

@@ -52,7 +52,7 @@ _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _FITTING = (
     *("image_size", "fit", "channels", "background", "max_pixels", "image_column", "label_column"),
-    "label_pattern",
+    *("label_pattern", "subset"),
     *("margin", "encoding"),
     *("on_error", "max_error_fraction"),
 )

@@ -119,14 +119,20 @@ def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
     return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()})
 
 
-def divide(names: Sequence[str]) -> dict[str, list[str]]:
+def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """Sort tables and other files that hold rows by split; all are `train` where no two splits are named.
+
+    Args:
+        names: Of the files.
+        told: What a description beside the files calls the split of each, where there is one.
 
     Raises:
         DataError: Some name a split and others none, or there is no train.
     """
     divided: dict[str | None, list[str]] = {}
-    for name, split in splits_of_files(names).items():
+    words = {name: split_word((told or {}).get(name, "")) for name in names}
+    given = {name: word[0] for name, word in words.items() if word}
+    for name, split in (given if len(given) == len(names) else splits_of_files(names)).items():
         divided.setdefault(split, []).append(name)
     splits = {split: some for split, some in divided.items() if split is not None}
     if not splits or (len(splits) == 1 and None in divided):

@@ -8,11 +8,11 @@ interpreter for 49 MB of pixels, 125 MB for 197 MB.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
-from distml.data.listing import PARQUET, Folder, suffix
+from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
 from distml.data.split import SPLIT_COLUMNS, absent_parts, divide, divide_rows, split_word
@@ -67,15 +67,8 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     Raises:
         DataError: No Parquet, no column of images or labels, or values in them that cannot be used.
     """
-    names = []
-    for name in folder.sizes:
-        if suffix(name) in PARQUET:
-            names.append(name)
-        else:
-            folder.ledger.skip(name, "no Parquet")
-    if not names:
-        raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
-    divided = divide(names)
+    names = _files(folder)
+    divided = divide(names, folder.splits)
     columns = _columns(folder, names[0], data, task)
     read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
     labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
@@ -86,6 +79,8 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
     known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
+    if known and not task.scalar and not task.named(columns.labels):
+        labels = {split: _of_numbers(some, known) for split, some in labels.items()}
     encoded, numbers = task.encode(labels, known)
     shape, policy = _shape(folder, divided, columns, data)
     small = max(some.group_bytes for some in read.values()) <= _GROUP_BYTES
@@ -103,6 +98,63 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         fingerprint=folder.fingerprint(),
         notes=(*notes, *absent_parts(names)),
     )
+
+
+def _files(folder: Folder) -> list[str]:
+    """The files that hold rows; the others go into the ledger."""
+    saved = _saved(folder)
+    names = []
+    for name in folder.sizes:
+        above = name.rpartition("/")[0]
+        if suffix(name) not in (*PARQUET, *ARROW):
+            folder.ledger.skip(name, "no Parquet")
+        elif name in saved.get(above, [name]) and not (
+            suffix(name) in ARROW and PurePosixPath(name).name.startswith(("cache-", "tmp"))
+        ):
+            names.append(name)
+        else:
+            folder.ledger.skip(name, "a cache of Hugging Face's")
+    if not names:
+        raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
+    return names
+
+
+def _saved(folder: Folder) -> dict[str, list[str]]:
+    """The files of each folder that Hugging Face's `save_to_disk` wrote, as its `state.json` lists them.
+
+    Raises:
+        DataError: A file or a split of them is not there, or rows are chosen by an index beside them.
+    """
+    saved: dict[str, list[str]] = {}
+    for name in folder.sizes:
+        above, _, last = name.rpartition("/")
+        if last not in ("state.json", "dataset_dict.json"):
+            continue
+        start, told = f"{above}/" if above else "", _json(folder, name)
+        if last == "dataset_dict.json":
+            for split in told.get("splits") or ():
+                if not any(there.startswith(f"{start}{split}/") for there in folder.sizes):
+                    raise DataError(f"{name} names the split {split}, which is not there.", "Fetch it again.")
+            continue
+        if told.get("_indices_data_files") or told.get("_indices_files"):
+            raise DataError(
+                f"{name} chooses rows by an index, as datasets before 2.0 wrote it.",
+                "Save the set again by a newer version, or by to_parquet.",
+            )
+        if files := [str(some.get("filename")) for some in told.get("_data_files") or ()]:
+            saved[above] = [f"{start}{file}" for file in files]
+            known = folder.sizes.keys() | folder.ledger.reasons.keys()  # of another configuration
+            if lost := [file for file in saved[above] if file not in known]:
+                raise DataError(f"{name} names {lost[0]}, which is not there.", "Fetch it again.")
+    return saved
+
+
+def _json(folder: Folder, name: str) -> Mapping[str, Any]:
+    try:
+        told = json.loads(folder.read(name))
+    except ValueError:
+        raise DataError(f"{name} cannot be read as JSON.", "Fetch it again.") from None
+    return told if isinstance(told, dict) else {}
 
 
 def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices], tuple[str, ...]]:
@@ -202,14 +254,11 @@ def _placed(names: Sequence[str], read: Mapping[str, _Read]) -> list[_Placed]:
     ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterator[Any]:
     try:
         # Neither pre-buffered nor memory-mapped: both would hold whole row groups.
-        with (
-            folder.open(name) as stream,
-            pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as file,
-        ):
+        with folder.open(name) as stream, _reader(folder, name, stream) as file:
             has = [*file.schema_arrow.names, *_partition(name)]
             missing = [] if columns is None else sorted({columns.image, *columns.labels} - set(has))
             if missing:
@@ -217,10 +266,73 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
             yield file
     except (OSError, pa.ArrowException) as error:
         if known := image.in_place_of_it(folder.read(name, 64)):
-            raise DataError(f"{name} is not Parquet: it is {known[0]}.", known[1]) from None
+            raise DataError(f"{name} is not {_kind(name)}: it is {known[0]}.", known[1]) from None
         raise DataError(
-            f"{name} cannot be read as Parquet: {str(error).rstrip('.')}.", "Fetch it again."
+            f"{name} cannot be read as {_kind(name)}: {str(error).rstrip('.')}.", "Fetch it again."
         ) from None
+
+
+def _kind(name: str) -> str:
+    return "Arrow" if suffix(name) in ARROW else "Parquet"
+
+
+def _reader(folder: Folder, name: str, stream: Any) -> Any:
+    if suffix(name) in PARQUET:
+        return pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+    return contextlib.nullcontext(_ArrowFile(stream, folder.entries[name].path if folder.local else None))
+
+
+class _ArrowFile:
+    """An Arrow file, of which a batch is a group of rows, with what is used of `pq.ParquetFile`. Final.
+
+    Args:
+        stream: Of its bytes.
+        path: Of a file of this machine, which is mapped: its rows need no memory.
+    """
+
+    def __init__(self, stream: Any, path: str | None) -> None:
+        content = pa.memory_map(path) if path else pa.BufferReader(stream.read())
+        whole = content.size()
+        indexed = content.read(len(_ARROW)) == _ARROW
+        content.seek(max(0, whole - len(_END)))
+        if not indexed and content.read(len(_END)) != _END:
+            raise pa.ArrowInvalid("it is cut off")
+        content.seek(0)
+        if indexed:
+            reader = pa.ipc.open_file(content)
+            self._batches = [reader.get_batch(at) for at in range(reader.num_record_batches)]
+        else:
+            reader = pa.ipc.open_stream(content)
+            self._batches = list(reader)
+        self.schema_arrow, self.num_row_groups, self.metadata = reader.schema, len(self._batches), self
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._batches))
+
+    def row_group(self, at: int) -> _Group:
+        return _Group(len(self._batches[at]), self._batches[at].nbytes)
+
+    def read(self, columns: Sequence[str], use_threads: bool) -> Any:
+        return pa.Table.from_batches(self._batches, self.schema_arrow).select(columns)
+
+    def iter_batches(
+        self, size: int, row_groups: Sequence[int], columns: Sequence[str], use_threads: bool
+    ) -> Iterator[Any]:
+        for group in row_groups:
+            batch = self._batches[group].select(columns)
+            yield from (batch.slice(first, size) for first in range(0, len(batch), size))
+
+
+class _Group(NamedTuple):
+    """Rows of a batch and their bytes, under the names of Parquet."""
+
+    num_rows: int
+    total_byte_size: int
+
+
+_ARROW, _END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+"""How Arrow files begin that have an index, and how those end that are a stream of batches."""
 
 
 def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> Columns:
@@ -332,14 +444,47 @@ def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> npt.ND
 
 
 def _class_names(folder: Folder, name: str, label: str) -> list[str] | None:
-    """Return the names that Hugging Face's writer stores beside integer labels, if it wrote the file."""
+    """Return the names that Hugging Face's library stores for integer labels: in the file, or beside it."""
     with _opened(folder, name) as file:
         stored = (file.schema_arrow.metadata or {}).get(b"huggingface")
-    try:
-        names = json.loads(stored)["info"]["features"][label]["names"] if stored else None
-    except (ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if names := _names_of(json.loads(stored or b"{}")["info"]["features"][label]):
+            return names
+    above = [f"{parent}/" if str(parent) != "." else "" for parent in PurePosixPath(name).parents]
+    for file in (f"{start}dataset_info.json" for start in above):
+        if file in folder.sizes:
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                if names := _names_of(_json(folder, file)["features"][label]):
+                    return names
+    told = card(folder).get("dataset_info")
+    infos = [info for info in (told if isinstance(told, list) else [told]) if isinstance(info, Mapping)]
+    for info in infos if len(infos) < 2 else [i for i in infos if i.get("config_name") == folder.subset]:
+        with contextlib.suppress(KeyError, TypeError, AttributeError, StopIteration):
+            feature = next(some for some in info["features"] if some.get("name") == label)
+            if names := _names_of(feature.get("dtype") or feature.get("list") or feature.get("sequence")):
+                return names
+    return None
+
+
+def _of_numbers(labels: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[Any]:
+    """Lists of labels by their names, where they are numbers of these."""
+    numbers = {str(at): name for at, name in enumerate(names)}
+    return label_array([tuple(numbers.get(label, label) for label in row) for row in labels])
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    """Names of classes in the description of a feature, one label or a list of them, in any of its forms."""
+    while isinstance(feature, list) and len(feature) == 1:
+        feature = feature[0]
+    if not isinstance(feature, Mapping):
         return None
-    return [str(entry) for entry in names] if isinstance(names, list) else None
+    for key in ("feature", "class_label", "dtype"):
+        if isinstance(feature.get(key), Mapping | list):
+            return _names_of(feature[key])
+    names = feature.get("names")
+    if isinstance(names, Mapping):  # {"0": "cat", "1": "dog"}
+        names = [names[key] for key in sorted(names, key=int)]
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _shape(
@@ -497,7 +642,8 @@ def _named(folder: Folder, table: str, path: str, where: str) -> bytes:
         there = alike[0] if len(alike) == 1 else None
     if there is None:
         raise DataError(
-            f"{where} holds no picture but names {path}, which is not there.", "Put the file there."
+            f"{where} holds no picture but names {path}, which is not there.",
+            "Put the file there, or write the set by Hugging Face's to_parquet, which embeds pictures.",
         )
     folder.ledger.reasons.pop(there, None)
     return folder.read(there)
@@ -537,7 +683,7 @@ def encoded(column: Any) -> Any | None:
     """
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = column.field("bytes")
-    if pa.types.is_binary_view(column.type):
+    if pa.types.is_binary_view(column.type) or pa.types.is_null(column.type):
         column = column.cast(pa.large_binary())
     if _is_text(column.type):
         column = pa.array([_of_base64(text) for text in column.to_pylist()], pa.large_binary())

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from distml.config import Config, DataConfig
+from distml.config import Config, DataConfig, TaskConfig
 from distml.data import image, shards
 from distml.data.formats import arrays, parquet
 from distml.data.image import Policy
@@ -1167,3 +1167,123 @@ def test_parquet_that_is_something_else_or_lacks_a_part_is_named(tmp_path: Path,
     (tmp_path / "test.parquet").unlink()
     with pytest.raises(DataError, match="has lists of pictures"):
         ingest(storage_root, tmp_path)
+
+
+# Data sets of Hugging Face's library ----------------------------------------------------------------------
+
+CLASSES = ["ant", "bee", "cow"]
+FEATURES = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
+CARD = """---
+dataset_info:
+- config_name: small
+  features:
+  - name: label
+    dtype: {class_label: {names: {'0': ant, '1': bee, '2': cow}}}
+configs:
+- config_name: small
+  data_files:
+  - {split: train, path: data/small-*}
+  - {split: test, path: "data/held-[0-9]*"}
+- config_name: large
+  data_files: data/large-*
+---
+"""
+
+
+def saved(folder: Path, rows: slice, features: Any = FEATURES, **columns: Any) -> Path:
+    """What `save_to_disk` writes: a stream of batches, a list of the files, and their description."""
+    folder.mkdir(parents=True)
+    name = "data-00000-of-00001.arrow"
+    table = pa.table(columns or {"image": COLUMNS["encoded structs"](GRAY[rows]), "label": LABELS[rows]})
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    return folder / name
+
+
+def test_splits_that_save_to_disk_wrote(tmp_path: Path, storage_root: Path) -> None:
+    files = [saved(tmp_path / split, rows) for split, rows in SPLIT_ROWS.items()]
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [*SPLIT_ROWS]}))
+    (tmp_path / "train" / "cache-1f.arrow").write_bytes(files[0].read_bytes())
+    manifest, splits = ingest(storage_root, tmp_path)
+    assert (manifest.classes, sum(manifest.rows.values())) == (("ant", "bee", "cow"), 60)
+    np.testing.assert_array_equal(splits["test"][0][..., 0], GRAY[40:])
+    assert manifest.skipped["a cache of Hugging Face's"] == 1
+
+
+SPLIT_ROWS = {"train": slice(0, 40), "test": slice(40, 60)}
+
+
+def test_arrow_files_with_an_index_are_read(tmp_path: Path, storage_root: Path) -> None:
+    table = pa.table({"image": COLUMNS["encoded structs"](GRAY), "label": LABELS})
+    with pa.OSFile(str(tmp_path / "a.feather"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    _, splits = ingest(storage_root, tmp_path)
+    same_rows(GRAY[..., None], LABELS, splits)
+
+
+def test_numbers_in_lists_have_the_names_of_their_labels(tmp_path: Path, storage_root: Path) -> None:
+    features = {"labels": {"feature": {"names": CLASSES, "_type": "ClassLabel"}, "_type": "Sequence"}}
+    images = COLUMNS["encoded structs"](GRAY)
+    saved(tmp_path / "in", slice(0), features, image=images, labels=[[int(k), 2] for k in LABELS])
+    config = Config(data=DataConfig(path=str(tmp_path / "in")), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, Storage(str(storage_root)))
+    assert source.classes == ("ant", "bee", "cow")
+    np.testing.assert_array_equal(source.splits["train"].labels[:3], [[1, 0, 1], [0, 1, 1], [0, 0, 1]])
+
+
+def test_what_save_to_disk_wrote_and_lost_is_named(tmp_path: Path, storage_root: Path) -> None:
+    file = saved(tmp_path / "a" / "train", slice(0, 60))
+    content = file.read_bytes()
+    file.write_bytes(content[:-8])
+    with pytest.raises(DataError, match=r"arrow cannot be read as Arrow: it is cut off. Fetch it again"):
+        ingest(storage_root, tmp_path)
+    file.rename(file.with_name("other.arrow"))
+    with pytest.raises(DataError, match=r"state.json names .*data-00000-of-00001.arrow, which is not there"):
+        ingest(storage_root, tmp_path)
+    (tmp_path / "a" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match=r"dataset_dict.json names the split test, which is not there"):
+        ingest(storage_root, tmp_path / "a")
+    paths = pa.array([{"bytes": None, "path": f"/home/me/{k}.png"} for k in range(60)])
+    saved(tmp_path / "b", slice(0), image=paths, label=LABELS)
+    with pytest.raises(DataError, match=r"(?s)names /home/me/0.png, which is not there.*to_parquet"):
+        ingest(storage_root, tmp_path / "b")
+    (tmp_path / "b" / "state.json").write_text('{"_indices_data_files": [{"filename": "x"}]}')
+    with pytest.raises(DataError, match=r"state[.]json chooses rows by an index"):
+        ingest(storage_root, tmp_path / "b")
+
+
+def test_one_of_several_configurations_is_chosen(tmp_path: Path, storage_root: Path) -> None:
+    for set_, first in (("a", 0), ("b", 30)):
+        for split, rows in (("train", slice(first, first + 20)), ("test", slice(first + 20, first + 30))):
+            (tmp_path / "in" / set_).mkdir(parents=True, exist_ok=True)
+            table = pa.table({"image": COLUMNS["encoded structs"](GRAY[rows]), "label": LABELS[rows]})
+            pq.write_table(table, tmp_path / "in" / set_ / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(ConfigError, match=r"several configurations of a data set: a, b\. Set data.subset"):
+        ingest(storage_root, tmp_path / "in")
+    manifest, splits = ingest(storage_root, tmp_path / "in", subset="b")
+    np.testing.assert_array_equal(splits["test"][0][..., 0], GRAY[50:])
+    assert manifest.skipped == {"of another configuration": 2}
+    with pytest.raises(ConfigError, match=r"data.subset = c, but .* has a, b"):
+        ingest(storage_root, tmp_path / "in", subset="c")
+
+
+def test_the_configurations_of_a_card(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for name, rows in (("small-0", slice(0, 20)), ("held-0", slice(20, 30)), ("large-0", slice(0, 60))):
+        table = pa.table({"image": COLUMNS["encoded structs"](GRAY[rows]), "label": LABELS[rows]})
+        pq.write_table(table, tmp_path / "in" / "data" / f"{name}.parquet")
+    (tmp_path / "in" / "README.md").write_text(CARD)
+    with pytest.raises(ConfigError, match="several configurations of a data set: small, large"):
+        ingest(storage_root, tmp_path / "in")
+    manifest, splits = ingest(storage_root, tmp_path / "in", subset="small")
+    assert manifest.classes == ("ant", "bee", "cow")
+    np.testing.assert_array_equal(splits["test"][0][..., 0], GRAY[20:30])
+    assert sum(ingest(storage_root, tmp_path / "in", subset="large", name="l")[0].rows.values()) == 60
+    default = CARD.replace("- config_name: small\n  data", "- config_name: small\n  default: true\n  data")
+    (tmp_path / "in" / "README.md").write_text(default)
+    (tmp_path / "in" / "data" / "held-0.parquet").unlink()
+    notes = ingest(storage_root, tmp_path / "in", name="d")[0].warnings
+    assert "the configuration small is read, not large; data.subset chooses another one." in notes
+    assert "data/held-[0-9]* of README.md names no file that is there." in notes
