@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import harness, ours, photos, report, serving
 from benchmarks.load import Load
+from benchmarks.peers.servers import photo
 from distml.serving import ingress
 
 REPEATS = int(os.environ.get("REPEATS", "2"))
@@ -27,9 +28,12 @@ PROCESSES, CONNECTIONS, PICTURES, SIDE, ROWS = 2, 16, 64, 224, 32
 _BOUNDARY = "photograph"
 
 
-def drawn() -> dict[str, Any]:
-    """The data that the model is trained on for one epoch: its weights decide no time."""
-    images = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8)
+def few() -> dict[str, Any]:
+    """The data that the model is trained on for one epoch: its weights decide no time.
+
+    They are photographs, since requests that look unlike the training images are measured and warned of.
+    """
+    images = np.stack([photo.decode(data) for data in _photographs()[:ROWS]])
     labels = (np.arange(ROWS) % 2).astype(np.int32)
     return {"classes": ["a", "b"], "train": (images, labels), "test": (images[:8], labels[:8])}
 
@@ -38,8 +42,8 @@ def _champion() -> tuple[Path, Path]:
     """Train the head of an EfficientNet-Lite0 for an epoch and promote it; storage root and LiteRT file."""
     root = Path(tempfile.mkdtemp(prefix="distml-bench-"))
     flags = {
-        "data.name": "drawn",
-        "data.format": "benchmarks.pictures:drawn",
+        "data.name": "few",
+        "data.format": "benchmarks.pictures:few",
         "model.name": "benchmarks.finetune:network",
         "model.freeze_epochs": 1,
         "train.epochs": 1,
@@ -47,7 +51,7 @@ def _champion() -> tuple[Path, Path]:
         "train.global_batch_size": 8,
     }
     result = ours.train(root, *(f"--{key}={value}" for key, value in flags.items()))()
-    ours.promoted(root, "--data.name=drawn", "--data.format=benchmarks.pictures:drawn")
+    ours.promoted(root, "--data.name=few", "--data.format=benchmarks.pictures:few")
     return root, Path(result["artifacts"]) / "data" / "model.tflite"
 
 
@@ -92,6 +96,7 @@ def _served(url: str, load: Load) -> dict[str, float]:
 
 def measure() -> Sequence[report.Figure]:
     """Measure the engine and all servers in turn, each alone."""
+    os.environ["PHOTOS"] = str(photos.photographs())  # the training takes the same
     root, model = _champion()
     bodies = _photographs()
     raw = Load.bodies(bodies, "image/jpeg")

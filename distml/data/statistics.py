@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distml.data import schema, shards
-from distml.data.schema import Images, normalise
+from distml.data.schema import Images
 from distml.storage import Storage
 from distml.tasks import Targets
 
@@ -21,7 +21,8 @@ VERSION = 1
 """Of the definitions below; statistics of another version are not compared."""
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 _FOREGROUND = 0.1  # of full intensity: above the noise of a black ground
-_CHUNK_VALUES = 1 << 22  # pixel values held as float32 at once
+_FULL = 255  # of a channel
+_CHUNK_VALUES = 1 << 22  # pixel values of one step
 
 Features = npt.NDArray[np.float32]
 
@@ -49,22 +50,56 @@ def measure(images: Images) -> Features:
 
 
 def _measure(images: Images) -> Features:
-    values = normalise(images)
-    light = values.mean(3)
-    edges = [np.abs(np.diff(light, axis=axis)).mean((1, 2)) for axis in (1, 2) if light.shape[axis] > 1]
+    """Sum whole numbers and divide at the end: exact, and a third of the time that float32 pixels take."""
+    count, height, width, depth = images.shape
+    area, full = height * width, _FULL * depth
+    light = _light(images)
+    flat = light.reshape(count, -1)
+    mean = _sums(flat) / area
+    wide = flat.astype(np.float64)
     columns = [
-        light.mean((1, 2)),
-        light.std((1, 2)),
-        (light > _FOREGROUND).mean((1, 2)),
-        np.mean(edges, axis=0) if edges else np.zeros(len(light)),
+        mean / full,
+        np.sqrt(np.maximum(np.einsum("ij,ij->i", wide, wide) / area - mean * mean, 0)) / full,
+        (flat > _FOREGROUND * full).mean(1),
+        _sharpness(light) / full,
     ]
-    if values.shape[3] == 3:
-        columns += [values[..., channel].mean((1, 2)) for channel in range(3)]
-    for band in np.array_split(light, min(len(_ROWS), light.shape[1]), axis=1):
-        columns += [
-            region.mean((1, 2)) for region in np.array_split(band, min(len(_COLUMNS), band.shape[2]), axis=2)
-        ]
-    return np.stack(columns, axis=1).astype(np.float32)
+    if depth == 3:
+        columns += [_sums(images[..., channel]) / (area * _FULL) for channel in range(3)]
+    tops, lefts = _parts(height, len(_ROWS)), _parts(width, len(_COLUMNS))
+    bands = np.add.reduceat(light, tops[:-1], axis=1, dtype=np.int64)
+    regions = np.add.reduceat(bands, lefts[:-1], axis=2) / (np.outer(np.diff(tops), np.diff(lefts)) * full)
+    return np.stack([*columns, *regions.reshape(count, -1).T], axis=1).astype(np.float32)
+
+
+def _light(images: Images) -> npt.NDArray[np.signedinteger]:
+    """Sum the channels of each pixel: integers [N, H, W], of 16 bits where these are enough."""
+    depth = images.shape[3]
+    kind = np.int16 if _FULL * depth <= np.iinfo(np.int16).max else np.int32
+    light: npt.NDArray[np.signedinteger] = images[..., 0].astype(kind)
+    for channel in range(1, depth):
+        np.add(light, images[..., channel], out=light)
+    return light
+
+
+def _sums(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    sums: npt.NDArray[np.int64] = values.reshape(len(values), -1).sum(1, dtype=np.int64)
+    return sums
+
+
+def _sharpness(light: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Mean difference between neighbours, down and across; 0 for one pixel."""
+    means = [
+        _sums(np.abs(difference)) / (difference.shape[1] * difference.shape[2])
+        for difference in (light[:, 1:] - light[:, :-1], light[:, :, 1:] - light[:, :, :-1])
+        if difference.size
+    ]
+    return np.mean(means, axis=0) if means else np.zeros(len(light))
+
+
+def _parts(length: int, most: int) -> npt.NDArray[np.int64]:
+    """Bounds of equal parts of a side, the first the longest, as `np.array_split` cuts; [parts + 1]."""
+    lengths = [len(part) for part in np.array_split(np.empty(length), min(most, length))]
+    return np.cumsum([0, *lengths])
 
 
 _FILE = "reference.json"

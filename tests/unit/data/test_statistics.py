@@ -56,3 +56,20 @@ def test_a_batch_measures_like_single_images(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(
         np.concatenate([statistics.measure(image[None]) for image in images]), together, 1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(30, 31, 3), (7, 1, 1), (4, 5, 200)])
+def test_sums_of_whole_numbers_match_floating_point(shape: tuple[int, int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    light = (images / 255).mean(3)
+    steps = [np.abs(np.diff(light, axis=axis)).mean((1, 2)) for axis in (1, 2) if light.shape[axis] > 1]
+    values = dict(zip(statistics.names(shape), statistics.measure(images).T, strict=True))
+    expected = {
+        "mean intensity": light.mean((1, 2)),
+        "contrast": light.std((1, 2)),
+        "foreground share": (light > 0.1).mean((1, 2)),
+        "sharpness": np.mean(steps, axis=0),
+        "intensity bottom left": np.array_split(light, 3, 1)[2][..., : -(-shape[1] // 3)].mean((1, 2)),
+    }
+    for name, column in expected.items():
+        np.testing.assert_allclose(values[name], column, rtol=1e-6, err_msg=name)
