@@ -38,9 +38,13 @@ def rendered(
     shape: tuple[int, int, int] = (8, 8, 1),
     about: dict[str, Any] | None = None,
     photos: Sequence[page.Photo] = (),
+    settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> str:
-    """The page of a run on 600 rows a split; `about` changes the manifest, `changes` the report."""
+    """The page of a run on 600 rows a split.
+
+    `about` changes the manifest, `settings` the configuration, `changes` the report.
+    """
     random = np.random.default_rng(0)
     labels = np.arange(600, dtype=np.int32) % len(classes)
     predicted = np.where(random.random(600) < 0.8, labels, 0).astype(np.int32)
@@ -61,6 +65,5 @@ def rendered(
     times = {"training steps": 30.0, "import TensorFlow": 10.0, "waiting for data": 0.001}
     facts = page.Facts("mine", "0" * 32, "1" * 40, 2, 1.7e9, 1234.5, 5678, times)
     known = {row: (images[row], classes[row % len(classes)]) for row in range(min(3, len(images)))}
-    return page.render(
-        Config.resolve({"run": {"name": "mine"}}), manifest, report, facts, images, photos, known
-    )
+    config = Config.resolve({"run": {"name": "mine"}} | (settings or {}))
+    return page.render(config, manifest, report, facts, images, photos, known)

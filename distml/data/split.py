@@ -435,7 +435,7 @@ def held_out(
         fraction: Share to choose.
         random: Chooses which.
         groups: int64 [N], rows with the same number are chosen together or not at all. None, and groups so
-            large that none can be chosen, are divided by rows.
+            large that less than a quarter of the share can be chosen, are divided by rows.
 
     Returns:
         Sorted int64 row numbers, at least one.
@@ -456,10 +456,29 @@ def held_out(
     chosen = np.concatenate([order[:take] for order, take in zip(orders, takes, strict=True)])
     if groups is not None:
         whole = _whole_groups(np.searchsorted(classes, labels), orders, takes, groups)
-        if not len(whole):
-            _LOG.warning("near duplicates remain in both splits: their groups are larger than the share")
-        chosen = whole if len(whole) else chosen
+        chosen = _unless_too_few(whole, chosen)
     return np.sort(chosen).astype(np.int64)
+
+
+_LEAST_OF_SHARE = 0.25
+"""Of the rows wanted, that whole groups must give: a metric of one row in place of fifteen says nothing."""
+
+
+def _unless_too_few(whole: Indices, rows: Indices) -> Indices:
+    """The rows of whole groups, or those that were drawn alone where groups give too few of them."""
+    if len(whole) < _LEAST_OF_SHARE * len(rows):
+        _LOG.warning(
+            "near duplicates remain in both splits: their groups are larger than the share "
+            "(without them %d rows instead of %d would be held out)",
+            len(whole),
+            len(rows),
+        )
+        return rows
+    if len(whole) < 0.75 * len(rows):
+        _LOG.warning(
+            "%d rows instead of %d are held out: near duplicates are kept together", len(whole), len(rows)
+        )
+    return whole
 
 
 def _whole_groups(

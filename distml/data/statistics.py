@@ -181,7 +181,8 @@ def of(storage: Storage, manifest: shards.Manifest) -> Reference:
     """
     if storage.exists(manifest.folder, _FILE):
         kept = _parsed(storage.read_text(manifest.folder, _FILE))
-        if kept and (kept.digest, kept.version) == (manifest.digest, VERSION):
+        known = (manifest.digest, VERSION, manifest.task.mix_names)
+        if kept and (kept.digest, kept.version, kept.classes) == known:
             return kept
     reference = Reference.of(manifest, *_measured(storage, manifest))
     storage.write_bytes(json.dumps(asdict(reference)).encode(), manifest.folder, _FILE)

@@ -28,7 +28,6 @@ from distml.serving import request_log
 from distml.storage import Storage
 from distml.tasks import Targets, Task
 
-CLASS_MIX = "class mix"
 _FOLDER = "drift"
 _DAY_S = 86_400.0
 
@@ -57,7 +56,7 @@ class Shift:
     """One comparison.
 
     Attributes:
-        name: Of the statistic, or `class mix`.
+        name: Of the statistic, or of what is predicted, see `Task.mixes`.
         psi: Population stability index.
         chance: The index that as many rows drawn from the training data would have on average.
         trained: Share by bin of the training rows.
@@ -132,13 +131,15 @@ def _comparable(described: dict[str, Any], reference: Reference) -> bool:
 
 
 def compare(task: Task, reference: Reference, logged: Logged) -> list[Shift]:
-    """Compare each statistic and the class mix, the largest shift first."""
+    """Compare each statistic and what is predicted, the largest shift first."""
     served = {
         name: count(column, edges)
         for name, column, edges in zip(reference.names, logged.measured.T, reference.edges, strict=True)
     }
-    served[CLASS_MIX] = task.mix(logged.labels)
-    trained = dict(zip(reference.names, reference.counts, strict=True)) | {CLASS_MIX: reference.labels}
+    trained = dict(zip(reference.names, reference.counts, strict=True))
+    predicted = task.mix(logged.labels)
+    for name, part in task.mixes.items():
+        served[name], trained[name] = predicted[part], reference.labels[part]
     shifts = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
     return sorted(shifts, key=lambda shift: -shift.psi)
 
@@ -166,14 +167,12 @@ _INK, _MUTED, _TRAINED, _SERVED, _ALARM = "#1f2933", "#7b8794", "#b8c4d0", "#216
 _CLASSES = 30  # more names do not fit
 
 
-def draw(
-    shifts: Sequence[Shift], classes: Sequence[str], threshold: float, logged: int, trained: int
-) -> Figure:
-    """Draw every index beside the threshold, the class mix, and the statistic that moved most.
+def draw(shifts: Sequence[Shift], task: Task, threshold: float, logged: int, trained: int) -> Figure:
+    """Draw every index beside the threshold, what is predicted, and the statistic that moved most.
 
     Args:
         shifts: The largest first.
-        classes: Names by label.
+        task: What is predicted; of several numbers, the one that moved most is drawn.
         threshold: Above which an index is drift.
         logged: Rows compared.
         trained: Rows they are compared with.
@@ -185,8 +184,9 @@ def draw(
     left, right = halves
     _indices(left.subplots(), shifts, threshold)
     upper, lower = right.subplots(2, 1)
-    _class_mix(upper, next(shift for shift in shifts if shift.name == CLASS_MIX), classes)
-    _most_moved(lower, next(shift for shift in shifts if shift.name != CLASS_MIX))
+    mixes = task.mixes
+    _mix(upper, next(shift for shift in shifts if shift.name in mixes), task)
+    _most_moved(lower, next(shift for shift in shifts if shift.name not in mixes))
     names = [f"{trained:,} training rows", f"{logged:,} served rows"]
     right.legend(upper.containers, names, frameon=False, fontsize=8, ncols=2, loc="outside lower right")
     return figure
@@ -228,11 +228,12 @@ def _pairs(axes: Any, shift: Shift) -> np.ndarray:
     return at
 
 
-def _class_mix(axes: Any, shift: Shift, classes: Sequence[str]) -> None:
-    at = _pairs(axes, shift)
-    if len(classes) <= _CLASSES:
-        axes.set_xticks(at, classes, rotation=30, ha="right")
-    _plain(axes, "Class mix: true in training, predicted in serving")
+def _mix(axes: Any, shift: Shift, task: Task) -> None:
+    at, names = _pairs(axes, shift), task.mix_names[task.mixes[shift.name]]
+    if len(names) <= _CLASSES:
+        axes.set_xticks(at, names, rotation=30, ha="right")
+    title = shift.name.removeprefix("predicted ")
+    _plain(axes, f"{title[0].upper()}{title[1:]}: true in training, predicted in serving")
 
 
 def _most_moved(axes: Any, shift: Shift) -> None:
@@ -272,7 +273,7 @@ def check(config: Config) -> dict[str, Any]:
         return _too_few(console, config, logged)
     shifts = compare(manifest.task, ground, logged)
     _show(console, shifts, config.drift.threshold)
-    return _judged(config, storage, ground, logged, shifts)
+    return _judged(config, storage, ground, logged, shifts, manifest.task)
 
 
 def _too_few(console: Console, config: Config, logged: Logged) -> dict[str, Any]:
@@ -302,6 +303,7 @@ def _judged(
     ground: statistics.Reference,
     logged: Logged,
     shifts: Sequence[Shift],
+    task: Task,
 ) -> dict[str, Any]:
     threshold = config.drift.threshold
     rows, trained = len(logged.labels), sum(ground.counts[0])
@@ -315,7 +317,7 @@ def _judged(
         "largest": {shifts[0].name: round(shifts[0].psi, 4)},
     }
     stream = io.BytesIO()
-    draw(shifts, ground.classes, threshold, rows, trained).savefig(stream, format="png", dpi=110)
+    draw(shifts, task, threshold, rows, trained).savefig(stream, format="png", dpi=110)
     where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
     line |= live(storage, config.tracking.registered_model)
     whole = line | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}

@@ -387,6 +387,13 @@ def heated(image: Images, heat: Sequence[Sequence[float]]) -> Images:
     return mixed
 
 
+def _boundary(config: Config, history: Sequence[Mapping[str, Any]]) -> str:
+    """What is said below the curves of a run that first trained the head alone."""
+    frozen = config.model.freeze_epochs
+    text = catalogue.boundary(frozen) if 0 < frozen < history[-1]["epoch"] else ""
+    return text[:1].upper() + text[1:]
+
+
 Known = Mapping[int, tuple[Images, str]]
 """Pictures of training rows and what is true of them."""
 
@@ -492,6 +499,7 @@ def render(
             for metric in reversed(catalogue.charted(history[-1]))
         ],
         columns=_columns(history[-1]),
+        boundary=_boundary(config, history),
         size=(WIDTH, HEIGHT),
         **_evaluated(manifest, evaluation[split]),
         mistakes=_mistakes(images, report, photos, known or {}),

@@ -19,6 +19,7 @@ from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
 NONE = "none"
 """What a row without a label is called."""
+_MANY = ("1 label", "2 labels", "3 labels", "4 or more labels")
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,19 @@ class Multilabel(Task):
 
     @property
     def mix_names(self) -> tuple[str, ...]:
-        """The labels, and what a row without any is called."""
-        return (*self.names, NONE)
+        """The labels, what a row without any is called, and numbers of labels."""
+        return (*self.names, NONE, *_MANY)
+
+    @property
+    def mixes(self) -> dict[str, slice]:
+        """Shares of the labels, which stay what they are where rows get twice as many, and how many."""
+        labels = len(self.names)
+        return {"label mix": slice(labels + 1), "labels per image": slice(labels, None)}
 
     def mix(self, targets: Targets) -> npt.NDArray[np.int64]:
-        """Rows with each label, and rows without any."""
-        return np.append(self.counts(targets), np.sum(~(targets > 0).any(1)))
+        """Rows with each label, rows without any, and rows by their number of labels."""
+        many = np.minimum((targets > 0).sum(1).astype(int), len(_MANY))
+        return np.concatenate([self.counts(targets), np.bincount(many, minlength=len(_MANY) + 1)])
 
     def activate(self, logits: Array) -> Outputs:
         """Sigmoid, float32 [N, K]."""

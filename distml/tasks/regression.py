@@ -149,6 +149,12 @@ class Regression(Task):
             for at in range(len(edges) + 1)
         )
 
+    @property
+    def mixes(self) -> dict[str, slice]:
+        """Each number on its own: one of many that drifts is not averaged with the others."""
+        ends = np.cumsum([0, *(len(edges) + 1 for edges in self.edges)]).tolist()
+        return {f"predicted {name}": slice(*ends[at : at + 2]) for at, name in enumerate(self.names)}
+
     def mix(self, targets: Targets) -> npt.NDArray[np.int64]:
         """Rows by tenth of each number."""
         counts = [
@@ -197,15 +203,18 @@ class Regression(Task):
     def tallied(self, tally: npt.NDArray[np.float64]) -> dict[str, float]:
         """Mean absolute error and root mean squared error in the numbers' own units, and explained variance.
 
-        Of several numbers each metric is the mean.
+        Of several numbers each metric is the mean. Of a number that does not vary in these rows nothing can
+        be explained: it counts 0, or 1 without an error, as in scikit-learn's `r2_score`.
         """
         rows = max(1.0, float(tally[0]))
         absolute, squared, total, squares = tally[1:].reshape(4, -1)
         variance = squares - total**2 / rows
+        varies = variance > quality.LEAST * rows
+        explained = 1 - np.where(varies, squared / np.where(varies, variance, 1.0), squared > quality.LEAST)
         return {
             "mae": float(np.mean(absolute / rows * self.unit)),
             "rmse": float(np.mean(np.sqrt(squared / rows) * self.unit)),
-            "r2": float(np.mean(1 - squared / np.maximum(quality.LEAST, variance))),
+            "r2": float(np.mean(explained)),
         }
 
     def evaluate(self, targets: Targets, outputs: Outputs, losses: Array) -> Evaluation:

@@ -198,6 +198,11 @@ class Task(ABC):
         """Names of the bins of `mix`."""
         return self.names
 
+    @property
+    def mixes(self) -> dict[str, slice]:
+        """The comparisons that drift makes of the bins of `mix`, by what they are called."""
+        return {"class mix": slice(None)}
+
     def mix(self, targets: Targets) -> npt.NDArray[np.int64]:
         """Histogram of targets or of decisions, to compare training and serving."""
         return self.counts(targets)

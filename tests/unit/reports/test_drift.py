@@ -84,7 +84,7 @@ def test_the_stability_index_matches_its_formula() -> None:
     actual = ground()
     measured = np.zeros((1000, 13), np.float32)
     logged = drift.Logged(measured, np.array([0] * 750 + [1] * 250, np.int32), (1,), 0.0, 0)
-    mix = next(shift for shift in drift.compare(PETS, actual, logged) if shift.name == drift.CLASS_MIX)
+    mix = next(shift for shift in drift.compare(PETS, actual, logged) if shift.name in PETS.mixes)
     expected = 0.25 * np.log(0.75 / 0.5) - 0.25 * np.log(0.25 / 0.5)
     assert mix.psi == pytest.approx(expected, rel=0.01)
     assert mix.served == (0.75, 0.25)
@@ -99,7 +99,7 @@ def test_the_chance_level_matches_resampling() -> None:
         logged = drift.Logged(
             statistics.measure(pictures(300, seed)), np.arange(300, dtype=np.int32) % 2, (1,), 0.0, 0
         )
-        shifts = [shift for shift in drift.compare(PETS, actual, logged) if shift.name != drift.CLASS_MIX]
+        shifts = [shift for shift in drift.compare(PETS, actual, logged) if shift.name not in PETS.mixes]
         indices += [shift.psi for shift in shifts]
         chances += [shift.chance for shift in shifts]
     assert np.mean(indices) == pytest.approx(np.mean(chances), rel=0.35)
@@ -144,12 +144,50 @@ def test_a_damaged_file_is_named(storage_root: Path, content: bytes) -> None:
 
 def test_every_number_of_classes_can_be_drawn(tmp_path: Path) -> None:
     for classes in (2, 40):
-        shift = drift.Shift(drift.CLASS_MIX, 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes)
+        shift = drift.Shift("class mix", 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes)
         other = drift.Shift("contrast", 0.0, 0.01, (0.0, 1.0, 0.0), (0.1, 0.8, 0.1))
-        names = [f"class {label}" for label in range(classes)]
-        figure = drift.draw([shift, other], names, 0.2, 500, 60_000)
+        task = Classification(tuple(f"class {label}" for label in range(classes)))
+        figure = drift.draw([shift, other], task, 0.2, 500, 60_000)
         figure.savefig(tmp_path / f"{classes}.png")
         assert (tmp_path / f"{classes}.png").stat().st_size > 10_000
+
+
+def shifts_of(task: Task, trained: np.ndarray, served: np.ndarray) -> list[drift.Shift]:
+    """Compare targets of the training rows with predictions, beside statistics that stay."""
+    described = dataclasses.replace(manifest(len(trained)), classes=task.names, target=task.spec())
+    measured = np.random.default_rng(0).random((len(trained), 13), np.float32)
+    actual = statistics.Reference.of(described, measured, trained)
+    logged = drift.Logged(measured[: len(served)], served, (1,), 0.0, 0)
+    return [shift for shift in drift.compare(task, actual, logged) if shift.name in task.mixes]
+
+
+def test_one_number_that_drifts_is_not_averaged_with_the_others() -> None:
+    random = np.random.default_rng(1)
+    trained = random.normal(size=(4000, 5))
+    task = Regression(("length", "width", "red", "contrast", "x")).fitted(trained)
+    served = random.normal(size=(1000, 5)) + [0, 0, 0.6, 0, 0]
+    moved, *others = shifts_of(task, trained, served)
+    assert (moved.name, len(others)) == ("predicted red", 4)
+    assert moved.psi > 0.3
+    assert max(shift.psi for shift in others) < 0.05
+    assert len(moved.served) == 10
+    assert sum(moved.served) == pytest.approx(1)
+    statistic = drift.Shift("red", 0.0, 0.01, (0.0, 1.0), (0.1, 0.9))
+    figure = drift.draw([moved, statistic, *others], task, 0.2, 1000, 4000)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles[1:] == ["Red: true in training, predicted in serving", "Largest shift: red"]
+    assert figure.axes[1].get_xticklabels()[9].get_text() == "red 10"
+
+
+def test_rows_with_more_labels_are_drift_though_the_labels_keep_their_shares() -> None:
+    trained = np.eye(4, dtype=np.float32)[np.arange(400) % 4]
+    served = np.ones((100, 4), np.float32)
+    task = Multilabel(("red", "green", "blue", "white"))
+    many, mix = shifts_of(task, trained, served)
+    assert (many.name, mix.name) == ("labels per image", "label mix")
+    assert (many.psi > 1, mix.psi < 0.01) == (True, True)
+    assert many.served == (0.0, 0.0, 0.0, 0.0, 1.0)
+    assert task.mix_names[task.mixes["labels per image"]][-1] == "4 or more labels"
 
 
 def test_labels_that_come_later_give_the_live_accuracy_of_each_version(

@@ -62,6 +62,19 @@ def test_the_report_of_every_run_is_a_complete_document(classes: int, epochs: in
     assert checked.seen.count("tr") == epochs + 1 + classes + 1 + 2 + (4 if classes > 5 else 3)  # and metrics
 
 
+@pytest.mark.parametrize(("frozen", "epochs", "told"), [(0, 4, 0), (2, 4, 1), (4, 4, 0), (9, 4, 0)])
+def test_the_report_explains_curves_that_jump_where_the_backbone_is_trained(
+    frozen: int, epochs: int, told: int
+) -> None:
+    settings = {
+        "model": {"name": "mobilenet_v2", "freeze_epochs": frozen},
+        "train": {"epochs": max(frozen, 5)},
+    }
+    text = rendered(epochs=epochs, settings=settings)
+    assert text.count(f"The backbone is trained from epoch {frozen + 1} on") == told
+    assert "wrong predictions" not in text  # no number is predicted exactly
+
+
 def test_the_report_shows_the_figures_of_the_run() -> None:
     text = rendered()
     assert "1,234" in text

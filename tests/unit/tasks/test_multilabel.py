@@ -68,8 +68,9 @@ def test_labels_that_tell_nothing_are_named() -> None:
 def test_a_row_counts_to_the_stratum_of_its_rarest_label() -> None:
     targets = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], np.float32)
     assert PETS.strata(targets).tolist() == [0, 1, 1, 2]
-    assert PETS.mix(targets).tolist() == [3, 1, 1]
-    assert PETS.mix_names == ("cat", "dog", "none")
+    assert PETS.mix(targets).tolist() == [3, 1, 1, 2, 1, 0, 0]
+    assert PETS.mix_names[:4] == ("cat", "dog", "none", "1 label")
+    assert len(PETS.mix_names) == 7
 
 
 def test_thresholds_and_temperature_are_chosen_on_the_given_rows() -> None:

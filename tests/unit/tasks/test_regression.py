@@ -100,6 +100,16 @@ def test_tolerances_are_shares_of_the_deviation() -> None:
     assert not SIZES.agree(TARGETS, TARGETS + np.float32(0.5)).any()  # of the width it is much
 
 
+def test_of_what_does_not_vary_nothing_is_explained() -> None:
+    single = TARGETS[:1]
+    assert SIZES.measure(single, single + np.float32(0.5))["r2"] == 0.0
+    assert SIZES.measure(single, single)["r2"] == 1.0
+    still = np.array([[10.0, 1.0], [20.0, 1.0]], np.float32)
+    assert SIZES.measure(still, still + np.array([1.0, 1.0], np.float32))["r2"] == pytest.approx(
+        (0.96 + 0) / 2
+    )
+
+
 def test_drift_counts_tenths_of_the_training_rows() -> None:
     values = np.arange(1000, dtype=np.float32)[:, None]
     task = Regression(("x",)).fitted(values)

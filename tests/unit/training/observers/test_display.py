@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from distml.tasks import Evaluation
-from distml.training.events import Started
+from distml.training.events import EpochFinished, Started
 from distml.training.observers.display import Display
 
 STARTED = Started(
@@ -33,6 +33,18 @@ def test_only_a_terminal_gets_a_live_display(stream: io.StringIO, live: bool) ->
     shown = stream.getvalue()
     assert "1,000 parameters" in shown
     assert (HIDE_CURSOR in shown) == live
+
+
+def test_the_end_of_the_frozen_epochs_explains_the_jump_of_the_loss() -> None:
+    stream = io.StringIO()
+    display = Display(3, Console(file=stream, soft_wrap=True, width=80), frozen=2)
+    for epoch in (1, 2, 3):
+        display(EpochFinished(epoch, 10 * epoch, {"loss": 1.0, "val_loss": 1.0, "samples_per_s": 10.0}))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert "the backbone is trained from epoch 3 on" in lines[2]
+    Display(2, Console(file=stream), frozen=2)(EpochFinished(2, 20, {"samples_per_s": 10.0}))
+    assert "is trained from epoch" not in stream.getvalue().splitlines()[-1]  # no phase follows
 
 
 def test_facts_are_displayed_verbatim() -> None:
