@@ -1,4 +1,8 @@
-"""Ranks of the real step in processes of their own, without Ray: what every rank ends with, as JSON lines."""
+"""Ranks of the real step in processes of their own, without Ray: what every rank ends with, as JSON.
+
+Importing TensorFlow takes a process longer than all that is trained here, so one group of ranks does one
+piece of work after another.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +19,39 @@ from distml.serving import ingress
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def launch(model: str, train: dict[str, Any], world_size: int = 2, steps: int = 6) -> list[dict[str, Any]]:
-    """Train `steps` steps on random images with that many processes; returns what each rank printed."""
-    return _launch({"model": model, "train": train, "steps": steps}, world_size)
+Work = dict[str, Any]
 
 
-def _launch(given: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
+def steps(model: str, train: dict[str, Any], count: int = 6) -> Work:
+    """Train so many steps on random images."""
+    return {"model": model, "train": train, "steps": count}
+
+
+def frozen(train: dict[str, Any]) -> Work:
+    """Train the head of a small backbone, then all of it.
+
+    It is done three times: on images (`head`), on features in the first half (`features`), and with another
+    model and optimizer in the second half that take up the variables of the first (`resumed`).
+    """
+    return {"frozen": True, "train": train}
+
+
+def launch(works: dict[str, Work], world_size: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Do all pieces of work with that many processes; returns what each rank gave, by the work's name."""
     addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(world_size)]
-    work = json.dumps(given)
     processes = []
     for rank in range(world_size):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "CUDA_VISIBLE_DEVICES": "-1"}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "tests.ranks", work]
+        command = [sys.executable, "-m", "tests.ranks", json.dumps(works)]
         processes.append(
             subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
         )
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world_size, said
-    results: list[dict[str, Any]] = [json.loads(text.splitlines()[-1]) for text in said]
-    return results
-
-
-def launch_frozen(train: dict[str, Any], world_size: int = 2) -> list[dict[str, Any]]:
-    """Train the head of a small backbone, then all of it; returns what each rank printed.
-
-    It is done three times: on images (`head`), on features in the first half (`features`), and with another
-    model and optimizer in the second half that take up the variables of the first (`resumed`).
-    """
-    return _launch({"frozen": True, "train": train}, world_size)
+    ranks = [json.loads(text.splitlines()[-1]) for text in said]
+    return {name: [rank[name] for rank in ranks] for name in works}
 
 
 def tiny(shape: tuple[int, int, int], classes: int) -> Any:
@@ -59,12 +66,7 @@ def tiny(shape: tuple[int, int, int], classes: int) -> Any:
     return keras.Model(image, layers.Dense(classes, dtype="float32")(pooled))
 
 
-def _main(work: dict[str, Any]) -> None:
-    from distml.training import worker
-
-    cluster = json.loads(os.environ["TF_CONFIG"])
-    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
-    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
+def _steps(work: Work, strategy: Any, rank: int, world_size: int) -> dict[str, Any]:
     import numpy as np
 
     from distml.config import TrainConfig
@@ -74,7 +76,6 @@ def _main(work: dict[str, Any]) -> None:
     from distml.training.step import Step, StepSpec
 
     train = TrainConfig.model_validate(work["train"])
-    strategy = worker.strategy(tf, use_gpu=False)
     with strategy.scope():
         model = registry.build(work["model"], (28, 28, 1), 10, {}, 0)
         transform.fuse(model)
@@ -101,20 +102,11 @@ def _main(work: dict[str, Any]) -> None:
     for variable in model.variables:
         if variable.dtype.startswith("float"):
             digest.update(variable.numpy().tobytes())
-    said = {"rank": rank, "weights": digest.hexdigest(), "losses": curve[:, 0].tolist()}
-    print(
-        json.dumps(said | {"done": int(sum(done)), "total": step.total(np.array([1.0 + rank])).tolist()}),
-        flush=True,
-    )
+    result = {"rank": rank, "weights": digest.hexdigest(), "losses": curve[:, 0].tolist()}
+    return result | {"done": int(sum(done)), "total": step.total(np.array([1.0 + rank])).tolist()}
 
 
-def _frozen(work: dict[str, Any]) -> None:
-    from distml.training import worker
-
-    cluster = json.loads(os.environ["TF_CONFIG"])
-    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
-    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
-    strategy = worker.strategy(tf, use_gpu=False)
+def _frozen(work: Work, strategy: Any, rank: int, world_size: int) -> dict[str, Any]:
     import keras
     import numpy as np
 
@@ -153,7 +145,7 @@ def _frozen(work: dict[str, Any]) -> None:
     first = sum(feed.replica_batch_size(size, before, world_size) for before in range(rank))
     mine = batches[:, first : first + feed.replica_batch_size(size, rank, world_size)]
 
-    said: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for way in ("head", "features", "resumed"):
         step = build()
         backbone = [variable.value for variable in step.parts["features"].features.weights]
@@ -171,10 +163,26 @@ def _frozen(work: dict[str, Any]) -> None:
         step.synchronise()
         moved = digest([variable.value for variable in step.parts["features"].features.weights]) != before
         losses = np.concatenate(curves)[:, 0].tolist()
-        said[way] = {"kept": kept, "moved": moved, "weights": digest(variables(step)), "losses": losses}
-    print(json.dumps(said), flush=True)
+        result[way] = {"kept": kept, "moved": moved, "weights": digest(variables(step)), "losses": losses}
+    return result
+
+
+def _main(works: dict[str, Work]) -> None:
+    from distml.training import worker
+
+    cluster = json.loads(os.environ["TF_CONFIG"])
+    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
+    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
+    strategy = worker.strategy(tf, use_gpu=False)
+    import keras
+
+    results = {}
+    for name, work in works.items():
+        keras.config.set_dtype_policy("float32")
+        done = _frozen if "frozen" in work else _steps
+        results[name] = done(work, strategy, rank, world_size)
+    print(json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    _frozen(given) if "frozen" in given else _main(given)
+    _main(json.loads(sys.argv[1]))

@@ -149,7 +149,7 @@ def _classify_parts(
     say: Say,
 ) -> None:
     """Classify parts on Ray, so many at a time as there are CPUs to spare."""
-    with cluster.connect(config) as connected, _shared(export, target) as model:
+    with cluster.connect(config, dashboard=False) as connected, _shared(export, target) as model:
         import ray
 
         context = ray.data.DataContext.get_current()

@@ -347,7 +347,7 @@ def pool(
             from distml.runtime import cluster
 
             _LOG.info("%d pictures would take %.0f s in this process: starting Ray", count, alone_s)
-            until.enter_context(cluster.connect(config))
+            until.enter_context(cluster.connect(config, dashboard=False))
         yield Pool(_strategy(storage, place))
 
 

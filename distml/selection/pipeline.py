@@ -98,7 +98,7 @@ def _ray(config: Config) -> Iterator[bool]:
     if config.serve.url:
         yield False
         return
-    with cluster.connect(config, variables=deploy.prepare(config)) as ray:
+    with cluster.connect(config, variables=deploy.prepare(config), dashboard=False) as ray:
         try:
             yield ray.local
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ranks import launch, launch_frozen
+from tests.ranks import frozen, launch, steps
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(400)]
 
@@ -20,30 +20,6 @@ EVERYTHING: dict[str, Any] = {
     "label_smoothing": 0.1,
     "augment": {"flip": True, "crop_padding": 2, "erase": 6},
 }
-
-
-@pytest.mark.parametrize("model", ["cnn_batchnorm", "cnn_dropout"])
-def test_two_ranks_end_with_equal_weights_for_every_option(model: str) -> None:
-    first, second = launch(model, EVERYTHING, steps=6)
-    assert first["done"] == second["done"] == 6
-    assert first["weights"] == second["weights"]
-    assert first["losses"] == second["losses"]
-    assert first["total"] == second["total"] == [3.0]
-
-
-def test_three_ranks_whose_batches_differ_end_with_the_same_weights() -> None:
-    ranks = launch("convnet", {"global_batch_size": 64}, world_size=3, steps=6)
-    assert [rank["done"] for rank in ranks] == [6] * 3
-    assert len({rank["weights"] for rank in ranks}) == 1
-
-
-def test_two_ranks_follow_the_loss_of_one_on_the_same_rows() -> None:
-    plain = {"global_batch_size": 64, "optimizer": "adam"}
-    single, double = launch("convnet", plain, world_size=1)[0], launch("convnet", plain, world_size=2)[0]
-    np.testing.assert_allclose(single["losses"], double["losses"], rtol=2e-4)
-    assert single["losses"][-1] < single["losses"][0]
-
-
 FROZEN: dict[str, Any] = {
     "global_batch_size": 33,
     "optimizer": "adamw",
@@ -51,10 +27,49 @@ FROZEN: dict[str, Any] = {
     "clip_norm": 1.0,
     "ema": 0.9,
 }
+PLAIN = steps("convnet", {"global_batch_size": 64, "optimizer": "adam"})
+Results = dict[str, list[dict[str, Any]]]
 
 
-def test_a_frozen_backbone_stays_bitwise_equal_and_then_trains_equally_on_all_ranks() -> None:
-    first, second = launch_frozen(FROZEN)
+@pytest.fixture(scope="module")
+def alone() -> Results:
+    """What one rank ends with."""
+    return launch({"plain": PLAIN, "frozen": frozen(FROZEN)}, world_size=1)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Results:
+    """What two ranks end with."""
+    everything = {model: steps(model, EVERYTHING) for model in ("cnn_batchnorm", "cnn_dropout")}
+    backbones = {"frozen": frozen(FROZEN), "16 bits": frozen(FROZEN | {"precision": "mixed_float16"})}
+    return launch({**everything, "plain": PLAIN, **backbones})
+
+
+@pytest.mark.parametrize("model", ["cnn_batchnorm", "cnn_dropout"])
+def test_two_ranks_end_with_equal_weights_for_every_option(pair: Results, model: str) -> None:
+    first, second = pair[model]
+    assert first["done"] == second["done"] == 6
+    assert first["weights"] == second["weights"]
+    assert first["losses"] == second["losses"]
+    assert first["total"] == second["total"] == [3.0]
+
+
+def test_three_ranks_whose_batches_differ_end_with_the_same_weights() -> None:
+    ranks = launch({"uneven": steps("convnet", {"global_batch_size": 64})}, world_size=3)["uneven"]
+    assert [rank["done"] for rank in ranks] == [6] * 3
+    assert len({rank["weights"] for rank in ranks}) == 1
+
+
+def test_two_ranks_follow_the_loss_of_one_on_the_same_rows(alone: Results, pair: Results) -> None:
+    single, double = alone["plain"][0], pair["plain"][0]
+    np.testing.assert_allclose(single["losses"], double["losses"], rtol=2e-4)
+    assert single["losses"][-1] < single["losses"][0]
+
+
+def test_a_frozen_backbone_stays_bitwise_equal_and_then_trains_equally_on_all_ranks(
+    alone: Results, pair: Results
+) -> None:
+    first, second = pair["frozen"]
     assert first == second
     for way in first.values():
         assert way["kept"]
@@ -64,12 +79,12 @@ def test_a_frozen_backbone_stays_bitwise_equal_and_then_trains_equally_on_all_ra
     np.testing.assert_allclose(first["features"]["losses"], first["head"]["losses"], rtol=1e-4)
     # Where the backbone is unfrozen, a resumed run continues exactly.
     assert first["resumed"] == first["features"]
-    alone = launch_frozen(FROZEN, 1)[0]
-    np.testing.assert_allclose(alone["features"]["losses"][:4], first["features"]["losses"][:4], rtol=1e-4)
+    (single,) = alone["frozen"]
+    np.testing.assert_allclose(single["features"]["losses"][:4], first["features"]["losses"][:4], rtol=1e-4)
 
 
-def test_a_backbone_is_frozen_in_16_bits_with_a_loss_scale_too() -> None:
-    first, second = launch_frozen(FROZEN | {"precision": "mixed_float16"})
+def test_a_backbone_is_frozen_in_16_bits_with_a_loss_scale_too(pair: Results) -> None:
+    first, second = pair["16 bits"]
     assert first == second
     assert all(way["kept"] and way["moved"] for way in first.values())
     assert first["resumed"] == first["features"]
