@@ -21,7 +21,7 @@ from distml.data.formats import fashion_mnist, image_folder
 from distml.data.image import Header, policy
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
-from distml.data.opening import format_of
+from distml.data.opening import choose_subset, format_of
 from distml.data.source import Fault, remedy_of
 from distml.errors import DistmlError, StorageError
 from distml.storage import Storage
@@ -79,6 +79,7 @@ def folder(config: Config) -> Check:
     source = Folder(str(data.path), LISTING_S, (config.storage.root,))
     if is_archive(str(data.path)):
         return ok(_NAME, f"{source.root}: {size(sum(source.sizes.values()))}, to be unpacked once")
+    choose_subset(source, data.subset)
     form = format_of(source) if data.format == "auto" else data.format
     total = size(sum(source.sizes.values()))
     more = "" if source.complete else f" in the first {LISTING_S:g} s, and more"
