@@ -43,7 +43,7 @@ def open_source(config: Config, storage: Storage) -> Source:
     """
     data, task = config.data, tasks.of(config.task.kind)
     if ":" in data.format:
-        return refitted(arrays.open_function(data.format, data.path, task), data)
+        return refitted(arrays.open_function(data.format, data.path, task, data), data)
     if data.path is None and data.format in ("auto", "idx"):
         return refitted(fashion_mnist.open_builtin(config, storage), data)
     if data.path is None:
@@ -227,8 +227,9 @@ def refitted(source: Source, data: DataConfig) -> Source:
     depth = depth if data.channels == "auto" else data.channels
     plain = DataConfig()
     asked = (height, width, depth) != source.shape
+    asked_for = data.image_size != "auto" and depth in (1, 3)  # pictures to be predicted are fitted alike
     if source.policy is not None or not (
-        asked or (data.fit, data.background) != (plain.fit, plain.background)
+        asked or asked_for or (data.fit, data.background) != (plain.fit, plain.background)
     ):
         return source
     if source.shape[2] not in (1, 3):

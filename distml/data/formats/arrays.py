@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import importlib
 import io
 import logging
 import math
+import os
 import re
 import struct
 import sys
 import tempfile
+import traceback
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,14 +24,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from PIL import Image
 from pyarrow import csv
 
-from distml.config import DataConfig
+from distml.config import DataConfig, functions
+from distml.data import image
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide_rows, split_word, splits_of_files
-from distml.errors import DataError
+from distml.data.split import SPLIT_COLUMNS, divide_rows, settled, split_word, splits_of_files
+from distml.errors import DataError, DistmlError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
 
@@ -72,40 +75,119 @@ def of_splits(
     return Source((height, width, depth), encoded, rows, origins)
 
 
-def open_function(form: str, path: str | None, task: type[Task] = Classification) -> Source:
+def open_function(
+    form: str, path: str | None, task: type[Task] = Classification, data: DataConfig | None = None
+) -> Source:
     """Call the user's function, with `data.path` where that is set.
 
+    Args:
+        form: `module:function`.
+        path: Given to it, None calls it without.
+        task: What its labels are.
+        data: How pictures become images, where it gives pictures.
+
     Raises:
-        DataError: It cannot be imported, or what it returns is no data set.
+        DataError: It cannot be imported, it fails, or what it returns is no data set.
     """
     module, _, name = form.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise DataError(
-            f"data.format = {form}: {error}.", "Run where the module can be imported, or set PYTHONPATH."
-        ) from None
-    with _ray_as_before():
-        given = function() if path is None else function(path)
-        given = {"train": given} if _is_rows(given) else given
-        if not isinstance(given, Mapping) or "train" not in given:
-            raise DataError(f"{form} returned {type(given).__name__}, not a dict with 'train' or rows.")
-        unknown = set(given) - {"train", "validation", "test", "classes"}
-        if unknown:
-            raise DataError(f"{form} returned unknown entries {sorted(map(str, unknown))}.")
-        parts = {split: _pair(given[split], form, split) for split in given if split != "classes"}
+        function = functions.imported(form, module, name, _USE, DataError)
+    except DataError as error:
+        raise DataError(error.message, "Run where the module can be imported, or set PYTHONPATH.") from error
+    with _ray_as_before(), _named(form):
+        given = _splits_given(function() if path is None else function(path), form)
+        names = _names(given)
+        parts = {
+            split: _pair(some, form, split, data or DataConfig())
+            for split, some in given.items()
+            if split != "classes"
+        }
     digest = hashlib.sha256()
     for images, labels in parts.values():
         for first in range(0, len(images), _DIGESTED):  # rows that were spooled are not read all at once
             digest.update(images[first : first + _DIGESTED].tobytes())
         digest.update(labels.tobytes())
-    names = given.get("classes")
     return of_splits(parts, names, (Origin(name, form, digest.hexdigest()),), form, task)
 
 
-def _is_rows(given: Any) -> bool:
-    """Whether something gives rows one by one: an iterator, or a `ray.data.Dataset`."""
-    return isinstance(given, Iterator) or hasattr(given, "iter_rows")
+_USE = functions.Use("data.format", "data.format")
+
+
+@contextlib.contextmanager
+def _named(form: str) -> Iterator[None]:
+    """Name the function, and the line, that an error of the user's code comes from."""
+    try:
+        yield
+    except DistmlError:
+        raise
+    except Exception as error:  # the function may raise anything, and it is the user who reads this
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{PurePosixPath(place.filename).name}, line {place.lineno}"
+        raise DataError(f"data.format = {form} fails: {functions.cause(error)} ({where}).") from error
+
+
+def _splits_given(given: Any, form: str) -> dict[str, Any]:
+    """What a function returned, by split: rows of the training split alone, or Keras's pairs of both."""
+    if isinstance(given, tuple) and len(given) == 2:
+        keras = all(isinstance(some, tuple | list) and len(some) == 2 for some in given)
+        given = dict(zip(("train", "test"), given, strict=True)) if keras else {"train": given}
+    if not isinstance(given, Mapping) and _rows_of(given) is not None:
+        given = {"train": given}
+    if not isinstance(given, Mapping) or "train" not in given:
+        shown = (
+            f"a dictionary of {', '.join(map(str, given))}" if isinstance(given, Mapping) else _kind(given)
+        )
+        raise DataError(f"{form} returned {shown}, not a dict with 'train' or rows.")
+    words = {key: split_word(str(key)) for key in given if key != "classes"}
+    unknown = [key for key, word in words.items() if word is None or word[1]]
+    if unknown:
+        raise DataError(
+            f"{form} returned unknown entries {sorted(map(str, unknown))}.",
+            "Return train, and perhaps validation, test and classes.",
+        )
+    splits = settled({word[0]: given[key] for key, word in words.items() if word})
+    return splits | ({"classes": given["classes"]} if "classes" in given else {})
+
+
+def _names(given: Mapping[str, Any]) -> Any:
+    """Names of the classes: as they are given, or as the libraries of data sets keep them."""
+    train = given["train"]
+    features = getattr(train, "features", None)
+    label = features.get("label") if isinstance(features, Mapping) else None
+    known = (
+        getattr(label, "names", None),
+        getattr(train, "classes", None),
+        getattr(train, "class_names", None),
+    )
+    lists = (some for some in known if isinstance(some, list | tuple) and some)
+    return given["classes"] if "classes" in given else next(lists, None)
+
+
+def _rows_of(given: Any) -> Iterator[Any] | None:
+    """What gives the rows of a data set one by one; None for arrays and for anything else.
+
+    Iterators, lists, `ray.data.Dataset`, `tf.data.Dataset`, PyTorch's datasets and loaders, tables of pandas.
+    """
+    if isinstance(given, str | bytes | Mapping | np.ndarray | tuple):
+        return None
+    for method in ("iter_rows", "as_numpy_iterator"):
+        if hasattr(given, method):
+            rows: Iterator[Any] = iter(getattr(given, method)())
+            return rows
+    if hasattr(given, "itertuples"):
+        columns = list(given.columns)
+        return (dict(zip(columns, row, strict=True)) for row in given.itertuples(index=False, name=None))
+    if isinstance(given, Iterator) or (isinstance(given, list) and len(given) != 2):
+        return iter(given)
+    if not isinstance(given, list) and hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        return (given[at] for at in range(len(given)))
+    return iter(given) if isinstance(given, Iterable) and not isinstance(given, list) else None
+
+
+def _kind(given: Any) -> str:
+    return type(given).__name__
 
 
 @contextlib.contextmanager
@@ -125,20 +207,22 @@ def _ray_as_before() -> Iterator[None]:
             sys.modules["ray"].shutdown()
 
 
-def _pair(given: Any, form: str, split: str) -> tuple[Any, Any]:
-    if _is_rows(given):
-        return _spooled(given.iter_rows() if hasattr(given, "iter_rows") else given, f"{form} {split}")
+def _pair(given: Any, form: str, split: str, data: DataConfig) -> tuple[Any, Any]:
+    rows = _rows_of(given)
+    if rows is not None:
+        return _spooled(rows, f"{form} {split}", data)
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"{form} returned no (images, labels) for {split}.")
     return np.asarray(given[0]), np.asarray(given[1])
 
 
-def _spooled(rows: Iterator[Any], where: str) -> tuple[Any, Any]:
+def _spooled(rows: Iterator[Any], where: str, data: DataConfig) -> tuple[Any, Any]:
     """Write the images of rows to a temporary file, for there may be more than memory holds.
 
     Args:
-        rows: Pairs of image and label, or dictionaries with both.
+        rows: Pairs of image and label, dictionaries with both, or batches of either.
         where: Said in errors.
+        data: How pictures become images, and which entries of a dictionary are taken.
 
     Returns:
         uint8 [N, H, W, C], mapped from a file that goes with the process, and the labels [N].
@@ -149,13 +233,15 @@ def _spooled(rows: Iterator[Any], where: str) -> tuple[Any, Any]:
     labels: list[Any] = []
     shape: tuple[int, ...] | None = None
     with tempfile.TemporaryFile(prefix="distml-rows-") as file:
-        for at, row in enumerate(rows):
-            given, label = _row(row, f"row {at} of {where}")
-            image = to_nhwc(np.asarray(given)[None], f"row {at} of {where}")[0]
-            shape = shape or image.shape
-            if image.shape != shape:
-                raise DataError(f"row {at} of {where} is {image.shape}, the first row is {shape}.")
-            file.write(image.tobytes())
+        for at, (given, label) in enumerate(_single(rows, where, data)):
+            pixels = _image(given, f"row {at} of {where}", data, shape)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise DataError(
+                    f"row {at} of {where} is {pixels.shape}, the first row is {shape}.",
+                    "Bring all to one size; pictures of PIL are fitted where data.image_size is a number.",
+                )
+            file.write(pixels.tobytes())
             labels.append(label.item() if isinstance(label, np.generic) else label)
         if shape is None:
             raise DataError(f"{where} gave no rows.")
@@ -163,19 +249,63 @@ def _spooled(rows: Iterator[Any], where: str) -> tuple[Any, Any]:
         return np.memmap(file, np.uint8, "r", shape=(len(labels), *shape)), np.asarray(labels)
 
 
-def _row(row: Any, where: str) -> tuple[Any, Any]:
+def _single(rows: Iterator[Any], where: str, data: DataConfig) -> Iterator[tuple[Any, Any]]:
+    """Image and label of each row, those of batches one by one."""
+    for at, row in enumerate(rows):
+        given, label = _row(row, f"row {at} of {where}", data)
+        shape = list(getattr(given, "shape", ()))
+        if len(shape) == 4 and np.ndim(label) and len(label) == shape[0]:
+            yield from zip(np.asarray(given), np.asarray(label), strict=True)
+        else:
+            yield given, label
+
+
+def _image(given: Any, where: str, data: DataConfig, shape: tuple[int, ...] | None) -> Images:
+    """An image of a row, uint8 [H, W, C]: an array as it is, a picture as one of a file.
+
+    Args:
+        given: An array, a picture of PIL or the bytes of an encoded one.
+        where: Named in errors.
+        data: The size and the channels that pictures get; auto takes a picture's own size.
+        shape: Of the rows before.
+    """
+    if isinstance(given, str):
+        raise DataError(f"{where} is a text, {given[:80]!r}, and no image.", "Open it by PIL.Image.open.")
+    if isinstance(given, bytes):
+        given = image.open_picture(given, where, data.max_pixels)
+    if not isinstance(given, Image.Image):
+        array: Images = to_nhwc(np.asarray(given)[None], where)[0]
+        return array
+    width, height = image.upright_size(given)
+    if data.image_size != "auto":
+        height, width = data.image_size if isinstance(data.image_size, tuple) else (data.image_size,) * 2
+    depth = data.channels if data.channels != "auto" else shape[2] if shape else image.channels(given)
+    if data.channels == "auto" and depth < image.channels(given):
+        raise DataError(f"{where} is in colour, the first row is gray.", "Set data.channels: 3.")
+    policy = image.Policy((height, width, depth), data.fit, data.background)
+    pixels: Images = image.fit(given, policy, where)
+    return pixels
+
+
+def _row(row: Any, where: str, data: DataConfig) -> tuple[Any, Any]:
     if isinstance(row, Mapping):
-        images = [row[key] for key in row if str(key).lower() in _IMAGES]
-        labels = [row[key] for key in row if str(key).lower() in _LABEL_COLUMNS]
+        images = [row[key] for key in row if _is_called(key, data.image_column, _IMAGE_ENTRIES)]
+        labels = [row[key] for key in row if _is_called(key, data.label_column, _LABEL_COLUMNS)]
         if len(images) == len(labels) == 1:
             return images[0], labels[0]
     elif isinstance(row, tuple | list) and len(row) == 2:
         return row[0], row[1]
-    shown = f"a dictionary of {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
-    raise DataError(f"{where} is {shown}, not (image, label) or a dictionary of image and label.")
+    shown = f"a dictionary of {', '.join(map(str, row))}" if isinstance(row, Mapping) else _kind(row)
+    remedy = "Set data.image_column and data.label_column." if isinstance(row, Mapping) else ""
+    raise DataError(f"{where} is {shown}, not (image, label) or a dictionary of image and label.", remedy)
+
+
+def _is_called(key: Any, asked: str | list[str] | None, known: Sequence[str]) -> bool:
+    return str(key) == asked if isinstance(asked, str) else str(key).lower() in known
 
 
 _IMAGES = ("x", "images", "image", "data", "pixels")
+_IMAGE_ENTRIES = (*_IMAGES, "img", "picture", "photo")
 _LABELS = ("y", "labels", "label", "targets", "target")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 

@@ -314,6 +314,32 @@ def none(): return iter(())
 def sizes(): return iter([(np.zeros((2, 2)), 0), (np.zeros((2, 3)), 1)])
 def unknown(): return iter([{"image": np.zeros((2, 2)), "file": "x"}])
 def third(): return iter([(np.zeros((2, 2)), 0, "x")])
+def nothing(): pass
+def fails(): return 1 / 0
+def later(): yield {}["x"]
+class Torch:
+    classes = ["a", "b", "c"]
+    def __len__(self): return 60
+    def __getitem__(self, at): return make()["train"][0][at], at % 3
+class Batches:
+    class_names = ["a", "b", "c"]
+    def as_numpy_iterator(self):
+        x, y = make()["train"]
+        for at in range(0, 60, 16): yield x[at:at + 16, ..., None], y[at:at + 16]
+def torch(): return Torch()
+def batches(): return {"train": Batches(), "val": Torch()}
+def listed(): return list(pairs())
+def keras(): return make()["train"], make()["train"]
+def pictures(sizes=(8, 6)):
+    from PIL import Image
+    for at in range(60):
+        picture = Image.new("P", (sizes[at % 2], 6), at % 3)
+        picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        yield picture, at % 3
+def colors():
+    from PIL import Image
+    return iter([(Image.new(mode, (4, 4)), 0) for mode in ("L", "RGB")])
+def text(): return iter([("a.png", 0)])
 """
 
 
@@ -337,11 +363,14 @@ def test_a_function(module: str, storage_root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("wrong", "returned list, not a dict with 'train'"),
+        ("wrong", "row 0 of distml_test_rows:wrong train is int, not"),
+        ("nothing", "returned NoneType, not a dict with 'train' or rows"),
         ("ragged", "train has 5 images and 2 labels"),
         ("strange", r"unknown entries \['tets'\]"),
         ("single", r"no \(images, labels\) for train"),
-        ("absent", "has no attribute 'absent'"),
+        ("absent", "absent is not a function of distml_test_rows"),
+        ("fails", r"fails fails: ZeroDivisionError: division by zero \(distml_test_rows.py, line \d+\)"),
+        ("later", "later fails: KeyError: 'x'"),
     ],
 )
 def test_a_function_that_returns_something_else(
@@ -370,6 +399,9 @@ def test_a_function_may_give_rows_one_by_one(
         ("sizes", r"row 1 of distml_test_rows:sizes train is \(2, 3, 1\), the first row is \(2, 2, 1\)"),
         ("unknown", "row 0 of distml_test_rows:unknown train is a dictionary of image, file, not"),
         ("third", "row 0 of distml_test_rows:third train is tuple, not"),
+        ("pictures", r"row 1 .* is \(6, 6, 3\), the first row is \(6, 8, 3\)"),
+        ("colors", r"row 1 of .* is in colour, the first row is gray. Set data.channels: 3"),
+        ("text", r"row 0 of .* is a text, 'a.png', and no image"),
     ],
 )
 def test_unusable_rows_of_a_function_are_named(
@@ -377,6 +409,25 @@ def test_unusable_rows_of_a_function_are_named(
 ) -> None:
     with pytest.raises(DataError, match=said):
         ingest(storage_root, None, format=f"{module}:{function}")
+
+
+@pytest.mark.parametrize("name", ["torch", "batches", "listed", "keras"])
+def test_what_other_libraries_call_a_data_set(module: str, storage_root: Path, name: str) -> None:
+    manifest, splits = ingest(storage_root, None, format=f"{module}:{name}", val_fraction=0.2)
+    images = (np.arange(60 * 12) % 256).reshape(60, 3, 4, 1).astype(np.uint8)
+    if name in ("batches", "keras"):
+        same_rows(images, np.arange(60) % 3, {"": splits.pop("test" if name == "keras" else "validation")})
+    same_rows(images, np.arange(60) % 3, splits)
+    assert manifest.classes == (("a", "b", "c") if name in ("torch", "batches") else ("0", "1", "2"))
+
+
+def test_pictures_that_a_function_gives_are_fitted(module: str, storage_root: Path) -> None:
+    source = open_source(
+        Config(data=DataConfig(format=f"{module}:pictures", image_size=4)), Storage(str(storage_root))
+    )
+    assert source.policy == Policy((4, 4, 3))
+    colors = source.splits["train"].gather(np.arange(2)).images[:, 0, 0]
+    assert colors.tolist() == [[255, 0, 0], [0, 255, 0]]  # of the palette, not its numbers
 
 
 def test_ray_started_by_a_loader_is_shut_down(
