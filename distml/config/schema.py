@@ -785,7 +785,7 @@ class DriftConfig(Section):
     """When served requests count as different from the training data."""
 
     threshold: PositiveFloat = 0.2
-    """Population stability index above which one statistic or what is predicted has drifted."""
+    """Population stability index above which, chance apart, a statistic or what is predicted has drifted."""
     min_rows: PositiveInt = 200
     """Fewer logged rows are not judged."""
     days: PositiveFloat | None = None

@@ -69,6 +69,10 @@ class Shift:
     trained: tuple[float, ...]
     served: tuple[float, ...]
 
+    def drifted(self, threshold: float) -> bool:
+        """Whether the index is above the threshold by more than few rows make it by chance."""
+        return self.psi > threshold + self.chance
+
 
 def read(storage: Storage, model: str, reference: Reference, days: float | None) -> Logged:
     """Read the logged statistics and predictions of a model.
@@ -202,7 +206,7 @@ def _plain(axes: Any, title: str) -> None:
 def _indices(axes: Any, shifts: Sequence[Shift], threshold: float) -> None:
     shown = list(shifts)[::-1]
     values = [shift.psi for shift in shown]
-    colors = [_ALARM if value > threshold else _SERVED for value in values]
+    colors = [_ALARM if shift.drifted(threshold) else _SERVED for shift in shown]
     axes.barh([shift.name for shift in shown], values, color=colors, height=0.7)
     axes.axvline(threshold, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
     limit = max(*values, threshold) * 1.18
@@ -216,7 +220,9 @@ def _indices(axes: Any, shifts: Sequence[Shift], threshold: float) -> None:
             fontsize=7.5,
             color=_INK,
         )
-    axes.set_xlabel(f"population stability index (drift above {threshold:g})", color=_MUTED, fontsize=8)
+    axes.set_xlabel(
+        f"population stability index (drift above {threshold:g} and chance)", color=_MUTED, fontsize=8
+    )
     _plain(axes, "Shift of each statistic")
 
 
@@ -232,8 +238,7 @@ def _mix(axes: Any, shift: Shift, task: Task) -> None:
     at, names = _pairs(axes, shift), task.mix_names[task.mixes[shift.name]]
     if len(names) <= _CLASSES:
         axes.set_xticks(at, names, rotation=30, ha="right")
-    title = shift.name.removeprefix("predicted ")
-    _plain(axes, f"{title[0].upper()}{title[1:]}: true in training, predicted in serving")
+    _plain(axes, f"{shift.name[0].upper()}{shift.name[1:]}: true in training, predicted in serving")
 
 
 def _most_moved(axes: Any, shift: Shift) -> None:
@@ -291,7 +296,7 @@ def _show(console: Console, shifts: Sequence[Shift], threshold: float) -> None:
     table.add_column("by chance", justify="right", style="dim")
     table.add_column("")
     for shift in shifts:
-        beyond = shift.psi > threshold
+        beyond = shift.drifted(threshold)
         values = (f"{shift.psi:.3f}", f"{shift.chance:.3f}", "drifted" if beyond else "")
         table.add_row(shift.name, *values, style="red" if beyond else None)
     console.print(table)
@@ -307,7 +312,7 @@ def _judged(
 ) -> dict[str, Any]:
     threshold = config.drift.threshold
     rows, trained = len(logged.labels), sum(ground.counts[0])
-    beyond = {shift.name: round(shift.psi, 4) for shift in shifts if shift.psi > threshold}
+    beyond = {shift.name: round(shift.psi, 4) for shift in shifts if shift.drifted(threshold)}
     line = {
         "drifted": bool(beyond),
         "rows": rows,

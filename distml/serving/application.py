@@ -68,7 +68,7 @@ def _examples(served: list[Served]) -> openapi.Examples:
     coded = encoded.example(np.asarray(image, np.uint8).reshape(served[0].shape))
     bodies: dict[str, Mapping[str, Any]] = {}
     for protocol in _PROTOCOLS:
-        bodies |= protocol.examples(image, coded)
+        bodies |= protocol.examples(image, coded, next(iter(served[0].task.tensors)))
     return bodies
 
 
@@ -128,8 +128,8 @@ def application(
         calls,
         title="distml",
         version=distml.__version__,
-        description="Classifies images. Speaks its own protocol, TensorFlow Serving's REST interface and the "
-        "Open Inference Protocol (KServe V2).",
+        description="Predicts from images. Speaks its own protocol, TensorFlow Serving's REST interface and "
+        "the Open Inference Protocol (KServe V2).",
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         openapi_url=None,

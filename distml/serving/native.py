@@ -28,7 +28,7 @@ from distml.tasks import Outputs
 
 
 class Instances(RequestBody):
-    """Images to classify: all as numbers, or all encoded."""
+    """Images to predict for: all as numbers, or all encoded."""
 
     instances: Annotated[list[Image] | list[Encoded], Field(min_length=1)]
     """Raw pixel values, H rows of W pixels (of C channels each); or `{"b64": …}`."""
@@ -265,7 +265,7 @@ async def images(document: exchange.Document, served: Served, decode: encoded.De
     return pixels.images(values, served.shape, "instances", document.booleans)
 
 
-def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
+def examples(image: Any, coded: dict[str, str], _output: str) -> openapi.Examples:
     """Show the bodies of this protocol with one image, as nested lists and encoded."""
     return {"/predict": {"numbers": {"instances": [image]}, "base64": {"instances": [coded]}}}
 
@@ -327,7 +327,7 @@ def _add_predict(
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
     async def predict(request: Request) -> Answer:
-        """Classify images given as numbers or in base64."""
+        """Predict for images given as numbers or in base64."""
         if (kind := exchange.kind(request)) not in _JSON:
             raise RejectedError(
                 415, f"the content type {kind[:80]!r} is not supported; send application/json"
@@ -337,7 +337,7 @@ def _add_predict(
         return await _classified(request, service, await images(document, champion(service), decode))
 
     async def predict_image(request: Request) -> Answer:
-        """Classify a picture, or every picture of a form."""
+        """Predict for a picture, or every picture of a form."""
         service = models.asked(request)
         files, names = _files(await exchange.body(request, limits), request)
         return await _classified(request, service, await decode(files, champion(service).pictures, names))
@@ -422,7 +422,7 @@ async def _explained(service: Service, image: Images, wanted: str | None) -> Ans
         "model": identity(served),
         "prediction": task.predictions(outputs)[0],
         "of": task.names[at],
-        "output": float(outputs[0, at]),
+        "output": outputs[0, at],
         "influence": [
             [round(float(value), 6) for value in row] for row in task.influence(spread(falls, windows, grid))
         ],

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter
 
 from distml.serving.service import Served
+from distml.tasks import Task
 
 Pixel = Annotated[float, Field(ge=0, le=255, multiple_of=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -132,8 +134,30 @@ def specialise(
             if path.endswith(end):
                 content = operations["post"]["requestBody"]["content"]["application/json"]
                 content["examples"] = {name: {"value": body} for name, body in bodies.items()}
-    document["components"]["schemas"]["Image"] = image(served[0].shape)
+    schemas = document["components"]["schemas"]
+    schemas["Image"] = image(served[0].shape)
+    schemas["V2RequestedOutput"]["properties"]["name"]["enum"] = list(served[0].task.tensors)
+    _narrow(document, served[0].task)
     return document
+
+
+def _narrow(document: dict[str, Any], task: Task) -> None:
+    """Leave of the forms that a prediction may have the one of a task."""
+    members = set(task.predictions(np.zeros((1, len(task.names)), np.float32))[0])
+    schemas = document["components"]["schemas"]
+    explained = schemas["Explanation"]["properties"]["prediction"]["anyOf"]
+    forms = [form["$ref"].removeprefix(_REFERENCE) for form in explained]
+    kept = next(name for name in forms if set(schemas[name]["required"]) == members)
+    reference = {"$ref": f"{_REFERENCE}{kept}"}
+    _replace(schemas["Explanation"]["properties"]["prediction"], reference)
+    _replace(schemas["Predictions"]["properties"]["predictions"], {"type": "array", "items": reference})
+    for name in set(forms) - {kept}:
+        del schemas[name]
+
+
+def _replace(schema: dict[str, Any], form: dict[str, Any]) -> None:
+    del schema["anyOf"]
+    schema.update(form)
 
 
 def merged(documents: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

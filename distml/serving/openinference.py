@@ -164,7 +164,7 @@ class V2RequestedOutput(Schema):
 
 
 class V2Request(Schema):
-    """Images to classify."""
+    """Images to predict for."""
 
     id: str | None = None
     """Comes back with the answer."""
@@ -184,7 +184,7 @@ class V2OutputTensor(Schema):
     datatype: str
     """FP32, INT32 or BYTES."""
     shape: list[int]
-    """[N, classes] or [N]."""
+    """[N, K] for K classes, labels or numbers, or [N]."""
     parameters: dict[str, Any] | None = None
     """`binary_data_size`: bytes of this tensor after the JSON, instead of `data`."""
     data: list[Number] | None = None
@@ -285,14 +285,14 @@ def described(service: Service, served: Served) -> dict[str, Any]:
     }
 
 
-def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
-    """Show the bodies of this protocol with one image, as nested lists and encoded."""
+def examples(image: Any, coded: dict[str, str], output: str) -> openapi.Examples:
+    """Show the bodies of this protocol with one image, as nested lists and encoded, and an output's name."""
     array = np.asarray(image)
     raw = {"name": tensors.RAW, "datatype": "UINT8", "shape": [1, *array.shape], "data": [image]}
     picture = {"name": tensors.ENCODED, "datatype": "BYTES", "shape": [1], "data": [coded["b64"]]}
     return {
         "/infer": {
-            "pixels": {"id": "1", "inputs": [raw], "outputs": [{"name": "probabilities"}]},
+            "pixels": {"id": "1", "inputs": [raw], "outputs": [{"name": output}]},
             "picture": {"inputs": [picture]},
         }
     }
@@ -304,7 +304,7 @@ def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRo
     limits = exchange.Limits(config.max_body_bytes, config.read_timeout_s)
 
     async def infer(request: Request) -> Answer:
-        """Classify images given as a tensor, in JSON or as bytes after it."""
+        """Predict for images given as a tensor, in JSON or as bytes after it."""
         service = models.asked(request)
         version = number(service, request)
         served = choose(service, request, version)

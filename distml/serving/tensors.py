@@ -220,6 +220,8 @@ def wanted(document: Document, task: Task) -> list[Wanted]:
             sentence = (
                 f"classification is {str(ranked)[:40]} for {called!r}; it is a number, for 'probabilities'"
             )
+            if "probabilities" not in task.tensors:
+                sentence = f"classification ranks probabilities, and {called!r} has none; leave it out"
             raise RejectedError(400, sentence)
         if "shared_memory_region" in own:
             raise RejectedError(400, "shared memory is not offered; leave it out")

@@ -244,7 +244,7 @@ def definition(served: Served) -> dict[str, Any]:
     return signature("serving_default", "_1", image=raw) | signature("image_bytes", "", image_bytes=pictures)
 
 
-def examples(image: Any, coded: dict[str, str]) -> openapi.Examples:
+def examples(image: Any, coded: dict[str, str], _output: str) -> openapi.Examples:
     """Show the bodies of this protocol with one image, as nested lists and encoded."""
     signature = {"signature_name": "image_bytes"}
     return {
@@ -264,7 +264,7 @@ def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRo
     body = openapi.accepts({"application/json": TfRows | TfColumns})
 
     async def predict(request: Request) -> Answer:
-        """Classify images, in row or columnar format."""
+        """Predict for images, in row or columnar format."""
         service = models.asked(request)
         wanted = number(service, request)
         served = choose(service, request, wanted)

@@ -262,7 +262,14 @@ class Regression(Task):
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The numbers, in their order and by name."""
-        return [{"values": row, "named": dict(zip(self.names, row.tolist(), strict=True))} for row in outputs]
+        # By way of the text, so that a number has the same digits in both.
+        return [
+            {
+                "values": row,
+                "named": {name: float(str(value)) for name, value in zip(self.names, row, strict=True)},
+            }
+            for row in outputs
+        ]
 
     def tensor(self, name: str, outputs: Outputs) -> Any:
         """See `Task.tensor`."""

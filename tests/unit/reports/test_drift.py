@@ -175,8 +175,19 @@ def test_one_number_that_drifts_is_not_averaged_with_the_others() -> None:
     statistic = drift.Shift("red", 0.0, 0.01, (0.0, 1.0), (0.1, 0.9))
     figure = drift.draw([moved, statistic, *others], task, 0.2, 1000, 4000)
     titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles[1:] == ["Red: true in training, predicted in serving", "Largest shift: red"]
+    assert titles[1:] == ["Predicted red: true in training, predicted in serving", "Largest shift: red"]
     assert figure.axes[1].get_xticklabels()[9].get_text() == "red 10"
+
+
+def test_few_rows_are_no_drift_by_chance_alone() -> None:
+    random, names = np.random.default_rng(3), tuple(f"x{at}" for at in range(40))
+    for count, many in ((79, 5), (4000, 0)):
+        trained = random.normal(size=(count, len(names)))
+        task = Regression(names).fitted(trained)
+        shifts = shifts_of(task, trained, random.normal(size=(count, len(names))))
+        assert sum(shift.psi > 0.2 for shift in shifts) >= many  # what an index alone would call drift
+        assert sum(shift.drifted(0.2) for shift in shifts) <= 1
+        assert all(shift.drifted(0.2) for shift in shifts_of(task, trained, trained + 3))
 
 
 def test_rows_with_more_labels_are_drift_though_the_labels_keep_their_shares() -> None:

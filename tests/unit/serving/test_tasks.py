@@ -53,6 +53,41 @@ def test_the_native_protocol_names_predictions_of_every_task(served: tuple[str, 
     assert requests.get(f"{url}/model").json()["what"] == task.what
 
 
+def test_the_description_has_the_words_of_the_task_and_examples_that_are_answered(
+    served: tuple[str, Task],
+) -> None:
+    url, task = served
+    document = requests.get(f"{url}/openapi.json").json()
+    bodies = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
+    for example in bodies["application/json"]["examples"].values():
+        answered = requests.post(f"{url}/v2/models/{serving.NAME}/infer", json=example["value"])
+        assert answered.status_code == 200, answered.text
+    schemas = document["components"]["schemas"]
+    assert schemas["V2RequestedOutput"]["properties"]["name"]["enum"] == list(task.tensors)
+    form = schemas["Predictions"]["properties"]["predictions"]["items"]["$ref"].rpartition("/")[2]
+    assert form == {"multilabel": "LabelsPrediction", "regression": "NumbersPrediction"}[task.kind]
+    assert schemas["Explanation"]["properties"]["prediction"]["$ref"].endswith(f"/{form}")
+    assert not {"Prediction", "LabelsPrediction", "NumbersPrediction"} & schemas.keys() - {form}
+    assert "lassif" not in document["info"]["description"]
+
+
+def test_numbers_have_the_same_digits_in_all_forms(served: tuple[str, Task]) -> None:
+    url, task = served
+    given = {"instances": IMAGES[:1].tolist()}
+    (row,) = requests.post(f"{url}/predict", json=given).json()["predictions"]
+    explained = requests.post(f"{url}/explain", json=given).json()
+    assert explained["output"] == 0.4
+    if task.kind == "regression":
+        assert (row["values"], row["named"]) == ([0.4, 0.3], {"length": 0.4, "width": 0.3})
+        ranked = {"name": "values", "parameters": {"classification": 2}}
+        inputs = [{"name": "image", "datatype": "UINT8", "shape": [1, 4, 4, 1], "data": [0] * 16}]
+        body = {"inputs": inputs, "outputs": [ranked]}
+        answered = requests.post(f"{url}/v2/models/{serving.NAME}/infer", json=body)
+        assert answered.json()["error"].startswith(
+            "classification ranks probabilities, and 'values' has none"
+        )
+
+
 def test_an_answer_of_every_task_is_explained(served: tuple[str, Task]) -> None:
     url, task = served
     body = requests.post(f"{url}/explain", json={"instances": IMAGES[:1].tolist()}).json()
