@@ -117,7 +117,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     """Print the table, best first, and below it why candidates failed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("candidate", overflow="fold")
-    for name in ("validation", "test", "epochs", "time", "version"):
+    metric = next((f"_{row.metric}" for row in rows if row.status == "finished"), "")
+    for name in (f"val{metric}", f"test{metric}", "epochs", "time", "version"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for at, row in enumerate(order(rows)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_candidates_are_ordered_by_the_metric_of_their_task(metric: str, best: s
     assert leaderboard.result(rows)["best"] == best
     assert leaderboard.result(rows)[f"val_{metric}"] == {"low": 0.25, "high": 0.75}[best]
     assert (tmp_path / leaderboard.draw(tmp_path, leaderboard.order(rows))).exists()
+    console = Console(record=True, width=200, file=io.StringIO())
+    leaderboard.show(console, rows)
+    heading = console.export_text().split("\n")[1].split()
+    assert heading[:3] == ["candidate", f"val_{metric}", f"test_{metric}"]
 
 
 def test_the_table_names_the_best_first_and_the_cause_of_a_failure() -> None:
