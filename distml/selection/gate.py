@@ -10,7 +10,7 @@ import numpy as np
 
 from distml.config import PromoteConfig
 from distml.errors import ConfigError
-from distml.tasks import Outputs, Targets, Task, quality
+from distml.tasks import Outputs, Targets, Task, check_guards, quality
 
 _ROUNDING = 1e-9
 """0.905 - 0.9 is a little more than 0.005, and 0.805 - 0.8 a little less."""
@@ -204,6 +204,7 @@ def check(rules: PromoteConfig, task: Task) -> None:
     Raises:
         ConfigError: One does not.
     """
+    check_guards(rules, task)
     for name in rules.guards.min_recall:
         if name not in task.names:
             near = difflib.get_close_matches(name, task.names, 1)

@@ -289,6 +289,7 @@ def challenge(
     """
     storage = Storage(config.storage.root)
     evaluator = Evaluator(config, storage, shards.prepare(config, storage))
+    gate.check(config.promote, evaluator.manifest.task)
     scores, excluded = _evaluate(candidates, evaluator)
     eligible = [score for version, score in scores.items() if version not in excluded]
     if not eligible:
@@ -297,7 +298,6 @@ def challenge(
             f"no candidate may become champion: {reasons}.",
             "Train on the present data; give models for other data another tracking.registered_model.",
         )
-    gate.check(config.promote, evaluator.manifest.task)
     metric = f"val_{evaluator.manifest.task.metric(config.promote.metric)}"
     guarded = [score for score in eligible if not gate.failures(config.promote, score)]
     best = gate.best(metric, guarded or eligible)

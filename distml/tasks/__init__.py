@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distml.config import Config
+from distml.config import Config, PromoteConfig
 from distml.errors import ConfigError
 from distml.tasks import quality
 from distml.tasks.classification import Classification
@@ -17,7 +17,7 @@ from distml.tasks.multilabel import Multilabel
 from distml.tasks.regression import Regression
 from distml.tasks.task import Evaluation, Mistake, Outputs, Targets, Task
 
-__all__ = ["KINDS", "Evaluation", "Mistake", "Outputs", "Targets", "Task", "of", "restore"]
+__all__ = ["KINDS", "Evaluation", "Mistake", "Outputs", "Targets", "Task", "check_guards", "of", "restore"]
 
 KINDS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, Multilabel, Regression)}
 
@@ -85,14 +85,23 @@ def _check_weighted(config: Config, task: type[Task]) -> None:
         )
 
 
-def _check_measured(config: Config, task: type[Task]) -> None:
-    """Check that what is asked of a model can be measured in its task."""
-    for key, value in config.promote.guards.model_dump(exclude_defaults=True).items():
+def check_guards(promote: PromoteConfig, task: Task | type[Task]) -> None:
+    """Check that a task has what its models are to be guarded by.
+
+    Raises:
+        ConfigError: It does not: no model would ever pass.
+    """
+    for key, value in promote.guards.model_dump(exclude_defaults=True).items():
         if key not in task.guards:
             raise ConfigError(
                 f"promote.guards.{key} = {value}, which {task.kind} does not have.",
                 f"Its guards are {', '.join(task.guards)}.",
             )
+
+
+def _check_measured(config: Config, task: type[Task]) -> None:
+    """Check that what is asked of a model can be measured in its task."""
+    check_guards(config.promote, task)
     if config.evaluate.calibrate and "ece" not in task.measured:
         raise ConfigError(f"evaluate.calibrate: {task.kind} has no probabilities.", "Leave it out.")
     for name in config.evaluate.own_metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from distml.selection import gate
 from distml.selection.gate import Score
 from distml.selection.score import measure
 from distml.tasks.classification import Classification
+from distml.tasks.regression import Regression
 
 ACCURACY = "val_accuracy"
 
@@ -145,3 +147,12 @@ def test_a_guard_of_an_unknown_class_is_rejected() -> None:
     with pytest.raises(ConfigError, match="dgo, which is none of the classes") as refused:
         gate.check(rules, Classification(("cat", "dog")))
     assert refused.value.remedy == "Did you mean dog?"
+
+
+@pytest.mark.parametrize("guards", [{"max_ece": 0.1}, {"min_recall": {"length": 0.5}}])
+def test_a_guard_that_the_task_does_not_have_is_rejected(guards: dict[str, Any]) -> None:
+    rules = PromoteConfig.model_validate({"guards": guards})
+    with pytest.raises(ConfigError, match="which regression does not have") as refused:
+        gate.check(rules, Regression(("length",)))
+    assert refused.value.remedy == "Its guards are max_latency_ms."
+    gate.check(PromoteConfig.model_validate({"guards": {"max_latency_ms": 5}}), Regression(("length",)))
