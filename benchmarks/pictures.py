@@ -56,7 +56,7 @@ def _champion() -> tuple[Path, Path]:
 
 
 def _photographs() -> list[bytes]:
-    files = sorted(photos.photographs().rglob("*.jp*g"))
+    files = sorted(Path(os.environ["PHOTOS"]).rglob("*.jp*g"))
     return [path.read_bytes() for path in files[:: max(1, len(files) // PICTURES)][:PICTURES]]
 
 
@@ -96,7 +96,7 @@ def _served(url: str, load: Load) -> dict[str, float]:
 
 def measure() -> Sequence[report.Figure]:
     """Measure the engine and all servers in turn, each alone."""
-    os.environ["PHOTOS"] = str(photos.photographs())  # the training takes the same
+    os.environ["PHOTOS"] = str(photos.photographs())  # for the training, too
     root, model = _champion()
     bodies = _photographs()
     raw = Load.bodies(bodies, "image/jpeg")
