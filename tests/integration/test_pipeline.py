@@ -38,6 +38,7 @@ def words(root: Path, **flags: Any) -> list[str]:
         "tracking.registered_model": NAME,
         "serve.port": ingress.free_ports()[0],
         "serve.replicas.max": 1,
+        "serve.start_timeout_s": 240,  # a busy machine takes longer than the 60 s of the default
     }
     given = fixed | {key.replace("__", "."): value for key, value in flags.items()}
     return [sys.executable, "-m", "distml.pipeline", *(f"--{key}={value}" for key, value in given.items())]
