@@ -20,6 +20,7 @@ import queue
 import re
 import shutil
 import socket
+import ssl
 import tarfile
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
+from distml.data.image import in_place_of_it
 from distml.data.listing import Folder
 from distml.errors import DataError
 from distml.storage import Storage, folder_lock
@@ -246,12 +248,27 @@ def downloaded(url: str, storage: Storage) -> str:
             if not target.exists():
                 _LOG.info("fetching %s", url)
                 _retrying(url, lambda: _size(part))(_resume, url, part)
+                _require_archive(url, part)
                 part.rename(target)
     except _BrokenError as error:
         raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or retry.") from None
     except OSError as error:
         raise DataError(f"{url} cannot be saved: {error.strerror or error}.", "Free space there.") from None
     return str(target)
+
+
+def _require_archive(url: str, part: Path) -> None:
+    """Remove what was received and is no archive, so that it is fetched anew; a page to log in, mostly."""
+    if zipfile.is_zipfile(part) or tarfile.is_tarfile(part):
+        return
+    with part.open("rb") as stream:
+        known = in_place_of_it(stream.read(512))
+    part.unlink()
+    what = known[0] if known else "no zip or tar file, or one that is cut off"
+    raise DataError(
+        f"{url} gave no archive: what was received is {what}.",
+        "Give the address of the file itself, without a login, or fetch it manually and give the file.",
+    )
 
 
 def _size(path: Path) -> int:
@@ -270,6 +287,11 @@ def _resume(url: str, part: Path) -> None:
         if answer.code in _AGAIN:
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
         raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", "Check data.path.")
+    if isinstance(getattr(answer, "reason", answer), ssl.SSLCertVerificationError):
+        raise DataError(
+            f"{url} cannot be fetched: {_cause(answer)}.",
+            "Set SSL_CERT_FILE to the file of the certificates that you trust.",
+        )
     if isinstance(answer, Exception):
         raise _BrokenError(_cause(answer))
     goes_on = str(answer.headers.get("Content-Range")).startswith(f"bytes {have}-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -66,10 +67,18 @@ def located(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
     Raises:
         DataError: There is nothing, or it cannot be fetched or unpacked.
     """
-    path = fetch.downloaded(path, storage) if fetch.is_remote(path) else path
+    remote = fetch.is_remote(path)
+    path = fetch.downloaded(path, storage) if remote else path
     given = Folder(path, without=(storage.root,))
     as_it_lies = form == "webdataset" or not fetch.is_archive(path) or webdataset.is_webdataset(given)
-    return given, given if as_it_lies else Folder(fetch.unpacked(path, storage))
+    if as_it_lies:
+        return given, given
+    try:
+        return given, Folder(fetch.unpacked(path, storage))
+    except DataError:
+        if remote:
+            os.unlink(path)  # what was received is damaged: the next run fetches it again
+        raise
 
 
 def format_of(folder: Folder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -339,7 +340,10 @@ def _plain(labels: Array) -> Array:
     if labels.dtype.kind == "b":
         return np.where(labels, "true", "false")
     if labels.dtype.kind in "OT" and all(isinstance(label, str) for label in labels.ravel()):
-        return labels.astype(str)
+        labels = labels.astype(str)
+    if labels.dtype.kind == "U" and not all(map(str.isascii, labels.ravel().tolist())):
+        plain = [unicodedata.normalize("NFC", label) for label in labels.ravel().tolist()]
+        return np.array(plain, dtype=str).reshape(labels.shape)  # macOS writes names decomposed
     return labels
 
 

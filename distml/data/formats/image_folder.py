@@ -72,6 +72,8 @@ _OTHERS = (
 )
 """Endings of files that lie beside pictures and are known to be none; the content of others decides."""
 _RAW = "a camera's raw file"
+_SPREADSHEET = "a spreadsheet: save it as CSV if it holds labels"
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".gsheet")
 
 
 def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -84,6 +86,11 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
+    if sheets := folder.ledger.names(_SPREADSHEET):
+        if data.label_pattern is None and not in_classes(folder):
+            raise DataError(
+                f"{sheets[0]} is a spreadsheet, which is not read.", "Save it as CSV: metadata.csv."
+            )
     lists: tuple[str, ...] = ()
     if divided.keys() == {"train"}:
         divided, lists = by_lists(folder, divided["train"])
@@ -246,7 +253,7 @@ def pictures(folder: Folder) -> list[str]:
         elif ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
             files.append(name)
         else:
-            folder.ledger.skip(name, "no picture")
+            folder.ledger.skip(name, _SPREADSHEET if ending in _SHEETS else "no picture")
     for name in folder.dangling:
         if suffix(name) not in SUFFIXES:
             folder.ledger.skip(name, "a broken link")

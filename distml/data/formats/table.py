@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -404,12 +405,21 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         )
         if suffix(name) in (".json", ".jsonl"):
             return _of_json(_parsed(text), lines=suffix(name) == ".jsonl")
-        read = map(_stripped, csv.DictReader(io.StringIO(text), delimiter=_delimiter(name, text)))
+        if first := _SEPARATOR.match(text):  # which Excel writes and reads
+            text = text[first.end() :]
+        reader = csv.DictReader(io.StringIO(text), delimiter=first[1] if first else _delimiter(name, text))
+        header = [column.strip() for column in reader.fieldnames or ()]
+        if twice := [column for column in header if column and header.count(column) > 1]:
+            raise ValueError(f"it has the column {twice[0]} twice")
+        read = map(_stripped, reader)
         return [row for row in read if any(row.values())]  # spreadsheets write lines of commas alone
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 at byte {error.start}.", "Save it as UTF-8.") from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
+
+
+_SEPARATOR = re.compile(r"sep=(.)[\r\n]+", re.IGNORECASE)
 
 
 def _records(rows: Any) -> list[Row]:

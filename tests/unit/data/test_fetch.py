@@ -307,3 +307,21 @@ def test_a_zip_of_another_compression_is_to_be_unpacked_manually(tmp_path: Path,
         DataError, match=r"x.zip cannot be read as an archive: .* Unpack it manually and give"
     ):
         ingest_archive(storage_root, path)
+
+
+def test_what_a_server_gives_in_place_of_an_archive_is_fetched_anew(
+    tmp_path: Path, storage_root: Path
+) -> None:
+    whole = zipped(tmp_path / "set.zip", members(12)).read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(b".png") + 30] ^= 255  # within the content of the first picture
+    with serving(Mirror({"set.zip": b"<!DOCTYPE html><html>log in</html>"})) as running:
+        url = f"{running.url}/set.zip"
+        with pytest.raises(DataError, match=r"set.zip gave no archive: what was received is a web page"):
+            ingest_archive(storage_root, url)
+        running.files["set.zip"] = bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read as an archive"):
+            ingest_archive(storage_root, url)
+        assert not list((storage_root / "cache" / "downloads").glob("*.zip"))
+        running.files["set.zip"] = whole
+        assert sum(ingest_archive(storage_root, url).rows.values()) == 12

@@ -528,3 +528,28 @@ def test_the_column_of_splits_that_vertex_writes(given: Path, storage_root: Path
     table = rows(ML_USE=uses, GCS_FILE_PATH=[f"gs://bucket/{name}" for name in FILES], label=NAMES.tolist())
     (given / "import.csv").write_bytes(as_csv(table))
     assert ingest(storage_root, given, image_size=8).rows == {"train": 40, "validation": 5, "test": 15}
+
+
+def test_a_spreadsheet_beside_pictures_is_named(given: Path, storage_root: Path) -> None:
+    (given / "labels.xlsx").write_bytes(b"PK\3\4")
+    with pytest.raises(DataError, match=r"labels.xlsx is a spreadsheet, which is not read. Save it as CSV"):
+        ingest(storage_root, given, image_size=8)
+
+
+def test_a_table_with_a_column_twice_is_rejected_and_excels_first_line_is_read(
+    given: Path, storage_root: Path
+) -> None:
+    table = as_csv(rows(file_name=FILES, label=NAMES.tolist()), ";").decode("utf-8-sig")
+    (given / "labels.csv").write_text("sep=;\n" + table, encoding="utf-8")
+    assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
+    (given / "labels.csv").write_text(table.replace("label", "label;label", 1), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"labels.csv cannot be read as a table: it has the column label twice"
+    ):
+        ingest(storage_root, given, image_size=8)
+
+
+def test_composed_and_decomposed_names_are_one_class(given: Path, storage_root: Path) -> None:
+    names = ["caf\u00e9", "cafe\u0301", "dog"] * 20
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=FILES, label=names)))
+    assert ingest(storage_root, given, image_size=8).classes == ("caf\u00e9", "dog")
