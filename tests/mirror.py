@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Mirror:
         errors: Status codes still answered for a name, first one first.
         ranges: Whether a range is honoured; else the whole file comes.
         gets: Every request, as (name, Range header or "").
+        tls: Files of the certificate and its key, for https.
     """
 
     files: dict[str, bytes]
@@ -28,6 +31,7 @@ class Mirror:
     ranges: bool = True
     gets: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
+    tls: tuple[Path, Path] | None = None
 
 
 @contextmanager
@@ -73,6 +77,11 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     mirror.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if mirror.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*mirror.tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        mirror.url = f"https://localhost:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

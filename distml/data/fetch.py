@@ -271,6 +271,15 @@ def _require_archive(url: str, part: Path) -> None:
     )
 
 
+_UNACCEPTED = {
+    9: "Check this machine's clock.",
+    10: "Check this machine's clock, or have the server's certificate renewed.",
+    62: "Give the host's name as it stands in the certificate.",
+    64: "Give the host's name as it stands in the certificate.",
+}
+"""What to do about a certificate, by OpenSSL's code: not yet valid, expired, another name or address."""
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -287,10 +296,13 @@ def _resume(url: str, part: Path) -> None:
         if answer.code in _AGAIN:
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
         raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", "Check data.path.")
-    if isinstance(getattr(answer, "reason", answer), ssl.SSLCertVerificationError):
+    reason = getattr(answer, "reason", answer)
+    if isinstance(reason, ssl.SSLCertVerificationError):
         raise DataError(
-            f"{url} cannot be fetched: {_cause(answer)}.",
-            "Set SSL_CERT_FILE to the file of the certificates that you trust.",
+            f"{url} cannot be fetched: its certificate is not accepted, {reason.verify_message.rstrip('.')}.",
+            _UNACCEPTED.get(
+                reason.verify_code, "Set SSL_CERT_FILE to the file of the certificates that you trust."
+            ),
         )
     if isinstance(answer, Exception):
         raise _BrokenError(_cause(answer))

@@ -19,7 +19,7 @@ from distml.data.fetch import UnavailableError
 from distml.data.manifest import Manifest
 from distml.errors import DataError
 from distml.storage import Storage
-from tests import zoo
+from tests import certificates, zoo
 from tests.mirror import Mirror, serving
 
 CONTENT = bytes(range(256)) * 4000
@@ -325,3 +325,43 @@ def test_what_a_server_gives_in_place_of_an_archive_is_fetched_anew(
         assert not list((storage_root / "cache" / "downloads").glob("*.zip"))
         running.files["set.zip"] = whole
         assert sum(ingest_archive(storage_root, url).rows.values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("host", "days", "trusted", "sentence"),
+    [
+        ("localhost", 36_500, False, r"self-signed certificate\. Set SSL_CERT_FILE"),
+        ("localhost", 1, True, r"certificate has expired\. Check this machine's clock"),
+        ("elsewhere", 36_500, True, r"not valid for 'localhost'\. Give the host's name"),
+    ],
+)
+def test_a_certificate_that_is_not_accepted_is_not_retried(
+    tmp_path: Path,
+    storage_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    days: int,
+    trusted: bool,
+    sentence: str,
+) -> None:
+    certificate, key = certificates.write(tmp_path, host=host, days=days)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    content = zipped(tmp_path / "set.zip", members(12)).read_bytes()
+    began = time.monotonic()
+    with (
+        serving(Mirror({"set.zip": content}, tls=(certificate, key))) as running,
+        pytest.raises(DataError, match=sentence),
+    ):
+        ingest_archive(storage_root, f"{running.url}/set.zip")
+    assert time.monotonic() - began < fetch.CONNECT_TIMEOUT_S  # no waits between tries
+
+
+def test_an_archive_is_fetched_over_tls(
+    tmp_path: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = certificates.write(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    content = zipped(tmp_path / "set.zip", members(12)).read_bytes()
+    with serving(Mirror({"set.zip": content}, tls=(certificate, key))) as running:
+        assert sum(ingest_archive(storage_root, f"{running.url}/set.zip").rows.values()) == 12

@@ -12,19 +12,16 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from distml.config import Config, ServeConfig, TlsConfig
 from distml.errors import ConfigError, ServingError
 from distml.serving import client, deploy, haproxy, ingress
+from tests import certificates
 
 # The lines that matter of what Ray 2.60 writes.
 WRITTEN = """defaults
@@ -107,29 +104,10 @@ def test_a_request_has_a_time_limit_and_no_access_log() -> None:
     assert "del-header x-request-timeout-seconds" in text
 
 
-def _certificate(folder: Path, serial: int) -> None:
-    """Write a new self-signed certificate for localhost and its key, as a renewal does: one by one."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    begin = datetime(2020, 1, 1, tzinfo=UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), serial, begin, begin + timedelta(days=36_500))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").touch(0o600)
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-
-
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[int]:
     """The port of an HAProxy with certificate number 1, started as Ray starts it, without a replica."""
-    _certificate(tmp_path, 1)
+    certificates.write(tmp_path, 1)
     port = ingress.free_ports()[0]
     configuration = f"""global
     stats socket {tmp_path}/admin.sock mode 666 level admin expose-fd listeners
@@ -207,7 +185,7 @@ def test_a_renewed_certificate_is_loaded_without_losing_connections(tls: int, tm
     (tmp_path / "cert.pem").write_text("half of it")
     time.sleep(haproxy._LOOK_S + 0.5)
     assert _serial(tls, context) == 1  # what cannot be used changes nothing
-    _certificate(tmp_path, 2)
+    certificates.write(tmp_path, 2)
     deadline = time.monotonic() + 15
     while (renewed := _serial(tls, context)) == 1:
         assert time.monotonic() < deadline
@@ -237,14 +215,14 @@ def test_methods_that_no_replica_knows_are_answered_in_json(tls: int) -> None:
 
 
 def test_an_unusable_certificate_fails_the_start(tmp_path: Path) -> None:
-    _certificate(tmp_path, 1)
+    certificates.write(tmp_path, 1)
     files = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
     ingress.require_certificate(files)
     (tmp_path / "key.pem").chmod(0o644)
     with pytest.raises(ConfigError, match=r"others can read or change the key, its mode is 0644.*chmod 600"):
         ingress.require_certificate(files)
     certificate = (tmp_path / "cert.pem").read_bytes()
-    _certificate(tmp_path, 2)
+    certificates.write(tmp_path, 2)
     (tmp_path / "cert.pem").write_bytes(certificate)
     with pytest.raises(ConfigError, match="do not belong together"):
         ingress.require_certificate(files)
