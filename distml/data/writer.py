@@ -99,6 +99,16 @@ class SecondLook:
 _APART = re.compile(r"[\s_-]+")
 _COPY = re.compile(r"( copy)?( ?\(\d+\))?$")
 """What file managers add to the name of a copy."""
+_NUMBER = re.compile(r"0*(\d+)(\.0*)?")
+_ABSENT = frozenset(("na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nan", "?", "-"))
+"""How spreadsheets, pandas, R and SQL write what is missing, in lower case."""
+_LIST = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)", re.DOTALL)
+
+
+def _plain(name: str) -> str:
+    """Return what two spellings of one class have in common."""
+    plain = _COPY.sub("", " ".join(_APART.split(name.casefold().strip())))
+    return _NUMBER.sub(r"\1", plain) if _NUMBER.fullmatch(plain) else plain
 
 
 def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tuple[str, ...]:
@@ -111,13 +121,22 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
     said = []
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(_COPY.sub("", " ".join(_APART.split(name.casefold().strip()))), []).append(name)
+        alike.setdefault(_plain(name), []).append(name)
     for names in (names for names in alike.values() if len(names) > 1):
         shown = " and ".join(map(repr, names))
         said.append(
-            f"the classes {shown} differ in case, separators or a copy's number only; "
+            f"the classes {shown} differ in case, separators, leading zeros or a copy's number only; "
             "rename them if they are one class."
         )
+    for name in classes:
+        if name.strip().casefold() in _ABSENT:
+            said.append(
+                f"the class {name!r} reads like a missing label; remove its rows if that is what it means."
+            )
+        elif _LIST.fullmatch(name.strip()):
+            said.append(
+                f"the class {name!r} reads like a list of labels; set task.kind: multilabel if it is one."
+            )
     for split, rows in counts.items():
         empty = [name for name, count in zip(classes, rows, strict=True) if not count]
         if empty:

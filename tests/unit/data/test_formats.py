@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config, DataConfig, TaskConfig
-from distml.data import image, shards
+from distml.data import image, shards, writer
 from distml.data.formats import arrays, parquet
 from distml.data.image import Policy
 from distml.data.manifest import Manifest
@@ -995,8 +995,27 @@ def test_a_list_of_some_pictures_or_of_other_classes_is_none(
 def test_a_copied_class_folder_gives_a_warning(tmp_path: Path, storage_root: Path) -> None:
     said, _ = noted(tmp_path, storage_root, "t-shirt/{}.png", "T_Shirt (1)/{}.png", "hat/{}.png")
     assert (
-        "the classes 'T_Shirt (1)' and 't-shirt' differ in case, separators or a copy's number only" in said
+        "the classes 'T_Shirt (1)' and 't-shirt' differ in case, separators, leading zeros or a copy's "
+        "number only" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (("cat", "NA"), "the class 'NA' reads like a missing label"),
+        (("cat", "#N/A"), "the class '#N/A' reads like a missing label"),
+        (("1", "01"), "the classes '01' and '1' differ in case"),
+        (("7", "7.0"), "the classes '7' and '7.0' differ in case"),
+        (("cat", "['cat', 'dog']"), "reads like a list of labels; set task.kind: multilabel"),
+    ],
+)
+def test_suspicious_names_of_classes_are_warned_of(names: tuple[str, str], warning: str) -> None:
+    assert warning in " ".join(writer.label_warnings({"train": [3, 3]}, sorted(names)))
+
+
+def test_plain_names_of_classes_are_not_warned_of() -> None:
+    assert not writer.label_warnings({"train": [3] * 4}, ["10", "1", "nano", "cat (left)"])
 
 
 def test_a_test_class_of_another_spelling_names_the_training_class(
