@@ -73,7 +73,20 @@ _OTHERS = (
 """Endings of files that lie beside pictures and are known to be none; the content of others decides."""
 _RAW = "a camera's raw file"
 _SPREADSHEET = "a spreadsheet: save it as CSV if it holds labels"
-_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".gsheet")
+_NO_PICTURE = "no picture"
+_REASONS: dict[str, str] = {
+    **dict.fromkeys(RAW_SUFFIXES, _RAW),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".gsheet"), _SPREADSHEET),
+    **dict.fromkeys(
+        (".psd", ".psb", ".jxl", ".jp2", ".j2k", ".dcm", ".svg", ".eps", ".ai", ".xcf", ".tga", ".exr"),
+        "a picture of a format that is not read: convert it to JPEG or PNG",
+    ),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), "a video: save single pictures of it"),
+    **dict.fromkeys(
+        (".zip", ".tar", ".tgz", ".rar", ".7z"), "an archive beside pictures: unpack it if it holds some"
+    ),
+}
+"""Why a file is left out that people may take for data, by its ending."""
 
 
 def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -248,12 +261,12 @@ def pictures(folder: Folder) -> list[str]:
     files = []
     for name in folder.sizes:
         ending = suffix(name)
-        if ending in RAW_SUFFIXES:
-            folder.ledger.skip(name, _RAW)
-        elif ending in SUFFIXES or (ending not in _OTHERS and image.is_picture(folder.read(name, 32))):
+        if ending in SUFFIXES or (
+            ending not in (*_OTHERS, *RAW_SUFFIXES) and image.is_picture(folder.read(name, 32))
+        ):
             files.append(name)
         else:
-            folder.ledger.skip(name, _SPREADSHEET if ending in _SHEETS else "no picture")
+            folder.ledger.skip(name, _REASONS.get(ending, _NO_PICTURE))
     for name in folder.dangling:
         if suffix(name) not in SUFFIXES:
             folder.ledger.skip(name, "a broken link")
@@ -368,7 +381,8 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
     kept = {name.rpartition("/")[0] or "." for name in names}
     above = {parent.rpartition("/")[0] or "." for parent in kept}
     lost: dict[str, list[str]] = {}
-    for name in (*folder.ledger.names("no picture"), *folder.ledger.names(_RAW)):
+    unused = {_NO_PICTURE, *_REASONS.values()}
+    for name in (name for name, why in folder.ledger.reasons.items() if why in unused):
         parent = PurePosixPath(name).parent
         if str(parent) not in kept and str(parent.parent) in above and parent.name:
             lost.setdefault(str(parent), []).append(name)

@@ -1212,6 +1212,24 @@ def test_raw_files_beside_their_pictures_are_left_out_and_counted(tmp_path: Path
         ingest(storage_root, data, name="again")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cat/a.psd", "a picture of a format that is not read: convert it to JPEG or PNG"),
+        ("dog/b.JXL", "a picture of a format that is not read: convert it to JPEG or PNG"),
+        ("dog/b.mov", "a video: save single pictures of it"),
+        ("emu.zip", "an archive beside pictures: unpack it if it holds some"),
+    ],
+)
+def test_files_that_may_be_data_are_left_out_with_what_to_do(
+    tmp_path: Path, storage_root: Path, name: str, reason: str
+) -> None:
+    pictures(tmp_path, COLOUR)
+    (tmp_path / name).write_bytes(b"another format")
+    manifest, _ = ingest(storage_root, tmp_path)
+    assert manifest.skipped == {reason: 1}
+
+
 @pytest.mark.parametrize("names", [("X.npy", "Y.npy"), ("train/images.npy", "train/labels.npy")])
 def test_arrays_in_npy_files_with_classes_as_one_hot_rows(
     tmp_path: Path, storage_root: Path, names: tuple[str, str]
