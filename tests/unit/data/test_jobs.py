@@ -296,7 +296,8 @@ def test_ray_is_used_for_large_ingests(
     started: list[Config] = []
 
     @contextmanager
-    def connect(config: Config) -> Iterator[None]:
+    def connect(config: Config, dashboard: bool) -> Iterator[None]:
+        assert not dashboard  # nobody is told its address
         started.append(config)
         yield
 
