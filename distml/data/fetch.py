@@ -139,7 +139,7 @@ class Mirror:
             raise UnavailableError(f"skipped after {PATIENCE_S:.0f} s without an answer")
         begun = time.monotonic()
         answer = _ask(request, wait_s)
-        silent = isinstance(getattr(answer, "reason", answer), OSError)
+        silent = isinstance(_reason(answer), OSError)
         if not self._answered:
             self.patience.left_s -= time.monotonic() - begun
         self._answered = self._answered or not silent
@@ -150,9 +150,7 @@ class Mirror:
             if answer.code not in _AGAIN:
                 raise UnavailableError(f"{request.full_url}: HTTP {answer.code} {answer.reason}")
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
-        if not self._answered and isinstance(
-            getattr(answer, "reason", answer), TimeoutError | socket.gaierror
-        ):
+        if not self._answered and isinstance(_reason(answer), TimeoutError | socket.gaierror):
             raise UnavailableError(_cause(answer))  # asking again would only wait again
         raise _BrokenError(_cause(answer))
 
@@ -193,8 +191,13 @@ def _ask(request: urllib.request.Request, wait_s: float) -> Any:
         return TimeoutError(f"no response within {wait_s:.0f} s")
 
 
+def _reason(answer: Any) -> Any:
+    """What an exception of urllib wraps, another exception itself; of a response, its status in words."""
+    return getattr(answer, "reason", answer)
+
+
 def _cause(error: Exception) -> str:
-    reason = getattr(error, "reason", error)
+    reason = _reason(error)
     return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
 
 
@@ -296,7 +299,7 @@ def _resume(url: str, part: Path) -> None:
         if answer.code in _AGAIN:
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
         raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", "Check data.path.")
-    reason = getattr(answer, "reason", answer)
+    reason = _reason(answer)
     if isinstance(reason, ssl.SSLCertVerificationError):
         raise DataError(
             f"{url} cannot be fetched: its certificate is not accepted, {reason.verify_message.rstrip('.')}.",

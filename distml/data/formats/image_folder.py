@@ -87,6 +87,8 @@ _REASONS: dict[str, str] = {
     ),
 }
 """Why a file is left out that people may take for data, by its ending."""
+_UNREAD = frozenset((*_OTHERS, *RAW_SUFFIXES))
+"""Endings of files whose content is not looked at."""
 
 
 def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -261,9 +263,7 @@ def pictures(folder: Folder) -> list[str]:
     files = []
     for name in folder.sizes:
         ending = suffix(name)
-        if ending in SUFFIXES or (
-            ending not in (*_OTHERS, *RAW_SUFFIXES) and image.is_picture(folder.read(name, 32))
-        ):
+        if ending in SUFFIXES or (ending not in _UNREAD and image.is_picture(folder.read(name, 32))):
             files.append(name)
         else:
             folder.ledger.skip(name, _REASONS.get(ending, _NO_PICTURE))
