@@ -123,7 +123,7 @@ def _opened(config: Config, data: str, output: str) -> Folder:
             "Unpack it and give the URI of the folder.",
         )
     as_it_lies = data.partition("?")[0].lower().endswith(".tar")
-    return opening.located(data, "webdataset" if as_it_lies else "auto", storage)[1]
+    return opening.folder_at(data, "webdataset" if as_it_lies else "auto", storage)[1]
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from distml.config import Config
 from distml.data import split
 from distml.data.formats import image_folder
 from distml.data.listing import Folder
-from distml.data.opening import choose_subset, format_of, located, open_source
+from distml.data.opening import format_of, located, open_source
 from distml.data.source import Source
 from distml.errors import ConfigError, StorageError
 from distml.models.backbones import BACKBONES
@@ -166,8 +166,7 @@ def examine(config: Config, path: str) -> tuple[Facts, Source]:
     form = config.data.format
     sizes: Mapping[tuple[int, int], int] = {}
     if ":" not in form:
-        _, folder = located(place, form, Storage(config.storage.root))
-        choose_subset(folder, config.data.subset)
+        folder = located(given.data, Storage(config.storage.root)).folder
         form = format_of(folder) if form == "auto" and source.ledger is not None else form
         sizes = _sizes(folder, config) if form in ("image_folder", "table") else {}
     counts = source.task.counts(source.splits["train"].labels).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distml import tasks
@@ -51,17 +51,43 @@ def open_source(config: Config, storage: Storage) -> Source:
         raise ConfigError(
             f"data.format = {data.format} needs data.path.", "Give the folder or URI of your data."
         )
-    remote = fetch.is_remote(data.path)
-    given, folder = located(data.path, data.format, storage)
-    told = fetch.version(data.path) if remote else given.fingerprint()
-    notes = choose_subset(folder, data.subset)
-    form = format_of(folder) if data.format == "auto" else data.format
-    source = refitted(_OPENERS[form](folder, data, task), data)
+    place = located(data, storage)
+    form = format_of(place.folder) if data.format == "auto" else data.format
+    source = refitted(_OPENERS[form](place.folder, data, task), data)
     with_margin(source, data.margin)  # refused before anything is written
-    return replace(source, fingerprint=told, notes=(*source.notes, *notes))
+    return replace(source, fingerprint=place.fingerprint, notes=(*source.notes, *place.notes))
 
 
-def located(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
+@dataclass(frozen=True)
+class Located:
+    """What `data.path` names.
+
+    Attributes:
+        folder: To be read, with the files of the chosen configuration alone.
+        fingerprint: Of all that is there; None where a server says nothing that changes with its file.
+        notes: A sentence for each thing that was chosen.
+    """
+
+    folder: Folder
+    fingerprint: str | None
+    notes: tuple[str, ...]
+
+
+def located(data: DataConfig, storage: Storage) -> Located:
+    """Find what `data.path` names, fetched and unpacked, and choose the configuration of a data set.
+
+    Raises:
+        DataError: There is nothing, or it cannot be fetched or unpacked.
+        ConfigError: There are several configurations, or none of the name that is asked for.
+    """
+    path = str(data.path)
+    given, folder = folder_at(path, data.format, storage)
+    # Taken before a configuration is chosen: another one added beside it changes the data, too.
+    fingerprint = fetch.version(path) if fetch.is_remote(path) else given.fingerprint()
+    return Located(folder, fingerprint, choose_subset(folder, data.subset))
+
+
+def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
     """Return what a path or URI names and the folder to be read: another one where it names an archive.
 
     Raises:

@@ -42,7 +42,7 @@ _BESIDES = {
     "segmentationclass",
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
-Files = TypeVar("Files", list[str], dict[str, str], dict[str, Any], list[int], Indices)
+Files = TypeVar("Files", list[str], list[Any], dict[str, str], dict[str, Any], list[int], Indices)
 SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage", "ml_use")
 """Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")
@@ -89,7 +89,9 @@ def splits_of_files(names: Iterable[str]) -> dict[str, str | None]:
     first = {name: split_of_file(name) for name in names}
     words = {name: split_word(PurePosixPath(name).stem) for name, split in first.items() if split is None}
     either = first | {name: word[0] for name, word in words.items() if word}
-    return either if "train" in either.values() and len(set(either.values()) - {None}) > 1 else first
+    splits = either if "train" in either.values() and len(set(either.values()) - {None}) > 1 else first
+    tell_alike(_spelled(splits), "files")
+    return splits
 
 
 def split_of_folders(name: str) -> str | None:
@@ -111,12 +113,31 @@ def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
     Raises:
         DataError: A value that is no split, or no train.
     """
+    return settled(rows_by_split(values, column))
+
+
+def rows_by_split(values: Sequence[Any], column: str) -> dict[str, Indices]:
+    """Do what `divide_rows` does for a part of the rows: `eval` stays, and train need not be among them."""
     texts = [str(value) for value in values]
     words = {text: split_word(text) for text in set(texts)}
     if other := sorted(text for text, word in words.items() if word is None):
         raise DataError(f"{column} has the split {other[0]}.", "Use train, validation and test.")
+    tell_alike({text: word[0] for text, word in words.items() if word}, column)
     of_rows = np.array([word[0] for word in map(words.get, texts) if word])
-    return settled({split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()})
+    return {split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}
+
+
+def tell_alike(named: Mapping[str, str], where: str) -> None:
+    """Warn where several names mean one split, as `val` and `validation` do: their rows are put together.
+
+    Args:
+        named: The split that each name means.
+        where: The names are of.
+    """
+    for split in sorted(set(named.values())):
+        names = {name.lower().rstrip("0123456789") for name, other in named.items() if other == split}
+        if len(names) > 1:
+            _LOG.warning("%s: %s are put together as %s", where, ", ".join(sorted(names)), split)
 
 
 def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[str, list[str]]:
@@ -132,6 +153,8 @@ def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[
     divided: dict[str | None, list[str]] = {}
     words = {name: split_word((told or {}).get(name, "")) for name in names}
     given = {name: word[0] for name, word in words.items() if word}
+    if len(given) == len(names):
+        tell_alike({str((told or {})[name]): split for name, split in given.items()}, "the splits")
     for name, split in (given if len(given) == len(names) else splits_of_files(names)).items():
         divided.setdefault(split, []).append(name)
     splits = {split: some for split, some in divided.items() if split is not None}
@@ -142,6 +165,12 @@ def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[
             f"{divided[None][0]} lies beside {', '.join(sorted(splits))} and in none of them.", _REMEDY
         )
     return settled(splits)
+
+
+def _spelled(splits: Mapping[str, str | None]) -> dict[str, str]:
+    """The split that each word of some files' names means: `val` of `val-00000.parquet`."""
+    words = {word: split for name, split in splits.items() for word in re.split(r"[-_ ./]+", name.lower())}
+    return {word: split for word, split in words.items() if split and _SPLIT_WORDS.get(word) == split}
 
 
 def absent_parts(names: Sequence[str]) -> tuple[str, ...]:
@@ -196,6 +225,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     if others or loose:
         odd = next((path for path in paths.values() if path.partition("/")[0] in others), (loose or [""])[0])
         raise DataError(f"{odd} lies beside {', '.join(sorted(named))} and in none of them.", _REMEDY)
+    tell_alike({top: word for top, (word, _) in named.items()}, "folders")
     splits: dict[str, dict[str, str]] = {}
     for name, path in paths.items():
         top, _, rest = path.partition("/")
@@ -241,7 +271,13 @@ def _through(paths: dict[str, str], split: str | None = None) -> dict[str, str]:
 
 
 def settled(splits: dict[str, Files]) -> dict[str, Files]:
-    """Let `eval` be the test split, or the validation split where there is another test split."""
+    """Let `eval` be the test split, or the validation split where there is another test split.
+
+    Raises:
+        DataError: There is no train, or `eval` beside both others.
+    """
+    if {"eval", "validation", "test"} <= splits.keys():
+        raise DataError("there are validation, test and eval: three splits beside train.", _REMEDY)
     if "eval" in splits:
         splits["validation" if "test" in splits else "test"] = splits.pop("eval")
     if "train" not in splits:
@@ -462,6 +498,9 @@ def held_out(
 
 _LEAST_OF_SHARE = 0.25
 """Of the rows wanted, that whole groups must give: a metric of one row in place of fifteen says nothing."""
+_TOLD_OF_SHARE = 0.75
+"""Of the rows wanted, below which it is told how many are held out: with three quarters of them the standard
+error of a metric is a sixth larger (sqrt(4/3)), which nobody notices."""
 
 
 def _unless_too_few(whole: Indices, rows: Indices) -> Indices:
@@ -474,7 +513,7 @@ def _unless_too_few(whole: Indices, rows: Indices) -> Indices:
             len(rows),
         )
         return rows
-    if len(whole) < 0.75 * len(rows):
+    if len(whole) < _TOLD_OF_SHARE * len(rows):
         _LOG.warning(
             "%d rows instead of %d are held out: near duplicates are kept together", len(whole), len(rows)
         )

@@ -34,7 +34,7 @@ from distml.data import duplicates, image, shards, writer
 from distml.data.formats import image_folder
 from distml.data.image import Policy
 from distml.data.listing import Folder
-from distml.data.opening import choose_subset, located, open_source
+from distml.data.opening import located, open_source
 from distml.data.schema import Images
 from distml.data.source import Fault, Gathered, Rows, Source
 from distml.data.split import SPLITS, Part
@@ -273,8 +273,7 @@ def _headers(config: Config, storage: Storage, made: Inspection) -> None:
     path, form = config.data.path, config.data.format
     if path is None or form not in ("auto", "image_folder", "table"):
         return
-    _, folder = located(path, form, storage)
-    choose_subset(folder, config.data.subset)
+    folder = located(config.data, storage).folder
     names = image_folder.pictures(folder)
     if not names:
         return

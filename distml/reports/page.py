@@ -23,7 +23,7 @@ from distml.data import image
 from distml.data.fetch import is_archive, is_remote
 from distml.data.image import to_jpeg
 from distml.data.manifest import Manifest
-from distml.data.opening import located
+from distml.data.opening import folder_at
 from distml.data.schema import Images
 from distml.errors import DistmlError
 from distml.storage import Storage
@@ -345,7 +345,7 @@ def photos(config: Config, storage: Storage, names: Sequence[str]) -> list[Photo
     place = data.path
     with suppress(DistmlError):
         if is_remote(place) or is_archive(place):
-            place = located(place, data.format, storage)[1].root
+            place = folder_at(place, data.format, storage)[1].root
     return [Photo(name, _photo(Storage(place), name, data.max_pixels)) for name in names]
 
 

@@ -32,7 +32,7 @@ from distml.data import image
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, divide_rows, settled, split_word, splits_of_files
+from distml.data.split import SPLIT_COLUMNS, rows_by_split, settled, split_word, splits_of_files
 from distml.errors import DataError, DistmlError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -135,19 +135,28 @@ def _splits_given(given: Any, form: str) -> dict[str, Any]:
         given = dict(zip(("train", "test"), given, strict=True)) if keras else {"train": given}
     if not isinstance(given, Mapping) and _rows_of(given) is not None:
         given = {"train": given}
-    if not isinstance(given, Mapping) or "train" not in given:
+    keys = [key for key in given if key != "classes"] if isinstance(given, Mapping) else []
+    words = {key: split_word(str(key)) for key in keys}
+    named: dict[str, list[Any]] = {}
+    for key, word in words.items():
+        named.setdefault(word[0] if word else "", []).append(key)
+    if "train" not in named:
         shown = (
             f"a dictionary of {', '.join(map(str, given))}" if isinstance(given, Mapping) else _kind(given)
         )
         raise DataError(f"{form} returned {shown}, not a dict with 'train' or rows.")
-    words = {key: split_word(str(key)) for key in given if key != "classes"}
     unknown = [key for key, word in words.items() if word is None or word[1]]
     if unknown:
         raise DataError(
             f"{form} returned unknown entries {sorted(map(str, unknown))}.",
             "Return train, and perhaps validation, test and classes.",
         )
-    splits = settled({word[0]: given[key] for key, word in words.items() if word})
+    if twice := next((keys for keys in named.values() if len(keys) > 1), None):
+        raise DataError(
+            f"{form} returned {' and '.join(map(str, twice))}, which are one split.",
+            "Return one of them, or put their rows together.",
+        )
+    splits = settled({split: given[key] for split, (key,) in named.items()})
     return splits | ({"classes": given["classes"]} if "classes" in given else {})
 
 
@@ -324,6 +333,7 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
         DataError: Not an archive of arrays, pickled objects, or names that say nothing.
     """
     parts: dict[str, dict[str, Any]] = {}
+    named: dict[tuple[str, str], str] = {}
     for name in _files(folder, *NUMPY):
         arrays = _npz(folder, name)
         for key, values in arrays.items():
@@ -336,10 +346,14 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
                     "Call them x_train, y_train and so on.",
                 )
             split = next((word[0] for word in map(split_word, (key, *_places(name))) if word), "train")
-            some = parts.setdefault("test" if split == "eval" else split, {})
+            some, at = parts.setdefault(split, {}), key if name.endswith(".npz") else name
             if kind in some:
-                raise DataError(f"{folder.root} has several arrays of {split} {kind}.", "Keep one of them.")
-            some[kind] = values
+                raise DataError(
+                    f"{folder.root} has several arrays of {split} {kind}: {named[split, kind]} and {at}.",
+                    "Keep one of them.",
+                )
+            some[kind], named[split, kind] = values, at
+    parts = settled(parts)
     for split, pair in parts.items():
         if set(pair) != {"images", "labels"}:
             raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
@@ -384,13 +398,13 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
         values = _unpacked(table, name) if _packed(table) else _pixels(table, rest, name)
         images, of_rows = _square(values, name), _labels_of(table.select(labels), name, task)
         for split, rows in _splits_of(table, name, column, split_of_all).items():
-            some = parts.setdefault("test" if split == "eval" else split, [])
+            some = parts.setdefault(split, [])
             some.append((images[rows], of_rows[rows]))
             if images.shape[1:] != some[0][0].shape[1:]:
                 raise DataError(
                     f"{name} has images of {images.shape[1:]}, another file {some[0][0].shape[1:]}."
                 )
-    joined = {split: _joined(some) for split, some in parts.items()}
+    joined = {split: _joined(some) for split, some in settled(parts).items()}
     return _source(folder, joined, task, task.named(labels))
 
 
@@ -428,7 +442,7 @@ def _splits_of(table: pa.Table, name: str, column: str | None, of_all: str | Non
     """The rows of each split, by a column or by the name of the file."""
     if column is None:
         return {of_all or "train": slice(None)}
-    return divide_rows(table.column(column).to_pylist(), f"the column {column} of {name}")
+    return rows_by_split(table.column(column).to_pylist(), f"the column {column} of {name}")
 
 
 _PACKED = "pixels"

@@ -38,6 +38,7 @@ from distml.data.split import (
     split_of_folders,
     split_word,
     splits_of_files,
+    tell_alike,
 )
 from distml.errors import DataError
 from distml.tasks import Task
@@ -261,6 +262,10 @@ class _Reader:
             rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
             has = [*has, LABEL]
         split_column = next((key for key in has if key.lower() in SPLIT_COLUMNS), None)
+        if split_column:
+            words = {text: split_word(text) for text in {str(row[split_column]) for row in rows}}
+            named = {text: word[0] for text, word in words.items() if word}
+            tell_alike(named, f"the column {split_column} of {name}")
         self.columns = _label_columns(name, has, self.data, self.task, rows, {file_column, split_column})
         for number, row in enumerate(rows, 1):
             where = f"row {number} of {name}"
@@ -273,7 +278,7 @@ class _Reader:
                 continue
             split = _split(row[split_column], where) if split_column else self.splits[name] or "train"
             label = source.read_label(self.task, {key: row.get(key) for key in self.columns}, where)
-            some = self.labelled.setdefault("test" if split == "eval" else split, {})
+            some = self.labelled.setdefault(split, {})
             if some.setdefault(picture, label) != label:
                 raise DataError(
                     f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",

@@ -302,6 +302,8 @@ def make(path=None):
 def wrong(): return [1]
 def ragged(): return {"train": (np.zeros((5, 2, 2), "uint8"), [0, 1])}
 def strange(): return {"train": (np.zeros((2, 2, 2), "uint8"), [0, 1]), "tets": 0}
+def twice(): return {**make(), "val": pairs(), "validation": pairs()}
+def capital(): return {"Train": make()["train"]}
 def single(): return {"train": np.zeros((2, 2, 2), "uint8")}
 def pairs(): return zip(*make()["train"])
 def rows():
@@ -367,6 +369,7 @@ def test_a_function(module: str, storage_root: Path) -> None:
         ("nothing", "returned NoneType, not a dict with 'train' or rows"),
         ("ragged", "train has 5 images and 2 labels"),
         ("strange", r"unknown entries \['tets'\]"),
+        ("twice", "returned val and validation, which are one split"),
         ("single", r"no \(images, labels\) for train"),
         ("absent", "absent is not a function of distml_test_rows"),
         ("fails", r"fails fails: ZeroDivisionError: division by zero \(distml_test_rows.py, line \d+\)"),
@@ -380,7 +383,10 @@ def test_a_function_that_returns_something_else(
         ingest(storage_root, None, format=f"{module}:{name}")
 
 
-@pytest.mark.parametrize(("function", "classes"), [("pairs", "012"), ("rows", "abc"), ("dataset", "abc")])
+@pytest.mark.parametrize(
+    ("function", "classes"),
+    [("pairs", "012"), ("rows", "abc"), ("dataset", "abc"), ("capital", "012")],
+)
 def test_a_function_may_give_rows_one_by_one(
     module: str, storage_root: Path, function: str, classes: str
 ) -> None:

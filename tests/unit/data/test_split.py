@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distml.data.split import divide, divide_folders, held_out, plan
+from distml.data.split import divide, divide_folders, divide_rows, held_out, plan, settled
 from distml.errors import DataError
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 600)
@@ -146,3 +146,24 @@ def test_any_word_of_a_name_counts_where_several_files_name_splits() -> None:
     assert divide(["my_test.parquet"]) == {"train": ["my_test.parquet"]}
     with pytest.raises(DataError, match=r"more[.]arrow lies beside"):
         divide([*names, "more.arrow"])
+
+
+def test_several_names_of_one_split_are_put_together(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["train-0.parquet", "train-1.parquet", "val-0.parquet", "validation-0.parquet"]
+    assert divide(names) == {"train": names[:2], "validation": names[2:]}
+    folders = ["train/a/1", "train/b/1", "valid/a/1", "dev/a/1"]
+    assert len(divide_folders(folders)["validation"]) == 2
+    assert len(divide_rows(["train", "val", "Valid", "Val"], "the column split")["validation"]) == 3
+    assert len(divide(names[1:3], {names[1]: "test_seen", names[2]: "train"})["test"]) == 1
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "files: val, validation are put together as validation",
+        "folders: dev, valid are put together as validation",
+        "the column split: val, valid are put together as validation",
+    ]
+
+
+def test_no_split_takes_the_place_of_another() -> None:
+    assert settled({"train": ["a"], "eval": ["b"], "test": ["c"]})["validation"] == ["b"]
+    with pytest.raises(DataError, match="validation, test and eval: three splits beside train"):
+        settled({"train": ["a"], "eval": ["b"], "test": ["c"], "validation": ["d"]})
