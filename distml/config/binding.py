@@ -16,6 +16,7 @@ _FREE = (
     "train.checkpoints_kept",
     "train.cpus_per_worker",
     "train.device",
+    "train.elastic_check_s",
     "train.log_every_steps",
     "train.max_failures",
     "train.max_preemptions",

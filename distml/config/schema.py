@@ -346,6 +346,8 @@ class TrainConfig(Section):
 
     workers: PositiveInt | list[PositiveInt] = 2
     """Number of workers, or [least, most] for an elastic run."""
+    elastic_check_s: PositiveFloat = 60.0
+    """An elastic run looks this often, in seconds, whether it can grow; each change costs it a restart."""
     cpus_per_worker: PositiveFloat = 1.0
     """Logical CPUs each worker reserves from Ray."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

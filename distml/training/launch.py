@@ -226,6 +226,7 @@ def _trainer(
         backend_config=TensorFlowGroup(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=train.elastic_check_s,
             use_gpu=plan.use_gpu,
             resources_per_worker={"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
             # GPUs talk fastest within a node; CPU workers want memory and cores of their own.

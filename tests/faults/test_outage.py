@@ -115,7 +115,7 @@ def test_a_pipeline_finishes_after_its_tracking_server_died_and_returned(tmp_pat
 
     server, root = TrackingServer(tmp_path), tmp_path / "storage"
     flags = [*SQUARES, f"--tracking.uri={server.uri}", "--tracking.wait_s=120"]
-    flags += [f"--serve.port={ingress.free_ports()[0]}", "--serve.replicas.max=1"]
+    flags += [f"--serve.port={ingress.free_ports()[0]}", "--serve.replicas.max=1", "--export.formats=auto"]
     try:
         with Training(root, "heals", *flags, verb="pipeline") as run:
             run.wait_for("epoch 2/3")
