@@ -298,7 +298,10 @@ def _resume(url: str, part: Path) -> None:
         answer.close()
         if answer.code in _AGAIN:
             raise _BrokenError(f"HTTP {answer.code} {answer.reason}")
-        raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", "Check data.path.")
+        remedy = "Check data.path."
+        if answer.code in (401, 403):
+            remedy = "Give an address that needs no login and has not expired, or fetch the file manually."
+        raise DataError(f"{url} cannot be fetched: HTTP {answer.code} {answer.reason}.", remedy)
     reason = _reason(answer)
     if isinstance(reason, ssl.SSLCertVerificationError):
         raise DataError(

@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -71,20 +72,33 @@ _TURNS = {
 READABLE = "Give a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file."
 """What to do about what is no picture, where nothing better is known."""
 _AGAIN = "Fetch it again."
-_CONVERT = "Convert it to JPEG or PNG."
+CONVERT = "Convert it to JPEG or PNG."
+"""What to do about a picture of a format that is not read."""
+_ANSWERED = "Fetch it again: a server answered with this in its place."
+_DENIED = "Fetch it again, with credentials and an address that are still valid."
+FRAMES = "Save single pictures of it."
+"""What to do about a video."""
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS", "Fetch the content: git lfs pull."),
     (b"/annex/objects/", "a pointer of git-annex", "Fetch the content: git annex get."),
-    (b"<!doctype html", "a web page", "Fetch it again: a server answered with a page in its place."),
-    (b"<html", "a web page", "Fetch it again: a server answered with a page in its place."),
-    (b"<svg", "an SVG drawing", _CONVERT),
-    (b"<?xml", "an XML file", _CONVERT),
-    (b"%pdf", "a PDF document", _CONVERT),
-    (b"8bps", "a Photoshop file", _CONVERT),
-    (b"\0\0\0\x0cjp  ", "a JPEG 2000 picture", _CONVERT),
-    (b"\0\0\0\x0cjxl ", "a JPEG XL picture", _CONVERT),
-    (b"\xff\x0a", "a JPEG XL picture", _CONVERT),
+    (b"<!doctype html", "a web page", _ANSWERED),
+    (b"<html", "a web page", _ANSWERED),
+    (b"<svg", "an SVG drawing", CONVERT),
+    (b"<error>", "the error message of a store", _DENIED),
+    (b"<?xml", "an XML file", _AGAIN),
+    (b'{"', "a JSON text", _ANSWERED),
+    (b"404", "a server's message", _ANSWERED),
+    (b"%pdf", "a PDF document", CONVERT),
+    (b"8bps", "a Photoshop file", CONVERT),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 picture", CONVERT),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL picture", CONVERT),
+    (b"\xff\x0a", "a JPEG XL picture", CONVERT),
     (b"pk\3\4", "a zip archive", "Unpack it."),
+    (b"rar!", "a RAR archive", "Unpack it."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (b"\x1f\x8b", "packed by gzip", "Unpack it."),
+    (b"\x1ae\xdf\xa3", "a video", FRAMES),
+    (b"\x93numpy", "an array of NumPy", "Give it an ending of its own: .npy."),
 )
 """What people find under the name of a picture: beginning in lower case, name, remedy."""
 _VIDEOS = (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"m4v ", b"3gp4", b"3gp5")
@@ -174,17 +188,30 @@ def open_picture(data: bytes, name: str = "the image", max_pixels: int = MAX_PIX
 
 def in_place_of_it(data: bytes) -> tuple[str, str] | None:
     """Return what a file is that was expected to be another, and what to do, by its beginning."""
-    head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    head = _without_declaration(data[:512].lstrip(b"\xef\xbb\xbf \r\n\t").lower())
     what, remedy = next(
         ((what, remedy) for start, what, remedy in _OTHERS if head.startswith(start)), ("", "")
     )
     if data[4:8] == b"ftyp" and data[8:12].lower() in _VIDEOS:
-        what, remedy = "a video", "Save single pictures of it."
+        what, remedy = "a video", FRAMES
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        what, remedy = "a video", FRAMES
+    if data[128:132] == b"DICM":
+        what, remedy = "a DICOM image", CONVERT
     if not data:
         what, remedy = "empty", _AGAIN
     elif not data.strip(b"\0"):
         what, remedy = "filled with zeros", "Fetch it again: a copy or a download was not finished."
     return (what, remedy) if what else None
+
+
+def _without_declaration(head: bytes) -> bytes:
+    """The beginning of an XML file from its first element on, if that is known; else as it is."""
+    inner = re.sub(
+        rb"^<[?]xml.*?[?]>\s*(?:<!--.*?-->\s*)?(?:<!doctype svg.*?>\s*)?", b"", head, flags=re.DOTALL
+    )
+    inner = re.sub(rb"^<error[ >]", b"<error>", inner)
+    return inner if inner.startswith((b"<error>", b"<svg", b"<html", b"<!doctype html")) else head
 
 
 def _other(data: bytes, name: str) -> DataError:

@@ -40,8 +40,10 @@ _JUNK = (
     ),
     *("$recycle.bin", "system volume information", "lost+found", "lost.dir", "~syncthing~"),
     *("@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "~snapshot"),
+    *("__pycache__", "node_modules", "site-packages", "mlruns", "lightning_logs", "wandb"),
 )
-"""What systems, file managers, NAS devices and archivers leave behind; so are names that begin with a dot."""
+"""What systems, file managers, NAS devices, archivers and programmers' tools leave behind; so are names that
+begin with a dot."""
 
 PARQUET = (".parquet", ".parq", ".pq")
 """Endings of Parquet files."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from distml import tasks
 from distml.config import Config, DataConfig
-from distml.data import fetch
+from distml.data import fetch, image
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
 from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
@@ -128,11 +128,8 @@ def format_of(folder: Folder) -> str:
         return "csv_pixels"
     if suffixes & set(SUFFIXES) or image_folder.pictures(folder):
         return "image_folder"
-    if packed := suffixes & {".7z", ".rar", ".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".zst"}:
-        remedy = "Unpack them; data.path may be one zip or tar file."
-        raise DataError(
-            f"{folder.root} holds no pictures but archives ({', '.join(sorted(packed))}).", remedy
-        )
+    if known := _unread(folder):
+        raise known
     if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
         raise DataError(f"{folder.root} is a table without pictures.", remedy)
@@ -141,6 +138,62 @@ def format_of(folder: Folder) -> str:
         f"{folder.root} holds no pictures, Parquet, IDX, npz, npy or CSV of pixels, but {shown}.",
         "Give pictures or one of these; anything else by a function: data.format: module:function.",
     )
+
+
+_FUNCTION = "Read it by a function of your own: data.format: module:function."
+_SLICES = "Save its slices as PNG, or read it by a function of your own: data.format: module:function."
+_UNREAD: dict[str, tuple[str, str]] = {
+    **dict.fromkeys((".nii.gz", ".nii", ".mha", ".nrrd"), ("medical volumes", _SLICES)),
+    **dict.fromkeys((".dcm", ".dicom"), ("DICOM images", "Convert them to PNG.")),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), ("videos", image.FRAMES)),
+    **dict.fromkeys(image.RAW_SUFFIXES, ("a camera's raw files", "Convert them to JPEG.")),
+    **dict.fromkeys(
+        (".svg", ".psd", ".jxl", ".jp2"), ("pictures of a format that is not read", image.CONVERT)
+    ),
+    **dict.fromkeys((".tfrecord", ".tfrecords"), ("TFRecords", _FUNCTION)),
+    ".rec": ("RecordIO", "Unpack it to pictures and a .lst, or read it by a function of your own."),
+    **dict.fromkeys((".h5", ".hdf5"), ("HDF5", _FUNCTION)),
+    **dict.fromkeys(
+        (".mat", ".mdb", ".pkl", ".pickle", ".pt", ".pth", ".beton", ".safetensors"), ("", _FUNCTION)
+    ),
+    **dict.fromkeys(
+        (".part", ".crdownload", ".download", ".partial", ".aria2"),
+        ("a download that was not finished", "Fetch it again."),
+    ),
+    **dict.fromkeys((".001", ".z01"), ("a part of an archive", "Join the parts and unpack them.")),
+    **dict.fromkeys((".7z", ".rar", ".zst", ".gz", ".bz2", ".xz"), ("packed", "Unpack it.")),
+}
+"""What is known of files that no format reads, by their ending, and what to do."""
+
+
+_PICKLED = [bytes((0x80, protocol)) for protocol in range(2, 6)]
+"""What pickled objects begin with."""
+
+
+def _unread(folder: Folder) -> DataError | None:
+    """Name the files that are most of a folder of which nothing is read, where they are known."""
+    packed = [name for name in folder.sizes if fetch.is_archive(name)]
+    if len(packed) == 1:
+        return DataError(
+            f"{folder.root} holds no pictures, but the archive {packed[0]}.",
+            f"Set data.path to {folder.root.rstrip('/')}/{packed[0]}.",
+        )
+    if packed:
+        return DataError(
+            f"{folder.root} holds no pictures, but {len(packed)} archives, like {packed[0]}.",
+            "Unpack them side by side; data.path may be one of them.",
+        )
+    for ending, (what, remedy) in _UNREAD.items():
+        if names := [name for name in folder.sizes if name.lower().endswith(ending)]:
+            kind = f" ({what})" if what else ""
+            many = "file" if len(names) == 1 else "files"
+            told = f"{len(names)} {ending} {many}{kind}, like {names[0]}"
+            return DataError(f"{folder.root} holds no pictures, but {told}.", remedy)
+    pickled = [name for name in folder.sizes if not suffix(name) and folder.read(name, 2) in _PICKLED]
+    if pickled:  # data_batch_1 of CIFAR
+        told = f"pickled objects of Python, like {pickled[0]}"
+        return DataError(f"{folder.root} holds no pictures, but {told}.", _FUNCTION)
+    return None
 
 
 def choose_subset(folder: Folder, wanted: str | None) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ _SPLIT_WORDS = {
 """Words that name a split in public sets; `eval` is the test split unless there is another one."""
 _SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "submission")
 """Words that name a part of a set that is no split and no class."""
+_COPIES = ("thumbnail", "thumbnails", "tmp", "cache", "venv")
+"""Folders of small copies of pictures and of programs, which are no classes; words of them may be: thumb."""
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
 _BESIDES = {
     "annotations",
@@ -214,7 +216,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     others = sorted(set(tops) - set(named))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
-        suspicious = [top for top in others if set(_words(top)) & set(_SMELLS)]
+        suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
         lower = {top.lower() for top in tops}
         if lower & _PICTURES and lower & _BESIDES:
             suspicious += [top for top in others if top.lower() in _BESIDES]

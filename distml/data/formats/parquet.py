@@ -265,7 +265,7 @@ def _opened(folder: Folder, name: str, columns: Columns | None = None) -> Iterat
                 raise DataError(f"{name} has no column {' and '.join(missing)}, but {', '.join(has)}.")
             yield file
     except (OSError, pa.ArrowException) as error:
-        if known := image.in_place_of_it(folder.read(name, 64)):
+        if known := image.in_place_of_it(folder.read(name, 512)):
             raise DataError(f"{name} is not {_kind(name)}: it is {known[0]}.", known[1]) from None
         raise DataError(
             f"{name} cannot be read as {_kind(name)}: {str(error).rstrip('.')}.", "Fetch it again."

@@ -458,9 +458,9 @@ def test_a_module_that_cannot_be_imported(storage_root: Path) -> None:
 def test_a_path_with_nothing_known(tmp_path: Path, storage_root: Path) -> None:
     with pytest.raises(DataError, match="there are no data at"):
         ingest(storage_root, tmp_path / "absent")
-    (tmp_path / "data.mat").write_text("1,2")
-    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz, npy or CSV of pixels, but \.mat"):
-        ingest(storage_root, tmp_path / "data.mat")
+    (tmp_path / "data.xyz").write_text("1,2")
+    with pytest.raises(DataError, match=r"no pictures, Parquet, IDX, npz, npy or CSV of pixels, but \.xyz"):
+        ingest(storage_root, tmp_path / "data.xyz")
 
 
 def test_a_format_that_needs_a_path(storage_root: Path) -> None:
@@ -856,7 +856,7 @@ def test_other_endings_of_parquet_and_a_test_split_whose_labels_are_withheld(
 
 
 def flat(folder: Path, names: list[str]) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for k, name in enumerate(names):
         (folder / name).write_bytes(png(COLOUR[k]))
     return folder
@@ -1059,17 +1059,47 @@ def test_labels_that_are_missing_or_several_are_named(
 @pytest.mark.parametrize(
     ("name", "said", "remedy"),
     [
-        ("set.7z", "no pictures but archives", "Unpack them"),
+        ("set.7z", r"no pictures, but 1 \.7z file \(packed\), like set.7z", "Unpack it"),
+        ("scan.nii.gz", r"1 \.nii\.gz file \(medical volumes\), like scan.nii.gz", "Save its slices"),
+        ("set.zip.part", r"1 \.part file \(a download that was not finished\)", "Fetch it again"),
+        ("data_batch_1", "no pictures, but pickled objects of Python, like data_batch_1", "module:function"),
         ("labels.csv", "a table without pictures", "Give the folder"),
     ],
 )
 def test_what_is_given_instead_of_a_folder_is_named(
     tmp_path: Path, storage_root: Path, name: str, said: str, remedy: str
 ) -> None:
-    (tmp_path / name).write_text("file_name,label")
+    (tmp_path / name).write_bytes(b"\x80\x02" if name == "data_batch_1" else b"file_name,label")
     with pytest.raises(DataError, match=said) as caught:
         ingest(storage_root, tmp_path / name)
     assert remedy in caught.value.remedy
+
+
+def test_archives_in_a_folder_are_named(tmp_path: Path, storage_root: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "photos.zip").write_bytes(b"PK")
+    (tmp_path / "set" / "README.txt").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"but the archive photos\.zip\. Set data.path to .*/set/photos\.zip"):
+        ingest(storage_root, tmp_path / "set")
+    (tmp_path / "set" / "more.tar.gz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"but 2 archives, like more\.tar\.gz\. Unpack them side by side"):
+        ingest(storage_root, tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["__pycache__", "node_modules", "@eaDir", ".ipynb_checkpoints", "__MACOSX"])
+def test_folders_of_programs_are_no_classes(tmp_path: Path, storage_root: Path, name: str) -> None:
+    for place in ("cat", "dog", name, f"cat/{name}"):
+        flat(tmp_path / "set" / place, [f"{k}.png" for k in range(12)])
+    manifest, _ = ingest(storage_root, tmp_path / "set")
+    assert manifest.classes == ("cat", "dog")
+    assert (sum(manifest.rows.values()), manifest.skipped) == (24, {"hidden": 2})
+
+
+def test_folders_of_small_copies_are_asked_about(tmp_path: Path, storage_root: Path) -> None:
+    for place in ("cat", "dog", "thumbs_up", "Thumbnails"):
+        flat(tmp_path / "set" / place, [f"{k}.png" for k in range(2)])
+    with pytest.raises(DataError, match="Thumbnails looks like a part of the data, not a class"):
+        ingest(storage_root, tmp_path / "set")
 
 
 @pytest.mark.parametrize("where", ["train", "train/train", "images"])

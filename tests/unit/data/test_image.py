@@ -181,6 +181,12 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(data: bytes) -> None:
         (b"/annex/objects/SHA256E-s12--4d.png\n", "a pointer of git-annex.*git annex get"),
         (b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>404", "a web page. Fetch it again"),
         (b"<svg viewBox='0 0 1 1'/>", "an SVG drawing. Convert it"),
+        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg/>", "an SVG drawing. Convert it"),
+        (
+            b"<?xml version='1.0'?>\n<Error><Code>AccessDenied",
+            "the error message of a store. Fetch it again, with credentials",
+        ),
+        (b'{"message": "too many requests"}', "a JSON text. Fetch it again: a server answered"),
         (b"\0\0\0\x20ftypisom\0\0\0\0", "a video. Save single pictures"),
         (b"8BPS\0\1", "a Photoshop file. Convert it"),
     ],
