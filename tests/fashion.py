@@ -9,7 +9,7 @@ import numpy as np
 
 TRAINED = 12_240
 """Training rows: three workers have 4,080 each, which are 47 batches of 86 rows and 48 of 85."""
-HELD_OUT = 1_000
+HELD_OUT = 2_000
 """Rows of validation, and as many of test."""
 
 

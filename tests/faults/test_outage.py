@@ -51,11 +51,12 @@ def test_a_required_server_that_is_down_ends_the_command_before_any_worker(tmp_p
 def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    server = TrackingServer(tmp_path)
+    server, epochs = TrackingServer(tmp_path), 12
     try:
-        slow = ["--model.options={filters: [96, 192]}", "--train.log_every_steps=5"]  # an epoch takes 20 s
+        slow = ["--model.options={filters: [96, 192]}", "--train.log_every_steps=5"]  # an epoch takes 8 s
+        slow.append(f"--train.epochs={epochs}")
         with Training(tmp_path / "storage", "outage", f"--tracking.uri={server.uri}", *slow) as run:
-            run.wait_for("epoch 1/4")
+            run.wait_for(f"epoch 1/{epochs}")
             server.kill()
             left = time.time()
             time.sleep(60)
@@ -64,14 +65,14 @@ def test_an_outage_delays_the_record_and_not_the_training(tmp_path: Path) -> Non
             server.start()  # takes a core of this machine for seconds, which a server elsewhere would not
             started = time.time()
             code, result = run.finish()
-        assert (code, result["steps"], result["tracking_complete"]) == (0, 4 * STEPS_PER_EPOCH, True)
+        assert (code, result["steps"], result["tracking_complete"]) == (0, epochs * STEPS_PER_EPOCH, True)
         assert run.said("tracking server unreachable") == 1
         client = MlflowClient(server.uri, server.uri)
         steps = {
             key: [metric.step for metric in client.get_metric_history(result["run_id"], key)]
             for key in ("loss", "step/loss")
         }
-        assert_logged_once(steps)
+        assert_logged_once(steps, epochs=epochs)
         speeds = client.get_metric_history(result["run_id"], "step/samples_per_s")
         during = [256 / speed.value for speed in speeds if left < speed.timestamp / 1000 < back]
         otherwise = [256 / speed.value for speed in speeds if not left < speed.timestamp / 1000 < started]
