@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,6 +19,8 @@ import distml.tasks.quality as quality
 from distml.errors import DataError, ModelError
 from distml.tasks.classification import ranked
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
+
+_LOG = logging.getLogger(__name__)
 
 NONE = "none"
 """What a row without a label is called."""
@@ -63,7 +68,7 @@ class Multilabel(Task):
         if given["train"].ndim == 2:
             labels = names or [str(at) for at in range(given["train"].shape[1])]
             return cls(tuple(labels)), {split: _indicators(some, split) for split, some in given.items()}
-        lists = {split: [_texts(row, split) for row in rows] for split, rows in given.items()}
+        lists = _by_words({split: [_texts(row, split) for row in rows] for split, rows in given.items()})
         labels = names or sorted({label for row in lists["train"] for label in row})
         if not labels:
             raise DataError("no training row has a label.", "Check data.label_column.")
@@ -92,6 +97,8 @@ class Multilabel(Task):
     def told(self, label: Any) -> Any:
         """0 and 1 of the labels that are told as a list, or separated by |, ; or a comma."""
         labels = _split(label)
+        if len(labels) == 1 and labels[0] not in self.names and set(labels[0].split()) <= set(self.names):
+            labels = tuple(dict.fromkeys(labels[0].split()))
         if unknown := [name for name in labels if name not in (*self.names, NONE)]:
             raise DataError(
                 f"has the label {unknown[0][:80]!r}, which is none of {', '.join(self.names[:9])}.",
@@ -307,16 +314,57 @@ def _split(value: Any) -> tuple[str, ...]:
     """A list; one in JSON or as Python writes it; or texts separated by |, ; or a comma."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = _list(value.strip())
+    elif isinstance(value, str) and _PARTS.fullmatch(value.strip()):
+        value = _list(f"[{value.strip()[1:-1]}]")
     if isinstance(value, str):
-        mark = next((mark for mark in "|;," if mark in value), "|")
-        value = value.split(mark)
+        mark = next((mark for mark in "|;," if mark in value), None)
+        if mark is None and " " in value.strip():
+            return (_Words(value.strip()),)
+        value = value.split(mark or "|")
     if not isinstance(value, list | tuple | type(None)):
         value = [value]
     labels = [str(label).strip() for label in value or ()]
     return tuple(dict.fromkeys(label for label in labels if label))
 
 
+_PARTS = re.compile(r"""[({]\s*(["']).*\1\s*,?\s*[)}]""", re.DOTALL)
+"""A tuple or a set of texts, as Python writes it."""
+_SPACED = re.compile(r"""(["'])\s+(?=["'])""")
+"""Between the texts of an array, as NumPy writes it."""
+
+
+class _Words(str):
+    """A text with spaces that is alone in its row: one label, or several with spaces between them. Final."""
+
+
+def _by_words(lists: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+    """Take labels with spaces between them apart, where no row separates labels in another way.
+
+    They are several labels where their words are in other texts, too: `haze primary` and `clear primary`, and
+    not `big cat` and `dog`.
+    """
+    rows = [row for some in lists.values() for row in some]
+    texts = {label for row in rows for label in row}
+    counts = Counter(word for text in texts for word in set(text.split()))
+    several = [
+        text for text in texts if isinstance(text, _Words) and any(counts[w] > 1 for w in text.split())
+    ]
+    if not several or any(len(row) > 1 for row in rows):
+        return lists
+    example = min(several)
+    _LOG.warning(
+        "labels are separated by spaces: %s is read as %s; separate them by | where that is wrong",
+        example,
+        " and ".join(example.split()),
+    )
+    return {
+        split: [list(dict.fromkeys(word for text in row for word in text.split())) for row in some]
+        for split, some in lists.items()
+    }
+
+
 def _list(text: str) -> list[Any]:
+    text = _SPACED.sub(r"\1, ", text)
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)
@@ -352,4 +400,4 @@ def _texts(row: Any, split: str) -> list[str]:
             f"the {split} label {str(row)!r} is not a list of labels.",
             "Separate the labels of a row by | or ; or give a column for each.",
         )
-    return [str(label) for label in row]
+    return [label if isinstance(label, str) else str(label) for label in row]

@@ -7,7 +7,6 @@ too, and JSON: a list of objects, an object that gives each file its label, COCO
 
 from __future__ import annotations
 
-import codecs
 import csv
 import dataclasses
 import functools
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,6 +145,9 @@ class _Places:
         `train.csv` and `train_images`.
         """
         given = (urlsplit(given).path if "://" in given else given).replace("\\", "/")
+        return self._file(table, given) or ("%" in given and self._file(table, unquote(given))) or None
+
+    def _file(self, table: PurePosixPath, given: str) -> str | None:
         above, folder = str(table.parent), self._folder
         start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
         tried = [*(start if above == "." else [f"{above}/{path}" for path in start]), *start]
@@ -258,6 +260,8 @@ class _Reader:
                 return False
         _require_header(self.places, name, has)
         file_column = _file_column(self.places, name, rows, self.data)
+        rows = _without_index(rows, file_column)
+        has = list(rows[0])
         if (classes := _one_hot(rows, file_column, self.data)) and self.task.scalar:
             rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
             has = [*has, LABEL]
@@ -358,6 +362,21 @@ def _label_columns(
     return [_column(name, left, _LABELS, data.label_column, "label_column")]
 
 
+def _without_index(rows: Sequence[Row], file_column: str) -> list[Row]:
+    """Rows without the numbers of lines that pandas writes, in a column without a name or `Unnamed: 0`."""
+    index = [
+        column
+        for column in rows[0]
+        if column != file_column
+        and _INDEX.fullmatch(column)
+        and all(str(row.get(column) or "").isdigit() for row in rows)
+    ]
+    return [{key: row[key] for key in row if key not in index} for row in rows] if index else list(rows)
+
+
+_INDEX = re.compile(r"|Unnamed: [0-9]+(?:[.][0-9]+)*|__index_level_[0-9]+__")
+
+
 def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | None, key: str) -> str:
     if asked:
         called = [column for column in has if column == asked]
@@ -405,9 +424,8 @@ def _rows(folder: Folder, name: str) -> list[Row]:
             with pq.ParquetFile(pa.BufferReader(data)) as file:
                 rows: list[Row] = file.read(use_threads=False).to_pylist()
                 return rows
-        text = data.decode(
-            "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        )
+        # A name of a column or a bracket stands first, by whose zeros UTF-16 without a mark is told.
+        text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
         if suffix(name) in (".json", ".jsonl"):
             return _of_json(_parsed(text), lines=suffix(name) == ".jsonl")
         if first := _SEPARATOR.match(text):  # which Excel writes and reads
@@ -419,7 +437,11 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         read = map(_stripped, reader)
         return [row for row in read if any(row.values())]  # spreadsheets write lines of commas alone
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 at byte {error.start}.", "Save it as UTF-8.") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        odd = data[error.start : error.end]
+        raise DataError(
+            f"{name} is not UTF-8: line {line} has the byte {odd!r}.", "Save it as UTF-8."
+        ) from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{name} cannot be read as a table: {error}.") from None
 

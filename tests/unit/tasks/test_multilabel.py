@@ -112,3 +112,27 @@ def test_predictions_name_the_labels_above_their_thresholds() -> None:
     targets = np.array([[1, 0], [1, 0]], np.float32)
     (mistake,) = task.mistakes(targets, outputs, np.array([0.1, 2.0]))
     assert mistake == (1, "cat", "dog", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["haze primary", "clear primary water", "cloudy"], ("clear", "cloudy", "haze", "primary", "water")),
+        (["big cat", "dog", ""], ("big cat", "dog")),
+        (["big cat|dog", "small cat", "dog"], ("big cat", "dog", "small cat")),
+        (['["big cat"]', '["small cat"]', "[]"], ("big cat", "small cat")),
+        (["['cat' 'dog']", "['cat'\n 'eel']", "['eel']"], ("cat", "dog", "eel")),
+        (["{'cat', 'dog'}", "('eel',)", "(other)"], ("(other)", "cat", "dog", "eel")),
+    ],
+)
+def test_labels_with_spaces_are_one_or_several(
+    texts: list[str], names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    lists = np.empty(len(texts), object)
+    lists[:] = [Multilabel.read({"labels": text}) for text in texts]
+    task, encoded = Multilabel.encode({"train": lists})
+    assert task.names == names
+    assert ("labels are separated by spaces: clear primary water" in caplog.text) == ("haze" in names)
+    if "haze" in names:
+        assert encoded["train"].sum(1).tolist() == [2, 3, 1]
+        assert task.told("haze primary").sum() == 2

@@ -285,7 +285,7 @@ def test_a_table_means_the_pictures_of_its_own_split(given: Path, storage_root: 
         (b"", "labels.csv has no rows"),
         (b"file_name,label\n", "labels.csv has no rows"),
         (b"images/0.png,ant\nimages/1.png,bee\n", "begins with images/0.png and not with the names"),
-        ("file_name,label\nimages/0.png,caf\u00e9\n".encode("latin-1"), "not UTF-8 at byte 32"),
+        ("file_name,label\nimages/0.png,caf\u00e9\n".encode("latin-1"), "not UTF-8: line 2 has the byte b'.xe9'"),
         (b"file_name,label\nimages/0.png,NaN\n", "row 1 of labels.csv has no label"),
     ],
 )
@@ -553,3 +553,25 @@ def test_composed_and_decomposed_names_are_one_class(given: Path, storage_root: 
     names = ["caf\u00e9", "cafe\u0301", "dog"] * 20
     (given / "labels.csv").write_bytes(as_csv(rows(file_name=FILES, label=names)))
     assert ingest(storage_root, given, image_size=8).classes == ("caf\u00e9", "dog")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32"])
+def test_tables_in_other_unicode_encodings_are_read(given: Path, storage_root: Path, encoding: str) -> None:
+    text = as_csv(rows(file_name=FILES, label=["chât", "dog"] * 30)).decode("utf-8-sig")
+    (given / "labels.csv").write_bytes(text.encode(encoding))
+    assert ingest(storage_root, given, image_size=8).classes == ("chât", "dog")
+
+
+def test_escaped_file_names_mean_their_files(given: Path, storage_root: Path) -> None:
+    (given / "images").rename(given / "my pictures")
+    names = [f"file:///home/a/my%20pictures/{k}.png" for k in range(60)]
+    names[0] = "my%20pictures/0.png"
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=names, label=NAMES.tolist())))
+    assert sum(ingest(storage_root, given, image_size=8).rows.values()) == 60
+
+
+@pytest.mark.parametrize("column", ["", "Unnamed: 0", "Unnamed: 0.1"])
+def test_line_numbers_of_pandas_are_no_labels(given: Path, storage_root: Path, column: str) -> None:
+    table = rows(**{column: [k % 2 for k in range(60)]}, photo=FILES, kind=NAMES.tolist())
+    (given / "labels.csv").write_bytes(as_csv(table))
+    assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
