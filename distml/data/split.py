@@ -33,7 +33,7 @@ _SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "subm
 _COPIES = ("thumbnail", "thumbnails", "tmp", "cache", "venv")
 """Folders of small copies of pictures and of programs, which are no classes; words of them may be: thumb."""
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
-_BESIDES = {
+BESIDES = {
     "annotations",
     "annotation",
     "masks",
@@ -218,8 +218,8 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
         suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
         lower = {top.lower() for top in tops}
-        if lower & _PICTURES and lower & _BESIDES:
-            suspicious += [top for top in others if top.lower() in _BESIDES]
+        if lower & _PICTURES and lower & BESIDES:
+            suspicious += [top for top in others if top.lower() in BESIDES]
         if suspicious:
             raise DataError(f"{suspicious[0]} looks like a part of the data, not a class.", _REMEDY)
         return _within_classes(paths) or {"train": paths}
@@ -350,7 +350,7 @@ def _tails(path: str) -> list[str]:
 
 def _picture(places: Mapping[str, str | None], line: str) -> str | None:
     """The picture that a line of a list names, alone or before other words."""
-    for given in (line, re.split(r"[\t ,;]", line)[0]):
+    for given in (line, re.split(r"[\t ,;]", line)[0], line.rpartition("\t")[2]):
         for tail in _tails(given.removeprefix("./")):
             if tail in places:
                 return places[tail]

@@ -24,7 +24,7 @@ from distml.data import image, source
 from distml.data.image import RAW_SUFFIXES, SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
-from distml.data.split import by_lists, divide_folders, unlabelled
+from distml.data.split import BESIDES, by_lists, divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -387,11 +387,18 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
         if str(parent) not in kept and str(parent.parent) in above and parent.name:
             lost.setdefault(str(parent), []).append(name)
     for where, files in lost.items():
-        if not any(name.startswith(f"{where}/") for name in names):
+        if any(name.startswith(f"{where}/") for name in names):
+            continue
+        if where.rpartition("/")[2].lower() in BESIDES:
             raise DataError(
-                f"{where} holds {len(files)} files and no picture, like {files[0]}.",
-                "Convert them, or move the folder out.",
+                f"{where} holds {len(files)} files of labels, like {files[0]}, which are not read.",
+                "distml predicts what a whole picture shows: put a metadata.csv with file_name and label "
+                "beside the pictures, or a folder for each class.",
             )
+        raise DataError(
+            f"{where} holds {len(files)} files and no picture, like {files[0]}.",
+            "Convert them, or move the folder out.",
+        )
 
 
 def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:

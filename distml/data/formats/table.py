@@ -2,7 +2,7 @@
 
 The convention is Hugging Face's: `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, one beside
 all pictures or one in the folder of each split. `labels.csv` and other names of its columns are read,
-too, and JSON: a list of objects, an object that gives each file its label, COCO's or Create ML's.
+too, and JSON: a list of objects, an object that gives each file its label, and what tools for labels export.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +45,10 @@ from distml.tasks import Task
 from distml.tasks.classification import Classification
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", *PARQUET)
+_LINES = (".jsonl", ".ndjson", ".manifest")
+"""Endings of files each line of which is an object of JSON."""
+_ENDINGS = (".csv", ".tsv", ".json", *_LINES, *PARQUET, ".lst")
+_CVAT = "annotations.xml"
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LABELS = (
     "label",
@@ -78,12 +82,18 @@ def tables(folder: Folder) -> list[str]:
         not ending and is_picture(folder.read(name, 32)) for name, ending in endings.items()
     ):
         return []
-    named = [PurePosixPath(name) for name, ending in endings.items() if ending in _ENDINGS]
+    named = [
+        PurePosixPath(name)
+        for name, ending in endings.items()
+        if ending in _ENDINGS or name.rpartition("/")[2] == _CVAT
+    ]
     called = [str(path) for path in named if path.stem.lower() in _STEMS]
     if not named:
         return []
     if image_folder.in_classes(folder):  # a `metadata.json` beside class folders may say anything
-        return [name for name in called if not name.lower().endswith(".json") and _is_of_files(folder, name)]
+        return [
+            name for name in called if suffix(name) not in (".json", ".xml") and _is_of_files(folder, name)
+        ]
     return called or [
         str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
     ]
@@ -145,7 +155,8 @@ class _Places:
         `train.csv` and `train_images`.
         """
         given = (urlsplit(given).path if "://" in given else given).replace("\\", "/")
-        return self._file(table, given) or ("%" in given and self._file(table, unquote(given))) or None
+        forms = dict.fromkeys((given, unquote(given), _UPLOADED.sub("", given)))
+        return next(filter(None, (self._file(table, form) for form in forms)), None)
 
     def _file(self, table: PurePosixPath, given: str) -> str | None:
         above, folder = str(table.parent), self._folder
@@ -163,6 +174,10 @@ class _Places:
             split = split_of_file(table.name) or (word[0] if word else None)
             alike = [name for name in alike if split and split_of_file(name) == split]
         return alike[0] if len(alike) == 1 else None
+
+
+_UPLOADED = re.compile(r"(?:^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)")
+"""What Label Studio puts before the names of files that are given to it."""
 
 
 def _nearest(names: Sequence[str], given: str) -> Sequence[str]:
@@ -426,8 +441,12 @@ def _rows(folder: Folder, name: str) -> list[Row]:
                 return rows
         # A name of a column or a bracket stands first, by whose zeros UTF-16 without a mark is told.
         text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
-        if suffix(name) in (".json", ".jsonl"):
-            return _of_json(_parsed(text), lines=suffix(name) == ".jsonl")
+        if suffix(name) in (".json", *_LINES):
+            return _of_json(_parsed(text), lines=suffix(name) in _LINES)
+        if suffix(name) == ".xml":
+            return _of_cvat(text)
+        if suffix(name) == ".lst":
+            return _of_lst(text)
         if first := _SEPARATOR.match(text):  # which Excel writes and reads
             text = text[first.end() :]
         reader = csv.DictReader(io.StringIO(text), delimiter=first[1] if first else _delimiter(name, text))
@@ -452,12 +471,126 @@ _SEPARATOR = re.compile(r"sep=(.)[\r\n]+", re.IGNORECASE)
 def _records(rows: Any) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is not a list of objects with a name and a label")
+    if rows and (exported := _of_tool(rows)) is not None:
+        return exported
     inner = {key for row in rows for key, value in row.items() if _inner(value)}
     told = {key for row in rows for key in row if _plain(key) in _LABELS} - inner
     if len(inner) != 1 or told:
         return rows
     key = inner.pop()
     return [{**{k: row[k] for k in row if k != key}, LABEL: _inner(row.get(key))} for row in rows]
+
+
+def _of_tool(rows: Sequence[Row]) -> list[Row] | None:
+    """Rows of a list of objects as Label Studio, SageMaker or Vertex AI writes them; None of any other.
+
+    What has no label yet gives no row.
+    """
+    first = rows[0]
+    try:
+        if isinstance(first.get("data"), dict) and isinstance(first.get("annotations"), list):
+            return [row for given in rows for row in _of_label_studio(given)]
+        if "source-ref" in first:
+            return [row for given in rows for row in _of_sagemaker(given)]
+        if "imageGcsUri" in first:
+            return [_of_vertex(row) for row in rows]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{error} is missing or another thing than its tool writes") from None
+    return None
+
+
+def _of_label_studio(given: Row) -> list[Row]:
+    """A task with the labels of its annotations, those of regions where no choice is made for the whole.
+
+    The format is documented at labelstud.io/guide/task_format.
+    """
+    results = [
+        result
+        for annotation in given["annotations"]
+        if not annotation.get("was_cancelled")
+        for result in annotation["result"]
+    ]
+    chosen = [result for result in results if result["type"] == "choices"] or results
+    labels = [label for result in chosen for label in result["value"].get(result["type"]) or ()]
+    places = [str(value) for key, value in given["data"].items() if key in _FILES or _is_picture(value)]
+    if len(places) != 1:
+        raise ValueError(f"a task names {len(places)} pictures: {', '.join(places) or given['data']}")
+    query = parse_qs(urlsplit(places[0]).query).get("d")  # /data/local-files/?d=folder/1.jpg
+    row = {_FILES[0]: query[0] if query else places[0], LABEL: list(dict.fromkeys(labels))}
+    return [row] if results else []
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and suffix(value.partition("?d=")[2] or urlsplit(value).path) in SUFFIXES
+
+
+def _of_sagemaker(given: Row) -> list[Row]:
+    """A line of an augmented manifest: the classes that the metadata of each labelling job name."""
+    jobs: dict[str, Any] = {}
+    for key, told in given.items():
+        if key.endswith("-metadata") and "class-name" in told:
+            jobs[key.removesuffix("-metadata")] = told["class-name"]
+        elif key.endswith("-metadata") and "class-map" in told:
+            jobs[key.removesuffix("-metadata")] = list(told["class-map"].values())
+    if len(jobs) == 1:
+        jobs = {LABEL: next(iter(jobs.values()))}
+    return [{_FILES[0]: given["source-ref"], **jobs}] if jobs else []
+
+
+def _of_vertex(given: Row) -> Row:
+    """A line of an import file for Vertex AI, with the split that it may name."""
+    several = given.get("classificationAnnotations")
+    labels = [some["displayName"] for some in several or [given["classificationAnnotation"]]]
+    use = (given.get("dataItemResourceLabels") or {}).get("aiplatform.googleapis.com/ml_use")
+    row = {_FILES[0]: given["imageGcsUri"], LABEL: labels if several else labels[0]}
+    return row | ({"ml_use": use} if use else {})
+
+
+def _of_cvat(text: str) -> list[Row]:
+    """Tags of each image, labels of its regions where none has a tag, as CVAT's format for images has them.
+
+    The format is documented at docs.cvat.ai/docs/other/xml_format.
+    """
+    try:
+        root = ElementTree.fromstring(text.encode())  # noqa: S314 - expat limits what entities expand to
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from None
+    images = root.findall("image")
+    if root.tag != "annotations" or not images:
+        raise ValueError("it is not CVAT's format for images")
+    kinds = "tag" if root.find("image/tag") is not None else "*"
+    divided = all(split_word(image.get("subset", "")) for image in images)
+    rows: list[Row] = []
+    for image in images:
+        labels = list(dict.fromkeys(part.get("label") for part in image.findall(kinds)))
+        row = {_FILES[0]: image.get("name"), LABEL: labels}
+        rows.append(row | ({"subset": image.get("subset")} if divided else {}))
+    return rows
+
+
+def _of_lst(text: str) -> list[Row]:
+    """Number, label and path of each line, as MXNet's `im2rec` writes them, with tabs between."""
+    rows: list[Row] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if len(fields) != 3:
+            raise ValueError(f"line {number} has {len(fields)} fields, not a number, a label and a path")
+        whole = re.fullmatch(r"(\d+)[.]0*", fields[1])
+        rows.append({_FILES[0]: fields[2].strip(), LABEL: whole[1] if whole else fields[1]})
+    return rows
+
+
+def _of_numbers(labels: Mapping[str, Any], classes: Sequence[str]) -> list[Row]:
+    """The class of each file by its number, as FiftyOne writes them."""
+    try:
+        return [
+            {_FILES[0]: name, LABEL: classes[label] if isinstance(label, int) else label}
+            for name, label in labels.items()
+        ]
+    except IndexError:
+        raise ValueError(f"a label is not below {len(classes)}, the number of its classes") from None
 
 
 def _inner(value: Any) -> list[Any]:
@@ -496,6 +629,8 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         return _records([told] if isinstance(told, dict) else told)
     if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
+    if isinstance(told.get("classes"), list) and isinstance(told.get("labels"), dict):
+        return _of_numbers(told["labels"], told["classes"])
     inside = [some for some in told.values() if isinstance(some, list) and some and isinstance(some[0], dict)]
     if len(inside) == 1:  # {"version": 1, "data": [...]}
         return _records(inside[0])

@@ -1215,6 +1215,16 @@ def test_text_files_list_the_splits(listed: Path, storage_root: Path, train: boo
     assert not any("list" in warning for warning in manifest.warnings)
 
 
+def test_lists_of_mxnet_divide_class_folders(listed: Path, storage_root: Path) -> None:
+    for file, which in (("train.lst", (0, 60, 2)), ("val.lst", (1, 60, 2))):
+        names = lines(listed, *which).splitlines()
+        (listed / "meta" / file).write_text(
+            "".join(f"{k}\t1.0\t{name}.png\n" for k, name in enumerate(names))
+        )
+    manifest, _ = ingest(storage_root, listed)
+    assert (manifest.rows["validation"], manifest.skipped) == (30, {})
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

@@ -285,7 +285,10 @@ def test_a_table_means_the_pictures_of_its_own_split(given: Path, storage_root: 
         (b"", "labels.csv has no rows"),
         (b"file_name,label\n", "labels.csv has no rows"),
         (b"images/0.png,ant\nimages/1.png,bee\n", "begins with images/0.png and not with the names"),
-        ("file_name,label\nimages/0.png,caf\u00e9\n".encode("latin-1"), "not UTF-8: line 2 has the byte b'.xe9'"),
+        (
+            "file_name,label\nimages/0.png,caf\u00e9\n".encode("latin-1"),
+            "not UTF-8: line 2 has the byte b'.xe9'",
+        ),
         (b"file_name,label\nimages/0.png,NaN\n", "row 1 of labels.csv has no label"),
     ],
 )
@@ -563,9 +566,9 @@ def test_tables_in_other_unicode_encodings_are_read(given: Path, storage_root: P
 
 
 def test_escaped_file_names_mean_their_files(given: Path, storage_root: Path) -> None:
-    (given / "images").rename(given / "my pictures")
-    names = [f"file:///home/a/my%20pictures/{k}.png" for k in range(60)]
-    names[0] = "my%20pictures/0.png"
+    for k in range(60):
+        (given / "images" / f"{k}.png").rename(given / "images" / f"no {k}.png")
+    names = ["images/no%200.png", *(f"file:///home/a/images/no%20{k}.png" for k in range(1, 60))]
     (given / "labels.csv").write_bytes(as_csv(rows(file_name=names, label=NAMES.tolist())))
     assert sum(ingest(storage_root, given, image_size=8).rows.values()) == 60
 
@@ -575,3 +578,87 @@ def test_line_numbers_of_pandas_are_no_labels(given: Path, storage_root: Path, c
     table = rows(**{column: [k % 2 for k in range(60)]}, photo=FILES, kind=NAMES.tolist())
     (given / "labels.csv").write_bytes(as_csv(table))
     assert ingest(storage_root, given, image_size=8).classes == ("ant", "bee", "cow")
+
+
+def of_label_studio(k: int) -> dict[str, Any]:
+    result = {"type": "choices", "value": {"choices": [str(NAMES[k])]}, "from_name": "kind"}
+    region = {"type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["leg"]}}
+    done = {"was_cancelled": False, "result": [region, result]}
+    place = f"/data/upload/1/0a1b2c3d-{k}.png" if k % 2 else f"/data/local-files/?d=images/{k}.png"
+    return {"id": k, "data": {"image": place}, "annotations": [{"was_cancelled": True, "result": []}, done]}
+
+
+def of_sagemaker(k: int) -> dict[str, Any]:
+    told = {"class-name": str(NAMES[k]), "type": "groundtruth/image-classification"}
+    return {"source-ref": f"s3://bucket/some/{k}.png", "kinds": int(LABELS[k]), "kinds-metadata": told}
+
+
+def of_vertex(k: int) -> dict[str, Any]:
+    use = {"aiplatform.googleapis.com/ml_use": "test" if k < 12 else "training"}
+    label = {"displayName": str(NAMES[k]), "annotationResourceLabels": {}}
+    return {
+        "imageGcsUri": f"gs://bucket/{k}.png",
+        "classificationAnnotation": label,
+        "dataItemResourceLabels": use,
+    }
+
+
+def of_cvat(k: int) -> str:
+    return f'<image id="{k}" name="{k}.png" width="8"><tag label="{NAMES[k]}"/><box label="leg"/></image>'
+
+
+LINES = {"project-1.json": of_label_studio, "output.manifest": of_sagemaker, "import.jsonl": of_vertex}
+EXPORTED = {
+    "annotations.xml": f"<annotations><meta/>{''.join(map(of_cvat, range(60)))}</annotations>",
+    "all.lst": "".join(f"{k}\t{LABELS[k]}.000000\timages/{k}.png\n" for k in range(60)),
+    "labels.json": json.dumps(
+        {"classes": ["ant", "bee", "cow"], "labels": {str(k): int(LABELS[k]) for k in range(60)}}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*LINES, *EXPORTED])
+def test_what_tools_for_labels_export_is_read(given: Path, name: str) -> None:
+    parts = [LINES[name](k) for k in range(60)] if name in LINES else []
+    text = EXPORTED.get(name) or (
+        json.dumps(parts) if name.endswith(".json") else "\n".join(map(json.dumps, parts))
+    )
+    (given / name).write_text(text, encoding="utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    rows = {split: some.labels.tolist() for split, some in source.splits.items()}
+    assert source.task.names == (("0", "1", "2") if name == "all.lst" else ("ant", "bee", "cow"))
+    divided = {"train": LABELS[12:].tolist(), "test": LABELS[:12].tolist()}
+    assert rows == (divided if name == "import.jsonl" else {"train": LABELS.tolist()})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "labels.json",
+            [{"data": {"text": "x"}, "annotations": []}],
+            "a task names 0 pictures: {'text': 'x'}",
+        ),
+        ("labels.json", [{"data": {"image": "0.png"}, "annotations": [{}]}], "'result' is missing"),
+        ("labels.jsonl", [{"imageGcsUri": "gs://b/0.png"}], "'classificationAnnotation' is missing"),
+        ("labels.lst", "0\t1\t2\timages/0.png", "line 1 has 4 fields, not a number, a label and a path"),
+        ("annotations.xml", "<annotation/>", "is not CVAT's format for images"),
+        ("annotations.xml", "<annotations>", "no element found"),
+        (
+            "labels.json",
+            {"classes": ["a"], "labels": {"0": 4}},
+            "a label is not below 1, the number of its classes",
+        ),
+    ],
+)
+def test_what_is_wrong_in_an_export_is_named(given: Path, name: str, text: Any, said: str) -> None:
+    (given / name).write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+    with pytest.raises(DataError, match=f"{name} cannot be read as a table: .*{said}"):
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+
+
+def test_labels_of_regions_are_named_as_not_read(given: Path) -> None:
+    (given / "labels").mkdir()
+    (given / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1", encoding="utf-8")
+    with pytest.raises(DataError, match=r"labels holds 1 files of labels, like labels/0\.txt.*whole picture"):
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
