@@ -22,6 +22,8 @@ class Mirror:
         errors: Status codes still answered for a name, first one first.
         ranges: Whether a range is honoured; else the whole file comes.
         gets: Every request, as (name, Range header or "").
+        etag: Whether the server names a version of its files.
+        head: Status that HEAD is answered with where the server knows GET alone, else 0.
         tls: Files of the certificate and its key, for https.
     """
 
@@ -31,6 +33,8 @@ class Mirror:
     ranges: bool = True
     gets: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
+    etag: bool = True
+    head: int = 0
     tls: tuple[Path, Path] | None = None
 
 
@@ -55,18 +59,25 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
 
         def do_HEAD(self) -> None:
             name = self.path.rpartition("/")[2]
-            self.send_response(200 if name in mirror.files else 404)
-            if name in mirror.files:
-                self.send_header("ETag", hashlib.sha256(mirror.files[name]).hexdigest())
+            self.send_response(mirror.head or (200 if name in mirror.files else 404))
+            if name in mirror.files and not mirror.head:
+                self._describe(name)
+                self.send_header("Content-Length", str(len(mirror.files[name])))
             self.end_headers()
+
+        def _describe(self, name: str) -> None:
+            if mirror.etag:
+                self.send_header("ETag", hashlib.sha256(mirror.files[name]).hexdigest())
 
         def _send(self, name: str, asked: str) -> None:
             content = mirror.files[name]
-            first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and mirror.ranges else 0
-            self.send_response(206 if first else 200)
-            if first:
-                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            rest = content[first:]
+            begin, _, end = asked.removeprefix("bytes=").partition("-") if mirror.ranges else ("", "", "")
+            first, last = int(begin or 0), int(end or len(content) - 1)
+            self.send_response(206 if begin else 200)
+            if begin:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self._describe(name)
+            rest = content[first : last + 1]
             self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
             if mirror.drops.get(name, 0):

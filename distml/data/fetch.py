@@ -216,15 +216,30 @@ def is_remote(path: str | None) -> bool:
 
 def version(url: str) -> str | None:
     """Return what changes when the file at an address does, None where the server does not respond or say."""
-    request = request_of(url, "HEAD")
-    answer = _ask(request, CONNECT_TIMEOUT_S)
+    told = _validators(url)
+    return hashlib.sha256(json.dumps([url, *told]).encode()).hexdigest() if any(told) else None
+
+
+def _validators(url: str) -> tuple[str | None, ...]:
+    """ETag, date of change and length of the file at an address, each None where the server gives none."""
+    answer = _ask(request_of(url, "HEAD"), CONNECT_TIMEOUT_S)
+    if isinstance(answer, urllib.error.HTTPError) and answer.code in _NO_HEAD:
+        answer.close()
+        request = request_of(url)
+        request.add_header("Range", "bytes=0-0")
+        answer = _ask(request, CONNECT_TIMEOUT_S)
     if isinstance(answer, Exception):
         if isinstance(answer, urllib.error.HTTPError):
             answer.close()
-        return None
+        return None, None, None
     with answer:
-        told = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
-    return hashlib.sha256(json.dumps([url, *told]).encode()).hexdigest() if any(told) else None
+        whole = str(answer.headers.get("Content-Range", "")).rpartition("/")[2]
+        length = whole or answer.headers.get("Content-Length")
+        return answer.headers.get("ETag"), answer.headers.get("Last-Modified"), length
+
+
+_NO_HEAD = (400, 403, 405, 501)
+"""What servers answer that know GET alone, and stores for addresses that are signed for GET."""
 
 
 def downloaded(url: str, storage: Storage) -> str:
@@ -242,12 +257,19 @@ def downloaded(url: str, storage: Storage) -> str:
     """
     if not is_archive(url):
         raise DataError(f"{url} is not an archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
-    key = (version(url) or hashlib.sha256(url.encode()).hexdigest())[:16]
+    told = _validators(url)
+    key = hashlib.sha256((json.dumps([url, *told]) if any(told) else url).encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(url.partition("?")[0]).name)[-60:]
     target = Path(_cache(storage, "downloads"), f"{key}-{name}")
     part = target.with_name(f".{target.name}.part")
     try:
         with folder_lock(str(target.parent)):  # one process fetches, the others wait
+            if target.exists() and not any(told[:2]):
+                _LOG.warning(
+                    "%s: the server gives neither an ETag nor a date, so that a change is noticed only by "
+                    "another length; remove %s to fetch it anew",
+                    *(url, target),
+                )
             if not target.exists():
                 _LOG.info("fetching %s", url)
                 _retrying(url, lambda: _size(part))(_resume, url, part)
@@ -379,6 +401,10 @@ def unpacked(path: str, storage: Storage) -> str:
 def _members(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file of an archive; the content decides which kind it is."""
     with _said(name):
+        known = in_place_of_it(stream.read(512))
+        if known and known[0] not in _PACKED:
+            raise DataError(f"{name} is no archive: it is {known[0]}.", known[1])
+        stream.seek(0)
         if not tarfile.is_tarfile(stream):
             yield from _of_zip(stream, name)
             return
@@ -410,6 +436,8 @@ def _of_zip(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
                     called = called.encode("cp437").decode("utf-8")
                 except UnicodeError:
                     unknown.append(called)
+            if info.flag_bits & _ENCRYPTED:
+                raise DataError(f"{called} in {name} is encrypted.", "Unpack it with its password.")
             if not info.is_dir():
                 with packed.open(info) as content:
                     yield called, content
@@ -420,6 +448,9 @@ def _of_zip(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
         )
 
 
+_PACKED = ("a zip archive", "packed by gzip")
+_ENCRYPTED = 0x1
+"""Flag of a member of a zip that needs a password."""
 _UTF8 = 0x800
 """Flag of a member of a zip whose name is UTF-8."""
 
@@ -454,7 +485,7 @@ def _said(name: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        remedy = "Unpack it with its password." if "encrypted" in str(error) else "Fetch it again."
+        remedy = "Fetch it again."
         if isinstance(error, NotImplementedError):  # such as the Deflate64 of Windows for large files
             remedy = "Unpack it manually and give the folder."
         raise DataError(f"{name} cannot be read as an archive: {error}.", remedy) from None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import re
 import socket
 import tarfile
 import time
@@ -232,6 +233,46 @@ def test_an_archive_that_cannot_be_fetched_is_an_error_message(
         ingest_archive(storage_root, f"{running.url}/{name}")
     assert said in str(caught.value)
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("head", [0, 403])
+def test_a_change_that_a_server_does_not_name_is_only_noticed_by_its_length(
+    tmp_path: Path, storage_root: Path, caplog: pytest.LogCaptureFixture, head: int
+) -> None:
+    def content(count: int) -> bytes:
+        return zipped(tmp_path / f"{count}.zip", members(count)).read_bytes()
+
+    with serving(Mirror({"set.zip": content(12)}, etag=False, head=head)) as running:
+        url = f"{running.url}/set.zip"
+        for _ in range(2):
+            fetch.downloaded(url, Storage(str(storage_root)))
+        assert re.search(r"neither an ETag nor a date.*remove .*-set\.zip to fetch it anew", caplog.text)
+        running.files["set.zip"] = content(20)
+        changed = Path(fetch.downloaded(url, Storage(str(storage_root)))).read_bytes()
+        assert changed == running.files["set.zip"]
+        running.etag = True
+        caplog.clear()
+        for _ in range(2):
+            fetch.downloaded(url, Storage(str(storage_root)))
+        assert caplog.text == ""
+
+
+def test_what_is_no_archive_and_what_needs_a_password_is_named(tmp_path: Path, storage_root: Path) -> None:
+    for name, content, said in (
+        ("empty.zip", b"", "empty.zip is no archive: it is empty. Fetch it again"),
+        ("page.tar", b"<!DOCTYPE html>", "page.tar is no archive: it is a web page. Fetch it again"),
+        ("old.zip", b"Rar!\x1a\x07", "old.zip is no archive: it is a RAR archive. Unpack it"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            ingest_archive(storage_root, tmp_path / name)
+    locked = bytearray(zipped(tmp_path / "locked.zip", members()).read_bytes())
+    at = -1
+    while (at := locked.find(b"PK\1\2", at + 1)) >= 0:
+        locked[at + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(DataError, match=r"0\.png in locked\.zip is encrypted\. Unpack it with its password"):
+        ingest_archive(storage_root, tmp_path / "locked.zip")
 
 
 def test_the_content_decides_which_kind_an_archive_is(tmp_path: Path, storage_root: Path) -> None:
