@@ -45,7 +45,17 @@ BESIDES = {
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
 Files = TypeVar("Files", list[str], list[Any], dict[str, str], dict[str, Any], list[int], Indices)
-SPLIT_COLUMNS = ("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage", "ml_use")
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+_FLAGS = {
+    **{key: {_YES: "validation", _NO: "train"} for key in ("is_valid", "is_val", "is_validation")},
+    "is_test": {_YES: "test", _NO: "train"},
+    **{key: {_YES: "train", _NO: "test"} for key in ("is_train", "is_training", "is_training_image")},
+}
+"""Names of columns of yes and no that divide rows in two, as fastai's `is_valid` does."""
+SPLIT_COLUMNS = (
+    *("split", "subset", "partition", "data set", "data_set", "dataset", "set", "usage", "ml_use"),
+    *_FLAGS,
+)
 """Names, in lower case, of columns that say the split of a row."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
@@ -100,6 +110,13 @@ def split_of_folders(name: str) -> str | None:
     """Return the split that the first folder called like one names: `images/val2017/1.jpg` is validation."""
     words = (split_word(part) for part in PurePosixPath(name).parts[:-1])
     return next((word[0] for word in words if word), None)
+
+
+def as_split(value: Any, column: str) -> str:
+    """Return what a field of a column of splits says, yes and no as the split that they mean there."""
+    text = str(value)
+    meanings = _FLAGS.get(column.lower(), {})
+    return next((split for words, split in meanings.items() if text.lower() in words), text)
 
 
 def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:

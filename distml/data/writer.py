@@ -129,7 +129,7 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
             "rename them if they are one class."
         )
     for name in classes:
-        if name.strip().casefold() in _ABSENT:
+        if name.strip().casefold() in _ABSENT or (name == "-1" and "0" in classes):
             said.append(
                 f"the class {name!r} reads like a missing label; remove its rows if that is what it means."
             )

@@ -32,7 +32,7 @@ from distml.data import image
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, rows_by_split, settled, split_word, splits_of_files
+from distml.data.split import SPLIT_COLUMNS, as_split, rows_by_split, settled, split_word, splits_of_files
 from distml.errors import DataError, DistmlError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -442,7 +442,8 @@ def _splits_of(table: pa.Table, name: str, column: str | None, of_all: str | Non
     """The rows of each split, by a column or by the name of the file."""
     if column is None:
         return {of_all or "train": slice(None)}
-    return rows_by_split(table.column(column).to_pylist(), f"the column {column} of {name}")
+    values = [as_split(value, column) for value in table.column(column).to_pylist()]
+    return rows_by_split(values, f"the column {column} of {name}")
 
 
 _PACKED = "pixels"

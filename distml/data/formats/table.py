@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 from distml.config import DataConfig
 from distml.data import source
 from distml.data.formats import image_folder
-from distml.data.image import SUFFIXES, is_picture
+from distml.data.image import SUFFIXES, in_place_of_it, is_picture
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Fault, Source
 from distml.data.split import (
     SPLIT_COLUMNS,
+    as_split,
     by_lists,
     settled,
     split_of_file,
@@ -280,11 +281,7 @@ class _Reader:
         if (classes := _one_hot(rows, file_column, self.data)) and self.task.scalar:
             rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
             has = [*has, LABEL]
-        split_column = next((key for key in has if key.lower() in SPLIT_COLUMNS), None)
-        if split_column:
-            words = {text: split_word(text) for text in {str(row[split_column]) for row in rows}}
-            named = {text: word[0] for text, word in words.items() if word}
-            tell_alike(named, f"the column {split_column} of {name}")
+        split_column = _split_column(name, rows)
         self.columns = _label_columns(name, has, self.data, self.task, rows, {file_column, split_column})
         for number, row in enumerate(rows, 1):
             where = f"row {number} of {name}"
@@ -295,7 +292,11 @@ class _Reader:
                 told = f"{where} names {given}, which is not there."
                 self.bad.append(Fault(str(given), told, "Correct the table, or fetch the pictures."))
                 continue
-            split = _split(row[split_column], where) if split_column else self.splits[name] or "train"
+            split = (
+                _split(as_split(row[split_column], split_column), where)
+                if split_column
+                else self.splits[name] or "train"
+            )
             label = source.read_label(self.task, {key: row.get(key) for key in self.columns}, where)
             some = self.labelled.setdefault(split, {})
             if some.setdefault(picture, label) != label:
@@ -304,6 +305,16 @@ class _Reader:
                     "Keep one row for each picture.",
                 )
         return True
+
+
+def _split_column(name: str, rows: Sequence[Row]) -> str | None:
+    """The column of splits, if there is one; names of one split are told."""
+    column = next((key for key in rows[0] if key.lower() in SPLIT_COLUMNS), None)
+    if column:
+        words = {text: split_word(text) for text in {as_split(row[column], column) for row in rows}}
+        named = {text: word[0] for text, word in words.items() if word}
+        tell_alike(named, f"the column {column} of {name}")
+    return column
 
 
 def _require_header(places: _Places, name: str, has: Sequence[str]) -> None:
@@ -434,6 +445,10 @@ def _split(value: Any, where: str) -> str:
 
 def _rows(folder: Folder, name: str) -> list[Row]:
     data = folder.read(name)
+    known = in_place_of_it(data[:512]) if data and suffix(name) not in (".json", *_LINES, ".xml") else None
+    if known:
+        remedy = "Save it as CSV, if it is a spreadsheet." if data.startswith(b"PK") else known[1]
+        raise DataError(f"{name} is no table: it is {known[0]}.", remedy)
     try:
         if suffix(name) in PARQUET:
             with pq.ParquetFile(pa.BufferReader(data)) as file:

@@ -1011,6 +1011,7 @@ def test_a_copied_class_folder_gives_a_warning(tmp_path: Path, storage_root: Pat
     [
         (("cat", "NA"), "the class 'NA' reads like a missing label"),
         (("cat", "#N/A"), "the class '#N/A' reads like a missing label"),
+        (("0", "-1"), "the class '-1' reads like a missing label"),
         (("1", "01"), "the classes '01' and '1' differ in case"),
         (("7", "7.0"), "the classes '7' and '7.0' differ in case"),
         (("cat", "['cat', 'dog']"), "reads like a list of labels; set task.kind: multilabel"),
@@ -1021,7 +1022,7 @@ def test_suspicious_names_of_classes_are_warned_of(names: tuple[str, str], warni
 
 
 def test_plain_names_of_classes_are_not_warned_of() -> None:
-    assert not writer.label_warnings({"train": [3] * 4}, ["10", "1", "nano", "cat (left)"])
+    assert not writer.label_warnings({"train": [3] * 5}, ["10", "1", "-1", "nano", "cat (left)"])
 
 
 def test_a_test_class_of_another_spelling_names_the_training_class(

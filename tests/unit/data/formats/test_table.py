@@ -662,3 +662,28 @@ def test_labels_of_regions_are_named_as_not_read(given: Path) -> None:
     (given / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1", encoding="utf-8")
     with pytest.raises(DataError, match=r"labels holds 1 files of labels, like labels/0\.txt.*whole picture"):
         open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+
+
+@pytest.mark.parametrize(
+    ("column", "yes", "no"), [("is_valid", "True", "False"), ("is_test", "1", "0"), ("is_train", "no", "yes")]
+)
+def test_columns_of_yes_and_no_divide_rows(given: Path, column: str, yes: str, no: str) -> None:
+    held = {column: [yes if k < 12 else no for k in range(60)]}
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=FILES, label=NAMES.tolist(), **held)))
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    counts = {split: len(some.labels) for split, some in source.splits.items()}
+    assert counts == {"train": 48, "validation" if column == "is_valid" else "test": 12}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><body>Sign in", "labels.csv is no table: it is a web page. Fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a pointer of Git LFS.*git lfs pull"),
+        (b"PK\3\4", "it is a zip archive. Save it as CSV, if it is a spreadsheet"),
+    ],
+)
+def test_what_lies_in_place_of_a_table_is_named(given: Path, content: bytes, said: str) -> None:
+    (given / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
