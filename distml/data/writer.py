@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ _LIST = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)", re.DOTALL)
 
 def _plain(name: str) -> str:
     """Return what two spellings of one class have in common."""
-    plain = _COPY.sub("", " ".join(_APART.split(name.casefold().strip())))
+    visible = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+    plain = _COPY.sub("", " ".join(_APART.split(visible.casefold().strip())))
     return _NUMBER.sub(r"\1", plain) if _NUMBER.fullmatch(plain) else plain
 
 

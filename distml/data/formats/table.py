@@ -50,6 +50,8 @@ _LINES = (".jsonl", ".ndjson", ".manifest")
 """Endings of files each line of which is an object of JSON."""
 _ENDINGS = (".csv", ".tsv", ".json", *_LINES, *PARQUET, ".lst")
 _CVAT = "annotations.xml"
+_LISTS = (".lst", ".txt")
+"""Endings of files each line of which is the name of a picture and its label, without a header."""
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LABELS = (
     "label",
@@ -86,18 +88,30 @@ def tables(folder: Folder) -> list[str]:
     named = [
         PurePosixPath(name)
         for name, ending in endings.items()
-        if ending in _ENDINGS or name.rpartition("/")[2] == _CVAT
+        if ending in _ENDINGS
+        or name.rpartition("/")[2] == _CVAT
+        or (ending == ".txt" and _may_list(PurePosixPath(name).stem))
     ]
-    called = [str(path) for path in named if path.stem.lower() in _STEMS]
+    called = [
+        str(path)
+        for path in named
+        if path.stem.lower() in _STEMS and (path.suffix != ".txt" or _names_a_file(folder, path))
+    ]
     if not named:
         return []
     if image_folder.in_classes(folder):  # a `metadata.json` beside class folders may say anything
         return [
-            name for name in called if suffix(name) not in (".json", ".xml") and _is_of_files(folder, name)
+            name
+            for name in called
+            if suffix(name) not in (".json", ".xml", *_LISTS) and _is_of_files(folder, name)
         ]
     return called or [
         str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
     ]
+
+
+def _may_list(stem: str) -> bool:
+    return stem.lower() in _STEMS or split_word(stem) is not None
 
 
 def _is_of_files(folder: Folder, name: str) -> bool:
@@ -460,11 +474,13 @@ def _rows(folder: Folder, name: str) -> list[Row]:
             return _of_json(_parsed(text), lines=suffix(name) in _LINES)
         if suffix(name) == ".xml":
             return _of_cvat(text)
-        if suffix(name) == ".lst":
+        if suffix(name) in _LISTS:
             return _of_lst(text)
         if first := _SEPARATOR.match(text):  # which Excel writes and reads
             text = text[first.end() :]
-        reader = csv.DictReader(io.StringIO(text), delimiter=first[1] if first else _delimiter(name, text))
+        reader = csv.DictReader(
+            io.StringIO(text, newline=None), delimiter=first[1] if first else _delimiter(name, text)
+        )
         header = [column.strip() for column in reader.fieldnames or ()]
         if twice := [column for column in header if column and header.count(column) > 1]:
             raise ValueError(f"it has the column {twice[0]} twice")
@@ -477,7 +493,9 @@ def _rows(folder: Folder, name: str) -> list[Row]:
             f"{name} is not UTF-8: line {line} has the byte {odd!r}.", "Save it as UTF-8."
         ) from None
     except (ValueError, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"{name} cannot be read as a table: {error}.") from None
+        remedy = "Begin it with the names of its columns, and quote fields that hold its separator."
+        remedy = remedy if suffix(name) in (".csv", ".tsv") else "Correct it, or export it again."
+        raise DataError(f"{name} cannot be read as a table: {str(error).rstrip('.')}.", remedy) from None
 
 
 _SEPARATOR = re.compile(r"sep=(.)[\r\n]+", re.IGNORECASE)
@@ -584,16 +602,17 @@ def _of_cvat(text: str) -> list[Row]:
 
 
 def _of_lst(text: str) -> list[Row]:
-    """Number, label and path of each line, as MXNet's `im2rec` writes them, with tabs between."""
+    """Name and label of each line, or number, label and path, as MXNet's `im2rec` writes them."""
     rows: list[Row] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        fields = line.split("\t")
-        if len(fields) != 3:
-            raise ValueError(f"line {number} has {len(fields)} fields, not a number, a label and a path")
-        whole = re.fullmatch(r"(\d+)[.]0*", fields[1])
-        rows.append({_FILES[0]: fields[2].strip(), LABEL: whole[1] if whole else fields[1]})
+        fields = line.strip().split("\t") if "\t" in line else re.split(r" *, *| +", line.strip())
+        if len(fields) not in (2, 3):
+            raise ValueError(f"line {number} has {len(fields)} fields, not a picture and a label")
+        place, label = (fields[2], fields[1]) if len(fields) == 3 else fields
+        whole = re.fullmatch(r"(\d+)[.]0*", label)
+        rows.append({_FILES[0]: place.strip(), LABEL: whole[1] if whole else label.strip()})
     return rows
 
 
@@ -644,6 +663,8 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         return _records([told] if isinstance(told, dict) else told)
     if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
+    if (rows := _of_pandas(told)) is not None:
+        return rows
     if isinstance(told.get("classes"), list) and isinstance(told.get("labels"), dict):
         return _of_numbers(told["labels"], told["classes"])
     inside = [some for some in told.values() if isinstance(some, list) and some and isinstance(some[0], dict)]
@@ -652,6 +673,21 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
     if all(isinstance(label, str | int | float | list) for label in told.values()):
         return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
     return _records(told)
+
+
+def _of_pandas(told: Mapping[str, Any]) -> list[Row] | None:
+    """Rows of an object of columns, as pandas writes it with three of its `orient`; None of any other."""
+    columns, data = told.get("columns"), told.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(columns, row, strict=True)) for row in data]
+    if not any(_plain(str(key)) in _FILES for key in told):
+        return None
+    values = list(told.values())
+    if all(isinstance(some, dict) and some.keys() == values[0].keys() for some in values):
+        return [{key: some[at] for key, some in told.items()} for at in values[0]]
+    if all(isinstance(some, list) and len(some) == len(values[0]) for some in values):
+        return [dict(zip(told, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
 
 
 def _of_coco(told: Mapping[str, Any]) -> list[Row]:
@@ -681,6 +717,13 @@ def _stripped(row: Mapping[str | None, Any]) -> Row:
 def _delimiter(name: str, text: str) -> str:
     if name.lower().endswith(".tsv"):
         return "\t"
+    header, *more = text.splitlines()[:_LOOKED] or [""]
+    if not set(",;\t") & set(header):
+        for mark in "| ":
+            if mark in header and all(
+                line.count(mark) == header.count(mark) for line in more if line.strip()
+            ):
+                return mark
     try:
         return csv.Sniffer().sniff(text[:4096], ",;\t").delimiter
     except csv.Error:  # a table of one column

@@ -1013,6 +1013,7 @@ def test_a_copied_class_folder_gives_a_warning(tmp_path: Path, storage_root: Pat
         (("cat", "#N/A"), "the class '#N/A' reads like a missing label"),
         (("0", "-1"), "the class '-1' reads like a missing label"),
         (("1", "01"), "the classes '01' and '1' differ in case"),
+        (("cat", "cat\u200b"), "the classes 'cat' and 'cat\\u200b' differ in case"),
         (("7", "7.0"), "the classes '7' and '7.0' differ in case"),
         (("cat", "['cat', 'dog']"), "reads like a list of labels; set task.kind: multilabel"),
     ],

@@ -641,7 +641,7 @@ def test_what_tools_for_labels_export_is_read(given: Path, name: str) -> None:
         ),
         ("labels.json", [{"data": {"image": "0.png"}, "annotations": [{}]}], "'result' is missing"),
         ("labels.jsonl", [{"imageGcsUri": "gs://b/0.png"}], "'classificationAnnotation' is missing"),
-        ("labels.lst", "0\t1\t2\timages/0.png", "line 1 has 4 fields, not a number, a label and a path"),
+        ("labels.lst", "0\t1\t2\timages/0.png", "line 1 has 4 fields, not a picture and a label"),
         ("annotations.xml", "<annotation/>", "is not CVAT's format for images"),
         ("annotations.xml", "<annotations>", "no element found"),
         (
@@ -687,3 +687,25 @@ def test_what_lies_in_place_of_a_table_is_named(given: Path, content: bytes, sai
     (given / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=said):
         open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+
+
+PAIRS = {"file_name": FILES, "label": NAMES.tolist()}
+SPELLED = {
+    "split.json": {"columns": [*PAIRS], "index": [*range(60)], "data": [*zip(*PAIRS.values(), strict=True)]},
+    "columns.json": {key: dict(enumerate(values)) for key, values in PAIRS.items()},
+    "list.json": PAIRS,
+    "labels.csv": "\n".join(map("|".join, [PAIRS, *zip(*PAIRS.values(), strict=True)])),
+    "spaces.csv": "\n".join(map(" ".join, [PAIRS, *zip(*PAIRS.values(), strict=True)])),
+    "mac.csv": "\r".join(map(",".join, [PAIRS, *zip(*PAIRS.values(), strict=True)])),
+    "labels.txt": "\n".join(map(" ".join, zip(*PAIRS.values(), strict=True))),
+    "train.txt": "\n".join(map(", ".join, zip(*PAIRS.values(), strict=True))),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_other_spellings_of_a_table_are_read(given: Path, name: str) -> None:
+    text = SPELLED[name] if isinstance(SPELLED[name], str) else json.dumps(SPELLED[name])
+    (given / name).write_bytes(str(text).encode())
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.task.names == ("ant", "bee", "cow")
+    assert source.splits["train"].labels.tolist() == LABELS.tolist()
