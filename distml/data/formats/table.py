@@ -665,6 +665,10 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         return _of_coco(told)
     if (rows := _of_pandas(told)) is not None:
         return rows
+    if isinstance(told.get("_via_img_metadata"), dict):
+        return _of_via(told["_via_img_metadata"])
+    if isinstance(told.get("items"), list) and isinstance(told.get("categories"), dict):
+        return _of_datumaro(told)
     if isinstance(told.get("classes"), list) and isinstance(told.get("labels"), dict):
         return _of_numbers(told["labels"], told["classes"])
     inside = [some for some in told.values() if isinstance(some, list) and some and isinstance(some[0], dict)]
@@ -688,6 +692,29 @@ def _of_pandas(told: Mapping[str, Any]) -> list[Row] | None:
     if all(isinstance(some, list) and len(some) == len(values[0]) for some in values):
         return [dict(zip(told, row, strict=True)) for row in zip(*values, strict=True)]
     return None
+
+
+def _of_via(images: Mapping[str, Any]) -> list[Row]:
+    """Whole images of a project of the VGG Image Annotator: each attribute of a file is a column."""
+    try:
+        return [{_FILES[0]: image["filename"], **image["file_attributes"]} for image in images.values()]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{error} is missing in an image of its project") from None
+
+
+def _of_datumaro(told: Mapping[str, Any]) -> list[Row]:
+    """The labels of each item, those of regions where none is given for the whole image."""
+    try:
+        names = [label["name"] for label in told["categories"]["label"]["labels"]]
+        rows: list[Row] = []
+        for item in told["items"]:
+            whole = [part for part in item["annotations"] if part["type"] == "label"] or item["annotations"]
+            labels = dict.fromkeys(names[part["label_id"]] for part in whole)
+            place = item.get("image", {}).get("path") or item["id"]
+            rows.append({_FILES[0]: place, LABEL: list(labels)})
+        return rows
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"it has the members of a Datumaro file, but {error} is missing in one") from None
 
 
 def _of_coco(told: Mapping[str, Any]) -> list[Row]:

@@ -608,7 +608,23 @@ def of_cvat(k: int) -> str:
 
 
 LINES = {"project-1.json": of_label_studio, "output.manifest": of_sagemaker, "import.jsonl": of_vertex}
+DATUMARO = {
+    "categories": {"label": {"labels": [{"name": name} for name in ("ant", "bee", "cow")]}},
+    "items": [
+        {"id": str(k), "annotations": [{"type": "label", "label_id": int(LABELS[k])}], "image": {"path": ""}}
+        for k in range(60)
+    ],
+}
+VIA = {
+    "_via_img_metadata": {
+        f"{k}.png99": {"filename": f"{k}.png", "regions": [], "file_attributes": {"kind": str(NAMES[k])}}
+        for k in range(60)
+    },
+    "_via_settings": {},
+}
 EXPORTED = {
+    "default.json": json.dumps(DATUMARO),
+    "via_project.json": json.dumps(VIA),
     "annotations.xml": f"<annotations><meta/>{''.join(map(of_cvat, range(60)))}</annotations>",
     "all.lst": "".join(f"{k}\t{LABELS[k]}.000000\timages/{k}.png\n" for k in range(60)),
     "labels.json": json.dumps(
