@@ -119,6 +119,11 @@ def as_split(value: Any, column: str) -> str:
     return next((split for words, split in meanings.items() if text.lower() in words), text)
 
 
+def divides(values: Iterable[Any], column: str) -> bool:
+    """Whether a column called as one of splits is one: `is_valid` that is yes in all rows is none."""
+    return column.lower() not in _FLAGS or {"train"} < {as_split(value, column) for value in values}
+
+
 def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
     """Divide rows by a column of splits.
 

@@ -30,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, absent_parts, as_split, divide, divide_rows, split_word
+from distml.data.split import SPLIT_COLUMNS, absent_parts, as_split, divide, divide_rows, divides, split_word
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -174,7 +174,7 @@ def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices]
                 return {}, ()
             column = file.read([fields[0].name], use_threads=False).column(0).to_pylist()
             values += [as_split(value, fields[0].name) for value in column]
-    if any(map(split_word, set(values))):
+    if any(map(split_word, set(values))) and divides(values, fields[0].name):
         return divide_rows(values, f"the column {fields[0].name} of {names[0]}"), ()
     shown = ", ".join(sorted(set(values))[:3])
     said = f"the column {fields[0].name} says no splits, but {shown}, and is not used."

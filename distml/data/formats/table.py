@@ -34,6 +34,7 @@ from distml.data.split import (
     SPLIT_COLUMNS,
     as_split,
     by_lists,
+    divides,
     settled,
     split_of_file,
     split_of_folders,
@@ -323,7 +324,8 @@ class _Reader:
 
 def _split_column(name: str, rows: Sequence[Row]) -> str | None:
     """The column of splits, if there is one; names of one split are told."""
-    column = next((key for key in rows[0] if key.lower() in SPLIT_COLUMNS), None)
+    columns = (key for key in rows[0] if key.lower() in SPLIT_COLUMNS)
+    column = next((key for key in columns if divides((row[key] for row in rows), key)), None)
     if column:
         words = {text: split_word(text) for text in {as_split(row[column], column) for row in rows}}
         named = {text: word[0] for text, word in words.items() if word}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distml.data.split import divide, divide_folders, divide_rows, held_out, plan, settled
+from distml.data.split import divide, divide_folders, divide_rows, divides, held_out, plan, settled
 from distml.errors import DataError
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 600)
@@ -161,6 +161,12 @@ def test_several_names_of_one_split_are_put_together(caplog: pytest.LogCaptureFi
         "folders: dev, valid are put together as validation",
         "the column split: val, valid are put together as validation",
     ]
+
+
+def test_a_column_of_yes_alone_divides_nothing() -> None:
+    assert divides([1, 0, 1], "is_valid")
+    assert not divides(["True", "true"], "Is_Valid")
+    assert divides(["test"], "split")
 
 
 def test_no_split_takes_the_place_of_another() -> None:
