@@ -455,7 +455,8 @@ def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[st
 def _split(value: Any, where: str) -> str:
     word = split_word(str(value))
     if word is None:
-        raise DataError(f"{where} has the split {value}.", "Use train, validation and test.")
+        what = f"the split {value}" if str(value).strip() not in ("", "None") else "no split"
+        raise DataError(f"{where} has {what}.", "Use train, validation and test.")
     return word[0]
 
 

@@ -103,6 +103,7 @@ def test_a_table_in_the_folder_of_each_split(given: Path, storage_root: Path) ->
         ({"file_name": ["images/gone.png", *FILES[1:]]}, "row 1 of metadata.csv names images/gone.png"),
         ({"label": ["", *NAMES[1:]]}, "row 1 of metadata.csv has no label"),
         ({"split": ["later"] * 60}, "row 1 of metadata.csv has the split later"),
+        ({"is_valid": ["True", "False", *[""] * 58]}, "row 3 of metadata.csv has no split"),
     ],
 )
 def test_errors_in_a_table_are_named(
