@@ -3,6 +3,30 @@
 A verb imports what does its work when it runs: --help and a wrong flag wait for none of it.
 """
 
-from distml.cli.command import MODULES, VERBS, Result, entry, fail, finish, main, parser, run
+from distml.cli.command import (
+    MODULES,
+    VERBS,
+    Result,
+    console,
+    entry,
+    exit_with,
+    fail,
+    finish,
+    main,
+    parser,
+    run,
+)
 
-__all__ = ["MODULES", "VERBS", "Result", "entry", "fail", "finish", "main", "parser", "run"]
+__all__ = [
+    "MODULES",
+    "VERBS",
+    "Result",
+    "console",
+    "entry",
+    "exit_with",
+    "fail",
+    "finish",
+    "main",
+    "parser",
+    "run",
+]

@@ -181,6 +181,7 @@ def connect(
         except KeyboardInterrupt:
             if address() is None:
                 compat.killed_at_once()
+                processes.kill_workers()
             raise
         finally:
             # quietly, for Ray speaks of its own end

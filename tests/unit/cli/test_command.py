@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,51 @@ def test_python_dash_m_distml_reaches_every_verb(verb: str) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert yaml.safe_load(ran.stdout)["run"]["name"] == "mine"
+
+
+ENDING = """
+import atexit, logging, os, sys, tempfile, threading, time
+from pathlib import Path
+from distml import cli
+
+place = Path(sys.argv[1])
+
+class Kept:
+    def __del__(self, make=os.mkdir, name=str(place / "freed")):
+        make(name)
+
+class Late(logging.StreamHandler):
+    def close(self):
+        (place / "log closed").touch()
+
+def program():
+    global kept, folder
+    kept, folder = Kept(), tempfile.TemporaryDirectory(dir=place)
+    atexit.register((place / "exit function ran").touch)
+    logging.getLogger().addHandler(Late())
+    threading.Thread(target=lambda: (time.sleep(0.5), (place / "thread ended").touch())).start()
+    sys.stdout.write("x" * 100_000)
+    if len(sys.argv) > 2:
+        raise ValueError("unexpected")
+    return 5
+
+cli.exit_with(program)
+"""
+
+
+def test_a_program_ends_with_its_code_and_is_not_freed_piece_by_piece(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDING, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, len(ran.stdout), ran.stderr) == (5, 100_000, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"exit function ran", "log closed", "thread ended"}
+
+
+def test_an_unexpected_error_ends_as_python_ends_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDING, str(tmp_path), "raise"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, len(ran.stdout)) == (1, 100_000)
+    assert "ValueError: unexpected" in ran.stderr
+    assert (tmp_path / "freed").exists()
 
 
 def test_a_closed_output_pipe_is_no_crash() -> None:

@@ -138,7 +138,8 @@ def reaching(source: str) -> Iterator[int]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute | ast.Call):
             hidden = node.attr.startswith("_") and not node.attr.startswith("__")
             own = ast.unparse(node.value) in {"self", "cls", "super()", "other", *classes}
-            if (hidden and not own and node.attr != "_replace") or node.attr == "__class__":
+            documented = node.attr == "_replace" or ast.unparse(node) == "os._exit"
+            if (hidden and not own and not documented) or node.attr == "__class__":
                 yield node.lineno
             if ast.unparse(node) == "sys.modules" and not isinstance(node.ctx, ast.Load):
                 yield node.lineno
