@@ -1,4 +1,4 @@
-"""The command `distml train`: a run by `training.run`, or a sweep by `selection.sweep` (driver).
+"""The command `distml train`: one run, or a sweep where one is configured, by `training.run` (driver).
 
 python -m distml.train --config configs/fashion_mnist.yaml     one model
 python -m distml.train --config configs/sweep.yaml             the candidates of a sweep, compared

@@ -1,4 +1,4 @@
-"""Feeds a worker: its shard in memory windows, and the order of rows in batches (worker).
+"""Feeds a worker: its shard in memory windows, and batches shuffled by `training.epoch`'s seed (worker).
 
 A shard that fits the memory budget is one window, kept for the whole run; one that does not is read
 again each epoch, window after window, the next one while the present one is trained on.

@@ -1,4 +1,4 @@
-"""Pretrained backbones of keras.applications by name: input scaling, classifier head (any process).
+"""Pretrained backbones by name, Keras's and ours: input scaling, classifier head (any process).
 
 The table imports no TensorFlow; building does (worker). A classifier is image → scaling → `backbone` →
 `pool` → `dropout` → `logits`. It takes raw pixels, 0 to 255, because each family was trained on pixels

@@ -1,4 +1,4 @@
-"""Matplotlib figures of a finished run, such as its confusion matrix and calibration (driver)."""
+"""Matplotlib figures of a finished run as files of their own, such as its confusion matrix (driver)."""
 
 from __future__ import annotations
 

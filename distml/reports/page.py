@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file: curves, confusion table, embedded images (driver)."""
+"""The report of a run as one HTML file: curves, confusion table, mistakes with heat maps (driver)."""
 
 from __future__ import annotations
 

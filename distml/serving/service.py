@@ -1,4 +1,4 @@
-"""`Service`, the interface between the protocols and the models that are served (replica).
+"""`Service`, between the protocols and the models that are served: which model, which version (replica).
 
 A protocol turns a request into images, calls `Service.classify` and renders the answer; it does not
 depend on batching, versions on disk, Ray or the registry.

@@ -1,7 +1,8 @@
-"""What is predicted: classification, multilabel, regression; `of`, `restore` choose one (any process).
+"""What is predicted: classification, multilabel, regression; checks a configuration for its task.
 
 A task encodes targets, names losses and metrics with their direction, decides from outputs, evaluates, and
-says what people and programs see. No other package asks which task it is: all call the methods of `Task`.
+says what people and programs see. No other package asks which task it is: all call the methods of `Task`,
+which `of` and `restore` choose. For any process.
 """
 
 from __future__ import annotations

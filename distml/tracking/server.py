@@ -1,4 +1,4 @@
-"""Client of the MLflow server: its URI, reachability, the retry policy of every call (driver)."""
+"""Client of the MLflow server: its URI, a moved root, reachability, retries of every call (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs one epoch on one rank: train, cache features of a frozen backbone, validate, checkpoint (worker)."""
+"""Runs a rank's epochs to the last or early stopping: row order, steps, validation, checkpoint (worker)."""
 
 from __future__ import annotations
 

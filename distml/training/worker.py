@@ -1,4 +1,4 @@
-"""The training loop that Ray Train runs on each worker: set-up, epochs, evaluation (worker).
+"""What Ray Train runs on each worker: sets up its rank, then calls `training.epoch` and `evaluate` (worker).
 
 Modules that need TensorFlow are imported inside, after `Rank.prepare` has imported it with this rank's share
 of the machine. Input is a specification of plain values; output is events in the queue, and checkpoints and
