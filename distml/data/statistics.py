@@ -1,4 +1,4 @@
-"""Image statistics, such as mean and contrast, that drift detection compares (any process).
+"""Image statistics, such as mean and contrast, and their bins, that drift detection compares (any process).
 
 They are kept with every logged request, so that drift can be told without keeping a single picture.
 """

@@ -1,4 +1,4 @@
-"""Drift of logged requests from the training data, and live accuracy from later labels (driver)."""
+"""Drift of logged requests from the histograms of training, live accuracy from later labels (driver)."""
 
 from __future__ import annotations
 
