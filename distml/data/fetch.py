@@ -217,7 +217,12 @@ def is_remote(path: str | None) -> bool:
 def version(url: str) -> str | None:
     """Return what changes when the file at an address does, None where the server does not respond or say."""
     told = _validators(url)
-    return hashlib.sha256(json.dumps([url, *told]).encode()).hexdigest() if any(told) else None
+    return _digest(url, told) if any(told) else None
+
+
+def _digest(url: str, told: tuple[str | None, ...]) -> str:
+    """What changes with a file as far as its server tells; of the address alone where it tells nothing."""
+    return hashlib.sha256((json.dumps([url, *told]) if any(told) else url).encode()).hexdigest()
 
 
 def _validators(url: str) -> tuple[str | None, ...]:
@@ -258,7 +263,7 @@ def downloaded(url: str, storage: Storage) -> str:
     if not is_archive(url):
         raise DataError(f"{url} is not an archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
     told = _validators(url)
-    key = hashlib.sha256((json.dumps([url, *told]) if any(told) else url).encode()).hexdigest()[:16]
+    key = _digest(url, told)[:16]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(url.partition("?")[0]).name)[-60:]
     target = Path(_cache(storage, "downloads"), f"{key}-{name}")
     part = target.with_name(f".{target.name}.part")

@@ -145,7 +145,7 @@ _SLICES = "Save its slices as PNG, or read it by a function of your own: data.fo
 _UNREAD: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".nii.gz", ".nii", ".mha", ".nrrd"), ("medical volumes", _SLICES)),
     **dict.fromkeys((".dcm", ".dicom"), ("DICOM images", "Convert them to PNG.")),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), ("videos", image.FRAMES)),
+    **dict.fromkeys(image.VIDEO_SUFFIXES, ("videos", image.FRAMES)),
     **dict.fromkeys(image.RAW_SUFFIXES, ("a camera's raw files", "Convert them to JPEG.")),
     **dict.fromkeys(
         (".svg", ".psd", ".jxl", ".jp2"), ("pictures of a format that is not read", image.CONVERT)

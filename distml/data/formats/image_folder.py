@@ -21,7 +21,7 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data import image, source
-from distml.data.image import RAW_SUFFIXES, SUFFIXES, Header, Policy, header, policy
+from distml.data.image import RAW_SUFFIXES, SUFFIXES, VIDEO_SUFFIXES, Header, Policy, header, policy
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import BESIDES, by_lists, divide_folders, unlabelled
@@ -81,7 +81,7 @@ _REASONS: dict[str, str] = {
         (".psd", ".psb", ".jxl", ".jp2", ".j2k", ".dcm", ".svg", ".eps", ".ai", ".xcf", ".tga", ".exr"),
         "a picture of a format that is not read: convert it to JPEG or PNG",
     ),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), "a video: save single pictures of it"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "a video: save single pictures of it"),
     **dict.fromkeys(
         (".zip", ".tar", ".tgz", ".rar", ".7z"), "an archive beside pictures: unpack it if it holds some"
     ),
