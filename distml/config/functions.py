@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from distml.runtime import compat
 
 if TYPE_CHECKING:
     from distml.config.schema import TrainConfig
+
+_parsing = threading.Lock()
 
 _ANYTHING = "**"
 """Stands for the options of a function that takes any."""
@@ -251,7 +254,7 @@ def check_layers(layers: list[dict[str, Any]]) -> None:
                 f"Did you mean {near[0]}?" if near else f"There are {', '.join(sorted(known))}.",
             )
         else:
-            tree = ast.parse(known[name].read_bytes())
+            tree = parsed(known[name])
             accepted = _accepted(tree, name, LAYERS) or {}
             _require_given(name, tree, options)
             require_accepted(
@@ -351,6 +354,19 @@ def _require_callable(
         raise ConfigError(f"{use.key}: {name} needs {lacking[0]}, which it is not given.", remedy)
 
 
+def parsed(path: Path) -> ast.Module:
+    """Parse a Python file, one thread at a time.
+
+    Candidates of a sweep are checked in threads. CPython before 3.12.1 counts the depth of a tree for the
+    whole process and raises SystemError in one of two threads that parse together (its gh-106905).
+
+    Raises:
+        SyntaxError, ValueError: It is not valid Python.
+    """
+    with _parsing:
+        return ast.parse(path.read_bytes(), str(path))
+
+
 def _parse(name: str, module: str, use: Use) -> ast.Module:
     """Read a module's source without running it."""
     if os.getcwd() not in sys.path:  # a console script does not look into the current directory
@@ -365,7 +381,7 @@ def _parse(name: str, module: str, use: Use) -> ast.Module:
             "Write module:function, where module.py is in the current directory or installed.",
         )
     try:
-        return ast.parse(Path(spec.origin).read_bytes(), spec.origin)
+        return parsed(Path(spec.origin))
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{use.key} = {name!r}: {spec.origin} is not valid Python: {error}.") from None
 

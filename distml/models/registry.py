@@ -261,7 +261,7 @@ def line_of(name: str, *words: str) -> str:
     path = getattr(sys.modules.get(module), "__file__", None)
     if path is None:
         return ""
-    tree = ast.parse(Path(path).read_bytes())
+    tree = functions.parsed(Path(path))
     named = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     builder = named.get(function)
     inner = {node.id for node in ast.walk(builder) if isinstance(node, ast.Name)} if builder else set()

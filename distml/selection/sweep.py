@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import os
 import shlex
 import time
@@ -28,6 +29,8 @@ from distml.selection.leaderboard import Row
 from distml.selection.record import Parent
 from distml.storage import Storage
 from distml.tracking import runs
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, train: Train) -> dict[str, Any]:
@@ -163,10 +166,11 @@ def _side_by_side(waiting: list[Candidate], go: Callable[[Candidate], Row], coun
 
 def _row(candidate: Candidate, train: Callable[[], dict[str, Any]]) -> Row:
     """Train a candidate; that it fails is no reason to leave the others out."""
-    name = candidate.config.run.name
+    row = Row(candidate.name, candidate.config.run.name, candidate.overrides)
     try:
-        return leaderboard.of_result(candidate.name, name, candidate.overrides, train())
+        return leaderboard.of_result(row.candidate, row.run, row.overrides, train())
     except DistmlError as error:
-        return dataclasses.replace(
-            Row(candidate.name, name, candidate.overrides), status="failed", error=str(error)
-        )
+        return dataclasses.replace(row, status="failed", error=str(error))
+    except Exception as error:  # of this product: the traceback for a report, the other candidates trained
+        logger.exception("candidate %s stopped on an unexpected error", candidate.name)
+        return dataclasses.replace(row, status="failed", error=f"{type(error).__name__}: {error}")

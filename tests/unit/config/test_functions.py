@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distml.config import Config
+from distml.config import Config, functions
 from distml.config.schema import AugmentConfig
 from distml.errors import ConfigError
 from distml.models import registry
@@ -170,3 +173,21 @@ def test_the_horizontal_flip_is_one_of_the_views() -> None:
         "zoom",
     ]
     assert Config.resolve({"model": {"unfreeze_from": 12}}).model.unfreeze_from == "12"
+
+
+def test_candidates_that_are_checked_together_are_parsed_one_after_another() -> None:
+    source = Path(registry.__file__)
+
+    def wait(*_: Any) -> None:
+        time.sleep(0.0001)  # the collector's callbacks let another thread run within a parse
+
+    usual = gc.get_threshold()
+    gc.callbacks.append(wait)
+    gc.set_threshold(200)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            trees = list(pool.map(functions.parsed, [source] * 12))
+    finally:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(wait)
+    assert {len(tree.body) for tree in trees} == {len(trees[0].body)}
