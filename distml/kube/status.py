@@ -173,7 +173,7 @@ def examine(seen: Snapshot, now: datetime) -> list[Line]:
     if ended:
         lines.append(Line("pods that have ended", str(ended)))
     lines.append(_outage(seen.pods, now))
-    lines += [_endpoint(name, model) for name, model in seen.models.items()]
+    lines += [_endpoint(name, model) for name, model in seen.models.items()] or [_NO_ENDPOINT]
     if seen.workflows:
         lines.append(
             _workflow(max(seen.workflows, key=lambda each: each["metadata"]["creationTimestamp"]), now)
@@ -272,6 +272,11 @@ def _outage(pods: list[Object], now: datetime) -> Line:
     return Line("last outage", f"{_age(_seconds(moment, now) or 0.0)} ago: {what}")
 
 
+_NO_ENDPOINT = Line(
+    "endpoint", "there is no RayService", "apply the overlay (`distml cluster up`), and KubeRay before it"
+)
+
+
 def _endpoint(name: str, model: Object | None) -> Line:
     what = f"endpoint {name}"
     if model is None:
@@ -281,7 +286,11 @@ def _endpoint(name: str, model: Object | None) -> Line:
         )
     if "version" not in model:
         return Line(what, "the champion is served")
-    return Line(what, f"version {model['version']} of {model.get('name', 'the model')} is served")
+    amiss = [f"version {bad['version']} ({bad['alias']}) is refused" for bad in model.get("refused", [])]
+    amiss += [f"the registry has no {alias}" for alias in model.get("registry", {}).get("missing", [])]
+    state = f"version {model['version']} of {model.get('name', 'the model')} is served"
+    todo = "`distml status --url` of the endpoint says why; `distml promote` moves the alias" if amiss else ""
+    return Line(what, "; ".join([state, *amiss]), todo)
 
 
 def _workflow(workflow: Object, now: datetime) -> Line:

@@ -9,6 +9,7 @@ configured with another program, so it starts this file, which corrects the conf
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -96,6 +97,7 @@ _NOBODY = """frontend unavailable
     http-request return status {unavailable}
 """
 _PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 _LOOK_S = 2.0
 
 
@@ -306,12 +308,18 @@ def follow(address: str, bundle: Path, certificate: str, key: str) -> None:
         complaint = trouble
 
 
+def end_with_parent(signum: int) -> None:
+    """Have Linux send this process a signal when its parent ends, however that ends; nothing elsewhere."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
+
+
 def _follow_in_child(address: str, bundle: Path, certificate: str, key: str) -> None:
     """Start a process that follows the certificate and ends with this one, which becomes HAProxy."""
     parent = os.getpid()
     if os.fork():
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() == parent:
         follow(address, bundle, certificate, key)
     sys.exit()
@@ -334,8 +342,7 @@ def main(words: Sequence[str]) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
-    # Linux ends this process with its parent, Ray's proxy actor, however that one dies.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)  # with Ray's proxy actor
     real = os.environ[PROGRAM]
     os.execv(real, [real, *words])  # noqa: S606 (its arguments are Ray's)
 

@@ -412,11 +412,11 @@ _CALM_S = 600.0
 """After loading, until TensorFlow is measured: only an endpoint that stays is worth its import."""
 _COMPARE_S = 180.0
 _COMPARE = """
-import contextlib, ctypes, os, signal, sys
+import contextlib, os, signal, sys
 from pathlib import Path
+from distml.serving.haproxy import end_with_parent
 os.nice(19)
-with contextlib.suppress(AttributeError, OSError):  # it ends with the replica, however that ends
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+end_with_parent(signal.SIGKILL)  # the replica
 with contextlib.suppress(OSError):  # where memory runs out, this process ends and no replica
     Path("/proc/self/oom_score_adj").write_text("1000")
 from distml.artifacts import predictor

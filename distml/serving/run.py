@@ -147,9 +147,17 @@ def _losses(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         seen = known.get((loss["version"], loss["doing"]), {"replicas": 0})["replicas"]
         if loss["replicas"] > seen:
             times = f", {loss['replicas']} by now" if loss["replicas"] > 1 else ""
-            did = "loading it" if loss["doing"] == "loading" else "computing its predictions"
-            lines.append(f"version {loss['version']}: a replica died while {did}{times}")
+            lines.append(f"version {loss['version']}: a replica died while {_DOING[loss['doing']]}{times}")
     return lines
+
+
+_DOING = {"loading": "loading it", "predicting": "computing its predictions"}
+
+
+def _lost(loss: Mapping[str, Any]) -> str:
+    """Say of which version how many replicas died, since the endpoint's watcher started."""
+    count = loss["replicas"]
+    return f"version {loss['version']}: {count} replica{'s' * (count > 1)} died while {_DOING[loss['doing']]}"
 
 
 _QUANTILES = (0.5, 0.99)
@@ -196,6 +204,7 @@ def _standing(described: Mapping[str, Any]) -> dict[str, Any]:
         "engine": described.get("engine"),
         "loaded": [version["version"] for version in described["versions"]],
         "refused": described["refused"],
+        "losses": described.get("losses", []),
         "missing": described["registry"]["missing"],
         "registry_age_s": described["registry"]["age_s"],
     }
@@ -281,6 +290,7 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
             for refusal in state["refused"]
         ),
         *(f"missing   {missing}" for missing in state["missing"]),
+        *(f"lost      {_lost(loss)}" for loss in state["losses"]),
         f"registry  {'never answered' if age is None else f'answered {age:.0f} s ago'}",
         *(f"engine    {line}" for line in engine(state["engine"])),
         f"replicas  {state['replicas']}",
@@ -321,6 +331,7 @@ def _of_model(model: Mapping[str, Any]) -> list[str]:
         f"{aliases}; loaded {', '.join(map(str, model['loaded']))}; {rate}, {latency}{silent}",
         *(f"rejected version {bad['version']} ({bad['alias']}): {bad['reason']}" for bad in model["refused"]),
         *(f"missing {missing}" for missing in model["missing"]),
+        *(f"lost {_lost(loss)}" for loss in model["losses"]),
     ]
 
 

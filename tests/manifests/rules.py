@@ -301,6 +301,18 @@ def lasting(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{where} changes the group of every file of its volume at every start"
 
 
+STANDING = ("Deployment", "StatefulSet", "DaemonSet", "RayCluster", "RayService")
+
+
+def current(manifests: list[Manifest]) -> Iterator[str]:
+    """ConfigMaps of a pod that stands have the hash of their content in their name: it keeps no old ones."""
+    for manifest in (item for item in manifests if item["kind"] in STANDING):
+        for where, spec, _ in pods(manifest):
+            for kind, wanted in _named(spec):
+                if kind == "ConfigMap" and not re.search(r"-[a-z0-9]{10}$", wanted):
+                    yield f"{where} is not replaced when ConfigMap {wanted} changes"
+
+
 def confined(manifests: list[Manifest]) -> Iterator[str]:
     """Namespaces enforce "restricted", but for the one of the root container; a default deny is there."""
     for manifest in manifests:

@@ -37,6 +37,7 @@ def every_rule(manifests: list[Manifest], overlay: str) -> list[str]:
         *(rules.images, rules.locked, rules.bounded, rules.reachable, rules.kuberay, rules.confined),
         rules.secrets,
         rules.lasting,
+        rules.current,
         lambda item: rules.references(item, provided),
         lambda item: rules.versions(item, RAY[1]),
     ]
@@ -180,6 +181,12 @@ MUTATIONS: dict[str, tuple[Break, str]] = {
     "pods of the old version": (
         lambda m: find(m, "RayCluster")["spec"].pop("upgradeStrategy"),
         "keeps its pods when its image changes",
+    ),
+    "settings that a pod would keep": (
+        lambda m: find(m, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"][
+            "containers"
+        ][0]["envFrom"].append({"configMapRef": {"name": "rayjob"}}),
+        "is not replaced when ConfigMap rayjob changes",
     ),
     "no Pod Security": (lambda m: find(m, "Namespace", "distml")["metadata"].pop("labels"), "enforces"),
     "no default deny": (lambda m: m.remove(find(m, "NetworkPolicy", "default-deny")), "denies by default"),

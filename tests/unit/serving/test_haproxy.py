@@ -273,3 +273,22 @@ def test_grpc_uses_tls_where_http_does() -> None:
     binds = [line.strip() for line in text.splitlines() if line.strip().startswith("bind")]
     assert binds[0].endswith("ssl crt /tls/bundle.pem ssl-min-ver TLSv1.2 alpn http/1.1")
     assert any(line.endswith("9000 ssl crt /tls/bundle.pem ssl-min-ver TLSv1.2 alpn h2") for line in binds)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing elsewhere tells a process of its parent's end")
+def test_a_process_ends_with_its_parent_however_that_ends() -> None:
+    child = (
+        "import signal, time; from distml.serving.haproxy import end_with_parent as end; end(signal.SIGKILL)"
+    )
+    child += "; print('bound', flush=True); time.sleep(60)"
+    parent = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    parent += "; print(p.pid, flush=True); p.wait()"
+    words = [sys.executable, "-c", parent, child]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        pid = int(next(line for line in (first, second) if line.strip().isdigit()))
+        bound = psutil.Process(pid)
+        process.kill()
+        process.wait()
+        bound.wait(10)

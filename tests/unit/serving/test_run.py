@@ -17,7 +17,7 @@ from rich.console import Console
 from distml import cli
 from distml.artifacts.predictor import Choice, Figure
 from distml.serving import client, run
-from distml.serving.service import Refusal
+from distml.serving.service import Loss, Refusal, RegistryState, Standing
 from tests import serving
 
 
@@ -103,6 +103,7 @@ def test_following_ends_at_once_with_its_event() -> None:
 def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     core = serving.core()
     core.swap(core._loaded, core.aliases(), (Refusal(9, "champion", "its files are gone.", 1.0),))
+    core.learn(Standing(RegistryState(1.0), (), (Loss(7, "predicting", replicas=2, at=1.0),)))
     with serving.running(core) as url:
         for _ in range(3):
             assert requests.post(f"{url}/predict", json={"instances": [[[3] * 5] * 4]}, timeout=10).ok
@@ -115,6 +116,8 @@ def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.Ca
     assert (state["replicas"], state["loaded"], state["drifted"]) == (1, [7, 5], None)
     assert 0 < state["p50_s"] <= state["p99_s"] <= 5
     assert "version 9 (champion): its files are gone." in printed.err
+    assert "lost      version 7: 2 replicas died while computing its predictions\n" in printed.err
+    assert state["losses"] == [{"version": 7, "doing": "predicting", "replicas": 2, "at": 1.0}]
     assert cli.run("status", ["--url", url, "--storage.root", str(tmp_path)]) == 1
     assert "does not respond" in capsys.readouterr().err
 
