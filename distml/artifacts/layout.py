@@ -130,6 +130,8 @@ class Export(Described):
         policy: How pictures become images, None where the export lacks it.
         target: Describes the task beside the names, None where that is classification.
         usual: How training images look, None where the export lacks it.
+        predicted: Validation rows by bin of what the model predicts for them, see `Task.mix`; None where the
+            export lacks them.
     """
 
     folder: Path
@@ -141,6 +143,7 @@ class Export(Described):
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
+    predicted: tuple[int, ...] | None = None
 
 
 def verify(folder: Path, expected_sha256: str | None = None) -> Export:
@@ -221,9 +224,10 @@ def _described(folder: Path, sha256: str) -> Export:
         classes = tuple(str(name) for name in content["classes"])
         height, width, depth = (int(size) for size in content["shape"])
         target = content.get("task")
-        tasks.restore(classes, target)  # raises where it describes none
+        task = tasks.restore(classes, target)  # raises where it describes none
         digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
         confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
+        predicted = _counts(content.get("predicted"), task)
         policy = None if pictures is None else Policy.from_dict(pictures)
         usual = Usual.from_dict(content["usual"]) if content.get("usual") else None
         if policy is not None and policy.shape != (height, width, depth):
@@ -231,4 +235,14 @@ def _described(folder: Path, sha256: str) -> Export:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
     shape, digest = (height, width, depth), None if digest is None else str(digest)
-    return Export(folder, sha256, classes, shape, digest, confusion, policy, target, usual)
+    return Export(folder, sha256, classes, shape, digest, confusion, policy, target, usual, predicted)
+
+
+def _counts(given: Any, task: Task) -> tuple[int, ...] | None:
+    """Rows by bin of `Task.mix`, None where they are not given."""
+    if given is None:
+        return None
+    counts, bins = tuple(int(count) for count in given), len(task.mix_names)
+    if len(counts) != bins or min(counts) < 0:
+        raise ValueError(f"predicted has {len(counts)} counts, and what is predicted falls into {bins} bins")
+    return counts

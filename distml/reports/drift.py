@@ -6,9 +6,9 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,26 @@ _FOLDER = "drift"
 _DAY_S = 86_400.0
 
 
+class Own(NamedTuple):
+    """What a version predicts, by bin of its task's `mix`.
+
+    Attributes:
+        expected: Validation rows.
+        served: Logged rows.
+        rows: How many are logged.
+    """
+
+    expected: npt.NDArray[np.int64]
+    served: npt.NDArray[np.int64]
+    rows: int
+
+    def plus(self, other: Own | None) -> Own:
+        """The same with the logged rows of another file."""
+        if other is None:
+            return self
+        return Own(self.expected, self.served + other.served, self.rows + other.rows)
+
+
 @dataclass(frozen=True)
 class Logged:
     """What the log says about served requests.
@@ -42,6 +62,9 @@ class Logged:
         versions: Versions of the model that predicted.
         since_s: Seconds since the epoch of the first row, None without rows.
         skipped: Files of other shapes, classes or statistics, which cannot be compared.
+        own: By version, what it predicted for validation rows and in serving; versions exported before they
+            said so are not among them.
+        others: What those predicted, in the form of targets; None where no version says so.
     """
 
     measured: statistics.Features
@@ -49,6 +72,13 @@ class Logged:
     versions: tuple[int, ...]
     since_s: float | None
     skipped: int
+    own: Mapping[int, Own] = field(default_factory=dict)
+    others: Targets | None = None
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Versions that do not say what they predict for validation rows."""
+        return tuple(version for version in self.versions if version not in self.own)
 
 
 @dataclass(frozen=True)
@@ -59,7 +89,7 @@ class Shift:
         name: Of the statistic, or of what is predicted, see `Task.mixes`.
         psi: Population stability index.
         chance: The index that as many rows drawn from the training data would have on average.
-        trained: Share by bin of the training rows.
+        trained: Share by bin of the training rows; of what is predicted, of the validation rows.
         served: Share by bin of the logged rows.
     """
 
@@ -90,6 +120,8 @@ def read(storage: Storage, model: str, reference: Reference, days: float | None)
     oldest = time.time() - days * _DAY_S if days else 0.0
     measured = [np.empty((0, len(reference.names)), np.float32)]
     labels: list[Targets] = []
+    others: list[Targets] = []
+    own: dict[int, Own] = {}
     versions, stamps, skipped = set(), [], 0
     for path, (stamp, _) in request_log.listed(storage, model).items():
         if stamp < oldest:
@@ -102,10 +134,27 @@ def read(storage: Storage, model: str, reference: Reference, days: float | None)
         flat = schema.to_numbers(statistics.flatten(), np.float32)
         measured.append(flat.reshape(-1, len(reference.names)))
         labels.append(schema.to_targets(table["decision"]))
-        versions.add(int(described["version"]))
+        version = int(described["version"])
+        versions.add(version)
+        if (told := _own(described, labels[-1])) is None:
+            others.append(labels[-1])
+        else:
+            own[version] = told.plus(own.get(version))
         stamps.append(stamp)
-    since = min(stamps, default=None)
-    return Logged(np.concatenate(measured), _joined(labels), tuple(sorted(versions)), since, skipped)
+    since, known = min(stamps, default=None), tuple(sorted(versions))
+    return Logged(np.concatenate(measured), _joined(labels), known, since, skipped, own, _joined(others))
+
+
+def _own(described: dict[str, Any], labels: Targets) -> Own | None:
+    """What a file says of its version; its bins are those of its training, as tenths of a number are."""
+    if not described.get("predicted"):
+        return None
+    try:
+        task = tasks.restore(described["names"], described["task"])
+        expected, served = np.asarray(described["predicted"], np.int64), task.mix(labels)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Own(expected, served, len(labels)) if expected.shape == served.shape else None
 
 
 def _joined(labels: list[Targets]) -> Targets:
@@ -135,20 +184,38 @@ def _comparable(described: dict[str, Any], reference: Reference) -> bool:
 
 
 def compare(task: Task, reference: Reference, logged: Logged) -> list[Shift]:
-    """Compare each statistic and what is predicted, the largest shift first."""
+    """Compare each statistic and what is predicted, the largest shift first.
+
+    What is predicted is compared with what the same version predicted for validation rows.
+    """
     served = {
         name: count(column, edges)
         for name, column, edges in zip(reference.names, logged.measured.T, reference.edges, strict=True)
     }
-    trained = dict(zip(reference.names, reference.counts, strict=True))
-    predicted = task.mix(logged.labels)
-    for name, part in task.mixes.items():
-        served[name], trained[name] = predicted[part], reference.labels[part]
+    trained: dict[str, Any] = dict(zip(reference.names, reference.counts, strict=True))
+    others = logged.labels if logged.others is None else logged.others
+    parts = list(logged.own.values())
+    if len(others) or not parts:
+        # What is true of the training rows stands for what an earlier export does not say.
+        parts.append(Own(np.asarray(reference.labels), task.mix(others), len(others)))
+    predicted = np.sum([part.served for part in parts], axis=0)
+    for name, bins in task.mixes.items():
+        served[name], trained[name] = predicted[bins], _expected(parts, bins)
     shifts = [_shift(name, np.asarray(trained[name]), counts) for name, counts in served.items()]
     return sorted(shifts, key=lambda shift: -shift.psi)
 
 
-def _shift(name: str, trained: npt.NDArray[np.int64], served: npt.NDArray[np.int64]) -> Shift:
+def _expected(parts: Sequence[Own], bins: slice) -> npt.NDArray[np.float64]:
+    """Rows by bin that versions are expected to predict, each weighed by its logged rows."""
+    total = max(1, sum(part.rows for part in parts))
+    weights = [part.rows / total for part in parts] if len(parts) > 1 else [1.0]
+    counts = [np.asarray(part.expected[bins], np.float64) for part in parts]
+    sizes = [max(1.0, float(each.sum())) for each in counts]
+    shares = sum(weight * each / size for weight, each, size in zip(weights, counts, sizes, strict=True))
+    return np.asarray(shares * np.dot(weights, sizes))
+
+
+def _shift(name: str, trained: npt.NDArray[Any], served: npt.NDArray[np.int64]) -> Shift:
     expected, actual = _shares(trained), served.sum()
     observed = (served + expected) / (actual + 1)  # one row's worth of the expected keeps empty bins finite
     psi = float(np.sum((observed - expected) * np.log(observed / expected)))
@@ -171,15 +238,15 @@ _INK, _MUTED, _TRAINED, _SERVED, _ALARM = "#1f2933", "#7b8794", "#b8c4d0", "#216
 _CLASSES = 30  # more names do not fit
 
 
-def draw(shifts: Sequence[Shift], task: Task, threshold: float, logged: int, trained: int) -> Figure:
+def draw(shifts: Sequence[Shift], task: Task, threshold: float, logged: Logged, trained: int) -> Figure:
     """Draw every index beside the threshold, what is predicted, and the statistic that moved most.
 
     Args:
         shifts: The largest first.
         task: What is predicted; of several numbers, the one that moved most is drawn.
         threshold: Above which an index is drift.
-        logged: Rows compared.
-        trained: Rows they are compared with.
+        logged: What is compared.
+        trained: Training rows it is compared with.
     """
     from matplotlib.figure import Figure
 
@@ -189,9 +256,10 @@ def draw(shifts: Sequence[Shift], task: Task, threshold: float, logged: int, tra
     _indices(left.subplots(), shifts, threshold)
     upper, lower = right.subplots(2, 1)
     mixes = task.mixes
-    _mix(upper, next(shift for shift in shifts if shift.name in mixes), task)
+    against = "true in training" if not logged.own else "predicted in validation"
+    _mix(upper, next(shift for shift in shifts if shift.name in mixes), task, against)
     _most_moved(lower, next(shift for shift in shifts if shift.name not in mixes))
-    names = [f"{trained:,} training rows", f"{logged:,} served rows"]
+    names = [f"expected ({trained:,} training rows)", f"{len(logged.labels):,} served rows"]
     right.legend(upper.containers, names, frameon=False, fontsize=8, ncols=2, loc="outside lower right")
     return figure
 
@@ -234,11 +302,11 @@ def _pairs(axes: Any, shift: Shift) -> np.ndarray:
     return at
 
 
-def _mix(axes: Any, shift: Shift, task: Task) -> None:
+def _mix(axes: Any, shift: Shift, task: Task, against: str) -> None:
     at, names = _pairs(axes, shift), task.mix_names[task.mixes[shift.name]]
     if len(names) <= _CLASSES:
         axes.set_xticks(at, names, rotation=30, ha="right")
-    _plain(axes, f"{shift.name[0].upper()}{shift.name[1:]}: true in training, predicted in serving")
+    _plain(axes, f"{shift.name[0].upper()}{shift.name[1:]}: {against}, predicted in serving")
 
 
 def _most_moved(axes: Any, shift: Shift) -> None:
@@ -274,11 +342,23 @@ def check(config: Config) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if logged.skipped:
         console.print(f"{logged.skipped} files of other classes, shapes or statistics are left out")
+    if logged.silent:
+        console.print(_silent(logged.silent))
     if len(logged.labels) < config.drift.min_rows:
         return _too_few(console, config, logged)
     shifts = compare(manifest.task, ground, logged)
     _show(console, shifts, config.drift.threshold)
     return _judged(config, storage, ground, logged, shifts, manifest.task)
+
+
+def _silent(versions: Sequence[int]) -> str:
+    """What is compared of versions that were exported before they said what they predict."""
+    several = len(versions) > 1
+    return (
+        f"version{'s' * several} {', '.join(map(str, versions))} {'do' if several else 'does'} not store "
+        "predictions for validation rows: what is predicted is compared with what is true of the training "
+        "rows, which differs where a model is often wrong; train again to compare with its own predictions"
+    )
 
 
 def _too_few(console: Console, config: Config, logged: Logged) -> dict[str, Any]:
@@ -322,8 +402,9 @@ def _judged(
         "largest": {shifts[0].name: round(shifts[0].psi, 4)},
     }
     stream = io.BytesIO()
-    draw(shifts, task, threshold, rows, trained).savefig(stream, format="png", dpi=110)
+    draw(shifts, task, threshold, logged, trained).savefig(stream, format="png", dpi=110)
     where = f"{_FOLDER}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+    line |= {"without_own_predictions": list(logged.silent)} if logged.silent else {}
     line |= live(storage, config.tracking.registered_model)
     whole = line | {"data_digest": ground.digest, "shifts": [asdict(shift) for shift in shifts]}
     storage.write_bytes(stream.getvalue(), where, "drift.png")

@@ -27,6 +27,7 @@ from distml.data.opening import folder_at
 from distml.data.schema import Images
 from distml.errors import DistmlError
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.training import metrics as catalogue
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def curve(history: Sequence[dict[str, Any]], key: str, title: str, share: bool =
     place = _placer((first, last), (scale[0], scale[-1]))
 
     def text(value: float) -> str:
-        return f"{value:.2%}" if share else f"{value:.4f}"
+        return f"{value:.2%}" if share else quality.digits(value)
 
     lines = tuple(
         Line(name, tuple(place(epoch, value, f"epoch {epoch}: {text(value)}") for epoch, value in pairs))
@@ -435,7 +436,7 @@ def _evaluated(manifest: Manifest, shown: Mapping[str, Any]) -> dict[str, Any]:
             for metric in catalogue.CATALOGUE
             if metric.name in shown and metric.name not in ("loss", shown["main"])
         ]
-        + [(name, f"{value:.4f}") for name, value in shown.get("own", {}).items()],
+        + [(name, quality.digits(value)) for name, value in shown.get("own", {}).items()],
         "confusion": confusion if confusion and manifest.num_classes <= _CELLS else None,
         "tradeoffs": tradeoffs(shown["curves"]),
         "judged": [

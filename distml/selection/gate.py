@@ -236,7 +236,11 @@ def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score 
         candidate: The best of the candidates.
         champion: The incumbent on the same rows; None where there is none or it is to be replaced unseen.
     """
-    reached = f"version {candidate.version} has {metric} {candidate.metrics[quality.plain(metric)]:.4f}"
+
+    def valued(score: Score) -> str:
+        return quality.digits(score.metrics[quality.plain(metric)])
+
+    reached = f"version {candidate.version} has {metric} {valued(candidate)}"
     rows = f"on {candidate.rows:,} validation rows"
     judged = guards(rules, candidate)
     if failed := _failed(rules, judged):
@@ -247,24 +251,19 @@ def decide(rules: PromoteConfig, metric: str, candidate: Score, champion: Score 
     if champion.version == candidate.version:
         return Decision(False, f"{reached} {rows} and is already the champion.")
     better = gain(metric, candidate, champion)
-    than = (
-        f"than champion version {champion.version} with {champion.metrics[quality.plain(metric)]:.4f} {rows}"
-    )
+    than = f"than champion version {champion.version} with {valued(champion)} {rows}"
+    gained = f"{quality.digits(abs(better))} {'better' if better > 0 else 'worse'} {than}"
     if abs(better) <= _ROUNDING:
         return Decision(False, f"{reached}, no better {than}.")
     if better < 0:
-        return Decision(False, f"{reached}, {-better:.4f} worse {than}.")
+        return Decision(False, f"{reached}, {gained}.")
     if better < rules.min_gain - _ROUNDING:
-        return Decision(
-            False, f"{reached}, {better:.4f} better {than}, but promote.min_gain asks for {rules.min_gain:g}."
-        )
+        return Decision(False, f"{reached}, {gained}, but promote.min_gain asks for {rules.min_gain:g}.")
     ends = interval(metric, candidate, champion)
     noisy, noise = _noise(ends)
     if noisy and rules.beyond_noise:
-        return Decision(False, f"{reached}, {better:.4f} better {than}{noise}; promote.beyond_noise is set.")
-    return Decision(
-        True, f"{reached}, {better:.4f} better {than} (promote.min_gain {rules.min_gain:g}){noise}{unsure}."
-    )
+        return Decision(False, f"{reached}, {gained}{noise}; promote.beyond_noise is set.")
+    return Decision(True, f"{reached}, {gained} (promote.min_gain {rules.min_gain:g}){noise}{unsure}.")
 
 
 def _noise(ends: tuple[float, float] | None) -> tuple[bool, str]:
@@ -273,4 +272,5 @@ def _noise(ends: tuple[float, float] | None) -> tuple[bool, str]:
         return False, ""
     inside = ends[0] <= 0
     where = "inside" if inside else "outside"
-    return inside, f"; the gain is {where} the noise (95 % interval {ends[0]:+.4f} to {ends[1]:+.4f})"
+    low, high = (quality.digits(end, "+") for end in ends)
+    return inside, f"; the gain is {where} the noise (95 % interval {low} to {high})"

@@ -125,8 +125,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         best = at == 0 and row.status == "finished"
         table.add_row(
             escape(row.candidate),
-            "" if row.val_score is None else f"{row.val_score:.4f}",
-            "" if row.test_score is None else f"{row.test_score:.4f}",
+            "" if row.val_score is None else quality.digits(row.val_score),
+            "" if row.test_score is None else quality.digits(row.test_score),
             str(row.epochs or ""),
             "" if row.wall_s is None else f"{row.wall_s:.0f} s",
             str(row.version or ""),
@@ -178,9 +178,9 @@ def bars(rows: list[Row]) -> Figure:
     highest = max([*values, *(value for value, _ in tested)], default=1.0)
     axes.set_xlim(start, 1.0 if quality.BY_NAME[metric].unit == "share" else 1.05 * highest or 1.0)
     for at, row in enumerate(known):
-        tested_at = "" if row.test_score is None else f"   (test {row.test_score:.4f})"
+        tested_at = "" if row.test_score is None else f"   (test {quality.digits(row.test_score)})"
         beside = axes.get_yaxis_transform()
-        text = f"{row.val_score:.4f}{tested_at}"
+        text = f"{quality.digits(values[at])}{tested_at}"
         axes.text(1.02, at, text, transform=beside, va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(known)), [row.candidate for row in known], color=INK)
     axes.invert_yaxis()

@@ -179,12 +179,12 @@ _WORDS = {
     "ingest": lambda result: f"{sum(result['rows'].values()):,} rows of {result['name']}",
     "train": lambda result: (
         f"{result.get('best') or 'one model'}: validation {result['metric']} "
-        f"{result['val_' + result['metric']]:.4f}"
+        f"{quality.digits(result['val_' + result['metric']])}"
     ),
     "promote": lambda result: f"{result['decision']}: {result['why']}",
     "serve": lambda result: f"{result['model']} version {result['version']} at {result['url']}",
     "smoke": lambda result: (
-        f"{result.get('metric', 'accuracy')} {result.get('value', result['accuracy']):.4f} "
+        f"{result.get('metric', 'accuracy')} {quality.digits(result.get('value', result['accuracy']))} "
         f"on {result['rows']} validation pictures"
     ),
 }

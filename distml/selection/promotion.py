@@ -378,8 +378,8 @@ def show_table(console: Console, metric: str, outcome: Outcome) -> None:
         table.add_row(
             escape(labels.get(score.version, "champion")),
             str(score.version),
-            f"{score.metrics[quality.plain(metric)]:.4f}",
-            f"{score.metrics['loss']:.4f}",
+            quality.digits(score.metrics[quality.plain(metric)]),
+            quality.digits(score.metrics["loss"]),
             escape(_note(score.version, outcome)),
         )
     for candidate in outcome.candidates:

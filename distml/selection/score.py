@@ -118,7 +118,7 @@ class Evaluator:
                 self.trained_on[version.version] = loaded.data_digest
                 predictor, latency_ms = loaded.predictor, loaded.latency_ms()
                 outputs = predictor.predict(images)
-                task = predictor.task.configured(self._config.evaluate.top_k)
+                task = predictor.task.configured(self._config.evaluate.top_k).judged_on(self.manifest.task)
                 self._scores[key] = measure(task, outputs, labels, version.version, latency_ms)
         return self._scores[key]
 

@@ -221,7 +221,7 @@ class Reporter(Callback):
     ) -> None:
         """Print an epoch."""
         for metric in [key for key in result if key.startswith("val_")]:
-            self._say(trial, f"epoch {result['epoch']}  {metric} {result[metric]:.4f}")
+            self._say(trial, f"epoch {result['epoch']}  {metric} {quality.digits(result[metric])}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that it failed."""

@@ -27,7 +27,7 @@ from distml.errors import ConfigError, ServingError
 from distml.serving import keys
 from distml.serving.models import own
 from distml.storage import Storage
-from distml.tasks import Outputs, Task
+from distml.tasks import Outputs, Task, quality
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
         "rows": len(labels),
         "accuracy": round(accuracy, 4),
         "metric": task.main,
-        "value": round(task.value(task.main, labels, answers), 4),
+        "value": float(quality.digits(task.value(task.main, labels, answers))),
         "version": version,
         "test_accuracy": model.metrics.get("test_accuracy"),
     }

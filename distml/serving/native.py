@@ -512,9 +512,9 @@ def _add_model(
 
 
 def _version(served: Served) -> dict[str, Any]:
-    """Describe a version, without the statistics of its training images."""
+    """Describe a version, without statistics of its images and predictions."""
     described = asdict(replace(served, usual=None))
-    del described["usual"]
+    del described["usual"], described["predicted"]
     return described
 
 

@@ -482,6 +482,7 @@ def _loaded(config: Config, name: str, models: ModelSet, number: int, files: Map
         policy=export.policy,
         target=export.target,
         usual=export.usual,
+        predicted=export.predicted,
         loaded_at=time.time(),
         engine=predictor.choice.described(),
     )

@@ -151,6 +151,7 @@ def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
         "model": served.name,
         "version": served.version,
         "classes": list(served.task.mix_names),
+        "predicted": getattr(served, "predicted", None),
         "names": list(served.task.names),
         "task": served.task.spec(),
         "decision": next(iter(served.task.logged(entries[0].outputs[:1]))),

@@ -39,6 +39,7 @@ class Served(Described):
         policy: How pictures become images, None where the export does not say.
         target: Describes the task beside the names, None where that is classification.
         usual: How training images look, None where the export does not say.
+        predicted: Validation rows by bin of what the model predicts, None where the export does not say.
         engine: What computes, and what others took: `Choice.described`.
     """
 
@@ -55,6 +56,7 @@ class Served(Described):
     policy: Policy | None = None
     target: Mapping[str, Any] | None = None
     usual: Usual | None = None
+    predicted: tuple[int, ...] | None = None
     engine: Mapping[str, Any] | None = None
 
 

@@ -106,6 +106,7 @@ class _Numbers:
     def __init__(self, task: Task, smoothing: float, weights: Sequence[float]) -> None:
         self._centre = tf.constant([mean for mean, _ in task.spec()["scale"]] or [0.0], tf.float32)
         self._unit = tf.constant(task.unit, tf.float32)
+        self._single = len(task.names) == 1
 
     def weighed(self, rows: Tensor, targets: Tensor) -> Tensor:
         return rows
@@ -131,7 +132,8 @@ class _Numbers:
         return rows
 
     def curve(self, targets: Tensor, scaled: Tensor) -> Tensor:
-        return tf.reduce_mean(tf.abs(self._errors(targets, scaled)) * self._unit, -1)
+        unit = self._unit if self._single else 1.0
+        return tf.reduce_mean(tf.abs(self._errors(targets, scaled)) * unit, -1)
 
 
 _PARTS: dict[str, Any] = {"classification": _Classes, "multilabel": _Labels, "regression": _Numbers}

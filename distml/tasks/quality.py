@@ -22,6 +22,19 @@ RESAMPLES = 400
 """Resamples of a bootstrapped interval: its ends vary by about a tenth of its width."""
 
 
+def digits(value: float, sign: str = "") -> str:
+    """A value with four decimals, or three digits where these would all be zeros, as of errors in metres.
+
+    Args:
+        value: Of a metric, or a difference of two.
+        sign: `+` shows that of positive values, too.
+    """
+    return f"{value:{sign}.3g}" if 0 < abs(value) < _SMALL else f"{value:{sign}.4f}"
+
+
+_SMALL = 1e-3
+
+
 @dataclass(frozen=True)
 class Metric:
     """A quantity that a run measures.
@@ -56,7 +69,7 @@ class Metric:
         """The value as the report shows it."""
         if self.unit == "rows/s":
             return f"{value:,.0f}"
-        return f"{100 * value:.2f} %" if self.unit == "share" else f"{value:.4f}"
+        return f"{100 * value:.2f} %" if self.unit == "share" else digits(value)
 
 
 def _share(name: str, help: str, title: str = "", steps: bool = False) -> Metric:
@@ -65,6 +78,9 @@ def _share(name: str, help: str, title: str = "", steps: bool = False) -> Metric
 
 TOP = (2, 3, 5, 10, 20)
 """What `evaluate.top_k` may be."""
+_UNITS = (
+    ": of one number in its unit, of several the mean, each divided by its deviation over the training rows."
+)
 QUALITY = (
     Metric("loss", "Mean loss of a row.", "nats", "lower", "steps", held_out=True, title="Loss"),
     _share("accuracy", "Share of rows classified correctly.", "Accuracy", steps=True),
@@ -91,8 +107,16 @@ QUALITY = (
         "result",
         held_out=True,
     ),
-    Metric("mae", "Mean absolute error.", "", "lower", "steps", held_out=True, title="Mean absolute error"),
-    Metric("rmse", "Root of the mean squared error.", "", "lower", held_out=True),
+    Metric(
+        "mae",
+        f"Mean absolute error{_UNITS} `val_mae/NAME` is that of each number in its own unit.",
+        "",
+        "lower",
+        "steps",
+        held_out=True,
+        title="Mean absolute error",
+    ),
+    Metric("rmse", f"Root of the mean squared error{_UNITS}", "", "lower", held_out=True),
     Metric("r2", "Share of the variance that is explained.", "", "higher", held_out=True),
 )
 """Metrics of quality over all tasks, in the order in which they are shown."""

@@ -172,6 +172,10 @@ class Regression(Task):
         """Deviation of each number over the training rows."""
         return np.asarray([deviation for _, deviation in self.scale] or [1.0], np.float64)
 
+    def judged_on(self, data: Task) -> Self:
+        """See `Task.judged_on`: errors count in the deviations of those data."""
+        return replace(self, scale=data.scale) if isinstance(data, Regression) else self
+
     def activate(self, logits: Array) -> Outputs:
         """The numbers in their own units, float32 [N, K]."""
         return np.asarray(np.asarray(logits, np.float64) * self.unit + self._centre, np.float32)
@@ -201,19 +205,21 @@ class Regression(Task):
         return np.concatenate([[len(targets)], *(values.sum(0) for values in sums)])
 
     def tallied(self, tally: npt.NDArray[np.float64]) -> dict[str, float]:
-        """Mean absolute error and root mean squared error in the numbers' own units, and explained variance.
+        """Mean absolute error, root mean squared error and explained variance.
 
-        Of several numbers each metric is the mean. Of a number that does not vary in these rows nothing can
-        be explained: it counts 0, or 1 without an error, as in scikit-learn's `r2_score`.
+        Errors of one number are in its own unit. Of several, whose units differ, each is divided by its
+        deviation over the training rows, and each metric is the mean. Of a number that does not vary in these
+        rows nothing can be explained: it counts 0, or 1 without an error, as in scikit-learn's `r2_score`.
         """
         rows = max(1.0, float(tally[0]))
         absolute, squared, total, squares = tally[1:].reshape(4, -1)
         variance = squares - total**2 / rows
         varies = variance > quality.LEAST * rows
         explained = 1 - np.where(varies, squared / np.where(varies, variance, 1.0), squared > quality.LEAST)
+        unit = self.unit if len(self.names) == 1 else 1.0
         return {
-            "mae": float(np.mean(absolute / rows * self.unit)),
-            "rmse": float(np.mean(np.sqrt(squared / rows) * self.unit)),
+            "mae": float(np.mean(absolute / rows * unit)),
+            "rmse": float(np.mean(np.sqrt(squared / rows) * unit)),
             "r2": float(np.mean(explained)),
         }
 
@@ -238,6 +244,7 @@ class Regression(Task):
             table=table,
             scatter=scatter,
             each="mae",
+            unit="" if len(self.names) == 1 else "in deviations",
         )
 
     def mistakes(self, targets: Targets, outputs: Outputs, losses: Array, count: int = 25) -> list[Mistake]:

@@ -46,6 +46,7 @@ class Evaluation:
         scatter: True and predicted values of some rows, by the name of the number.
         each: Name of the metric that `per_class` holds.
         own: Values of `evaluate.metrics`, by the names of the functions.
+        unit: Of the main metric where `per_class` has other units, in words.
     """
 
     metrics: Mapping[str, float]
@@ -57,6 +58,7 @@ class Evaluation:
     scatter: Mapping[str, list[tuple[float, ...]]] = field(default_factory=dict)
     each: str = "accuracy"
     own: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
 
     @property
     def main(self) -> str:
@@ -287,6 +289,14 @@ class Task(ABC):
 
     def configured(self, top_k: int) -> Self:
         """The task as it is measured by a configuration, see `evaluate.top_k`."""
+        return self
+
+    def judged_on(self, data: Task) -> Self:
+        """The task as models are compared on data that need not be their training data.
+
+        Args:
+            data: The task of their manifest.
+        """
         return self
 
     def recalls(self, targets: Targets, outputs: Outputs) -> dict[str, float]:

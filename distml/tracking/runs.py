@@ -18,6 +18,7 @@ from typing import Any
 from distml.config import Config, binding
 from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
+from distml.tasks import quality
 
 FOLDER, SWEEPS = "runs", "sweeps"
 """Folders below the storage root: records of runs, and of sweeps."""
@@ -157,10 +158,11 @@ def taken(config: Config, storage: Storage) -> Run | None:
 def _refuse(config: Config, run: Run) -> None:
     """Reject what cannot go on, with the difference and the remedy."""
     if run.status == "finished":
-        version, accuracy = run.version, run.result.get(f"val_{run.result.get('metric', 'accuracy')}")
+        version, metric = run.version, run.result.get("metric", "accuracy")
+        reached = run.result.get(f"val_{metric}")
+        shown = "" if reached is None else f", val_{metric} {quality.digits(reached)}"
         raise ConfigError(
-            f"run {run.name} is finished already (model version {version or 'not registered'}, "
-            f"validation accuracy {accuracy if accuracy is None else round(accuracy, 4)}).",
+            f"run {run.name} is finished already (model version {version or 'not registered'}{shown}).",
             "Choose another --run.name, or pass --run.restart true to train it again.",
         )
     _refuse_other(config, run)

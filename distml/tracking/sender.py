@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distml.config import Config
 from distml.storage import Storage
+from distml.tasks import quality
 from distml.tracking.operations import (
     CloseRun,
     LogArtifacts,
@@ -118,7 +119,7 @@ def _reached(metrics: Mapping[str, float]) -> str:
     for name, value in metrics.items():
         split, _, plain = name.partition("_")
         if plain != "loss":
-            main.setdefault(split, f"{split} {plain} {value:.4f}")
+            main.setdefault(split, f"{split} {plain} {quality.digits(value)}")
     return ", ".join(main.values())
 
 

@@ -46,7 +46,11 @@ def evaluate_and_export(rank: Rank) -> None:
     task = _tuned(rank, splits["validation"])
     evaluation = {split: _evaluation(rank, task, scored) for split, scored in splits.items()}
     shown = "test" if "test" in splits else "validation"
-    parts, formats = _export(rank, network, task, evaluation[shown].confusion)
+    described = {
+        "confusion": evaluation[shown].confusion if rank.manifest.num_classes <= _DESCRIBED_CLASSES else None,
+        "predicted": task.mix(task.decide(task.activate(splits["validation"][1]))).tolist(),
+    }
+    parts, formats = _export(rank, network, task, described)
     targets, logits, losses = splits[shown]
     mistakes = task.mistakes(targets, task.activate(logits), losses)
     heat, nearest = _explained(rank, network, task, shown, mistakes)
@@ -195,9 +199,9 @@ def _rows(rank: Rank, split: str) -> feed.Rows:
 
 
 def _export(
-    rank: Rank, network: Any, task: Task, confusion: list[list[int]] | None
+    rank: Rank, network: Any, task: Task, measured: dict[str, Any]
 ) -> tuple[tuple[str, ...], export.Record]:
-    """Write the export into the run's folder; returns its path as parts, and its forms."""
+    """Write the export with what was measured into the run's folder; returns its path as parts, its forms."""
     manifest = rank.manifest
     described = {
         "name": manifest.name,
@@ -207,7 +211,7 @@ def _export(
         "policy": asdict(manifest.pictures),
         "data_digest": manifest.digest,
         "usual": asdict(Usual.of(schema.centred(rank.validation[0], manifest.shape[:2]))),
-        "confusion": confusion if manifest.num_classes <= _DESCRIBED_CLASSES else None,
+        **measured,
     }
     parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:

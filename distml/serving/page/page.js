@@ -109,6 +109,9 @@ function shade(colour) {
 
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 
+/* As `quality.digits`. */
+const digits = (value) => (value !== 0 && Math.abs(value) < 1e-3 ? String(Number(value.toPrecision(3))) : value.toFixed(4));
+
 function describe() {
   const { name, version, shape, classes, metrics = {}, what = "classes" } = model;
   const [height, width, channels] = shape;
@@ -123,8 +126,8 @@ function describe() {
     "Validation accuracy": metrics.val_accuracy === undefined ? null : percent(metrics.val_accuracy),
     ...Object.fromEntries(
       ["macro_f1", "mae"].filter((name) => model.target?.kind && `test_${name}` in metrics)
-        .map((name) => [`Test ${name.replace("_", "-")}`, metrics[`test_${name}`].toFixed(4)])),
-    "Test loss": metrics.test_loss?.toFixed(4),
+        .map((name) => [`Test ${name.replace("_", "-")}${name === "mae" && classes.length > 1 ? ", in deviations" : ""}`, digits(metrics[`test_${name}`])])),
+    "Test loss": metrics.test_loss === undefined ? null : digits(metrics.test_loss),
     Digest: model.sha256?.slice(0, 16),
     Data: model.data_digest?.slice(0, 16),
     Loaded: model.loaded_at ? new Date(model.loaded_at * 1000).toLocaleString() : null,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distml.tasks import Evaluation
+from distml.tasks import Evaluation, quality
 from distml.training import metrics as catalogue
 from distml.training.events import (
     CheckpointSkipped,
@@ -125,8 +125,15 @@ class Display:
         table.add_column("", justify="right")
         table.add_column("   time", style="")
         table.add_column("", justify="right")
-        classes = [(name, f"{share:.3f}") for name, share in evaluation.per_class.items()][:20]
-        left = [("[bold]all[/bold]", f"[bold]{evaluation.metrics[evaluation.main]:.4f}[/bold]"), *classes]
+        rows = list(evaluation.per_class.items())
+        classes = [(escape(name), _short(value)) for name, value in rows[:_ROWS]]
+        if more := len(rows) - len(classes):
+            classes.append((f"[dim]and {more} more, in the report[/dim]", ""))
+        every = f"all, {evaluation.unit}" if evaluation.unit else "all"
+        left = [
+            (f"[bold]{every}[/bold]", f"[bold]{quality.digits(evaluation.metrics[evaluation.main])}[/bold]"),
+            *classes,
+        ]
         right = [(f"   {name}", f"{seconds:.1f} s") for name, seconds in times.items()]
         for row in range(max(len(left), len(right))):
             table.add_row(
@@ -140,9 +147,21 @@ class Display:
         sys.stderr.flush()
 
 
+_ROWS = 20
+"""Classes in the closing table."""
+
+
+def _short(value: float) -> str:
+    """A value with three decimals, or three digits where these would all be zeros."""
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+
+
 def _values(metrics: Mapping[str, float]) -> str:
     """The metrics that the catalogue shows in a line: four digits each, the throughput last."""
     shown = [name for name in catalogue.shown(metrics) if name != "samples_per_s"]
     return "  ".join(
-        [*(f"{name} {metrics[name]:.4f}" for name in shown), f"{metrics['samples_per_s']:,.0f} samples/s"]
+        [
+            *(f"{name} {quality.digits(metrics[name])}" for name in shown),
+            f"{metrics['samples_per_s']:,.0f} samples/s",
+        ]
     )

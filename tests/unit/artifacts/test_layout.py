@@ -56,6 +56,27 @@ def test_an_untouched_export_is_trusted_by_the_digest_of_its_digests(export: Pat
     assert layout.verify(export, own).sha256 == own
 
 
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ([3, 5], None),
+        ([3], "predicted has 1 counts"),
+        ([3, -5], "predicted has 2"),
+        ("many", "invalid literal"),
+    ],
+)
+def test_what_the_model_predicted_is_read_where_it_fits_the_task(
+    export: Path, counts: object, reason: str | None
+) -> None:
+    described = {"classes": ["a", "b"], "shape": [1, 1, 1], "predicted": counts}
+    (export / "classes.json").write_text(json.dumps(described))
+    write_digests(export)
+    if reason is None:
+        assert layout.verify(export).predicted == (3, 5)
+    else:
+        assert reason in refusal(export)
+
+
 @pytest.mark.parametrize("name", [MODEL, "saved_model/variables/v.index", "classes.json"])
 def test_one_changed_byte_is_named(export: Path, name: str) -> None:
     content = bytearray((export / name).read_bytes())

@@ -17,7 +17,7 @@ from distml.errors import DataError
 from distml.reports import drift
 from distml.serving import request_log as rows
 from distml.storage import Storage
-from distml.tasks import Task
+from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
 from distml.tasks.multilabel import Multilabel
 from distml.tasks.regression import Regression
@@ -36,6 +36,7 @@ class Served:
     name: str
     version: int
     task: Task
+    predicted: tuple[int, ...] | None = None
 
 
 def manifest(rows: int = 4000) -> shards.Manifest:
@@ -147,7 +148,8 @@ def test_every_number_of_classes_can_be_drawn(tmp_path: Path) -> None:
         shift = drift.Shift("class mix", 0.3, 0.01, (1 / classes,) * classes, (1 / classes,) * classes)
         other = drift.Shift("contrast", 0.0, 0.01, (0.0, 1.0, 0.0), (0.1, 0.8, 0.1))
         task = Classification(tuple(f"class {label}" for label in range(classes)))
-        figure = drift.draw([shift, other], task, 0.2, 500, 60_000)
+        seen = drift.Logged(np.zeros((500, 1), np.float32), np.zeros(500, np.int32), (1,), 0.0, 0)
+        figure = drift.draw([shift, other], task, 0.2, seen, 60_000)
         figure.savefig(tmp_path / f"{classes}.png")
         assert (tmp_path / f"{classes}.png").stat().st_size > 10_000
 
@@ -173,10 +175,73 @@ def test_one_number_that_drifts_is_not_averaged_with_the_others() -> None:
     assert len(moved.served) == 10
     assert sum(moved.served) == pytest.approx(1)
     statistic = drift.Shift("red", 0.0, 0.01, (0.0, 1.0), (0.1, 0.9))
-    figure = drift.draw([moved, statistic, *others], task, 0.2, 1000, 4000)
+    seen = drift.Logged(np.zeros((1000, 1), np.float32), served, (1,), 0.0, 0)
+    figure = drift.draw([moved, statistic, *others], task, 0.2, seen, 4000)
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles[1:] == ["Predicted red: true in training, predicted in serving", "Largest shift: red"]
     assert figure.axes[1].get_xticklabels()[9].get_text() == "red 10"
+
+
+SHRUNK = 0.3
+"""How far from the mean a model predicts that explains little."""
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification", "multilabel"])
+def test_a_version_that_is_often_wrong_is_compared_with_its_own_predictions(
+    kind: str, storage_root: Path
+) -> None:
+    storage, random = Storage(str(storage_root)), np.random.default_rng(5)
+    trained: Targets
+    held_out: Targets
+    served: Targets
+    if kind == "regression":
+        trained = random.normal(size=(2000, 1)).astype(np.float32)
+        task: Task = Regression(("angle",)).fitted(trained)
+        held_out, served = SHRUNK * trained[:300], SHRUNK * random.normal(size=(600, 1)).astype(np.float32)
+    elif kind == "classification":
+        trained, task = random.integers(0, 2, 2000).astype(np.int32), PETS
+        held_out, served = (np.zeros(count, np.int32) for count in (300, 600))  # one class is never predicted
+        served[::100] = 1
+    else:
+        trained, task = random.integers(0, 2, (2000, 2)).astype(np.float32), Multilabel(LABELS)
+        held_out, served = (np.ones((count, 2), np.float32) for count in (300, 600))
+    data = dataclasses.replace(manifest(2000), classes=task.names, target=task.spec())
+    actual = statistics.Reference.of(data, statistics.measure(pictures(2000, 0)), trained)
+
+    def shifts(values: Targets, version: int, **own: tuple[int, ...]) -> tuple[float, drift.Logged]:
+        outputs = np.asarray(np.eye(2)[values] if kind == "classification" else values, np.float32)
+        log(storage, pictures(600, 1), [0], served=Served("pets", version, task, **own), outputs=outputs)
+        logged = drift.read(storage, "pets", actual, None)
+        compared = drift.compare(task, actual, logged)
+        return max(shift.psi - shift.chance for shift in compared if shift.name in task.mixes), logged
+
+    expected = tuple(task.mix(held_out).tolist())
+    shift, logged = shifts(served, 2, predicted=expected)
+    assert (shift < 0.1, logged.silent) == (True, ())
+    shift, logged = shifts(1 - served if kind != "regression" else served + 2, 2, predicted=expected)
+    assert shift > 0.5  # half of the rows have moved
+    assert logged.own[2].rows == 1200
+    storage.delete("requests")
+    shift, logged = shifts(served, 1)
+    assert (shift > 0.2, logged.silent) == (
+        True,
+        (1,),
+    )  # an earlier export: by the true values, and it says so
+
+
+def test_versions_count_by_the_bins_of_their_own_training(storage_root: Path) -> None:
+    storage = Storage(str(storage_root))
+    low = Regression(("x",)).fitted(np.arange(1000, dtype=np.float32)[:, None])
+    high = low.fitted(np.arange(5000, 6000, dtype=np.float32)[:, None])
+    values = np.arange(600, dtype=np.float32)[:, None]
+    for version, task, moved in ((1, low, values), (2, high, values + 5000)):
+        own = Served("pets", version, task, tuple(task.mix(moved).tolist()))
+        log(storage, pictures(600, 1), [0], served=own, outputs=moved)
+    data = dataclasses.replace(manifest(2000), classes=high.names, target=high.spec())
+    trained = np.arange(5000, 7000, dtype=np.float32)[:, None]
+    actual = statistics.Reference.of(data, statistics.measure(pictures(2000, 0)), trained)
+    compared = drift.compare(high, actual, drift.read(storage, "pets", actual, None))
+    assert next(shift.psi for shift in compared if shift.name == "predicted x") < 0.01
 
 
 def test_few_rows_are_no_drift_by_chance_alone() -> None:
@@ -243,7 +308,7 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
         (Multilabel(LABELS), [[0.9, 0.1], [0.8, 0.7]], ["red", "red"], "macro_f1", 0.5, "red|pink", "pink"),
         (Multilabel(LABELS), [[0.1, 0.9], [0.2, 0.1]], ["blue", "none"], "macro_f1", 1.0, "gray", "gray"),
         (ANGLE, [[10.0], [20.0]], ["12", "21.0"], "mae", 1.5, "steep", "as angle"),
-        (POINT, [[1.0, 2.0], [1.0, 2.0]], ["1|4", "1|2"], "mae", 0.5, "1", "and not 2"),
+        (POINT, [[1.0, 2.0], [1.0, 2.0]], ["1|4", "1|2"], "mae", 0.087, "1", "and not 2"),
     ],
 )
 def test_labels_and_numbers_that_come_later_are_joined(

@@ -79,18 +79,42 @@ def test_outputs_are_scaled_back_by_the_training_rows() -> None:
     assert Regression(("a",)).fitted(np.ones((3, 1), np.float32)).unit == [1.0]  # a constant has no deviation
 
 
-def test_errors_are_in_the_units_of_the_targets_and_add_up_over_parts() -> None:
+def test_errors_of_several_numbers_are_in_deviations_and_add_up_over_parts() -> None:
     outputs = TARGETS + np.array([[2.0, 0.0], [-2.0, 0.0], [4.0, 0.5], [0.0, -0.5]], np.float32)
     parts = [SIZES.tally(TARGETS[rows], outputs[rows]) for rows in (slice(0, 1), slice(1, 4))]
     metrics = SIZES.tallied(parts[0] + parts[1])
-    assert metrics["mae"] == pytest.approx((2.0 + 0.25) / 2)
-    assert metrics["rmse"] == pytest.approx((np.sqrt(6) + np.sqrt(0.125)) / 2)
+    length, width = SIZES.unit
+    assert metrics["mae"] == pytest.approx((2.0 / length + 0.25 / width) / 2)
+    assert metrics["rmse"] == pytest.approx((np.sqrt(6) / length + np.sqrt(0.125) / width) / 2)
     variances = (1 - 24 / 500, 1 - 0.5 / 5)
     assert metrics["r2"] == pytest.approx(np.mean(variances))
     evaluation = SIZES.evaluate(TARGETS, outputs, np.zeros(4))
     assert evaluation.per_class == pytest.approx({"length": 2.0, "width": 0.25})
     assert evaluation.scatter["length"][0] == (10.0, 12.0)
     assert (evaluation.main, evaluation.confusion) == ("mae", None)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (1e6, 1e-3)])
+def test_the_units_of_several_numbers_do_not_change_what_is_compared(factors: tuple[float, float]) -> None:
+    scaled = TARGETS * np.asarray(factors, np.float32)
+    task = Regression(("length", "width")).fitted(scaled)
+    outputs = scaled + task.unit * np.array([0.1, 0.3])
+    measured = task.evaluate(scaled, outputs.astype(np.float32), np.zeros(4))
+    assert measured.metrics["mae"] == pytest.approx(0.2, rel=1e-3)
+    assert measured.metrics["rmse"] == pytest.approx(0.2, rel=1e-3)
+    assert measured.per_class["length"] == pytest.approx(0.1 * task.unit[0], rel=1e-3)  # in its own unit
+    assert measured.unit == "in deviations"
+    single = Regression(("length",)).fitted(scaled[:, :1])
+    alone = single.evaluate(scaled[:, :1], outputs[:, :1].astype(np.float32), np.zeros(4))
+    assert alone.metrics["mae"] == pytest.approx(0.1 * task.unit[0], rel=1e-3)
+    assert not alone.unit
+
+
+def test_models_of_other_training_rows_are_compared_by_one_scale() -> None:
+    outputs = TARGETS + np.array([2.0, 0.5], np.float32)
+    wider = SIZES.fitted(TARGETS * 10)
+    assert wider.measure(TARGETS, outputs)["mae"] < SIZES.measure(TARGETS, outputs)["mae"] / 5
+    assert wider.judged_on(SIZES).measure(TARGETS, outputs) == SIZES.measure(TARGETS, outputs)
 
 
 def test_tolerances_are_shares_of_the_deviation() -> None:

@@ -47,6 +47,31 @@ def test_the_end_of_the_frozen_epochs_explains_the_jump_of_the_loss() -> None:
     assert "is trained from epoch" not in stream.getvalue().splitlines()[-1]  # no phase follows
 
 
+def test_errors_of_numbers_are_shown_by_their_digits_and_units() -> None:
+    stream = io.StringIO()
+    display = Display(1, Console(file=stream, soft_wrap=True, width=80))
+    display(EpochFinished(1, 10, {"mae": 0.000123, "val_mae": 12.5, "samples_per_s": 10.0}))
+    evaluation = Evaluation({"mae": 0.25}, {"[bold]length": 0.000123, "width": 12.5}, unit="in deviations")
+    display.summary("test", evaluation, {}, {})
+    shown = stream.getvalue()
+    assert "mae 0.000123  val_mae 12.5000" in shown
+    assert [line.split() for line in shown.splitlines()[3:6]] == [
+        ["all,", "in", "deviations", "0.2500"],
+        ["[bold]length", "0.000123"],
+        ["width", "12.500"],
+    ]
+
+
+def test_more_classes_than_the_table_has_are_counted() -> None:
+    stream = io.StringIO()
+    shares = {f"class {at}": 0.5 for at in range(23)}
+    Display(1, Console(file=stream, soft_wrap=True)).summary(
+        "test", Evaluation({"accuracy": 0.5}, shares), {}, {}
+    )
+    assert "class 19" in stream.getvalue()
+    assert "and 3 more, in the report" in stream.getvalue()
+
+
 def test_facts_are_displayed_verbatim() -> None:
     stream = io.StringIO()
     display = Display(2, Console(file=stream, soft_wrap=True, width=80))
