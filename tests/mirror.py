@@ -22,6 +22,7 @@ class Mirror:
         errors: Status codes still answered for a name, first one first.
         ranges: Whether a range is honoured; else the whole file comes.
         gets: Every request, as (name, Range header or "").
+        heads: Names that HEAD was asked for.
         etag: Whether the server names a version of its files.
         head: Status that HEAD is answered with where the server knows GET alone, else 0.
         tls: Files of the certificate and its key, for https.
@@ -32,6 +33,7 @@ class Mirror:
     errors: dict[str, list[int]] = field(default_factory=dict)
     ranges: bool = True
     gets: list[tuple[str, str]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     url: str = ""
     etag: bool = True
     head: int = 0
@@ -58,6 +60,7 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
                 self._send(name, asked)
 
         def do_HEAD(self) -> None:
+            mirror.heads.append(self.path)
             name = self.path.rpartition("/")[2]
             self.send_response(mirror.head or (200 if name in mirror.files else 404))
             if name in mirror.files and not mirror.head:

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from distml.checks import Check, failed, ok, problem, size, warning
 from distml.config import Config
-from distml.data.fetch import is_archive, is_remote, request_of
+from distml.data.fetch import NO_ARCHIVE, direct, is_archive, is_remote, request_of
 from distml.data.formats import fashion_mnist, image_folder
 from distml.data.image import Header, policy
-from distml.data.listing import Folder
+from distml.data.listing import Folder, elsewhere
 from distml.data.manifest import Manifest
 from distml.data.opening import choose_subset, format_of
 from distml.data.source import Fault, remedy_of
@@ -118,8 +118,9 @@ def _looked_at(
 
 def _remote(url: str) -> Check:
     """An archive on an HTTP server: it is called like one, and the server answers."""
+    url = direct(url)
     if not is_archive(url):
-        return problem(_NAME, f"{url} is not an archive", "Give a .zip or .tar file, or a folder.")
+        return problem(_NAME, f"{url} is not an archive", elsewhere(url) or NO_ARCHIVE)
     if reachable([url]):
         return ok(_NAME, f"{url} answers; it will be fetched and unpacked once")
     return problem(_NAME, f"{url} does not respond", "Correct data.path, or set https_proxy.")

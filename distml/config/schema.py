@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from pydantic import (
 
 from distml.config.load import load_file, merge, nearest, nest, validate
 
+_LOG = logging.getLogger(__name__)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
@@ -143,6 +145,28 @@ def _pattern(pattern: str | None) -> str | None:
     return pattern
 
 
+_AROUND = " \t\r\n\v\f\u00a0\"'`\u2018\u2019\u201c\u201d\ufeff\u200b\u200e\u200f\u202a\u202c"
+"""Spaces, quotes and invisible marks that come along where a path is copied."""
+
+
+def _place(given: str) -> str:
+    """A path without what was copied with it, and with the value of a variable that it begins with."""
+    if "\0" in given or os.path.lexists(given):
+        return given
+    place = given.strip(_AROUND)
+    if not place:
+        raise ValueError("it is empty; give a folder, or leave it out")
+    if variable := re.match(r"[$](?:(\w+)|[{](\w+)[}])(?=/|$)", place):
+        value = os.environ.get(variable[1] or variable[2])
+        place = value + place[variable.end() :] if value else place
+    for other in (re.sub(r"\\(?=[^\w/])", "", place), place.rstrip("/")):  # as shells and their completion
+        if not os.path.lexists(place) and os.path.lexists(os.path.expanduser(other)):
+            place = other
+    if place != given:
+        _LOG.warning("data.path: %r is read as %r", given, place)
+    return place
+
+
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, field docstrings are the help."""
 
@@ -177,7 +201,7 @@ class DataConfig(Section):
 
     name: Name = "fashion_mnist"
     """Names the prepared data set under the storage root."""
-    path: str | None = None
+    path: Annotated[str, AfterValidator(_place)] | None = None
     """Folder, archive or URI of the user's data, also https:// of an archive; none is Fashion-MNIST."""
     format: str = "auto"
     """auto, image_folder, table, parquet, idx, npz, csv_pixels, webdataset or module:function."""

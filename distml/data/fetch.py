@@ -8,10 +8,12 @@ this module 0.05.
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import logging
 import lzma
@@ -36,7 +38,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from distml.data.image import in_place_of_it
-from distml.data.listing import Folder
+from distml.data.listing import Folder, elsewhere
 from distml.errors import DataError
 from distml.storage import Storage, folder_lock
 
@@ -204,6 +206,8 @@ def _cause(error: Exception) -> str:
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 """Endings of tar files."""
 _ENDINGS = (".zip", *TARS)
+NO_ARCHIVE = f"Give one that ends in {', '.join(_ENDINGS)}, or download it and give the file."
+"""What to do about an address of something else."""
 _GROWTH, _SPARE_BYTES = 50, 1 << 30
 """An archive may unpack to so many times its size and a gibibyte more; pictures hardly compress."""
 _COPY_BYTES = 1 << 20
@@ -214,10 +218,26 @@ def is_remote(path: str | None) -> bool:
     return path is not None and path.lower().startswith(("http://", "https://"))
 
 
+_SHARED: tuple[tuple[str, str], ...] = (
+    (r"(https?://(?:www[.])?dropbox[.]com/.*[?&]dl=)0", r"\g<1>1"),
+    (r"(https?://(?:www[.])?github[.]com/[^/]+/[^/]+)/blob/(.+)", r"\1/raw/\2"),
+    (r"(https?://(?:www[.])?huggingface[.]co/datasets/[^/]+/[^/]+)/blob/(.+)", r"\1/resolve/\2"),
+)
+"""Pages that show a file, and the address of the file itself."""
+
+
+def direct(url: str) -> str:
+    """Return the address of the file that a page of a known host shows, any other as it is."""
+    for pattern, file in _SHARED:
+        if match := re.fullmatch(pattern, url, re.IGNORECASE):
+            return match.expand(file)
+    return url
+
+
 def version(url: str) -> str | None:
     """Return what changes when the file at an address does, None where the server does not respond or say."""
-    told = _validators(url)
-    return _digest(url, told) if any(told) else None
+    told = _validators(direct(url))
+    return _digest(direct(url), told) if any(told) else None
 
 
 def _digest(url: str, told: tuple[str | None, ...]) -> str:
@@ -247,7 +267,7 @@ _NO_HEAD = (400, 403, 405, 501)
 """What servers answer that know GET alone, and stores for addresses that are signed for GET."""
 
 
-def downloaded(url: str, storage: Storage) -> str:
+def downloaded(url: str, storage: Storage) -> tuple[str, str | None]:
     """Fetch an archive below the storage root, or into the user's cache where that is no local folder.
 
     Args:
@@ -255,17 +275,21 @@ def downloaded(url: str, storage: Storage) -> str:
         storage: Whose `cache` folder takes it.
 
     Returns:
-        Its path; what was fetched before is not fetched again unless the server says that it changed.
+        Its path, and what `version` says of it; what was fetched before is not fetched again unless the
+        server says that it changed.
 
     Raises:
         DataError: It is not called like an archive, or cannot be fetched.
     """
+    if (file := direct(url)) != url:
+        _LOG.warning("%s shows a file; %s is fetched", url, file)
+        url = file
     if not is_archive(url):
-        raise DataError(f"{url} is not an archive.", f"Give one that ends in {', '.join(_ENDINGS)}.")
+        raise DataError(f"{url} is not an archive.", elsewhere(url) or NO_ARCHIVE)
     told = _validators(url)
-    key = _digest(url, told)[:16]
+    digest = _digest(url, told)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(url.partition("?")[0]).name)[-60:]
-    target = Path(_cache(storage, "downloads"), f"{key}-{name}")
+    target = Path(_cache(storage, "downloads"), f"{digest[:16]}-{name}")
     part = target.with_name(f".{target.name}.part")
     try:
         with folder_lock(str(target.parent)):  # one process fetches, the others wait
@@ -284,7 +308,7 @@ def downloaded(url: str, storage: Storage) -> str:
         raise DataError(f"{url} cannot be fetched: {error}.", "Check the address, or retry.") from None
     except OSError as error:
         raise DataError(f"{url} cannot be saved: {error.strerror or error}.", "Free space there.") from None
-    return str(target)
+    return str(target), digest if any(told) else None
 
 
 def _require_archive(url: str, part: Path) -> None:
@@ -451,6 +475,38 @@ def _of_zip(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:
             "%s does not say how %d of its names are written; they are read as code page 437, like %s",
             *(name, len(unknown), unknown[0]),
         )
+
+
+SINGLE = (".gz", ".bz2", ".xz", ".zip")
+"""Endings of what may hold a single file."""
+
+
+def only_file(data: bytes, name: str) -> bytes:
+    """Return the one file that is packed in another, as a table in `labels.csv.gz` or `labels.csv.zip`.
+
+    Raises:
+        DataError: Damaged, locked, none or several, or implausibly large.
+    """
+    limit = _GROWTH * len(data) + _SPARE_BYTES
+    held: list[bytes] = []
+    try:
+        with _said(name):
+            if name.lower().endswith(".zip"):
+                for member, content in _of_zip(io.BytesIO(data), name):
+                    held += (
+                        [] if member.startswith("__MACOSX/") or len(held) > 1 else [content.read(limit + 1)]
+                    )
+            else:
+                opened: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+                with opened[Path(name).suffix.lower()](io.BytesIO(data)) as stream:
+                    held = [stream.read(limit + 1)]
+    except OSError as error:  # which bz2 raises
+        raise DataError(f"{name} cannot be unpacked: {error}.", "Fetch it again.") from None
+    if len(held) != 1:
+        raise DataError(f"{name} holds {'several files' if held else 'no file'}, not one.", "Unpack it.")
+    if len(held[0]) > limit:
+        raise DataError(f"{name} unpacks to far more than its own size.", "Unpack it manually and check it.")
+    return held[0]
 
 
 _PACKED = ("a zip archive", "packed by gzip")

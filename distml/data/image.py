@@ -51,6 +51,11 @@ RAW_SUFFIXES = (
     *(".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
 """Suffixes of a camera's raw files. Many begin as a TIFF of a small preview, which is not the picture."""
+UNREAD_SUFFIXES = (
+    *(".psd", ".psb", ".jxl", ".jp2", ".j2k", ".jxr", ".dcm", ".svg", ".eps", ".ai", ".xcf", ".tga", ".exr"),
+    *(".hdr", ".dds", ".pcx", ".ico", ".cur", ".wmf", ".emf", ".djvu", ".fits", ".svs", ".ndpi", ".czi"),
+)
+"""Of pictures whose formats are not read."""
 MAX_PIXELS = 100_000_000
 """A larger picture is rejected before it is decoded: a small file can hold gigabytes of pixels."""
 

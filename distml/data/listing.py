@@ -7,6 +7,7 @@ listed by Arrow.
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import hashlib
 import math
@@ -25,7 +26,7 @@ import yaml
 from pyarrow import fs
 
 from distml.data.source import Ledger, Origin
-from distml.errors import DataError
+from distml.errors import DataError, StorageError
 from distml.storage import Storage
 
 _JUNK = (
@@ -57,6 +58,110 @@ _AHEAD, _AHEAD_BYTES = 8, 64 << 20
 """Files of a store that are fetched at once, and bytes above which no further one is begun."""
 _AT_LEAST = 1_000
 """Entries that are listed whatever the time."""
+_HUB = "Download it: hf download {} --repo-type dataset --local-dir FOLDER; then set data.path to FOLDER."
+_KAGGLE = "Download it: kaggle {} download {}; then set data.path to the archive."
+_PAGES: tuple[tuple[str, str], ...] = (
+    (
+        r"(?:hf://datasets/|https?://(?:www[.])?(?:huggingface[.]co|hf[.]co)/datasets/)([^/?@#]+/[^/?@#]+).*",
+        _HUB,
+    ),
+    (r"(?:hf|huggingface)://([^/?@#]+/[^/?@#]+).*", _HUB),
+    (
+        r"(?:kaggle://(?:datasets/)?|https?://(?:www[.])?kaggle[.]com/(?:datasets/)?)"
+        r"(?!competitions/|c/)([^/?#]+/[^/?#]+).*",
+        _KAGGLE.format("datasets", "{}"),
+    ),
+    (
+        r"(?:kaggle://|https?://(?:www[.])?kaggle[.]com/)(?:competitions|c)/([^/?#]+).*",
+        _KAGGLE.format("competitions", "{}"),
+    ),
+    (
+        r"https?://(?:drive|docs)[.]google[.]com/drive/.*folders/([\w-]+).*",
+        "Download it in a browser, or by gdown --folder {}; then set data.path to the folder.",
+    ),
+    (
+        r"https?://(?:drive|docs)[.](?:usercontent[.])?google[.]com/.*(?:/d/|[?&]id=)([\w-]+).*",
+        "Download it in a browser, or by gdown {}; then set data.path to the archive.",
+    ),
+    (r"gdrive://.*", "Download it in a browser; then set data.path to the archive."),
+    (
+        r"(https?://(?:www[.])?(?:github|gitlab)[.]com/[^/?#]+/[^/?#]+?)(?:[.]git)?(?:[/?#].*)?",
+        "Clone it: git clone {}; then set data.path to the folder.",
+    ),
+    (r"((?:git|ssh)://.*|git@.*|git[+]https://.*)", "Clone or copy it; then set data.path to the folder."),
+    (
+        r"https?://([^/.]+)[.]s3[.](?:[^/]+[.])?amazonaws[.]com(?:/.*)?|"
+        r"https?://(?:[^/]+[.])?console[.]aws[.]amazon[.]com/s3/buckets/([^/?#]+).*",
+        "Give the bucket: s3://{}/FOLDER.",
+    ),
+    (
+        r"https?://console[.]cloud[.]google[.]com/storage/browser/([^?#;]+?)/?(?:[?#;].*)?",
+        "Give the bucket: gs://{}.",
+    ),
+    (
+        r"https?://(?:[^/]+[.])?(?:1drv[.]ms|onedrive[.]live[.]com|sharepoint[.]com|icloud[.]com|we[.]tl"
+        r"|wetransfer[.]com|mega[.]nz|box[.]com|dropbox[.]com)/.*",
+        "Download it in a browser; then set data.path to the archive.",
+    ),
+    (
+        r"https?://(?:[^/]+[.])?roboflow[.]com/.*",
+        "Export it as a folder of each class and download the zip; then set data.path to that.",
+    ),
+    (r"(tfds)://.*", "Read it by a function of your own: data.format: module:function."),
+    (
+        r"(dbfs|wasbs?|az|adl|sftp|scp|smb|ftp|nfs|dvc|webdav|webhdfs)://?.*",
+        "Copy the files here, or mount what {} names and give the folder.",
+    ),
+    (r"s3[an]://(.*)", "Write s3://{}."),
+    (r"(s3|gs|gcs|abfss?|hdfs|https?):(?:/|/{3,})([^/].*)", "Write {}://{}."),
+)
+"""Places that people name and that hold no archive to be fetched, each with what to do; most are pages."""
+
+
+def elsewhere(place: str) -> str | None:
+    """Return what to do about the name of a data set or a page of a known host, None of anything else."""
+    for pattern, remedy in _PAGES:
+        if match := re.fullmatch(pattern, place, re.IGNORECASE | re.DOTALL):
+            return remedy.format(*(group for group in match.groups() if group))
+    return None
+
+
+def placed(path: str) -> Storage:
+    """Return where data lie.
+
+    Raises:
+        DataError: They are named as a hub, a page or another program does.
+        StorageError: A place of an unknown kind.
+    """
+    try:
+        return Storage(path)
+    except StorageError:
+        if remedy := elsewhere(path):
+            raise DataError(f"{path} is no folder and no store that is read.", remedy) from None
+        raise
+
+
+def _remedy(path: str) -> str:
+    """What to do about a path at which nothing is, by how it is written and what lies beside it."""
+    if remedy := elsewhere(path):
+        return remedy
+    if match := re.match(r"[$][{]?(\w+)", path):
+        return f"Set the environment variable {match[1]}, or write the path out."
+    if match := re.match(r"([A-Za-z]):[\\/]+(.*)|\\\\", path):
+        here = f"/mnt/{match[1].lower()}/" + match[2].replace("\\", "/") if match[1] else "/mnt/SHARE"
+        return f"Write it as this system does, such as {here}."
+    if "://" in path:
+        return "Check data.path."
+    if set(path) & set("*?"):
+        return "Give the folder itself: all pictures in it are read."
+    above = os.path.abspath(os.path.expanduser(path))
+    while not os.path.isdir(above):
+        above, lost = os.path.split(above)
+    if near := difflib.get_close_matches(lost, os.listdir(above), 1, 0.75):
+        return f"Check data.path: {above} holds {near[0]}."
+    if re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", path) and above == os.getcwd():
+        return f"Check data.path. A data set of Hugging Face's is fetched first: {_HUB.format(path)}"
+    return f"Check data.path: {above} exists and holds no {lost}."
 
 
 @dataclass(frozen=True)
@@ -89,7 +194,7 @@ class Folder:
     """
 
     def __init__(self, path: str, limit_s: float = math.inf, without: Sequence[str] = ()) -> None:
-        storage = Storage(path)
+        storage = placed(path)
         self.root = storage.root
         ours = [Storage(place).root for place in without]
         self.ledger = Ledger()
@@ -105,7 +210,7 @@ class Folder:
             walk = functools.partial(_Walk(self, limit_s, ours).entries, base)
             entries = walk() if storage.local else self._listed(base, ours)
         except FileNotFoundError:
-            raise DataError(f"there are no data at {self.root}.", "Check data.path.") from None
+            raise DataError(f"there are no data at {self.root}.", _remedy(path)) from None
         except OSError as error:
             cause = error.strerror or error
             raise DataError(f"cannot list {self.root}: {cause}.", "Check data.path.") from None

@@ -81,26 +81,29 @@ def located(data: DataConfig, storage: Storage) -> Located:
         ConfigError: There are several configurations, or none of the name that is asked for.
     """
     path = str(data.path)
-    given, folder = folder_at(path, data.format, storage)
+    given, folder, fetched = folder_at(path, data.format, storage)
     # Taken before a configuration is chosen: another one added beside it changes the data, too.
-    fingerprint = fetch.version(path) if fetch.is_remote(path) else given.fingerprint()
+    fingerprint = fetched if fetch.is_remote(path) else given.fingerprint()
     return Located(folder, fingerprint, choose_subset(folder, data.subset))
 
 
-def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder]:
-    """Return what a path or URI names and the folder to be read: another one where it names an archive.
+def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder, str | None]:
+    """Return what a path or URI names, the folder to be read, and what changes with a server's file.
+
+    The folder is another one where an archive is named.
 
     Raises:
         DataError: There is nothing, or it cannot be fetched or unpacked.
     """
-    remote = fetch.is_remote(path)
-    path = fetch.downloaded(path, storage) if remote else path
+    fetched: str | None = None
+    if remote := fetch.is_remote(path):
+        path, fetched = fetch.downloaded(path, storage)
     given = Folder(path, without=(storage.root,))
     as_it_lies = form == "webdataset" or not fetch.is_archive(path) or webdataset.is_webdataset(given)
     if as_it_lies:
-        return given, given
+        return given, given, fetched
     try:
-        return given, Folder(fetch.unpacked(path, storage))
+        return given, Folder(fetch.unpacked(path, storage)), fetched
     except DataError:
         if remote:
             os.unlink(path)  # what was received is damaged: the next run fetches it again
@@ -144,12 +147,10 @@ _FUNCTION = "Read it by a function of your own: data.format: module:function."
 _SLICES = "Save its slices as PNG, or read it by a function of your own: data.format: module:function."
 _UNREAD: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".nii.gz", ".nii", ".mha", ".nrrd"), ("medical volumes", _SLICES)),
+    **dict.fromkeys(image.UNREAD_SUFFIXES, ("pictures of a format that is not read", image.CONVERT)),
     **dict.fromkeys((".dcm", ".dicom"), ("DICOM images", "Convert them to PNG.")),
     **dict.fromkeys(image.VIDEO_SUFFIXES, ("videos", image.FRAMES)),
     **dict.fromkeys(image.RAW_SUFFIXES, ("a camera's raw files", "Convert them to JPEG.")),
-    **dict.fromkeys(
-        (".svg", ".psd", ".jxl", ".jp2"), ("pictures of a format that is not read", image.CONVERT)
-    ),
     **dict.fromkeys((".tfrecord", ".tfrecords"), ("TFRecords", _FUNCTION)),
     ".rec": ("RecordIO", "Unpack it to pictures and a .lst, or read it by a function of your own."),
     **dict.fromkeys((".h5", ".hdf5"), ("HDF5", _FUNCTION)),

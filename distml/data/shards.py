@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from distml.config import Config, DataConfig, TaskConfig
 from distml.data import jobs, schema
 from distml.data.fetch import is_archive, is_remote, version
-from distml.data.listing import Folder
+from distml.data.listing import Folder, placed
 from distml.data.manifest import Manifest, Shard
 from distml.data.opening import open_source
 from distml.data.schema import Images
@@ -64,7 +64,7 @@ def folder(config: Config) -> str:
     """Return where the configured data lie below the storage root; another recipe is another folder."""
     data = config.data
     by_name = data.path is None or ":" in data.format or is_remote(data.path)
-    path = data.path if by_name or data.path is None else Storage(data.path).root
+    path = data.path if by_name or data.path is None else placed(data.path).root
     recipe: list[Any] = [data.format, path, data.val_fraction, data.split_seed]
     recipe += [data.shards, schema.VERSION]
     plain = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -57,6 +57,8 @@ SPLIT_COLUMNS = (
     *_FLAGS,
 )
 """Names, in lower case, of columns that say the split of a row."""
+FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv", "cv_fold")
+"""Names, in lower case, of columns that number the parts of a cross-validation: neither labels nor pixels."""
 _LISTS = (".txt", ".lst", ".list")
 """Endings of files that may list the pictures of a split."""
 _REMEDY = (
@@ -119,9 +121,35 @@ def as_split(value: Any, column: str) -> str:
     return next((split for words, split in meanings.items() if text.lower() in words), text)
 
 
-def divides(values: Iterable[Any], column: str) -> bool:
-    """Whether a column called as one of splits is one: `is_valid` that is yes in all rows is none."""
-    return column.lower() not in _FLAGS or {"train"} < {as_split(value, column) for value in values}
+def split_column(
+    columns: Iterable[str], values_of: Callable[[str], Iterable[Any]]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Choose the column that says the split of each row: called so, with a value that is a split.
+
+    Args:
+        columns: Names of all.
+        values_of: Gives the values of one.
+
+    Returns:
+        Its name, None where there is none (`is_valid` that is yes in all rows says nothing), and a sentence
+        for each column that is called like one and is not used.
+    """
+    chosen, notes = None, []
+    for column in columns:
+        if column.lower() in FOLD_COLUMNS:
+            notes.append(
+                f"the column {column} is not used: rows are held out once, not one fold after another; "
+                "write train, validation and test in a column split for a division of your own."
+            )
+        if chosen is not None or column.lower() not in SPLIT_COLUMNS:
+            continue
+        values = {as_split(value, column) for value in values_of(column)}
+        if any(map(split_word, values)):
+            chosen = column if column.lower() not in _FLAGS or {"train"} < values else None
+        elif values:
+            shown = ", ".join(sorted(values)[:3])
+            notes.append(f"the column {column} says no splits, but {shown}, and is not used.")
+    return chosen, tuple(notes)
 
 
 def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
@@ -146,22 +174,25 @@ def rows_by_split(values: Sequence[Any], column: str) -> dict[str, Indices]:
     words = {text: split_word(text) for text in set(texts)}
     if other := sorted(text for text, word in words.items() if word is None):
         raise DataError(f"{column} has the split {other[0]}.", "Use train, validation and test.")
-    tell_alike({text: word[0] for text, word in words.items() if word}, column)
+    tell_alike(texts, column)
     of_rows = np.array([word[0] for word in map(words.get, texts) if word])
     return {split: np.flatnonzero(of_rows == split) for split in np.unique(of_rows).tolist()}
 
 
-def tell_alike(named: Mapping[str, str], where: str) -> None:
+def tell_alike(names: Iterable[str], where: str) -> None:
     """Warn where several names mean one split, as `val` and `validation` do: their rows are put together.
 
     Args:
-        named: The split that each name means.
-        where: The names are of.
+        names: Those that mean no split are not looked at.
+        where: They are of.
     """
-    for split in sorted(set(named.values())):
-        names = {name.lower().rstrip("0123456789") for name, other in named.items() if other == split}
-        if len(names) > 1:
-            _LOG.warning("%s: %s are put together as %s", where, ", ".join(sorted(names)), split)
+    alike: dict[str, set[str]] = {}
+    for name in set(names):
+        if word := split_word(name):
+            alike.setdefault(word[0], set()).add(name.lower().rstrip("0123456789"))
+    for split, some in sorted(alike.items()):
+        if len(some) > 1:
+            _LOG.warning("%s: %s are put together as %s", where, ", ".join(sorted(some)), split)
 
 
 def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[str, list[str]]:
@@ -178,7 +209,7 @@ def divide(names: Sequence[str], told: Mapping[str, str] | None = None) -> dict[
     words = {name: split_word((told or {}).get(name, "")) for name in names}
     given = {name: word[0] for name, word in words.items() if word}
     if len(given) == len(names):
-        tell_alike({str((told or {})[name]): split for name, split in given.items()}, "the splits")
+        tell_alike(map(str, (told or {}).values()), "the splits")
     for name, split in (given if len(given) == len(names) else splits_of_files(names)).items():
         divided.setdefault(split, []).append(name)
     splits = {split: some for split, some in divided.items() if split is not None}
@@ -249,7 +280,7 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     if others or loose:
         odd = next((path for path in paths.values() if path.partition("/")[0] in others), (loose or [""])[0])
         raise DataError(f"{odd} lies beside {', '.join(sorted(named))} and in none of them.", _REMEDY)
-    tell_alike({top: word for top, (word, _) in named.items()}, "folders")
+    tell_alike(named, "folders")
     splits: dict[str, dict[str, str]] = {}
     for name, path in paths.items():
         top, _, rest = path.partition("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -32,7 +33,16 @@ from distml.data import image
 from distml.data.listing import Folder
 from distml.data.schema import Images
 from distml.data.source import Origin, Source, label_array, of_arrays, read_label, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, as_split, rows_by_split, settled, split_word, splits_of_files
+from distml.data.split import (
+    FOLD_COLUMNS,
+    SPLIT_COLUMNS,
+    as_split,
+    rows_by_split,
+    settled,
+    split_column,
+    split_word,
+    splits_of_files,
+)
 from distml.errors import DataError, DistmlError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
@@ -390,11 +400,14 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
     """
     parts: dict[str, list[tuple[Any, Any]]] = {}
     labels: tuple[str, ...] = ()
+    notes: dict[str, None] = {}
     for name, split_of_all in splits_of_files(_files(folder, ".csv")).items():
         table = _csv(folder, name)
-        column = next((key for key in table.column_names if key.lower() in SPLIT_COLUMNS), None)
+        column, told = split_column(table.column_names, functools.partial(_values, table))
+        notes.update(dict.fromkeys(told))
         labels = _label_columns(table, name, data, column)
-        rest = _pixel_columns(table, name, (*labels, column))
+        others = [key for key in table.column_names if key.lower() in (*SPLIT_COLUMNS, *FOLD_COLUMNS)]
+        rest = _pixel_columns(table, name, (*labels, *others))
         values = _unpacked(table, name) if _packed(table) else _pixels(table, rest, name)
         images, of_rows = _square(values, name), _labels_of(table.select(labels), name, task)
         for split, rows in _splits_of(table, name, column, split_of_all).items():
@@ -405,7 +418,12 @@ def open_csv_pixels(folder: Folder, data: DataConfig, task: type[Task] = Classif
                     f"{name} has images of {images.shape[1:]}, another file {some[0][0].shape[1:]}."
                 )
     joined = {split: _joined(some) for split, some in settled(parts).items()}
-    return _source(folder, joined, task, task.named(labels))
+    return replace(_source(folder, joined, task, task.named(labels)), notes=tuple(notes))
+
+
+def _values(table: pa.Table, column: str) -> list[Any]:
+    values: list[Any] = table.column(column).to_pylist()
+    return values
 
 
 def _joined(some: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:

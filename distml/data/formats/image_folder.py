@@ -21,7 +21,16 @@ import numpy as np
 
 from distml.config import DataConfig
 from distml.data import image, source
-from distml.data.image import RAW_SUFFIXES, SUFFIXES, VIDEO_SUFFIXES, Header, Policy, header, policy
+from distml.data.image import (
+    RAW_SUFFIXES,
+    SUFFIXES,
+    UNREAD_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Header,
+    Policy,
+    header,
+    policy,
+)
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import BESIDES, by_lists, divide_folders, unlabelled
@@ -77,10 +86,7 @@ _NO_PICTURE = "no picture"
 _REASONS: dict[str, str] = {
     **dict.fromkeys(RAW_SUFFIXES, _RAW),
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".gsheet"), _SPREADSHEET),
-    **dict.fromkeys(
-        (".psd", ".psb", ".jxl", ".jp2", ".j2k", ".dcm", ".svg", ".eps", ".ai", ".xcf", ".tga", ".exr"),
-        "a picture of a format that is not read: convert it to JPEG or PNG",
-    ),
+    **dict.fromkeys(UNREAD_SUFFIXES, "a picture of a format that is not read: convert it to JPEG or PNG"),
     **dict.fromkeys(VIDEO_SUFFIXES, "a video: save single pictures of it"),
     **dict.fromkeys(
         (".zip", ".tar", ".tgz", ".rar", ".7z"), "an archive beside pictures: unpack it if it holds some"

@@ -30,7 +30,7 @@ from distml.data.image import Policy
 from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, absent_parts, as_split, divide, divide_rows, divides, split_word
+from distml.data.split import SPLIT_COLUMNS, absent_parts, as_split, divide, divide_rows, split_column
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -72,7 +72,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     columns = _columns(folder, names[0], data, task)
     read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
     labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
-    chosen, notes = _by_column(folder, divided["train"]) if labels.keys() == {"train"} else ({}, ())
+    chosen, notes = _by_column(folder, divided["train"], columns) if labels.keys() == {"train"} else ({}, ())
     if chosen:
         labels = {split: labels["train"][rows] for split, rows in chosen.items()}
     _leave_out_withheld(folder, labels, divided)
@@ -157,7 +157,9 @@ def _json(folder: Folder, name: str) -> Mapping[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices], tuple[str, ...]]:
+def _by_column(
+    folder: Folder, names: Sequence[str], known: Columns
+) -> tuple[dict[str, Indices], tuple[str, ...]]:
     """Row numbers of each split, where a column of all files says the split of a row.
 
     Returns:
@@ -166,19 +168,29 @@ def _by_column(folder: Folder, names: Sequence[str]) -> tuple[dict[str, Indices]
     Raises:
         DataError: Some values are splits and others are not.
     """
-    values: list[str] = []
+    several: list[set[str]] = []
     for name in names:
         with _opened(folder, name) as file:
-            fields = [field for field in file.schema_arrow if field.name.lower() in SPLIT_COLUMNS]
-            if not fields or not _holds_labels(fields[0].type):
-                return {}, ()
-            column = file.read([fields[0].name], use_threads=False).column(0).to_pylist()
-            values += [as_split(value, fields[0].name) for value in column]
-    if any(map(split_word, set(values))) and divides(values, fields[0].name):
-        return divide_rows(values, f"the column {fields[0].name} of {names[0]}"), ()
-    shown = ", ".join(sorted(set(values))[:3])
-    said = f"the column {fields[0].name} says no splits, but {shown}, and is not used."
-    return {}, (said,) if values else ()
+            fields = file.schema_arrow
+            several.append({field.name for field in fields if _holds_labels(field.type)})
+    everywhere = [
+        field.name
+        for field in fields
+        if field.name not in known.labels and all(field.name in some for some in several)
+    ]
+
+    def values_of(column: str) -> list[Any]:
+        values: list[Any] = []
+        for name in names:
+            with _opened(folder, name) as file:
+                values += file.read([column], use_threads=False).column(0).to_pylist()
+        return values
+
+    column, notes = split_column(everywhere, values_of)
+    if column is None:
+        return {}, notes
+    values = [as_split(value, column) for value in values_of(column)]
+    return divide_rows(values, f"the column {column} of {names[0]}"), notes
 
 
 def _selected(base: Rows, chosen: Indices) -> Rows:

@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,18 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distml.config import DataConfig
-from distml.data import source
+from distml.data import fetch, source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES, in_place_of_it, is_picture
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.schema import LABEL
 from distml.data.source import Fault, Source
 from distml.data.split import (
-    SPLIT_COLUMNS,
+    FOLD_COLUMNS,
     as_split,
     by_lists,
-    divides,
     settled,
+    split_column,
     split_of_file,
     split_of_folders,
     split_word,
@@ -81,44 +81,55 @@ def tables(folder: Folder) -> list[str]:
     Where no table is called as such tables are and the folders are no classes, they are those whose first row
     names a file: `train.csv` of a contest.
     """
-    endings = {name: suffix(name) for name in folder.sizes}
+    endings = {name: suffix(_bare(name)) for name in folder.sizes}
     if not any(ending in SUFFIXES for ending in endings.values()) and not any(
         not ending and is_picture(folder.read(name, 32)) for name, ending in endings.items()
     ):
         return []
     named = [
-        PurePosixPath(name)
+        name
         for name, ending in endings.items()
         if ending in _ENDINGS
         or name.rpartition("/")[2] == _CVAT
         or (ending == ".txt" and _may_list(PurePosixPath(name).stem))
     ]
-    called = [
-        str(path)
-        for path in named
-        if path.stem.lower() in _STEMS and (path.suffix != ".txt" or _names_a_file(folder, path))
-    ]
     if not named:
         return []
+    places = _Places(folder)
+    called = [
+        name
+        for name in named
+        if _stem(name) in _STEMS and (endings[name] != ".txt" or _names_a_file(places, name))
+    ]
     if image_folder.in_classes(folder):  # a `metadata.json` beside class folders may say anything
         return [
             name
             for name in called
-            if suffix(name) not in (".json", ".xml", *_LISTS) and _is_of_files(folder, name)
+            if endings[name] not in (".json", ".xml", *_LISTS) and _is_of_files(places, name)
         ]
     return called or [
-        str(path) for path in named if "submission" not in path.stem.lower() and _names_a_file(folder, path)
+        name for name in named if "submission" not in _stem(name) and _names_a_file(places, name)
     ]
+
+
+def _bare(name: str) -> str:
+    """A table's name without the ending of what packs it: `labels.csv` of `labels.csv.gz`."""
+    bare = name[: len(name) - len(suffix(name))]
+    return bare if suffix(name) in fetch.SINGLE and suffix(bare) in _ENDINGS else name
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(_bare(name)).stem.lower()
 
 
 def _may_list(stem: str) -> bool:
     return stem.lower() in _STEMS or split_word(stem) is not None
 
 
-def _is_of_files(folder: Folder, name: str) -> bool:
+def _is_of_files(places: _Places, name: str) -> bool:
     """Whether a table beside class folders is one of their pictures, and not of the classes, say."""
     try:
-        rows = _rows(folder, name)
+        rows = _rows(places.folder, name)
     except DataError:
         return True  # which reading it says again
     if not rows or any(_plain(column) in _FILES[:2] for column in rows[0]):
@@ -126,26 +137,30 @@ def _is_of_files(folder: Folder, name: str) -> bool:
     texts = [
         {at: text for at, text in enumerate(map(str, row.values())) if not text.isdigit()} for row in rows
     ]
-    return _names_files(folder, PurePosixPath(name), texts[:_LOOKED])  # a class's number may be a file's, too
+    return _names_files(places.file, name, texts[:_LOOKED])  # a class's number may be a file's, too
 
 
-def _names_a_file(folder: Folder, path: PurePosixPath) -> bool:
+def _names_a_file(places: _Places, name: str) -> bool:
     try:
-        return _names_files(folder, path, _rows(folder, str(path))[:1])
+        first = _rows(places.folder, name)[:1]
     except DataError:
         return False
+    return _names_files(places.file, name, first) or _names_files(places.alike, name, first)
 
 
-def _names_files(folder: Folder, path: PurePosixPath, rows: Sequence[Mapping[Any, Any]]) -> bool:
-    places = _Places(folder)
-    return any(places.file(path, str(value)) for row in rows for value in row.values() if value)
+def _names_files(
+    find: Callable[[PurePosixPath, str], str | None], name: str, rows: Sequence[Mapping[Any, Any]]
+) -> bool:
+    return any(
+        find(PurePosixPath(_bare(name)), str(value)) for row in rows for value in row.values() if value
+    )
 
 
 class _Places:
     """Where pictures lie, by their names without folders, with and without the ending. Final."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        self.folder = folder
         self._named: dict[str, list[str]] = {}
         for name in (*folder.sizes, *folder.dangling):
             last = name.rpartition("/")[2]
@@ -170,12 +185,12 @@ class _Places:
         is meant whose folders agree with the path's, else the one in a folder of the table's split:
         `train.csv` and `train_images`.
         """
-        given = (urlsplit(given).path if "://" in given else given).replace("\\", "/")
+        given = _path(given)
         forms = dict.fromkeys((given, unquote(given), _UPLOADED.sub("", given)))
         return next(filter(None, (self._file(table, form) for form in forms)), None)
 
     def _file(self, table: PurePosixPath, given: str) -> str | None:
-        above, folder = str(table.parent), self._folder
+        above, folder = str(table.parent), self.folder
         start = [given, f"images/{given}", f"train/{given}", f"{table.stem}/{given}"]
         tried = [*(start if above == "." else [f"{above}/{path}" for path in start]), *start]
         endings = ("", ".jpg", ".jpeg", ".png")
@@ -184,13 +199,46 @@ class _Places:
         if there:
             return there
         last = given.rpartition("/")[2]
-        alike = _nearest(self._named.get(last) or self._folded.get(last.casefold(), ()), given)
+        return self._only(self._named.get(last) or self._folded.get(last.casefold(), ()), given, table)
+
+    def _only(self, names: Iterable[str], given: str, table: PurePosixPath) -> str | None:
+        """The one that is meant of several files."""
+        alike = _nearest(list(names), given)
         if len(alike) > 1:
             word = split_word(table.stem)
             split = split_of_file(table.name) or (word[0] if word else None)
             alike = [name for name in alike if split and split_of_file(name) == split]
         return alike[0] if len(alike) == 1 else None
 
+    @functools.cached_property
+    def _spelled(self) -> Mapping[str, Sequence[str]]:
+        spelled: dict[str, dict[str, None]] = {}
+        for name in (*self.folder.sizes, *self.folder.dangling):
+            last = name.rpartition("/")[2]
+            if suffix(last) in ("", *SUFFIXES):
+                spelled.setdefault(_spelling(last), {})[name] = None
+        return {key: list(names) for key, names in spelled.items()}
+
+    def alike(self, table: PurePosixPath, given: str) -> str | None:
+        """Find the only file that a name means but for its ending and leading zeros: `7.jpg` for `07.png`."""
+        given = _path(given)
+        return self._only(self._spelled.get(_spelling(given.rpartition("/")[2]), ()), given, table)
+
+
+def _path(given: str) -> str:
+    return (urlsplit(given).path if "://" in given else given).replace("\\", "/")
+
+
+def _spelling(last: str) -> str:
+    """A name without its ending and without the leading zeros that spreadsheets drop, `7.0` as 7."""
+    last = last.strip()
+    stem = last[: len(last) - len(suffix(last))] if suffix(last) in SUFFIXES else last
+    stem = _WHOLE.sub(r"\1", stem)
+    return _ZEROS.sub("", stem).casefold()
+
+
+_WHOLE = re.compile(r"(\d+)[.]0+$")
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 
 _UPLOADED = re.compile(r"(?:^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)")
 """What Label Studio puts before the names of files that are given to it."""
@@ -223,7 +271,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
         blank += [] if reader.read(name) else [name]
     chosen = {picture for some in reader.labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
-        if picture not in chosen:
+        if picture not in chosen and picture not in reader.unlabelled:
             folder.ledger.skip(picture, "in no table")
     for name in names:
         folder.ledger.reasons.pop(name, None)
@@ -236,7 +284,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     bad = [*reader.bad, *bad]
     source.require_usable(bad, len(used) + len(reader.bad), data)
     opened = image_folder.of_files(folder, labelled, headers, data, bad, task, task.named(reader.columns))
-    return dataclasses.replace(opened, notes=(*_chosen(reader.columns, data), *notes))
+    return dataclasses.replace(opened, notes=(*_chosen(reader.columns, data), *reader.told(), *notes))
 
 
 def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
@@ -271,6 +319,9 @@ class _Reader:
         labelled: By split, each picture's label.
         bad: Rows that name a picture which is not there.
         columns: Those that hold the labels.
+        unlabelled: Pictures whose label is empty.
+        spelled: Files by another spelling of theirs in a table.
+        notes: What was noticed, a sentence each.
     """
 
     folder: Folder
@@ -281,6 +332,9 @@ class _Reader:
     labelled: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad: list[Fault] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    unlabelled: set[str] = field(default_factory=set)
+    spelled: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
 
     def read(self, name: str) -> bool:
         """Read a table; False for a contest's test that has no labels."""
@@ -296,41 +350,75 @@ class _Reader:
         if (classes := _one_hot(rows, file_column, self.data)) and self.task.scalar:
             rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
             has = [*has, LABEL]
-        split_column = _split_column(name, rows)
-        self.columns = _label_columns(name, has, self.data, self.task, rows, {file_column, split_column})
+        split = self._split_column(name, rows)
+        folds = (key for key in has if key.lower() in FOLD_COLUMNS and key != self.data.label_column)
+        others = {file_column, split, *folds}
+        self.columns = _label_columns(name, has, self.data, self.task, rows, others)
         for number, row in enumerate(rows, 1):
-            where = f"row {number} of {name}"
-            given = row.get(file_column)
-            if given is None or given == "":
-                raise DataError(f"{where} has no {file_column}.", "Fill it in, or remove the row.")
-            if (picture := self.places.file(PurePosixPath(name), str(given))) is None:
-                told = f"{where} names {given}, which is not there."
-                self.bad.append(Fault(str(given), told, "Correct the table, or fetch the pictures."))
-                continue
-            split = (
-                _split(as_split(row[split_column], split_column), where)
-                if split_column
-                else self.splits[name] or "train"
-            )
-            label = source.read_label(self.task, {key: row.get(key) for key in self.columns}, where)
-            some = self.labelled.setdefault(split, {})
-            if some.setdefault(picture, label) != label:
-                raise DataError(
-                    f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
-                    "Keep one row for each picture.",
-                )
+            self._take(row, f"row {number} of {name}", name, file_column, split)
         return True
 
+    def _take(self, row: Row, where: str, name: str, file_column: str, split_column: str | None) -> None:
+        """Note the label of a row, or why there is none."""
+        given = row.get(file_column)
+        if given is None or given == "":
+            remedy = "Fill it in, or remove the row."
+            self.bad.append(Fault(where, f"{where} has no {file_column}.", remedy))
+            return
+        if (picture := self._picture(PurePosixPath(_bare(name)), str(given))) is None:
+            told = f"{where} names {given}, which is not there."
+            self.bad.append(Fault(str(given), told, "Correct the table, or fetch the pictures."))
+            return
+        split = (
+            _split(as_split(row[split_column], split_column), where)
+            if split_column
+            else self.splits[name] or "train"
+        )
+        values = {key: row.get(key) for key in self.columns}
+        try:
+            label = source.read_label(self.task, values, where)
+        except DataError as error:
+            if any(value not in _EMPTY for value in values.values()):
+                raise
+            self.unlabelled.add(picture)
+            self.bad.append(Fault(picture, error.message, error.remedy))
+            return
+        some = self.labelled.setdefault(split, {})
+        if some.setdefault(picture, label) != label:
+            raise DataError(
+                f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
+                "Keep one row for each picture.",
+            )
 
-def _split_column(name: str, rows: Sequence[Row]) -> str | None:
-    """The column of splits, if there is one; names of one split are told."""
-    columns = (key for key in rows[0] if key.lower() in SPLIT_COLUMNS)
-    column = next((key for key in columns if divides((row[key] for row in rows), key)), None)
-    if column:
-        words = {text: split_word(text) for text in {as_split(row[column], column) for row in rows}}
-        named = {text: word[0] for text, word in words.items() if word}
-        tell_alike(named, f"the column {column} of {name}")
-    return column
+    def _picture(self, table: PurePosixPath, given: str) -> str | None:
+        picture = self.places.file(table, given)
+        if picture is None and (picture := self.places.alike(table, given)):
+            self.spelled[given] = picture
+        return picture
+
+    def _split_column(self, name: str, rows: Sequence[Row]) -> str | None:
+        """The column of splits, if there is one; names of one split are told."""
+        asked = (
+            self.data.label_column if isinstance(self.data.label_column, list) else [self.data.label_column]
+        )
+        has = [key for key in rows[0] if key not in asked]
+        column, notes = split_column(has, lambda key: (row[key] for row in rows))
+        self.notes |= dict.fromkeys(notes)
+        if column:
+            tell_alike((as_split(row[column], column) for row in rows), f"the column {column} of {name}")
+        return column
+
+    def told(self) -> tuple[str, ...]:
+        """A sentence for each thing that was understood and not said in so many words."""
+        if not self.spelled:
+            return tuple(self.notes)
+        given, picture = next(iter(self.spelled.items()))
+        said = f"{len(self.spelled)} names in the table are spelled otherwise than their files, like {given} "
+        return (*self.notes, f"{said}for {picture}; correct the table if that is wrong.")
+
+
+_EMPTY: tuple[Any, ...] = (None, "", "nan", "NaN", [])
+"""What stands in a field for nothing."""
 
 
 def _require_header(places: _Places, name: str, has: Sequence[str]) -> None:
@@ -348,12 +436,14 @@ def _file_column(places: _Places, name: str, rows: Sequence[Row], data: DataConf
     has = list(rows[0])
     known = [column for column in has if _plain(column) in _FILES]
     if data.image_column is None and not any(_plain(column) == _FILES[0] for column in known):
-        table, first = PurePosixPath(name), rows[:_LOOKED]
-        naming = [
-            column
-            for column in known or has
-            if any(row[column] and places.file(table, str(row[column])) for row in first)
-        ]
+        table, first = PurePosixPath(_bare(name)), rows[:_LOOKED]
+        naming: list[str] = []
+        for find in (places.file, places.alike):
+            naming = naming or [
+                column
+                for column in known or has
+                if any(row[column] and find(table, str(row[column])) for row in first)
+            ]
         if len(naming) > 1:  # a number may be the name of a file, too
             naming = [column for column in naming if suffix(str(first[0][column])) in SUFFIXES]
         if len(naming) == 1:
@@ -461,7 +551,8 @@ def _split(value: Any, where: str) -> str:
 
 
 def _rows(folder: Folder, name: str) -> list[Row]:
-    data = folder.read(name)
+    data = folder.read(name) if _bare(name) == name else fetch.only_file(folder.read(name), name)
+    name = _bare(name)
     known = in_place_of_it(data[:512]) if data and suffix(name) not in (".json", *_LINES, ".xml") else None
     if known:
         remedy = "Save it as CSV, if it is a spreadsheet." if data.startswith(b"PK") else known[1]
@@ -664,12 +755,23 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
     """
     if not isinstance(told, dict) or lines:
         return _records([told] if isinstance(told, dict) else told)
+    if told and all(split_word(key) for key in told):  # {"train": …, "test": …}
+        return [{"split": key, **row} for key, some in told.items() for row in _of_json(some, lines)]
     if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
+    if {"imagePath", "shapes"} <= told.keys():
+        return [_of_labelme(told)]
     if (rows := _of_pandas(told)) is not None:
         return rows
-    if isinstance(told.get("_via_img_metadata"), dict):
-        return _of_via(told["_via_img_metadata"])
+    via = told.get("_via_img_metadata", told)
+    if (
+        isinstance(via, dict)
+        and via
+        and all(isinstance(v, dict) and "file_attributes" in v for v in via.values())
+    ):
+        return _of_via(via)
+    if (rows := _of_names(told)) is not None:
+        return rows
     if isinstance(told.get("items"), list) and isinstance(told.get("categories"), dict):
         return _of_datumaro(told)
     if isinstance(told.get("classes"), list) and isinstance(told.get("labels"), dict):
@@ -680,6 +782,29 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
     if all(isinstance(label, str | int | float | list) for label in told.values()):
         return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
     return _records(told)
+
+
+def _of_names(told: Mapping[str, Any]) -> list[Row] | None:
+    """Rows of an object of classes and the files of each, or of files and what is said of each; else None."""
+    pictures = [_is_picture(key) for key in told]
+    if told and all(pictures) and all(isinstance(some, dict) for some in told.values()):
+        return [{_FILES[0]: name, **some} for name, some in told.items()]
+    if any(pictures) or not all(isinstance(some, list) for some in told.values()):
+        return None
+    of_file: dict[str, list[str]] = {}
+    for label, names in told.items():
+        for name in names:
+            if not _is_picture(name):
+                return None
+            of_file.setdefault(name, []).append(label)
+    return [{_FILES[0]: name, LABEL: labels} for name, labels in of_file.items()]
+
+
+def _of_labelme(told: Mapping[str, Any]) -> Row:
+    """One picture: its flags that are set, or the labels of its shapes where none is."""
+    flags = [name for name, is_set in (told.get("flags") or {}).items() if is_set]
+    labels = flags or [str(shape["label"]) for shape in told["shapes"] if isinstance(shape, dict)]
+    return {_FILES[0]: told["imagePath"], LABEL: list(dict.fromkeys(labels))}
 
 
 def _of_pandas(told: Mapping[str, Any]) -> list[Row] | None:

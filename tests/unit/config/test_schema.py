@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from distml.config import Config, TrainConfig
+from distml.config import Config, DataConfig, TrainConfig
+from distml.errors import ConfigError
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
@@ -98,3 +101,41 @@ def test_the_digest_depends_on_values_and_survives_json() -> None:
     assert again.digest() == config.digest() == Config.model_validate({"run": {"seed": 0}}).digest()
     assert Config.model_validate({"run": {"seed": 1}}).digest() != config.digest()
     assert len(config.digest()) == 16
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '"{}/my photos"',
+        "'{}/my photos/'\n",
+        " {}/my photos\t",
+        "\u202a{}/my photos",
+        "\u201c{}/my photos\u201d",
+        "{}/my\\ photos",
+        "$PLACE_OF_PHOTOS/my photos",
+        "${{PLACE_OF_PHOTOS}}/my photos",
+    ],
+)
+def test_what_is_copied_with_a_path_is_taken_away_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    (tmp_path / "my photos").mkdir()
+    monkeypatch.setenv("PLACE_OF_PHOTOS", str(tmp_path))
+    data = Config.resolve({"data": {"path": given.format(tmp_path)}}).data
+    assert str(data.path).rstrip("/") == str(tmp_path / "my photos")
+    assert re.search(r"data\.path: .* is read as .*my photos", caplog.text)
+    assert DataConfig(path=data.path) == data
+
+
+def test_a_path_that_is_there_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "photos ").mkdir()
+    assert DataConfig(path=f"{tmp_path}/photos ").path == f"{tmp_path}/photos "
+    (tmp_path / "set.zip").touch()
+    assert DataConfig(path=f"{tmp_path}/set.zip/").path == f"{tmp_path}/set.zip"
+    assert DataConfig(path="s3://bucket/photos/").path == "s3://bucket/photos/"
+    assert DataConfig(path="$NO_SUCH_VARIABLE/photos").path == "$NO_SUCH_VARIABLE/photos"
+    assert len(caplog.records) == 1
+    with pytest.raises(
+        ConfigError, match=r'data\.path = "\\"\\"" is not accepted: it is empty; give a folder'
+    ):
+        Config.resolve({"data": {"path": '""'}})

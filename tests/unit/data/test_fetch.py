@@ -15,7 +15,7 @@ import pytest
 
 from distml.checks import sources
 from distml.config import Config, DataConfig
-from distml.data import fetch, shards
+from distml.data import fetch, opening, shards
 from distml.data.fetch import UnavailableError
 from distml.data.manifest import Manifest
 from distml.errors import DataError
@@ -248,7 +248,7 @@ def test_a_change_that_a_server_does_not_name_is_only_noticed_by_its_length(
             fetch.downloaded(url, Storage(str(storage_root)))
         assert re.search(r"neither an ETag nor a date.*remove .*-set\.zip to fetch it anew", caplog.text)
         running.files["set.zip"] = content(20)
-        changed = Path(fetch.downloaded(url, Storage(str(storage_root)))).read_bytes()
+        changed = Path(fetch.downloaded(url, Storage(str(storage_root)))[0]).read_bytes()
         assert changed == running.files["set.zip"]
         running.etag = True
         caplog.clear()
@@ -406,3 +406,53 @@ def test_an_archive_is_fetched_over_tls(
     content = zipped(tmp_path / "set.zip", members(12)).read_bytes()
     with serving(Mirror({"set.zip": content}, tls=(certificate, key))) as running:
         assert sum(ingest_archive(storage_root, f"{running.url}/set.zip").rows.values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [
+        ("https://www.dropbox.com/s/abc/set.zip?dl=0", "https://www.dropbox.com/s/abc/set.zip?dl=1"),
+        ("https://github.com/a/b/blob/main/set.zip", "https://github.com/a/b/raw/main/set.zip"),
+        (
+            "https://huggingface.co/datasets/a/b/blob/main/set.tar.gz",
+            "https://huggingface.co/datasets/a/b/resolve/main/set.tar.gz",
+        ),
+        ("https://example.org/blob/set.zip?dl=0", "https://example.org/blob/set.zip?dl=0"),
+    ],
+)
+def test_the_page_of_a_shared_file_means_the_file(page: str, file: str) -> None:
+    assert fetch.direct(page) == file
+
+
+@pytest.mark.parametrize(
+    ("page", "remedy"),
+    [
+        ("https://huggingface.co/datasets/a/b", "hf download a/b --repo-type dataset"),
+        ("https://huggingface.co/datasets/a/b/tree/main", "hf download a/b --repo-type dataset"),
+        ("https://www.kaggle.com/datasets/a/b?select=x", "kaggle datasets download a/b"),
+        ("https://www.kaggle.com/c/contest/data", "kaggle competitions download contest"),
+        ("https://drive.google.com/file/d/1aB-c/view?usp=sharing", "by gdown 1aB-c;"),
+        ("https://drive.google.com/uc?export=download&id=1aB-c", "by gdown 1aB-c;"),
+        ("https://drive.google.com/drive/u/0/folders/1aB-c", "by gdown --folder 1aB-c;"),
+        ("https://github.com/a/b/tree/main/photos", "git clone https://github.com/a/b;"),
+        ("https://github.com/a/b.git", "git clone https://github.com/a/b;"),
+        ("https://bucket.s3.eu-west-1.amazonaws.com/photos/", "Give the bucket: s3://bucket/FOLDER."),
+        ("https://console.cloud.google.com/storage/browser/b/photos;tab=objects", "gs://b/photos."),
+        ("https://www.dropbox.com/sh/abc/xyz?dl=0", "Download it in a browser"),
+        ("https://example.org/photos/", "or download it and give the file."),
+    ],
+)
+def test_what_holds_no_archive_has_a_remedy_of_its_own(tmp_path: Path, page: str, remedy: str) -> None:
+    with pytest.raises(DataError, match="is not an archive") as caught:
+        fetch.downloaded(page, Storage(str(tmp_path)))
+    assert remedy in str(caught.value)
+    check = sources.check(Config(data=DataConfig(path=page)), Storage(str(tmp_path)))
+    assert (check.status, remedy in check.remedy) == ("problem", True)
+
+
+def test_a_server_is_asked_once_which_version_it_has(tmp_path: Path, storage_root: Path) -> None:
+    with serving(Mirror({"set.zip": zipped(tmp_path / "set.zip", members(12)).read_bytes()})) as running:
+        config = Config(data=DataConfig(path=f"{running.url}/set.zip"))
+        place = opening.located(config.data, Storage(str(storage_root)))
+        assert len(running.heads) == 1
+        assert place.fingerprint == fetch.version(str(config.data.path))

@@ -125,3 +125,34 @@ def test_folders_that_distml_writes_are_not_the_users(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path), without=ours)
     assert list(folder.sizes) == ["cat/a.png", "distml-data2/b.png"]
     assert folder.ledger.entries == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("hf://datasets/an/owner@main/data", "hf download an/owner --repo-type dataset --local-dir FOLDER"),
+        ("kaggle://an/set", "kaggle datasets download an/set"),
+        ("kaggle://competitions/contest", "kaggle competitions download contest"),
+        ("tfds://mnist", "data.format: module:function"),
+        ("sftp://host/photos", "mount what sftp names"),
+        ("dbfs:/mnt/photos", "mount what dbfs names"),
+        ("s3a://bucket/photos", r"Write s3://bucket/photos\."),
+        ("s3:/bucket/photos", r"Write s3://bucket/photos\."),
+        ("git@github.com:an/owner.git", "Clone or copy it"),
+        ("$NO_SUCH_VARIABLE/photos", "Set the environment variable NO_SUCH_VARIABLE"),
+        ("D:\\photos\\cats", r"such as /mnt/d/photos/cats\."),
+        ("\\\\server\\photos", "such as /mnt/SHARE"),
+        ("photos/*.jpg", "Give the folder itself"),
+        ("photo", r"Check data\.path: .* holds photos\."),
+        ("photos/cat", r"Check data\.path: .*photos exists and holds no cat\."),
+        ("owner/name", r"hf download owner/name"),
+        ("/no/such/folder", r"Check data\.path: / exists and holds no no\."),
+    ],
+)
+def test_a_place_that_is_not_there_has_a_remedy_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, remedy: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=remedy):
+        Folder(path)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from distml.data.split import divide, divide_folders, divide_rows, divides, held_out, plan, settled
+from distml.data.split import divide, divide_folders, divide_rows, held_out, plan, settled, split_column
 from distml.errors import DataError
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 600)
@@ -164,9 +166,24 @@ def test_several_names_of_one_split_are_put_together(caplog: pytest.LogCaptureFi
 
 
 def test_a_column_of_yes_alone_divides_nothing() -> None:
-    assert divides([1, 0, 1], "is_valid")
-    assert not divides(["True", "true"], "Is_Valid")
-    assert divides(["test"], "split")
+    columns: dict[str, list[Any]] = {"Is_Valid": ["True", "true"], "is_valid": [1, 0, 1], "split": ["test"]}
+    assert split_column(columns, columns.__getitem__) == ("is_valid", ())
+    assert split_column(["Is_Valid"], columns.__getitem__) == (None, ())
+    assert split_column(["split"], columns.__getitem__) == ("split", ())
+
+
+def test_columns_that_divide_nothing_are_named() -> None:
+    columns: dict[str, list[Any]] = {
+        "label": ["cat"],
+        "set": [1, 2],
+        "Fold": [0, 1],
+        "Subset": ["dev", "train"],
+    }
+    chosen, notes = split_column(columns, columns.__getitem__)
+    assert chosen == "Subset"
+    assert [note.split(" ")[2] for note in notes] == ["set", "Fold"]
+    assert notes[0] == "the column set says no splits, but 1, 2, and is not used."
+    assert "write train, validation and test in a column split" in notes[1]
 
 
 def test_no_split_takes_the_place_of_another() -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +108,7 @@ def test_a_table_in_the_folder_of_each_split(given: Path, storage_root: Path) ->
     [
         ({"file_name": ["images/gone.png", *FILES[1:]]}, "row 1 of metadata.csv names images/gone.png"),
         ({"label": ["", *NAMES[1:]]}, "row 1 of metadata.csv has no label"),
-        ({"split": ["later"] * 60}, "row 1 of metadata.csv has the split later"),
+        ({"split": ["later", *["train"] * 59]}, "row 1 of metadata.csv has the split later"),
         ({"is_valid": ["True", "False", *[""] * 58]}, "row 3 of metadata.csv has no split"),
     ],
 )
@@ -726,3 +732,156 @@ def test_other_spellings_of_a_table_are_read(given: Path, name: str) -> None:
     source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
     assert source.task.names == ("ant", "bee", "cow")
     assert source.splits["train"].labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("write", [str, "{}.0".format, "{}.JPG".format, "scans/{}.jpeg".format])
+def test_names_without_leading_zeros_and_with_other_endings_mean_the_only_such_file(
+    given: Path, write: Callable[[int], str]
+) -> None:
+    for k in range(60):
+        (given / f"images/{k}.png").rename(given / f"images/{k:04d}.png")
+    (given / "train.csv").write_bytes(as_csv(rows(id=[write(k) for k in range(60)], species=NAMES)))
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert [source.splits["train"].name(k) for k in (0, 7)] == ["images/0000.png", "images/0007.png"]
+    assert "60 names in the table are spelled otherwise than their files, like" in source.notes[-1]
+
+
+def test_a_name_that_two_files_may_have_is_not_there(given: Path) -> None:
+    (given / "images/07.png").write_bytes((given / "images/7.png").read_bytes())
+    (given / "labels.csv").write_bytes(as_csv(rows(id=[f"{k:03d}.png" for k in range(60)], label=NAMES)))
+    with pytest.raises(DataError, match=r"row 8 of labels\.csv names 007\.png, which is not there"):
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+
+
+def _zip_of(*names: str) -> Callable[[bytes], bytes]:
+    def packed(content: bytes) -> bytes:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name in names:
+                archive.writestr(name, content)
+        return stream.getvalue()
+
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("labels.csv.gz", gzip.compress),
+        ("train.csv.bz2", bz2.compress),
+        ("metadata.csv.XZ", lzma.compress),
+        ("labels.csv.zip", _zip_of("labels.csv", "__MACOSX/._labels.csv")),
+    ],
+)
+def test_a_packed_table_is_read(given: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    (given / name).write_bytes(pack(as_csv(rows(file_name=FILES, label=NAMES))))
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.classes == ("ant", "bee", "cow")
+    assert source.ledger is not None
+    assert not source.ledger.counts()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("labels.csv.gz", b"no gzip", "labels.csv.gz cannot be read as an archive: Not a gzipped file"),
+        ("labels.csv.bz2", b"no bzip2", "labels.csv.bz2 cannot be unpacked"),
+        ("labels.csv.xz", b"no xz", "labels.csv.xz cannot be read as an archive"),
+        ("labels.csv.zip", _zip_of("a.csv", "b.csv")(b"x"), "labels.csv.zip holds several files, not one."),
+        ("labels.csv.zip", _zip_of()(b""), "labels.csv.zip holds no file, not one."),
+    ],
+)
+def test_what_is_wrong_with_a_packed_table_is_named(
+    given: Path, name: str, content: bytes, said: str
+) -> None:
+    (given / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert said in str(caught.value)
+
+
+BY_CLASS = {kind: [name for name, of in zip(FILES, NAMES, strict=True) if of == kind] for kind in set(NAMES)}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        BY_CLASS,
+        {name: {"label": kind, "split": "train"} for name, kind in zip(FILES, NAMES, strict=True)},
+        {
+            "train": dict(zip(FILES[:40], NAMES, strict=False)),
+            "val": dict(zip(FILES[40:], NAMES[40:], strict=True)),
+        },
+        {
+            "train": {kind: some[:15] for kind, some in BY_CLASS.items()},
+            "test": {k: v[15:] for k, v in BY_CLASS.items()},
+        },
+    ],
+    ids=["classes", "objects", "splits", "classes of splits"],
+)
+def test_json_of_classes_and_their_files_and_of_splits(given: Path, told: Any) -> None:
+    (given / "annotations.json").write_text(json.dumps(told), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.classes == ("ant", "bee", "cow")
+    assert sum(len(some.labels) for some in source.splits.values()) == 60
+    assert set(source.splits) == {"train"} | {
+        "validation" if s == "val" else s for s in told if s in ("val", "test")
+    }
+    first = source.splits["train"]
+    assert [source.classes[first.labels[k]] for k in range(3)] == [
+        NAMES[FILES.index(first.name(k))] for k in range(3)
+    ]
+
+
+def test_a_picture_in_two_lists_of_classes_has_several_labels(given: Path) -> None:
+    (given / "annotations.json").write_text(json.dumps({**BY_CLASS, "big": FILES[:30]}), "utf-8")
+    with pytest.raises(DataError, match=r"several labels, .*set task.kind to multilabel"):
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, Storage(str(given / "store")))
+    assert source.splits["train"].labels.sum() == 90
+
+
+def test_the_flags_of_labelme_are_labels(given: Path) -> None:
+    for k, kind in enumerate(NAMES):
+        flags = {"ant": kind == "ant", "bee": kind == "bee", "cow": False}
+        shapes = [{"label": "cow", "points": [[0, 0], [1, 1]]}] if kind == "cow" else []
+        told = {
+            "version": "5.4.1",
+            "flags": flags,
+            "shapes": shapes,
+            "imagePath": f"{k}.png",
+            "imageData": None,
+        }
+        (given / f"images/{k}.json").write_text(json.dumps(told), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    rows_of = source.splits["train"]
+    assert {rows_of.name(k): source.classes[rows_of.labels[k]] for k in range(60)} == dict(
+        zip(FILES, NAMES, strict=True)
+    )
+
+
+@pytest.mark.parametrize("column", ["file_name", "label"])
+def test_rows_with_an_empty_field_are_counted_and_can_be_skipped(given: Path, column: str) -> None:
+    table = rows(file_name=FILES, label=NAMES)
+    table[3] = {**table[3], column: ""}
+    table[9] = {**table[9], column: ""}
+    (given / "labels.csv").write_bytes(as_csv(table))
+    with pytest.raises(DataError) as caught:
+        open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    for row in (4, 10):
+        assert f"row {row} of labels.csv has no {column}." in str(caught.value)
+    data = DataConfig(path=str(given), on_error="skip", max_error_fraction=0.1)
+    source = open_source(Config(data=data), Storage(str(given / "store")))
+    assert (len(source.splits["train"].labels), len(source.faults)) == (58, 2)
+
+
+def test_columns_of_numbers_called_like_splits_and_folds_are_named(given: Path) -> None:
+    numbers = [k % 5 for k in range(60)]
+    (given / "labels.csv").write_bytes(
+        as_csv(rows(file_name=FILES, species=NAMES, fold=numbers, set=numbers))
+    )
+    data = DataConfig(path=str(given), label_column="species")
+    source = open_source(Config(data=data), Storage(str(given / "store")))
+    assert any("the column fold is not used" in note for note in source.notes)
+    assert any("the column set says no splits, but 0, 1, 2, and is not used" in note for note in source.notes)
