@@ -1,4 +1,4 @@
-"""A replica that is there and does nothing, and clients before the start and after the end (65, 68, 69)."""
+"""A replica that is there and does nothing, and clients before the start and after the end."""
 
 from __future__ import annotations
 

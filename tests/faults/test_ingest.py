@@ -1,4 +1,4 @@
-"""Faults 1 to 6: damaged, cut off, interrupted, full, concurrent, repeated. Each is done for real.
+"""Data that are damaged, cut off, interrupted, on a full disk, concurrent, repeated. Each is done for real.
 
 Wall time on two cores shared with other work: 60-150 s for all.
 """

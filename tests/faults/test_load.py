@@ -1,4 +1,4 @@
-"""Fault 30: steady load, overload and what comes after it; replicas follow the load."""
+"""Steady load, overload and what comes after it; replicas follow the load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promotion under attack: promoters at the same time, and models made to do harm (faults 22 and 25)."""
+"""Promotion under attack: promoters at the same time, and models made to do harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An endpoint is deployed again while it stands on a cluster, under load: nothing is lost (67)."""
+"""An endpoint is deployed again while it stands on a cluster, under load: nothing is lost."""
 
 from __future__ import annotations
 

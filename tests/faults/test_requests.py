@@ -1,4 +1,4 @@
-"""Faults 26 to 29: bad, huge, explosive and endless requests against the whole endpoint."""
+"""Bad, huge, explosive and endless requests against the whole endpoint."""
 
 from __future__ import annotations
 

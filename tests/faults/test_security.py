@@ -1,4 +1,4 @@
-"""Faults 40, 41 and 44: who may talk to Ray and MLflow, and that secrets stay where they were given."""
+"""Who may talk to Ray and MLflow, and that secrets stay where they were given."""
 
 from __future__ import annotations
 

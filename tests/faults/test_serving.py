@@ -1,4 +1,4 @@
-"""The endpoint loses replicas, gets other champions and is ended, all under load (faults 31 to 34, 39)."""
+"""The endpoint loses replicas, gets other champions and is ended, all under load."""
 
 from __future__ import annotations
 
