@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,15 +147,52 @@ def called(name: str, function: Callable[..., Any], use: Use, *given: Any, **opt
 
 def cause(error: Exception) -> str:
     """What an error of the user's code says, in a line; one inside a graph says it last."""
-    plain = _COLOURS.sub("", str(error))
-    lines = [line for text in plain.splitlines() if (line := text.strip()) and not line.startswith("[[")]
+    lines = _lines(error)
     if not lines:
         return type(error).__name__
-    if lines[0].startswith(_FRAMES):
-        return lines[-1][:300]
-    if lines[0].startswith("Exception encountered when calling") and len(lines) > 1:  # Keras, of a layer
+    return lines[-1][:300] if _in_graph(error) else f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def brief(error: Exception) -> str:
+    """All that an error of Keras says, in a line, without the arguments and the stack that it repeats."""
+    lines = _lines(error)
+    if not lines:
+        return type(error).__name__
+    text = lines[-1] if _in_graph(error) else " ".join(lines)
+    return text if len(text) <= _LONGEST else f"{text[: text.rfind(' ', 0, _LONGEST)]} ..."
+
+
+_LONGEST = 300
+_ARGUMENTS = "Arguments received by"
+"""How Keras goes on after what is wrong."""
+
+
+def _in_graph(error: Exception) -> bool:
+    return _COLOURS.sub("", str(error)).lstrip().startswith(_FRAMES)
+
+
+def _lines(error: Exception) -> list[str]:
+    """Lines of a message that say something."""
+    plain = _COLOURS.sub("", str(error)).partition(_ARGUMENTS)[0]
+    lines = [line for text in plain.splitlines() if (line := text.strip()) and not line.startswith("[[")]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):  # Keras, of a layer
         lines = lines[1:]
-    return f"{type(error).__name__}: {lines[0]}"[:300]
+    return lines
+
+
+def raised_at(name: str, error: Exception) -> str:
+    """Say which line of the user's module an error comes from, as ` (mine.py line 7)`; "" where none does.
+
+    Args:
+        name: `module:function`.
+        error: As it was caught; one of a graph names the line in its text alone.
+    """
+    path = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    if path is None:
+        return ""
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    frames = frames or [int(line) for line in re.findall(re.escape(path) + r'", line (\d+)', str(error))]
+    return f" ({Path(path).name} line {frames[-1]})" if frames else ""
 
 
 def check_metrics(names: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ import functools
 import inspect
 import logging
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -51,7 +50,6 @@ RAW_PIXELS = "raw_pixels"
 
 Without it, a network whose first layer is a `Rescaling` of such values takes them, any other 0 to 1.
 """
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SCALES_BYTES = 1 / 16
 """A first `Rescaling` by less scales 0 to 255; by more, values from 0 to 1."""
 
@@ -175,7 +173,7 @@ def build(
         raw = getattr(builder, RAW_PIXELS, None)
         if ":" in name:
             network = _without_probabilities(name, network, kind)
-            raw = _scales_itself(name, network) if raw is None else raw
+            raw = _scales_itself(name, network, shape) if raw is None else raw
         pair = kind == Classification.kind and classes == 2
         return _from_pixels(name, network, shape, classes, raw=bool(raw), pair=pair)
 
@@ -240,7 +238,11 @@ def _call(
     except DistmlError:
         raise
     except Exception as error:  # a builder may be the user's: whatever it raises is answered in a sentence
-        raise ModelError(f"{name} cannot be built for images of shape {shape}: {_first(error)}") from error
+        place = functions.raised_at(name, error)
+        raise ModelError(
+            f"{name} cannot be built for images of shape {shape}{place}: {functions.brief(error)}",
+            remedy_of(error) or _SIZE * ("expected shape=" in str(error)),
+        ) from error
     changed = keras.config.dtype_policy().name
     if changed != policy:
         keras.config.set_dtype_policy(policy)  # exports would be in it, and every network after this one
@@ -333,12 +335,50 @@ def _last(network: Any) -> Any:
     return last
 
 
-def _scales_itself(name: str, network: Any) -> bool:
+def _factor(network: Any, shape: tuple[int, ...]) -> float | None:
+    """By how much a network scales pixels in front of its first weights, by whatever; None where unknown."""
+    import keras
+
+    inputs = getattr(network, "inputs", None) or []
+    if len(inputs) != 1 or tuple(inputs[0].shape[1:]) != tuple(shape):
+        return None
+    reached, factor = inputs[0], 1.0
+    operations = list(getattr(network, "operations", network.layers))
+    while True:
+        readers = [
+            (operation, result)
+            for operation in operations
+            for given, result in compat.calls(operation)
+            if given is reached
+        ]
+        if len(readers) != 1:
+            break
+        [(operation, result)] = readers
+        weights = (
+            [] if isinstance(operation, keras.layers.Normalization) else getattr(operation, "weights", [])
+        )
+        if weights and isinstance(operation, keras.Model):
+            factor = _factor(operation, tuple(reached.shape[1:])) or 1.0
+        if weights or result.shape[-1] != shape[-1] or len(result.shape) != len(inputs[0].shape):
+            break
+        reached = result
+    if reached is inputs[0]:
+        return factor
+    front = keras.Model(inputs[0], reached)
+    dark, light = (np.asarray(front(np.full((1, *shape), value, np.float32))) for value in (0, 255))
+    step = float(np.abs(light - dark).max()) / 255
+    return step * factor or None
+
+
+def _scales_itself(name: str, network: Any, shape: tuple[int, ...]) -> bool:
     """Whether a network begins by scaling pixels of 0 to 255, as those of Keras's tutorials do."""
     import keras
 
     if not isinstance(network, keras.Model):
         return False
+    factor = _factor(network, shape)
+    if factor is not None:
+        return _scales_bytes(name, factor)
     leaves = (
         layer
         for layer in compat.layers(network, include_self=False)
@@ -348,8 +388,21 @@ def _scales_itself(name: str, network: Any) -> bool:
     first = next(leaves, None)
     if not isinstance(first, keras.layers.Rescaling) or np.max(np.abs(first.scale)) > _SCALES_BYTES:
         return False
-    place = line_of(name, "Rescaling")
+    return _scales_bytes(name, float(np.max(np.abs(first.scale))))
+
+
+def _scales_bytes(name: str, factor: float) -> bool:
+    """Whether a factor scales 0 to 255; it is said, and that pixels are scaled twice, too."""
+    if factor > _SCALES_BYTES:
+        return False
+    place = line_of(name, "Rescaling", "Normalization", "preprocess_input")
     _LOG.warning("%s scales pixels itself%s, so it is given 0 to 255 and not 0 to 1.", name, place)
+    if 255 * factor < _SCALES_BYTES:
+        _LOG.warning(
+            "%s scales pixels twice%s: 0 to 255 become a range of %.2g; leave out one of both, as the "
+            "Rescaling in front of a network of keras.applications that has its own.",
+            *(name, place, 255 * factor),
+        )
     return True
 
 
@@ -367,8 +420,10 @@ def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = Fal
         logits = network(pixels)
     except Exception as error:  # Keras raises anything on what does not fit
         raise ModelError(
-            f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}: {_first(error)}",
-            "Begin with keras.Input(shape), the shape that the builder is given: height, width, channels.",
+            f"{name} cannot be built for images of shape {tuple(pixels.shape[1:])}"
+            f"{functions.raised_at(name, error)}: {functions.brief(error)}",
+            remedy_of(error)
+            or "Begin with keras.Input(shape), the shape that the builder is given: height, width, channels.",
         ) from error
     shape = getattr(logits, "shape", None)
     if isinstance(logits, dict | list | tuple):
@@ -380,14 +435,34 @@ def _logits(name: str, network: Any, pixels: Any, classes: int, pair: bool = Fal
         what = type(logits).__name__ if shape is None else tuple(shape)
         raise ModelError(
             f"{name} returns {what}, but {classes} classes need logits of shape {(None, classes)}.",
-            "End the network in Dense(classes) without an activation.",
+            "Put GlobalAveragePooling2D() in front of Dense(classes), and end the network in it."
+            if len(shape or ()) > 2
+            else "End the network in Dense(classes) without an activation.",
         )
     return logits
 
 
-def _first(error: Exception) -> str:
-    plain = _COLOURS.sub("", str(error))
-    return (" ".join(plain.split()) or type(error).__name__)[:300]
+_REMEDIES = (
+    (
+        "A KerasTensor cannot be used as input to a TensorFlow function",
+        "Use keras.ops or a layer of Keras there.",
+    ),
+    ("NHWC", "Leave out data_format: images have their channels last, and CPUs compute no others."),
+    ("No module named 'tf_keras'", "Use keras, which is Keras 3, in place of tf_keras."),
+    ("No module named", "Install that package into the environment of distml."),
+    ("`axis` -1 of the input shape", "Create a layer for the size that it is given, or pool in front of it."),
+    ("expected axis -1 of input shape", "Let the layer in front end in that size, or pool in front of it."),
+    ("missing a required argument: 'training'", "Give it a default: call(self, images, training=False)."),
+    ("a variable on a non-first call", "Create layers and weights in __init__ or build, not in call."),
+)
+"""What to do about what Keras and TensorFlow say, by a part of it."""
+_SIZE = "Make its layers for the shape that the builder is given, or pool in front of them."
+
+
+def remedy_of(error: Exception) -> str:
+    """What to do about an error of a user's network, "" where that is not known."""
+    said = str(error)
+    return next((remedy for part, remedy in _REMEDIES if part in said), "")
 
 
 def _from_pixels(
@@ -405,16 +480,16 @@ def _from_pixels(
     """
     import keras
 
-    if not callable(network):
-        remedy = "End the builder in return and the model." if network is None else ""
-        raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.", remedy)
+    _require_network(name, network)
     pixels = keras.layers.Input(shape, dtype="float32", name="image")
     normalise = keras.layers.Rescaling(schema.SCALE, schema.OFFSET, dtype="float32", name="normalise")
     logits = _logits(name, network, pixels if raw else normalise(pixels), classes, pair)
     if isinstance(network, keras.Layer) and not network.trainable_variables:
         raise ModelError(
             f"{name} has no weights that learn.",
-            "Leave its head trainable; model.freeze_epochs and model.unfreeze_from freeze a backbone.",
+            "Leave its head trainable; model.freeze_epochs and model.unfreeze_from freeze a backbone."
+            if network.variables
+            else "Create its layers in __init__, not in call, where Keras does not see them.",
         )
     single = pair and tuple(logits.shape) == (None, 1)
     if raw and isinstance(network, keras.Model) and _is_float32(network) and not single:
@@ -426,6 +501,20 @@ def _from_pixels(
     if keras.backend.standardize_dtype(logits.dtype) != "float32":
         logits = keras.layers.Activation("linear", dtype="float32", name="float32_logits")(logits)
     return keras.Model(pixels, logits, name=network.name)
+
+
+def _require_network(name: str, network: Any) -> None:
+    """Reject what a builder may return by mistake."""
+    if isinstance(network, type):
+        raise ModelError(f"{name} returns the class {network.__name__}.", "Return a model: call the class.")
+    if type(network).__module__.startswith("tf_keras"):
+        raise ModelError(
+            f"{name} returns a model of tf_keras, which is Keras 2.",
+            "Import keras, which is Keras 3, instead.",
+        )
+    if not callable(network):
+        remedy = "End the builder in return and the model." if network is None else ""
+        raise ModelError(f"{name} returns {type(network).__name__}, not a Keras model.", remedy)
 
 
 def _is_float32(network: keras.Model) -> bool:

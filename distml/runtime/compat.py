@@ -239,8 +239,13 @@ def own_variables(layer: Any) -> list[Any]:
 
 def call(layer: Any) -> tuple[Any, Any]:
     """Return the tensor that a layer is called on in the graph of its model, and the tensor it returns."""
-    node = layer._inbound_nodes[0]
-    return node.input_tensors[0], node.output_tensors[0]
+    return calls(layer)[0]
+
+
+def calls(operation: Any) -> list[tuple[Any, Any]]:
+    """Return the first tensor that a layer or operation is called on and the first it returns, by call."""
+    nodes = (node for node in operation._inbound_nodes if node.input_tensors)
+    return [(node.input_tensors[0], node.output_tensors[0]) for node in nodes]
 
 
 def swap_class(layer: Any, kind: type[Any]) -> None:

@@ -281,7 +281,8 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
     try:
         _step(network, case)
     except Exception as error:  # any error of the user's layers becomes an error message
-        raise ModelError(f"{case.name} cannot be trained: {_first(error)}") from error
+        place, remedy = functions.raised_at(case.name, error), registry.remedy_of(error)
+        raise ModelError(f"{case.name} cannot be trained{place}: {functions.brief(error)}", remedy) from error
     images = np.random.default_rng(0).integers(0, 256, (_EXAMPLES, *case.shape), np.uint8)
     pixels = images.astype(np.float32)
     logits, again = (np.asarray(network(pixels, training=False)) for _ in range(2))
@@ -298,7 +299,7 @@ def _exported(case: Case, folder: Path) -> dict[str, Any]:
             remedy = (
                 f"Leave out what {own or 'a layer'} updates in call, as a metric; state belongs into weights."
             )
-        raise ModelError(f"{case.name} cannot be exported: {_first(error)}", remedy) from error
+        raise ModelError(f"{case.name} cannot be exported: {functions.brief(error)}", remedy) from error
     served = export.served(network, tasks.restore(_names(case), case.task))
     return {
         "images": images.tolist(),
@@ -349,7 +350,7 @@ def _require_logits(case: Case, logits: Any, again: Any) -> None:
         place = registry.line_of(case.name, "softmax", "Softmax")
         raise ModelError(
             f"{case.name} ends in a softmax{place}, which the loss and the export contain already.",
-            "End it in Dense(classes) without an activation.",
+            "Leave it out: end in Dense(classes) without an activation.",
         )
 
 
@@ -425,10 +426,6 @@ def _require_same(case: Case, form: str, actual: Any, expected: Any) -> None:
             f"{case.name} exported as {form} gives outputs that differ by {difference:g}.",
             "Look for layers that keep state outside their weights.",
         )
-
-
-def _first(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 if __name__ == "__main__":
