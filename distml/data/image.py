@@ -206,11 +206,23 @@ def in_place_of_it(data: bytes) -> tuple[str, str] | None:
         what, remedy = "a video", FRAMES
     if data[128:132] == b"DICM":
         what, remedy = "a DICOM image", CONVERT
+    if not what and _is_base64(data):
+        what, remedy = "a picture as base64 text", "Decode it."
     if not data:
         what, remedy = "empty", _AGAIN
     elif not data.strip(b"\0"):
         what, remedy = "filled with zeros", "Fetch it again: a copy or a download was not finished."
     return (what, remedy) if what else None
+
+
+_BASE64_OF = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"SUkq", b"TU0AK", b"Qk0")
+"""What base64 makes of the beginnings of pictures, `data:` URIs apart."""
+_BASE64 = re.compile(rb"[A-Za-z0-9+/=\s_-]+")
+
+
+def _is_base64(data: bytes) -> bool:
+    head = re.sub(rb"^data:[^,]{,100},", b"", data[:600].lstrip())
+    return head.startswith(_BASE64_OF) and _BASE64.fullmatch(head) is not None
 
 
 def _without_declaration(head: bytes) -> bytes:

@@ -151,6 +151,8 @@ class Application(FastAPI):
         if match is not None:
             scope["app"], scope["path_params"], scope["metrics"] = self, match[1], match[2]
             return await match[0].app(scope, receive, send)
+        # Parts of the page are not worth their errors, which Starlette writes as plain text (RFC 9110, 14.2).
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         return await super().__call__(scope, receive, send)
 
     def _match(self, method: str, path: str) -> tuple[Route, dict[str, Any], Metrics] | Answer | None:

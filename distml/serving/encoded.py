@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -83,6 +83,7 @@ _ANY_SIZE = 1 << 62
 _INLINE_PIXELS = 250_000
 _TEXT_BYTES = 65_536
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ESCAPED = re.compile("%(2B|2F|3D|0A|0D)", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -131,10 +132,13 @@ def _lenient(text: str, where: str) -> bytes:
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise RejectedError(400, f"{where} is a data: URI without ';base64,'")
+        text = unquote(text)  # it is a URL
     if _ADDRESS.match(text):
         raise RejectedError(400, f"{where} is an address, which is not fetched; send the picture's bytes")
     if text[:2] in ("b'", 'b"'):
         raise RejectedError(400, f"{where} is Python's way to print bytes; send what .decode() gives")
+    if _ESCAPED.search(text):
+        raise RejectedError(400, f"{where} is percent-encoded, as in a form or URL; send it as JSON")
     given, text = text.strip(), "".join(text.split())
     if "\n" not in given and len(text) % 4 and len(given) % 4 == 0:
         raise RejectedError(400, f"{where} has spaces for '+', as a form or URL decodes it; send it as JSON")
@@ -260,7 +264,13 @@ def form_files(body: bytes, kind: bytes) -> tuple[list[bytes], list[str]]:
     if not pictures:
         fields = ", ".join(name for _, (name, _) in described[:5])
         raise RejectedError(400, "the form holds no file" + (f"; its fields are {fields}" if fields else ""))
-    return [bytes(part.content) for part, _ in pictures], [name for _, name in pictures]
+    return [_content(part, name) for part, name in pictures], [name for _, name in pictures]
+
+
+def _content(part: _Part, name: str) -> bytes:
+    """What a part holds; base64 where it says so, as clients do that make e-mails of the same parts."""
+    coding = part.headers.get("content-transfer-encoding", b"").strip().lower()
+    return plain(part.content.decode("latin-1"), name) if coding == b"base64" else bytes(part.content)
 
 
 def _parts(body: bytes, boundary: bytes) -> list[_Part]:

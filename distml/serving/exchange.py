@@ -211,16 +211,37 @@ def decompress(sent: bytes, encoding: bytes, limits: Limits) -> bytes:
     name = encoding.decode("latin-1")
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise RejectedError(415, f"the content encoding {name!r} is not known; send gzip, deflate or none")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
+    parts: list[bytes] = []
+    left, rest = limits.body_bytes, sent
+    while True:
+        try:
+            unpacker, part = _unpack(rest, left + 1, bare=encoding == b"deflate")
+        except zlib.error:
+            raise RejectedError(400, f"the body is not {name} data") from None
+        parts.append(part)
+        left, rest = left - len(part), unpacker.unused_data
+        if left < 0:
+            raise _too_large(limits)
+        if not unpacker.eof or (rest and (rest[:2] != _GZIP or len(parts) == _MEMBERS)):
+            raise RejectedError(400, f"the body is not one complete {name} stream")
+        if not rest:
+            return b"".join(parts)
+
+
+_GZIP, _MEMBERS = b"\x1f\x8b", 16
+"""What a member of gzip begins with (RFC 1952, 2.2), and how many a body may have: each is copied again."""
+
+
+def _unpack(sent: bytes, most: int, bare: bool) -> tuple[Any, bytes]:
+    """Unpack one stream with either header, or with none, as many clients send what they call deflate."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:
-        plain = unpacker.decompress(sent, limits.body_bytes + 1)
+        return unpacker, unpacker.decompress(sent, most)
     except zlib.error:
-        raise RejectedError(400, f"the body is not {name} data") from None
-    if len(plain) > limits.body_bytes:
-        raise _too_large(limits)
-    if not unpacker.eof or unpacker.unused_data:
-        raise RejectedError(400, f"the body is not one complete {name} stream")
-    return plain
+        if not bare:
+            raise
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        return unpacker, unpacker.decompress(sent, most)
 
 
 def compress(request: Request, given: Answer) -> Answer:
@@ -310,9 +331,15 @@ def _cause(error: orjson.JSONDecodeError, text: bytes) -> str:
         return "it is empty"
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text[:2]:
         return "it is UTF-16; send UTF-8"  # as Windows PowerShell writes files
+    if constant := _CONSTANT.match(text, len(text.decode("utf-8", "replace")[: error.pos].encode())):
+        return f"{constant[0].decode()} is not a JSON number, at line {error.lineno} column {error.colno}"
     if re.search("depth|recursion|allocate", error.msg, re.IGNORECASE):  # as versions of orjson put it
         return f"it is nested too deeply at line {error.lineno} column {error.colno}"
     return str(error).rpartition(" (char")[0]
+
+
+_CONSTANT = re.compile(rb"-?(?:NaN|Infinity)")
+"""As Python and JavaScript libraries write them."""
 
 
 def _members(value: Any) -> int:

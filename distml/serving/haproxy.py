@@ -60,6 +60,7 @@ _DEFAULTS = """defaults
     timeout http-request {patience}s
     timeout check 2500ms
     option http-buffer-request
+    option http-ignore-probes
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
 _SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
@@ -74,6 +75,7 @@ _HEADERS = """    http-request del-header x-request-timeout-seconds
     http-request return status 501 content-type application/json string {method} if !known_method
     acl whole_server url -m str *
     http-request return status 204 hdr allow "GET, HEAD, OPTIONS, POST" if {{ method OPTIONS }} whole_server
+    http-request return status 400 content-type application/json string {whole} if whole_server
 """
 _HEADERS_AT_MOST = 1000
 """Of 101, HAProxy's own limit, browsers behind several proxies send more; its answer would be HTML."""
@@ -91,6 +93,7 @@ _SENTENCES = {
 }
 _WEBSOCKET = "WebSocket connections are not supported; send plain HTTP requests"
 _METHOD = "this method is not supported; send GET or POST"
+_WHOLE = "only OPTIONS may ask for *; ask for a path"
 _AGAIN = (502, 503, 504)
 _NOBODY = """frontend unavailable
     bind {nobody}
@@ -127,6 +130,7 @@ def corrected(
     replicas listen there, too, and Ray would look for those of its own machine at 127.0.0.1. A request
     reaches a replica when all of it (or a buffer full) has arrived, within `patience_s`, so that slow clients
     hold a connection here and no more. The time limit is ours.
+    A connection on which nothing is sent, as browsers open them in advance, ends without a word.
     What HAProxy answers by itself is JSON, with the status that it means: Ray would make 500 of 502 to 504,
     and 404 of a time in which no replica is there. A client that closes its half of the connection after
     its request is answered. A replica that is there and does nothing is known by its health check, which
@@ -154,7 +158,7 @@ def corrected(
     text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
-    headers = _HEADERS.format(websocket=_body(_WEBSOCKET), method=_body(_METHOD))
+    headers = _HEADERS.format(websocket=_body(_WEBSOCKET), method=_body(_METHOD), whole=_body(_WHOLE))
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
     if grpc:

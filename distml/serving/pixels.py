@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, islice
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,7 @@ def _exact(values: list[Any], shape: Shape, where: str) -> Images:
     except (TypeError, IndexError, RejectedError):
         pass
     for index, image in enumerate(values):
-        _require(image, shape, f"{where}[{index}]")
+        _require(image, shape, f"{where}[{index}]", values)
     raise RejectedError(400, f"{where} mixes images of numbers and of lists of {depth}")
 
 
@@ -102,29 +104,73 @@ def _whole(values: list[Any], where: str) -> Images:
         if bool(np.all((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers)))):
             return numbers.astype(np.uint8)
     for index, value in enumerate(values):
-        _require_pixel(value, f"{where}[{index}]")
+        _require_pixel(value, f"{where}[{index}]", values)
     raise AssertionError("every value is a pixel, but not all of them are")
 
 
-def _require(value: Any, shape: tuple[int, ...], where: str) -> None:
-    """Find the first fault in an image."""
+def _require(value: Any, shape: tuple[int, ...], where: str, every: list[Any]) -> None:
+    """Find the first fault in an image, one of all that were sent."""
     if not shape:
-        return _require_pixel(value, where)
+        return _require_pixel(value, where, every)
     if len(shape) == 1 and shape[0] == 1 and not isinstance(value, list):
-        return _require_pixel(value, where)  # one channel may stand without its list
+        return _require_pixel(value, where, every)  # one channel may stand without its list
     unit = {3: "rows", 2: "pixels", 1: "channels"}[len(shape)]
     if not isinstance(value, list):
-        raise RejectedError(400, f"{where} is {json_type(value)}, not a list of {shape[0]} {unit}")
+        coded = '; an encoded picture is {"b64": "…"}' if isinstance(value, str) and len(shape) == 3 else ""
+        raise RejectedError(400, f"{where} is {json_type(value)}, not a list of {shape[0]} {unit}{coded}")
     if len(value) != shape[0]:
-        raise RejectedError(400, f"{where} has {len(value)} {unit}; the model takes {shape[0]}")
+        order = _order(value, shape)
+        raise RejectedError(400, f"{where} has {len(value)} {unit}; the model takes {shape[0]}{order}")
     for index, part in enumerate(value):
-        _require(part, shape[1:], f"{where}[{index}]")
+        _require(part, shape[1:], f"{where}[{index}]", every)
     return None
 
 
-def _require_pixel(value: Any, where: str) -> None:
+def _order(value: list[Any], shape: tuple[int, ...]) -> str:
+    """The remedy for an image whose numbers are there in another order, as far as its outer lists tell."""
+    if len(shape) < 3:
+        return ""
+    if len(value) == shape[2] and all(isinstance(part, list) and len(part) == shape[0] for part in value):
+        return "; the channels come last"
+    flat = len(value) == prod(shape) and not isinstance(value[0], list)
+    return f"; send {shape[0]} lists of {shape[1]} pixels" if flat else ""
+
+
+def _require_pixel(value: Any, where: str, every: list[Any]) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RejectedError(400, f"{where} is {json_type(value)}, not a whole number from 0 to 255")
     if not 0 <= value <= 255 or value != int(value):
-        hint = "; pixel values are not scaled to 0 to 1" if 0 < value < 1 else ""
-        raise RejectedError(400, f"{where} is {value:.6g}, not a whole number from 0 to 255{hint}")
+        raise no_pixel(value, where, every)
+
+
+_LOOKED_AT = 10_000
+"""Numbers of a rejected request that tell what was done to all."""
+_NORMALIZED = 10
+
+
+def no_pixel(value: float, where: str, every: list[Any]) -> RejectedError:
+    """Reject a number that is no pixel, with the remedy for what was probably done to all of them.
+
+    Args:
+        value: The first such number.
+        where: Its place in the request.
+        every: All numbers that were sent, in lists of any depth.
+    """
+    some = [float(number) for number in islice(_numbers(every), _LOOKED_AT)]
+    low, high = min([value, *some]), max([value, *some])
+    hint = ""
+    if low >= 0 and high <= 1:
+        hint = "; pixel values are not scaled to 0 to 1"
+    elif low < 0 and high <= _NORMALIZED:
+        hint = "; send raw pixel values, not normalized ones"
+    elif 0 <= value <= 255:
+        hint = "; round it"
+    return RejectedError(400, f"{where} is {value:.6g}, not a whole number from 0 to 255{hint}")
+
+
+def _numbers(values: list[Any]) -> Iterator[float]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield value

@@ -164,7 +164,10 @@ def _plain(host: str) -> str:
 
 def _authority(origin: str) -> str:
     """Where a page came from, in the form of `Host`; of `null` nothing that equals one."""
-    return _plain(urlsplit(origin).netloc) or "null"
+    try:
+        return _plain(urlsplit(origin).netloc) or "null"
+    except ValueError:  # half an IPv6 address
+        return "null"
 
 
 def _address(name: str) -> bool:

@@ -124,9 +124,7 @@ def _from_bytes(tensor: Given, data: memoryview) -> Images:
     good = (values >= 0) & (values <= 255) & (values == np.floor(values))
     if not good.all():
         first = int(np.argmin(good))
-        raise RejectedError(
-            400, f"{tensor.name}[{first}] is {values[first]}, not a whole number from 0 to 255"
-        )
+        raise pixels.no_pixel(float(values[first]), f"{tensor.name}[{first}]", values.tolist())
     return values.astype(np.uint8)
 
 

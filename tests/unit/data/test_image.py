@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import sys
 import time
@@ -186,6 +187,8 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(data: bytes) -> None:
             b"<?xml version='1.0'?>\n<Error><Code>AccessDenied",
             "the error message of a store. Fetch it again, with credentials",
         ),
+        (base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(200))), "a picture as base64 text. Decode it."),
+        (b"data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQ==", "a picture as base64 text. Decode it."),
         (b'{"message": "too many requests"}', "a JSON text. Fetch it again: a server answered"),
         (b"\0\0\0\x20ftypisom\0\0\0\0", "a video. Save single pictures"),
         (b"8BPS\0\1", "a Photoshop file. Convert it"),

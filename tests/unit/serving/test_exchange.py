@@ -82,6 +82,19 @@ def test_compressed_bodies_are_unpacked_up_to_the_limit(encoding: str, pack: Any
         read(part(pack(b"0") + b"more", False), limit=1000, content_encoding=encoding)
 
 
+def test_members_of_gzip_are_one_body_and_deflate_may_have_no_header() -> None:
+    body = b"0" * 600
+    members = gzip.compress(body) + gzip.compress(body[:400])
+    assert read(part(members, False), limit=1000, content_encoding="gzip") == b"0" * 1000
+    with pytest.raises(RejectedError) as caught:
+        read(part(members, False), limit=999, content_encoding="gzip")
+    assert caught.value.status == 413
+    bare = zlib.compress(body)[2:-4]
+    assert read(part(bare, False), limit=600, content_encoding="deflate") == body
+    with pytest.raises(RejectedError, match="not gzip data"):
+        read(part(bare, False), limit=600, content_encoding="gzip")
+
+
 def test_large_answers_are_compressed() -> None:
     long = b"0123456789" * 1000
     for accepted, named, unpack in (

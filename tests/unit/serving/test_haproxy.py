@@ -202,13 +202,20 @@ def test_a_renewed_certificate_is_loaded_without_losing_connections(tls: int, tm
 @pytest.mark.skipif(haproxy.program() is None, reason="there is no HAProxy here")
 def test_methods_that_no_replica_knows_are_answered_in_json(tls: int) -> None:
     connection, _ = _connected(tls, ssl._create_unverified_context())
-    for method, url, status in (("PURGE", "/", 501), ("BREW", "/predict", 501), ("OPTIONS", "*", 204)):
+    for method, url, status in (
+        ("PURGE", "/", 501),
+        ("BREW", "/predict", 501),
+        ("OPTIONS", "*", 204),
+        ("GET", "*", 400),
+    ):
         connection.request(method, url)
         response = connection.getresponse()
         body = response.read()
         assert response.status == status
         if status == 501:
             assert json.loads(body) == {"error": haproxy._METHOD}
+        elif status == 400:
+            assert json.loads(body) == {"error": haproxy._WHOLE}
         else:
             assert response.headers["allow"] == "GET, HEAD, OPTIONS, POST"
     connection.close()

@@ -75,6 +75,20 @@ def test_a_rebound_host_name_is_rejected(url: str, method: str, host: str) -> No
     assert requests.get(f"{url}/healthz", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "value", ["http://[::", "http://[", "[", "]", ":", "http://a:b", "%", "\u00bd", "bytes=x", ""]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["origin", "host", "sec-fetch-site", "range", "content-encoding", "accept-encoding", "authorization"],
+)
+def test_a_header_without_meaning_is_no_failure_and_answered_in_json(url: str, name: str, value: str) -> None:
+    for method, path in (("POST", "/predict"), ("GET", "/page.js")):
+        response = requests.request(method, url + path, data=BODY, headers={name: value.encode("latin-1")})
+        assert response.status_code < 500
+        assert response.ok or response.json()["error"]
+
+
 def rejected(serve: dict[str, Any], host: str, path: str = "/model") -> bool:
     scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", host.encode())]}
     return Guard(ServeConfig(**serve)).reject(scope) is not None
