@@ -135,6 +135,8 @@ def format_of(folder: Folder) -> str:
         raise known
     if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
+        if any(b"://" in folder.read(name, 4096) for name in list(folder.sizes)[:3]):
+            remedy = "Download the pictures whose addresses it holds, and give the folder with both."
         raise DataError(f"{folder.root} is a table without pictures.", remedy)
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(

@@ -32,7 +32,7 @@ _SMELLS = ("pred", "prediction", "predictions", "unlabeled", "unlabelled", "subm
 """Words that name a part of a set that is no split and no class."""
 _COPIES = ("thumbnail", "thumbnails", "tmp", "cache", "venv")
 """Folders of small copies of pictures and of programs, which are no classes; words of them may be: thumb."""
-_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
+_PICTURES = {"images", "image", "imgs", "img", "img_dir", "images_dir", "jpegimages", "pictures", "photos"}
 BESIDES = {
     "annotations",
     "annotation",
@@ -42,6 +42,11 @@ BESIDES = {
     "trimaps",
     "segmentations",
     "segmentationclass",
+    "ann_dir",
+    "mask_dir",
+    "ground_truth",
+    "groundtruth",
+    "gt",
 }
 """Folders of pictures, and what lies beside them where pixels or boxes are labelled."""
 Files = TypeVar("Files", list[str], list[Any], dict[str, str], dict[str, Any], list[int], Indices)
@@ -65,6 +70,13 @@ _REMEDY = (
     "Call the splits train, validation and test, and move out what belongs to none; a class that is called "
     "like a split needs another name."
 )
+
+
+WHOLE = (
+    "distml predicts what a whole picture shows: give a folder for each class, or a metadata.csv with "
+    "file_name and label beside the pictures; set task.kind to multilabel and write cat|dog for several."
+)
+"""What to do with labels of parts of a picture."""
 
 
 def split_word(name: str) -> tuple[str, str] | None:
@@ -269,12 +281,12 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
     others = sorted(set(tops) - set(named))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
     if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
-        suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
         lower = {top.lower() for top in tops}
-        if lower & _PICTURES and lower & BESIDES:
-            suspicious += [top for top in others if top.lower() in BESIDES]
-        if suspicious:
-            raise DataError(f"{suspicious[0]} looks like a part of the data, not a class.", _REMEDY)
+        beside = [top for top in others if top.lower() in BESIDES] if lower & _PICTURES else []
+        suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
+        for top in (*suspicious, *beside):
+            remedy = _REMEDY if top in suspicious else WHOLE
+            raise DataError(f"{top} looks like a part of the data, not a class.", remedy)
         return _within_classes(paths) or {"train": paths}
     loose = [path for path in paths.values() if "/" not in path]
     if others or loose:
@@ -340,17 +352,21 @@ def settled(splits: dict[str, Files]) -> dict[str, Files]:
     return splits
 
 
-def by_lists(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+def by_lists(
+    folder: Folder, paths: Mapping[str, str], others: Sequence[str] = ()
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
     """Divide pictures by text files that list those of each split, as Food-101's `meta/test.txt` does.
 
     Args:
         folder: Holds them.
         paths: What each picture is called from the class folder on, by its name.
+        others: Files that are read as something else.
 
     Returns:
         The same by split, and a sentence for each file that looks like a list of a split and is not used.
     """
     files = [name for name in folder.sizes if suffix(name) in _LISTS and _names_splits(name)]
+    files = [name for name in files if name not in others]
     named = _named_by(folder, [name for name in files if _split_of_list(name)], paths)
     lists = {file: some for file, some in named.items() if some}
     if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):

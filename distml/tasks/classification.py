@@ -101,9 +101,11 @@ class Classification(Task):
             )
         if isinstance(label, list) and len(label) < 2:
             label = label[0] if label else None
-        if isinstance(label, list | dict):
-            what = "several labels" if isinstance(label, list) else "an object for a label"
-            raise DataError(f"has {what}, {str(label)[:80]}.", "Give one, or set task.kind to multilabel.")
+        if isinstance(label, dict):
+            raise DataError(f"has {str(label)[:80]} for a label.", "Write its name, a text, in its place.")
+        if isinstance(label, list):
+            told = f"has several labels, {str(label)[:80]}."
+            raise DataError(told, "Give one, or set task.kind to multilabel.")
         if label is None or label in ("", "nan", "NaN"):  # as pandas writes what is missing
             raise DataError(f"has no {column}.", "Fill it in, or remove the row.")
         if isinstance(label, bool):

@@ -323,6 +323,8 @@ def _split(value: Any) -> tuple[str, ...]:
         value = value.split(mark or "|")
     if not isinstance(value, list | tuple | type(None)):
         value = [value]
+    if odd := [label for label in value or () if isinstance(label, dict | list)]:
+        raise DataError(f"has {str(odd[0])[:80]} for a label.", "Write its name, a text, in its place.")
     labels = [str(label).strip() for label in value or ()]
     return tuple(dict.fromkeys(label for label in labels if label))
 
@@ -353,12 +355,20 @@ def _by_words(lists: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
         return lists
     example = min(several)
     _LOG.warning(
-        "labels are separated by spaces: %s is read as %s; separate them by | where that is wrong",
+        "labels are separated by spaces: %s is read as %s; write %s| in each row where it is one label",
         example,
         " and ".join(example.split()),
+        example,
     )
     return {
-        split: [list(dict.fromkeys(word for text in row for word in text.split())) for row in some]
+        split: [
+            list(
+                dict.fromkeys(
+                    w for text in row for w in (text.split() if isinstance(text, _Words) else [text])
+                )
+            )
+            for row in some
+        ]
         for split, some in lists.items()
     }
 

@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
@@ -33,7 +33,7 @@ from distml.data.image import (
 )
 from distml.data.listing import PARQUET, Folder, suffix
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
-from distml.data.split import BESIDES, by_lists, divide_folders, unlabelled
+from distml.data.split import BESIDES, WHOLE, by_lists, divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -117,19 +117,17 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         divided, lists = by_lists(folder, divided["train"])
         names = [name for some in divided.values() for name in some]
     if alone := unlabelled(divided):
-        for name in alone:
-            folder.ledger.skip(name, "a test picture without a class")
-        gone = set(alone)
-        names = [name for name in names if name not in gone]
+        names = _without(folder, names, alone)
         divided = {split: paths for split, paths in divided.items() if split != "test"}
     listed = _listed(folder, divided) if task.scalar and data.label_pattern is None else {}
     plain = {split: paths for split, paths in divided.items() if split not in listed}
-    classes_of = _labelled(plain, data.label_pattern, task) | listed
+    try:
+        classes_of = _labelled(plain, data.label_pattern, task) | listed
+    except DataError:
+        _require_whole(folder, names)
+        raise
     for split in divided.keys() - classes_of.keys():
-        for name in divided[split]:
-            folder.ledger.skip(name, "a test picture without a class")
-        gone = set(divided[split])
-        names = [name for name in names if name not in gone]
+        names = _without(folder, names, divided[split])
     _require_pictures_of_all_classes(folder, names)
     lost = _lost(folder, divided)
     headers, bad = survey(folder, names, data.max_pixels)
@@ -140,6 +138,14 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     opened = of_files(folder, classes_of, headers, data, bad, task)
     levels = () if data.label_pattern else (*_levels(divided["train"]), *_occasions(divided["train"]))
     return dataclasses.replace(opened, notes=(*_empty(folder, divided), *levels, *_masks(names), *lists))
+
+
+def _without(folder: Folder, names: Sequence[str], alone: Collection[str]) -> list[str]:
+    """Names without those of test pictures that have no class, which are counted."""
+    for name in alone:
+        folder.ledger.skip(name, "a test picture without a class")
+    gone = set(alone)
+    return [name for name in names if name not in gone]
 
 
 def _lost(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> list[Fault]:
@@ -396,15 +402,40 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
         if any(name.startswith(f"{where}/") for name in names):
             continue
         if where.rpartition("/")[2].lower() in BESIDES:
-            raise DataError(
-                f"{where} holds {len(files)} files of labels, like {files[0]}, which are not read.",
-                "distml predicts what a whole picture shows: put a metadata.csv with file_name and label "
-                "beside the pictures, or a folder for each class.",
-            )
+            raise _of_parts(folder, where, files)
         raise DataError(
             f"{where} holds {len(files)} files and no picture, like {files[0]}.",
             "Convert them, or move the folder out.",
         )
+
+
+_PARTS = (
+    (re.compile(rb"\s*\d+(?:\s+-?[\d.]+){4,}\s*(?:\r?\n|$)"), "boxes of YOLO"),
+    (re.compile(rb".*<annotation\b.*<object\b", re.DOTALL), "boxes of Pascal VOC"),
+)
+"""What files of labels of a picture's parts begin with."""
+
+
+def _of_parts(folder: Folder, where: str, files: Sequence[str]) -> DataError:
+    head = folder.read(files[0], 4096)
+    kind = next((f" ({kind})" for pattern, kind in _PARTS if pattern.match(head)), "")
+    return DataError(
+        f"{where} holds {len(files)} files of labels{kind}, like {files[0]}, which are not read.", WHOLE
+    )
+
+
+def _require_whole(folder: Folder, names: Sequence[str]) -> None:
+    """Reject pictures of no class where most have a file beside them that says what their parts are."""
+    stems = {PurePosixPath(name).stem for name in names}
+    files = [
+        name
+        for name in folder.sizes
+        if suffix(name) in (".txt", ".xml") and PurePosixPath(name).stem in stems
+    ]
+    if 2 * len(files) >= len(stems) and any(
+        pattern.match(folder.read(files[0], 4096)) for pattern, _ in _PARTS
+    ):
+        raise _of_parts(folder, files[0].rpartition("/")[0] or folder.root, files)
 
 
 def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:

@@ -30,7 +30,15 @@ from distml.data.image import Policy
 from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
 from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
-from distml.data.split import SPLIT_COLUMNS, absent_parts, as_split, divide, divide_rows, split_column
+from distml.data.split import (
+    FOLD_COLUMNS,
+    SPLIT_COLUMNS,
+    absent_parts,
+    as_split,
+    divide,
+    divide_rows,
+    split_column,
+)
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
@@ -374,7 +382,9 @@ def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> C
 
     pixels = [field.name for field in fields if _holds_images(field.type)]
     picture = choose("image_column", data.image_column, _IMAGE_NAMES, pixels)
-    others = [field for field in fields if field.name != picture and field.name.lower() not in SPLIT_COLUMNS]
+    unused = (*SPLIT_COLUMNS, *FOLD_COLUMNS)
+    others = [field for field in fields if field.name != picture and field.name.lower() not in unused]
+    _require_labels(name, others, has, data)
     fitting = [field.name for field in others if not task.scalar or _holds_labels(field.type)]
     rest = fitting if len(others) == 1 else []
     asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
@@ -405,6 +415,26 @@ def _holds_images(kind: Any) -> bool:
 def _holds_labels(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind))
+
+
+def _require_labels(name: str, others: Sequence[Any], has: Sequence[str], data: DataConfig) -> None:
+    boxes = [field.name for field in others if _holds_boxes(field.type)]
+    if boxes and data.label_column in (None, boxes[0]) and not set(has) & set(_LABEL_NAMES):
+        raise DataError(
+            f"{name} holds no labels, but boxes in {boxes[0]}, which are not read.",
+            "distml predicts what a whole picture shows: write the distinct categories of each row into a "
+            "column label, and set task.kind to multilabel.",
+        )
+
+
+def _holds_boxes(kind: Any) -> bool:
+    """Whether values are annotated parts of a picture, as Hugging Face's sets for detection have them."""
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_struct(kind)
+        and {"bbox", "bboxes", "boxes"} & {kind.field(at).name for at in range(kind.num_fields)}
+    )
 
 
 def _is_binary(kind: Any) -> bool:

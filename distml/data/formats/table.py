@@ -278,7 +278,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     for name in blank:
         folder.ledger.skip(name, "a test table without labels")
     source.require_usable(reader.bad, len(chosen) + len(reader.bad), data)
-    labelled, notes = _divided(folder, settled(reader.labelled))
+    labelled, notes = _divided(folder, settled(reader.labelled), names)
     used = [picture for some in labelled.values() for picture in some]
     headers, bad = image_folder.survey(folder, used, data.max_pixels)
     bad = [*reader.bad, *bad]
@@ -296,7 +296,7 @@ def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
 
 
 def _divided(
-    folder: Folder, labelled: dict[str, dict[str, Any]]
+    folder: Folder, labelled: dict[str, dict[str, Any]], tables: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """Divide rows that no table divides by the pictures' folders, or by lists of each split's pictures."""
     if labelled.keys() != {"train"}:
@@ -306,7 +306,7 @@ def _divided(
         of_folder.setdefault(split_of_folders(name) or "", {})[name] = label
     if "train" in of_folder and len(of_folder) > 1 and "" not in of_folder:
         return settled(of_folder), ()
-    divided, notes = by_lists(folder, {name: name for name in labelled["train"]})
+    divided, notes = by_lists(folder, {name: name for name in labelled["train"]}, tables)
     return {split: {name: labelled["train"][name] for name in some} for split, some in divided.items()}, notes
 
 
@@ -378,17 +378,20 @@ class _Reader:
         try:
             label = source.read_label(self.task, values, where)
         except DataError as error:
-            if any(value not in _EMPTY for value in values.values()):
+            if not any(value in _EMPTY for value in values.values()):
                 raise
             self.unlabelled.add(picture)
             self.bad.append(Fault(picture, error.message, error.remedy))
             return
         some = self.labelled.setdefault(split, {})
         if some.setdefault(picture, label) != label:
-            raise DataError(
-                f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
-                "Keep one row for each picture.",
-            )
+            if not self.task.flags:
+                raise DataError(
+                    f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
+                    "Keep one row for each picture, or set task.kind to multilabel if it has several labels.",
+                )
+            some[picture] = tuple(dict.fromkeys((*some[picture], *label)))
+            self.notes["pictures in several rows have the labels of all of them."] = None
 
     def _picture(self, table: PurePosixPath, given: str) -> str | None:
         picture = self.places.file(table, given)
@@ -723,6 +726,11 @@ def _of_numbers(labels: Mapping[str, Any], classes: Sequence[str]) -> list[Row]:
 
 def _inner(value: Any) -> list[Any]:
     """The labels of a list of annotated parts of a picture, each once, as Create ML has them; else none."""
+    if isinstance(value, dict) and "bbox" in value:  # of Hugging Face's sets for detection: lists by name
+        several = next(
+            (value[key] for key in ("category", "categories", "label", "labels") if key in value), ()
+        )
+        return list(dict.fromkeys(map(str, several)))
     parts = value if isinstance(value, list) else [value]
     labels = [
         next((part[key] for key in ("label", "class", "category") if key in part), None)
@@ -754,14 +762,16 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         ValueError: Something else.
     """
     if not isinstance(told, dict) or lines:
-        return _records([told] if isinstance(told, dict) else told)
+        pairs = _of_pairs(told)
+        return _records([told] if isinstance(told, dict) else told) if pairs is None else pairs
     if told and all(split_word(key) for key in told):  # {"train": …, "test": …}
         return [{"split": key, **row} for key, some in told.items() for row in _of_json(some, lines)]
     if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
     if {"imagePath", "shapes"} <= told.keys():
         return [_of_labelme(told)]
-    if (rows := _of_pandas(told)) is not None:
+    rows = _of_pandas(told)
+    if rows is not None or (rows := _of_pairs(told.get("labels"))) is not None:
         return rows
     via = told.get("_via_img_metadata", told)
     if (
@@ -779,9 +789,21 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
     inside = [some for some in told.values() if isinstance(some, list) and some and isinstance(some[0], dict)]
     if len(inside) == 1:  # {"version": 1, "data": [...]}
         return _records(inside[0])
+    nested = [some for some in told.values() if isinstance(some, dict)]
+    if len(nested) == 1 and not any(isinstance(some, list) for some in told.values()):
+        return _of_json(nested[0], lines)  # {"version": 1, "annotations": {"1.jpg": "cat"}}
     if all(isinstance(label, str | int | float | list) for label in told.values()):
         return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
     return _records(told)
+
+
+def _of_pairs(told: Any) -> list[Row] | None:
+    """Rows of a list of pairs of a file and its label, as StyleGAN's `dataset.json` has them; else None."""
+    if not isinstance(told, list) or not told:
+        return None
+    if not all(isinstance(some, list) and len(some) == 2 and isinstance(some[0], str) for some in told):
+        return None
+    return [{_FILES[0]: name, LABEL: label} for name, label in told]
 
 
 def _of_names(told: Mapping[str, Any]) -> list[Row] | None:

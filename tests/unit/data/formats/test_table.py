@@ -683,7 +683,10 @@ def test_what_is_wrong_in_an_export_is_named(given: Path, name: str, text: Any, 
 def test_labels_of_regions_are_named_as_not_read(given: Path) -> None:
     (given / "labels").mkdir()
     (given / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1", encoding="utf-8")
-    with pytest.raises(DataError, match=r"labels holds 1 files of labels, like labels/0\.txt.*whole picture"):
+    with pytest.raises(
+        DataError,
+        match=r"labels holds 1 files of labels \(boxes of YOLO\), like labels/0\.txt.*whole picture",
+    ):
         open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
 
 
@@ -816,8 +819,11 @@ BY_CLASS = {kind: [name for name, of in zip(FILES, NAMES, strict=True) if of == 
             "train": {kind: some[:15] for kind, some in BY_CLASS.items()},
             "test": {k: v[15:] for k, v in BY_CLASS.items()},
         },
+        [[name, kind] for name, kind in zip(FILES, NAMES, strict=True)],
+        {"labels": [[name, kind] for name, kind in zip(FILES, NAMES, strict=True)]},
+        {"version": "1", "annotations": dict(zip(FILES, NAMES, strict=True))},
     ],
-    ids=["classes", "objects", "splits", "classes of splits"],
+    ids=["classes", "objects", "splits", "classes of splits", "pairs", "StyleGAN", "within"],
 )
 def test_json_of_classes_and_their_files_and_of_splits(given: Path, told: Any) -> None:
     (given / "annotations.json").write_text(json.dumps(told), "utf-8")
@@ -885,3 +891,128 @@ def test_columns_of_numbers_called_like_splits_and_folds_are_named(given: Path) 
     source = open_source(Config(data=data), Storage(str(given / "store")))
     assert any("the column fold is not used" in note for note in source.notes)
     assert any("the column set says no splits, but 0, 1, 2, and is not used" in note for note in source.notes)
+
+
+YOLO = "{} 0.5 0.5 0.25 0.25\n".format
+VOC = "<annotation><filename>x</filename><object><name>{}</name></object></annotation>".format
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "write", "said"),
+    [
+        ("{}.jpg", "{}.txt", YOLO, r"given holds 8 files of labels \(boxes of YOLO\), like 0\.txt"),
+        ("images/train/{}.jpg", "labels/train/{}.txt", YOLO, "labels/train holds 8 files .*boxes of YOLO"),
+        ("train/images/{}.jpg", "train/labels/{}.txt", YOLO, "train/labels holds 8 files .*boxes of YOLO"),
+        ("train/{}.jpg", "train/{}.xml", VOC, "train holds 8 files of labels .*boxes of Pascal VOC"),
+        ("JPEGImages/{}.jpg", "Annotations/{}.xml", VOC, "Annotations holds 8 files .*boxes of Pascal VOC"),
+    ],
+)
+def test_boxes_are_named_with_what_to_do(
+    tmp_path: Path, pictures: str, labels: str, write: Callable[[int], str], said: str
+) -> None:
+    root = tmp_path / "given"
+    for k in range(8):
+        for name in (pictures, labels):
+            (root / name.format(k)).parent.mkdir(parents=True, exist_ok=True)
+        (root / pictures.format(k)).write_bytes(zoo.encoded(zoo.drawn(8, 8), "JPEG"))
+        (root / labels.format(k)).write_text(write(k % 2), "utf-8")
+    with pytest.raises(DataError, match=said) as caught:
+        open_source(Config(data=DataConfig(path=str(root))), Storage(str(tmp_path / "store")))
+    assert "set task.kind to multilabel and write cat|dog for several" in caught.value.remedy
+
+
+def test_class_folders_with_a_text_beside_each_picture_are_classes(tmp_path: Path) -> None:
+    root = tmp_path / "given"
+    for k in range(8):
+        (root / "cd"[k % 2]).mkdir(parents=True, exist_ok=True)
+        (root / "cd"[k % 2] / f"{k}.png").write_bytes(zoo.encoded(zoo.drawn(8, 8), "PNG"))
+        (root / "cd"[k % 2] / f"{k}.txt").write_text(YOLO(0), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(root))), Storage(str(tmp_path / "store")))
+    assert source.classes == ("c", "d")
+
+
+@pytest.mark.parametrize("folders", [("images", "masks"), ("img_dir", "ann_dir")])
+def test_masks_beside_pictures_are_no_class(tmp_path: Path, folders: tuple[str, str]) -> None:
+    for k in range(8):
+        path = tmp_path / "given" / folders[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(zoo.encoded(zoo.drawn(8, 8), "PNG"))
+    with pytest.raises(DataError, match=f"{folders[1]} looks like a part of the data.*whole picture shows"):
+        open_source(Config(data=DataConfig(path=str(tmp_path / "given"))), Storage(str(tmp_path / "store")))
+
+
+def test_rows_of_one_picture_are_several_labels(given: Path) -> None:
+    """As Open Images and exports of boxes have them: a row for each label."""
+    table = rows(file_name=[*FILES, FILES[0]], label=[*NAMES, "cow"])
+    (given / "labels.csv").write_bytes(as_csv(table))
+    place = Storage(str(given / "store"))
+    with pytest.raises(DataError, match=r"an earlier row ant\. .*set task\.kind to multilabel"):
+        open_source(Config(data=DataConfig(path=str(given))), place)
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, place)
+    assert source.splits["train"].labels[0].tolist() == [1, 0, 1]
+    assert source.splits["train"].labels.sum() == 61
+    assert "pictures in several rows have the labels of all of them." in source.notes
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_categories_of_boxes_are_labels_and_other_objects_are_none(given: Path, kind: Any) -> None:
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind=kind))
+    boxes = [{"bbox": [[0, 0, 1, 1]] * 2, "categories": [int(k)] * 2} for k in LABELS]
+    path = given / "metadata.jsonl"
+    path.write_bytes(WRITERS["metadata.jsonl"](rows(file_name=FILES, objects=boxes)))
+    assert open_source(config, Storage(str(given / "store"))).classes == ("0", "1", "2")
+    path.write_bytes(WRITERS["metadata.jsonl"](rows(file_name=FILES, label=[{"x": 1}] * 60)))
+    with pytest.raises(DataError, match=r"row 1 of metadata\.jsonl has .*'x': 1.* for a label"):
+        open_source(config, Storage(str(given / "store")))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_boxes_in_parquet_are_named(tmp_path: Path, several: bool) -> None:
+    images = [zoo.encoded(zoo.drawn(8, 8), "PNG")] * 6
+    box = {"bbox": [0.0, 0.0, 1.0, 1.0], "category": 1}
+    boxes = [[box] if several else {key: [value] for key, value in box.items()}] * 6
+    (tmp_path / "given").mkdir()
+    pq.write_table(pa.table({"image": images, "objects": boxes}), tmp_path / "given/train.parquet")
+    for kind in ("classification", "multilabel"):
+        config = Config.resolve({"data": {"path": str(tmp_path / "given")}, "task": {"kind": kind}})
+        with pytest.raises(DataError, match=r"holds no labels, but boxes in objects.*column label"):
+            open_source(config, Storage(str(tmp_path / "store")))
+
+
+def test_a_label_of_two_words_is_kept_where_it_is_ended(
+    given: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    names = np.array(["big cat", "big dog", "cow"])[LABELS]
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=FILES, label=names)))
+    assert open_source(config, Storage(str(given / "store"))).classes == ("big", "cat", "cow", "dog")
+    assert "write big cat| in each row where it is one label" in caplog.text
+    ended = [f"{name}|" if name == "big cat" else name for name in names]
+    (given / "labels.csv").write_bytes(as_csv(rows(file_name=FILES, label=ended)))
+    assert open_source(config, Storage(str(given / "store"))).classes == ("big", "big cat", "cow", "dog")
+
+
+def test_a_row_without_one_of_its_numbers_is_skipped_where_asked(given: Path) -> None:
+    table = rows(file_name=FILES, x=range(60), y=[*range(59), ""])
+    (given / "labels.csv").write_bytes(as_csv(table))
+    data = DataConfig(path=str(given), label_column=["x", "y"], on_error="skip", max_error_fraction=0.1)
+    config = Config(data=data, task=TaskConfig(kind="regression"))
+    source = open_source(config, Storage(str(given / "store")))
+    assert [fault.reason for fault in source.faults] == [
+        "row 60 of labels.csv has '' as y, which is not a number."
+    ]
+
+
+def test_a_list_of_names_and_labels_is_not_called_an_unused_list(given: Path) -> None:
+    lines = [f"{name} {label}" for name, label in zip(FILES, NAMES, strict=True)]
+    (given / "train.txt").write_text("\n".join(lines), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert not any("not used" in note for note in source.notes)
+
+
+def test_a_table_of_addresses_without_pictures_is_named(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/labels.csv").write_text("url,label\nhttps://example.org/1.jpg,cat\n", "utf-8")
+    with pytest.raises(DataError, match="Download the pictures whose addresses it holds"):
+        open_source(Config(data=DataConfig(path=str(tmp_path / "given"))), Storage(str(tmp_path / "store")))
