@@ -149,8 +149,8 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
     distml feedback labels.csv --config configs/fashion_mnist.yaml
 
     Returns:
-        `labels` in the file, `joined` with a logged prediction, `metric`, and `live_METRIC` by version, with
-        its interval.
+        `labels` in the file, `joined` with a logged prediction, what was not, `metric`, and `live_METRIC` by
+        version, with its interval.
 
     Raises:
         DataError: The file or the log cannot be read, or a label is none of the model's.
@@ -160,6 +160,13 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
 
     joined = comparison.feedback(config, own.file)
     print(f"{joined['joined']} of {joined['labels']} labels have a logged prediction", file=sys.stderr)
+    if unknown := joined["unknown"]:
+        hint = "an id is the x-request-id of an answer that was logged (log.enabled, log.sample)"
+        print(f"without one, for instance: {', '.join(unknown)}; {hint}", file=sys.stderr)
+    if joined["repeated"]:
+        print(f"{joined['repeated']} lines are of an image before them; the last counts", file=sys.stderr)
+    if joined["without_label"]:
+        print(f"{joined['without_label']} lines have no label yet and are left out", file=sys.stderr)
     metric = joined["metric"]
     for version, live in joined[f"live_{metric}"].items():
         between = " to ".join(f"{bound:.4g}" for bound in live["interval"])

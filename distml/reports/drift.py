@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -428,7 +429,8 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
             for an image the last one counts, and of several answers of a version the last one.
 
     Returns:
-        `labels` in the file, `joined` with a logged prediction, `metric`, the task's main one, and
+        `labels` in the file, `joined` with a logged prediction, `without_label` and `repeated` lines,
+        `unknown`, ids that no logged request has (five at most), `metric`, the task's main one, and
         `live_METRIC` by version: `rows`, the metric and its 95 % `interval`. They are kept for
         `distml drift`, too.
 
@@ -437,7 +439,8 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
         StorageError: The storage cannot be read or written.
     """
     storage, model = Storage(config.storage.root), config.tracking.registered_model
-    truth, name = _truth(path), tasks.of(config.task.kind).main
+    truth, counted = _truth(path)
+    name = tasks.of(config.task.kind).main
     joined: dict[int, dict[tuple[str, int], _Joined]] = {}  # a request that was repeated is logged again
     for place in request_log.listed(storage, model):
         task, table = _labelled(storage, place, config.task.kind)
@@ -448,8 +451,10 @@ def feedback(config: Config, path: str) -> dict[str, Any]:
                 told = _told(task, label, path)
                 joined.setdefault(version, {})[request, position] = (task, told, outputs)
     live = {str(version): _live([*rows.values()]) for version, rows in sorted(joined.items())}
-    line = {"labels": len(truth), "joined": len(set().union(*joined.values())), "metric": name}
-    line |= {f"live_{name}": live}
+    known = set().union(*joined.values())
+    unknown = list(dict.fromkeys(request for request, position in truth if (request, position) not in known))
+    line = {"labels": len(truth), "joined": len(known), **counted, "unknown": unknown[:_SHOWN]}
+    line |= {"metric": name, f"live_{name}": live}
     storage.write_bytes(json.dumps(line, indent=1).encode(), _FEEDBACK, f"{model}.json")
     return line
 
@@ -490,16 +495,36 @@ def _live(rows: Sequence[_Joined]) -> dict[str, Any]:
     return {"rows": len(rows), task.main: round(value, 4), "interval": ends}
 
 
-def _truth(path: str) -> dict[tuple[str, int], Any]:
-    """True labels by request and position."""
+_SHOWN = 5
+_PARQUET = b"PAR1"
+_DELIMITERS = b",;\t|"
+
+
+def _read_labels(path: str) -> pa.Table:
+    """Read CSV or Parquet by its content, all of a CSV as texts; names of columns in lower case."""
     try:
-        if path.endswith(".csv"):
-            texts = csv.ConvertOptions(column_types={"id": pa.string(), "label": pa.string()})
-            table = csv.read_csv(path, convert_options=texts)
+        content = Path(path).read_bytes()
+        if content.startswith(_PARQUET):
+            table = pq.read_table(pa.BufferReader(content))
         else:
-            table = pq.read_table(path)
+            head = content.partition(b"\n")[0]
+            mark = chr(max(_DELIMITERS, key=lambda mark: head.count(mark)))
+            names = csv.open_csv(io.BytesIO(content), parse_options=csv.ParseOptions(delimiter=mark)).schema
+            texts = csv.ConvertOptions(column_types=dict.fromkeys(names.names, pa.string()))
+            table = csv.read_csv(
+                io.BytesIO(content), parse_options=csv.ParseOptions(delimiter=mark), convert_options=texts
+            )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}.", "Give CSV or Parquet.") from None
+    names = [name.strip().lower() for name in table.column_names]
+    if twice := [name for name in ("id", "label", "position") if names.count(name) > 1]:
+        raise DataError(f"{path} has the column {twice[0]!r} twice.", "Rename the one that is not meant.")
+    return table.rename_columns(names)
+
+
+def _truth(path: str) -> tuple[dict[tuple[str, int], Any], dict[str, int]]:
+    """True labels by request and position; how many lines have none, and how many were said again."""
+    table = _read_labels(path)
     if missing := sorted({"id", "label"} - set(table.column_names)):
         raise DataError(
             f"{path} has no column {missing[0]!r}; its columns are {', '.join(table.column_names[:9])}.",
@@ -507,8 +532,32 @@ def _truth(path: str) -> dict[tuple[str, int], Any]:
         )
     places = table["position"].to_pylist() if "position" in table.column_names else [0] * len(table)
     rows = zip(table["id"].to_pylist(), places, table["label"].to_pylist(), strict=True)
-    known = [(name, place, label) for name, place, label in rows if name is not None and place is not None]
-    return {(str(name), int(place)): label for name, place, label in known if label is not None}
+    truth: dict[tuple[str, int], Any] = {}
+    counted = {"without_label": 0, "repeated": 0}
+    for number, (name, place, label) in enumerate(rows, 1):
+        if label is None or (isinstance(label, str) and not label.strip()):
+            counted["without_label"] += 1
+            continue
+        if name is None or not str(name).strip():
+            raise DataError(f"{path} has the label {label!r} without an id, in row {number}.", "Add its id.")
+        key = (str(name).strip(), _position(place, path, number))
+        counted["repeated"] += key in truth
+        truth[key] = label.strip() if isinstance(label, str) else label
+    return truth, counted
+
+
+def _position(place: Any, path: str, number: int) -> int:
+    """Which image of a request is meant; the first where a line does not say."""
+    if place is None or place == "":
+        return 0
+    try:
+        if (position := int(float(place))) == float(place) and position >= 0:
+            return position
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DataError(
+        f"{path} has the position {place!r} in row {number}.", "Count the images of a request from 0."
+    )
 
 
 def live(storage: Storage, model: str) -> dict[str, Any]:

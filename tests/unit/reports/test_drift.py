@@ -288,6 +288,7 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     assert cli.run("feedback", [str(file), *flags]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["labels"], result["joined"]) == (5, 4)
+    assert (result["unknown"], result["repeated"], result["without_label"]) == (["unknown"], 1, 0)
     third, fourth = result["live_accuracy"]["3"], result["live_accuracy"]["4"]
     assert (third["rows"], third["accuracy"]) == (3, 0.6667)
     assert third["interval"] == [0.2077, 0.9385]  # Wilson's, of 2 in 3
@@ -300,6 +301,55 @@ def test_labels_that_come_later_give_the_live_accuracy_of_each_version(
     file.write_text("request,label\na,cat\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
     assert "no column 'id'; its columns are request, label" in capsys.readouterr().err
+
+
+def logged_request(root: Path) -> list[str]:
+    """Flags of a storage with one logged request of two images, `a`."""
+    storage = Storage(str(root))
+    served = Served("pets", 3, Classification(("cat", "dog")))
+    entry = rows.Entry(time.time(), "a", served, pictures(2, 1), np.eye(2, dtype=np.float32), 0.1)
+    rows.write(storage, [entry], False)
+    return ["--storage.root", storage.root, "--tracking.registered_model", "pets"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "\ufeffID; Label ;position\na;cat;0\n a ; dog;1\nb;;0\n"),
+        ("LABELS.CSV", "position,label,id\n0,cat,a\n1.0,dog,a\n,,c\n"),
+        ("labels.tsv", "id\tlabel\tposition\na\tcat\t\na\tdog\t1\nb\t \t1\n"),
+    ],
+)
+def test_labels_are_read_from_tables_as_programs_write_them(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = logged_request(tmp_path / "storage")
+    (tmp_path / name).write_text(text, "utf-8")
+    assert cli.run("feedback", [str(tmp_path / name), *flags]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["labels"], result["joined"], result["without_label"]) == (2, 2, 1)
+    assert result["live_accuracy"]["3"]["accuracy"] == 1.0
+    assert "1 lines have no label yet" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,label,position\na,cat,first\n", "has the position 'first' in row 1"),
+        ("id,label,position\na,cat,0.5\n", "has the position '0.5' in row 1"),
+        ("id,label,position\na,cat,-1\n", "has the position '-1' in row 1"),
+        ("id,label\na,cat\n,dog\n", "has the label 'dog' without an id, in row 2"),
+        ("id,label,ID\na,cat,b\n", "has the column 'id' twice"),
+    ],
+)
+def test_a_line_that_names_no_image_is_an_error(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = logged_request(tmp_path / "storage")
+    (tmp_path / "labels.csv").write_text(text, "utf-8")
+    assert cli.run("feedback", [str(tmp_path / "labels.csv"), *flags]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
