@@ -141,8 +141,22 @@ def called(name: str, function: Callable[..., Any], use: Use, *given: Any, **opt
     try:
         return function(*given, **options)
     except Exception as error:
-        remedy = f"Its options were {options}." if use.options != use.key or options else ""
+        remedy = f"Its options were {options}." if options else ""
+        if use in (LOSS, METRIC):
+            remedy = f"It is given {_described(use, given)}, in this order."
+        if "No module named" in str(error):  # in a graph it is another type
+            remedy = "Install that package into the environment of distml, on every node."
         raise ModelError(f"{use.key}: {name} fails: {cause(error)}", remedy) from error
+
+
+def _described(use: Use, given: Sequence[Any]) -> str:
+    """Types and shapes of what a function is given, as `targets, int32 [N], and logits, float32 [N, 3]`."""
+    names = use.given.split(" and ")
+    kinds = [getattr(value.dtype, "name", str(value.dtype)) for value in given]
+    shapes = [", ".join(["N", *(str(int(size)) for size in value.shape[1:])]) for value in given]
+    return ", and ".join(
+        f"{name}, {kind} [{shape}]" for name, kind, shape in zip(names, kinds, shapes, strict=False)
+    )
 
 
 def cause(error: Exception) -> str:
@@ -374,9 +388,14 @@ def _require_callable(
         raise ConfigError(f"{use.key}: {name} is a coroutine.", "Write def without async.")
     if isinstance(node, ast.ClassDef) and use in (LOSS, METRIC):
         raise ConfigError(f"{use.key}: {name} is a class.", f"Name a function of {use.given}.")
+    first = 0
+    if isinstance(node, ast.ClassDef):
+        first = 1  # self
+        made = [each for each in node.body if getattr(each, "name", "") == "__init__"]
+        node = next(iter(made), node)
     if not isinstance(node, ast.FunctionDef) or node.decorator_list:
         return
-    arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+    arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)][first:]
     if len(arguments) < use.arguments and not node.args.vararg:
         takes = ", ".join(arguments) or "nothing"
         raise ConfigError(f"{use.key}: {name} takes {takes}.", f"It is given {use.given}.")

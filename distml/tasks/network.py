@@ -194,6 +194,12 @@ def _try(name: str, own: Loss, task: Task) -> None:
         if len(shape) == 2 and shape[0] == _TRIED:
             remedy = "Return the loss of each row, float32 [N]: average over the last axis."
         raise ModelError(f"train.loss: {name} returns {what}.", remedy)
+    if not np.isfinite(rows).all():
+        raise ModelError(
+            f"train.loss: {name} returns {float(rows[np.argmin(np.isfinite(rows))])} for logits of "
+            f"{_LOW:g} to {_LOW + 1:g}.",
+            "Logits may be below 0: set from_logits=True, and bound what a logarithm or a division is given.",
+        )
     if slopes is None:
         raise ModelError(
             f"train.loss: {name} has no gradient by its second argument.",

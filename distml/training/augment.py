@@ -106,15 +106,31 @@ def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> t
     else:
         kind, given = getattr(keras.layers, name), options | {"dtype": "float32"}
     layer = functions.called(name, kind, functions.LAYERS, **given)
-    image = tf.zeros([2, *shape])
+    image = tf.cast(tf.reshape(tf.range(2 * np.prod(shape)) % 256, [2, *shape]), tf.float32)
     changed = functions.called(name, lambda: layer(image, training=True), functions.LAYERS)
     if tuple(changed.shape) != tuple(image.shape):
         raise ModelError(
             f"train.augment.layers: {name} turns images of {shape} into {tuple(changed.shape[1:])}.",
             "Leave it out.",
         )
+    if ":" in name:
+        _require_pixels(name, functions.called(name, tf.function(layer), functions.LAYERS, image))
     weights = {id(weight) for weight in layer.weights}
     return layer, [variable.value for variable in layer.variables if id(variable) not in weights]
+
+
+_SCALED = 2.0
+"""A greatest value by which images are scaled to 0 to 1 or -1 to 1."""
+
+
+def _require_pixels(name: str, images: Tensor) -> None:
+    """Reject a layer of the user's that scales pixels, which the network does."""
+    most = float(tf.reduce_max(tf.abs(images)))
+    if 0 < most <= _SCALED:
+        raise ModelError(
+            f"train.augment.layers: {name} turns pixels of 0 to 255 into values up to {most:.3g}.",
+            "Return pixels of 0 to 255: the network scales them.",
+        )
 
 
 def centre(images: Tensor, size: tuple[int, ...]) -> Tensor:

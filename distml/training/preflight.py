@@ -257,6 +257,7 @@ def _call_functions(case: Case) -> None:
     if ":" in train.optimizer:
         made, variable = optimizer.make(train, rates), keras.Variable(np.zeros((2, 2)), dtype="float32")
         made.build([variable])
+        _notice_unused_rate(train.optimizer, made, rates)
         step = tf.function(lambda: made.apply([tf.ones([2, 2])], [variable]))
         functions.called(train.optimizer, step, functions.OPTIMIZER)
     rows, random = max(16, 2 * case.classes), np.random.default_rng(0)
@@ -264,7 +265,30 @@ def _call_functions(case: Case) -> None:
     targets.T[...] = np.arange(rows) % (case.classes if targets.ndim == 1 else 2)
     outputs = task.activate(random.normal(size=(rows, case.classes)))
     for metric in case.metrics:
-        functions.measured(metric, targets, outputs)
+        first = functions.measured(metric, targets, outputs)
+        functions.measured(metric, targets, outputs[::-1])
+        if abs(functions.measured(metric, targets, outputs) - first) > AGREEMENT:
+            raise ModelError(
+                f"{functions.METRIC.key}: {metric} returns another number for the same rows, when it has "
+                "measured others.",
+                "Keep nothing between calls, as a metric object of Keras does, and seed what is random.",
+            )
+
+
+def _notice_unused_rate(name: str, optimizer: Any, rates: list[float]) -> None:
+    """Warn where an optimizer of the user's has a learning rate of its own."""
+    used = []
+    for step in (rates.index(min(rates)), rates.index(max(rates))):
+        optimizer.iterations.assign(step)
+        used.append(float(optimizer.learning_rate))
+    optimizer.iterations.assign(0)
+    tolerated = AGREEMENT * max(rates)
+    if used[0] == used[1] and max(abs(used[0] - rate) for rate in rates) > tolerated:
+        logging.getLogger("distml.models").warning(
+            "%s keeps a learning rate of %g: train.learning_rate and train.schedule change nothing; "
+            "give the first argument on to the optimizer.",
+            *(name, used[0]),
+        )
 
 
 def _exported(case: Case, folder: Path) -> dict[str, Any]:

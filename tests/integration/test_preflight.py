@@ -447,8 +447,20 @@ def of_probabilities(targets, logits):
 def failing(targets, logits):
     raise KeyError("gamma")
 
+def logarithm(targets, logits):
+    return -tf.math.log(logits[:, 0])
+
+def hot(targets, logits):
+    return keras.losses.categorical_crossentropy(targets, logits, from_logits=True)
+
+def elsewhere(targets, logits):
+    import no_such_package
+
 def lion(learning_rate):
     return keras.optimizers.Lion(learning_rate)
+
+def fixed(learning_rate):
+    return keras.optimizers.Adam(0.5)
 
 class Broken(keras.optimizers.SGD):
     def update_step(self, gradient, variable, learning_rate):
@@ -470,6 +482,20 @@ class Halved(keras.layers.Layer):
 class Failing(keras.layers.Layer):
     def call(self, images, training=False):
         raise TypeError("no images")
+
+class Shares(keras.layers.Layer):
+    def call(self, images, training=False):
+        return images / 255
+
+class Eager(keras.layers.Layer):
+    def call(self, images, training=False):
+        return tf.constant(np.asarray(images))
+
+class Counted(keras.layers.Layer):
+    def __init__(self, times, **options):
+        super().__init__(**options)
+
+counted = keras.metrics.SparseCategoricalAccuracy()
 
 def right(targets, outputs):
     outputs[:] = 0  # its own copy
@@ -509,6 +535,16 @@ def test_functions_of_the_user_are_called_without_a_network_of_the_user() -> Non
 
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(("optimizer", "warned"), [("fixed", True), ("lion", False)])
+def test_a_learning_rate_that_is_not_used_gives_a_warning(
+    optimizer: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried({"train": {"optimizer": f"own_functions:{optimizer}"}})
+    assert (f"own_functions:{optimizer} keeps a learning rate of 0.5" in caplog.text) is warned
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("functions")
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -519,10 +555,15 @@ def test_functions_of_the_user_are_called_without_a_network_of_the_user() -> Non
         ({"loss": "own_functions:constant"}, "no gradient by its second argument"),
         ({"loss": "own_functions:of_probabilities"}, "stays the same where logits change.*from_logits=True"),
         ({"loss": "own_functions:failing"}, "failing fails: KeyError: 'gamma'"),
+        ({"loss": "own_functions:logarithm"}, "returns nan for logits of -4 to -3.* Logits may be below 0"),
+        ({"loss": "own_functions:hot"}, r"targets, int32 \[N\], and logits, float32 \[N, 3\], in this order"),
+        ({"loss": "own_functions:elsewhere"}, "No module named 'no_such_package'.* Install that package"),
         ({"optimizer": "own_functions:broken"}, "broken fails: RuntimeError: no slot"),
         ({"schedule": "own_functions:schedule"}, "returns .*CosineDecay.* for step 0 of 100"),
         ({"augment": {"layers": ["own_functions:Halved"]}}, r"turns images of \(8, 8, 3\) into \(4, 8, 3\)"),
         ({"augment": {"layers": ["own_functions:Failing"]}}, "Failing fails: TypeError: no images"),
+        ({"augment": {"layers": ["own_functions:Shares"]}}, "pixels of 0 to 255 into values up to 1"),
+        ({"augment": {"layers": ["own_functions:Eager"]}}, "Cannot convert a symbolic tf.Tensor"),
     ],
 )
 def test_a_function_that_could_not_be_used_is_named(keys: dict[str, Any], said: str) -> None:
@@ -533,9 +574,16 @@ def test_a_function_that_could_not_be_used_is_named(keys: dict[str, Any], said: 
 
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("functions")
-@pytest.mark.parametrize(("metric", "said"), [("each", "returns array"), ("undefined", "returns nan")])
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("each", "returns array.*Return one finite number"),
+        ("undefined", "returns nan.*Return one finite number"),
+        ("counted", "returns another number for the same rows.*Keep nothing between calls"),
+    ],
+)
 def test_a_metric_that_is_no_number_is_named(metric: str, said: str) -> None:
-    with pytest.raises(ModelError, match=f"own_functions:{metric} {said}.*Return one finite number"):
+    with pytest.raises(ModelError, match=f"own_functions:{metric} {said}"):
         tried({"evaluate": {"metrics": [f"own_functions:{metric}"]}})
 
 

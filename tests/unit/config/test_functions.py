@@ -23,6 +23,10 @@ def lion(learning_rate, beta=0.9): ...
 
 def steps(step, total_steps, learning_rate, drops=2): ...
 
+class Blur:
+    def __init__(self, width, times=1, **options):
+        self.width = width
+
 class Noise:
     def __init__(self, amount=0.1): ...
 
@@ -112,6 +116,10 @@ def test_existing_functions_are_accepted_without_running_them(own: None, train: 
         ({"optimizer": "own_training:third"}, r"needs logits, .* Set train.optimizer_options.logits"),
         ({"schedule": "own_training:alone"}, "It is given step, total steps and learning rate"),
         ({"augment": {"layers": ["own_training:alone"]}}, "Write {own_training:alone: {targets: VALUE}}"),
+        (
+            {"augment": {"layers": ["own_training:Blur"]}},
+            "needs width, .* Write {own_training:Blur: {width: ",
+        ),
     ],
 )
 def test_unusable_functions_are_rejected_with_a_message(
