@@ -39,6 +39,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FRAMES = ("in user code:", "Graph execution error:")
 """How TensorFlow begins errors of a graph, whose last line says what is wrong."""
 _MIXING = {"MixUp": "train.augment.mixup", "CutMix": "train.augment.cutmix"}
+_CROPS = ("RandomCrop", "CenterCrop")
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,11 @@ def check_layers(layers: list[dict[str, Any]]) -> None:
             raise ConfigError(
                 f"{LAYERS.key}: {name} mixes targets, too.", f"Set {_MIXING[name]}, as to 0.2, instead."
             )
+        elif name in _CROPS:
+            raise ConfigError(
+                f"{LAYERS.key}: {name} is no layer here, as it changes the size of images.",
+                "Set train.augment.crop_scale, as to [0.5, 1.0], instead.",
+            )
         elif name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
@@ -313,6 +319,7 @@ def check_layers(layers: list[dict[str, Any]]) -> None:
                 name, {key: accepted[key] for key in accepted if key != _ANYTHING}, options, LAYERS
             )
             _require_effective(name, options)
+            _require_factor(name, accepted | dict(options))
 
 
 def _require_effective(name: str, options: Mapping[str, Any]) -> None:
@@ -330,6 +337,26 @@ def _require_effective(name: str, options: Mapping[str, Any]) -> None:
             f"{LAYERS.key}: value_range = {limits} of {name}, but images have values from 0 to 255.",
             "Leave it out.",
         )
+
+
+_ZERO_COUNTS = ("RandomSaturation", "RandomSharpness", "RandomPosterization", "Solarization")
+"""Layers of Keras 3.15 that change images by a factor of 0, too; of others 0 leaves images as they are."""
+
+
+def _require_factor(name: str, options: Mapping[str, Any]) -> None:
+    """Reject a layer whose factors are all 0, as some are where none is given."""
+    factors = {key: value for key, value in options.items() if key.endswith("factor")}
+    saturated = factors.get("saturation_factor") is not None
+    if name in _ZERO_COUNTS or saturated or not factors or any(map(_is_some, factors.values())):
+        return
+    raise ConfigError(
+        f"{LAYERS.key}: {name} changes nothing without {' or '.join(factors)}.",
+        f"Write {{{name}: {{{next(iter(factors))}: 0.1}}}}.",
+    )
+
+
+def _is_some(value: Any) -> bool:
+    return any(value) if isinstance(value, list | tuple) else bool(value)
 
 
 def _require_given(name: str, tree: ast.Module, options: Mapping[str, Any]) -> None:

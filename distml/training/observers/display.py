@@ -39,7 +39,7 @@ class Display:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._name = f"[cyan]{escape(name)}[/cyan] " if name else ""
         self._epochs, self._frozen, self._began = epochs, frozen, time.monotonic()
-        self._steps_per_epoch = 0
+        self._steps_per_epoch, self._weights = 0, ""
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -54,8 +54,9 @@ class Display:
             case Started():
                 self._started(event)
             case WeightsLoaded():
-                self.say(escape(f"weights {event.source}: {event.summary}"))
+                self._weights = f"weights {event.source}: {event.summary}"
             case Resumed():
+                self._weights = ""  # the checkpoint's are in their place
                 self.say(f"resumed after epoch {event.epoch} from {event.checkpoint}")
             case CheckpointSkipped():
                 self.say(f"[yellow]checkpoint {event.name} is not used: {event.reason}[/yellow]")
@@ -70,6 +71,9 @@ class Display:
 
     def _started(self, event: Started) -> None:
         self._steps_per_epoch = event.steps_per_epoch
+        if self._weights:
+            self.say(escape(self._weights))
+            self._weights = ""
         workers, mode = event.world_size, "streamed" if event.streaming else "in memory"
         precision = "" if event.precision == "float32" else f" in {event.precision}"
         self.say(

@@ -61,6 +61,8 @@ def check(train: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "train",
     [
+        {"augment": {"layers": [{"RandomColorJitter": {"saturation_factor": 0}}, "Solarization"]}},
+        {"augment": {"layers": [{"RandomSaturation": {"factor": 0}}, {"RandomShear": {"y_factor": 0.1}}]}},
         {"augment": {"layers": ["RandAugment", {"RandomFlip": {"mode": "horizontal"}}, "AugMix"]}},
         {"augment": {"layers": [{"RandomRotation": {"factor": 0.1}}, {"RandomErasing": None}]}},
         {"augment": {"layers": [{"own_training:Noise": {"amount": 0.2}}]}},
@@ -79,7 +81,7 @@ def test_existing_functions_are_accepted_without_running_them(own: None, train: 
     [
         ({"augment": {"layers": ["RandomFlp"]}}, "Keras has no layer RandomFlp"),
         ({"augment": {"layers": ["MixUp"]}}, "MixUp mixes targets, too"),
-        ({"augment": {"layers": ["CenterCrop"]}}, "Keras has no layer CenterCrop"),
+        ({"augment": {"layers": ["CenterCrop"]}}, "CenterCrop is no layer here, .* train.augment.crop_scale"),
         ({"augment": {"layers": ["RandomRotation"]}}, "RandomRotation needs factor"),
         ({"augment": {"layers": [{"RandomFlip": {"mod": "h"}}]}}, "layers.mod is unknown to RandomFlip"),
         ({"augment": {"layers": [{"RandAugment": {"factor": "x"}}]}}, "factor = 'x' is not accepted"),
@@ -87,6 +89,12 @@ def test_existing_functions_are_accepted_without_running_them(own: None, train: 
             {"augment": {"layers": [{"RandomFlip": {"mode": "horizontl"}}]}},
             r"mode = 'horizontl' is not accepted by RandomFlip\. Did you mean horizontal\?",
         ),
+        (
+            {"augment": {"layers": ["RandomShear"]}},
+            "RandomShear changes nothing without x_factor or y_factor",
+        ),
+        ({"augment": {"layers": ["RandomColorJitter"]}}, r"Write {RandomColorJitter: {\w+_factor: 0.1}}"),
+        ({"augment": {"layers": [{"RandomZoom": {"height_factor": [0, 0.0]}}]}}, "changes nothing without"),
         ({"augment": {"layers": [{"RandomFlip": {"mode": "left"}}]}}, "It accepts horizontal, vertical, "),
         ({"augment": {"layers": [{"RandomFlip": {"mode": 1}}]}}, "mode = 1 is not accepted"),
         (

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from distml.tasks import Evaluation
-from distml.training.events import EpochFinished, Started
+from distml.training.events import EpochFinished, Resumed, Started, WeightsLoaded
 from distml.training.observers.display import Display
 
 STARTED = Started(
@@ -45,6 +45,18 @@ def test_the_end_of_the_frozen_epochs_explains_the_jump_of_the_loss() -> None:
     assert "the backbone is trained from epoch 3 on" in lines[2]
     Display(2, Console(file=stream), frozen=2)(EpochFinished(2, 20, {"samples_per_s": 10.0}))
     assert "is trained from epoch" not in stream.getvalue().splitlines()[-1]  # no phase follows
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_line_about_weights_is_left_out_of_a_resumed_run(resumed: bool) -> None:
+    stream = io.StringIO()
+    display = Display(2, Console(file=stream, soft_wrap=True))
+    display(WeightsLoaded("imagenet", "0" * 64, "2 start from random weights"))
+    if resumed:
+        display(Resumed(1, "attempt-001/epoch-00001", []))
+    display(STARTED)
+    assert ("weights imagenet: 2 start from random weights" in stream.getvalue()) is not resumed
+    assert ("resumed after epoch 1" in stream.getvalue()) is resumed
 
 
 def test_errors_of_numbers_are_shown_by_their_digits_and_units() -> None:
