@@ -61,7 +61,8 @@ def _batch(value: Any) -> Any:
     """0 stands for auto, and is not written."""
     if value == "auto":
         return 0
-    if isinstance(value, bool) or (isinstance(value, int) and value < 1):
+    word = isinstance(value, str) and not value.strip().isdigit()
+    if word or isinstance(value, bool) or (isinstance(value, int) and value < 1):
         raise ValueError("expected auto or a number of at least 1")
     return _number(value)
 

@@ -10,6 +10,7 @@ import json
 import shlex
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.markup import escape
 from distml import tasks, tracking
 from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
-from distml.config import Config
+from distml.config import Config, ExportConfig
 from distml.data import schema, shards
 from distml.data.source import Source
 from distml.errors import ConfigError
@@ -156,6 +157,7 @@ def show(
             else {}
         ),
         "files": Storage(config.storage.root).uri(*finished.export),
+        "formats": written(finished.formats, config.export),
         "figures": ", ".join(drawn),
         "report": Storage(config.storage.root).uri(*finished.export, page.FOLDER, page.FILE),
         "runs": viewed_by(tracking.uri(config)),
@@ -163,6 +165,27 @@ def show(
     }
     times = _times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
     display.summary(finished.shown, finished.evaluation[finished.shown], times, facts)
+
+
+def written(formats: Mapping[str, Mapping[str, Any]], wanted: ExportConfig) -> str:
+    """Say which forms of a model were written, and why one that was asked for was not.
+
+    Args:
+        formats: As the export recorded them, by name.
+        wanted: What was asked for.
+    """
+    kept, missing = [], []
+    for name, form in formats.items():
+        if "left_out" in form:
+            asked = name == "litert_int8" or (wanted.formats != "auto" and name in wanted.formats)
+            missing += [f"{name} is left out: {form['left_out']}"] if asked else []
+            continue
+        size = f" {form['bytes'] / 1e6:.1f} MB" if "bytes" in form else ""
+        if "accuracy" in form:
+            shares = (form["accuracy"], form["accuracy_float"])
+            size += " (validation rows correct: {:.4f}, of litert {:.4f})".format(*shares)
+        kept.append(f"{name}{size}")
+    return "; ".join([", ".join(kept), *missing])
 
 
 def asked_by(run: str, root: str) -> str:

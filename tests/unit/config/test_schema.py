@@ -139,3 +139,9 @@ def test_a_path_that_is_there_is_taken_as_it_is(tmp_path: Path, caplog: pytest.L
         ConfigError, match=r'data\.path = "\\"\\"" is not accepted: it is empty; give a folder'
     ):
         Config.resolve({"data": {"path": '""'}})
+
+
+@pytest.mark.parametrize("value", ["Auto", "automatic", "", True, 0, "-1"])
+def test_a_batch_that_is_no_number_is_answered_with_auto(value: object) -> None:
+    with pytest.raises(ConfigError, match="expected auto or a number of at least 1"):
+        Config.load(**{"train.global_batch_size": value})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
+from distml.config import ExportConfig
 from distml.training import run
 
 
@@ -15,3 +17,17 @@ def test_printed_commands_are_quoted() -> None:
     uri = f"sqlite:///{root}/mlflow.db"
     assert shlex.split(run.viewed_by(uri), comments=True)[-1] == uri
     assert run.viewed_by("http://mlflow:5000") == "http://mlflow:5000"
+
+
+def test_forms_of_a_model_are_listed_with_the_reason_of_one_that_is_not_there() -> None:
+    formats: dict[str, dict[str, Any]] = {
+        "keras": {"bytes": 14_224_263},
+        "litert_int8": {"bytes": 3_900_000, "accuracy": 0.92, "accuracy_float": 0.93, "rows": 42},
+        "onnx": {"left_out": "not converted to ONNX: the extra onnx is not installed"},
+    }
+    kept = "keras 14.2 MB, litert_int8 3.9 MB (validation rows correct: 0.9200, of litert 0.9300)"
+    assert run.written(formats, ExportConfig()) == kept  # ONNX was not asked for by name
+    reason = "; onnx is left out: not converted to ONNX: the extra onnx is not installed"
+    assert run.written(formats, ExportConfig(formats=["keras", "onnx"])) == kept + reason
+    formats["litert_int8"] = {"left_out": "it loses 0.1", "accuracy": 0.8, "accuracy_float": 0.9}
+    assert run.written(formats, ExportConfig()) == "keras 14.2 MB; litert_int8 is left out: it loses 0.1"
