@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,7 +231,9 @@ def to_nhwc(values: npt.NDArray[Any], where: str) -> Images:
     """
     shape = values.shape[1:]
     if len(shape) not in (2, 3) or 0 in shape:
-        raise DataError(f"{where}: images of shape {shape} are not H x W or H x W x C.")
+        side = math.isqrt(shape[0]) if len(shape) == 1 else 0
+        remedy = f"Reshape them to N x {side} x {side}." if side > 1 and side**2 == shape[0] else ""
+        raise DataError(f"{where}: images of shape {shape} are not H x W or H x W x C.", remedy)
     if (
         len(shape) == 3
         and shape[2] > 4

@@ -16,6 +16,8 @@ import distml.tasks.quality as quality
 from distml.errors import DataError, ModelError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
+TWO_CLASSES = "Give pictures of at least two, each class in a folder of its own or named in a table."
+"""What to do about data of one class."""
 _KINDS = 20
 """Classes that may well be called by numbers."""
 _NUMBER = re.compile(r"[-+]?\d+(?:[.]\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
@@ -86,7 +88,7 @@ class Classification(Task):
                 raise DataError(f"the class {twice} appears twice among the names.", "Give each name once.")
             raise DataError(
                 f"there is only one class, {classes[0]}." if classes else "there are no classes.",
-                "Give pictures of at least two, each class in a folder of its own or named in a table.",
+                TWO_CLASSES,
             )
         return cls(classes), {split: _number(labels, known, split) for split, labels in given.items()}
 
@@ -349,13 +351,18 @@ def _plain(labels: Array) -> Array:
     return labels
 
 
+def _spelling(name: str) -> str:
+    """A name in lower case, without leading zeros and what stands between words."""
+    return re.sub(r"(?<!\d)0+(?=\d)|[\W_]+", "", name.casefold())
+
+
 def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
     order = np.argsort(known)
     numbers = order[np.searchsorted(known, labels, sorter=order).clip(max=len(known) - 1)]
     wrong = known[numbers] != labels
     if wrong.any():
         label = str(labels[wrong][0])
-        near = next((str(name) for name in known if str(name).casefold() == label.casefold()), None)
+        near = next((str(name) for name in known if _spelling(str(name)) == _spelling(label)), None)
         raise DataError(
             f"the {split} label {label} is not among the classes" + (f"; {near} is." if near else "."),
             f"Name the classes of {split} as those of the training rows are, or leave {split} out.",

@@ -353,7 +353,8 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
                 shown = ", ".join(arrays)
                 raise DataError(
                     f"{name} holds {shown}; {key!r} is not a known name.",
-                    "Call them x_train, y_train and so on.",
+                    "Call them x_train, y_train and so on; anything else, as a file of each class, is read "
+                    "by a function of your own: data.format: module:function.",
                 )
             split = next((word[0] for word in map(split_word, (key, *_places(name))) if word), "train")
             some, at = parts.setdefault(split, {}), key if name.endswith(".npz") else name

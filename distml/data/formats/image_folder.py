@@ -36,7 +36,7 @@ from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_arr
 from distml.data.split import BESIDES, WHOLE, by_lists, divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
-from distml.tasks.classification import Classification
+from distml.tasks.classification import TWO_CLASSES, Classification
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,9 +123,12 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     plain = {split: paths for split, paths in divided.items() if split not in listed}
     try:
         classes_of = _labelled(plain, data.label_pattern, task) | listed
-    except DataError:
+        if task.scalar and len(single := set(_texts(classes_of["train"]))) == 1:
+            raise DataError(f"there is only one class, {single.pop()}.", TWO_CLASSES)
+    except DataError as error:
         _require_whole(folder, names)
-        raise
+        _require_pictures_of_all_classes(folder, names)
+        raise _with_tables(error, folder, names) from None
     for split in divided.keys() - classes_of.keys():
         names = _without(folder, names, divided[split])
     _require_pictures_of_all_classes(folder, names)
@@ -436,6 +439,16 @@ def _require_whole(folder: Folder, names: Sequence[str]) -> None:
         pattern.match(folder.read(files[0], 4096)) for pattern, _ in _PARTS
     ):
         raise _of_parts(folder, files[0].rpartition("/")[0] or folder.root, files)
+
+
+def _with_tables(error: DataError, folder: Folder, names: Sequence[str]) -> DataError:
+    """The same error, with the table beside the pictures that names none of them."""
+    beside = [name for name in folder.sizes if suffix(name) in (".csv", ".tsv", ".jsonl")]
+    if not beside:
+        return error
+    told = f"{error.message.rstrip('.')}, and no column of {beside[0]} names a picture."
+    remedy = f"Write names such as {names[0]} into a column file_name, or lay the data out as CLASS/PICTURE."
+    return DataError(told, remedy)
 
 
 def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:

@@ -81,8 +81,9 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
     labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
     chosen, notes = _by_column(folder, divided["train"], columns) if labels.keys() == {"train"} else ({}, ())
-    if chosen:
-        labels = {split: labels["train"][rows] for split, rows in chosen.items()}
+    kept, faults = _kept(divided, read, chosen, data)
+    if kept:
+        labels = {split: labels["train" if chosen else split][rows] for split, rows in kept.items()}
     _leave_out_withheld(folder, labels, divided)
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
@@ -98,14 +99,44 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     how = _How(columns, shape, policy, data.max_pixels, single)
     files = {split: _placed(divided["train" if chosen else split], read) for split in labels}
     splits = {split: _rows(folder, files[split], numbers[split], how) for split in labels}
-    if chosen:
-        splits = {split: _selected(rows, chosen[split]) for split, rows in splits.items()}
+    if kept:
+        splits = {split: _selected(rows, kept[split]) for split, rows in splits.items()}
     return Source(
         *(shape, encoded, splits, (folder.origin(),), policy),
         ledger=folder.ledger,
+        faults=tuple(faults),
         fingerprint=folder.fingerprint(),
         notes=(*notes, *absent_parts(names)),
     )
+
+
+def _kept(
+    divided: Mapping[str, Sequence[str]],
+    read: Mapping[str, _Read],
+    chosen: Mapping[str, Indices],
+    data: DataConfig,
+) -> tuple[Mapping[str, Indices], list[Fault]]:
+    """Rows of each split that have a label, of those that a column chose; {} where all rows are taken.
+
+    Raises:
+        DataError: Rows without a label, and they are not to be skipped.
+    """
+    kept: dict[str, Indices] = {}
+    faults: list[Fault] = []
+    for split, names in divided.items():
+        first, lost = 0, []
+        for name in names:
+            for at in read[name].missing:
+                where = f"row {at + 1} of {name}"
+                faults.append(Fault(where, f"{where} has no label.", "Fill it in, or remove the row."))
+                lost.append(first + at)
+            first += len(read[name].values)
+        kept[split] = np.setdiff1d(np.arange(first), lost)
+    source.require_usable(faults, sum(map(len, kept.values())) + len(faults), data)
+    if not faults:
+        return chosen, faults
+    chosen = {split: rows[np.isin(rows, kept["train"])] for split, rows in chosen.items()}
+    return chosen or kept, faults
 
 
 def _files(folder: Folder) -> list[str]:
@@ -253,9 +284,10 @@ class _How:
 
 
 class _Read(NamedTuple):
-    """The labels of a file, and the bytes of the images in its largest group of rows."""
+    """Labels of a file, which rows have none, and the bytes of the images in its largest group of rows."""
 
     values: npt.NDArray[Any]
+    missing: list[int]
     group_bytes: int
 
 
@@ -458,32 +490,54 @@ def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> _R
         if column not in inside:
             table = table.append_column(column, pa.array([_partition(name)[column]] * rows, pa.string()))
     table = table.select(list(columns.labels))
-    return _Read(
-        _values(table, name, columns, task), max((group.total_byte_size for group in groups), default=0)
-    )
+    largest = max((group.total_byte_size for group in groups), default=0)
+    return _Read(*_values(table, name, columns, task), largest)
 
 
-def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> npt.NDArray[Any]:
-    column = table.column(columns.labels[0]).combine_chunks()
-    if not task.scalar:
-        return label_array([task.read(row) for row in table.to_pylist()])
-    if column.null_count:
-        raise DataError(f"{name} has {column.null_count} rows without a label.", "Remove them.")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> tuple[npt.NDArray[Any], list[int]]:
+    """The labels of all rows, and which rows have none: another label stands in their place."""
+    if task.scalar:
+        column = table.column(columns.labels[0]).combine_chunks()
+        texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        given = [] if pa.types.is_nested(texts.type) else texts.to_pylist()
+        kept = [label not in _NO_LABEL and label == label for label in given]
+        missing = [at for at, there in enumerate(kept) if not there]
+        values = _one_a_row(texts.filter(pa.array(kept)) if missing else texts, name, columns.labels[0])
+    else:
+        read: list[Any] = []
+        missing = []
+        for at, row in enumerate(table.to_pylist()):
+            try:
+                read.append(source.read_label(task, row, f"row {at + 1} of {name}"))
+            except DataError:
+                if not any(value in _NO_LABEL or value != value for value in row.values()):
+                    raise
+                missing.append(at)
+        values = label_array(read)
+    if not missing:
+        return values, missing
+    if not len(values):
+        raise DataError(f"{name} has no row with a label.", "Fill them in, or remove the file.")
+    whole = values[:1].repeat(len(table))
+    whole[np.setdiff1d(np.arange(len(table)), missing)] = values
+    return whole, missing
+
+
+_NO_LABEL = (None, "", "nan", "NaN")
+"""What stands in a row without a label; so does what is no number."""
+
+
+def _one_a_row(column: Any, name: str, label: str) -> npt.NDArray[Any]:
     if _is_text(column.type):
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_boolean(column.type):
         return np.array(["true" if flag else "false" for flag in column.to_pylist()])
     if pa.types.is_nested(column.type):
         raise DataError(
-            f"the column {columns.labels[0]} of {name} holds lists.",
+            f"the column {label} of {name} holds lists.",
             "Set task.kind to multilabel or regression, or write one label a row.",
         )
-    numbers = _numbers(column, f"the label column of {name}")
-    if missing := int(np.isnan(numbers).sum()) if numbers.dtype.kind == "f" else 0:
-        raise DataError(f"{name} has {missing} rows without a label (not a number).", "Remove them.")
-    return numbers
+    return _numbers(column, f"the label column of {name}")
 
 
 def _class_names(folder: Folder, name: str, label: str) -> list[str] | None:

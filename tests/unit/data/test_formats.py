@@ -266,7 +266,7 @@ def test_parquet_with_text_labels_below_split_folders(tmp_path: Path, storage_ro
     ("columns", "said"),
     [
         ({"image": tensor(GRAY)}, "no column that may be the label: image"),
-        ({"image": tensor(GRAY), "label": pa.array([None] + [1] * 59)}, "1 rows without a label"),
+        ({"image": tensor(GRAY), "label": pa.array([None] + [1] * 59)}, r"row 1 of x\.parquet has no label"),
         ({"image": pa.array([[1] * 30] * 60), "label": LABELS}, r"images of shape \(30,\)"),
         ({"image": pa.array([[[1]]] * 59 + [[[1, 2]]]), "label": LABELS}, "several sizes|images of"),
         ({"image": pa.array(["a"] * 60), "label": LABELS}, r"texts that are not base64, like .a."),
@@ -1046,7 +1046,7 @@ def test_a_single_class_is_rejected(tmp_path: Path, storage_root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [([0.0, float("nan"), 1.0], "1 rows without a label"), ([[0], [1], [0]], "holds lists")],
+    [([0.0, float("nan"), 1.0], r"row 2 of x\.parquet has no label"), ([[0], [1], [0]], "holds lists")],
 )
 def test_labels_that_are_missing_or_several_are_named(
     tmp_path: Path, storage_root: Path, labels: list[Any], said: str
@@ -1423,3 +1423,31 @@ def test_the_configurations_of_a_card(tmp_path: Path, storage_root: Path) -> Non
     notes = ingest(storage_root, tmp_path / "in", name="d")[0].warnings
     assert "the configuration small is read, not large; data.subset chooses another one." in notes
     assert "data/held-[0-9]* of README.md names no file that is there." in notes
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("column", [False, True])
+def test_rows_of_parquet_without_a_label_are_skipped_where_asked(
+    tmp_path: Path, kind: str, column: bool
+) -> None:
+    """The others keep their pixels and their splits."""
+    for name, first in (("a", 0), ("b", 30)):
+        labels = [None if k % 10 == 3 else float(k % 2) for k in range(first, first + 30)]
+        columns = {"image": tensor(GRAY[first : first + 30]), "label": labels}
+        if column:
+            columns["split"] = ["test" if k % 3 == 0 else "train" for k in range(first, first + 30)]
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    given = {"path": str(tmp_path), "on_error": "skip", "max_error_fraction": 0.2}
+    source = open_source(
+        Config.resolve({"data": given, "task": {"kind": kind}}), Storage(str(tmp_path / "store"))
+    )
+    assert [fault.name for fault in source.faults] == [
+        f"row {at} of {name}.parquet" for name in "ab" for at in (4, 14, 24)
+    ]
+    left = np.array([k for k in range(60) if k % 10 != 3])
+    parts = {"train": left[left % 3 != 0], "test": left[left % 3 == 0]} if column else {"train": left}
+    assert set(source.splits) == set(parts)
+    for split, rows in parts.items():
+        some = source.splits[split]
+        np.testing.assert_array_equal(np.ravel(some.labels), rows % 2)
+        np.testing.assert_array_equal(some.gather(np.arange(len(rows))).images[..., 0], GRAY[rows])

@@ -1016,3 +1016,15 @@ def test_a_table_of_addresses_without_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "given/labels.csv").write_text("url,label\nhttps://example.org/1.jpg,cat\n", "utf-8")
     with pytest.raises(DataError, match="Download the pictures whose addresses it holds"):
         open_source(Config(data=DataConfig(path=str(tmp_path / "given"))), Storage(str(tmp_path / "store")))
+
+
+def test_a_table_that_names_no_picture_is_named_where_there_are_no_classes(given: Path) -> None:
+    (given / "train.csv").write_bytes(as_csv(rows(ID=[f"patient_{k}" for k in range(60)], Label=NAMES)))
+    config = Config(data=DataConfig(path=str(given)))
+    for folder in ("images/", ""):
+        with pytest.raises(
+            DataError, match=rf"no column of train\.csv names .* names such as {folder}0\.png"
+        ):
+            open_source(config, Storage(str(given / "store")))
+        for name in (given / "images").glob("*.png"):
+            name.rename(given / name.name)
