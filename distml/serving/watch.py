@@ -275,13 +275,16 @@ class Watch:
 
     def _answering(self, version: ModelVersion) -> layout.Export | None:
         """The export that clients have answers of, None where that is not known or is the version itself."""
-        if self.models.champion:
-            return self._verified.get(self.models.champion)
-        last = self._record.recall()
-        if last.champion is None or last.champion == version or last.asked_at < self._began:
+        champion = self.models.champion
+        if champion is None:
+            last = self._record.recall()
+            champion = None if last.asked_at < self._began else last.champion
+        if champion is None or champion == version:
             return None
-        try:
-            return self._fetched(last.champion)
+        if champion in self._verified:
+            return self._verified[champion]
+        try:  # one that was recalled, or that this watcher has from a replica
+            return self._fetched(champion)
         except DistmlError:
             return None  # its files are gone
 

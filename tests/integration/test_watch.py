@@ -251,6 +251,25 @@ def test_a_watcher_that_restarts_holds_versions_against_the_champion_it_did_not_
     assert deliberate.models.aliases == {"champion": other}
 
 
+def test_a_watcher_holds_versions_against_the_champion_that_replicas_serve(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(registry, 2)
+    before = Watch(registry.config)
+    assert before.look()  # never kept
+    shutil.rmtree(Path(registry.config.storage.root, "serving"))
+    with monkeypatch.context() as patched:
+        patched.setattr(champions, "by_alias", away)
+        watch = Watch(registry.config)
+        assert not watch.look()
+        assert watch.learn(before.models)
+    other = registry.add(100, classes=["cat", "dog", "fish"])
+    crown(registry, other)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 2}
+    assert [model.version for model in watch.models.refused] == [other]
+
+
 def test_what_was_served_as_champion_is_remembered_in_order(registry: Registry) -> None:
     for version in (2, 1, 1):
         crown(registry, version)
