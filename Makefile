@@ -91,7 +91,7 @@ requirements: $(STAMP) ## Resolve and pin the requirements again
 	$(COMPILE) pyproject.toml --extra cpu --extra s3 --extra server -c requirements/cpu.txt -o requirements/image-cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra s3 --extra server -c requirements/gpu.txt -o requirements/image-gpu.txt
 	echo hatchling | $(COMPILE) -c requirements/cpu.txt - -o requirements/image-build.txt
-	echo 'bentoml==1.4.* litserve==0.2.* keras==3.15.* tensorflow-cpu==2.21.* datasets==5.2.* ai-edge-litert==2.3.* pillow' | tr ' ' '\n' | \
+	echo 'bentoml==1.4.* litserve==0.2.* mlserver==1.7.* keras==3.15.* tensorflow-cpu==2.21.* datasets==5.2.* ai-edge-litert==2.3.* pillow' | tr ' ' '\n' | \
 		$(COMPILE) - -o requirements/peers.txt
 	echo 'uv==0.13.*' | $(COMPILE) - -o requirements/uv.txt
 	echo 'tf-keras==2.21.*' | $(COMPILE) --no-deps - -o requirements/bench.txt

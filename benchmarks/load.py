@@ -53,6 +53,13 @@ class Load:
         return cls.bodies([json.dumps({"instances": pixels}).encode()], "application/json")
 
     @classmethod
+    def open_inference(cls, images: int) -> Load:
+        """The same images by the Open Inference Protocol, also as JSON."""
+        pixels = np.random.default_rng(0).integers(0, 256, images * 28 * 28).tolist()
+        shape = {"name": "image", "datatype": "UINT8", "shape": [images, 28, 28, 1]}
+        return cls.bodies([json.dumps({"inputs": [{**shape, "data": pixels}]}).encode()], "application/json")
+
+    @classmethod
     def bodies(cls, bodies: Sequence[bytes], content_type: str) -> Load:
         """Requests with these bodies, one after the other and again."""
         if shutil.which("wrk") is None:

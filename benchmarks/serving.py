@@ -1,7 +1,7 @@
 """The endpoint beside its peers: one model, one JSON image a request, one replica or process, wrk as client.
 
-Peers: FastAPI with TensorFlow, LitServe, BentoML, and Ray Serve as its documentation shows it. The first
-three need an environment of their own, `make bench` makes it in .venv-peers; `$PEERS` names another's folder.
+Peers: FastAPI with TensorFlow, LitServe, BentoML, MLServer, and Ray Serve as its documentation shows it. The
+first four need an environment of their own, `make bench` makes it in .venv-peers; `$PEERS` names another.
 The limit is a bare server in Rust (`peers/bare`, built where cargo is installed): it parses the JSON and runs
 ONNX Runtime, one process a core.
 """
@@ -29,6 +29,7 @@ REPEATS = int(os.environ.get("REPEATS", "2"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "6"))
 BATCH = 256
 _START_S = 120
+_OPEN = "v2/models/model/infer"
 
 
 def _champion() -> tuple[Path, Path]:
@@ -39,7 +40,7 @@ def _champion() -> tuple[Path, Path]:
     return root, Path(result["artifacts"]) / "data" / "model.keras"
 
 
-SERVERS = {"fastapi_tf": "fastapi_tf", "litserve": "lit", "bentoml": "bento:Service"}
+SERVERS = {"fastapi_tf": "fastapi_tf", "litserve": "lit", "bentoml": "bento:Service", "mlserver": "ml"}
 """Peers, and their module below `benchmarks.peers.servers`."""
 
 
@@ -58,10 +59,12 @@ def commands(root: Path, modules: Mapping[str, str] = SERVERS) -> dict[str, Any]
         raise harness.BenchmarkError(f"the peers are not installed in {peers}; `make bench` does it")
     servers, python = "benchmarks.peers.servers", str(peers / "python")
     flags = ["--serve.replicas.min=1", "--serve.replicas.max=1", f"--storage.root={root}"]
-    return {
+
+    def run(module: str) -> Any:
+        return lambda port: [python, "-m", f"{servers}.{module}", str(port)]
+
+    return {name: run(module) for name, module in modules.items()} | {
         "distml": lambda port: [sys.executable, "-m", "distml.serve", *flags, f"--serve.port={port}"],
-        "fastapi_tf": lambda port: [python, "-m", f"{servers}.{modules['fastapi_tf']}", str(port)],
-        "litserve": lambda port: [python, "-m", f"{servers}.{modules['litserve']}", str(port)],
         "bentoml": lambda port: [
             *(python, "-m", "bentoml", "serve", f"{servers}.{modules['bentoml']}"),
             *("--host", "127.0.0.1", "--port", str(port)),
@@ -152,13 +155,15 @@ def measure() -> Sequence[report.Figure]:
     """Measure all servers in turn, each alone."""
     root, model = _champion()
     single, many = Load.of(1), Load.of(BATCH)
+    asked = {"mlserver": (_OPEN, Load.open_inference(1), Load.open_inference(BATCH))}
     known = environment(model, single.folder)
 
     def call(name: str, command: Any) -> Any:
         def measured() -> dict[str, float]:
             port = ingress.free_ports()[0]
+            route, *loads = asked.get(name, ("predict", single, many))
             with running(name, command(port), known):
-                return _measured(f"http://127.0.0.1:{port}/predict", single, many)
+                return _measured(f"http://127.0.0.1:{port}/{route}", *loads)
 
         return measured
 
@@ -191,7 +196,7 @@ def _figures(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[
     best = max(rps, key=lambda name: sorted(rps[name])[len(rps[name]) // 2])
     figures = [
         *_share(measured),
-        report.Figure(f"requests/s, 64 connections, vs {best}", report.pick(mine, "rps_64"), rps[best], 1.5),
+        report.Figure(f"requests/s, 64 connections, vs {best}", report.pick(mine, "rps_64"), rps[best], 3.0),
         report.Figure(
             "the same vs Ray Serve as documented",
             report.pick(mine, "rps_64"),
@@ -201,7 +206,7 @@ def _figures(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Sequence[
         report.Figure("p50 ms, 1 connection", report.pick(mine, "p50_ms_1"), [2.5], 1.0, "at most"),
         report.Figure(f"images/s, {BATCH} a request", report.pick(mine, "images_per_s"), [5000], 1.0),
     ]
-    for name in ("litserve", "bentoml"):
+    for name in ("litserve", "bentoml", "mlserver"):
         theirs = report.pick(measured[name], "p50_ms_1")
         figures.append(
             report.Figure(
