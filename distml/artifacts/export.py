@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -446,14 +446,22 @@ class _Forms:
         measured = {"accuracy": round(shares[1], 6), "accuracy_float": round(shares[0], 6)}
         loss = shares[0] - shares[1]
         if not loss <= limit:
-            sentence = (
-                f"the LiteRT file of 8 bits is not kept: {shares[1]:.4f} of the validation rows are "
-                f"predicted correctly instead of {shares[0]:.4f}, export.max_loss_of_accuracy is {limit:g}"
-            )
+            sentence = _too_much_lost(shares, len(rows.targets), limit)
             logger.warning("%s", sentence)
             return {"left_out": sentence, **measured}
         (self._folder / LITE_INT8).write_bytes(content)
         return {"bytes": len(content), **measured, "rows": len(rows.targets)}
+
+
+def _too_much_lost(shares: Sequence[float], rows: int, limit: float) -> str:
+    """Why the file of 8 bits is not kept; shares of rows that are right: in float and in 8 bits."""
+    few = ""
+    if limit < 1 / rows:
+        few = f"; one of so few rows is {1 / rows:.4f}: hold out more of them, or set a higher limit"
+    return (
+        f"the LiteRT file of 8 bits is not kept: {shares[1]:.4f} of {rows:,} validation rows are predicted "
+        f"correctly instead of {shares[0]:.4f}, export.max_loss_of_accuracy is {limit:g}{few}"
+    )
 
 
 def export(

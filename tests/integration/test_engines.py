@@ -103,6 +103,15 @@ def test_eight_bits_that_lose_too_much_are_not_kept(
         Predictor.of(layout.verify(tmp_path), "litert_int8")
 
 
+def test_few_validation_rows_are_named_where_eight_bits_lose_too_much() -> None:
+    from distml.artifacts import export
+
+    few = export._too_much_lost((0.9524, 0.9286), 42, 0.01)
+    assert "0.9286 of 42 validation rows are predicted correctly instead of 0.9524" in few
+    assert few.endswith("one of so few rows is 0.0238: hold out more of them, or set a higher limit")
+    assert export._too_much_lost((0.95, 0.9), 5000, 0.01).endswith("export.max_loss_of_accuracy is 0.01")
+
+
 def _installed(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
