@@ -58,7 +58,7 @@ _AHEAD, _AHEAD_BYTES = 8, 64 << 20
 """Files of a store that are fetched at once, and bytes above which no further one is begun."""
 _AT_LEAST = 1_000
 """Entries that are listed whatever the time."""
-_HUB = "Download it: hf download {} --repo-type dataset --local-dir FOLDER; then set data.path to FOLDER."
+_HUB = "Download it by hf download {} --repo-type dataset --local-dir FOLDER, then set data.path to FOLDER."
 _KAGGLE = "Download it: kaggle {} download {}; then set data.path to the archive."
 _PAGES: tuple[tuple[str, str], ...] = (
     (
@@ -154,13 +154,15 @@ def _remedy(path: str) -> str:
         return "Check data.path."
     if set(path) & set("*?"):
         return "Give the folder itself: all pictures in it are read."
+    if any(os.path.exists(part.strip()) for part in re.split("[,;]", path)):
+        return "Give one folder with links to both: links are followed."
     above = os.path.abspath(os.path.expanduser(path))
     while not os.path.isdir(above):
         above, lost = os.path.split(above)
     if near := difflib.get_close_matches(lost, os.listdir(above), 1, 0.75):
         return f"Check data.path: {above} holds {near[0]}."
     if re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", path) and above == os.getcwd():
-        return f"Check data.path. A data set of Hugging Face's is fetched first: {_HUB.format(path)}"
+        return f"Check data.path. If it is a data set of Hugging Face's: {_HUB.format(path)}"
     return f"Check data.path: {above} exists and holds no {lost}."
 
 

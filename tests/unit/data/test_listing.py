@@ -145,7 +145,8 @@ def test_folders_that_distml_writes_are_not_the_users(tmp_path: Path) -> None:
         ("photos/*.jpg", "Give the folder itself"),
         ("photo", r"Check data\.path: .* holds photos\."),
         ("photos/cat", r"Check data\.path: .*photos exists and holds no cat\."),
-        ("owner/name", r"hf download owner/name"),
+        ("owner/name", r"If it is a data set of Hugging Face's: Download it by hf download owner/name"),
+        ("photos,more", "Give one folder with links to both"),
         ("/no/such/folder", r"Check data\.path: / exists and holds no no\."),
     ],
 )
