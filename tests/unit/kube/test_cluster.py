@@ -33,6 +33,7 @@ PODS = {
 }
 
 
+SERVICES = {"items": [{"metadata": {"name": "endpoint", "annotations": {"distml/service": "serve"}}}]}
 RENDERED = "\n---\n".join(
     f"kind: {kind}\nmetadata: {{name: {name}, namespace: distml}}"
     for kind, name in (
@@ -51,12 +52,14 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, folder / "calls"
         (folder / "pods").write_text(json.dumps(PODS))
+        (folder / "rayservices").write_text(json.dumps(SERVICES))
         (folder / "rendered").write_text(RENDERED)
         for name in ("docker", "k3d", "kubectl"):
             path = folder / name
             path.write_text(
                 f'#!/bin/sh\necho "{name} $*" >> {self.calls}\n'
-                f'case "$*" in *"get pods"*) cat {folder}/pods;; kustomize*) cat {folder}/rendered;; esac\n'
+                f'case "$*" in *"get pods"*) cat {folder}/pods;; kustomize*) cat {folder}/rendered;; '
+                f'*"get rayservices"*) cat {folder}/rayservices;; esac\n'
                 f'while read -r words; do case "{name} $*" in $words) echo "it broke" >&2; exit 1;; esac; '
                 f"done < {folder}/fails\n"
             )
@@ -271,6 +274,10 @@ def test_status_is_ready_when_every_standing_pod_is(programs: Programs, ran: Cal
     assert (code, result["ready"]) == (0, True)
     assert "mlflow-1" in said
     assert "not ready" not in said, "a job that is done is not what one waits for"
+    (programs.folder / "rayservices").write_text('{"items": []}')
+    code, _, said = ran("status")
+    assert code == 1
+    assert "TO DO endpoint: apply the overlay" in said
     waiting = {"ready": False, "restartCount": 3, "state": {"waiting": {"reason": "ErrImagePull"}}}
     pods = {
         "items": [{"metadata": {"name": "a"}, "status": {"phase": "Pending", "containerStatuses": [waiting]}}]
