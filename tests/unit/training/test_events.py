@@ -131,3 +131,9 @@ def test_the_test_split_is_shown_where_there_is_one() -> None:
     both = {**FINISHED.evaluation, "test": FINISHED.evaluation["validation"]}
     assert replace(FINISHED, evaluation=both).shown == "test"
     assert FINISHED.to_json()["worst"] == [[3, "cat", "dog", 2.5]]
+
+
+def test_the_process_of_the_queue_does_not_import_the_configuration() -> None:
+    # Its schema takes half a CPU-second on slow machines, before the first step.
+    tried = "import sys, distml.training.events; sys.exit('distml.config' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", tried], check=False).returncode == 0
