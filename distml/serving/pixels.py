@@ -143,7 +143,7 @@ def _require_pixel(value: Any, where: str, every: list[Any]) -> None:
         raise no_pixel(value, where, every)
 
 
-_LOOKED_AT = 10_000
+LOOKED_AT = 10_000
 """Numbers of a rejected request that tell what was done to all."""
 _NORMALIZED = 10
 
@@ -156,7 +156,7 @@ def no_pixel(value: float, where: str, every: list[Any]) -> RejectedError:
         where: Its place in the request.
         every: All numbers that were sent, in lists of any depth.
     """
-    some = [float(number) for number in islice(_numbers(every), _LOOKED_AT)]
+    some = [float(number) for number in islice(_numbers(every), LOOKED_AT)]
     low, high = min([value, *some]), max([value, *some])
     hint = ""
     if low >= 0 and high <= 1:

@@ -124,7 +124,8 @@ def _from_bytes(tensor: Given, data: memoryview) -> Images:
     good = (values >= 0) & (values <= 255) & (values == np.floor(values))
     if not good.all():
         first = int(np.argmin(good))
-        raise pixels.no_pixel(float(values[first]), f"{tensor.name}[{first}]", values.tolist())
+        some = values[: pixels.LOOKED_AT].tolist()
+        raise pixels.no_pixel(float(values[first]), f"{tensor.name}[{first}]", some)
     return values.astype(np.uint8)
 
 

@@ -218,6 +218,7 @@ def _by_column(
         if field.name not in known.labels and all(field.name in some for some in several)
     ]
 
+    @functools.cache  # what decides on a column is what divides by it
     def values_of(column: str) -> list[Any]:
         values: list[Any] = []
         for name in names:
