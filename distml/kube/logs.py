@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distml import log
 from distml.errors import DistmlError
+from distml.runtime import processes
 from distml.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def main() -> int:
     log.configure("driver")
     ended = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: ended.set())
+        signal.signal(kind, processes.setter(ended))
     keep(os.environ["LOGS_ROOT"], os.environ["POD_NAME"], ended)
     return 0
 

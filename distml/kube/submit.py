@@ -27,6 +27,7 @@ from distml.kube import rayjob
 from distml.kube import server as api
 from distml.kube.rayjob import Ended, Follower
 from distml.kube.server import ConflictError, Server
+from distml.runtime import processes
 
 logger = logging.getLogger(__name__)
 
@@ -277,9 +278,8 @@ def _hand_on(folder: str, results: dict[str, Any]) -> None:
 def _server(submission: Submission) -> Iterator[tuple[Server, threading.Event]]:
     """The API server, and an event that SIGTERM and SIGINT set, which ends its patience."""
     told_to_end = threading.Event()
-    handlers = {
-        kind: signal.signal(kind, lambda *_: told_to_end.set()) for kind in (signal.SIGTERM, signal.SIGINT)
-    }
+    set_it = processes.setter(told_to_end)
+    handlers = {kind: signal.signal(kind, set_it) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield (
             replace(api.here(submission.api_server, submission.namespace), hurried=told_to_end),

@@ -1,4 +1,4 @@
-"""Processes of a local Ray: token, temporary folder, priority, end (driver); marks of what they do (any).
+"""Processes of a local Ray: token, temporary folder, priority, end (driver); marks and signals (any).
 
 Ray ends its processes by killing them, so what they left in the system's temporary folder (models that were
 being served, half a checkpoint, the sockets of Ray's own dashboard) would stay there after every command.
@@ -11,10 +11,12 @@ import fcntl
 import json
 import mmap
 import os
+import queue
 import secrets
 import struct
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,23 @@ def reach_this_machine() -> None:
     if environment.proxied():
         own = environment.with_hosts(("localhost", "127.0.0.1", "::1"), "no_proxy", "NO_PROXY")
         environment.LOOPBACK.apply({"no_proxy": own, "NO_PROXY": own})
+
+
+def setter(event: threading.Event) -> Callable[..., None]:
+    """A handler for signals that sets `event`, by a thread that waits for it.
+
+    A handler runs in the main thread between two of its instructions. Where these are the first of
+    `event.wait`, that thread holds the event's lock, and a handler that called `set` itself would wait for
+    it forever: a pod that received SIGTERM so was killed at the end of its grace period.
+    """
+    signals: queue.SimpleQueue[None] = queue.SimpleQueue()  # a handler may interrupt its own `put`
+
+    def set_it() -> None:
+        signals.get()
+        event.set()
+
+    threading.Thread(target=set_it, name="signals", daemon=True).start()
+    return lambda *_: signals.put(None)
 
 
 @contextlib.contextmanager

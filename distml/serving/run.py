@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from distml.config import Config
 from distml.errors import ConfigError, DistmlError, ServingError
-from distml.runtime import cluster
+from distml.runtime import cluster, processes
 from distml.serving import client, deploy, keys
 from distml.serving.deploy import Endpoint
 from distml.serving.models import base, hosted
@@ -430,26 +430,27 @@ def _interruptible() -> Iterator[None]:
     Interrupted while MLflow was imported, SQLAlchemy stayed behind half imported, the registry seemed to be
     away, and the endpoint was started with what was served last.
     """
-    heard = threading.Event()
+    heard = False
     if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
         yield
         return
 
     def interrupt(*_: object) -> None:
-        heard.set()
+        nonlocal heard
+        heard = True
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except Exception:
-        if heard.is_set():
+        if heard:
             raise KeyboardInterrupt from None
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if heard.is_set():
+    if heard:
         raise KeyboardInterrupt
 
 
@@ -462,13 +463,14 @@ def _signals() -> Iterator[Callable[[], threading.Event]]:
         requests under way are answered. The next one interrupts again.
     """
     ended = threading.Event()
+    set_it = processes.setter(ended)
     kinds = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in kinds}
 
     def end(*_: object) -> None:
         for number in kinds:
             signal.signal(number, _interrupt)
-        ended.set()
+        set_it()
 
     def answering() -> threading.Event:
         for number in kinds:

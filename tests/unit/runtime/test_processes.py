@@ -177,3 +177,18 @@ def test_a_process_that_dies_leaves_what_it_was_doing(tmp_path: Path, ends: str)
     assert processes.deaths(tmp_path) == expected
     assert processes.deaths(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNALLED = """
+import signal, threading
+from distml.runtime import processes
+event = threading.Event()
+signal.signal(signal.SIGTERM, processes.setter(event))
+with event._cond:  # as in the first instructions of event.wait
+    signal.raise_signal(signal.SIGTERM)
+assert event.wait(30)
+"""
+
+
+def test_a_signal_that_interrupts_the_entry_to_a_wait_ends_it() -> None:
+    subprocess.run([sys.executable, "-c", SIGNALLED], check=True, timeout=60)
