@@ -179,13 +179,13 @@ def requested() -> list[Curve]:
 def _log_requests(root: Path, count: int, before: int) -> None:
     """Write rows of the request log, 10,000 a file, as replicas do without images."""
     from distml.config import Config
-    from distml.data import shards
+    from distml.data import ingestion, shards
     from distml.serving import request_log
     from distml.storage import Storage
 
     config = Config.load("configs/smoke.yaml", **{"storage.root": str(root)})
     storage = Storage(str(root))
-    manifest = shards.prepare(config, storage)
+    manifest = ingestion.prepare(config, storage)
     images, _ = shards.read(storage, manifest, "test")
 
     @dataclass(frozen=True)

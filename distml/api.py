@@ -191,10 +191,10 @@ def ingest(config: Config) -> Manifest:
     Raises:
         DataError: The data cannot be had or used; nothing was published.
     """
-    from distml.data import shards
+    from distml.data import ingestion
     from distml.storage import Storage
 
-    return shards.prepare(config, Storage(config.storage.root))
+    return ingestion.prepare(config, Storage(config.storage.root))
 
 
 def train(config: Config) -> TrainResult:

@@ -18,12 +18,12 @@ def run(config: Config) -> dict[str, Any]:
     Returns:
         What `Manifest.summary` says, the manifest's URI, and cached, whether the data had been prepared.
     """
-    from distml.data import shards
+    from distml.data import ingestion
     from distml.storage import Storage
 
     storage = Storage(config.storage.root)
-    cached = shards.find(config, storage) is not None
-    manifest = shards.prepare(config, storage)
+    cached = ingestion.find(config, storage) is not None
+    manifest = ingestion.prepare(config, storage)
     place = storage.uri(manifest.folder, "manifest.json")
     return manifest.summary() | {"manifest": place, "cached": cached}
 

@@ -16,7 +16,7 @@ import numpy as np
 from distml import tracking
 from distml.artifacts.layout import write_digests
 from distml.config import Config, load
-from distml.data import shards
+from distml.data import ingestion, shards
 from distml.storage import Storage
 from distml.tracking import runs
 
@@ -94,7 +94,7 @@ class Registry:
 
         folder = Path(self.config.storage.root) / "exports" / f"{len(list(self.exports())):03d}"
         folder.mkdir(parents=True)
-        manifest = shards.prepare(self.config, self.storage)
+        manifest = ingestion.prepare(self.config, self.storage)
         facts = {"name": NAME, "classes": CLASSES, "shape": SHAPE, "data_digest": manifest.digest}
         images, _ = shards.read(self.storage, manifest, "validation")
         export(network(threshold, crammed), folder, facts | described, images[:2])
@@ -129,7 +129,7 @@ class Registry:
 
     def accuracy(self, threshold: int, split: str = "validation") -> float:
         """What a network with that threshold reaches, counted without it."""
-        manifest = shards.prepare(self.config, self.storage)
+        manifest = ingestion.prepare(self.config, self.storage)
         images, labels = shards.read(self.storage, manifest, split)
         return float(np.mean((images[:, 0, 1, 0] <= threshold) | (labels == 0)))
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from distml.checks import Check, failed, machine, ok, places, problem, sources, warning
 from distml.config import Config
-from distml.data import shards
+from distml.data import ingestion
 from distml.errors import ConfigError, DistmlError
 from distml.runtime import cluster
 from distml.serving import ingress
@@ -86,7 +86,7 @@ def _software(config: Config) -> list[Check]:
 def _data(config: Config) -> list[Check]:
     """The data, and what a run needs for them."""
     storage = Storage(config.storage.root)
-    manifest = shards.find(config, storage)
+    manifest = ingestion.find(config, storage)
     data = sources.check(config, storage) if manifest is None else sources.prepared(manifest)
     checks = [data, machine.batch(config, None if manifest is None else manifest.rows["train"])]
     if cluster.address():

@@ -13,6 +13,8 @@ from distml.data.source import Origin
 from distml.errors import DataError
 from distml.tasks import Task
 
+NAMES = "names.json"
+"""File beside the shards of what the held-out rows of files are called, by split."""
 _PLACES = ("digest", "folder", "path", "uri")
 _ABOUT = ("fingerprint", "entries", "skipped", "left_out", "warnings")
 """Warnings and times of the preparation; the rows do not depend on them."""

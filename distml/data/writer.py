@@ -18,7 +18,7 @@ from distml import tasks
 from distml.config import Config
 from distml.data import duplicates, jobs, schema
 from distml.data.jobs import Job, Pool, Record
-from distml.data.manifest import Manifest, Shard
+from distml.data.manifest import NAMES, Manifest, Shard
 from distml.data.schema import Images
 from distml.data.source import (
     ENOUGH_FAULTS,
@@ -150,8 +150,7 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
 
 _LOG = logging.getLogger(__name__)
 
-NAMES = "names.json"
-"""File, in the writer's own folder, of what the held-out rows of files are called, by split."""
+
 NOTES = "notes"
 """Folder, below the writer's own, of what finished jobs say."""
 

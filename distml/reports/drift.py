@@ -22,7 +22,7 @@ from rich.table import Table
 
 from distml import tasks
 from distml.config import Config
-from distml.data import schema, shards, statistics
+from distml.data import ingestion, schema, statistics
 from distml.data.statistics import Reference, count
 from distml.errors import DataError
 from distml.serving import request_log
@@ -331,10 +331,10 @@ def check(config: Config) -> dict[str, Any]:
         StorageError: The storage cannot be read or written.
     """
     storage = Storage(config.storage.root)
-    manifest = shards.find(config, storage)
+    manifest = ingestion.find(config, storage)
     if manifest is None:
         raise DataError(
-            f"{storage.uri(shards.folder(config))} holds no prepared data to compare with.",
+            f"{storage.uri(ingestion.folder(config))} holds no prepared data to compare with.",
             "Give the configuration that the model was trained with, or run ingest.",
         )
     ground = statistics.of(storage, manifest)

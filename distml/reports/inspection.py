@@ -30,7 +30,7 @@ from distml import log
 from distml.artifacts import layout
 from distml.artifacts.predictor import Predictor
 from distml.config import Config
-from distml.data import duplicates, image, shards, writer
+from distml.data import duplicates, image, ingestion, writer
 from distml.data.formats import image_folder
 from distml.data.image import Policy
 from distml.data.listing import Folder
@@ -355,7 +355,7 @@ def _judge(config: Config, storage: Storage, source: Source, made: Inspection) -
     try:
         if runs.finished(storage, config.run.name) is None:
             return f"no run {config.run.name} is finished, so labels were not checked with a model"
-        if shards.find(config, storage) is None:
+        if ingestion.find(config, storage) is None:
             return f"the data changed since run {config.run.name}, so labels were not checked with its model"
         with tempfile.TemporaryDirectory(prefix="distml-inspect-") as folder:
             chosen = choose(config, config.run.name, None, Path(folder))

@@ -23,8 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from distml import tracking
-from distml.config import Config, binding
-from distml.data import shards
+from distml.config import Config
+from distml.data import ingestion
 from distml.errors import TrainingError
 from distml.runtime import cluster
 from distml.selection import promotion
@@ -111,11 +111,11 @@ def _model(config: Config, stages: Stages) -> Result:
     storage = Storage(config.storage.root)
     data = stages.do(
         "ingest",
-        shards.folder(config),
-        lambda: shards.prepare(config, storage).summary(),
-        lambda _: shards.find(config, storage) is not None,
+        ingestion.folder(config),
+        lambda: ingestion.prepare(config, storage).summary(),
+        lambda _: ingestion.find(config, storage) is not None,
     )
-    recipe = [data["digest"], binding.of(config), config.sweep.model_dump(mode="json")]
+    recipe = [data["digest"], runs.binding(config), config.sweep.model_dump(mode="json")]
     trained = stages.do("train", recipe, lambda: _train(config, storage), partial(_registered, config))
     rules = [trained["run_id"], trained.get("leaderboard"), config.promote.model_dump(mode="json")]
     return stages.do(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from distml import log, tracking
 from distml.config import Config
-from distml.data import shards
+from distml.data import ingestion
 from distml.errors import ConfigError, DistmlError, ModelError, OtherDataError, TrackingError
 from distml.selection import alias, gate
 from distml.selection import record as sweeps
@@ -288,7 +288,7 @@ def challenge(
         ModelError: A model must not be trusted, or no candidate may win; the alias has not moved.
     """
     storage = Storage(config.storage.root)
-    evaluator = Evaluator(config, storage, shards.prepare(config, storage))
+    evaluator = Evaluator(config, storage, ingestion.prepare(config, storage))
     gate.check(config.promote, evaluator.manifest.task)
     scores, excluded = _evaluate(candidates, evaluator)
     eligible = [score for version, score in scores.items() if version not in excluded]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distml import tracking
-from distml.config import Config, binding
+from distml.config import Config
 from distml.config.load import flatten
 from distml.errors import ConfigError, StorageError, TrackingError
 from distml.selection import leaderboard
@@ -25,7 +25,7 @@ from distml.selection.leaderboard import Row
 from distml.storage import Storage
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun, LogArtifacts, LogText, OpenRun
-from distml.tracking.runs import RunPaths, numbered
+from distml.tracking.runs import RunPaths, changes, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def begin(
         known = [int(folder) for folder in storage.names(FOLDER, name) if folder.isdigit()]
         sweep = Sweep(name, max(known, default=0) + 1, uuid.uuid4().hex, recipe=recipe)
     if sweep.recipe != recipe:
-        changed = binding.changes(sweep.recipe, recipe)
+        changed = changes(sweep.recipe, recipe)
         raise ConfigError(
             f"sweep {name} cannot resume with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",

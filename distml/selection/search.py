@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from distml import log, tasks, tracking
 from distml.config import Config, RangeConfig
-from distml.data import shards
+from distml.data import ingestion
 from distml.runtime import cluster, environment
 from distml.runtime.cluster import Cluster
 from distml.selection import candidates, leaderboard
@@ -61,7 +61,7 @@ def run(config: Config, storage: Storage, parent: Parent, train: Train, console:
         cpus = cores if ray_cluster.local else ray_cluster.resources.get("CPU", 0)
         at_once = candidates.concurrent(wanted, trains, cpus, int(gpus))
         cluster.require_plan(config, ray_cluster)
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
         console.print(
             f"search [bold]{escape(config.run.name)}[/bold]: {at_once} trials at a time "
             f"(sweep.concurrent {wanted}), {ray_cluster.shown}"

@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from distml.config import Config, binding
+from distml.config import Config
 from distml.config.load import flatten
-from distml.data import shards
+from distml.data import ingestion
 from distml.errors import DistmlError
 from distml.runtime import cluster
 from distml.selection import candidates, leaderboard, record
@@ -78,7 +78,7 @@ def _search(config: Config, storage: Storage, train: Train, console: Console, be
 
     assert config.sweep.search is not None
     candidates.check_space(config)
-    recipe = binding.of(config) | flatten({"sweep.search": config.sweep.search.model_dump(mode="json")})
+    recipe = runs.binding(config) | flatten({"sweep.search": config.sweep.search.model_dump(mode="json")})
     with runs.alone(config, storage, record.FOLDER):
         before = None if config.run.restart else record.find(storage, config.run.name)
         sweep = record.begin(config, storage, {}, recipe)
@@ -139,7 +139,7 @@ def _train(
         side_by_side = candidates.concurrent(config.sweep.concurrent, trains, cpus, int(gpus))
         for candidate in waiting:
             cluster.require_plan(candidate.config, ray_cluster)
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
         console.print(
             f"sweep [bold]{escape(config.run.name)}[/bold]: {len(waiting)} to train, {side_by_side} at a "
             f"time (sweep.concurrent {config.sweep.concurrent}), {ray_cluster.shown}"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from distml.artifacts.layout import Model
 from distml.config import Config
-from distml.data import shards
+from distml.data import ingestion, shards
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.errors import ConfigError, ServingError
@@ -242,7 +242,7 @@ def check_answers(config: Config, url: str, version: int, val_correct: float) ->
         ServingError: Another model answers, the answers are wrong too often, or none comes.
     """
     storage = Storage(config.storage.root)
-    images, labels = shards.read(storage, shards.prepare(config, storage), "validation")
+    images, labels = shards.read(storage, ingestion.prepare(config, storage), "validation")
     images, labels = images[:ROWS], labels[:ROWS]
     expected = (own(config)[0], version)
     model = describe(url, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import distml.tasks.quality as quality
-from distml.errors import DataError, ModelError
+from distml.errors import ConfigError, DataError, ModelError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
 TWO_CLASSES = "Give pictures of at least two, each class in a folder of its own or named in a table."
@@ -368,3 +369,40 @@ def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
             f"Name the classes of {split} as those of the training rows are, or leave {split} out.",
         )
     return np.asarray(numbers, np.int32)
+
+
+ClassWeights = str | Mapping[str, float] | None
+
+
+def check_weights(wanted: ClassWeights, classes: Sequence[str]) -> None:
+    """Check that the data have every class that is given a weight.
+
+    Raises:
+        ConfigError: They lack one.
+    """
+    for name in wanted if isinstance(wanted, Mapping) else ():
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, 1)
+            raise ConfigError(
+                f"train.class_weights names {name!r}, which is not a class of the data.",
+                f"Did you mean {near[0]}?" if near else f"Classes are {', '.join(classes[:20])}.",
+            )
+
+
+def class_weights(
+    wanted: ClassWeights, classes: Sequence[str], counts: npt.NDArray[np.int64]
+) -> tuple[float, ...]:
+    """Return the weight of each class, () where all rows have equal weight.
+
+    Args:
+        wanted: `balanced` gives each class the same sum of weights, and all rows a mean weight of one; a
+            mapping gives weights by name and one to the rest.
+        classes: Names by label.
+        counts: Training rows of each class.
+    """
+    if wanted is None:
+        return ()
+    if isinstance(wanted, Mapping):
+        return tuple(float(wanted.get(name, 1.0)) for name in classes)
+    present = np.count_nonzero(counts)
+    return tuple(float(counts.sum() / (present * count)) if count else 1.0 for count in counts)

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distml.config import Config, binding
+from distml.config import Config
+from distml.config.load import flatten
 from distml.errors import ConfigError, StorageError
 from distml.storage import Storage
 from distml.tasks import quality
@@ -23,6 +24,42 @@ from distml.tasks import quality
 FOLDER, SWEEPS = "runs", "sweeps"
 """Folders below the storage root: records of runs, and of sweeps."""
 RECORD = "run.json"
+
+_BINDING = ("task", "data", "model", "train", "run.seed")
+_FREE = (
+    "data.memory_budget_bytes",
+    "data.mirrors",
+    "train.checkpoint_every_epochs",
+    "train.checkpoints_kept",
+    "train.cpus_per_worker",
+    "train.device",
+    "train.elastic_check_s",
+    "train.log_every_steps",
+    "train.max_failures",
+    "train.max_preemptions",
+    "train.stall_timeout_s",
+    "train.tensorboard",
+    "train.workers",
+)
+
+
+def binding(config: Config) -> dict[str, Any]:
+    """Return what binds a run or a sweep, by dotted path: the keys that it may not change when it goes on."""
+    flat = flatten(config.model_dump(mode="json"))
+    return {
+        path: value
+        for path, value in flat.items()
+        if path not in _FREE and any(path == bound or path.startswith(bound + ".") for bound in _BINDING)
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in words what differs between two bindings."""
+    return [
+        f"{path} was {before.get(path)!r} and is now {now.get(path)!r}"
+        for path in sorted(before.keys() | now.keys())
+        if before.get(path) != now.get(path)
+    ]
 
 
 @dataclass(frozen=True)
@@ -170,7 +207,7 @@ def _refuse(config: Config, run: Run) -> None:
 
 def _refuse_other(config: Config, run: Run) -> None:
     """Reject to go on with another configuration than the run began with."""
-    if changed := binding.changes(run.binding, binding.of(config)):
+    if changed := changes(run.binding, binding(config)):
         raise ConfigError(
             f"run {run.name} cannot resume with another configuration: {'; '.join(changed[:4])}.",
             "Choose another --run.name, or pass --run.restart true to begin again.",
@@ -231,7 +268,7 @@ def begin(config: Config, storage: Storage) -> tuple[Run, bool]:
         generation = (
             max((int(known) for known in storage.names(FOLDER, name) if known.isdigit()), default=0) + 1
         )
-        run = Run(name, generation, uuid.uuid4().hex, binding=binding.of(config), started_at=time.time())
+        run = Run(name, generation, uuid.uuid4().hex, binding=binding(config), started_at=time.time())
     run.status = "running"
     run.attempts += 1
     run.save(storage)

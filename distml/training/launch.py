@@ -1,75 +1,23 @@
-"""Launches the Ray Train job: datasets, TF_CONFIG, worker failures and restarts (driver, controller).
-
-Ray's own `ray.train.tensorflow` is not used: importing it imports TensorFlow into the driver and the
-controller, and its backend switches the workers to legacy Keras.
-"""
+"""Launches the Ray Train job: datasets, limits, restarts (driver)."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
 from distml.data import schema, shards
-from distml.errors import TrainingError
 from distml.runtime import compat, environment, processes
 from distml.runtime.cluster import Plan, address
 from distml.storage import Storage
-from distml.training import events, worker
-from distml.training.events import Event, Observer, Started, WorkerFailed
-
-
-def _own_address() -> str:
-    host = ray.util.get_node_ip_address()
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _join(addresses: list[str], index: int) -> None:
-    place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
-    direct = environment.with_hosts(hosts, "no_grpc_proxy", "no_proxy")  # gRPC reads the first that is set
-    environment.RANK.apply({"TF_CONFIG": json.dumps(place), "no_grpc_proxy": direct})
-
-
-class _TensorFlowBackend(Backend):
-    """Sets TF_CONFIG, the addresses of all workers, in each worker."""
-
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        addresses = worker_group.execute(_own_address)
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _join, addresses=addresses, index=rank)
-                for rank in range(len(worker_group))
-            ]
-        )
-
-
-@dataclass
-class TensorFlowGroup(BackendConfig):
-    """Backend configuration for `DataParallelTrainer`: sets TF_CONFIG and nothing else."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """The backend."""
-        return _TensorFlowBackend
-
-
-logger = logging.getLogger(__name__)
+from distml.training import events, group, worker
+from distml.training.events import Event, Observer, Started
 
 
 def _environment(config: Config) -> None:
@@ -144,76 +92,6 @@ def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
     )
 
 
-_OOM = "the worker ran out of memory (OOM)"
-_FULL = "the storage is full (ENOSPC)"
-_PEER_LOST = "a worker that it exchanges gradients with was lost"
-_SIGNS = (
-    ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
-    ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
-    (
-        "No space left on device",
-        _FULL,
-        "Free space below storage.root and run again.",
-    ),
-    ("ActorDiedError", "the worker process died", ""),
-    ("actor died", "the worker process died", ""),
-    ("ActorUnavailableError", "the worker process died", ""),
-    ("WorkerHealthCheckTimeout", "the worker stopped responding", ""),
-    # What TensorFlow raises on the other ranks when a rank is lost: connection reset or collective aborted.
-    ("errors_impl.UnavailableError", _PEER_LOST, ""),
-    ("errors_impl.AbortedError", _PEER_LOST, ""),
-    ("node while/CollectiveReduce", _PEER_LOST, ""),
-)
-
-
-def _sign(error: BaseException) -> tuple[str, str] | None:
-    text = f"{type(error).__name__}: {error}"
-    return next(((cause, remedy) for sign, cause, remedy in _SIGNS if sign in text), None)
-
-
-def cause(error: BaseException) -> str:
-    """Return the cause of a worker's failure in a few words."""
-    if known := _sign(error):
-        return known[0]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def explain(error: BaseException, logs: str | None) -> TrainingError:
-    """Translate an exception of Ray Train into an error that names rank, cause and remedy."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    rank, first = next(iter(failures.items()), (None, error))
-    who = "the controller" if rank is None else f"rank {rank}"
-    known = _sign(first)
-    remedy = f"The worker logs are in {logs}." if logs else "See the worker logs on the Ray dashboard."
-    return TrainingError(
-        f"training failed on {who} with no restart left: {cause(first)}.",
-        f"{known[1]} {remedy}".strip() if known else remedy,
-    )
-
-
-class Failures(UserCallback):
-    """Sends the driver the reason of a restart of the worker group, or ends the run. Final.
-
-    An exception that leaves a callback ends the run without a restart (controller, Ray 2.60); only a full
-    disk is meant to.
-    """
-
-    def __init__(self, events: Any) -> None:
-        self._events = events
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Send rank and cause of each failure; end the run where the storage is full."""
-        causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
-        try:
-            for rank, why in causes.items():
-                self._events.put.remote(WorkerFailed(rank, why))
-        except Exception:
-            logger.exception("the failure could not be sent to the driver")
-        if _FULL in causes.values():
-            raise TrainingError("No space left on device")
-
-
 def _trainer(
     spec: dict[str, Any], config: Config, plan: Plan, data: dict[str, Any], where: tuple[str, str]
 ) -> DataParallelTrainer:
@@ -223,7 +101,7 @@ def _trainer(
     return kind(
         worker.loop,
         train_loop_config=spec | {"blocks": data.get("blocks")},
-        backend_config=TensorFlowGroup(),
+        backend_config=group.TensorFlowGroup(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=train.elastic_check_s,
@@ -242,7 +120,7 @@ def _trainer(
                 max_preemption_failures=train.max_preemptions,
             ),
             worker_runtime_env={"env_vars": environment.WORKER.values()},
-            callbacks=[Failures(spec["events"])],
+            callbacks=[group.Failures(spec["events"])],
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),
@@ -293,6 +171,6 @@ def fit(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise explain(error, logs) from error
+            raise group.explain(error, logs) from error
         except ray.exceptions.RayError as error:
-            raise explain(error, logs) from error
+            raise group.explain(error, logs) from error

@@ -20,7 +20,7 @@ from distml import tasks, tracking
 from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config, ExportConfig
-from distml.data import schema, shards
+from distml.data import ingestion, schema, shards
 from distml.data.source import Source
 from distml.errors import ConfigError
 from distml.models import registry
@@ -28,9 +28,10 @@ from distml.runtime import cluster
 from distml.selection import gate
 from distml.selection.candidates import Child
 from distml.storage import Storage
+from distml.tasks.classification import check_weights
 from distml.tracking import runs
 from distml.tracking.operations import CloseRun
-from distml.training import preflight, pretrained, weighting
+from distml.training import preflight, pretrained
 from distml.training.events import Observer, Outcome, RunFinished, Started
 from distml.training.metrics import DURATIONS
 from distml.training.observers.display import Display
@@ -218,7 +219,7 @@ def _check_sizes(config: Config, manifest: shards.Manifest) -> None:
             f"Set it to {rows} or less.",
         )
     registry.check_shape(config.model.name, manifest.shape)
-    weighting.check(config.train.class_weights, manifest.classes)
+    check_weights(config.train.class_weights, manifest.classes)
     gate.check(config.promote, manifest.task)
 
 
@@ -309,7 +310,7 @@ def _try(
     pool: concurrent.futures.Executor, config: Config, storage: Storage, source: Source | None
 ) -> concurrent.futures.Future[list[str]] | None:
     """Begin the trial of a network of the user's, which takes seconds of a core; None for one of ours."""
-    data = source or shards.find(config, storage)
+    data = source or ingestion.find(config, storage)
     case = None if data is None else preflight.of(config, data.shape, data.task)
     return None if case is None else pool.submit(preflight.run, case, storage)
 
@@ -347,13 +348,13 @@ def _train(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         # Importing Ray Train and drawing take seconds of one core; Ray starts and stops meanwhile.
         fitting = pool.submit(importlib.import_module, "distml.training.launch")
-        source = None if child else shards.look(config, storage)
+        source = None if child else ingestion.look(config, storage)
         trying = _try(pool, config, storage, source)
         with contextlib.nullcontext(child.cluster) if child else cluster.connect(config) as ray:
             plan = cluster.require_plan(config, ray)
             if child is None:
                 display.say(f"Ray {'started here' if ray.local else 'connected'}, {ray.shown}")
-            manifest = shards.prepare(config, storage, source)
+            manifest = ingestion.prepare(config, storage, source)
             config = _sized(config, storage, manifest, record, plan)
             tracked.begin(config, record, manifest, child.parent if child else None)
             _tell(display, trying)

@@ -24,8 +24,9 @@ from distml.data import feed, shards
 from distml.errors import CheckpointError, DataError, ModelError, NotFiniteError, TrainingError
 from distml.runtime import compat, environment
 from distml.storage import Storage
+from distml.tasks.classification import class_weights
 from distml.training import optimizer as optimizers
-from distml.training import pretrained, weighting
+from distml.training import pretrained
 from distml.training.events import EpochFinished, Event, RunFailed, Started, WeightsLoaded
 
 
@@ -227,7 +228,7 @@ class Rank:
         wanted, manifest = self.config.train.class_weights, self.manifest
         balanced = wanted == "balanced"
         counts = shards.class_counts(self.storage, manifest, "train") if balanced else np.zeros(0, np.int64)
-        return weighting.weights(wanted, manifest.classes, counts)
+        return class_weights(wanted, manifest.classes, counts)
 
     def _load_weights(self, model: Any) -> None:
         """Start from the configured weights, which the driver put under the storage root."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distml.config import Config
-from distml.data import shards
+from distml.data import ingestion
 from distml.selection import promotion, score
 from distml.selection.promotion import Candidate
 from distml.storage import Storage
@@ -24,7 +24,7 @@ def _no_lock(_self: Storage, *_parts: str, **_options: object) -> Iterator[bool]
 def _remembering(config: Config) -> score.Evaluator:
     """Scores are facts about files that do not change, so each is measured once for all rounds."""
     storage = Storage(config.storage.root)
-    return score.Evaluator(config, storage, shards.prepare(config, storage))
+    return score.Evaluator(config, storage, ingestion.prepare(config, storage))
 
 
 def main() -> None:

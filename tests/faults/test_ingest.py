@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin
 
 from distml.checks import sources
 from distml.config import Config
-from distml.data import fetch, shards
+from distml.data import fetch, ingestion, shards
 from distml.data.formats import fashion_mnist
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
@@ -299,9 +299,9 @@ def test_damage_detected_after_the_first_shards_removes_them(tmp_path: Path) -> 
     config = Config.model_validate({"data": {"path": str(tmp_path / "pictures"), "shards": 2}})
     storage = Storage(str(tmp_path / "root"))
     with pytest.raises(DataError, match=r"test/class1/39.png is not a readable picture"):
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
     assert files(tmp_path / "root") == {}
-    assert shards.find(config, storage) is None
+    assert ingestion.find(config, storage) is None
 
 
 # Folders of pictures: tasks, drivers and nodes that are killed, and what strangers put into folders.
@@ -456,14 +456,14 @@ def test_a_file_deleted_between_listing_and_reading_is_named(tmp_path: Path, on_
     folder = _few(tmp_path / "pictures")
     data = {"path": str(folder), "on_error": on_error, "max_error_fraction": 0.1}
     config, storage = Config.model_validate({"data": data}), Storage(str(tmp_path / "root"))
-    source = shards.look(config, storage)
+    source = ingestion.look(config, storage)
     (folder / "class1" / "00007.png").unlink()
     if on_error == "fail":
         with pytest.raises(DataError, match=r"cannot read class1/00007\.png in .*: No such file"):
-            shards.prepare(config, storage, source)
+            ingestion.prepare(config, storage, source)
         assert files(tmp_path / "root") == {}
         return
-    manifest = shards.prepare(config, storage, source)
+    manifest = ingestion.prepare(config, storage, source)
     ((name, reason),) = manifest.left_out
     assert name == "class1/00007.png"
     assert "No such file" in reason
@@ -563,14 +563,14 @@ def test_damaged_files_among_many_are_each_listed_and_bounded(tmp_path: Path) ->
         path.write_bytes((content[: len(content) // 2], b"", b"no picture", content[:20])[number // 10 % 4])
         damaged[f"class{number % 2}/{number:05d}.png"] = path
     data = {"path": str(folder), "on_error": "skip", "max_error_fraction": 0.1}
-    manifest = shards.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "root")))
+    manifest = ingestion.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "root")))
     assert {name for name, _ in manifest.left_out} == set(damaged)
     assert sum(manifest.rows.values()) == 360
     data["max_error_fraction"] = 0.09
     with pytest.raises(
         DataError, match=r"40 pictures cannot be used, more than data.max_error_fraction = 0.09"
     ):
-        shards.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "other")))
+        ingestion.prepare(Config.model_validate({"data": data}), Storage(str(tmp_path / "other")))
 
 
 @pytest.mark.parametrize(
@@ -606,10 +606,10 @@ def test_hostile_archives_write_nothing_outside(
     config = Config.model_validate({"data": {"path": str(tmp_path / "pictures.tar.gz")}})
     storage = Storage(str(tmp_path / "deep" / "root"))
     if expected is None:
-        assert sum(shards.prepare(config, storage).rows.values()) == 24
+        assert sum(ingestion.prepare(config, storage).rows.values()) == 24
         assert not list(tmp_path.rglob("passwd.png"))
         return
     with pytest.raises(DataError, match=expected):
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
     assert not list(tmp_path.rglob("escaped.png"))
     assert files(tmp_path / "deep") == {}

@@ -17,7 +17,7 @@ import pytest
 
 from distml import cli
 from distml.config import Config
-from distml.data import shards
+from distml.data import ingestion
 from distml.storage import Storage
 from distml.tracking import registry
 from distml.tracking.server import PLACES
@@ -47,8 +47,8 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(root, filter="data")
     (prepared,) = (root / "data").iterdir()
-    assert shards.folder(resolve(root, THEN)) == f"data/{prepared.name}", "the data would be prepared anew"
-    moved = root / shards.folder(resolve(root, str(root)))
+    assert ingestion.folder(resolve(root, THEN)) == f"data/{prepared.name}", "the data would be prepared anew"
+    moved = root / ingestion.folder(resolve(root, str(root)))
     prepared.rename(moved)
     with sqlite3.connect(root / "mlflow.db") as connection:
         for table, column in PLACES:
@@ -69,7 +69,7 @@ def ran(verb: str, root: Path, capsys: pytest.CaptureFixture[str], *words: str) 
 
 def test_data_and_champion_of_that_time_are_known(before: Path) -> None:
     config = resolve(before, str(before))
-    manifest = shards.find(config, Storage(config.storage.root))
+    manifest = ingestion.find(config, Storage(config.storage.root))
     assert manifest is not None
     assert manifest.rows == {"train": 24, "validation": 8, "test": 12}
     champion = registry.by_alias(config)

@@ -11,7 +11,7 @@ import pytest
 
 from distml import cli
 from distml.config import Config, LogConfig
-from distml.data import shards
+from distml.data import ingestion, shards
 from distml.data.schema import Images, Labels
 from distml.serving import request_log
 from distml.serving.request_log import RequestLog
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("plain_logging"), pytest.mark.timeout(240)
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("drift") / "storage"
     config = Config.resolve({"storage": {"root": str(root)}})
-    shards.prepare(config, Storage(config.storage.root))
+    ingestion.prepare(config, Storage(config.storage.root))
     return config
 
 
@@ -33,7 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_half(config: Config) -> tuple[Images, Labels]:
     storage = Storage(config.storage.root)
     storage.delete(request_log.FOLDER)
-    manifest = shards.find(config, storage)
+    manifest = ingestion.find(config, storage)
     assert manifest is not None
     images, labels = shards.read(storage, manifest, "test")
     half = np.random.default_rng(0).permutation(len(images))[: len(images) // 2]
@@ -43,7 +43,7 @@ def test_half(config: Config) -> tuple[Images, Labels]:
 def serve(config: Config, pictures: Images, labels: Labels, **log: Any) -> None:
     """Log answers as the endpoint would."""
     storage = Storage(config.storage.root)
-    manifest = shards.find(config, storage)
+    manifest = ingestion.find(config, storage)
     assert manifest is not None
     request_log = RequestLog(LogConfig(enabled=True, **log), storage)
     served = serving.served(1, manifest.classes, manifest.shape, config.tracking.registered_model)
@@ -118,7 +118,7 @@ def test_the_training_rows_are_measured_once(
     storage = Storage(config.storage.root)
     serve(config, *test_half)
     ask(config, capsys)
-    kept = Path(storage.uri(shards.folder(config), "reference.json"))
+    kept = Path(storage.uri(ingestion.folder(config), "reference.json"))
     written = kept.stat().st_mtime_ns
     ask(config, capsys)
     assert kept.stat().st_mtime_ns == written

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distml.config import Config
-from distml.data import feed, jobs, shards
+from distml.data import feed, ingestion, jobs, shards
 from distml.storage import Storage
 from tests import zoo
 
@@ -44,7 +44,7 @@ def test_a_reader_does_not_run_ahead_of_the_budget(tmp_path: Path) -> None:
         {"storage": {"root": str(tmp_path)}, "data": {"memory_budget_bytes": BUDGET, "mirrors": []}}
     )
     storage = Storage(str(tmp_path))
-    manifest = shards.prepare(config, storage)
+    manifest = ingestion.prepare(config, storage)
     assert manifest.nbytes("train") > 10 * BUDGET
     dataset = launch._stream(config, storage, manifest)
     dataset.context.execution_options = launch._options(config, 1)
@@ -70,7 +70,7 @@ def test_rows_of_files_are_streamed_as_they_are_read(tmp_path: Path, encoding: s
     given = {"path": str(tmp_path / "pictures"), "image_size": 48, "margin": 0.25, "encoding": encoding}
     config = Config.model_validate({"data": given | {"memory_budget_bytes": 1_000_000, "shards": 2}})
     storage = Storage(str(tmp_path / "root"))
-    manifest = shards.prepare(config, storage)
+    manifest = ingestion.prepare(config, storage)
     assert manifest.encoding == encoding
     streamed = launch._stream(config, storage, manifest).iter_batches(batch_size=5, batch_format="pyarrow")
     parts = [(*feed.to_rows(batch), batch["row"].to_pylist()) for batch in streamed]
@@ -103,7 +103,7 @@ def test_tasks_of_ray_write_what_threads_write_whatever_their_number(
     for at_once in (0, 1, 2):  # none, then one and two tasks at a time of the two CPUs that Ray has here
         monkeypatch.setattr(jobs, "CONNECTED_FROM_S", -1.0 if at_once else 1e9)
         monkeypatch.setattr(jobs, "_cores", lambda at_once=at_once: max(1, at_once))
-        prepared.append(shards.prepare(config, Storage(str(tmp_path / f"root{at_once}"))))
+        prepared.append(ingestion.prepare(config, Storage(str(tmp_path / f"root{at_once}"))))
     assert strategies == [None, "DEFAULT", "DEFAULT"]
     assert len({manifest.digest for manifest in prepared}) == 1
     assert len(prepared[0].shards["train"]) > 2

@@ -14,7 +14,7 @@ import pytest
 from distml.artifacts import layout
 from distml.artifacts.predictor import Embedder, Predictor
 from distml.config import AugmentConfig, Config, PromoteConfig
-from distml.data import feed, shards
+from distml.data import feed, ingestion, shards
 from distml.data.manifest import Manifest
 from distml.selection import gate, score
 from distml.storage import Storage
@@ -60,7 +60,7 @@ def prepared(root: Path, kind: str, **data: Any) -> tuple[Storage, Manifest]:
         {"task": {"kind": kind}, "data": {"name": kind, "path": str(path), "val_fraction": 0.15, **data}}
     )
     storage = Storage(str(root / "storage"))
-    return storage, shards.prepare(config, storage)
+    return storage, ingestion.prepare(config, storage)
 
 
 def trained(root: Path, kind: str, **data: Any) -> Trained:

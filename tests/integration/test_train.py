@@ -42,12 +42,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 def split(root: Path, name: str) -> tuple[Any, Any]:
     from distml.config import Config
-    from distml.data import shards
+    from distml.data import ingestion, shards
     from distml.storage import Storage
 
     config = Config.load(FLAGS[1], storage={"root": str(root)})
     storage = Storage(config.storage.root)
-    manifest = shards.find(config, storage)
+    manifest = ingestion.find(config, storage)
     assert manifest is not None
     return shards.read(storage, manifest, name)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config
-from distml.data import duplicates, shards
+from distml.data import duplicates, ingestion, shards
 from distml.data.image import Policy, read
 from distml.data.split import held_out, plan
 from distml.storage import Storage
@@ -166,7 +166,7 @@ def ingested(path: str, root: Path) -> tuple[shards.Manifest, Storage]:
     values = {"name": "pictures", "path": path, "image_size": 32, "val_fraction": 0.3, "shards": 1}
     config = Config.model_validate({"data": values, "storage": {"root": str(root)}})
     storage = Storage(str(root))
-    return shards.prepare(config, storage), storage
+    return ingestion.prepare(config, storage), storage
 
 
 def test_ingest_keeps_copies_in_one_split_and_reports_them(
@@ -210,7 +210,7 @@ def test_arrays_are_not_searched(tmp_path: Path, storage_root: Path) -> None:
     (labels, few), test = (np.arange(12) % 2, np.arange(2)), images[:2] // 2 * 2
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=test, y_test=few)
     data = {"path": str(tmp_path / "a.npz"), "val_fraction": 0.4}
-    manifest = shards.prepare(Config.model_validate({"data": data}), Storage(str(storage_root)))
+    manifest = ingestion.prepare(Config.model_validate({"data": data}), Storage(str(storage_root)))
     assert not manifest.warnings
 
 

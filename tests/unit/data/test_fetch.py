@@ -15,7 +15,7 @@ import pytest
 
 from distml.checks import sources
 from distml.config import Config, DataConfig
-from distml.data import fetch, opening, shards
+from distml.data import fetch, ingestion, opening
 from distml.data.fetch import UnavailableError
 from distml.data.manifest import Manifest
 from distml.errors import DataError
@@ -112,7 +112,7 @@ def test_the_time_for_a_dead_network_is_bounded() -> None:
 
 def ingest_archive(root: Path, path: Path | str) -> Manifest:
     config = Config(data=DataConfig(shards=1, path=str(path), image_size=4))
-    return shards.prepare(config, Storage(str(root)))
+    return ingestion.prepare(config, Storage(str(root)))
 
 
 def members(count: int = 12) -> dict[str, bytes]:
@@ -207,9 +207,9 @@ def test_an_archive_of_a_server_is_fetched_and_unpacked_once(tmp_path: Path, sto
         config = Config(data=DataConfig(shards=1, path=url, image_size=4))
         assert sources.check(config, Storage(str(storage_root))).status == "ok"
         running.files["set.zip"] = content(20)
-        assert shards.changed(config, manifest) == f"{url} changed since it was prepared"
+        assert ingestion.changed(config, manifest) == f"{url} changed since it was prepared"
         assert sum(ingest_archive(storage_root, url).rows.values()) == 20
-    prepared = shards.find(config, Storage(str(storage_root)))  # the server is gone
+    prepared = ingestion.find(config, Storage(str(storage_root)))  # the server is gone
     assert prepared is not None
     assert sum(prepared.rows.values()) == 20
     assert sources.check(config, Storage(str(storage_root))).status == "problem"

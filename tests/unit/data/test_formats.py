@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config, DataConfig, TaskConfig
-from distml.data import image, shards, writer
+from distml.data import image, ingestion, shards, writer
 from distml.data.formats import arrays, parquet
 from distml.data.image import Policy
 from distml.data.manifest import Manifest
@@ -44,7 +44,7 @@ def ingest(
     data = {"shards": 2, "path": None if path is None else str(path), **data}
     config = Config(data=DataConfig(**data))
     storage = Storage(str(root))
-    manifest = shards.prepare(config, storage)
+    manifest = ingestion.prepare(config, storage)
     return manifest, {split: shards.read(storage, manifest, split) for split in manifest.rows}
 
 

@@ -20,7 +20,7 @@ import ray
 import ray.exceptions
 
 from distml.config import Config
-from distml.data import image, jobs, listing, schema, shards, writer
+from distml.data import image, ingestion, jobs, listing, schema, shards, writer
 from distml.data.formats import image_folder
 from distml.data.jobs import Job, Record
 from distml.data.listing import Folder
@@ -65,7 +65,7 @@ def test_the_result_does_not_depend_on_threads_or_decoder(
     prepared = []
     for cores in (1, 2, 4):
         monkeypatch.setattr(jobs, "_cores", lambda cores=cores: cores)
-        prepared.append(shards.prepare(configured(pictures), Storage(str(tmp_path / str(cores)))))
+        prepared.append(ingestion.prepare(configured(pictures), Storage(str(tmp_path / str(cores)))))
     manifest = prepared[0]
     assert len({made.digest for made in prepared}) == 1
     assert {made.left_out for made in prepared} == {manifest.left_out}
@@ -100,7 +100,7 @@ def test_an_interrupted_ingest_resumes(
     config, storage = configured(pictures), Storage(str(tmp_path / "root"))
     monkeypatch.setattr(jobs, "run", interrupted(3, error))
     with pytest.raises(type(error)):
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
     kept = sorted((tmp_path / "root").rglob("*.parquet"))
     assert len(kept) == 3
     changed = kept[0].read_bytes()
@@ -119,10 +119,10 @@ def test_an_interrupted_ingest_resumes(
     monkeypatch.setattr(jobs, "run", jobs_run)
     with monkeypatch.context() as counting:
         counting.setattr(image, "read", counted)
-        manifest = shards.prepare(config, storage)
+        manifest = ingestion.prepare(config, storage)
     near_duplicates = COUNT + 1
     assert len(read) == near_duplicates + jobs._SAMPLE + COUNT + 1 - done
-    assert manifest.digest == shards.prepare(config, Storage(str(tmp_path / "other"))).digest
+    assert manifest.digest == ingestion.prepare(config, Storage(str(tmp_path / "other"))).digest
     assert kept[0].read_bytes() == changed
     assert not list((tmp_path / "root").rglob(writer.NOTES))
 
@@ -131,7 +131,7 @@ def test_an_ingest_of_changed_data_does_not_resume(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match=r"cat/99\.png is not a readable picture"):
-        shards.prepare(configured(pictures, on_error="fail"), Storage(str(tmp_path / "root")))
+        ingestion.prepare(configured(pictures, on_error="fail"), Storage(str(tmp_path / "root")))
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
 
 
@@ -141,11 +141,11 @@ def test_leftovers_of_another_ingest_are_removed(
     config, storage = configured(pictures), Storage(str(tmp_path / "root"))
     monkeypatch.setattr(jobs, "run", interrupted(1, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        shards.prepare(config, storage)
+        ingestion.prepare(config, storage)
     (left,) = (tmp_path / "root").rglob("*.parquet")
     (pictures / "cat" / "99.png").unlink()
     monkeypatch.setattr(jobs, "run", jobs_run)
-    shards.prepare(config, storage)
+    ingestion.prepare(config, storage)
     assert not left.exists()
 
 
@@ -232,8 +232,8 @@ def test_files_of_a_store_are_fetched_while_others_are_decoded(
 
 def test_compressed_rows_are_decoded_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    raw = shards.prepare(configured(pictures, encoding="raw"), storage)
-    jpeg = shards.prepare(configured(pictures, encoding="jpeg"), storage)
+    raw = ingestion.prepare(configured(pictures, encoding="raw"), storage)
+    jpeg = ingestion.prepare(configured(pictures, encoding="jpeg"), storage)
     assert (raw.encoding, jpeg.encoding, jpeg.rows) == ("raw", "jpeg", raw.rows)
     assert raw.digest != jpeg.digest
     for split in raw.rows:
@@ -259,9 +259,9 @@ def test_arrays_stay_tensors_and_four_channels_are_no_jpeg(tmp_path: Path, stora
     np.savez(tmp_path / "a.npz", x=np.zeros((12, 4, 4, 4), np.uint8), y=np.arange(12) % 2)
     given = {"path": str(tmp_path / "a.npz")}
     storage = Storage(str(storage_root))
-    assert shards.prepare(Config.model_validate({"data": given}), storage).encoding is None
+    assert ingestion.prepare(Config.model_validate({"data": given}), storage).encoding is None
     with pytest.raises(ConfigError, match=r"data\.encoding is jpeg, but the images have 4 channels"):
-        shards.prepare(Config.model_validate({"data": given | {"encoding": "jpeg"}}), storage)
+        ingestion.prepare(Config.model_validate({"data": given | {"encoding": "jpeg"}}), storage)
 
 
 def test_progress_shows_rate_and_time_left(
@@ -383,7 +383,7 @@ def test_tasks_go_where_the_folder_of_an_unpacked_archive_is_seen(
 
     monkeypatch.setattr(jobs.Pool, "__init__", noted)
     storage = Storage(str(tmp_path / "root"))
-    shards.prepare(Config.model_validate({"data": {"path": str(packed)}}), storage)
+    ingestion.prepare(Config.model_validate({"data": {"path": str(packed)}}), storage)
     assert chosen == [expected]
     assert all(paths[0].startswith(storage.uri("cache", "unpacked")) for paths in asked)
     assert len(asked) == 2

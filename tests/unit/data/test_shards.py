@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distml.config import Config, DataConfig
-from distml.data import shards
+from distml.data import ingestion, shards
 from distml.data.manifest import Manifest
 from distml.data.schema import to_images, to_table
 from distml.errors import DataError
@@ -39,7 +39,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Manifest]:
     storage = Storage(str(tmp_path_factory.mktemp("root")))
-    return storage, shards.prepare(config(given), storage)
+    return storage, ingestion.prepare(config(given), storage)
 
 
 def test_the_table_of_a_split_keeps_its_order(prepared: tuple[Storage, Manifest]) -> None:
@@ -87,7 +87,7 @@ def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
         to_table(np.zeros((20_000, 1, 1, 1), np.uint8), labels, np.arange(20_000)), tmp_path / "x.parquet"
     )
     storage = Storage(str(tmp_path / "root"))
-    manifest = shards.prepare(config(tmp_path / "x.parquet", shards=1), storage)
+    manifest = ingestion.prepare(config(tmp_path / "x.parquet", shards=1), storage)
     written = pq.ParquetFile(storage.uri(manifest.shards["train"][0].path)).metadata
     groups = [written.row_group(group).num_rows for group in range(written.num_row_groups)]
     assert sum(groups) == manifest.rows["train"]
@@ -95,7 +95,7 @@ def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_rows_are_not_made(tmp_path: Path, given: Path) -> None:
-    manifest = shards.prepare(config(given, shards=50), Storage(str(tmp_path)))
+    manifest = ingestion.prepare(config(given, shards=50), Storage(str(tmp_path)))
     for split in SPLITS:
         assert len(manifest.shards[split]) == min(50, manifest.rows[split])
 
@@ -114,10 +114,10 @@ def test_a_sample_is_spread_over_a_split(prepared: tuple[Storage, Manifest], cou
 
 def test_find_reads_only_published_data_and_writes_nothing(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path / "root"))
-    assert shards.find(config(given), storage) is None
+    assert ingestion.find(config(given), storage) is None
     assert not (tmp_path / "root").exists()
-    manifest = shards.prepare(config(given), storage)
-    assert shards.find(config(given), storage) == manifest
+    manifest = ingestion.prepare(config(given), storage)
+    assert ingestion.find(config(given), storage) == manifest
     assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
@@ -134,10 +134,10 @@ def test_another_recipe_is_another_folder(
         config(tmp_path),
         Config(),
     ]
-    assert len({shards.folder(recipe) for recipe in recipes}) == len(recipes)
+    assert len({ingestion.folder(recipe) for recipe in recipes}) == len(recipes)
     monkeypatch.chdir(given.parent)
-    assert shards.folder(config(Path(given.name))) == shards.folder(config(given))
-    assert shards.folder(config(given, mirrors=[], memory_budget_bytes=2_000_000)) == shards.folder(
+    assert ingestion.folder(config(Path(given.name))) == ingestion.folder(config(given))
+    assert ingestion.folder(config(given, mirrors=[], memory_budget_bytes=2_000_000)) == ingestion.folder(
         config(given)
     )
 
@@ -145,21 +145,21 @@ def test_another_recipe_is_another_folder(
 def test_preparing_twice_reads_and_writes_nothing(tmp_path: Path, given: Path) -> None:
     source = shutil.copytree(given, tmp_path / "given")
     storage = Storage(str(tmp_path / "root"))
-    manifest = shards.prepare(config(source), storage)
+    manifest = ingestion.prepare(config(source), storage)
     before = {path: path.stat() for path in (tmp_path / "root").rglob("*")}
     shutil.rmtree(source)
-    assert shards.prepare(config(source), storage) == manifest
+    assert ingestion.prepare(config(source), storage) == manifest
     after = {path: path.stat() for path in (tmp_path / "root").rglob("*")}
     assert {p: s.st_mtime_ns for p, s in before.items()} == {p: s.st_mtime_ns for p, s in after.items()}
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path))
-    left = tmp_path / shards.folder(config(given))
+    left = tmp_path / ingestion.folder(config(given))
     (left / "0badcafe").mkdir(parents=True)
     (left / "0badcafe" / "train-00000.parquet").write_bytes(b"half")
     (left / ".distml-tmp-x").write_bytes(b"half")
-    manifest = shards.prepare(config(given), storage)
+    manifest = ingestion.prepare(config(given), storage)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     published = {shard.path for split in SPLITS for shard in manifest.shards[split]}
     assert files == published | {f"{manifest.folder}/manifest.json"}
@@ -167,7 +167,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, given: Path) -
 
 def test_a_changed_or_missing_shard_is_named(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path))
-    manifest = shards.prepare(config(given), storage)
+    manifest = ingestion.prepare(config(given), storage)
     path = tmp_path / manifest.shards["train"][1].path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -183,16 +183,16 @@ def test_a_changed_or_missing_shard_is_named(tmp_path: Path, given: Path) -> Non
 
 def test_a_damaged_manifest_is_an_error_and_not_absent(tmp_path: Path, given: Path) -> None:
     storage = Storage(str(tmp_path))
-    manifest = shards.prepare(config(given), storage)
+    manifest = ingestion.prepare(config(given), storage)
     path = tmp_path / manifest.folder / "manifest.json"
     path.write_text(path.read_text()[:-100])
-    for asking in (shards.find, shards.prepare):
+    for asking in (ingestion.find, ingestion.prepare):
         with pytest.raises(DataError, match=rf"{path} is damaged"):
             asking(config(given), storage)
 
 
 def test_equal_data_have_equal_digests_in_any_folder(tmp_path: Path, given: Path) -> None:
-    first, second = (shards.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
+    first, second = (ingestion.prepare(config(given), Storage(str(tmp_path / name))) for name in ("a", "b"))
     assert first.digest == second.digest
     assert {s.path for s in first.shards["train"]}.isdisjoint(s.path for s in second.shards["train"])
 
@@ -201,10 +201,10 @@ def test_neither_writing_nor_reading_imports_pandas(prepared: tuple[Storage, Man
     """It takes seconds, in every process that reads; several of Arrow's calls do it in passing."""
     storage, manifest = prepared
     script = (
-        "import sys; from distml.config import Config; from distml.data import shards\n"
+        "import sys; from distml.config import Config; from distml.data import ingestion, shards\n"
         "from distml.storage import Storage\n"
         "storage, manifest = Storage(sys.argv[1]), shards.Manifest.from_json(sys.argv[2])\n"
-        "config = Config.model_validate_json(sys.argv[3]); shards.prepare(config, storage)\n"
+        "config = Config.model_validate_json(sys.argv[3]); ingestion.prepare(config, storage)\n"
         "shards.table(storage, manifest, 'train'); shards.read(storage, manifest, 'train')\n"
         "sys.exit('pandas' in sys.modules)"
     )

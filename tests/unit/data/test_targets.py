@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from distml.config import Config
-from distml.data import schema, shards, statistics
+from distml.data import ingestion, schema, shards, statistics
 from distml.data.manifest import Manifest
 from distml.errors import DataError
 from distml.reports import drift
@@ -35,7 +35,7 @@ def folder(root: Path, header: str, rows: list[str]) -> Path:
 def ingest(tmp_path: Path, kind: str, path: Path, **data: Any) -> tuple[Storage, Manifest]:
     values = {"task": {"kind": kind}, "data": {"name": kind, "path": str(path), "val_fraction": 0.2, **data}}
     storage = Storage(str(tmp_path / "storage"))
-    return storage, shards.prepare(Config.resolve(values), storage)
+    return storage, ingestion.prepare(Config.resolve(values), storage)
 
 
 def test_columns_of_yes_and_no_become_targets(tmp_path: Path) -> None:

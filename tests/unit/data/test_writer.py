@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distml.config import Config, DataConfig
-from distml.data import feed, image, shards, statistics
+from distml.data import feed, image, ingestion, shards, statistics
 from distml.data.image import Policy
 from distml.data.manifest import Manifest
 from distml.data.source import Gathered, Indices, Rows, Source
@@ -87,7 +87,7 @@ def test_training_rows_keep_a_margin_and_the_others_none(
     lay(tmp_path / "data")
     data = DataConfig(path=str(tmp_path / "data"), image_size=(20, 30), margin=0.2, shards=2)
     storage = Storage(str(storage_root))
-    manifest = shards.prepare(Config(data=data), storage)
+    manifest = ingestion.prepare(Config(data=data), storage)
     assert manifest.shape == (20, 30, 3)
     assert manifest.train_size == (24, 36)
     assert Manifest.from_json(manifest.to_json()) == manifest
@@ -109,7 +109,7 @@ def test_copies_in_another_split_are_reported_whatever_the_margin(
     for split in ("train", "test"):
         lay(tmp_path / "data" / split)
     data = DataConfig(path=str(tmp_path / "data"), image_size=40, margin=0.3, val_fraction=0.2)
-    manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
+    manifest = ingestion.prepare(Config(data=data), Storage(str(storage_root)))
     said = [
         warning
         for warning in manifest.warnings
@@ -125,7 +125,7 @@ def test_copies_of_arrays_in_another_split_are_reported_whatever_the_margin(
     np.savez(tmp_path / "train.npz", x=images, y=labels)
     np.savez(tmp_path / "test.npz", x=images[:5], y=labels[:5])
     data = DataConfig(path=str(tmp_path), image_size=4, margin=0.5)
-    manifest = shards.prepare(Config(data=data), Storage(str(storage_root)))
+    manifest = ingestion.prepare(Config(data=data), Storage(str(storage_root)))
     assert manifest.train_size == (6, 6)
     (said,) = (warning for warning in manifest.warnings if "the same as an earlier one" in warning)
     assert said.startswith("5 images are the same")
@@ -133,15 +133,15 @@ def test_copies_of_arrays_in_another_split_are_reported_whatever_the_margin(
 
 
 def test_a_margin_is_part_of_the_recipe_and_none_changes_nothing() -> None:
-    plain = shards.folder(Config())
-    assert shards.folder(Config(data=DataConfig(margin="auto"))) == plain
-    assert shards.folder(Config(data=DataConfig(margin=0.1))) != plain
+    plain = ingestion.folder(Config())
+    assert ingestion.folder(Config(data=DataConfig(margin="auto"))) == plain
+    assert ingestion.folder(Config(data=DataConfig(margin=0.1))) != plain
 
 
 def test_arrays_have_no_margin(tmp_path: Path, storage_root: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((12, 4, 4), np.uint8), y=np.arange(12) % 2)
     config = Config(data=DataConfig(path=str(tmp_path / "a.npz"), margin=0.5))
     with pytest.raises(ConfigError, match=r"data\.margin = 0\.5, but the images are arrays"):
-        shards.prepare(config, Storage(str(storage_root)))
+        ingestion.prepare(config, Storage(str(storage_root)))
     smaller = config.model_copy(update={"data": config.data.model_copy(update={"image_size": 2})})
-    assert shards.prepare(smaller, Storage(str(storage_root))).train_size == (3, 3)
+    assert ingestion.prepare(smaller, Storage(str(storage_root))).train_size == (3, 3)

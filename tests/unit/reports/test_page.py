@@ -17,7 +17,7 @@ from PIL import Image
 
 from distml import cli
 from distml.config import Config
-from distml.data import image, shards
+from distml.data import image, ingestion, shards
 from distml.reports import page
 from distml.storage import Storage
 from distml.tracking import runs
@@ -114,7 +114,7 @@ def test_mistakes_are_shown_as_the_photographs_were_and_named(tmp_path: Path, st
         zoo.drawn(400 + number, 100).save(folder / f"{number:02}.png")
     data = {"path": str(tmp_path / "pictures"), "image_size": 16, "fit": "stretch"}
     config, storage = Config.model_validate({"data": data}), Storage(str(storage_root))
-    manifest = shards.prepare(config, storage)
+    manifest = ingestion.prepare(config, storage)
     names = shards.names(storage, manifest, "test")
     policy, images = manifest.pictures, shards.read(storage, manifest, "test")[0]
     for name, row in zip(names, images, strict=True):

@@ -16,7 +16,7 @@ from distml.config import Config, ServeConfig
 from distml.runtime import environment, processes
 from distml.runtime.environment import Group, Variable
 from distml.serving import haproxy, ingress
-from distml.training import launch
+from distml.training import group, launch
 
 ROOT = Path(__file__).parents[3]
 OWNER = ROOT / "distml" / "runtime" / "environment.py"
@@ -91,13 +91,13 @@ def test_reading_and_the_table_are_allowed(line: str) -> None:
 
 def test_every_group_of_variables_is_used_and_documents_its_end() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "distml").rglob("*.py") if path != OWNER)
-    for name, group in environment.GROUPS.items():
+    for name, variables in environment.GROUPS.items():
         assert re.search(rf"\benvironment\.{name}\.(apply|values)\(", sources), name
-        assert group.process
-        assert group.put_back
-        for variable in group.variables:
+        assert variables.process
+        assert variables.put_back
+        for variable in variables.variables:
             assert variable.why, variable.name
-        assert len({variable.name for variable in group.variables}) == len(group.variables)
+        assert len({variable.name for variable in variables.variables}) == len(variables.variables)
 
 
 def test_a_value_missing_in_the_table_is_an_error() -> None:
@@ -187,7 +187,7 @@ def test_hosts_are_added_to_what_the_user_excepts(monkeypatch: pytest.MonkeyPatc
 def test_workers_reach_each_other_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
-    launch._join(["10.1.2.3:4000", "[fd00::2]:4000"], 1)
+    group._join(["10.1.2.3:4000", "[fd00::2]:4000"], 1)
     assert os.environ["no_grpc_proxy"] == "localhost,127.0.0.1,10.1.2.3,fd00::2"  # noqa: SIM112 - its name
     assert json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1
 

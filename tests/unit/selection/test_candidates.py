@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distml.config import Config, load
-from distml.data import shards
+from distml.data import ingestion
 from distml.errors import ConfigError
 from distml.selection.candidates import candidates
 
@@ -64,7 +64,7 @@ def test_nested_overrides_are_dotted_ones() -> None:
 def test_seeds_are_compared_on_the_same_rows() -> None:
     candidate, other = candidates(config({"run.seed": 1}, {"run.seed": 2}))
     assert (candidate.name, candidate.config.run.seed, other.config.run.seed) == ("seed-1", 1, 2)
-    assert shards.folder(candidate.config) == shards.folder(other.config)
+    assert ingestion.folder(candidate.config) == ingestion.folder(other.config)
 
 
 @pytest.mark.parametrize(

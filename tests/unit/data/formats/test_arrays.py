@@ -10,7 +10,7 @@ import pytest
 
 from distml import tasks
 from distml.config import Config, DataConfig
-from distml.data import shards
+from distml.data import ingestion
 from distml.data.formats.arrays import gunzip, is_csv_pixels, open_csv_pixels, parse, read_images
 from distml.data.listing import Folder
 from distml.errors import DataError
@@ -126,7 +126,7 @@ def test_a_table_of_pixels_with_other_columns_and_marks(
 ) -> None:
     pixel_table(tmp_path / "given" / "a.csv", {"id": 0, "label": 0}, mark)
     config = Config(data=DataConfig(path=str(tmp_path / "given")))
-    manifest = shards.prepare(config, Storage(str(storage_root)))
+    manifest = ingestion.prepare(config, Storage(str(storage_root)))
     assert (manifest.shape, manifest.classes) == ((8, 8, 1), ("0", "1"))
     assert "the columns id are no pixels and not used" in caplog.text
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distml.config import Config, DataConfig
-from distml.data import shards
+from distml.data import ingestion
 from distml.data.fetch import UnavailableError
 from distml.data.formats import fashion_mnist
 from distml.errors import DataError
@@ -27,7 +27,7 @@ def test_when_every_source_fails_each_is_named_with_its_reason(
     monkeypatch.setenv("PATH", str(tmp_path))
     config = Config(data=DataConfig(mirrors=["http://host.invalid/a", "ftp://b"]))
     with pytest.raises(DataError) as caught:
-        shards.prepare(config, Storage(str(storage_root)))
+        ingestion.prepare(config, Storage(str(storage_root)))
     lines = caught.value.message.splitlines()
     places = [
         str(tmp_path / "cache"),

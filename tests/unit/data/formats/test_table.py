@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distml.config import Config, DataConfig, TaskConfig
-from distml.data import shards
+from distml.data import ingestion, shards
 from distml.data.manifest import Manifest
 from distml.data.opening import open_source
 from distml.errors import DataError
@@ -32,7 +32,7 @@ NAMES = np.array(["ant", "bee", "cow"])[LABELS]
 
 def ingest(root: Path, path: Path, **data: Any) -> Manifest:
     config = Config(data=DataConfig(shards=2, path=str(path), **data))
-    return shards.prepare(config, Storage(str(root)))
+    return ingestion.prepare(config, Storage(str(root)))
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_columns_of_0_and_1_are_labels_of_the_multilabel_task(given: Path, stora
     with pytest.raises(DataError, match=r"ant, bee hold 0 and 1.* Set task.kind to multilabel"):
         ingest(storage_root, given)
     config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
-    manifest = shards.prepare(config, Storage(str(storage_root)))
+    manifest = ingestion.prepare(config, Storage(str(storage_root)))
     assert manifest.task.names == ("ant", "bee")
     assert any("labels are taken from ant, bee" in warning for warning in manifest.warnings)
 

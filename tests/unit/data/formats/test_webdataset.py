@@ -14,7 +14,7 @@ import pytest
 
 from distml import tasks
 from distml.config import Config, DataConfig
-from distml.data import image, shards
+from distml.data import image, ingestion, shards
 from distml.data.formats.webdataset import open_webdataset
 from distml.data.listing import Folder
 from distml.data.manifest import Manifest
@@ -50,7 +50,7 @@ def samples(numbers: range, ending: str = "cls") -> dict[str, bytes]:
 
 
 def ingest(root: Path, path: Path, **data: Any) -> Manifest:
-    return shards.prepare(Config(data=DataConfig(shards=2, path=str(path), **data)), Storage(str(root)))
+    return ingestion.prepare(Config(data=DataConfig(shards=2, path=str(path), **data)), Storage(str(root)))
 
 
 def test_absent_files_of_a_set_give_a_warning(tmp_path: Path, storage_root: Path) -> None:

@@ -5,7 +5,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
 from distml.errors import TrainingError
-from distml.training import launch
+from distml.training import group
 from distml.training.events import Event, WorkerFailed
 
 
@@ -26,14 +26,14 @@ from distml.training.events import Event, WorkerFailed
     ],
 )
 def test_the_cause_is_named(error: Exception, cause: str) -> None:
-    assert cause in launch.cause(error)
+    assert cause in group.cause(error)
 
 
 def test_the_sentence_names_rank_cause_and_logs() -> None:
-    explained = launch.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
+    explained = group.explain(WorkerGroupError("failed", {1: ActorDiedError()}), "/logs")
     assert explained.message == "training failed on rank 1 with no restart left: the worker process died."
     assert explained.remedy == "The worker logs are in /logs."
-    assert "the controller" in launch.explain(ValueError("x"), None).message
+    assert "the controller" in group.explain(ValueError("x"), None).message
 
 
 def test_no_exception_leaves_the_callback() -> None:
@@ -42,7 +42,7 @@ def test_no_exception_leaves_the_callback() -> None:
         def put(self) -> object:
             raise RuntimeError("no queue")
 
-    launch.Failures(Broken()).after_exception(None, {0: ValueError("x")})
+    group.Failures(Broken()).after_exception(None, {0: ValueError("x")})
 
 
 def test_a_full_disk_is_sent_to_the_driver_and_ends_the_run() -> None:
@@ -53,5 +53,5 @@ def test_a_full_disk_is_sent_to_the_driver_and_ends_the_run() -> None:
             remote = sent.append
 
     with pytest.raises(TrainingError, match="No space left"):
-        launch.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
+        group.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
     assert sent == [WorkerFailed(1, "the storage is full (ENOSPC)", time=sent[0].time)]

@@ -9,14 +9,14 @@ import pytest
 
 from distml.config import TrainConfig
 from distml.errors import ConfigError
-from distml.training import weighting
+from distml.tasks import classification
 
 CLASSES = ("cat", "dog", "bird")
 
 
 def weights(wanted: Any, *counts: int) -> tuple[float, ...]:
     section = TrainConfig.model_validate({"class_weights": wanted})
-    return weighting.weights(section.class_weights, CLASSES, np.array(counts, np.int64))
+    return classification.class_weights(section.class_weights, CLASSES, np.array(counts, np.int64))
 
 
 @pytest.mark.parametrize("none", [None, "none"])
@@ -39,15 +39,15 @@ def test_weights_by_name_leave_the_rest_at_one() -> None:
 
 
 def test_a_class_that_the_data_lack_is_named() -> None:
-    weighting.check({"dog": 3.0}, CLASSES)
-    weighting.check("balanced", CLASSES)
-    weighting.check(None, CLASSES)
+    classification.check_weights({"dog": 3.0}, CLASSES)
+    classification.check_weights("balanced", CLASSES)
+    classification.check_weights(None, CLASSES)
     with pytest.raises(
         ConfigError, match=r"names 'dgo', which is not a class of the data\. Did you mean dog\?"
     ):
-        weighting.check({"dgo": 3.0}, CLASSES)
+        classification.check_weights({"dgo": 3.0}, CLASSES)
     with pytest.raises(ConfigError, match="Classes are cat, dog, bird"):
-        weighting.check({"xylophone": 3.0}, CLASSES)
+        classification.check_weights({"xylophone": 3.0}, CLASSES)
 
 
 @pytest.mark.parametrize("wrong", ["balance", {"dog": 0}, {"dog": -1.0}, 3])
