@@ -193,6 +193,8 @@ def _log_requests(root: Path, count: int, before: int) -> None:
         name: str
         version: int
         task: Any
+        predicted: None = None
+        usual: None = None
 
     served = Served(config.tracking.registered_model, 1, manifest.task)
     numbers = np.random.default_rng(before)

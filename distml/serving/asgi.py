@@ -47,6 +47,8 @@ _STATUS: dict[type[Exception], int] = {
     ModelError: 400,  # images of another shape than that of the version that came to answer
 }
 _KNOWN_PATHS = 1024
+CALL = b"application/grpc"
+"""What the content type of a call of gRPC begins with."""
 
 
 class Route(APIRoute):
@@ -151,6 +153,8 @@ class Application(FastAPI):
         if match is not None:
             scope["app"], scope["path_params"], scope["metrics"] = self, match[1], match[2]
             return await match[0].app(scope, receive, send)
+        if self._calls and scope["method"] == "POST" and _content_type(scope).startswith(CALL):
+            return await next(iter(self._calls.values()))(scope, receive, send, None)
         # Parts of the page are not worth their errors, which Starlette writes as plain text (RFC 9110, 14.2).
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         return await super().__call__(scope, receive, send)
@@ -185,6 +189,10 @@ class Application(FastAPI):
         if "name" in parameters:
             return self._of_models.get(parameters["name"], self.metrics)
         return self._first if route.path in OF_FIRST else self.metrics
+
+
+def _content_type(scope: Scope) -> bytes:
+    return next((value for key, value in scope["headers"] if key == b"content-type"), b"")
 
 
 OF_FIRST = ("/predict", "/predict/image", "/explain", "/model")

@@ -297,6 +297,10 @@ class Core:
         """Return the loaded version of each alias, the champion first."""
         return {alias: self._aliases[alias] for alias in sorted(self._aliases, key=self._serve.alias.__ne__)}
 
+    def most_images(self) -> int:
+        """Return `serve.max_queued_images` of this model."""
+        return self._serve.max_queued_images
+
     def usage(self, version: int) -> Usage:
         """Return what a version has been asked."""
         usage = self._usage[version]

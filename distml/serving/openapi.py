@@ -77,18 +77,19 @@ ASKING = failures(401, 404, 421, 429, 503)
 """What can go wrong where a model is asked about."""
 
 
-def accepts(contents: Mapping[str, Any]) -> dict[str, Any]:
+def accepts(contents: Mapping[str, Any], required: bool = True) -> dict[str, Any]:
     """Describe the body of a request.
 
     Args:
         contents: A model, a union of models or a JSON schema for each content type.
+        required: Whether an empty body is an error.
     """
     described: dict[str, Any] = {}
     for kind, schema in contents.items():
         if not isinstance(schema, Mapping):
             schema = TypeAdapter(schema).json_schema(ref_template=_REFERENCE + "{model}")
         described[kind] = {"schema": schema}
-    return {"requestBody": {"required": True, "content": described}}
+    return {"requestBody": {"required": required, "content": described}}
 
 
 def in_path(*names: str) -> list[dict[str, Any]]:

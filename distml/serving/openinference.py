@@ -67,6 +67,13 @@ class V2Models(Schema):
     """Their names."""
 
 
+class V2Index(Schema):
+    """Which versions to list."""
+
+    ready: bool = False
+    """Only those that answer."""
+
+
 class V2IndexEntry(Schema):
     """A version in the index of the repository."""
 
@@ -205,13 +212,8 @@ class V2Answer(Schema):
 
 
 _PATHS = {"/v2/models/{name}": ("name",), "/v2/models/{name}/versions/{version}": ("name", "version")}
-EXTENSIONS = [
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "model_repository",
-    "statistics",
-]
+EXTENSIONS = ["classification", "model_configuration", "model_repository", "statistics"]
+"""Of the protocol that both of its forms have."""
 
 
 _SPACES = 100
@@ -320,7 +322,7 @@ def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRo
         )
         return exchange.compress(request, answered)
 
-    _add_repository(routes, models)
+    _add_repository(routes, models, limits)
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
         body = openapi.accepts({"application/json": V2Request})
@@ -330,12 +332,12 @@ def router(models: Models, config: ServeConfig, decode: encoded.Decode) -> APIRo
             responses=openapi.CLASSIFYING,
             openapi_extra=parameters | body,
         )(infer)
-    _add_models(routes, models, config)
+    _add_models(routes, models)
     _add_server(routes, models)
     return routes
 
 
-def _add_models(routes: APIRouter, models: Models, config: ServeConfig) -> None:
+def _add_models(routes: APIRouter, models: Models) -> None:
     async def metadata(request: Request) -> Answer:
         """Describe the tensors of a model."""
         service = models.asked(request)
@@ -352,14 +354,14 @@ def _add_models(routes: APIRouter, models: Models, config: ServeConfig) -> None:
         """Describe a model as Triton's model configuration does."""
         service = models.asked(request)
         served = choose(service, request, number(service, request))
-        return answer(_configuration(described(service, served), config.max_queued_images), served.version)
+        return answer(configured(service, served), served.version)
 
     async def statistics(request: Request) -> Answer:
         """Say what the versions of a model have been asked of this replica, as Triton's statistics do."""
         service = models.asked(request)
         wanted = number(service, request)
         choose(service, request, wanted)
-        return answer({"model_stats": _statistics(service, wanted)})
+        return answer({"model_stats": statistics_of(service, wanted)})
 
     for path, names in _PATHS.items():
         parameters = {"parameters": openapi.in_path(*names)}
@@ -370,7 +372,10 @@ def _add_models(routes: APIRouter, models: Models, config: ServeConfig) -> None:
         routes.get(f"{path}/stats", response_model=V2Statistics, **asking)(statistics)
 
 
-def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
+def configured(service: Service, served: Served) -> dict[str, Any]:
+    """Describe a version as Triton's model configuration does."""
+    metadata = described(service, served)
+
     def tensors_of(described: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             {
@@ -384,13 +389,15 @@ def _configuration(metadata: dict[str, Any], batch: int) -> dict[str, Any]:
     return {
         "name": metadata["name"],
         "platform": metadata["platform"],
-        "max_batch_size": batch,
+        "max_batch_size": service.most_images(),
         "input": tensors_of(metadata["inputs"]),
         "output": tensors_of(metadata["outputs"]),
     }
 
 
-def _statistics(service: Service, wanted: int | None) -> list[dict[str, Any]]:
+def statistics_of(service: Service, wanted: int | None) -> list[dict[str, Any]]:
+    """Say what the versions of a model have been asked of this replica, one of them where it is wanted."""
+
     def of(served: Served) -> dict[str, Any]:
         usage = service.usage(served.version)
         return {
@@ -408,6 +415,24 @@ def _statistics(service: Service, wanted: int | None) -> list[dict[str, Any]]:
     return [of(model) for model in service.served() if wanted in (None, model.version)]
 
 
+def every_statistics(models: Models) -> list[dict[str, Any]]:
+    """Say what the versions of all models have been asked of this replica."""
+    every = [statistics_of(service, None) for service in models.services.values()]
+    return list(itertools.chain.from_iterable(every))
+
+
+def index(models: Models, ready: bool) -> list[dict[str, Any]]:
+    """List the versions of all models: those that are loaded and, unless only these are wanted, the others.
+
+    Args:
+        models: Of the endpoint.
+        ready: Whether only loaded versions are wanted.
+    """
+    every = [_index(name, service) for name, service in models.services.items()]
+    rows = itertools.chain.from_iterable(every)
+    return [row for row in rows if not ready or row["state"] == "READY"]
+
+
 def _index(name: str, service: Service) -> list[dict[str, Any]]:
     """List the versions of a model: those that are loaded, and those that should be."""
     loaded, refused = service.served(), service.refused()
@@ -422,7 +447,7 @@ def _index(name: str, service: Service) -> list[dict[str, Any]]:
     ]
 
 
-def _add_repository(routes: APIRouter, models: Models) -> None:
+def _add_repository(routes: APIRouter, models: Models, limits: exchange.Limits) -> None:
     @routes.get("/v2/models", response_model=V2Models)
     async def listed(request: Request) -> Answer:
         """List the models."""
@@ -431,25 +456,34 @@ def _add_repository(routes: APIRouter, models: Models) -> None:
     @routes.get("/v2/models/stats", response_model=V2Statistics)
     async def all_statistics(request: Request) -> Answer:
         """Say what every version has been asked of this replica."""
-        every = [_statistics(service, None) for service in models.services.values()]
-        return answer({"model_stats": list(itertools.chain.from_iterable(every))})
+        return answer({"model_stats": every_statistics(models)})
 
     @routes.post(
         "/v2/repository/index",
         response_model=list[V2IndexEntry],
-        responses=openapi.failures(401, 403, 421, 429),
+        responses=openapi.failures(400, 401, 403, 408, 413, 415, 421, 429),
+        openapi_extra=openapi.accepts({"application/json": V2Index}, required=False),
     )
-    async def index(request: Request) -> Answer:
+    async def listed_versions(request: Request) -> Answer:
         """List loaded versions, and those that are rejected with the reason."""
-        every = [_index(name, service) for name, service in models.services.items()]
-        return answer(list(itertools.chain.from_iterable(every)))
+        content = await exchange.body(request, limits)
+        return answer(index(models, _only_ready(content)))
+
+
+def _only_ready(content: bytes) -> bool:
+    """Read the body of a request for the index, empty or with whether only ready versions are wanted."""
+    ready = exchange.parse_json(content).members.get("ready", False) if content else False
+    if not isinstance(ready, bool):
+        raise RejectedError(400, f"ready is {json_type(ready)}, not true or false")
+    return ready
 
 
 def _add_server(routes: APIRouter, models: Models) -> None:
     @routes.get("/v2", response_model=V2Server)
     async def server(request: Request) -> Answer:
         """Describe the server."""
-        return answer({"name": "distml", "version": distml.__version__, "extensions": EXTENSIONS})
+        extensions = sorted([*EXTENSIONS, "binary_tensor_data"])
+        return answer({"name": "distml", "version": distml.__version__, "extensions": extensions})
 
     @routes.get("/v2/health/live", response_model=V2Live)
     async def live(request: Request) -> Answer:

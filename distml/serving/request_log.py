@@ -56,6 +56,16 @@ class Answering(Protocol):
         """What it predicts."""
         ...
 
+    @property
+    def predicted(self) -> tuple[int, ...] | None:
+        """Validation rows by bin of what it predicts, None where its export does not say."""
+        ...
+
+    @property
+    def usual(self) -> plausible.Usual | None:
+        """How training images look, None where its export does not say."""
+        ...
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -117,7 +127,7 @@ def _columns(entries: Sequence[Entry], with_images: bool) -> dict[str, Any]:
         },
         "latency_s": schema.to_array(latencies, pa.float32()),
         "statistics": _vectors(statistics.measure(images)),
-        "warnings": _texts(_warnings(images, getattr(entries[0].served, "usual", None))),
+        "warnings": _texts(_warnings(images, entries[0].served.usual)),
     }
     if with_images:
         shape = images.shape[1:]
@@ -151,7 +161,7 @@ def write(storage: Storage, entries: Sequence[Entry], with_images: bool) -> str:
         "model": served.name,
         "version": served.version,
         "classes": list(served.task.mix_names),
-        "predicted": getattr(served, "predicted", None),
+        "predicted": served.predicted,
         "names": list(served.task.names),
         "task": served.task.spec(),
         "decision": next(iter(served.task.logged(entries[0].outputs[:1]))),

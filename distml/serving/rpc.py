@@ -38,8 +38,7 @@ import distml
 from distml.config import ServeConfig
 from distml.data import plausible
 from distml.data.schema import Images
-from distml.serving import encoded, exchange, openinference, service, tensors, tfserving
-from distml.serving.asgi import rejection
+from distml.serving import asgi, encoded, exchange, openinference, service, tensors, tfserving
 from distml.serving.exchange import Answer, Document, RejectedError
 from distml.serving.metrics import Metrics
 from distml.serving.security import KeyCheck
@@ -81,6 +80,21 @@ _TABLE: dict[str, dict[str, str]] = {
         "4 %InferParameter parameters, 5 InferTensorContents contents",
         "ModelInferResponse": "1 string model_name, 2 string model_version, 3 string id, "
         "4 %InferParameter parameters, 5 *InferOutputTensor outputs, 6 *bytes raw_output_contents",
+        "ModelConfigRequest": "1 string name, 2 string version",
+        "ModelInput": "1 string name, 2 DataType data_type, 4 *int64 dims",
+        "ModelOutput": "1 string name, 2 DataType data_type, 3 *int64 dims",
+        "ModelConfig": "1 string name, 2 string platform, 4 int32 max_batch_size, 5 *ModelInput input, "
+        "6 *ModelOutput output",
+        "ModelConfigResponse": "1 ModelConfig config",
+        "ModelStatisticsRequest": "1 string name, 2 string version",
+        "StatisticDuration": "1 uint64 count, 2 uint64 ns",
+        "InferStatistics": "1 StatisticDuration success, 2 StatisticDuration fail",
+        "ModelStatistics": "1 string name, 2 string version, 3 uint64 last_inference, "
+        "4 uint64 inference_count, 5 uint64 execution_count, 6 InferStatistics inference_stats",
+        "ModelStatisticsResponse": "1 *ModelStatistics model_stats",
+        "RepositoryIndexRequest": "1 string repository_name, 2 bool ready",
+        "ModelIndex": "1 string name, 2 string version, 3 string state, 4 string reason",
+        "RepositoryIndexResponse": "1 *ModelIndex models",
     },
     _SERVING: {
         "Dim": "1 int64 size, 2 string name",
@@ -104,20 +118,32 @@ _TABLE: dict[str, dict[str, str]] = {
     },
 }
 """By package and message: number, type and name of each field; `*` repeats, `?` has presence, `%` maps."""
-_ENUMS = {
-    "DataType": {
-        "DT_INVALID": 0,
-        "DT_FLOAT": 1,
-        "DT_DOUBLE": 2,
-        "DT_INT32": 3,
-        "DT_UINT8": 4,
-        "DT_STRING": 7,
-        "DT_INT64": 9,
-        "DT_BOOL": 10,
+_ENUMS: dict[str, dict[str, dict[str, int]]] = {
+    _INFERENCE: {
+        "DataType": {
+            "TYPE_INVALID": 0,
+            "TYPE_BOOL": 1,
+            "TYPE_UINT8": 2,
+            "TYPE_INT32": 8,
+            "TYPE_FP32": 11,
+            "TYPE_STRING": 13,
+        },
     },
-    "State": {"UNKNOWN": 0, "START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50},
+    _SERVING: {
+        "DataType": {
+            "DT_INVALID": 0,
+            "DT_FLOAT": 1,
+            "DT_DOUBLE": 2,
+            "DT_INT32": 3,
+            "DT_UINT8": 4,
+            "DT_STRING": 7,
+            "DT_INT64": 9,
+            "DT_BOOL": 10,
+        },
+        "State": {"UNKNOWN": 0, "START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50},
+    },
 }
-"""Of TensorFlow's data types those that images and answers can have."""
+"""By package; of the data types of Triton and of TensorFlow those that images and answers can have."""
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
@@ -151,11 +177,10 @@ def _file(package: str, messages: dict[str, str]) -> descriptor_pb2.FileDescript
         syntax="proto3",
         dependency=[any_pb2.DESCRIPTOR.name, wrappers_pb2.DESCRIPTOR.name],
     )
-    if package == _SERVING:
-        for name, values in _ENUMS.items():
-            enum = file.enum_type.add(name=name)
-            for word, number in values.items():
-                enum.value.add(name=word, number=number)
+    for name, values in _ENUMS[package].items():
+        enum = file.enum_type.add(name=name)
+        for word, number in values.items():
+            enum.value.add(name=word, number=number)
     for name, fields in messages.items():
         described = file.message_type.add(name=name)
         for words in filter(None, fields.split(", ")):
@@ -180,14 +205,14 @@ def _add(described: descriptor_pb2.DescriptorProto, package: str, number: str, k
         described.oneof_decl.add(name=f"_{name}")
     if plain := getattr(_Field, f"TYPE_{kind.upper()}", None):
         field.type = plain
-    elif kind in _ENUMS:
+    elif kind in _ENUMS[package]:
         field.type, field.type_name = _Field.TYPE_ENUM, f".{package}.{kind}"
     else:
         field.type = _Field.TYPE_MESSAGE
         field.type_name = f".{kind}" if "." in kind else f".{package}.{kind}"
 
 
-INFERENCE, PREDICTION, MODELS = (
+_SERVICES = INFERENCE, PREDICTION, MODELS = (
     "inference.GRPCInferenceService",
     "tensorflow.serving.PredictionService",
     "tensorflow.serving.ModelService",
@@ -229,7 +254,7 @@ Kind = TypeVar("Kind", bound=type)
 
 def add(servicer: Any, server: Any) -> None:
     """Add all procedures to a server, as Ray Serve calls it: `grpc_servicer_functions`."""
-    for service_name in (INFERENCE, PREDICTION, MODELS):
+    for service_name in _SERVICES:
         handlers = {
             procedure: grpc.unary_unary_rpc_method_handler(
                 getattr(servicer, procedure),
@@ -327,7 +352,7 @@ class Rpc:
         """Answer a call that came over HTTP, as an ASGI application does.
 
         Args:
-            scope: Its path is one of `PATHS`.
+            scope: Its path is one of `PATHS`; of any other the client is told which there are.
             receive: Gives the body, which is one message behind its length.
             send: Takes the message, then the status as trailers.
             refused: Why the call is not taken by its headers.
@@ -336,7 +361,13 @@ class Rpc:
         if said := _not_grpc(scope, headers):
             await exchange.reject(said)(scope, receive, send)
             return
-        name, context = PATHS[scope["path"]], _Context()
+        context, name = _Context(), PATHS.get(scope["path"], "")
+        if not name:
+            context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+            context.set_details(_unknown(scope["path"]))
+            self._metrics.answered("unknown procedure", "POST", Answer(b"", 501), 0.0)
+            await _send(send, b"", context)
+            return
 
         async def read() -> Message:
             if refused:
@@ -353,10 +384,7 @@ class Rpc:
         except TimeoutError:
             context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
             self._metrics.answered(scope["path"], "POST", Answer(b"", 504), seconds or 0.0)
-        data = _framed(response) if context.code is grpc.StatusCode.OK else b""
-        await send({"type": "http.response.start", "status": 200, "headers": _KIND, "trailers": True})
-        await send({"type": "http.response.body", "body": data})
-        await send({"type": "http.response.trailers", "headers": context.trailers()})
+        await _send(send, _framed(response) if context.code is grpc.StatusCode.OK else b"", context)
 
     async def call(self, name: str, request: Message, context: Any) -> Message:
         """Answer a procedure; what is rejected has its status and sentence in the context.
@@ -387,7 +415,7 @@ class Rpc:
         except ClientDisconnect:
             raise
         except Exception as error:
-            rejected = rejection(error, path)
+            rejected = asgi.rejection(error, path)
             call.context.set_code(_CODES.get(rejected.status, grpc.StatusCode.INTERNAL))
             call.context.set_details(rejected.sentence)
             response, said = message(f"{name}Response")(), Answer(b"", rejected.status)
@@ -442,15 +470,36 @@ class Rpc:
         return message("ModelReadyResponse")(ready=True)
 
     async def _server(self, request: Message, call: _Call) -> Message:
-        extensions = ["classification"]
         return message("ServerMetadataResponse")(
-            name="distml", version=distml.__version__, extensions=extensions
+            name="distml", version=distml.__version__, extensions=openinference.EXTENSIONS
         )
 
     async def _model(self, request: Message, call: _Call) -> Message:
         asked, _, served = self._chosen(request.name, request.version, call)
         described = openinference.described(asked, served)
         return json_format.ParseDict(described, message("ModelMetadataResponse")())
+
+    async def _configured(self, request: Message, call: _Call) -> Message:
+        asked, _, served = self._chosen(request.name, request.version, call)
+        config = {"config": openinference.configured(asked, served)}
+        return json_format.ParseDict(config, message("ModelConfigResponse")())
+
+    async def _statistics(self, request: Message, call: _Call) -> Message:
+        if request.name:
+            asked, version, _ = self._chosen(request.name, request.version, call)
+            statistics = openinference.statistics_of(asked, version)
+        elif request.version:
+            raise RejectedError(400, f"version {request.version[:80]!r} is asked for, and of no model")
+        else:
+            statistics = openinference.every_statistics(self._models)
+        return json_format.ParseDict({"model_stats": statistics}, message("ModelStatisticsResponse")())
+
+    async def _index(self, request: Message, call: _Call) -> Message:
+        if named := request.repository_name:
+            sentence = f"there is no repository {named[:80]!r}: models are listed without a repository_name"
+            raise RejectedError(404, sentence)
+        rows = openinference.index(self._models, request.ready)
+        return json_format.ParseDict({"models": rows}, message("RepositoryIndexResponse")())
 
     async def _infer(self, request: Message, call: _Call) -> Message:
         asked, version, served = self._chosen(request.model_name, request.model_version, call)
@@ -531,6 +580,9 @@ _PROCEDURES = {
     "ServerMetadata": _Procedure(INFERENCE, Rpc._server),
     "ModelMetadata": _Procedure(INFERENCE, Rpc._model),
     "ModelInfer": _Procedure(INFERENCE, Rpc._infer),
+    "ModelConfig": _Procedure(INFERENCE, Rpc._configured),
+    "ModelStatistics": _Procedure(INFERENCE, Rpc._statistics),
+    "RepositoryIndex": _Procedure(INFERENCE, Rpc._index),
     "Predict": _Procedure(PREDICTION, Rpc._predict),
     "GetModelMetadata": _Procedure(PREDICTION, Rpc._signatures),
     "GetModelStatus": _Procedure(MODELS, Rpc._status),
@@ -538,7 +590,7 @@ _PROCEDURES = {
 
 PATHS = {f"/{procedure.service}/{name}": name for name, procedure in _PROCEDURES.items()}
 """Procedures by the path of a request."""
-_KIND = [(b"content-type", b"application/grpc")]
+_KIND = [(b"content-type", asgi.CALL)]
 _PLAIN = " !\"#$&'()*+,-./:;<=>?@[]^_`{|}~\\"
 """What gRPC leaves as it is in a status message, besides letters and digits."""
 _FRAME_BYTES = 5
@@ -556,13 +608,27 @@ class CallsRoute(BaseRoute):
         return (Match.FULL if scope["path"] in PATHS else Match.NONE), {}
 
 
+async def _send(send: Send, data: bytes, context: _Context) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": _KIND, "trailers": True})
+    await send({"type": "http.response.body", "body": data})
+    await send({"type": "http.response.trailers", "headers": context.trailers()})
+
+
+def _unknown(path: str) -> str:
+    """Say which procedures there are instead of one that there is not."""
+    wanted = path[1:].rpartition("/")[0]
+    names = [name for name, row in _PROCEDURES.items() if row.service == wanted]
+    there = f"{wanted} has {', '.join(names)}" if names else f"the services are {', '.join(_SERVICES)}"
+    return f"there is no procedure {path[:200]}; {there}"
+
+
 def _not_grpc(scope: Scope, headers: Mapping[bytes, bytes]) -> RejectedError | None:
     """Why a request is no call of gRPC, None where it is one."""
     path = scope["path"]
     if scope["method"] != "POST":
         return RejectedError(405, f"{path} takes POST, not {scope['method'][:20]}", (b"allow", b"POST"))
     kind = headers.get(b"content-type", b"")
-    if not kind.startswith(_KIND[0][1]):
+    if not kind.startswith(asgi.CALL):
         said = repr(kind[:80].decode("latin-1"))
         return RejectedError(415, f"{path} takes application/grpc, not {said}; use a client of gRPC")
     return None

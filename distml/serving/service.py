@@ -192,6 +192,10 @@ class Service(Protocol):
         """Return the version of each alias that is followed and loaded, the champion first."""
         ...
 
+    def most_images(self) -> int:
+        """Return how many images of one request are taken while others wait."""
+        ...
+
     def usage(self, version: int) -> Usage:
         """Return what a version has been asked since this replica started."""
         ...

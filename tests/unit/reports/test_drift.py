@@ -13,6 +13,7 @@ import pytest
 
 from distml import cli
 from distml.data import schema, shards, statistics
+from distml.data.plausible import Usual
 from distml.errors import DataError
 from distml.reports import drift
 from distml.serving import request_log as rows
@@ -37,6 +38,7 @@ class Served:
     version: int
     task: Task
     predicted: tuple[int, ...] | None = None
+    usual: Usual | None = None
 
 
 def manifest(rows: int = 4000) -> shards.Manifest:
@@ -208,7 +210,7 @@ def test_a_version_that_is_often_wrong_is_compared_with_its_own_predictions(
     data = dataclasses.replace(manifest(2000), classes=task.names, target=task.spec())
     actual = statistics.Reference.of(data, statistics.measure(pictures(2000, 0)), trained)
 
-    def shifts(values: Targets, version: int, **own: tuple[int, ...]) -> tuple[float, drift.Logged]:
+    def shifts(values: Targets, version: int, **own: Any) -> tuple[float, drift.Logged]:
         outputs = np.asarray(np.eye(2)[values] if kind == "classification" else values, np.float32)
         log(storage, pictures(600, 1), [0], served=Served("pets", version, task, **own), outputs=outputs)
         logged = drift.read(storage, "pets", actual, None)

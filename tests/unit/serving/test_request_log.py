@@ -18,6 +18,7 @@ import pytest
 
 from distml.config import LogConfig
 from distml.data import schema, statistics
+from distml.data.plausible import Usual
 from distml.errors import StorageError
 from distml.serving import request_log
 from distml.serving.request_log import RequestLog
@@ -33,6 +34,8 @@ class Served:
     name: str
     version: int
     task: Task
+    predicted: tuple[int, ...] | None = None
+    usual: Usual | None = None
 
 
 PETS = Served("pets", 3, Classification(("cat", "dog", "bird")))
@@ -214,7 +217,8 @@ from distml.serving.request_log import RequestLog
 from distml.storage import Storage
 from distml.tasks.classification import Classification
 log = RequestLog(LogConfig(enabled=True), Storage(sys.argv[1]))
-served = SimpleNamespace(name="pets", version=1, task=Classification(("a", "b")))
+task = Classification(("a", "b"))
+served = SimpleNamespace(name="pets", version=1, task=task, predicted=None, usual=None)
 log.record("a", served, np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 2), 0.5, np.float32), 0.1)
 log.close()
 assert log.counts()["written"] == 2

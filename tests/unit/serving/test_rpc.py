@@ -17,16 +17,21 @@ import grpc
 import numpy as np
 import pytest
 import requests
+import tritonclient.grpc as triton
+import tritonclient.http as triton_http
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from distml.config import AuthConfig, ServeConfig
 from distml.runtime import compat
 from distml.serving import haproxy, ingress, rpc
 from distml.serving.application import application
+from distml.serving.batching import Core, Loaded
 from distml.serving.encoded import Decoder
 from distml.serving.metrics import Metrics
 from distml.serving.rpc import Message, message
 from distml.serving.security import KeyCheck
+from distml.serving.service import Models
 from tests import serving
 
 Call = Callable[..., tuple[Message, dict[str, str]]]
@@ -39,16 +44,16 @@ KEY = "0123456789abcdef0123456789abcdef"
 class Servicer:
     """What Ray Serve calls, called by gRPC itself: both give the request and a context."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, models: Models | None = None) -> None:
         metrics = Metrics()
         keys = KeyCheck(config.auth, metrics) if config.auth.keys_file else None
-        self.rpc = rpc.Rpc(serving.core(), config, metrics, Decoder(config).images, keys)
+        self.rpc = rpc.Rpc(models or serving.core(), config, metrics, Decoder(config).images, keys)
 
 
-def _serve(config: ServeConfig, ready: threading.Event, state: dict[str, Any]) -> None:
+def _serve(servicer: Servicer, ready: threading.Event, state: dict[str, Any]) -> None:
     async def run() -> None:
         server = grpc.aio.server()
-        rpc.add(Servicer(config), server)
+        rpc.add(servicer, server)
         state["port"] = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         state["loop"], state["end"] = asyncio.get_running_loop(), asyncio.Event()
@@ -60,30 +65,36 @@ def _serve(config: ServeConfig, ready: threading.Event, state: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def by_server(config: ServeConfig) -> Iterator[int]:
+def by_server(config: ServeConfig, models: Models | None = None) -> Iterator[int]:
     """The port of a server of gRPC, which Ray Serve's own proxy forwards to."""
     ready, state = threading.Event(), dict[str, Any]()
-    thread = threading.Thread(target=_serve, args=(config, ready, state))
+    thread = threading.Thread(target=_serve, args=(Servicer(config, models), ready, state))
     thread.start()
     assert ready.wait(20)
-    yield state["port"]
-    state["loop"].call_soon_threadsafe(state["end"].set)
-    thread.join(20)
+    try:
+        yield state["port"]
+    finally:
+        state["loop"].call_soon_threadsafe(state["end"].set)
+        thread.join(20)
 
 
 @contextlib.contextmanager
-def by_haproxy(config: ServeConfig) -> Iterator[int]:
+def by_haproxy(config: ServeConfig, models: Models | None = None) -> Iterator[int]:
     """The port of an HAProxy in front of the application of a replica."""
     compat.http_in_one_write()
-    rpc_ = Servicer(config).rpc
-    app = application(serving.core(), config, calls=dict.fromkeys(rpc.PATHS, rpc_))
+    models = models or Models.of(serving.core())
+    app = application(models, config, calls=dict.fromkeys(rpc.PATHS, Servicer(config, models).rpc))
     port, folder = ingress.free_ports()[0], Path(tempfile.mkdtemp())
     with serving.listening(app) as behind:
         (folder / "haproxy.cfg").write_text(PROXY.format(port=port, behind=behind))
         words = [haproxy.program() or "", "-db", "-f", str(folder / "haproxy.cfg")]
         with subprocess.Popen(words) as process:
-            yield port
-            process.kill()
+            try:
+                with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    grpc.channel_ready_future(channel).result(20)
+                yield port
+            finally:
+                process.kill()
 
 
 PROXY = """defaults
@@ -104,7 +115,6 @@ WAYS = {"server": by_server, "haproxy": by_haproxy}
 @contextlib.contextmanager
 def started(way: str, config: ServeConfig) -> Iterator[Call]:
     with WAYS[way](config) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        grpc.channel_ready_future(channel).result(20)
 
         def call(
             service: str, name: str, request: Message, **metadata: str
@@ -358,6 +368,99 @@ def test_an_unknown_procedure_is_unimplemented(call: Call) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call("inference.Nothing", "ServerLive", message("ServerLiveRequest")())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (f"/{rpc.PREDICTION}/Classify", f"{rpc.PREDICTION} has Predict, GetModelMetadata"),
+        ("/inference.Nothing/Do", f"the services are {rpc.INFERENCE}, "),
+    ],
+)
+def test_behind_haproxy_an_unknown_procedure_is_told_which_there_are(path: str, sentence: str) -> None:
+    with (
+        by_haproxy(ServeConfig()) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        channel.unary_unary(path)(b"", timeout=20)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details().startswith(f"there is no procedure {path}; {sentence}")
+
+
+def two() -> Models:
+    """`pets` and `shoes` answer, with limits of their own; of `torn` no version is loaded."""
+    shoes = Core(ServeConfig(max_queued_images=9))
+    described = Loaded(serving.served(3, name="shoes"), serving.function(3))
+    shoes.swap({3: described}, {"champion": 3})
+    return Models({"pets": serving.core(), "shoes": shoes, "torn": Core(ServeConfig())})
+
+
+def _plain(value: Any) -> Any:
+    """JSON as protobuf writes it: without what is zero or empty, numbers as texts."""
+    if isinstance(value, dict):
+        parts = {key: _plain(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part not in ("", "0", [], {})}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return str(value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stock_client_hears_over_grpc_what_it_hears_over_http(way: str) -> None:
+    models, config = two(), ServeConfig()
+    with (
+        serving.running(models, config, Metrics()) as url,
+        WAYS[way](config, models) as port,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+        triton_http.InferenceServerClient(url.removeprefix("http://")) as other,
+    ):
+        given = triton.InferInput("image", IMAGES.shape, "UINT8").set_data_from_numpy(IMAGES)
+        client.infer("shoes", [given])
+        asked: list[tuple[str, tuple[str, ...], str]] = [
+            ("get_model_repository_index", (), "models"),
+            ("get_inference_statistics", (), ""),
+            ("get_inference_statistics", ("shoes",), ""),
+            ("get_inference_statistics", ("pets", "5"), ""),
+            ("get_model_config", ("shoes",), "config"),
+            ("get_model_config", ("pets", "5"), "config"),
+            ("get_model_metadata", ("pets",), ""),
+        ]
+        for name, words, under in asked:
+            said = getattr(client, name)(*words, as_json=True)
+            assert _plain(said[under] if under else said) == _plain(getattr(other, name)(*words)), name
+        assert client.get_model_config("shoes").config.max_batch_size == 9
+        assert client.get_inference_statistics("shoes").model_stats[0].inference_count == 3
+        extensions = client.get_server_metadata(as_json=True)["extensions"]
+        assert set(other.get_server_metadata()["extensions"]) - {*extensions} == {"binary_tensor_data"}
+        with pytest.raises(InferenceServerException, match="no model 'cars'"):
+            client.get_model_config("cars")
+        with pytest.raises(InferenceServerException, match="of no model"):
+            client.get_inference_statistics(model_version="5")
+
+
+def test_an_index_holds_ready_versions_alone_where_it_is_asked_so(call: Call) -> None:
+    with serving.running(two(), metrics=Metrics()) as url:
+        for body, names in (
+            ({}, ["pets", "pets", "shoes", "torn"]),
+            ({"ready": True}, ["pets", "pets", "shoes"]),
+        ):
+            listed = requests.post(f"{url}/v2/repository/index", json=body, timeout=10).json()
+            assert [row["name"] for row in listed] == names
+        rejected = requests.post(f"{url}/v2/repository/index", json={"ready": "yes"}, timeout=10)
+        assert (rejected.status_code, rejected.json()["error"]) == (
+            400,
+            "ready is a string, not true or false",
+        )
+    request = message("RepositoryIndexRequest")(ready=True)
+    rows = call(rpc.INFERENCE, "RepositoryIndex", request)[0].models
+    assert [(row.name, row.version, row.state) for row in rows] == [
+        ("pets", "7", "READY"),
+        ("pets", "5", "READY"),
+    ]
+    request = message("RepositoryIndexRequest")(repository_name="other")
+    with pytest.raises(grpc.RpcError, match="no repository 'other'"):
+        call(rpc.INFERENCE, "RepositoryIndex", request)
 
 
 def test_what_is_no_call_is_rejected_over_http() -> None:
