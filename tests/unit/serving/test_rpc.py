@@ -377,7 +377,7 @@ def test_an_unknown_procedure_is_unimplemented(call: Call) -> None:
         ("/inference.Nothing/Do", f"the services are {rpc.INFERENCE}, "),
     ],
 )
-def test_behind_haproxy_an_unknown_procedure_is_told_which_there_are(path: str, sentence: str) -> None:
+def test_behind_haproxy_an_unknown_procedure_gets_the_known_names(path: str, sentence: str) -> None:
     with (
         by_haproxy(ServeConfig()) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -407,7 +407,7 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stock_client_hears_over_grpc_what_it_hears_over_http(way: str) -> None:
+def test_a_stock_client_gets_over_grpc_what_it_gets_over_http(way: str) -> None:
     models, config = two(), ServeConfig()
     with (
         serving.running(models, config, Metrics()) as url,
