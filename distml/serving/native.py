@@ -431,7 +431,14 @@ async def _explained(service: Service, image: Images, wanted: str | None) -> Ans
     return answer(document, served.version, images=1)
 
 
-_OF = {"name": "of", "in": "query", "required": False, "schema": {"type": "string"}}
+_OF = {
+    "name": "of",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The class, label or number to explain; else the predicted class, the most probable label "
+    "or the first number.",
+}
 
 
 def _add_explain(

@@ -18,6 +18,9 @@ from distml.data.image import Policy, read
 from distml.serving.batching import Core, Loaded
 from distml.serving.metrics import Metrics
 from distml.serving.service import Models
+from distml.tasks import Task
+from distml.tasks.multilabel import Multilabel
+from distml.tasks.regression import Regression
 from tests import browser
 from tests.serving import NAME, function, running, served
 
@@ -285,6 +288,50 @@ def test_the_page_shows_a_photograph_as_the_model_is_given_it(
     assert tuple(seen[1, 1]) == corner
     expected = read((tmp_path / "thirds.png").read_bytes(), policy)
     assert np.abs(seen.astype(int) - expected).mean() < 8  # each scales in its own way
+
+
+def tasks(*given: tuple[Task, list[float]]) -> Models:
+    """Models that predict the same for every picture."""
+    services = {}
+    for task, outputs in given:
+        described = dataclasses.replace(served(1, task.names, SHAPE, task.kind), target=task.spec())
+        core, row = Core(ServeConfig()), np.array(outputs, np.float32)
+        core.swap(
+            {1: Loaded(described, lambda images, row=row: np.tile(row, (len(images), 1)))}, {"champion": 1}
+        )
+        services[task.kind] = core
+    return Models(services)
+
+
+def test_all_numbers_and_the_thresholds_of_labels_are_shown(driver: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    path = str(picture(tmp_path / "noise.png"))
+    numbers = Regression(tuple(f"number {at}" for at in range(14)), scale=((0.0, 1.0),) * 14)
+    labels = Multilabel(("cat", "dog"), thresholds=(0.5, 0.2))
+    models = tasks((numbers, [float(at) for at in range(14)]), (labels, [0.4, 0.3]))
+    with running(models, ServeConfig(), Metrics()) as url:
+        visit(driver, url)
+        driver.find_element("id", "file").send_keys(path)
+        assert said(driver, "number") == "number 0 0, number 1 1, number 2 2, and 11 more"
+        values = driver.find_elements("css selector", ".bars .value")
+        assert [value.text for value in values] == [str(at) for at in range(14)]
+        Select(driver.find_element("id", "of")).select_by_value("number 13")
+        driver.find_element("id", "explain").click()
+        caption = driver.find_element("id", "reason-caption")
+        WebDriverWait(driver, 15, 0.05).until(lambda _: caption.text.startswith("number 13 is 13"))
+        Select(driver.find_element("id", "models")).select_by_visible_text("multilabel")
+        said(driver, "No picture yet.")
+        driver.find_element("id", "file").send_keys(path)
+        assert said(driver, "^dog") == "dog"
+        assert len(driver.find_elements("css selector", ".bars li")) == 2
+        lines = driver.find_elements("css selector", ".bars .threshold")
+        places = [line.get_attribute("style") for line in lines]
+        assert [re.search(r"left: (\d+)%", place)[1] for place in places] == ["50", "20"]  # type: ignore[index]
+        browser.shoot(driver, "page-labels")
+        options = [option.text for option in Select(driver.find_element("id", "of")).options]
+        assert options == ["the most probable label", "cat", "dog"]
+    assert browser.complaints(driver) == []
 
 
 def test_one_of_several_models_is_chosen(driver: Any, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ const $ = (id) => document.getElementById(id);
 const canvas = $("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
 const LONGEST = 512; // pixels; a larger picture is scaled down before it is sent
 const SMALL_BYTES = 256 * 1024; // a smaller file is sent as it is
-const SHOWN = 12; // classes with a bar of their own
+const SHOWN = 12; // classes with a bar of their own, and all labels that are predicted
+const LINES = "A label is predicted where its bar reaches the line. ";
+const NUMBERS = 3; // in large type; all are listed below
 const NAMED = 30; // classes whose names fit beside the matrix
 
 let names = []; // of the models
@@ -119,6 +121,7 @@ function describe() {
   document.title = `${name} · distml`;
   $("name").textContent = name;
   $("line").textContent = `Version ${version}: ${classes.length} ${classes.length === 1 ? what.replace(/s$/, "") : what}, pictures of ${width} × ${height} in ${colours}`;
+  offerChoice();
   const facts = {
     Version: version,
     Run: model.run_id,
@@ -217,19 +220,25 @@ function verdict(text, kind = "") {
   $("verdict").textContent = text;
 }
 
-function fillBars(probabilities, best) {
+function fillBars(probabilities, best, shown = SHOWN) {
   let order = probabilities.map((_, label) => label);
-  if (order.length > SHOWN) order = order.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, SHOWN);
+  const given = [best].flat(), thresholds = model.target?.thresholds;
+  const before = (a, b) => given.includes(b) - given.includes(a) || probabilities[b] - probabilities[a];
+  if (order.length > shown) order = order.sort(before).slice(0, Math.max(shown, given.length));
   const list = $("bars");
+  while (list.children.length > order.length) list.lastChild.remove(); // another model's
   while (list.children.length < order.length) {
     const item = element("li"), track = element("span", undefined, "track");
-    track.append(element("span", undefined, "fill"));
+    track.append(element("span", undefined, "fill"), element("span", undefined, "threshold"));
     item.append(element("span", undefined, "name"), track, element("span", undefined, "value"));
     list.append(item);
   }
   order.forEach((label, row) => {
     const item = list.children[row], [name, track, value] = item.children;
-    item.className = [best].flat().includes(label) ? "best" : "";
+    item.className = given.includes(label) ? "best" : "";
+    item.title = thresholds ? `${model.classes[label]} is predicted from ${percent(thresholds[label])} on` : "";
+    track.lastChild.hidden = !thresholds;
+    track.lastChild.style.left = `${100 * (thresholds?.[label] ?? 0)}%`;
     track.style.visibility = "";
     name.textContent = model.classes[label];
     name.title = model.classes[label];
@@ -264,14 +273,16 @@ async function ask() {
   hideReason(true);
   drawMatrix(first.label);
   $("said").textContent =
-    `${precision(first)}Version ${found.model.version} answered in ${Math.round(performance.now() - began)} ms.`;
+    `${first.labels ? LINES : precision(first)}Version ${found.model.version} answered in ${Math.round(performance.now() - began)} ms.`;
   if (found.model.version !== model.version) getModelQuietly();
 }
 
 // What a prediction holds says how it is shown: one class, several labels, or numbers by name.
 function showPrediction({ class: name, label, labels, named, probability, probabilities }) {
   if (named) {
-    verdict(Object.entries(named).map(([number, value]) => `${number} ${Number(value.toPrecision(4))}`).join(", "));
+    const texts = Object.entries(named).map(([number, value]) => `${number} ${Number(value.toPrecision(4))}`);
+    const more = texts.length > NUMBERS ? `, and ${texts.length - NUMBERS} more` : "";
+    verdict(texts.slice(0, NUMBERS).join(", ") + more);
     fillNumbers(Object.values(named));
     return;
   }
@@ -280,25 +291,26 @@ function showPrediction({ class: name, label, labels, named, probability, probab
 }
 
 function fillNumbers(values) {
-  fillBars(values.map(() => 0), -1);
+  fillBars(values.map(() => 0), -1, values.length);
   [...$("bars").children].forEach((item, at) => {
     item.children[1].style.visibility = "hidden"; // a number has no share
-    item.children[2].textContent = at < values.length ? Number(values[at].toPrecision(4)) : "";
+    item.children[2].textContent = Number(values[at].toPrecision(4));
   });
 }
 
 // Covering parts of the picture shows where the answer comes from: POST explain says how much each part counts.
 async function explain() {
   const number = latest, body = await bytes();
-  $("explain").disabled = true;
+  $("explain").disabled = $("of").disabled = true;
   let answer, found;
   try {
-    answer = await request(`${base}explain`, { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
+    const of = $("of").value, query = of ? `?of=${encodeURIComponent(of)}` : "";
+    answer = await request(`${base}explain${query}`, { method: "POST", headers: { "content-type": body.type || "image/png" }, body });
     found = await answer.json();
   } catch (error) {
     found = { error: error.message };
   }
-  $("explain").disabled = false;
+  $("explain").disabled = $("of").disabled = false;
   if (number !== latest) return; // a newer picture has been answered
   $("reason").hidden = false;
   $("heat").hidden = !answer?.ok;
@@ -336,6 +348,19 @@ function hideReason(answered) {
 }
 
 $("explain").addEventListener("click", explain);
+$("of").addEventListener("change", () => { if (!$("reason").hidden) explain(); });
+
+const PREDICTED = { classification: "the predicted class", multilabel: "the most probable label" };
+
+function offerChoice() {
+  const preset = PREDICTED[model.target?.kind ?? "classification"], chosen = $("of").value;
+  const options = model.classes.map((name) => Object.assign(element("option", name), { value: name }));
+  if (preset) options.unshift(Object.assign(element("option", preset), { value: "" }));
+  $("of").replaceChildren(...options);
+  $("of").value = chosen;
+  if ($("of").selectedIndex < 0) $("of").selectedIndex = 0; // of another model
+  $("choice").hidden = model.classes.length < 2;
+}
 
 function precision({ class: name, label }) {
   const column = model.confusion?.map((row) => row[label]);
