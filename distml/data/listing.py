@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -416,6 +417,90 @@ def card(folder: Folder) -> Mapping[str, Any]:
 
 
 _CARD_BYTES = 4 << 20
+
+
+def class_names(folder: Folder, numbers: Sequence[str]) -> tuple[list[str] | None, str]:
+    """Return what a file beside the data, as `classes.txt`, calls classes that are numbers.
+
+    Args:
+        folder: Holds the data.
+        numbers: Of the classes, with or without leading zeros.
+
+    Returns:
+        Their names in the order of the numbers, None where no file or several give them; a sentence about it,
+        "" where there is no such file.
+    """
+    wanted = [str(int(number)) for number in numbers]
+    fitting: dict[str, list[str]] = {}
+    for name, size in folder.sizes.items():
+        if size <= _NAMES_BYTES and calls_classes(name):
+            told = folder.read(name).decode("utf-8-sig", "replace")
+            if names := _names_of_numbers(told, suffix(name), wanted):
+                fitting[name] = names
+    if not fitting:
+        return None, ""
+    (file, names), *others = fitting.items()
+    if other := next((name for name, given in others if given != names), None):
+        return None, f"{file} and {other} give the classes different names, and neither is used."
+    shown = ", ".join(f"{number} is {name}" for number, name in list(zip(numbers, names, strict=True))[:3])
+    folder.ledger.reasons.pop(file, None)
+    return names, f"the classes are numbers, and called by {file}: {shown}."
+
+
+def calls_classes(name: str) -> bool:
+    """Whether a file is called like one that names classes."""
+    words = set(re.split(r"[-_ .]+", PurePosixPath(name).stem.lower()))
+    return suffix(name) == ".names" or (suffix(name) in _NAMES and bool(words & _OF_CLASSES))
+
+
+_NAMES = (".txt", ".csv", ".tsv", ".json")
+_NAMES_BYTES = 1 << 20
+_OF_CLASSES = {
+    *("class", "classes", "classnames", "label", "labels", "name", "names"),
+    *("category", "categories", "synset", "synsets"),
+}
+"""Words in the names of files that call classes by their numbers."""
+
+
+def _names_of_numbers(text: str, ending: str, wanted: Sequence[str]) -> list[str] | None:
+    """The names of some numbers in a text of any of the known forms; None where it does not name them all."""
+    for names in _numberings(text, ending, wanted):
+        chosen = [names.get(number, "") for number in wanted]
+        if all(chosen) and len(set(chosen)) == len(chosen) and not any(map(str.isdigit, chosen)):
+            return chosen
+    return None
+
+
+def _numberings(text: str, ending: str, wanted: Sequence[str]) -> list[dict[str, str]]:
+    """Names by number, as a text may mean them: numbers before or behind names, or lines that are counted.
+
+    Lines count from 0 where there is a class 0, else from 1 where the last of them is a class, else not.
+    """
+    given: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    if ending == ".json":
+        try:
+            given = json.loads(text)
+        except ValueError:
+            return []
+        given = given.get("names", given) if isinstance(given, dict) else given
+    if isinstance(given, dict):
+        last = {
+            key: value[-1] if isinstance(value, list) and value else value for key, value in given.items()
+        }
+        return [_by_number(last.items()), _by_number([(value, key) for key, value in last.items()])]
+    if not isinstance(given, list) or not all(isinstance(some, str) for some in given):
+        return []
+    before = [re.fullmatch(r"(\d+)[\s,:;]+(.+)", line) for line in given]
+    behind = [re.fullmatch(r"(.+?)[\s,:;]+(\d+)", line) for line in given]
+    both = ([m.groups() for m in before if m], [m.groups()[::-1] for m in behind if m])
+    numbered = [_by_number(some) for some in both if len(some) >= max(1, len(given) - 1)]  # but a header
+    counted = "0" in wanted or str(len(given)) in wanted
+    first = 0 if "0" in wanted else 1
+    return numbered or [{str(at): name for at, name in enumerate(given, first)} if counted else {}]
+
+
+def _by_number(pairs: Iterable[Sequence[Any]]) -> dict[str, str]:
+    return {str(int(number)): str(name).strip() for number, name in pairs if str(number).isdigit()}
 
 
 def readable(name: str) -> str:

@@ -13,7 +13,7 @@ from distml.config import Config, DataConfig
 from distml.data import fetch, image
 from distml.data.formats import arrays, fashion_mnist, image_folder, parquet, table, webdataset
 from distml.data.image import SUFFIXES, Policy, refit
-from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
+from distml.data.listing import ARROW, PARQUET, Folder, card, class_names, suffix
 from distml.data.source import Gathered, Indices, Rows, Source, with_margin
 from distml.data.split import split_of_file, split_word
 from distml.errors import ConfigError, DataError
@@ -53,9 +53,19 @@ def open_source(config: Config, storage: Storage) -> Source:
         )
     place = located(data, storage)
     form = format_of(place.folder) if data.format == "auto" else data.format
-    source = refitted(_OPENERS[form](place.folder, data, task), data)
+    source = _named(place.folder, refitted(_OPENERS[form](place.folder, data, task), data))
     with_margin(source, data.margin)  # refused before anything is written
     return replace(source, fingerprint=place.fingerprint, notes=(*source.notes, *place.notes))
+
+
+def _named(folder: Folder, source: Source) -> Source:
+    """Call classes that are numbers as a file beside the data calls them."""
+    numbers = source.task.names
+    if not all(map(str.isdecimal, numbers)):
+        return source
+    names, told = class_names(folder, numbers)
+    task = replace(source.task, names=tuple(names)) if names else source.task
+    return replace(source, task=task, notes=(*source.notes, told)) if told else source
 
 
 @dataclass(frozen=True)

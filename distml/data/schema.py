@@ -25,9 +25,35 @@ VERSION = 1
 """Version of the columns; another one prepares the data anew."""
 
 IMAGE, LABEL, ROW = "image", "label", "row"
+LABELS = (
+    *(LABEL, "labels", "class", "target", "category", "y"),
+    *("breed", "diagnosis", "dx", "choice", "tags", "cls", "digit", "character"),
+)
+"""How columns of labels are called in users' data, in lower case with a line between words."""
+_NEXT_LABELS = (
+    *("class_name", "classname", "label_name", "category_name", "class_label"),
+    *("class_id", "classid", "label_id", "category_id"),
+)
+"""The same, where no column has one of those names."""
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
 Number = TypeVar("Number", bound=np.number[Any])
+
+
+def is_label(column: str) -> bool:
+    """Whether a column is called as columns of labels are: `Class ID` is `class_id`."""
+    return plain(column) in (*LABELS, *_NEXT_LABELS)
+
+
+def of_labels(columns: Sequence[str]) -> list[str]:
+    """Return the columns that are called as columns of labels are, the usual names first."""
+    usual = [column for column in columns if plain(column) in LABELS]
+    return usual or [column for column in columns if is_label(column)]
+
+
+def plain(column: str) -> str:
+    """Return a column's name in lower case with a line between words: `File Name` is `file_name`."""
+    return column.lower().replace(" ", "_").replace("-", "_")
 
 
 def normalise(images: npt.ArrayLike) -> npt.NDArray[np.float32]:

@@ -170,6 +170,24 @@ def read_label(task: type[Task], values: Mapping[str, Any], where: str) -> Any:
         raise DataError(f"{where} {error.message}", error.remedy) from None
 
 
+ONE_HOT: tuple[Any, ...] = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
+
+
+def one_hot(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Return the columns that together say the class, a 1 in one of them and 0 in the others, or none.
+
+    Only columns of numbers are considered; the others may say anything.
+    """
+    classes = [name for name in columns if all(row.get(name) in ONE_HOT for row in rows)]
+    whole = all(sum(float(row[name]) for name in classes) == 1 for row in rows)
+    return classes if len(classes) > 1 and whole else []
+
+
+def hot(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return which of several columns is 1, of a row that has one."""
+    return next(name for name in columns if float(row[name]) == 1)
+
+
 def of_arrays(images: Images, labels: Targets) -> Rows:
     """Offer arrays in memory: uint8 [N, H, W, C] and targets."""
     return Rows(labels, lambda indices: Gathered(images[indices]))

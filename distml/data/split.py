@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from distml.errors import DataError
 _LOG = logging.getLogger(__name__)
 
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trainset", "traindata", "trn"), "train"),
+    **dict.fromkeys(("train", "training", "trainset", "traindata", "trn", "trainval"), "train"),
     **dict.fromkeys(("test", "testing", "testset", "testdata", "tst", "t10k", "holdout"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "validate", "valset", "dev", "development"), "validation"),
     **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
@@ -64,7 +65,8 @@ SPLIT_COLUMNS = (
 """Names, in lower case, of columns that say the split of a row."""
 FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv", "cv_fold")
 """Names, in lower case, of columns that number the parts of a cross-validation: neither labels nor pixels."""
-_LISTS = (".txt", ".lst", ".list")
+_TABLES = (".csv", ".tsv")
+_LISTS = (".txt", ".lst", ".list", *_TABLES, ".json")
 """Endings of files that may list the pictures of a split."""
 _REMEDY = (
     "Call the splits train, validation and test, and move out what belongs to none; a class that is called "
@@ -89,9 +91,14 @@ def split_word(name: str) -> tuple[str, str] | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case, without numbers behind them: `Train 2` is train."""
-    parts = re.split(r"[-_ .]+", name.lower())
-    return [part if part in _SPLIT_WORDS else part.rstrip("0123456789") for part in parts]
+    """The words of a name in lower case, without numbers behind them: train of `Train 2`, `TrainImages`."""
+    parts = re.split(r"[-_ .]+", name)
+    words = [
+        word.lower()
+        for part in parts
+        for word in ([part] if part.lower() in _SPLIT_WORDS else re.split(r"(?<=[a-z])(?=[A-Z])", part))
+    ]
+    return [word if word in _SPLIT_WORDS else word.rstrip("0123456789") for word in words]
 
 
 def split_of_file(name: str) -> str | None:
@@ -285,7 +292,8 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
         beside = [top for top in others if top.lower() in BESIDES] if lower & _PICTURES else []
         suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
         for top in (*suspicious, *beside):
-            remedy = _REMEDY if top in suspicious else WHOLE
+            images = next((name for name in tops if name.lower() in _PICTURES), "")
+            remedy = _REMEDY if top in suspicious else f"Set data.path to its folder {images}, or: {WHOLE}"
             raise DataError(f"{top} looks like a part of the data, not a class.", remedy)
         return _within_classes(paths) or {"train": paths}
     loose = [path for path in paths.values() if "/" not in path]
@@ -366,18 +374,23 @@ def by_lists(
         The same by split, and a sentence for each file that looks like a list of a split and is not used.
     """
     files = [name for name in folder.sizes if suffix(name) in _LISTS and _names_splits(name)]
-    files = [name for name in files if name not in others]
-    named = _named_by(folder, [name for name in files if _split_of_list(name)], paths)
+    files = [name for name in files if name not in others and "submission" not in name.lower()]
+    places = _places(paths) if files else {}
+    named = {file: _named_by(folder, file, places) for file in files if _split_of_list(file)}
     lists = {file: some for file, some in named.items() if some}
     if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):
         lists = {file: some for file, some in lists.items() if "trainval" not in file.lower()}
     whole = {"train": dict(paths)}
-    if not {_split_of_list(file) for file in lists} - {"train"}:
-        shown = ", ".join(sorted(files)[:5])
-        said = f"{shown}: called like a list of a split, and not used: no held-out pictures are listed."
-        return whole, (said,) if files else ()
     try:
-        divided = _divide_by_lists(lists, paths)
+        if {_split_of_list(file) for file in lists} - {"train"}:
+            of_name = _of_lists(lists)
+        elif told := next(filter(None, (_flagged(folder, file, places) for file in files)), None):
+            lists, of_name = told
+        else:
+            shown = ", ".join(sorted(files)[:5])
+            said = f"{shown}: called like a list of a split, and not used: no held-out pictures are listed."
+            return whole, (said,) if files else ()
+        divided = _divide(of_name, paths)
     except DataError as error:
         return whole, (f"{error.message}; the lists are not used, and held-out rows are cut from all.",)
     _LOG.info("the splits are taken from %s", ", ".join(sorted(lists)))
@@ -388,27 +401,110 @@ def by_lists(
     return divided, ()
 
 
-def _named_by(folder: Folder, files: Sequence[str], paths: Iterable[str]) -> dict[str, list[str]]:
-    """The pictures that the lines of text files name, with or without folders and ending; none if few do."""
+def _places(paths: Iterable[str]) -> dict[str, str | None]:
+    """Each picture by what a list may call it, with or without folders and ending; None where several are."""
     places: dict[str, str | None] = {}
-    for name in paths if files else ():
+    for name in paths:
         for known in _tails(name):
             for key in {known, known[: len(known) - len(suffix(known))]}:
                 places[key] = name if places.get(key, name) == name else None
-    named: dict[str, list[str]] = {}
-    for file in files:
-        lines = folder.read(file).decode("utf-8", "replace").replace("\\", "/").split("\n")
-        told = [line.strip() for line in lines if line.strip()]
-        which = [_picture(places, line) for line in told]
-        named[file] = [name for name in which if name]
-        if len(named[file]) * 2 < len(told):
-            named[file] = []
-        elif len(named[file]) < len(told):
-            odd = told[which.index(None)]
-            _LOG.warning(
-                "%d lines of %s name no picture, like %s", len(told) - len(named[file]), file, odd[:80]
-            )
+    return places
+
+
+def _named_by(folder: Folder, file: str, places: Mapping[str, str | None]) -> list[str]:
+    """The pictures that the lines of a file name; none if few of them do."""
+    text = folder.read(file).decode("utf-8-sig", "replace").replace("\\", "/")
+    if suffix(file) == ".json":
+        return list(dict.fromkeys(name for word in _words_of_json(text) if (name := places.get(word))))
+    told = [line.strip() for line in text.split("\n") if line.strip()]
+    which = [_picture(places, line) for line in told]
+    if suffix(file) in _TABLES and which and which[0] is None:  # the names of its columns
+        told, which = told[1:], which[1:]
+    named = [name for name in which if name]
+    if len(named) * 2 < len(told):
+        return []
+    if len(named) < len(told):
+        odd = told[which.index(None)]
+        _LOG.warning("%d lines of %s name no picture, like %s", len(told) - len(named), file, odd[:80])
     return named
+
+
+def _words_of_json(text: str) -> list[str]:
+    """All texts in JSON, names of members among them."""
+    try:
+        left = [json.loads(text)]
+    except ValueError:
+        return []
+    words: list[str] = []
+    while left:
+        some = left.pop()
+        if isinstance(some, dict):
+            words += some
+            left += some.values()
+        elif isinstance(some, list):
+            left += some
+        elif isinstance(some, str):
+            words.append(some)
+    return words
+
+
+def pairs(text: str) -> dict[str, str] | None:
+    """What stands behind the first word of each line of a text; None where lines have no two words."""
+    lines = [line.split(None, 1) for line in text.splitlines() if line.strip()]
+    told = {line[0]: line[1].strip() for line in lines if len(line) == 2}
+    return told if told and len(told) == len(lines) else None
+
+
+def numbered(folder: Folder, file: str, keys: Collection[str]) -> Mapping[str, str]:
+    """Return the names that a list beside a text file gives to the numbers in it, as `images.txt` does.
+
+    Args:
+        folder: Holds both.
+        file: Whose lines begin with numbers.
+        keys: Those.
+
+    Returns:
+        By number, what no number is; {} where no list has the same numbers, or several have.
+    """
+    if not keys or not all(key.isdigit() for key in keys):
+        return {}
+    above = file.rpartition("/")[0]
+    fitting: list[Mapping[str, str]] = []
+    for other in folder.sizes:
+        if other == file or other.rpartition("/")[0] != above or suffix(other) not in _LISTS[:3]:
+            continue
+        if len(fitting) < 2 and folder.sizes[other] > 4 * len(keys):
+            told = pairs(folder.read(other).decode("utf-8-sig", "replace")) or {}
+            if told.keys() == set(keys) and len(set(told.values())) == len(told):
+                fitting += [told] if not any(_AMOUNTS.fullmatch(name) for name in told.values()) else []
+    return fitting[0] if len(fitting) == 1 else {}
+
+
+_AMOUNTS = re.compile(r"[-+\d.eE\s]+")
+
+
+def _flagged(
+    folder: Folder, file: str, places: Mapping[str, str | None]
+) -> tuple[dict[str, list[str]], dict[str, str]] | None:
+    """The split of each picture from one file for two, as `train_test_split.txt`: `1 0` is test, `1 1` train.
+
+    Its lines begin with the pictures, or with the numbers that a list beside it gives to them.
+    """
+    words = {_SPLIT_WORDS[word] for word in _words(PurePosixPath(file).stem) if word in _SPLIT_WORDS}
+    told = pairs(folder.read(file).decode("utf-8-sig", "replace")) if suffix(file) in _LISTS[:3] else None
+    if "train" not in words or len(words) != 2 or not told:
+        return None
+    other = (words - {"train"}).pop()
+    flags = {**dict.fromkeys(_YES, "train"), **dict.fromkeys(_NO, other)}
+    if not all(flag.lower() in flags for flag in told.values()):
+        flags = {flag.lower(): word[0] for flag in told.values() if (word := split_word(flag))}
+    names = numbered(folder, file, told.keys())
+    of_name = {
+        name: flags[flag.lower()]
+        for key, flag in told.items()
+        if flag.lower() in flags and (name := _picture(places, names.get(key, key)))
+    }
+    return ({file: list(of_name)}, of_name) if len(of_name) * 2 >= len(told) else None
 
 
 def _tails(path: str) -> list[str]:
@@ -419,7 +515,9 @@ def _tails(path: str) -> list[str]:
 
 def _picture(places: Mapping[str, str | None], line: str) -> str | None:
     """The picture that a line of a list names, alone or before other words."""
-    for given in (line, re.split(r"[\t ,;]", line)[0], line.rpartition("\t")[2]):
+    fields = [field.strip(" \"'") for field in re.split(r"[\t,;]", line)]
+    fields.sort(key=lambda field: not suffix(field))  # a number may be the name of a file, too
+    for given in (line, *fields, line.split()[0]):
         for tail in _tails(given.removeprefix("./")):
             if tail in places:
                 return places[tail]
@@ -440,30 +538,38 @@ def _names_splits(name: str) -> bool:
     return bool(set(_words(PurePosixPath(name).stem)) & set(_SPLIT_WORDS))
 
 
-def _divide_by_lists(
-    lists: Mapping[str, Sequence[str]], paths: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """Divide files by lists of those that belong to each split; without a list, train is all others.
+def _of_lists(lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The split of each picture by the lists of those that belong to each; as `_divide` takes it.
 
     Args:
-        lists: By file that holds the list, names of `paths`.
-        paths: What each file is called from the class folder on, by its name.
+        lists: By file that holds the list, names of pictures.
 
     Raises:
-        DataError: Two lists of one split, or a file in the lists of two.
+        DataError: Two different lists of one split, or a picture in the lists of two.
     """
     of_list: dict[str, str] = {}
-    for file in lists:
-        if (other := of_list.setdefault(str(_split_of_list(file)), file)) != file:
-            raise DataError(f"{other} and {file} list the same split")
+    for file, names in lists.items():
+        other = of_list.setdefault(str(_split_of_list(file)), file)
+        if other != file and set(lists[other]) != set(names):
+            raise DataError(f"{other} and {file} list the same split (move out all but one of each)")
     of_name: dict[str, str] = {}
     for split, file in of_list.items():
         for name in lists[file]:
             if of_name.setdefault(name, split) != split:
                 raise DataError(f"{of_list[of_name[name]]} and {file} both list {name}")
+    return of_name
+
+
+def _divide(of_name: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Divide files by the split of each; where none is of train, it is all others.
+
+    Args:
+        of_name: Split by name.
+        paths: What each file is called from the class folder on, by its name.
+    """
     splits: dict[str, dict[str, str]] = {}
     for name, path in paths.items():
-        split = of_name.get(name) or ("" if "train" in of_list else "train")
+        split = of_name.get(name) or ("" if "train" in of_name.values() else "train")
         if split:
             splits.setdefault(split, {})[name] = path
     return settled(splits)

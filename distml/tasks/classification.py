@@ -15,7 +15,7 @@ import pyarrow as pa
 
 import distml.tasks.quality as quality
 from distml.errors import ConfigError, DataError, ModelError
-from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
+from distml.tasks.task import LEADING_ZEROS, Array, Evaluation, Mistake, Outputs, Targets, Task, is_absent
 
 TWO_CLASSES = "Give pictures of at least two, each class in a folder of its own or named in a table."
 """What to do about data of one class."""
@@ -109,7 +109,7 @@ class Classification(Task):
         if isinstance(label, list):
             told = f"has several labels, {str(label)[:80]}."
             raise DataError(told, "Give one, or set task.kind to multilabel.")
-        if label is None or label in ("", "nan", "NaN"):  # as pandas writes what is missing
+        if is_absent(label):
             raise DataError(f"has no {column}.", "Fill it in, or remove the row.")
         if isinstance(label, bool):
             return "true" if label else "false"
@@ -352,9 +352,9 @@ def _plain(labels: Array) -> Array:
     return labels
 
 
-def _spelling(name: str) -> str:
-    """A name in lower case, without leading zeros and what stands between words."""
-    return re.sub(r"(?<!\d)0+(?=\d)|[\W_]+", "", name.casefold())
+def spelling(name: str) -> str:
+    """Return a name in lower case, without leading zeros and what stands between words."""
+    return re.sub(r"[\W_]+", "", LEADING_ZEROS.sub("", name.casefold()))
 
 
 def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
@@ -363,7 +363,7 @@ def _number(labels: Array, known: Array, split: str) -> npt.NDArray[np.int32]:
     wrong = known[numbers] != labels
     if wrong.any():
         label = str(labels[wrong][0])
-        near = next((str(name) for name in known if _spelling(str(name)) == _spelling(label)), None)
+        near = next((str(name) for name in known if spelling(str(name)) == spelling(label)), None)
         raise DataError(
             f"the {split} label {label} is not among the classes" + (f"; {near} is." if near else "."),
             f"Name the classes of {split} as those of the training rows are, or leave {split} out.",

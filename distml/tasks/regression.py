@@ -19,8 +19,8 @@ import distml.tasks.quality as quality
 from distml.errors import DataError
 from distml.tasks.task import Array, Evaluation, Mistake, Outputs, Targets, Task
 
-_BEGIN = re.compile(r"\s*[-+]?\d+([.,]\d+)?(?=$|\s*[^\d.,\s])")
-"""A number with a decimal comma, or in front of its unit."""
+_ALONE = re.compile(r"\D*?([-+]?(?:\d{1,3}(?:[ ,]\d{3})+[.]\d+|\d+(?:[.,]\d+)?))(?![\d., ]*\d)\D*")
+"""The only number of a text, with a decimal comma, between thousands or beside its unit: `$0.5`, `1,5 kg`."""
 _BINS = 10
 _POINTS = 500
 """Rows in the scatter of true and predicted values."""
@@ -81,8 +81,8 @@ class Regression(Task):
                 number = math.nan
             if not math.isfinite(number):
                 remedy = "Correct it, or remove the row."
-                if begin := _BEGIN.match(str(value)):
-                    remedy = f"Write {begin[0].strip().replace(',', '.')} alone, without a unit or a comma."
+                if (match := _ALONE.fullmatch(str(value))) and not _DATE.search(str(value)):
+                    remedy = f"Write {_decimal(match[1])} alone, without a unit or a comma."
                 raise DataError(f"has {value!r} as {column}, which is not a number.", remedy)
             numbers.append(number)
         return tuple(numbers)
@@ -299,6 +299,16 @@ class Regression(Task):
     def shown(self, prediction: Mapping[str, Any]) -> tuple[str, ...]:
         """See `Task.shown`."""
         return (", ".join(f"{name} {value:.4g}" for name, value in prediction["values"].items()),)
+
+
+_DATE = re.compile(r"\d[-/:]\d")
+
+
+def _decimal(text: str) -> str:
+    """A number with a decimal point and nothing between its thousands; both where a comma may be either."""
+    if re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", text):
+        return f"{text.replace(',', '.')} or {text.replace(',', '')}"
+    return re.sub(r"[ ,]", "", text) if "." in text else text.replace(",", ".")
 
 
 def _column(name: str) -> str:

@@ -7,6 +7,7 @@ float32 [N, K]: what an exported model returns for images.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +22,14 @@ from distml.errors import ConfigError, ModelError
 Targets = npt.NDArray[Any]
 Outputs = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+
+LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+"""What spreadsheets drop from `007`."""
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a field of labels holds nothing: it is empty, or what pandas writes for missing values."""
+    return value is None or value != value or value in ("", "nan", "NaN", [])
 
 
 class Mistake(NamedTuple):

@@ -32,11 +32,12 @@ from distml.data.image import (
     policy,
 )
 from distml.data.listing import PARQUET, Folder, suffix
+from distml.data.schema import is_label
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import BESIDES, WHOLE, by_lists, divide_folders, unlabelled
 from distml.errors import DataError
 from distml.tasks import Targets, Task
-from distml.tasks.classification import TWO_CLASSES, Classification
+from distml.tasks.classification import TWO_CLASSES, Classification, spelling
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,10 +117,10 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if divided.keys() == {"train"}:
         divided, lists = by_lists(folder, divided["train"])
         names = [name for some in divided.values() for name in some]
-    if alone := unlabelled(divided):
+    listed = _listed(folder, divided) if task.scalar and data.label_pattern is None else {}
+    if "test" not in listed and (alone := unlabelled(divided)):
         names = _without(folder, names, alone)
         divided = {split: paths for split, paths in divided.items() if split != "test"}
-    listed = _listed(folder, divided) if task.scalar and data.label_pattern is None else {}
     plain = {split: paths for split, paths in divided.items() if split not in listed}
     try:
         classes_of = _labelled(plain, data.label_pattern, task) | listed
@@ -128,7 +129,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     except DataError as error:
         _require_whole(folder, names)
         _require_pictures_of_all_classes(folder, names)
-        raise _with_tables(error, folder, names) from None
+        raise _with_unread(_with_tables(error, folder, names), folder) from None
     for split in divided.keys() - classes_of.keys():
         names = _without(folder, names, divided[split])
     _require_pictures_of_all_classes(folder, names)
@@ -139,7 +140,15 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     bad += lost
     source.require_usable(bad, len(names) + len(lost), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
-    levels = () if data.label_pattern else (*_levels(divided["train"]), *_occasions(divided["train"]))
+    levels = (
+        ()
+        if data.label_pattern
+        else (
+            *_levels(divided["train"]),
+            *_deeper(divided["train"]),
+            *_occasions(divided["train"]),
+        )
+    )
     return dataclasses.replace(opened, notes=(*_empty(folder, divided), *levels, *_masks(names), *lists))
 
 
@@ -213,6 +222,23 @@ def _levels(paths: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
+def _deeper(paths: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that all pictures lie in folders of several words below the classes: those may be the classes."""
+    parts = [path.split("/")[:2] for path in paths.values() if path.count("/") > 1]
+    below = {inner for _, inner in parts}
+    of_class = {(above, inner) for above, inner in parts}
+    worded = all(re.fullmatch(r"[^\W\d]{3,}.*", inner) and not re.search(r"\d", inner) for inner in below)
+    if len(parts) < len(paths) or len(of_class) > len(below) or not worded:
+        return ()
+    above = sorted({above for above, _ in parts})
+    if len(below) <= len(above):
+        return ()
+    return (
+        f"the classes are {', '.join(above[:5])}, and all pictures lie in {len(below)} folders below them, "
+        f"like {min(below)}. If those are the classes, set data.label_pattern: '[^/]+/([^/]+)/'.",
+    )
+
+
 _MASK = re.compile(r"(.+?)[-_ ]?(?:mask|gt|seg|segmentation|groundtruth)(?:[-_ ]?\d+)?", re.IGNORECASE)
 
 
@@ -235,29 +261,52 @@ def _masks(names: Sequence[str]) -> tuple[str, ...]:
 def _listed(folder: Folder, divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
     """Labels of held-out pictures that lie in no class folder, from a text file that lists them.
 
-    Each line is a picture's name and its label, then whatever follows, as in Tiny ImageNet's
-    `val/val_annotations.txt`. A file counts that names every picture of a split, with classes of the
-    training rows.
+    Each line has a picture's name and its label among whatever else there is, as in Tiny ImageNet's
+    `val/val_annotations.txt` or a table with a header. A file counts that names every picture of a split,
+    with classes of the training rows, `7` for `00007` where they are numbers.
     """
     classes = {path.partition("/")[0] for path in divided["train"].values() if "/" in path}
     labels: dict[str, dict[str, str]] = {}
     for split, paths in divided.items():
         if split == "train" or classes & {path.partition("/")[0] for path in paths.values()}:
             continue
+        least = 4 * len(paths)  # bytes of a name and a label, so that no files of boxes are read
         for file in sorted(name for name in folder.sizes if suffix(name) in (".txt", ".tsv", ".csv")):
-            of_name = _lines(folder, file)
-            some = {name: of_name.get(name.rpartition("/")[2], "") for name in paths}
-            if set(some.values()) <= classes:
+            if "submission" in file.lower():  # a contest's example, of no true labels
+                continue
+            if folder.sizes[file] >= least and (some := _labels_in(folder, file, list(paths), classes)):
                 _LOG.warning("%s: the classes of the pictures are taken from %s", split, file)
+                folder.ledger.reasons.pop(file, None)
                 labels[split] = some
                 break
     return labels
 
 
-def _lines(folder: Folder, file: str) -> dict[str, str]:
-    """What follows the name of a picture in each line of a text file."""
-    words = (re.split(r"[\t ,]+", line) for line in folder.read(file).decode("utf-8", "replace").splitlines())
-    return {first.rpartition("/")[2]: rest[0] for first, *rest in words if rest}
+def _labels_in(folder: Folder, file: str, names: Sequence[str], classes: Collection[str]) -> dict[str, str]:
+    """The class of each picture from the only column of a text file that holds classes; {} without such."""
+    of_spelling = {spelling(name): name for name in classes}
+    known = {name: name for name in classes} | (of_spelling if len(of_spelling) == len(classes) else {})
+    lines = folder.read(file).decode("utf-8-sig", "replace").replace("\\", "/").splitlines()
+    rows = [[field.strip(" \"'") for field in re.split(r"[\t ,;]+", line.strip())] for line in lines]
+    of_picture = {field.rpartition("/")[2]: row for row in rows for field in row if suffix(field) in SUFFIXES}
+    of_picture = {row[0].rpartition("/")[2]: row for row in rows} | of_picture
+    lasts = [name.rpartition("/")[2] for name in names]
+    of_names = [of_picture.get(last) or of_picture.get(last[: -len(suffix(last))]) for last in lasts]
+    several = [row for row in of_names if row]
+    if not several or len(several) < len(names):
+        return {}
+    fitting = [
+        at
+        for at in range(min(map(len, several)))
+        if all(row[at] in known or spelling(row[at]) in known for row in several)
+    ]
+    if len(fitting) > 1:  # boxes may be numbers of classes, too
+        fitting = [at for at in fitting if is_label(rows[0][at])] or fitting[:1]
+    return {
+        name: known.get(row[at]) or known[spelling(row[at])]
+        for at in fitting[:1]
+        for name, row in zip(names, several, strict=True)
+    }
 
 
 def in_classes(folder: Folder) -> bool:
@@ -398,6 +447,8 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
     lost: dict[str, list[str]] = {}
     unused = {_NO_PICTURE, *_REASONS.values()}
     for name in (name for name, why in folder.ledger.reasons.items() if why in unused):
+        if suffix(name) in _HOLDING:
+            continue
         parent = PurePosixPath(name).parent
         if str(parent) not in kept and str(parent.parent) in above and parent.name:
             lost.setdefault(str(parent), []).append(name)
@@ -405,7 +456,7 @@ def _require_pictures_of_all_classes(folder: Folder, names: Sequence[str]) -> No
         if any(name.startswith(f"{where}/") for name in names):
             continue
         if where.rpartition("/")[2].lower() in BESIDES:
-            raise _of_parts(folder, where, files)
+            raise _of_parts(where, files, _kind_of_parts(folder, files[0]))
         raise DataError(
             f"{where} holds {len(files)} files and no picture, like {files[0]}.",
             "Convert them, or move the folder out.",
@@ -419,9 +470,13 @@ _PARTS = (
 """What files of labels of a picture's parts begin with."""
 
 
-def _of_parts(folder: Folder, where: str, files: Sequence[str]) -> DataError:
-    head = folder.read(files[0], 4096)
-    kind = next((f" ({kind})" for pattern, kind in _PARTS if pattern.match(head)), "")
+def _kind_of_parts(folder: Folder, file: str) -> str:
+    """What the labels of parts in a file are, in words; "" where they are none of the known."""
+    head = folder.read(file, 4096)
+    return next((f" ({kind})" for pattern, kind in _PARTS if pattern.match(head)), "")
+
+
+def _of_parts(where: str, files: Sequence[str], kind: str) -> DataError:
     return DataError(
         f"{where} holds {len(files)} files of labels{kind}, like {files[0]}, which are not read.", WHOLE
     )
@@ -435,10 +490,8 @@ def _require_whole(folder: Folder, names: Sequence[str]) -> None:
         for name in folder.sizes
         if suffix(name) in (".txt", ".xml") and PurePosixPath(name).stem in stems
     ]
-    if 2 * len(files) >= len(stems) and any(
-        pattern.match(folder.read(files[0], 4096)) for pattern, _ in _PARTS
-    ):
-        raise _of_parts(folder, files[0].rpartition("/")[0] or folder.root, files)
+    if 2 * len(files) >= len(stems) and (kind := _kind_of_parts(folder, files[0])):
+        raise _of_parts(files[0].rpartition("/")[0] or folder.root, files, kind)
 
 
 def _with_tables(error: DataError, folder: Folder, names: Sequence[str]) -> DataError:
@@ -449,6 +502,19 @@ def _with_tables(error: DataError, folder: Folder, names: Sequence[str]) -> Data
     told = f"{error.message.rstrip('.')}, and no column of {beside[0]} names a picture."
     remedy = f"Write names such as {names[0]} into a column file_name, or lay the data out as CLASS/PICTURE."
     return DataError(told, remedy)
+
+
+_HOLDING = (".mat", ".pkl", ".pickle", ".h5", ".hdf5", ".npy", ".npz")
+"""Endings of files of other programs that may hold the labels of pictures beside them."""
+
+
+def _with_unread(error: DataError, folder: Folder) -> DataError:
+    """The same error, with a file beside the pictures that may hold their labels and is not read."""
+    beside = [name for name in folder.sizes if suffix(name) in _HOLDING]
+    if not beside:
+        return error
+    told = f"{error.message.rstrip('.')}, and {beside[0]}, which may hold the labels, is not read."
+    return DataError(told, "Write them into a metadata.csv with file_name and label beside the pictures.")
 
 
 def survey(folder: Folder, names: Iterable[str], max_pixels: int) -> tuple[dict[str, Header], list[Fault]]:

@@ -28,7 +28,7 @@ from distml.config import DataConfig
 from distml.data import image, source
 from distml.data.image import Policy
 from distml.data.listing import ARROW, PARQUET, Folder, card, suffix
-from distml.data.schema import IMAGE, LABEL, Images, to_array, to_numbers
+from distml.data.schema import IMAGE, LABELS, Images, is_label, of_labels, to_array, to_numbers
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array, to_nhwc
 from distml.data.split import (
     FOLD_COLUMNS,
@@ -42,6 +42,7 @@ from distml.data.split import (
 from distml.errors import DataError
 from distml.tasks import Targets, Task
 from distml.tasks.classification import Classification
+from distml.tasks.task import is_absent
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,7 +67,6 @@ _IMAGE_NAMES = (
     "image_base64",
     "base64",
 )
-_LABEL_NAMES = (LABEL, "labels", "class", "target", "category", "y", "cls", "digit", "character")
 
 
 def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classification) -> Source:
@@ -77,7 +77,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     """
     names = _files(folder)
     divided = divide(names, folder.splits)
-    columns = _columns(folder, names[0], data, task)
+    columns = _columns(folder, names, data, task)
     read = {name: _labels(folder, name, columns, task) for some in divided.values() for name in some}
     labels = {s: np.concatenate([read[name].values for name in some]) for s, some in divided.items()}
     chosen, notes = _by_column(folder, divided["train"], columns) if labels.keys() == {"train"} else ({}, ())
@@ -87,7 +87,8 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
     _leave_out_withheld(folder, labels, divided)
     if not len(labels["train"]):
         raise DataError(f"{folder.root} holds no rows.")
-    known = task.named(columns.labels) or _class_names(folder, names[0], columns.labels[0])
+    own = None if columns.one_hot else _class_names(folder, names[0], columns.labels[0])
+    known = task.named(columns.labels) or own
     if known and not task.scalar and not task.named(columns.labels):
         labels = {split: _of_numbers(some, known) for split, some in labels.items()}
     encoded, numbers = task.encode(labels, known)
@@ -271,6 +272,7 @@ class Columns:
 
     image: str
     labels: tuple[str, ...]
+    one_hot: bool = False  # whether a label is the one column that is 1
 
 
 @dataclass(frozen=True)
@@ -389,8 +391,12 @@ _ARROW, _END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 """How Arrow files begin that have an index, and how those end that are a stream of batches."""
 
 
-def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> Columns:
-    """Take the columns that are configured, or called as such columns are, or the only one of their kind."""
+def _columns(folder: Folder, names: Sequence[str], data: DataConfig, task: type[Task]) -> Columns:
+    """Take the columns that are configured, or called as such columns are, or the only one of their kind.
+
+    Columns of 0 and 1 are taken together where each row has one 1.
+    """
+    name = names[0]
     with _opened(folder, name) as file:
         fields = list(file.schema_arrow)
     fields += [pa.field(key, pa.string()) for key in _partition(name) if key not in {f.name for f in fields}]
@@ -405,7 +411,8 @@ def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> C
             return asked
         if known[0] in has:
             return known[0]
-        called = [column for column in has if column.lower() in known] or fitting_type
+        named = of_labels(has) if known is LABELS else [name for name in has if name.lower() in known]
+        called = named or fitting_type
         if len(called) == 1:
             return called[0]
         what = "several columns" if called else "no column"
@@ -421,7 +428,16 @@ def _columns(folder: Folder, name: str, data: DataConfig, task: type[Task]) -> C
     fitting = [field.name for field in others if not task.scalar or _holds_labels(field.type)]
     rest = fitting if len(others) == 1 else []
     asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
-    return Columns(picture, tuple(choose("label_column", label, _LABEL_NAMES, rest) for label in asked))
+    if (
+        task.scalar
+        and asked == [None]
+        and len(others) > 1
+        and not any(is_label(field.name) for field in others)
+    ):
+        flags = [field.name for field in others if _holds_flags(field.type)]
+        if classes := source.one_hot(_label_rows(folder, names, flags), flags):
+            return Columns(picture, tuple(classes), one_hot=True)
+    return Columns(picture, tuple(choose("label_column", label, LABELS, rest) for label in asked))
 
 
 def image_column(schema: Any) -> str | None:
@@ -450,9 +466,23 @@ def _holds_labels(kind: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind))
 
 
+def _holds_flags(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind))
+
+
+def _label_rows(folder: Folder, names: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows of some small columns."""
+    rows: list[dict[str, Any]] = []
+    for name in names if columns else ():
+        with _opened(folder, name) as file:
+            there = [column for column in columns if column in file.schema_arrow.names]
+            rows += file.read(there, use_threads=False).to_pylist()
+    return rows
+
+
 def _require_labels(name: str, others: Sequence[Any], has: Sequence[str], data: DataConfig) -> None:
     boxes = [field.name for field in others if _holds_boxes(field.type)]
-    if boxes and data.label_column in (None, boxes[0]) and not set(has) & set(_LABEL_NAMES):
+    if boxes and data.label_column in (None, boxes[0]) and not any(map(is_label, has)):
         raise DataError(
             f"{name} holds no labels, but boxes in {boxes[0]}, which are not read.",
             "distml predicts what a whole picture shows: write the distinct categories of each row into a "
@@ -497,11 +527,14 @@ def _labels(folder: Folder, name: str, columns: Columns, task: type[Task]) -> _R
 
 def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> tuple[npt.NDArray[Any], list[int]]:
     """The labels of all rows, and which rows have none: another label stands in their place."""
+    if columns.one_hot:
+        rows = table.to_pylist()
+        return np.array([source.hot(row, columns.labels) for row in rows], dtype=str), []
     if task.scalar:
-        column = table.column(columns.labels[0]).combine_chunks()
+        column = _of_one(table.column(columns.labels[0]).combine_chunks(), name, columns.labels[0])
         texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
         given = [] if pa.types.is_nested(texts.type) else texts.to_pylist()
-        kept = [label not in _NO_LABEL and label == label for label in given]
+        kept = [not is_absent(label) for label in given]
         missing = [at for at, there in enumerate(kept) if not there]
         values = _one_a_row(texts.filter(pa.array(kept)) if missing else texts, name, columns.labels[0])
     else:
@@ -511,7 +544,7 @@ def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> tuple[
             try:
                 read.append(source.read_label(task, row, f"row {at + 1} of {name}"))
             except DataError:
-                if not any(value in _NO_LABEL or value != value for value in row.values()):
+                if not any(map(is_absent, row.values())):
                     raise
                 missing.append(at)
         values = label_array(read)
@@ -524,8 +557,17 @@ def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> tuple[
     return whole, missing
 
 
-_NO_LABEL = (None, "", "nan", "NaN")
-"""What stands in a row without a label; so does what is no number."""
+def _of_one(column: Any, name: str, label: str) -> Any:
+    """The labels of lists of one label; lists without any hold none."""
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return column
+    for at, given in enumerate(pc.fill_null(column.value_lengths(), 0).to_pylist()):
+        if given > 1:
+            raise DataError(
+                f"row {at + 1} of {name} has several labels, {str(column[at].as_py())[:80]}, in {label}.",
+                "Set task.kind to multilabel or regression, or write one label a row.",
+            )
+    return pa.array([given[0] if given else None for given in column.to_pylist()], column.type.value_type)
 
 
 def _one_a_row(column: Any, name: str, label: str) -> npt.NDArray[Any]:

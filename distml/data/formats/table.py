@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,13 +27,14 @@ from distml.config import DataConfig
 from distml.data import fetch, source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES, in_place_of_it, is_picture
-from distml.data.listing import PARQUET, Folder, suffix
-from distml.data.schema import LABEL
+from distml.data.listing import PARQUET, Folder, calls_classes, suffix
+from distml.data.schema import LABEL, LABELS, is_label, of_labels, plain
 from distml.data.source import Fault, Source
 from distml.data.split import (
     FOLD_COLUMNS,
     as_split,
     by_lists,
+    numbered,
     settled,
     split_column,
     split_of_file,
@@ -45,6 +46,7 @@ from distml.data.split import (
 from distml.errors import DataError
 from distml.tasks import Task
 from distml.tasks.classification import Classification
+from distml.tasks.task import LEADING_ZEROS, is_absent
 
 _STEMS = ("metadata", "labels", "annotations", "train_labels", "trainlabels")
 _LINES = (".jsonl", ".ndjson", ".manifest")
@@ -54,23 +56,9 @@ _CVAT = "annotations.xml"
 _LISTS = (".lst", ".txt")
 """Endings of files each line of which is the name of a picture and its label, without a header."""
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
-_LABELS = (
-    "label",
-    "labels",
-    "class",
-    "target",
-    "category",
-    "y",
-    "breed",
-    "diagnosis",
-    "dx",
-    "choice",
-    "tags",
-)
 _LOOKED = 20
 """Rows that are looked at to see which column names files."""
-_ONE_HOT = (0, 1, "0", "1", "0.0", "1.0", "0.", "1.")
-_FLAGS = (*_ONE_HOT, "true", "false", "True", "False", "TRUE", "FALSE")
+_FLAGS = (*source.ONE_HOT, "true", "false", "True", "False", "TRUE", "FALSE")
 
 Row = Mapping[str, Any]
 
@@ -107,9 +95,12 @@ def tables(folder: Folder) -> list[str]:
             for name in called
             if endings[name] not in (".json", ".xml", *_LISTS) and _is_of_files(places, name)
         ]
-    return called or [
+    naming = called or [
         name for name in named if "submission" not in _stem(name) and _names_a_file(places, name)
     ]
+    # Numbers of classes may be names of files.
+    plain = [name for name in naming if endings[name] != ".json" or not calls_classes(name)]
+    return plain if not called and plain else naming
 
 
 def _bare(name: str) -> str:
@@ -123,16 +114,16 @@ def _stem(name: str) -> str:
 
 
 def _may_list(stem: str) -> bool:
-    return stem.lower() in _STEMS or split_word(stem) is not None
+    return stem.lower() in _STEMS or stem.lower().endswith("labels") or split_word(stem) is not None
 
 
 def _is_of_files(places: _Places, name: str) -> bool:
     """Whether a table beside class folders is one of their pictures, and not of the classes, say."""
     try:
-        rows = _rows(places.folder, name)
+        rows = _rows(places, name)
     except DataError:
         return True  # which reading it says again
-    if not rows or any(_plain(column) in _FILES[:2] for column in rows[0]):
+    if not rows or any(plain(column) in _FILES[:2] for column in rows[0]):
         return True
     texts = [
         {at: text for at, text in enumerate(map(str, row.values())) if not text.isdigit()} for row in rows
@@ -142,7 +133,7 @@ def _is_of_files(places: _Places, name: str) -> bool:
 
 def _names_a_file(places: _Places, name: str) -> bool:
     try:
-        first = _rows(places.folder, name)[:1]
+        first = _rows(places, name)[:1]
     except DataError:
         return False
     return _names_files(places.file, name, first) or _names_files(places.alike, name, first)
@@ -224,6 +215,11 @@ class _Places:
         given = _path(given)
         return self._only(self._spelled.get(_spelling(given.rpartition("/")[2]), ()), given, table)
 
+    def holds(self, table: str, given: str) -> bool:
+        """Whether a word of a table means a file, in any spelling."""
+        place = PurePosixPath(table)
+        return bool(given) and bool(self.file(place, given) or self.alike(place, given))
+
 
 def _path(given: str) -> str:
     return (urlsplit(given).path if "://" in given else given).replace("\\", "/")
@@ -234,11 +230,10 @@ def _spelling(last: str) -> str:
     last = last.strip()
     stem = last[: len(last) - len(suffix(last))] if suffix(last) in SUFFIXES else last
     stem = _WHOLE.sub(r"\1", stem)
-    return _ZEROS.sub("", stem).casefold()
+    return LEADING_ZEROS.sub("", stem).casefold()
 
 
 _WHOLE = re.compile(r"(\d+)[.]0+$")
-_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 
 _UPLOADED = re.compile(r"(?:^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)")
 """What Label Studio puts before the names of files that are given to it."""
@@ -265,18 +260,19 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     names = tables(folder)
     if not names:
         raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
-    splits = splits_of_files(names)
-    reader, blank = _Reader(folder, data, task, _Places(folder), splits), []
-    for name in sorted(names, key=lambda name: splits[name] == "test"):
-        blank += [] if reader.read(name) else [name]
+    splits, unused = splits_of_files(names), {}
+    reader = _Reader(folder, data, task, _Places(folder), splits)
+    for name in sorted(names, key=lambda name: (splits[name] == "test", splits[name] is None)):
+        if reason := reader.read(name):
+            unused[name] = reason
     chosen = {picture for some in reader.labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
         if picture not in chosen and picture not in reader.unlabelled:
             folder.ledger.skip(picture, "in no table")
     for name in names:
         folder.ledger.reasons.pop(name, None)
-    for name in blank:
-        folder.ledger.skip(name, "a test table without labels")
+    for name, reason in unused.items():
+        folder.ledger.skip(name, reason)
     source.require_usable(reader.bad, len(chosen) + len(reader.bad), data)
     labelled, notes = _divided(folder, settled(reader.labelled), names)
     used = [picture for some in labelled.values() for picture in some]
@@ -289,7 +285,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
 
 def _chosen(columns: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     """Say which columns were taken for the labels where their names do not say so."""
-    if data.label_column is not None or any(_plain(column) in _LABELS for column in columns):
+    if data.label_column is not None or any(is_label(column) for column in columns):
         return ()
     shown = ", ".join(columns[:9]) + (", …" if len(columns) > 9 else "")
     return (f"the labels are taken from {shown}; set data.label_column if that is wrong.",)
@@ -322,6 +318,7 @@ class _Reader:
         unlabelled: Pictures whose label is empty.
         spelled: Files by another spelling of theirs in a table.
         notes: What was noticed, a sentence each.
+        header: Names of the columns of a table of training rows.
     """
 
     folder: Folder
@@ -335,28 +332,36 @@ class _Reader:
     unlabelled: set[str] = field(default_factory=set)
     spelled: dict[str, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    header: set[str] = field(default_factory=set)
 
-    def read(self, name: str) -> bool:
-        """Read a table; False for a contest's test that has no labels."""
-        rows = _rows(self.folder, name)
+    def read(self, name: str) -> str:
+        """Read a table; return why it is not used, "" where it is."""
+        rows = _rows(self.places, name)
         has = list(rows[0]) if rows else []
         if self.columns and self.splits[name] == "test" and not set(self.columns) & set(has):
             if LABEL not in self.columns or not _one_hot(rows, "", self.data):
-                return False
+                return "a test table without labels"
+        if self.splits[name] is None and self.header and set(has) != self.header:
+            self.notes[f"{name} has other columns than the table of a split beside it, and is not used."] = (
+                None
+            )
+            return "a table of other columns"
+        self.header = set(has) if self.splits[name] == "train" else self.header
         _require_header(self.places, name, has)
         file_column = _file_column(self.places, name, rows, self.data)
         rows = _without_index(rows, file_column)
         has = list(rows[0])
         if (classes := _one_hot(rows, file_column, self.data)) and self.task.scalar:
-            rows = [{**row, LABEL: next(c for c in classes if float(row[c]) == 1)} for row in rows]
+            rows = [{**row, LABEL: source.hot(row, classes)} for row in rows]
             has = [*has, LABEL]
         split = self._split_column(name, rows)
         folds = (key for key in has if key.lower() in FOLD_COLUMNS and key != self.data.label_column)
         others = {file_column, split, *folds}
         self.columns = _label_columns(name, has, self.data, self.task, rows, others)
+        rows = self._without_places(name, rows)
         for number, row in enumerate(rows, 1):
             self._take(row, f"row {number} of {name}", name, file_column, split)
-        return True
+        return ""
 
     def _take(self, row: Row, where: str, name: str, file_column: str, split_column: str | None) -> None:
         """Note the label of a row, or why there is none."""
@@ -378,7 +383,7 @@ class _Reader:
         try:
             label = source.read_label(self.task, values, where)
         except DataError as error:
-            if not any(value in _EMPTY for value in values.values()):
+            if not any(map(is_absent, values.values())):
                 raise
             self.unlabelled.add(picture)
             self.bad.append(Fault(picture, error.message, error.remedy))
@@ -388,10 +393,23 @@ class _Reader:
             if not self.task.flags:
                 raise DataError(
                     f"{where} gives {given} the label {label}, an earlier row {some[picture]}.",
-                    "Keep one row for each picture, or set task.kind to multilabel if it has several labels.",
+                    "Keep one row for each picture, in one table of each split, or set task.kind to "
+                    "multilabel if it has several labels.",
                 )
             some[picture] = tuple(dict.fromkeys((*some[picture], *label)))
             self.notes["pictures in several rows have the labels of all of them."] = None
+
+    def _without_places(self, name: str, rows: list[Row]) -> list[Row]:
+        """Rows with the labels of boxes alone; that the boxes are not used is told."""
+        told = f"the places in {name} are not used: what is predicted is of the whole picture."
+        if rows and _PLACES in rows[0]:
+            self.notes[told] = None
+        column, values = self.columns[0], [str(row.get(self.columns[0])) for row in rows]
+        if len(self.columns) > 1 or not all(map(_PLACED.fullmatch, values)):
+            return rows
+        self.notes[told] = None
+        labels = [list(dict.fromkeys(value.split()[::5])) for value in values]
+        return [{**row, column: label} for row, label in zip(rows, labels, strict=True)]
 
     def _picture(self, table: PurePosixPath, given: str) -> str | None:
         picture = self.places.file(table, given)
@@ -420,8 +438,10 @@ class _Reader:
         return (*self.notes, f"{said}for {picture}; correct the table if that is wrong.")
 
 
-_EMPTY: tuple[Any, ...] = (None, "", "nan", "NaN", [])
-"""What stands in a field for nothing."""
+_PLACES = "places"
+"""Column of what is known of a picture's parts, which is not used."""
+_PLACED = re.compile(r"(?:[^\W\d]\S*(?: +-?\d+(?:[.]\d+)?){4} *)+")
+"""Labels with four numbers behind each: `cat 10 20 30 40 dog 1 2 3 4`."""
 
 
 def _require_header(places: _Places, name: str, has: Sequence[str]) -> None:
@@ -437,8 +457,8 @@ def _require_header(places: _Places, name: str, has: Sequence[str]) -> None:
 def _file_column(places: _Places, name: str, rows: Sequence[Row], data: DataConfig) -> str:
     """The column of file names: by its name, or the only one whose first values are names of files."""
     has = list(rows[0])
-    known = [column for column in has if _plain(column) in _FILES]
-    if data.image_column is None and not any(_plain(column) == _FILES[0] for column in known):
+    known = [column for column in has if plain(column) in _FILES]
+    if data.image_column is None and not any(plain(column) == _FILES[0] for column in known):
         table, first = PurePosixPath(_bare(name)), rows[:_LOOKED]
         naming: list[str] = []
         for find in (places.file, places.alike):
@@ -483,7 +503,7 @@ def _label_columns(
                 )
         return data.label_column
     left = [column for column in has if column not in others]
-    if data.label_column is None and not any(_plain(column) in _LABELS for column in left):
+    if data.label_column is None and not any(is_label(column) for column in left):
         if len(left) == 1:
             return left
         flags = [column for column in left if all(row.get(column) in _FLAGS for row in rows)]
@@ -494,7 +514,20 @@ def _label_columns(
                 f"{name} has no labels, but {', '.join(flags)} hold 0 and 1, in some rows not one 1.",
                 "Set task.kind to multilabel, or name one column in data.label_column.",
             )
-    return [_column(name, left, _LABELS, data.label_column, "label_column")]
+    return [_named_alike(rows, left) or _column(name, left, LABELS, data.label_column, "label_column")]
+
+
+def _named_alike(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
+    """The column with names of the classes that another one numbers, both called as labels are."""
+    called = [column for column in columns if is_label(column)]
+    both = {tuple(str(row.get(column)) for column in called) for row in rows}
+    distinct = {len({values[at] for values in both}) for at in range(len(called))}
+    if len(called) < 2 or distinct != {len(both)}:
+        return None
+    worded = [
+        column for at, column in enumerate(called) if not any(_WHOLE.match(f"{pair[at]}.0") for pair in both)
+    ]
+    return (worded or called)[0]
 
 
 def _without_index(rows: Sequence[Row], file_column: str) -> list[Row]:
@@ -516,33 +549,21 @@ def _column(name: str, has: Sequence[str], known: Sequence[str], asked: str | No
     if asked:
         called = [column for column in has if column == asked]
     else:
-        called = [column for column in has if _plain(column) in known]
-    called.sort(key=lambda column: known.index(_plain(column)) if _plain(column) in known else 0)
-    if not called or (len(called) > 1 and _plain(called[0]) != known[0]):
+        called = of_labels(has) if known is LABELS else [name for name in has if plain(name) in known]
+    called.sort(key=lambda column: known.index(plain(column)) if plain(column) in known else 0)
+    if not called or (len(called) > 1 and plain(called[0]) != known[0]):
         what = "has several columns" if called else "has no column"
         shown = ", ".join(called or has) or "nothing"
         raise DataError(f"{name} {what} that may be the {known[0]}: {shown}.", f"Set data.{key}.")
     return called[0]
 
 
-def _plain(column: str) -> str:
-    """A column's name as `_FILES` and `_LABELS` write it: `File Name` is file_name."""
-    return column.lower().replace(" ", "_").replace("-", "_")
-
-
 def _one_hot(rows: Sequence[Row], file_column: str, data: DataConfig) -> list[str]:
-    """Return the columns that together say the class, a 1 in one of them and 0 in the others, or none.
-
-    Only columns of numbers are considered; the rest of a table may say anything.
-    """
+    """Return the columns that together say the class, or none where one is called as labels are."""
     if data.label_column is not None or not rows:
         return []
     names = [name for name in rows[0] if name != file_column]
-    if any(name.lower() in _LABELS for name in names):
-        return []
-    classes = [name for name in names if all(row.get(name) in _ONE_HOT for row in rows)]
-    whole = all(sum(float(row[name]) for name in classes) == 1 for row in rows)
-    return classes if len(classes) > 1 and whole else []
+    return [] if any(map(is_label, names)) else source.one_hot(rows, names)
 
 
 def _split(value: Any, where: str) -> str:
@@ -553,7 +574,8 @@ def _split(value: Any, where: str) -> str:
     return word[0]
 
 
-def _rows(folder: Folder, name: str) -> list[Row]:
+def _rows(places: _Places, name: str) -> list[Row]:
+    folder, there = places.folder, functools.partial(places.holds, _bare(name))
     data = folder.read(name) if _bare(name) == name else fetch.only_file(folder.read(name), name)
     name = _bare(name)
     known = in_place_of_it(data[:512]) if data and suffix(name) not in (".json", *_LINES, ".xml") else None
@@ -568,11 +590,11 @@ def _rows(folder: Folder, name: str) -> list[Row]:
         # A name of a column or a bracket stands first, by whose zeros UTF-16 without a mark is told.
         text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
         if suffix(name) in (".json", *_LINES):
-            return _of_json(_parsed(text), lines=suffix(name) in _LINES)
+            return _of_json(_parsed(text), suffix(name) in _LINES, there)
         if suffix(name) == ".xml":
             return _of_cvat(text)
         if suffix(name) in _LISTS:
-            return _of_lst(text)
+            return _of_lst(text, functools.partial(numbered, folder, name))
         if first := _SEPARATOR.match(text):  # which Excel writes and reads
             text = text[first.end() :]
         reader = csv.DictReader(
@@ -604,7 +626,7 @@ def _records(rows: Any) -> list[Row]:
     if rows and (exported := _of_tool(rows)) is not None:
         return exported
     inner = {key for row in rows for key, value in row.items() if _inner(value)}
-    told = {key for row in rows for key in row if _plain(key) in _LABELS} - inner
+    told = {key for row in rows for key in row if is_label(key)} - inner
     if len(inner) != 1 or told:
         return rows
     key = inner.pop()
@@ -698,19 +720,42 @@ def _of_cvat(text: str) -> list[Row]:
     return rows
 
 
-def _of_lst(text: str) -> list[Row]:
-    """Name and label of each line, or number, label and path, as MXNet's `im2rec` writes them."""
-    rows: list[Row] = []
+def _of_lst(text: str, numbered: Callable[[Collection[str]], Mapping[str, str]]) -> list[Row]:
+    """Name and label of each line, or number, label and path, as MXNet's `im2rec` writes them.
+
+    Args:
+        text: Of the file.
+        numbered: Gives the names of pictures that are numbered by a list beside it.
+    """
+    pairs: list[tuple[str, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
+        if not line.strip() or line.startswith("#"):
             continue
-        fields = line.strip().split("\t") if "\t" in line else re.split(r" *, *| +", line.strip())
-        if len(fields) not in (2, 3):
-            raise ValueError(f"line {number} has {len(fields)} fields, not a picture and a label")
-        place, label = (fields[2], fields[1]) if len(fields) == 3 else fields
-        whole = re.fullmatch(r"(\d+)[.]0*", label)
-        rows.append({_FILES[0]: place.strip(), LABEL: whole[1] if whole else label.strip()})
-    return rows
+        place, *fields = _fields(line.strip())
+        if len(fields) == 2 and place.isdigit() and _is_picture(fields[1]):
+            place, fields = fields[1], fields[:1]
+        if not fields or (len(fields) > 1 and ("\t" in line or all(map(_is_number, fields)))):
+            raise ValueError(f"line {number} has {len(fields) + 1} fields, not a picture and a label")
+        whole = re.fullmatch(r"(\d+)[.]0*", fields[0]) if len(fields) == 1 else None
+        pairs.append((place, whole[1] if whole else " ".join(fields)))
+    names = numbered([place for place, _ in pairs])
+    return [{_FILES[0]: names.get(place, place), LABEL: label} for place, label in pairs]
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of a line, between tabs, commas or spaces; spaces in the name of a picture are its own."""
+    if "\t" in line:
+        return [field.strip() for field in line.split("\t")]
+    match = _PICTURE.match(line)
+    start, rest = ([match[1]], line[match.end() :]) if match else ([], line)
+    return [*start, *filter(None, re.split(r" *, *| +", rest.strip(" ,")))]
+
+
+_PICTURE = re.compile(rf"([^,]+?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?=[ ,])", re.IGNORECASE)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(?:[.]\d*)?", text) is not None
 
 
 def _of_numbers(labels: Mapping[str, Any], classes: Sequence[str]) -> list[Row]:
@@ -751,12 +796,13 @@ def _parsed(text: str) -> Any:
         return [json.loads(line) for line in lines]
 
 
-def _of_json(told: Any, lines: bool) -> list[Row]:
+def _of_json(told: Any, lines: bool, there: Callable[[str], bool]) -> list[Row]:
     """Rows of a list of objects, of an object that gives each file its label, or of COCO's format.
 
     Args:
         told: What was read.
         lines: Whether each line is a row.
+        there: Whether a text names a picture.
 
     Raises:
         ValueError: Something else.
@@ -765,7 +811,7 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         pairs = _of_pairs(told)
         return _records([told] if isinstance(told, dict) else told) if pairs is None else pairs
     if told and all(split_word(key) for key in told):  # {"train": …, "test": …}
-        return [{"split": key, **row} for key, some in told.items() for row in _of_json(some, lines)]
+        return [{"split": key, **row} for key, some in told.items() for row in _of_json(some, lines, there)]
     if {"images", "annotations", "categories"} <= told.keys():
         return _of_coco(told)
     if {"imagePath", "shapes"} <= told.keys():
@@ -780,7 +826,7 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         and all(isinstance(v, dict) and "file_attributes" in v for v in via.values())
     ):
         return _of_via(via)
-    if (rows := _of_names(told)) is not None:
+    if (rows := _of_names(told, there)) is not None:
         return rows
     if isinstance(told.get("items"), list) and isinstance(told.get("categories"), dict):
         return _of_datumaro(told)
@@ -791,7 +837,7 @@ def _of_json(told: Any, lines: bool) -> list[Row]:
         return _records(inside[0])
     nested = [some for some in told.values() if isinstance(some, dict)]
     if len(nested) == 1 and not any(isinstance(some, list) for some in told.values()):
-        return _of_json(nested[0], lines)  # {"version": 1, "annotations": {"1.jpg": "cat"}}
+        return _of_json(nested[0], lines, there)  # {"version": 1, "annotations": {"1.jpg": "cat"}}
     if all(isinstance(label, str | int | float | list) for label in told.values()):
         return [{_FILES[0]: name, LABEL: label} for name, label in told.items()]
     return _records(told)
@@ -806,19 +852,28 @@ def _of_pairs(told: Any) -> list[Row] | None:
     return [{_FILES[0]: name, LABEL: label} for name, label in told]
 
 
-def _of_names(told: Mapping[str, Any]) -> list[Row] | None:
-    """Rows of an object of classes and the files of each, or of files and what is said of each; else None."""
+def _of_names(told: Mapping[str, Any], there: Callable[[str], bool]) -> list[Row] | None:
+    """Rows of an object of classes and the files of each, or of files and what is said of each; else None.
+
+    Files of classes may lack their endings where no class is called like a file.
+    """
     pictures = [_is_picture(key) for key in told]
     if told and all(pictures) and all(isinstance(some, dict) for some in told.values()):
         return [{_FILES[0]: name, **some} for name, some in told.items()]
-    if any(pictures) or not all(isinstance(some, list) for some in told.values()):
+    lists = list(told.values())
+    if any(pictures) or not all(isinstance(some, list) for some in lists) or not any(lists):
         return None
+    names = [name for some in lists for name in some]
+    if not all(map(_is_picture, names)):
+        first = [some[0] for some in lists if some]
+        if not all(isinstance(name, str | int) and there(str(name)) for name in first):
+            return None
+        if all(map(there, told)):
+            return None
     of_file: dict[str, list[str]] = {}
-    for label, names in told.items():
-        for name in names:
-            if not _is_picture(name):
-                return None
-            of_file.setdefault(name, []).append(label)
+    for label, some in told.items():
+        for name in some:
+            of_file.setdefault(str(name), []).append(label)
     return [{_FILES[0]: name, LABEL: labels} for name, labels in of_file.items()]
 
 
@@ -834,7 +889,7 @@ def _of_pandas(told: Mapping[str, Any]) -> list[Row] | None:
     columns, data = told.get("columns"), told.get("data")
     if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(columns, row, strict=True)) for row in data]
-    if not any(_plain(str(key)) in _FILES for key in told):
+    if not any(plain(str(key)) in _FILES for key in told):
         return None
     values = list(told.values())
     if all(isinstance(some, dict) and some.keys() == values[0].keys() for some in values):
@@ -880,8 +935,9 @@ def _of_coco(told: Mapping[str, Any]) -> list[Row]:
         files = {image["id"]: image["file_name"] for image in told["images"]}
     except (KeyError, TypeError) as error:
         raise ValueError(f"it has the members of a COCO file, but {error} is missing in one") from None
-    labels = {at: list(some) for at, some in of_image.items()}
-    return [{_FILES[0]: files[at], LABEL: some} for at, some in labels.items()]
+    placed = any(given.get("bbox") or given.get("segmentation") for given in told["annotations"])
+    places = {_PLACES: None} if placed else {}
+    return [{_FILES[0]: files[at], LABEL: list(some), **places} for at, some in of_image.items()]
 
 
 def _stripped(row: Mapping[str | None, Any]) -> Row:

@@ -990,6 +990,36 @@ def test_held_out_pictures_have_their_classes_from_a_list(tmp_path: Path, storag
     assert [manifest.classes[by_picture[COLOUR[20 + k].tobytes()]] for k in range(12)] == names
 
 
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("Filename;Width;Roi.X1;ClassId", "v{}.png;0;1;{}"),
+        ("id,label", "v{},{}"),
+        ("", "{1} dir/v{0}.png"),
+    ],
+)
+def test_held_out_pictures_have_their_classes_from_a_table(tmp_path: Path, header: str, line: str) -> None:
+    """Classes are numbers with leading zeros, which the table has not."""
+    folder = held_out(tmp_path, "\n".join([header, *(line.format(k, k % 3 % 2) for k in range(12))]))
+    for k, name in enumerate(("cat", "dog")):
+        (folder / "train" / name).rename(folder / "train" / f"{k:05d}")
+    source = open_source(Config(data=DataConfig(path=str(folder))), Storage(str(tmp_path / "store")))
+    rows = source.splits["validation"]
+    labels = {Path(rows.name(k)).stem: source.classes[label] for k, label in enumerate(rows.labels)}
+    assert labels == {f"v{k}": f"{k % 3 % 2:05d}" for k in range(12)}
+
+
+def test_the_example_of_a_submission_is_no_list_of_labels(tmp_path: Path) -> None:
+    folder = held_out(tmp_path, "")
+    (folder / "val").rename(folder / "test")
+    lines = ["id,label", *(f"v{k}.png,cat" for k in range(12))]
+    (folder / "sample_submission.csv").write_text("\n".join(lines), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(folder))), Storage(str(tmp_path / "store")))
+    assert set(source.splits) == {"train"}
+    assert source.ledger is not None
+    assert source.ledger.counts()["a test picture without a class"] == 12
+
+
 @pytest.mark.parametrize("lines", ["v0.png\tcat\n", "".join(f"v{k}.png bird\n" for k in range(12))])
 def test_a_list_of_some_pictures_or_of_other_classes_is_none(
     tmp_path: Path, storage_root: Path, lines: str
@@ -1037,6 +1067,24 @@ def test_a_test_class_of_another_spelling_names_the_training_class(
         ingest(storage_root, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["imagelabels.mat", "devkit/annos.mat", "labels.pkl"])
+def test_a_file_that_may_hold_the_labels_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "set"
+    flat(folder / "jpg", [f"image_{k}.png" for k in range(12)])
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"MATLAB 5.0 MAT-file")
+    with pytest.raises(DataError, match=rf"{name}, which may hold the labels, is not read\."):
+        open_source(Config(data=DataConfig(path=str(folder))), Storage(str(tmp_path / "store")))
+
+
+def test_pictures_in_folders_of_words_below_the_classes_give_a_note(
+    tmp_path: Path, storage_root: Path
+) -> None:
+    names = ("a/abbey/{}.png", "a/aisle/{}.png", "b/bakery/{}.png")
+    said, _ = noted(tmp_path, storage_root, *names)
+    assert "all pictures lie in 3 folders below them, like abbey." in said
+
+
 def test_a_single_class_is_rejected(tmp_path: Path, storage_root: Path) -> None:
     (tmp_path / "set").mkdir()
     flat(tmp_path / "set" / "cat", [f"{k}.png" for k in range(12)])
@@ -1046,7 +1094,11 @@ def test_a_single_class_is_rejected(tmp_path: Path, storage_root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [([0.0, float("nan"), 1.0], r"row 2 of x\.parquet has no label"), ([[0], [1], [0]], "holds lists")],
+    [
+        ([0.0, float("nan"), 1.0], r"row 2 of x\.parquet has no label"),
+        ([[0], [], [1]], r"row 2 of x\.parquet has no label"),
+        ([[0], [1, 0], [0]], r"row 2 of x\.parquet has several labels, \[1, 0\], in label"),
+    ],
 )
 def test_labels_that_are_missing_or_several_are_named(
     tmp_path: Path, storage_root: Path, labels: list[Any], said: str
@@ -1215,6 +1267,40 @@ def test_text_files_list_the_splits(listed: Path, storage_root: Path, train: boo
     assert manifest.rows["train"] + manifest.rows["validation"] == (20 if train else 40)
     assert manifest.skipped.get("in no list of a split", 0) == (20 if train else 0)
     assert not any("list" in warning for warning in manifest.warnings)
+
+
+def listed_splits(folder: Path) -> dict[str, int]:
+    source = open_source(Config(data=DataConfig(path=str(folder))), Storage(str(folder / "store")))
+    return {split: len(rows.labels) for split, rows in source.splits.items()}
+
+
+def test_tables_list_the_splits_of_class_folders(listed: Path) -> None:
+    for file, which in (("train", (0, 60, 3)), ("validation", (1, 60, 3)), ("test", (2, 60, 3))):
+        rows = [f"{k},{name}.png,7" for k, name in enumerate(lines(listed, *which).splitlines())]
+        (listed / f"{file}.csv").write_text("\n".join([",Filename,Label", *rows]), "utf-8")
+    assert listed_splits(listed) == {"train": 20, "validation": 20, "test": 20}
+
+
+def test_two_lists_of_the_same_pictures_are_one(listed: Path) -> None:
+    for file, which in (("train", (0, 60, 2)), ("test", (1, 60, 2))):
+        (listed / "meta" / f"{file}.txt").write_text(lines(listed, *which))
+        told = {"class": lines(listed, *which).splitlines()}
+        (listed / "meta" / f"{file}.json").write_text(json.dumps(told), "utf-8")
+    assert listed_splits(listed) == {"train": 30, "test": 30}
+
+
+def test_lists_may_be_called_in_words_without_a_mark(listed: Path) -> None:
+    (listed / "TrainImages.txt").write_text(lines(listed, 0, 60, 2))
+    (listed / "TestImages.txt").write_text(lines(listed, 1, 60, 2))
+    assert listed_splits(listed) == {"train": 30, "test": 30}
+
+
+def test_one_file_flags_the_split_of_numbered_pictures(listed: Path) -> None:
+    names = lines(listed, 0, 60).splitlines()
+    (listed / "images.txt").write_text("".join(f"{k} {name}.png\n" for k, name in enumerate(names, 1)))
+    (listed / "boxes.txt").write_text("".join(f"{k} 1.0 2.0 3.0\n" for k in range(1, 61)))
+    (listed / "train_test_split.txt").write_text("".join(f"{k} {int(k % 3 > 0)}\n" for k in range(1, 61)))
+    assert listed_splits(listed) == {"train": 40, "test": 20}
 
 
 def test_lists_of_mxnet_divide_class_folders(listed: Path, storage_root: Path) -> None:
@@ -1451,3 +1537,20 @@ def test_rows_of_parquet_without_a_label_are_skipped_where_asked(
         some = source.splits[split]
         np.testing.assert_array_equal(np.ravel(some.labels), rows % 2)
         np.testing.assert_array_equal(some.gather(np.arange(len(rows))).images[..., 0], GRAY[rows])
+
+
+@pytest.mark.parametrize("labels", [[["ant"], ["bee"]], np.eye(2, dtype=int), np.eye(2).astype(bool)])
+def test_parquet_has_lists_of_one_label_and_columns_of_one_hot(tmp_path: Path, labels: Any) -> None:
+    """As tables do."""
+    columns = {"label": [labels[k % 2] for k in range(12)]}
+    if not isinstance(labels, list):
+        columns = {name: [row[at] for row in labels] * 6 for at, name in enumerate(("ant", "bee"))}
+        columns["size"] = list(range(12))
+    table = pa.table({"image": [png(image) for image in COLOUR[:12]], **columns})
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "x.parquet")
+    source = open_source(
+        Config(data=DataConfig(path=str(tmp_path / "set"))), Storage(str(tmp_path / "store"))
+    )
+    assert source.classes == ("ant", "bee")
+    assert source.splits["train"].labels.tolist() == [0, 1] * 6

@@ -1028,3 +1028,156 @@ def test_a_table_that_names_no_picture_is_named_where_there_are_no_classes(given
             open_source(config, Storage(str(given / "store")))
         for name in (given / "images").glob("*.png"):
             name.rename(given / name.name)
+
+
+def by_split(path: Path, kind: str = "classification") -> dict[str, dict[str, str]]:
+    """The label of each picture by split, as it is understood."""
+    config = Config(data=DataConfig(path=str(path)), task=TaskConfig(kind=kind))
+    source = open_source(config, Storage(str(path / "store")))
+    return {
+        split: {rows.name(k): source.classes[label] for k, label in enumerate(rows.labels)}
+        for split, rows in source.splits.items()
+    }
+
+
+ALL = dict(zip(FILES, NAMES.tolist(), strict=True))
+BARE: dict[str, list[Any]] = {
+    name: [f[7:-4] for f in FILES if ALL[f] == name] for name in ("ant", "bee", "cow")
+}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        BARE,
+        {name: [int(k) for k in some] for name, some in BARE.items()},
+        {name: [f"of/{k}" for k in some] for name, some in BARE.items()},
+        {"train": BARE},
+    ],
+    ids=["names", "numbers", "folders", "splits"],
+)
+def test_classes_name_their_files_without_endings(given: Path, told: Any) -> None:
+    (given / "labels.json").write_text(json.dumps(told), "utf-8")
+    assert by_split(given) == {"train": ALL}
+
+
+def test_files_without_endings_keep_their_lists_of_labels(given: Path) -> None:
+    told = {f[7:-4]: [name, "animal"] for f, name in ALL.items()}
+    (given / "labels.json").write_text(json.dumps(told), "utf-8")
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, Storage(str(given / "store")))
+    assert source.classes == ("animal", "ant", "bee", "cow")
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "start"),
+    [
+        ("classes.txt", "ant\nbee\ncow\n", 0),
+        ("classes.txt", "ant\nbee\ncow\n", 1),
+        ("synset_words.txt", "0 ant\n1 bee\n2 cow\n", 0),
+        ("label_map.txt", "ant 5\nbee 6\ncow 7\n", 5),
+        ("obj.names", "ant\nbee\ncow\n", 0),
+        ("labels_of.csv", "ClassId,Name\n0,ant\n1,bee\n2,cow\n", 0),
+        ("class_indices.json", '{"ant": 0, "bee": 1, "cow": 2}', 0),
+        ("cat_to_name.json", '{"1": "ant", "2": "bee", "3": "cow"}', 1),
+        ("class_index.json", '{"0": ["n1", "ant"], "1": ["n2", "bee"], "2": ["n3", "cow"]}', 0),
+        ("classes.json", '["ant", "bee", "cow"]', 0),
+    ],
+)
+def test_classes_that_are_numbers_are_called_by_a_file_beside(
+    given: Path, name: str, told: str, start: int
+) -> None:
+    lines = [f"{f} {NAMES.tolist().index(label) + start}" for f, label in ALL.items()]
+    (given / "train.txt").write_text("\n".join(lines), "utf-8")
+    (given / name).write_text(told, "utf-8")
+    assert by_split(given) == {"train": ALL}
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ({"classes.txt": "ant\nbee\ncow\n", "labels.txt": "a\nb\nc\n"}, "neither is used"),
+        ({"classes.txt": "ant\nbee\n"}, ""),
+        ({"classes.txt": "ant\nant\nbee\n"}, ""),
+    ],
+)
+def test_names_that_are_not_clear_are_not_used(given: Path, files: dict[str, str], note: str) -> None:
+    lines = [f"{f} {NAMES.tolist().index(label)}" for f, label in ALL.items()]
+    (given / "train.txt").write_text("\n".join(lines), "utf-8")
+    for name, text in files.items():
+        (given / name).write_text(text, "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.classes == ("0", "1", "2")
+    assert any(note in each for each in source.notes) == bool(note)
+
+
+def test_text_files_that_share_the_numbers_of_pictures_are_joined(given: Path) -> None:
+    files = [f"{at} {f}\n" for at, f in enumerate(FILES, 101)]
+    (given / "images.txt").write_text("".join(files), "utf-8")
+    labels = [f"{at} {NAMES.tolist().index(ALL[f]) + 1}\n" for at, f in enumerate(FILES, 101)]
+    (given / "image_class_labels.txt").write_text("".join(labels), "utf-8")
+    (given / "classes.txt").write_text("1 ant\n2 bee\n3 cow\n", "utf-8")
+    flags = [f"{at} {int(at < 141)}\n" for at in range(101, 161)]
+    (given / "train_test_split.txt").write_text("".join(flags), "utf-8")
+    expected = {"train": {f: ALL[f] for f in FILES[:40]}, "test": {f: ALL[f] for f in FILES[40:]}}
+    assert by_split(given) == expected
+
+
+def test_labels_of_lists_have_spaces_and_names_of_files_too(given: Path) -> None:
+    (given / "images/0.png").rename(given / "images/big one.png")
+    names = ["images/big one.png", *FILES[1:]]
+    lines = [f"{f} DC {k % 3}" for k, f in enumerate(names)]
+    (given / "train.txt").write_text("\n".join(lines), "utf-8")
+    assert by_split(given) == {"train": {f: f"DC {k % 3}" for k, f in enumerate(names)}}
+
+
+@pytest.mark.parametrize("line", ["{} 10,20,30,40,0", "{} 1 2 3", "{}\t1\t2\t3"])
+def test_lists_of_boxes_are_no_lists_of_labels(given: Path, line: str) -> None:
+    (given / "labels.txt").write_text("\n".join(map(line.format, FILES)), "utf-8")
+    with pytest.raises(DataError, match="only one class"):
+        by_split(given)
+
+
+def test_a_column_of_class_numbers_gives_way_to_their_names(given: Path) -> None:
+    table = rows(
+        Filename=FILES, Label=LABELS.tolist(), ClassName=NAMES.tolist(), width=[8 + k % 3 for k in range(60)]
+    )
+    (given / "train.csv").write_bytes(as_csv(table))
+    assert by_split(given) == {"train": ALL}
+
+
+def test_a_table_of_other_columns_beside_those_of_splits_is_not_used(given: Path) -> None:
+    table = rows(Width=range(60), ClassId=NAMES.tolist(), Path=FILES)
+    (given / "Train.csv").write_bytes(as_csv(table[:40]))
+    (given / "Test.csv").write_bytes(as_csv(table[40:50]))
+    (given / "Meta.csv").write_bytes(
+        as_csv(rows(Path=FILES[50:53], ClassId=["ant", "bee", "cow"], ShapeId=[0, 1, 1]))
+    )
+    config = Config(data=DataConfig(path=str(given)))
+    source = open_source(config, Storage(str(given / "store")))
+    assert {split: len(some.labels) for split, some in source.splits.items()} == {"train": 40, "test": 10}
+    assert "Meta.csv has other columns than the table of a split beside it, and is not used." in source.notes
+
+
+def test_boxes_behind_labels_are_not_used_and_that_is_told(given: Path) -> None:
+    values = [f"{name} 1 2 {k} 4 {name} 5 6 7 {k} " for k, name in enumerate(NAMES)]
+    (given / "train.csv").write_bytes(as_csv(rows(ImageId=FILES, PredictionString=values)))
+    assert by_split(given) == {"train": ALL}
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert any(note.startswith("the places in train.csv are not used") for note in source.notes)
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_coco_with_one_category_a_picture_tells_that_boxes_are_not_used(given: Path, boxes: bool) -> None:
+    told = {
+        "images": [{"id": k, "file_name": f} for k, f in enumerate(FILES)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES[:3])],
+        "annotations": [
+            {"image_id": k, "category_id": k % 3} | ({"bbox": [0, 0, 4, 4]} if boxes else {})
+            for k in range(60)
+        ],
+    }
+    (given / "annotations.json").write_text(json.dumps(told), "utf-8")
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.classes == ("ant", "bee", "cow")
+    assert any("places in annotations.json are not used" in note for note in source.notes) == boxes
