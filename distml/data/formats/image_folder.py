@@ -108,11 +108,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     if not names:
         raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
-    if sheets := folder.ledger.names(_SPREADSHEET):
-        if data.label_pattern is None and not in_classes(folder):
-            raise DataError(
-                f"{sheets[0]} is a spreadsheet, which is not read.", "Save it as CSV: metadata.csv."
-            )
+    _require_no_sheet(folder, data)
     lists: tuple[str, ...] = ()
     if divided.keys() == {"train"}:
         divided, lists = by_lists(folder, divided["train"])
@@ -127,9 +123,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
         if task.scalar and len(single := set(_texts(classes_of["train"]))) == 1:
             raise DataError(f"there is only one class, {single.pop()}.", TWO_CLASSES)
     except DataError as error:
-        _require_whole(folder, names)
-        _require_pictures_of_all_classes(folder, names)
-        raise _with_unread(_with_tables(error, folder, names), folder) from None
+        raise _explained(error, folder, names) from None
     for split in divided.keys() - classes_of.keys():
         names = _without(folder, names, divided[split])
     _require_pictures_of_all_classes(folder, names)
@@ -140,16 +134,26 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     bad += lost
     source.require_usable(bad, len(names) + len(lost), data)
     opened = of_files(folder, classes_of, headers, data, bad, task)
-    levels = (
-        ()
-        if data.label_pattern
-        else (
-            *_levels(divided["train"]),
-            *_deeper(divided["train"]),
-            *_occasions(divided["train"]),
-        )
-    )
+    levels = () if data.label_pattern else _odd_folders(divided["train"])
     return dataclasses.replace(opened, notes=(*_empty(folder, divided), *levels, *_masks(names), *lists))
+
+
+def _explained(error: DataError, folder: Folder, names: Sequence[str]) -> DataError:
+    """The same error with what lies beside the pictures; another where that says more."""
+    _require_whole(folder, names)
+    _require_pictures_of_all_classes(folder, names)
+    return _with_unread(_with_tables(error, folder, names), folder)
+
+
+def _odd_folders(paths: Mapping[str, str]) -> tuple[str, ...]:
+    return (*_levels(paths), *_deeper(paths), *_occasions(paths))
+
+
+def _require_no_sheet(folder: Folder, data: DataConfig) -> None:
+    """Reject a spreadsheet beside pictures whose places say no classes."""
+    sheets = folder.ledger.names(_SPREADSHEET)
+    if sheets and data.label_pattern is None and not in_classes(folder):
+        raise DataError(f"{sheets[0]} is a spreadsheet, which is not read.", "Save it as CSV: metadata.csv.")
 
 
 def _without(folder: Folder, names: Sequence[str], alone: Collection[str]) -> list[str]:

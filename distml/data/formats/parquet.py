@@ -428,15 +428,8 @@ def _columns(folder: Folder, names: Sequence[str], data: DataConfig, task: type[
     fitting = [field.name for field in others if not task.scalar or _holds_labels(field.type)]
     rest = fitting if len(others) == 1 else []
     asked = data.label_column if isinstance(data.label_column, list) else [data.label_column]
-    if (
-        task.scalar
-        and asked == [None]
-        and len(others) > 1
-        and not any(is_label(field.name) for field in others)
-    ):
-        flags = [field.name for field in others if _holds_flags(field.type)]
-        if classes := source.one_hot(_label_rows(folder, names, flags), flags):
-            return Columns(picture, tuple(classes), one_hot=True)
+    if task.scalar and asked == [None] and (classes := _one_hot(folder, names, others)):
+        return Columns(picture, tuple(classes), one_hot=True)
     return Columns(picture, tuple(choose("label_column", label, LABELS, rest) for label in asked))
 
 
@@ -470,14 +463,17 @@ def _holds_flags(kind: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind))
 
 
-def _label_rows(folder: Folder, names: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """All rows of some small columns."""
+def _one_hot(folder: Folder, names: Sequence[str], fields: Sequence[Any]) -> list[str]:
+    """The columns that together say the class in all files; none where one is called as labels are."""
+    flags = [field.name for field in fields if _holds_flags(field.type)]
+    if len(flags) < 2 or any(is_label(field.name) for field in fields):
+        return []
     rows: list[dict[str, Any]] = []
-    for name in names if columns else ():
+    for name in names:
         with _opened(folder, name) as file:
-            there = [column for column in columns if column in file.schema_arrow.names]
+            there = [column for column in flags if column in file.schema_arrow.names]
             rows += file.read(there, use_threads=False).to_pylist()
-    return rows
+    return source.one_hot(rows, flags)
 
 
 def _require_labels(name: str, others: Sequence[Any], has: Sequence[str], data: DataConfig) -> None:

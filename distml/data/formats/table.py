@@ -595,16 +595,7 @@ def _rows(places: _Places, name: str) -> list[Row]:
             return _of_cvat(text)
         if suffix(name) in _LISTS:
             return _of_lst(text, functools.partial(numbered, folder, name))
-        if first := _SEPARATOR.match(text):  # which Excel writes and reads
-            text = text[first.end() :]
-        reader = csv.DictReader(
-            io.StringIO(text, newline=None), delimiter=first[1] if first else _delimiter(name, text)
-        )
-        header = [column.strip() for column in reader.fieldnames or ()]
-        if twice := [column for column in header if column and header.count(column) > 1]:
-            raise ValueError(f"it has the column {twice[0]} twice")
-        read = map(_stripped, reader)
-        return [row for row in read if any(row.values())]  # spreadsheets write lines of commas alone
+        return _of_csv(text, name)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         odd = data[error.start : error.end]
@@ -618,6 +609,17 @@ def _rows(places: _Places, name: str) -> list[Row]:
 
 
 _SEPARATOR = re.compile(r"sep=(.)[\r\n]+", re.IGNORECASE)
+
+
+def _of_csv(text: str, name: str) -> list[Row]:
+    if first := _SEPARATOR.match(text):  # which Excel writes and reads
+        text = text[first.end() :]
+    delimiter = first[1] if first else _delimiter(name, text)
+    reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=delimiter)
+    header = [column.strip() for column in reader.fieldnames or ()]
+    if twice := [column for column in header if column and header.count(column) > 1]:
+        raise ValueError(f"it has the column {twice[0]} twice")
+    return [row for row in map(_stripped, reader) if any(row.values())]  # spreadsheets write commas alone
 
 
 def _records(rows: Any) -> list[Row]:

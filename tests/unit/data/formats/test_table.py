@@ -1159,7 +1159,7 @@ def test_a_table_of_other_columns_beside_those_of_splits_is_not_used(given: Path
     assert "Meta.csv has other columns than the table of a split beside it, and is not used." in source.notes
 
 
-def test_boxes_behind_labels_are_not_used_and_that_is_told(given: Path) -> None:
+def test_boxes_behind_labels_are_left_out_with_a_note(given: Path) -> None:
     values = [f"{name} 1 2 {k} 4 {name} 5 6 7 {k} " for k, name in enumerate(NAMES)]
     (given / "train.csv").write_bytes(as_csv(rows(ImageId=FILES, PredictionString=values)))
     assert by_split(given) == {"train": ALL}
@@ -1168,7 +1168,7 @@ def test_boxes_behind_labels_are_not_used_and_that_is_told(given: Path) -> None:
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-def test_coco_with_one_category_a_picture_tells_that_boxes_are_not_used(given: Path, boxes: bool) -> None:
+def test_coco_with_one_category_a_picture_has_a_note_on_its_boxes(given: Path, boxes: bool) -> None:
     told = {
         "images": [{"id": k, "file_name": f} for k, f in enumerate(FILES)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES[:3])],
