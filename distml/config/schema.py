@@ -731,7 +731,8 @@ class ServeConfig(Section):
     request_timeout_s: PositiveFloat = 5.0
     """Time limit of a request; clients cannot extend it."""
     read_timeout_s: PositiveFloat = 10.0
-    """Time in which the whole body of a request must arrive."""
+    """Time in which a body must arrive, and each part of it; a body of which more comes has a second longer
+    for each 64 kB, up to six times as long."""
     drain_timeout_s: PositiveFloat = 10.0
     """Time for running requests to complete when the endpoint or a replica ends."""
     cpus_per_replica: PositiveFloat = 1.0

@@ -430,6 +430,11 @@ HAPROXY = Group(
             "<serve.request_timeout_s + serve.read_timeout_s + 5>",
             "later than the replica's own limit, whose answer says why",
         ),
+        Variable(
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S",
+            "<the same>",
+            "a client that sends half of a body and stays would hold its connection for an hour",
+        ),
         Variable("RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER", "1s", "a replica that hangs is bypassed soon"),
         Variable(
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL",

@@ -27,6 +27,7 @@ _LENGTH, _KIND = b"content-length", b"content-type"
 _NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 _IDENTITY = 200
 _ARRIVING_BYTES = 512 << 20
+_SLOWEST_BYTES_PER_S, _LONGEST = 64_000, 6
 _WORTH_COMPRESSING_BYTES = 2048
 """One packet or two are not worth the time."""
 _WINDOWS = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
@@ -41,7 +42,7 @@ class Limits:
 
     Args:
         body_bytes: Largest body, as sent and after decompression.
-        read_timeout_s: Time in which the whole body must arrive.
+        read_timeout_s: Time in which a body must arrive; a large one has more, see `_Patience`.
     """
 
     body_bytes: int
@@ -151,16 +152,36 @@ async def body(request: Request, limits: Limits) -> bytes:
     if declared and int(declared) > limits.body_bytes:
         raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.read_timeout_s):
-            sent = await _collect(request, limits)
+        async with asyncio.timeout(limits.read_timeout_s) as timer:
+            sent = await _collect(request, limits, _Patience(timer, limits.read_timeout_s))
     except TimeoutError:
-        sentence = f"the body did not arrive within {limits.read_timeout_s:g} seconds"
+        sentence = f"the body did not arrive within {limits.read_timeout_s:g} seconds, and one more for each"
+        sentence += f" {_SLOWEST_BYTES_PER_S // 1000} kB of it; scale the picture down, or retry"
         raise RejectedError(408, sentence, (b"connection", b"close")) from None
     encoding = header(request, b"content-encoding").strip().lower()
     return decompress(sent, encoding, limits) if encoding not in (b"", b"identity") else sent
 
 
-async def _collect(request: Request, limits: Limits) -> bytes:
+class _Patience:
+    """How long a body may take. Final.
+
+    A phone on a slow line sends a photograph for a minute; what nobody sends any more ends soon. So a body
+    has the time limit and as much longer as its bytes take on a line of `_SLOWEST_BYTES_PER_S`, but never
+    longer than `_LONGEST` limits, and no part may take longer than one.
+    """
+
+    def __init__(self, timer: asyncio.Timeout, limit_s: float) -> None:
+        self._timer, self._limit_s = timer, limit_s
+        self._began = asyncio.get_running_loop().time()
+
+    def arrived(self, size: int) -> None:
+        """Wait for the next part, after so many bytes in all."""
+        whole_s = min(self._limit_s + size / _SLOWEST_BYTES_PER_S, _LONGEST * self._limit_s)
+        next_part = asyncio.get_running_loop().time() + self._limit_s
+        self._timer.reschedule(min(self._began + whole_s, next_part))
+
+
+async def _collect(request: Request, limits: Limits, patience: _Patience) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
@@ -174,6 +195,7 @@ async def _collect(request: Request, limits: Limits) -> bytes:
                 raise _too_large(limits)
             if not message.get("more_body", False):
                 return b"".join([*parts, part]) if parts else bytes(part)
+            patience.arrived(size)
             parts.append(part)
             _arriving.add(len(part))
     finally:

@@ -189,6 +189,7 @@ def _haproxy(serve: ServeConfig, inner: str) -> dict[str, str]:
                 int(serve.drain_timeout_s) + environment.SERVE_DRAIN_S
             ),
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(timeout_s),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(timeout_s),
         }
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 from distml.config import ServeConfig
 from distml.data.image import Policy, read
+from distml.data.schema import Images
 from distml.serving.batching import Core, Loaded
 from distml.serving.metrics import Metrics
 from distml.serving.service import Models
-from distml.tasks import Task
+from distml.tasks import Outputs, Task
 from distml.tasks.multilabel import Multilabel
 from distml.tasks.regression import Regression
 from tests import browser
@@ -295,12 +297,14 @@ def tasks(*given: tuple[Task, list[float]]) -> Models:
     services = {}
     for task, outputs in given:
         described = dataclasses.replace(served(1, task.names, SHAPE, task.kind), target=task.spec())
-        core, row = Core(ServeConfig()), np.array(outputs, np.float32)
-        core.swap(
-            {1: Loaded(described, lambda images, row=row: np.tile(row, (len(images), 1)))}, {"champion": 1}
-        )
-        services[task.kind] = core
+        row = np.array(outputs, np.float32)
+        services[task.kind] = Core(ServeConfig())
+        services[task.kind].swap({1: Loaded(described, partial(_repeated, row))}, {"champion": 1})
     return Models(services)
+
+
+def _repeated(row: Outputs, images: Images) -> Outputs:
+    return np.tile(row, (len(images), 1))
 
 
 def test_all_numbers_and_the_thresholds_of_labels_are_shown(driver: Any, tmp_path: Path) -> None:

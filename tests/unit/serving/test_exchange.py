@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import socket
 import time
@@ -168,6 +169,45 @@ def test_a_body_that_stops_arriving_is_answered_and_closed(url: str) -> None:
         assert time.monotonic() - started < 5
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"the body did not arrive within 0.5 seconds" in answer
+
+
+def sent_slowly(url: str, parts: list[bytes], pause_s: float, length: int) -> tuple[bytes, float]:
+    """Send a body in parts, the last of them at once; returns the answer and the seconds it took."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        started = time.monotonic()
+        head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+        connection.sendall(head.encode())
+        with contextlib.suppress(OSError):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause_s)
+        return connection.recv(4096), time.monotonic() - started
+
+
+def test_a_large_body_on_a_slow_line_has_the_time_that_its_bytes_take(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_SLOWEST_BYTES_PER_S", 1000)
+    body = malformed.single(malformed.IMAGE).ljust(2000)
+    parts = [body[at : at + 100] for at in range(0, len(body), 100)]
+    answer, took_s = sent_slowly(url, parts, 0.05, len(body))  # 2000 bytes a second
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert took_s > 2 * CONFIG.read_timeout_s
+    answer, took_s = sent_slowly(url, [body[:1900]], 0.0, len(body))  # has 1.9 s more, and stops
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert took_s < 1.5
+    answer, took_s = sent_slowly(url, [b" "] * 3, 0.2, len(body))  # five bytes a second
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert took_s < 1.5
+
+
+def test_no_body_takes_longer_than_some_limits(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_SLOWEST_BYTES_PER_S", 1)
+    monkeypatch.setattr(exchange, "_LONGEST", 2)
+    answer, took_s = sent_slowly(url, [b" "] * 10, 0.1, 99)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert 1.9 * CONFIG.read_timeout_s < took_s < 3
 
 
 def test_many_large_bodies_that_arrive_at_once_are_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
