@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -235,10 +236,28 @@ def _without_declaration(head: bytes) -> bytes:
 
 
 def _other(data: bytes, name: str) -> DataError:
-    known = in_place_of_it(data)
+    known = in_place_of_it(data) or _bands(data)
     if known is None:
         return DataError(f"{name} is not a readable picture.", READABLE)
     return DataError(f"{name} is not a readable picture: it is {known[0]}.", known[1])
+
+
+def _bands(data: bytes) -> tuple[str, str] | None:
+    """Name a TIFF of more bands than pictures have, as satellites' are, and what to do."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 10:
+        return None
+    (first,) = struct.unpack_from(f"{order}I", data, 4)
+    fields = data[first + 2 : first + 2 + 12 * 64]
+    for at in range(0, len(fields) - 11, 12):
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", fields, at)
+        if tag == _SAMPLES_PER_PIXEL and value > 4:
+            remedy = "Save three of its bands as RGB, or read it by a function: data.format: module:function."
+            return f"a TIFF of {value} bands", remedy
+    return None
+
+
+_SAMPLES_PER_PIXEL = 277
 
 
 def _too_large(name: str, max_pixels: int) -> DataError:

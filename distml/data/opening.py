@@ -143,10 +143,15 @@ def format_of(folder: Folder) -> str:
         return "image_folder"
     if known := _unread(folder):
         raise known
+    if suffixes <= {".yaml", ".yml"}:
+        raise DataError(f"{folder.root} is a configuration and no data.", "Give the folder of the pictures.")
     if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
-        if any(b"://" in folder.read(name, 4096) for name in list(folder.sizes)[:3]):
+        heads = [folder.read(name, 4096).decode("utf-8", "replace") for name in list(folder.sizes)[:3]]
+        if any("://" in head for head in heads):
             remedy = "Download the pictures whose addresses it holds, and give the folder with both."
+        if there := next(filter(os.path.isfile, re.findall(r"/[^,;\t\"\n]+[.]\w+", "\n".join(heads))), None):
+            remedy = f"Put it into {os.path.dirname(there)}, where its pictures lie, and give that folder."
         raise DataError(f"{folder.root} is a table without pictures.", remedy)
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(

@@ -189,7 +189,7 @@ def _beside_classes(names: Iterable[str], divided: Mapping[str, Mapping[str, str
 
 _OCCASION = re.compile(
     r"(?:19|20)\d\d[-_.]?[01]\d(?:[-_.]?[0-3]\d)?(?:[-_ T].*)?|\d{3}[A-Z_]{5}"
-    r"|(?:batch|card|day|fold|import|part|roll|session|shoot|upload)s?[-_ ]?\d+",
+    r"|(?:.*[-_ ])?(?:batch|card|day|fold|import|part|roll|session|shoot|upload)s?[-_ ]?\d+",
     re.IGNORECASE,
 )
 """Names of folders by the day, a camera (`100CANON`) or a part of a collection."""
@@ -323,7 +323,8 @@ def in_classes(folder: Folder) -> bool:
     alone = set(unlabelled(divided))
     paths = [path for some in divided.values() for name, path in some.items() if name not in alone]
     classes = {path.partition("/")[0] for path in divided["train"].values()}
-    return len(classes) > 1 and all("/" in path for path in paths)
+    parts = all(map(_OCCASION.fullmatch, classes))  # which are no classes where a table says such
+    return len(classes) > 1 and not parts and all("/" in path for path in paths)
 
 
 def pictures(folder: Folder) -> list[str]:
@@ -376,6 +377,11 @@ def _labelled(
             split: {name: _matched(matcher, name, path, task) for name, path in paths.items()}
             for split, paths in divided.items()
         }
+    if task.flags:
+        raise DataError(
+            f"task.kind = {task.kind} needs a table of labels, and there is none: a folder is one label.",
+            "Put a metadata.csv with file_name and labels, as cat|dog, beside the pictures.",
+        )
     folders = {path.rpartition("/")[0] for paths in divided.values() for path in paths.values()}
     if task.scalar and len(folders) == 1 and (named := _by_names(divided)):
         return named
@@ -496,6 +502,20 @@ def _require_whole(folder: Folder, names: Sequence[str]) -> None:
     ]
     if 2 * len(files) >= len(stems) and (kind := _kind_of_parts(folder, files[0])):
         raise _of_parts(files[0].rpartition("/")[0] or folder.root, files, kind)
+    beside = {name[: len(name) - len(suffix(name))] for name in names}
+    own = [
+        name
+        for name in folder.sizes
+        if suffix(name) in _OWN and name[: len(name) - len(suffix(name))] in beside
+    ]
+    if 2 * len(own) >= len(beside):
+        raise DataError(
+            f"{len(own)} pictures have a file of their own beside them, like {own[0]}, which is not read.",
+            "Write their labels into one metadata.csv with file_name and label.",
+        )
+
+
+_OWN = (".txt", ".json", ".csv", ".xml")
 
 
 def _with_tables(error: DataError, folder: Folder, names: Sequence[str]) -> DataError:

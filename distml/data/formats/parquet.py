@@ -107,8 +107,18 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         ledger=folder.ledger,
         faults=tuple(faults),
         fingerprint=folder.fingerprint(),
-        notes=(*notes, *absent_parts(names)),
+        notes=(*notes, *_other_pictures(folder, names[0], columns), *absent_parts(names)),
     )
+
+
+def _other_pictures(folder: Folder, name: str, columns: Columns) -> tuple[str, ...]:
+    """Say which columns hold pictures, too, and are not used."""
+    with _opened(folder, name) as file:
+        fields = [field for field in file.schema_arrow if field.name not in (columns.image, *columns.labels)]
+    others = [
+        f.name for f in fields if _is_binary(f.type) or (pa.types.is_struct(f.type) and _holds_images(f.type))
+    ]
+    return (f"the pictures of {columns.image} are used, not those of {', '.join(others)}.",) if others else ()
 
 
 def _kept(
@@ -421,6 +431,8 @@ def _columns(folder: Folder, names: Sequence[str], data: DataConfig, task: type[
         )
 
     pixels = [field.name for field in fields if _holds_images(field.type)]
+    if not pixels and data.image_column is None and not {column.lower() for column in has} & {*_IMAGE_NAMES}:
+        _require_no_addresses(folder, name, [field.name for field in fields if _is_text(field.type)])
     picture = choose("image_column", data.image_column, _IMAGE_NAMES, pixels)
     unused = (*SPLIT_COLUMNS, *FOLD_COLUMNS)
     others = [field for field in fields if field.name != picture and field.name.lower() not in unused]
@@ -431,6 +443,19 @@ def _columns(folder: Folder, names: Sequence[str], data: DataConfig, task: type[
     if task.scalar and asked == [None] and (classes := _one_hot(folder, names, others)):
         return Columns(picture, tuple(classes), one_hot=True)
     return Columns(picture, tuple(choose("label_column", label, LABELS, rest) for label in asked))
+
+
+def _require_no_addresses(folder: Folder, name: str, columns: Sequence[str]) -> None:
+    """Reject a column of addresses in place of pictures."""
+    with _opened(folder, name) as file:
+        there = [column for column in columns if column in file.schema_arrow.names]
+        first = next(file.iter_batches(1, row_groups=[0], columns=there, use_threads=False), None)
+    for column, value in (first.to_pylist()[0] if first is not None and len(first) else {}).items():
+        if value and "://" in value[:16]:
+            raise DataError(
+                f"{name} holds no pictures, but addresses in {column}, like {value[:80]}.",
+                "Download the pictures, and write their bytes into a column image.",
+            )
 
 
 def image_column(schema: Any) -> str | None:
@@ -553,10 +578,21 @@ def _values(table: Any, name: str, columns: Columns, task: type[Task]) -> tuple[
     return whole, missing
 
 
+def _hot_places(column: Any) -> Any:
+    """Places of the 1 in lists of 0 and 1 of one length, with one 1 each; empty for other lists."""
+    lists = column.to_pylist()
+    if not lists or any(not row or len(row) != len(lists[0]) for row in lists) or len(lists[0]) < 2:
+        return pa.array([], pa.int64())
+    whole = all(value in (0, 1) for row in lists for value in row) and all(sum(row) == 1 for row in lists)
+    return pa.array([row.index(1) for row in lists] if whole else [], pa.int64())
+
+
 def _of_one(column: Any, name: str, label: str) -> Any:
     """The labels of lists of one label; lists without any hold none."""
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return column
+    if len(places := _hot_places(column)):
+        return places
     for at, given in enumerate(pc.fill_null(column.value_lengths(), 0).to_pylist()):
         if given > 1:
             raise DataError(
@@ -571,6 +607,11 @@ def _one_a_row(column: Any, name: str, label: str) -> npt.NDArray[Any]:
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_boolean(column.type):
         return np.array(["true" if flag else "false" for flag in column.to_pylist()])
+    if pa.types.is_struct(column.type):
+        raise DataError(
+            f"the column {label} of {name} holds objects, like {str(column[0].as_py())[:80]}.",
+            "Write a name, a text, in the place of each.",
+        )
     if pa.types.is_nested(column.type):
         raise DataError(
             f"the column {label} of {name} holds lists.",

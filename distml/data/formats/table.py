@@ -58,6 +58,7 @@ _LISTS = (".lst", ".txt")
 _FILES = ("file_name", "filename", "file", "image", "image_id", "image_name", "path", "filepath", "img", "id")
 _LOOKED = 20
 """Rows that are looked at to see which column names files."""
+_SIGNS = (1, -1, "1", "-1")
 _FLAGS = (*source.ONE_HOT, "true", "false", "True", "False", "TRUE", "FALSE")
 
 Row = Mapping[str, Any]
@@ -114,7 +115,10 @@ def _stem(name: str) -> str:
 
 
 def _may_list(stem: str) -> bool:
-    return stem.lower() in _STEMS or stem.lower().endswith("labels") or split_word(stem) is not None
+    stem = stem.lower()
+    if "partition" in stem or "split" in stem:  # numbers of splits, not of classes
+        return False
+    return stem in _STEMS or stem.endswith("labels") or split_word(stem) is not None
 
 
 def _is_of_files(places: _Places, name: str) -> bool:
@@ -265,6 +269,9 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     for name in sorted(names, key=lambda name: (splits[name] == "test", splits[name] is None)):
         if reason := reader.read(name):
             unused[name] = reason
+    if not reader.columns:
+        asked = data.label_column or data.image_column
+        raise DataError(f"none of {', '.join(names)} has the columns that are asked for, as {asked}.")
     chosen = {picture for some in reader.labelled.values() for picture in some}
     for picture in image_folder.pictures(folder):
         if picture not in chosen and picture not in reader.unlabelled:
@@ -341,6 +348,8 @@ class _Reader:
         if self.columns and self.splits[name] == "test" and not set(self.columns) & set(has):
             if LABEL not in self.columns or not _one_hot(rows, "", self.data):
                 return "a test table without labels"
+        if asked := self._asked(name, has):
+            return asked
         if self.splits[name] is None and self.header and set(has) != self.header:
             self.notes[f"{name} has other columns than the table of a split beside it, and is not used."] = (
                 None
@@ -358,7 +367,7 @@ class _Reader:
         folds = (key for key in has if key.lower() in FOLD_COLUMNS and key != self.data.label_column)
         others = {file_column, split, *folds}
         self.columns = _label_columns(name, has, self.data, self.task, rows, others)
-        rows = self._without_places(name, rows)
+        rows = self._signed(self._without_places(name, rows))
         for number, row in enumerate(rows, 1):
             self._take(row, f"row {number} of {name}", name, file_column, split)
         return ""
@@ -399,6 +408,13 @@ class _Reader:
             some[picture] = tuple(dict.fromkeys((*some[picture], *label)))
             self.notes["pictures in several rows have the labels of all of them."] = None
 
+    def _asked(self, name: str, has: Sequence[str]) -> str:
+        """Why a table of no split is not used that lacks the columns that are asked for."""
+        labels = self.data.label_column
+        columns = {*(labels if isinstance(labels, list) else [labels]), self.data.image_column} - {None}
+        others = len(self.splits) > 1 and self.splits[name] is None
+        return "a table without the columns of labels" if others and not columns <= set(has) else ""
+
     def _without_places(self, name: str, rows: list[Row]) -> list[Row]:
         """Rows with the labels of boxes alone; that the boxes are not used is told."""
         told = f"the places in {name} are not used: what is predicted is of the whole picture."
@@ -410,6 +426,13 @@ class _Reader:
         self.notes[told] = None
         labels = [list(dict.fromkeys(value.split()[::5])) for value in values]
         return [{**row, column: label} for row, label in zip(rows, labels, strict=True)]
+
+    def _signed(self, rows: list[Row]) -> list[Row]:
+        """Rows with 0 for -1, where columns of labels hold 1 and -1 alone."""
+        if not self.task.flags or not all(row.get(key) in _SIGNS for row in rows for key in self.columns):
+            return rows
+        self.notes["columns of 1 and -1 are taken for labels, -1 for no."] = None
+        return [{**row, **{key: max(0, int(row[key])) for key in self.columns}} for row in rows]
 
     def _picture(self, table: PurePosixPath, given: str) -> str | None:
         picture = self.places.file(table, given)
@@ -506,7 +529,11 @@ def _label_columns(
     if data.label_column is None and not any(is_label(column) for column in left):
         if len(left) == 1:
             return left
-        flags = [column for column in left if all(row.get(column) in _FLAGS for row in rows)]
+        flags = [
+            column
+            for column in left
+            if any(all(row.get(column) in words for row in rows) for words in (_FLAGS, _SIGNS))
+        ]
         if len(flags) > 1 and task.flags:
             return flags
         if len(flags) > 1 and task.scalar:

@@ -1539,6 +1539,36 @@ def test_rows_of_parquet_without_a_label_are_skipped_where_asked(
         np.testing.assert_array_equal(some.gather(np.arange(len(rows))).images[..., 0], GRAY[rows])
 
 
+def in_parquet(folder: Path, **columns: Any) -> Any:
+    """What is understood of a file with these columns beside twelve pictures."""
+    (folder / "set").mkdir()
+    pictures_of = {"image": [png(image) for image in COLOUR[:12]]} if "url" not in columns else {}
+    pq.write_table(pa.table({**pictures_of, **columns}), folder / "set" / "x.parquet")
+    return open_source(Config(data=DataConfig(path=str(folder / "set"))), Storage(str(folder / "store")))
+
+
+def test_parquet_has_lists_of_one_hot(tmp_path: Path) -> None:
+    source = in_parquet(tmp_path, label=[[1 - k % 2, k % 2] for k in range(12)])
+    assert source.splits["train"].labels.tolist() == [0, 1] * 6
+
+
+def test_further_pictures_of_parquet_are_not_used_and_that_is_noted(tmp_path: Path) -> None:
+    source = in_parquet(tmp_path, label=[0, 1] * 6, mask=[png(image) for image in COLOUR[:12]])
+    assert source.notes == ("the pictures of image are used, not those of mask.",)
+
+
+def test_objects_in_place_of_labels_and_addresses_of_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the column label of x\.parquet holds objects, like \{'id': 0"):
+        in_parquet(tmp_path, label=[{"id": k % 2, "name": "ant"} for k in range(12)])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        DataError, match=r"holds no pictures, but addresses in url, like https://example\.org/0"
+    ):
+        in_parquet(
+            tmp_path / "other", url=[f"https://example.org/{k}.jpg" for k in range(12)], label=[0, 1] * 6
+        )
+
+
 @pytest.mark.parametrize("labels", [[["ant"], ["bee"]], np.eye(2, dtype=int), np.eye(2).astype(bool)])
 def test_parquet_has_lists_of_one_label_and_columns_of_one_hot(tmp_path: Path, labels: Any) -> None:
     """As tables do."""

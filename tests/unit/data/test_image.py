@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import sys
 import time
 from dataclasses import asdict
@@ -244,3 +245,11 @@ def test_the_preview_in_a_raw_file_is_not_the_picture() -> None:
     Image.new("RGB", (16, 12)).save(sink, "TIFF", tiffinfo={254: 1})
     with pytest.raises(DataError, match="photo begins with a reduced preview"):
         image.open_picture(sink.getvalue(), "photo")
+
+
+def test_a_tiff_of_many_bands_is_named() -> None:
+    fields = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 1), (277, 13), (273, 200), (278, 8), (279, 1664)]
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in fields)
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(fields)) + entries + bytes(2000)
+    with pytest.raises(DataError, match=r"x\.tif is not a readable picture: it is a TIFF of 13 bands"):
+        image.header(data, "x.tif", 1000)

@@ -1181,3 +1181,78 @@ def test_coco_with_one_category_a_picture_has_a_note_on_its_boxes(given: Path, b
     source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
     assert source.classes == ("ant", "bee", "cow")
     assert any("places in annotations.json are not used" in note for note in source.notes) == boxes
+
+
+def test_a_table_of_all_pictures_is_read_beside_folders_of_parts(given: Path) -> None:
+    """As the two parts of HAM10000, beside one table."""
+    for k, file in enumerate(FILES):
+        place = given / f"pictures_part_{1 + k % 2}" / file[7:]
+        place.parent.mkdir(exist_ok=True)
+        (given / file).rename(place)
+    table = rows(lesion=range(60), image_id=[file[7:-4] for file in FILES], dx=NAMES.tolist(), age=[50] * 60)
+    (given / "the_metadata.csv").write_bytes(as_csv(table))
+    assert sum(len(some) for some in by_split(given).values()) == 60
+    source = open_source(Config(data=DataConfig(path=str(given))), Storage(str(given / "store")))
+    assert source.classes == ("ant", "bee", "cow")
+
+
+def test_a_list_of_partitions_gives_no_classes(given: Path) -> None:
+    lines = [f"{file[7:]} {k % 3}" for k, file in enumerate(FILES)]
+    (given / "list_eval_partition.txt").write_text("\n".join(lines), "utf-8")
+    with pytest.raises(DataError, match="only one class, images"):
+        by_split(given)
+
+
+def test_columns_of_1_and_minus_1_are_labels_in_the_table_that_has_them(given: Path) -> None:
+    table = rows(image_id=FILES, Male=[1 if k % 2 else -1 for k in range(60)], Old=[1] * 30 + [-1] * 30)
+    (given / "list_attr.csv").write_bytes(as_csv(table))
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, Storage(str(given / "store")))
+    assert source.classes == ("Male", "Old")
+    assert source.splits["train"].labels.sum(0).tolist() == [30, 30]
+    (given / "a_list_of_boxes.csv").write_bytes(as_csv(rows(image_id=FILES, x=range(60), y=range(60))))
+    data = DataConfig(path=str(given), label_column=["Male", "Old"])
+    config = Config(data=data, task=TaskConfig(kind="multilabel"))
+    again = open_source(config, Storage(str(given / "store")))
+    assert again.splits["train"].labels.tolist() == source.splits["train"].labels.tolist()
+    assert again.ledger is not None
+    assert again.ledger.counts() == {"a table without the columns of labels": 1}
+
+
+def test_columns_that_no_table_has_are_named(given: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (given / name).write_bytes(as_csv(rows(image_id=FILES, x=range(60))))
+    config = Config(data=DataConfig(path=str(given), label_column="kind"))
+    with pytest.raises(
+        DataError, match=r"none of a\.csv, b\.csv has the columns that are asked for, as kind"
+    ):
+        open_source(config, Storage(str(given / "store")))
+
+
+@pytest.mark.parametrize("name", ["{}.txt", "{}.json"])
+def test_files_of_each_picture_are_named(given: Path, name: str) -> None:
+    for file in FILES:
+        (given / "images" / name.format(file[7:-4])).write_text('{"label": "ant"}', "utf-8")
+    with pytest.raises(DataError, match=r"60 pictures have a file of their own beside them, like images/0\."):
+        by_split(given)
+
+
+def test_class_folders_are_no_labels_of_the_multilabel_task(given: Path) -> None:
+    for k, file in enumerate(FILES):
+        (given / f"class{k % 2}").mkdir(exist_ok=True)
+        (given / file).rename(given / f"class{k % 2}" / file[7:])
+    with pytest.raises(DataError, match="needs a table of labels, and there is none"):
+        by_split(given, "multilabel")
+
+
+def test_a_table_whose_pictures_lie_elsewhere_is_named(tmp_path: Path, given: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/train.csv").write_bytes(
+        as_csv(rows(file=[str(given / f) for f in FILES], label=NAMES))
+    )
+    with pytest.raises(DataError, match=f"Put it into {given / 'images'}, where its pictures lie"):
+        open_source(Config(data=DataConfig(path=str(tmp_path / "alone"))), Storage(str(tmp_path / "store")))
+    (tmp_path / "alone/data.yaml").write_text("nc: 2", "utf-8")
+    config = Config(data=DataConfig(path=str(tmp_path / "alone/data.yaml")))
+    with pytest.raises(DataError, match="is a configuration and no data"):
+        open_source(config, Storage(str(tmp_path / "store")))
