@@ -356,8 +356,8 @@ class _Held:
         return self._closed or bool(self._transport.is_closing())
 
     def release(self) -> Any:
-        """Write it; returns the transport."""
-        if data := b"".join(self._parts):
+        """Write it, unless the client has left; returns the transport."""
+        if (data := b"".join(self._parts)) and not self._transport.is_closing():
             self._transport.write(data)
         if self._closed:
             self._transport.close()

@@ -140,9 +140,21 @@ class Application(FastAPI):
         return await self._answer(scope, receive, send)
 
     async def _reject(self, rejection: RejectedError, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_call(scope):
+            return await self._call(scope, receive, send, rejection)
         answer = reject(rejection)
         self.metrics.answered("rejected by headers", scope["method"], answer, 0.0)
-        await answer(scope, receive, send)
+        return await answer(scope, receive, send)
+
+    def _is_call(self, scope: Scope) -> bool:
+        if not self._calls or scope["method"] != "POST":
+            return False
+        return any(key == b"content-type" and value.startswith(CALL) for key, value in scope["headers"])
+
+    async def _call(
+        self, scope: Scope, receive: Receive, send: Send, rejection: RejectedError | None
+    ) -> None:
+        await next(iter(self._calls.values()))(scope, receive, send, rejection)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._keys and (rejection := self._keys.reject(scope)):
@@ -153,8 +165,8 @@ class Application(FastAPI):
         if match is not None:
             scope["app"], scope["path_params"], scope["metrics"] = self, match[1], match[2]
             return await match[0].app(scope, receive, send)
-        if self._calls and scope["method"] == "POST" and _content_type(scope).startswith(CALL):
-            return await next(iter(self._calls.values()))(scope, receive, send, None)
+        if self._is_call(scope):
+            return await self._call(scope, receive, send, None)
         # Parts of the page are not worth their errors, which Starlette writes as plain text (RFC 9110, 14.2).
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         return await super().__call__(scope, receive, send)
@@ -189,10 +201,6 @@ class Application(FastAPI):
         if "name" in parameters:
             return self._of_models.get(parameters["name"], self.metrics)
         return self._first if route.path in OF_FIRST else self.metrics
-
-
-def _content_type(scope: Scope) -> bytes:
-    return next((value for key, value in scope["headers"] if key == b"content-type"), b"")
 
 
 OF_FIRST = ("/predict", "/predict/image", "/explain", "/model")

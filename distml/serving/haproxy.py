@@ -64,7 +64,11 @@ _DEFAULTS = """defaults
 """
 _FRONTEND = re.compile(r"^(frontend http_frontend\n *bind .*)\n", re.M)
 _SOCKET = re.compile(r"^ *stats socket (\S+) ", re.M)
-_HEADERS = """    http-request del-header x-request-timeout-seconds
+_HEADERS = """    no option http-buffer-request
+    acl stream path /inference.GRPCInferenceService/ModelStreamInfer
+    http-request return status 200 hdr grpc-status 12 hdr grpc-message {stream} if stream
+    http-after-response set-header content-type application/grpc if {{ res.hdr(grpc-status) -m found }}
+    http-request del-header x-request-timeout-seconds
     http-request set-header x-request-disconnect-disabled ?1
     acl own_id req.hdr_cnt(x-request-id) eq 1
     acl plain_id req.hdr(x-request-id) -m reg ^[!-~]{{1,200}}$
@@ -94,6 +98,7 @@ _SENTENCES = {
 _WEBSOCKET = "WebSocket connections are not supported; send plain HTTP requests"
 _METHOD = "this method is not supported; send GET or POST"
 _WHOLE = "only OPTIONS may ask for *; ask for a path"
+_STREAM = "streams are not supported; call ModelInfer"
 _AGAIN = (502, 503, 504)
 _NOBODY = """frontend unavailable
     bind {nobody}
@@ -158,7 +163,9 @@ def corrected(
     text = _LIVING.sub(lambda rule: _living(rule, replicas), text)
     text = _BACKEND.sub(lambda backend: _last_resort(backend, nobody), text)
     text += _NOBODY.format(nobody=nobody, unavailable=unavailable)
-    headers = _HEADERS.format(websocket=_body(_WEBSOCKET), method=_body(_METHOD), whole=_body(_WHOLE))
+    bodies = {"websocket": _WEBSOCKET, "method": _METHOD, "whole": _WHOLE}
+    sentences = {name: _body(sentence) for name, sentence in bodies.items()}
+    headers = _HEADERS.format(stream=repr(_STREAM), **sentences)
     if bundle:
         headers += "    http-request set-header x-forwarded-proto https\n"
     if grpc:

@@ -227,6 +227,7 @@ _CODES = {
     415: grpc.StatusCode.UNIMPLEMENTED,
     421: grpc.StatusCode.PERMISSION_DENIED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -363,9 +364,10 @@ class Rpc:
             return
         context, name = _Context(), PATHS.get(scope["path"], "")
         if not name:
-            context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-            context.set_details(_unknown(scope["path"]))
-            self._metrics.answered("unknown procedure", "POST", Answer(b"", 501), 0.0)
+            refused = refused or RejectedError(501, _unknown(scope["path"]))
+            context.set_code(_CODES[refused.status])
+            context.set_details(refused.sentence)
+            self._metrics.answered("unknown procedure", "POST", Answer(b"", refused.status), 0.0)
             await _send(send, b"", context)
             return
 

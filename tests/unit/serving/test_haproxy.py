@@ -42,7 +42,7 @@ listen stats
 def test_a_head_without_replicas_is_not_healthy() -> None:
     rule = '    http-request return status 200 content-type text/plain string "success" if healthcheck\n'
     front = WRITTEN[: WRITTEN.index("backend ")] + rule
-    assert "status 200" not in haproxy.corrected(front, "127.0.0.1", "10", "abns@x")
+    assert "status 200 content-type" not in haproxy.corrected(front, "127.0.0.1", "10", "abns@x")
     backends = WRITTEN[WRITTEN.index("backend ") :]
     assert rule in haproxy.corrected(front + backends, "127.0.0.1", "10", "abns@x")
 
@@ -269,7 +269,8 @@ def test_calls_of_grpc_are_requests_like_others() -> None:
         "bind 127.0.0.1:8000",
         "bind 127.0.0.1:9000 proto h2",
     ]
-    assert "grpc" not in text
+    assert "grpc_frontend" not in text
+    assert "grpc-distml" not in text
     assert "40000" not in text
     assert "tcp-check" not in text
     assert "listen stats" in text

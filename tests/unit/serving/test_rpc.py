@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +25,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from distml.config import AuthConfig, ServeConfig
+from distml.data.schema import Images
 from distml.runtime import compat
 from distml.serving import haproxy, ingress, rpc
 from distml.serving.application import application
@@ -32,6 +35,7 @@ from distml.serving.metrics import Metrics
 from distml.serving.rpc import Message, message
 from distml.serving.security import KeyCheck
 from distml.serving.service import Models
+from distml.tasks import Outputs
 from tests import serving
 
 Call = Callable[..., tuple[Message, dict[str, str]]]
@@ -86,7 +90,8 @@ def by_haproxy(config: ServeConfig, models: Models | None = None) -> Iterator[in
     app = application(models, config, calls=dict.fromkeys(rpc.PATHS, Servicer(config, models).rpc))
     port, folder = ingress.free_ports()[0], Path(tempfile.mkdtemp())
     with serving.listening(app) as behind:
-        (folder / "haproxy.cfg").write_text(PROXY.format(port=port, behind=behind))
+        text = haproxy.corrected(PROXY.format(port=port, behind=behind), "127.0.0.1", "10", f"abns@{folder}")
+        (folder / "haproxy.cfg").write_text(text.replace("bind 127.0.0.1:8000\n", "\n"))
         words = [haproxy.program() or "", "-db", "-f", str(folder / "haproxy.cfg")]
         with subprocess.Popen(words) as process:
             try:
@@ -102,12 +107,13 @@ PROXY = """defaults
     timeout connect 5s
     timeout client 20s
     timeout server 20s
-    option http-buffer-request
 frontend http_frontend
-    bind 127.0.0.1:{port} proto h2
-    default_backend replicas
-backend replicas
+    bind 127.0.0.1:8000
+    default_backend http-distml
+backend http-distml
     server one 127.0.0.1:{behind}
+frontend grpc_frontend
+    bind 127.0.0.1:{port} proto h2
 """
 WAYS = {"server": by_server, "haproxy": by_haproxy}
 
@@ -388,6 +394,20 @@ def test_behind_haproxy_an_unknown_procedure_gets_the_known_names(path: str, sen
     assert caught.value.details().startswith(f"there is no procedure {path}; {sentence}")
 
 
+def test_a_stream_is_told_at_once_that_there_is_none() -> None:
+    def requests_() -> Iterator[bytes]:
+        yield b""
+        time.sleep(3)
+
+    with by_haproxy(ServeConfig()) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        started = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(channel.stream_stream(f"/{rpc.INFERENCE}/ModelStreamInfer")(requests_(), timeout=20))
+        assert time.monotonic() - started < 2
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details() == "streams are not supported; call ModelInfer"
+
+
 def two() -> Models:
     """`pets` and `shoes` answer, with limits of their own; of `torn` no version is loaded."""
     shoes = Core(ServeConfig(max_queued_images=9))
@@ -479,6 +499,31 @@ def test_what_is_no_call_is_rejected_over_http() -> None:
         assert session.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
 
 
+def test_a_client_that_leaves_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    compat.http_in_one_write()
+    config, core, done = ServeConfig(), Core(ServeConfig()), threading.Event()
+
+    def slowly(images: Images) -> Outputs:
+        time.sleep(0.3)
+        done.set()
+        return np.resize(EXPECTED, (len(images), 3))
+
+    core.swap({7: Loaded(serving.served(7), slowly)}, {"champion": 7})
+    calls = dict.fromkeys(rpc.PATHS, Servicer(config, Models.of(core)).rpc)
+    data = inference().SerializeToString()
+    body = b"\0" + len(data).to_bytes(4, "big") + data
+    head = (
+        f"POST /{rpc.INFERENCE}/ModelInfer HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/grpc\r\n"
+    )
+    with serving.listening(application(core, config, calls=calls)) as port:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        assert done.wait(10)
+        time.sleep(0.1)
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+    assert "Exception" not in capfd.readouterr().err
+
+
 def test_a_call_ends_with_the_time_its_client_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ServeConfig()
     servicer = Servicer(config)
@@ -508,5 +553,6 @@ def test_procedures_need_a_key(tmp_path: Path, way: str) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             infer(call, inference())
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "this endpoint needs a key" in caught.value.details()
         assert infer(call, inference(), authorization=f"Bearer {KEY}")[0].model_version == "7"
         assert infer(call, inference(), x_api_key=KEY)[0].model_version == "7"
