@@ -394,7 +394,7 @@ def test_behind_haproxy_an_unknown_procedure_gets_the_known_names(path: str, sen
     assert caught.value.details().startswith(f"there is no procedure {path}; {sentence}")
 
 
-def test_a_stream_is_told_at_once_that_there_is_none() -> None:
+def test_a_stream_is_unimplemented_at_once() -> None:
     def requests_() -> Iterator[bytes]:
         yield b""
         time.sleep(3)
