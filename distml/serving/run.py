@@ -8,16 +8,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import requests
 from rich.console import Console
 from rich.markup import escape
 
-from distml.config import Config
+from distml.config import Config, ServeConfig, TlsConfig
 from distml.errors import ConfigError, DistmlError, ServingError
 from distml.runtime import cluster, processes
-from distml.serving import client, deploy, keys
+from distml.serving import client, deploy, haproxy, ingress, keys
 from distml.serving.deploy import Endpoint
 from distml.serving.models import base, hosted
 from distml.storage import Storage
@@ -30,7 +31,11 @@ Described = Mapping[str, Any] | None
 
 
 def follow(
-    console: Console, url: str, ended: threading.Event, bases: Mapping[str, str] | None = None
+    console: Console,
+    url: str,
+    ended: threading.Event,
+    bases: Mapping[str, str] | None = None,
+    serve: ServeConfig | None = None,
 ) -> None:
     """Print a line for every change of the endpoint until an event is set.
 
@@ -39,8 +44,10 @@ def follow(
         url: Of the endpoint.
         ended: The event.
         bases: Of several models, the address of each by its name; lines begin with the name then.
+        serve: Names the keys file and the certificate, which are reloaded when they change.
     """
     places = bases or {"": url}
+    files = _Files(serve or ServeConfig())
 
     def say(name: str, line: str) -> None:
         console.print(escape(f"{name}: {line}" if name else line))
@@ -55,6 +62,8 @@ def follow(
         for line in changes(described, described):
             say(name, line)
     while not ended.wait(_LOOK_S):
+        for line in files.changes():
+            say("", line)
         for name, place in places.items():
             now, refusal = _described(place)
             lines = [refusal] * (refusal != refusals[name]) if refusal else changes(before[name], now)
@@ -64,6 +73,56 @@ def follow(
             for line in lines:
                 say(name, line)
             before[name] = now
+
+
+class _Files:
+    """The keys file and the certificate: what is wrong with them since the endpoint runs. Final."""
+
+    def __init__(self, serve: ServeConfig) -> None:
+        self._looks = {
+            "keys file": partial(_of_keys, serve.auth.keys_file),
+            "certificate": partial(_of_certificate, serve.tls),
+        }
+        self._seen = {what: look() for what, look in self._looks.items()}
+        self._told = dict(self._seen)
+
+    def changes(self) -> list[str]:
+        """Say what two looks agree on: a file that is being written is not told."""
+        lines = []
+        for what, look in self._looks.items():
+            trouble = look()
+            if trouble == self._seen[what] != self._told[what]:
+                lines.append(trouble or f"the {what} is valid again")
+                self._told[what] = trouble
+            self._seen[what] = trouble
+        return lines
+
+
+def _of_keys(path: str | None) -> str:
+    """Say what is wrong with the keys file and what follows, as `security.KeyCheck` decides."""
+    if path is None:
+        return ""
+    follows = "The previous keys stay valid."
+    try:
+        keys.read(path)
+        follows = "Until then every request is rejected."
+        keys.require(path)
+    except ConfigError as error:
+        return f"{error} {follows}"
+    return ""
+
+
+def _of_certificate(tls: TlsConfig) -> str:
+    """Say what is wrong with certificate and key; those that can be loaded are, see `serving.haproxy`."""
+    try:
+        ingress.require_certificate(tls)
+    except ConfigError as error:
+        try:
+            haproxy.bundled(str(tls.certificate), str(tls.key))
+        except ValueError:
+            return f"{error} The previous certificate stays in use."
+        return str(error)
+    return ""
 
 
 def _described(url: str) -> tuple[Described, str]:
@@ -389,7 +448,7 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
         ended = answering()
         _show(console, endpoint, time.monotonic() - began)
         if not detach:
-            follow(console, endpoint.url, ended, _bases(config, endpoint.url))
+            follow(console, endpoint.url, ended, _bases(config, endpoint.url), config.serve)
             console.print("ending: requests under way are answered first")
             deploy.stop()
     return {

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from rich.console import Console
 
 from distml import cli
 from distml.artifacts.predictor import Choice, Figure
+from distml.config import AuthConfig, ServeConfig, TlsConfig
 from distml.serving import client, run
 from distml.serving.service import Loss, Refusal, RegistryState, Standing
-from tests import serving
+from tests import certificates, serving
 
 
 def described(
@@ -100,6 +102,33 @@ def test_following_ends_at_once_with_its_event() -> None:
     assert stream.getvalue() == ""
 
 
+def test_troubles_of_keys_and_certificate_are_printed_when_they_stay(tmp_path: Path) -> None:
+    file, line = tmp_path / "keys", f"shop sha256:{'0' * 64}\n"
+    file.touch(0o600)
+    file.write_text(line)
+    certificates.write(tmp_path, 1)
+    tls = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    files = run._Files(ServeConfig(auth=AuthConfig(keys_file=str(file)), tls=tls))
+
+    def after(change: Callable[[], Any]) -> str:
+        change()
+        assert files.changes() == []  # it may be half written
+        (told,) = files.changes()
+        assert files.changes() == []
+        return str(told)
+
+    told = after(lambda: file.write_text("shop\n"))
+    assert "has 1 words" in told
+    assert told.endswith("The previous keys stay valid.")
+    assert after(lambda: file.write_text("")).endswith("Until then every request is rejected.")
+    assert after(lambda: file.write_text(line)) == "the keys file is valid again"
+    certificate = (tmp_path / "cert.pem").read_bytes()
+    told = after(lambda: (tmp_path / "cert.pem").write_text("half"))
+    assert told.endswith("The previous certificate stays in use.")
+    assert after(lambda: (tmp_path / "cert.pem").write_bytes(certificate)) == "the certificate is valid again"
+    assert after(lambda: (tmp_path / "key.pem").chmod(0o644)).endswith("key.pem.")
+
+
 def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     core = serving.core()
     core.swap(core._loaded, core.aliases(), (Refusal(9, "champion", "its files are gone.", 1.0),))
@@ -168,7 +197,7 @@ with run._signals() as answering:
     assert interrupted(signal.SIGTERM)
     ended = answering()
     assert not interrupted(signal.SIGINT)
-    assert ended.is_set()
+    assert ended.wait(10)
     assert interrupted(signal.SIGINT)
 assert signal.getsignal(signal.SIGTERM) is before
 
