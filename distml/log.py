@@ -44,6 +44,7 @@ def configure(process: str, rank: int | None = None, level: int = logging.INFO) 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     # Pillow warns of EXIF data that a camera cut off, without the file's name; the picture itself is well.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what cannot be read is named by our own error
 
 

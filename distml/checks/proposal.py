@@ -34,6 +34,7 @@ from distml.data.formats import image_folder
 from distml.data.listing import Folder
 from distml.data.opening import format_of, located, open_source
 from distml.data.source import Source
+from distml.data.writer import label_warnings
 from distml.errors import ConfigError, StorageError
 from distml.models.backbones import BACKBONES
 from distml.storage import Storage
@@ -50,6 +51,8 @@ _PRODUCTS = 100
 _UNBALANCED = 5.0
 """Largest class against the smallest beyond which rows are weighted."""
 _FEW_ROWS = 1000
+_FEW = 10
+"""Training pictures of a class below which a note is due."""
 _KFLOP_A_PIXEL = {"convnet": 28.0, "resnet": 34.0}
 """Of one image forward, in thousands of operations a pixel: `convnet`, and `resnet` with `_RESNET`."""
 _RESNET: dict[str, Any] = {"stem": 16, "widths": [32, 64, 128, 256]}
@@ -76,6 +79,8 @@ class Facts:
         damaged: Pictures whose headers cannot be used.
         skipped: Entries left out by reason.
         notes: What was noticed in the layout.
+        what: Kind of the names that are counted: classes, labels or numbers.
+        weighted: Whether a row counts for some of them, so that there are rare ones.
     """
 
     path: str
@@ -87,6 +92,8 @@ class Facts:
     damaged: int
     skipped: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    what: str = "classes"
+    weighted: bool = True
 
     @property
     def total(self) -> int:
@@ -111,6 +118,11 @@ class Machine:
     memory_bytes: int
     gflops: float
     rows_per_s: float
+
+    @property
+    def on_cpus(self) -> str:
+        """Cores and memory, in words."""
+        return f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB free"
 
 
 @dataclass(frozen=True)
@@ -179,9 +191,29 @@ def examine(config: Config, path: str) -> tuple[Facts, Source]:
         shape=source.shape,
         damaged=len(source.faults),
         skipped={} if source.ledger is None else source.ledger.counts(),
-        notes=source.notes,
+        notes=(*source.notes, *_doubts(source)),
+        what=source.task.what,
+        weighted=source.task.weighted != "nothing",
     )
     return facts, source
+
+
+def _doubts(source: Source) -> tuple[str, ...]:
+    """What ingest would say of the labels, before anything is written, and that classes are small.
+
+    Raises:
+        DataError: The rows cannot be divided.
+    """
+    task, strata = source.task, {s: source.task.strata(rows.labels) for s, rows in source.splits.items()}
+    split.plan(strata, Config().data.val_fraction, 0)
+    targets = source.splits["train"].labels
+    counts = dict(zip(task.names, task.counts(targets).tolist(), strict=False))
+    notes = [*task.doubts(targets), *label_warnings({"train": [*counts.values()]}, [*counts])]
+    if few := {name: count for name, count in counts.items() if count < _FEW}:
+        name, count = min(few.items(), key=lambda item: item[1])
+        what = f"{len(few)} of {len(counts)} {task.what} have fewer than {_FEW} training pictures"
+        notes.append(f"{what}, like {name} with {count}: the few that are held out tell little.")
+    return tuple(notes)
 
 
 def _sizes(folder: Folder, config: Config) -> Mapping[tuple[int, int], int]:
@@ -321,7 +353,9 @@ def _data(facts: Facts, plan: _Plan, held: float) -> list[Choice]:
     shown = ", ".join(f"{key} {count:,}" for key, count in list(facts.counts.items())[:8])
     more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
     each = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if counts[-1] != counts[0] else "")
-    classes = f"{len(counts)} classes of {each} training pictures: {shown}{more}"
+    classes = f"{len(counts)} {facts.what} of {each} training pictures: {shown}{more}"
+    if not facts.weighted:
+        classes = f"{facts.what}: {', '.join(list(facts.counts)[:8])}{more}"
     choices = [
         Choice("run.name", name, "names the run and its folder; the same name again resumes it"),
         Choice("data.name", name, "names the prepared data below storage.root"),
@@ -387,12 +421,9 @@ def _model(plan: _Plan) -> list[Choice]:
 
 def _training(plan: _Plan) -> list[Choice]:
     where, counts = plan.where, sorted(plan.facts.counts.values())
-    on = (
-        f"{where.gpus} GPUs"
-        if where.gpus
-        else f"{where.cores} cores, {where.memory_bytes / GIB:.0f} GiB free"
-    )
+    on = f"{where.gpus} GPUs" if where.gpus else where.on_cpus
     steps = -(-plan.rows // plan.batch)
+    smoothing = "keeps probabilities away from 0 and 1"
     choices = [
         Choice("train.workers", plan.workers, f"this machine has {on}"),
         Choice(
@@ -409,7 +440,7 @@ def _training(plan: _Plan) -> list[Choice]:
         Choice("train.optimizer", "adamw", "with weight decay: small data sets overfit easily"),
         Choice("train.learning_rate", 0.003 if plan.backbone else 0.002, "peak of the schedule"),
         Choice("train.weight_decay", 0.01 if plan.backbone else 0.05, "of kernels"),
-        Choice("train.label_smoothing", 0.1, "keeps probabilities away from 0 and 1"),
+        *([Choice("train.label_smoothing", 0.1, smoothing)] if plan.facts.weighted else []),
         Choice("train.schedule", "cosine", "a warm-up of one epoch, then down to zero"),
         Choice("train.restore_best", True, "exports the best epoch on validation rows"),
     ]
@@ -587,7 +618,7 @@ def _tell(
 ) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     rows = ", ".join(f"{count:,} {name}" for name, count in facts.rows.items())
-    console.print(f"data     {facts.total:,} rows ({rows}) of {len(facts.counts)} classes, {facts.form}")
+    console.print(f"data     {facts.total:,} rows ({rows}) of {len(facts.counts)} {facts.what}, {facts.form}")
     for reason, count in facts.skipped.items():
         console.print(f"         {count:,} entries are left out: {reason}")
     for note in facts.notes:

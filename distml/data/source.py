@@ -286,15 +286,20 @@ def require_usable(faults: Sequence[Fault], looked_at: int, data: DataConfig) ->
         )
     if len(faults) > data.max_error_fraction * looked_at:
         limit = f"more than data.max_error_fraction = {data.max_error_fraction:g} of {looked_at}"
-        raise DataError(_listed(faults, limit), "Repair or remove them, or allow more.")
+        raise DataError(_listed(faults, limit), remedy_of(faults, "raise data.max_error_fraction"))
 
 
-def remedy_of(faults: Sequence[Fault]) -> str:
-    """Return what to do about unusable rows: what is said of each where it is the same for all."""
+def remedy_of(faults: Sequence[Fault], allow: str = "set data.on_error: skip") -> str:
+    """Return what to do about unusable rows: the remedy of each where it is the same for all.
+
+    Args:
+        faults: Of the rows.
+        allow: What lets them pass.
+    """
     own, *others = {fault.remedy for fault in faults}
     if others or own in ("", READABLE):
-        return "Repair or remove them, or set data.on_error: skip."
-    return f"{own} Or set data.on_error: skip."
+        return f"Repair or remove them, or {allow}."
+    return f"{own} Or {allow}."
 
 
 def require_all_classes(lost: Sequence[str]) -> None:

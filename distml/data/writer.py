@@ -135,7 +135,7 @@ def label_warnings(counts: dict[str, list[int]], classes: Sequence[str]) -> tupl
             said.append(
                 f"the class {name!r} reads like a missing label; remove its rows if that is what it means."
             )
-        elif _LIST.fullmatch(name.strip()):
+        elif _LIST.fullmatch(name.strip()) or "|" in name:
             said.append(
                 f"the class {name!r} reads like a list of labels; set task.kind: multilabel if it is one."
             )

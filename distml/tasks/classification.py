@@ -21,6 +21,8 @@ TWO_CLASSES = "Give pictures of at least two, each class in a folder of its own 
 """What to do about data of one class."""
 _KINDS = 20
 """Classes that may well be called by numbers."""
+_FRACTIONS = 5
+"""The same, where some are no whole numbers."""
 _NUMBER = re.compile(r"[-+]?\d+(?:[.]\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -141,7 +143,8 @@ class Classification(Task):
                 f"{count} of {len(targets)} training rows have the label -1, which public sets give to rows "
                 "without one; remove the rows if it is no class.",
             )
-        if len(self.names) <= max(_KINDS, len(targets) / 10):
+        kinds = _KINDS if all("." not in name for name in self.names) else _FRACTIONS
+        if len(self.names) <= max(kinds, len(targets) / 10):
             return ()
         return (
             f"the {len(self.names)} classes of {len(targets)} training rows are numbers, like "

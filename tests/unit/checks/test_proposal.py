@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distml import cli
+from distml import cli, tasks
 from distml.checks import machine, proposal
 from distml.config import Config
 from distml.models import registry
 from distml.storage import Storage
 from distml.training import pretrained
+from tests import drawn
 
 MACHINE = proposal.Machine(cores=4, gpus=0, memory_bytes=16 << 30, gflops=100.0, rows_per_s=300.0)
 GPUS = proposal.Machine(cores=16, gpus=2, memory_bytes=64 << 30, gflops=800.0, rows_per_s=300.0)
@@ -181,3 +182,29 @@ def test_the_machine_is_measured_in_about_half_a_second(folder: Path, tmp_path: 
     measured = proposal.measure(source)
     assert measured.gflops > 0.1
     assert measured.rows_per_s > 1
+
+
+def test_init_proposes_for_every_task_what_its_checks_allow(
+    tmp_path: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, draw in (("regression", drawn.bars), ("multilabel", drawn.colours)):
+        place = draw(tmp_path / kind, 24)
+        assert cli.run("init", [str(place), "--task.kind", kind]) == 0
+        tasks.check(Config.load(workdir / json.loads(capsys.readouterr().out)["config"]))
+        assert "classes" not in (workdir / f"{kind}.yaml").read_text()
+
+
+def test_init_rejects_rows_that_cannot_be_divided_and_notes_small_classes(
+    folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("cats", "dogs"):
+        for number in range(5, 12):
+            (folder / label / f"{number}.png").unlink()
+    assert cli.run("init", [str(folder)]) == 0
+    assert "2 of 2 classes have fewer than 10 training pictures, like cats with 5" in capsys.readouterr().err
+    for label in ("cats", "dogs"):
+        for number in range(1, 5):
+            (folder / label / f"{number}.png").unlink()
+    assert cli.run("init", [str(folder), "--to", "again.yaml"]) == 1
+    assert "too few to hold any out" in json.loads(capsys.readouterr().out)["error"]
+    assert not (workdir / "again.yaml").exists()

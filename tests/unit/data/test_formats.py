@@ -1045,6 +1045,7 @@ def test_a_copied_class_folder_gives_a_warning(tmp_path: Path, storage_root: Pat
         (("1", "01"), "the classes '01' and '1' differ in case"),
         (("cat", "cat\u200b"), "the classes 'cat' and 'cat\\u200b' differ in case"),
         (("7", "7.0"), "the classes '7' and '7.0' differ in case"),
+        (("cat", "cat|dog"), "the class 'cat|dog' reads like a list of labels"),
         (("cat", "['cat', 'dog']"), "reads like a list of labels; set task.kind: multilabel"),
     ],
 )

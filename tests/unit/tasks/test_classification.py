@@ -65,6 +65,7 @@ def test_predictions_list_the_most_probable_class_first() -> None:
     ("names", "rows", "warned"),
     [
         ([f"{k * 1.5:g}" for k in range(40)], 80, True),
+        ([f"{k * 1.5:g}" for k in range(8)], 16, True),
         ([str(k) for k in range(40)], 4000, False),
         ([f"n{k}" for k in range(40)], 80, False),
         ([str(k) for k in range(10)], 20, False),
