@@ -76,7 +76,7 @@ def draw(
         started_at=run.started_at,
         steady=finished.steady_samples_per_s,
         parameters=outcome.started.parameters if outcome.started else None,
-        times=_times(finished, outcome.started, wall_s),
+        times=times(finished, outcome.started, wall_s),
     )
     html = page.render(config, manifest, report, facts, images, photos, known)
     storage.write_bytes(html.encode(), *finished.export, page.FOLDER, page.FILE)
@@ -100,9 +100,10 @@ def _nearest(
     }
 
 
-def _times(finished: RunFinished, started: Started | None, wall_s: float) -> dict[str, float]:
-    """Seconds by part of the run; the remainder is start-up, tracking and figures."""
-    total = {name: sum(epoch.metrics.get(name, 0.0) for epoch in finished.history) for name in DURATIONS}
+def times(finished: RunFinished, started: Started | None, wall_s: float) -> dict[str, float]:
+    """Return seconds by part of this command, without epochs of earlier ones; the remainder is the start."""
+    epochs = [epoch.metrics for epoch in finished.history if epoch.time > finished.time - wall_s]
+    total = {name: sum(epoch.get(name, 0.0) for epoch in epochs) for name in DURATIONS}
     known = {
         "import TensorFlow": started.import_s if started else 0.0,
         "build and resume": started.build_s + started.wait_data_s if started else 0.0,
@@ -164,8 +165,8 @@ def show(
         "runs": viewed_by(tracking.uri(config)),
         "next": asked_by(config.run.name, config.storage.root),
     }
-    times = _times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
-    display.summary(finished.shown, finished.evaluation[finished.shown], times, facts)
+    spent = times(finished, outcome.started, wall_s) | {"[bold]all[/bold]": wall_s}
+    display.summary(finished.shown, finished.evaluation[finished.shown], spent, facts)
 
 
 def written(formats: Mapping[str, Mapping[str, Any]], wanted: ExportConfig) -> str:
