@@ -223,10 +223,14 @@ def _described(folder: Path, sha256: str) -> Export:
         content = json.loads(path.read_text("utf-8"))
         classes = tuple(str(name) for name in content["classes"])
         height, width, depth = (int(size) for size in content["shape"])
+        if not classes or len(set(classes)) < len(classes) or min(height, width, depth) < 1:
+            raise ValueError(
+                f"{len(classes)} names, of which each must differ, of pictures {content['shape']}"
+            )
         target = content.get("task")
         task = tasks.restore(classes, target)  # raises where it describes none
         digest, rows, pictures = (content.get(key) for key in ("data_digest", "confusion", "policy"))
-        confusion = None if rows is None else tuple(tuple(int(count) for count in row) for row in rows)
+        confusion = None if rows is None else _square(rows, len(classes))
         predicted = _counts(content.get("predicted"), task)
         policy = None if pictures is None else Policy.from_dict(pictures)
         usual = Usual.from_dict(content["usual"]) if content.get("usual") else None
@@ -236,6 +240,14 @@ def _described(folder: Path, sha256: str) -> Export:
         raise ModelError(f"{path} does not describe the model: {error!r}.", "Train it again.") from None
     shape, digest = (height, width, depth), None if digest is None else str(digest)
     return Export(folder, sha256, classes, shape, digest, confusion, policy, target, usual, predicted)
+
+
+def _square(given: Any, size: int) -> tuple[tuple[int, ...], ...]:
+    """Counts by true and predicted class."""
+    rows = tuple(tuple(int(count) for count in row) for row in given)
+    if len(rows) != size or any(len(row) != size or min(row) < 0 for row in rows):
+        raise ValueError(f"confusion must have {size} counts in each of {size} rows")
+    return rows
 
 
 def _counts(given: Any, task: Task) -> tuple[int, ...] | None:

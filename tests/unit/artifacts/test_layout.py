@@ -164,7 +164,16 @@ def test_a_file_that_is_not_an_archive_is_rejected(export: Path, content: bytes)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"classes": 3, "shape": [1, 1, 1]}', '{"classes": ["a"]}']
+    "content",
+    [
+        *("", "[]", "{}", '{"classes": 3, "shape": [1, 1, 1]}', '{"classes": ["a"]}'),
+        '{"classes": ["a", "a"], "shape": [1, 1, 1]}',
+        '{"classes": [], "shape": [1, 1, 1]}',
+        '{"classes": ["a"], "shape": [8, -8, 1]}',
+        '{"classes": ["a", "b"], "shape": [1, 1, 1], "confusion": []}',
+        '{"classes": ["a", "b"], "shape": [1, 1, 1], "confusion": [[1, 2], [3]]}',
+        '{"classes": ["a", "b"], "shape": [1, 1, 1], "confusion": [[1, 2], [3, -1]]}',
+    ],
 )
 def test_a_model_without_a_description_is_rejected(export: Path, content: str) -> None:
     (export / "classes.json").write_text(content)
