@@ -431,6 +431,14 @@ async def _explained(service: Service, image: Images, wanted: str | None) -> Ans
     return answer(document, served.version, images=1)
 
 
+def _wanted(request: Request) -> str | None:
+    """Return what is to be explained, None where the task chooses."""
+    wanted = request.query_params.getlist("of")
+    if len(wanted) > 1:
+        raise RejectedError(400, f"one output is explained at a time, not {len(wanted)}; send of=NAME once")
+    return wanted[0] if wanted else None
+
+
 _OF = {
     "name": "of",
     "in": "query",
@@ -479,7 +487,7 @@ def _add_explain(
         if alone.locked():
             raise OverloadedError("another prediction is being explained.", "Retry.")
         async with alone:
-            return await _explained(service, given[0], request.query_params.get("of"))
+            return await _explained(service, given[0], _wanted(request))
 
 
 def _add_model(

@@ -324,8 +324,9 @@ def labelled(service: Service, label: str) -> int:
     """Return the version that a label stands for.
 
     Raises:
-        RejectedError: 404, no such label is followed.
+        RejectedError: 404, no such label is followed; 503, no version is loaded.
     """
+    champion(service)
     aliases = service.aliases()
     if label not in aliases:
         known = ", ".join(aliases) or "none"

@@ -129,7 +129,8 @@ def test_a_rejected_model_leaves_the_others_ready(url: str) -> None:
     for path in ("/readyz", "/v2/health/ready", "/models/pets/readyz", "/v2/models/shoes/ready"):
         assert requests.get(url + path, timeout=10).status_code == 200, path
     assert requests.get(f"{url}/readyz", timeout=10).json()["status"].endswith("of torn")
-    for path in ("/models/torn/readyz", "/v2/models/torn/ready", "/v1/models/torn"):
+    unready = ("/models/torn/readyz", "/v2/models/torn/ready", "/v1/models/torn")
+    for path in (*unready, "/v1/models/torn/labels/champion"):
         assert requests.get(url + path, timeout=10).status_code == 503, path
     index = requests.post(f"{url}/v2/repository/index", timeout=10).json()
     assert [(row["name"], row["version"], row["state"]) for row in index] == [

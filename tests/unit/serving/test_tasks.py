@@ -96,6 +96,11 @@ def test_an_answer_of_every_task_is_explained(served: tuple[str, Task]) -> None:
         requests.post(f"{url}/predict", json={"instances": IMAGES[:1].tolist()}).json()["predictions"][0],
     )
     assert np.shape(body["influence"]) == (4, 4)
+    other, both = ("&".join(f"of={name}" for name in names) for names in (task.names[1:], task.names))
+    answered = requests.post(f"{url}/explain?{other}", json={"instances": IMAGES[:1].tolist()})
+    assert answered.json()["of"] == task.names[1]
+    rejected = requests.post(f"{url}/explain?{both}", json={"instances": IMAGES[:1].tolist()})
+    assert (rejected.status_code, "one output is explained at a time, not 2" in rejected.text) == (400, True)
 
 
 def test_tensorflow_serving_and_open_inference_give_the_outputs(served: tuple[str, Task]) -> None:
