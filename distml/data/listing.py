@@ -494,7 +494,8 @@ def _numberings(text: str, ending: str, wanted: Sequence[str]) -> list[dict[str,
     behind = [re.fullmatch(r"(.+?)[\s,:;]+(\d+)", line) for line in given]
     both = ([m.groups() for m in before if m], [m.groups()[::-1] for m in behind if m])
     numbered = [_by_number(some) for some in both if len(some) >= max(1, len(given) - 1)]  # but a header
-    counted = "0" in wanted or str(len(given)) in wanted
+    counted = ("0" in wanted or str(len(given)) in wanted) and ending not in (".csv", ".tsv")
+    counted = counted and not any(line.endswith((".", ":", "!", "?")) for line in given)  # sentences
     first = 0 if "0" in wanted else 1
     return numbered or [{str(at): name for at, name in enumerate(given, first)} if counted else {}]
 

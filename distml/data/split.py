@@ -101,6 +101,13 @@ def _words(name: str) -> list[str]:
     return [word if word in _SPLIT_WORDS else word.rstrip("0123456789") for word in words]
 
 
+def _marked(name: str) -> bool:
+    """Whether a word for a split stands between marks: in `my_test`, not in `TestTube`."""
+    return bool(
+        {part.rstrip("0123456789") for part in re.split(r"[-_ .]+", name.lower())} & set(_SPLIT_WORDS)
+    )
+
+
 def split_of_file(name: str) -> str | None:
     """Return the split that a file's first folder names, or the first word of its own name."""
     path = PurePosixPath(name)
@@ -287,7 +294,8 @@ def divide_folders(names: Iterable[str]) -> dict[str, dict[str, str]]:
         named = {top: match for top, match in named.items() if top.lower() in _SPLIT_WORDS}
     others = sorted(set(tops) - set(named))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1} & set(named)
-    if not named or (others and len(named) == 1 and not deep and next(iter(named.values()))[0] == "train"):
+    alone = next(iter(named)) if others and len(named) == 1 and not deep else ""
+    if not named or (alone and (named[alone][0] == "train" or not _marked(alone))):
         lower = {top.lower() for top in tops}
         beside = [top for top in others if top.lower() in BESIDES] if lower & _PICTURES else []
         suspicious = [top for top in others if set(_words(top)) & set(_SMELLS) or top.lower() in _COPIES]
@@ -401,6 +409,28 @@ def by_lists(
     return divided, ()
 
 
+def _told_by_word(text: str, ending: str, places: Mapping[str, str | None]) -> dict[str, str]:
+    """The split of each picture from a table with a column of splits, or from JSON of splits and pictures."""
+    if ending == ".json":
+        try:
+            told = json.loads(text)
+        except ValueError:
+            return {}
+        words = {key: split_word(key) for key in told} if isinstance(told, dict) else {}
+        named = {key: word[0] for key, word in words.items() if word} if all(words.values()) else {}
+        several = {key: _words_of_json(json.dumps(told[key])) for key in named}
+        return {name: named[key] for key, some in several.items() for w in some if (name := places.get(w))}
+    rows = [re.split(r"[\t,;]", line.strip()) for line in text.replace("\\", "/").splitlines()[1:] if line]
+    width = min(map(len, rows), default=0)
+    splits = [at for at in range(width) if all(split_word(row[at]) for row in rows)]
+    return {
+        name: word[0]
+        for row in rows
+        for at in splits[:1]
+        if (name := _picture(places, ",".join(row))) and (word := split_word(row[at]))
+    }
+
+
 def _places(paths: Iterable[str]) -> dict[str, str | None]:
     """Each picture by what a list may call it, with or without folders and ending; None where several are."""
     places: dict[str, str | None] = {}
@@ -491,7 +521,10 @@ def _flagged(
     Its lines begin with the pictures, or with the numbers that a list beside it gives to them.
     """
     words = {_SPLIT_WORDS[word] for word in _words(PurePosixPath(file).stem) if word in _SPLIT_WORDS}
-    told = pairs(folder.read(file).decode("utf-8-sig", "replace")) if suffix(file) in _LISTS[:3] else None
+    if suffix(file) not in _LISTS[:3]:
+        of_name = _told_by_word(folder.read(file).decode("utf-8-sig", "replace"), suffix(file), places)
+        return ({file: list(of_name)}, of_name) if of_name else None
+    told = pairs(folder.read(file).decode("utf-8-sig", "replace"))
     if "train" not in words or len(words) != 2 or not told:
         return None
     other = (words - {"train"}).pop()
@@ -533,9 +566,12 @@ def _split_of_list(name: str) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
+_DIVIDING = ("split", "splits", "partition", "partitions")
+
+
 def _names_splits(name: str) -> bool:
     """Whether a file is called like what says splits, as `train_test_split.txt` is."""
-    return bool(set(_words(PurePosixPath(name).stem)) & set(_SPLIT_WORDS))
+    return bool(set(_words(PurePosixPath(name).stem)) & {*_SPLIT_WORDS, *_DIVIDING})
 
 
 def _of_lists(lists: Mapping[str, Sequence[str]]) -> dict[str, str]:

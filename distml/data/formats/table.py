@@ -138,8 +138,12 @@ def _is_of_files(places: _Places, name: str) -> bool:
 def _names_a_file(places: _Places, name: str) -> bool:
     try:
         first = _rows(places, name)[:1]
-    except DataError:
-        return False
+    except DataError:  # which reading it says again, where it names files
+        if suffix(name) not in (".csv", ".tsv"):
+            return False
+        lines = places.folder.read(name, 1 << 16).decode("utf-8", "replace").splitlines()[1:_LOOKED]
+        first = [dict(zip(map(str, range(99)), re.split(r"[,;\t]", line), strict=False)) for line in lines]
+        return _names_files(places.file, name, first[:1])
     return _names_files(places.file, name, first) or _names_files(places.alike, name, first)
 
 
@@ -873,9 +877,14 @@ def _of_json(told: Any, lines: bool, there: Callable[[str], bool]) -> list[Row]:
 
 
 def _of_pairs(told: Any) -> list[Row] | None:
-    """Rows of a list of pairs of a file and its label, as StyleGAN's `dataset.json` has them; else None."""
+    """Rows of a list of pairs of a file and its label, as StyleGAN's `dataset.json` has them; else None.
+
+    A number between them is that of the class: `["1.jpg", 3, "cat"]`.
+    """
     if not isinstance(told, list) or not told:
         return None
+    if all(isinstance(some, list) and list(map(type, some)) == [str, int, str] for some in told):
+        told = [[name, label] for name, _, label in told]
     if not all(isinstance(some, list) and len(some) == 2 and isinstance(some[0], str) for some in told):
         return None
     return [{_FILES[0]: name, LABEL: label} for name, label in told]

@@ -1296,6 +1296,20 @@ def test_lists_may_be_called_in_words_without_a_mark(listed: Path) -> None:
     assert listed_splits(listed) == {"train": 30, "test": 30}
 
 
+@pytest.mark.parametrize("name", ["split.json", "splits.csv", "partition.tsv", "split_of.json"])
+def test_a_file_of_splits_divides_class_folders(listed: Path, name: str) -> None:
+    names = lines(listed, 0, 60).splitlines()
+    splits = {"train": names[::3], "val": names[1::3], "test": names[2::3]}
+    of_name = {file: split for split, some in splits.items() for file in some}
+    text = json.dumps({split: [[file, 1, "x"] for file in some] for split, some in splits.items()})
+    if not name.endswith("json"):
+        mark = "," if name.endswith("csv") else "\t"
+        rows = [f"{file}.png{mark}7{mark}{split}" for file, split in of_name.items()]
+        text = "\n".join([mark.join(("file", "x", "split")), *rows])
+    (listed / name).write_text(text, "utf-8")
+    assert listed_splits(listed) == {"train": 20, "validation": 20, "test": 20}
+
+
 def test_one_file_flags_the_split_of_numbered_pictures(listed: Path) -> None:
     names = lines(listed, 0, 60).splitlines()
     (listed / "images.txt").write_text("".join(f"{k} {name}.png\n" for k, name in enumerate(names, 1)))

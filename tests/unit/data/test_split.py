@@ -102,7 +102,9 @@ def test_splits_are_recognised_by_common_names(folders: list[str], splits: set[s
     assert sum(map(len, divided.values())) == 2 * len(folders)
 
 
-@pytest.mark.parametrize("folders", [["bus", "car", "train"], ["train station", "airport"]])
+@pytest.mark.parametrize(
+    "folders", [["bus", "car", "train"], ["train station", "airport"], ["TestTube", "cat", "dog"]]
+)
 def test_a_class_may_be_called_like_a_split(folders: list[str]) -> None:
     divided = divide_folders(tree(*folders))
     assert {path.partition("/")[0] for path in divided["train"].values()} == set(folders)

@@ -1099,6 +1099,7 @@ def test_classes_that_are_numbers_are_called_by_a_file_beside(
         ({"classes.txt": "ant\nbee\ncow\n", "labels.txt": "a\nb\nc\n"}, "neither is used"),
         ({"classes.txt": "ant\nbee\n"}, ""),
         ({"classes.txt": "ant\nant\nbee\n"}, ""),
+        ({"labels_about.txt": "Made by hand.\nTwo people.\nSee there.\n"}, ""),
     ],
 )
 def test_names_that_are_not_clear_are_not_used(given: Path, files: dict[str, str], note: str) -> None:
@@ -1256,3 +1257,25 @@ def test_a_table_whose_pictures_lie_elsewhere_is_named(tmp_path: Path, given: Pa
     config = Config(data=DataConfig(path=str(tmp_path / "alone/data.yaml")))
     with pytest.raises(DataError, match="is a configuration and no data"):
         open_source(config, Storage(str(tmp_path / "store")))
+
+
+def test_a_number_may_stand_between_a_file_and_its_class(given: Path) -> None:
+    told = {split: [[f, 7, ALL[f]] for f in FILES[at::2]] for at, split in enumerate(("train", "test"))}
+    (given / "split_of_all.json").write_text(json.dumps(told), "utf-8")
+    expected = {split: {f: ALL[f] for f in FILES[at::2]} for at, split in enumerate(("train", "test"))}
+    assert by_split(given) == expected
+
+
+def test_a_table_with_commas_in_a_field_is_named_by_its_row(given: Path) -> None:
+    lines = [f"{k},{NAMES[k]},a shirt{', blue' if k == 40 else ''}" for k in range(60)]
+    (given / "styles.csv").write_text("\n".join(["id,label,name", *lines]), "utf-8")
+    with pytest.raises(DataError, match=r"styles\.csv cannot be read as a table: a row has more fields"):
+        by_split(given)
+
+
+def test_a_table_of_several_numbers_does_not_name_classes(given: Path) -> None:
+    lines = [f"{f},{'0|1' if k % 2 else '1'}" for k, f in enumerate(FILES)]
+    (given / "labels.csv").write_text("\n".join(["file_name,labels", *lines]), "utf-8")
+    (given / "classes.txt").write_text("ant\nbee\n", "utf-8")
+    config = Config(data=DataConfig(path=str(given)), task=TaskConfig(kind="multilabel"))
+    assert open_source(config, Storage(str(given / "store"))).classes == ("ant", "bee")
