@@ -28,6 +28,7 @@ from distml import log
 from distml.artifacts import layout
 from distml.artifacts.layout import DIGESTS
 from distml.config import Config
+from distml.data.image import Policy
 from distml.errors import DistmlError, ModelError, StorageError, TrackingError
 from distml.runtime import compat
 from distml.runtime.processes import Death
@@ -76,6 +77,7 @@ class Watch:
         """Deletes what was fetched."""
         self._verified: dict[ModelVersion, layout.Export] = {}
         self._bad: dict[ModelVersion, _Bad] = {}
+        self._misfits: dict[tuple[str, ModelVersion], _Bad] = {}
         self._former: dict[str, ModelVersion] = {}
         self._gone: tuple[str, ...] = ()
         self._silent = self._heard = False
@@ -177,6 +179,8 @@ class Watch:
         for alias in aliases(self._config.serve):
             version = pointed.get(alias)
             bad = self._judge(version, alias) if version else None
+            misfit = self._misfit(version, alias, chosen) if version and not bad else None
+            bad = bad or misfit
             if before.champion is None and (bad or version is None):
                 before = self._recalled()
             last = before.versions.get(before.aliases.get(alias, 0))
@@ -186,10 +190,33 @@ class Watch:
                 chosen[alias] = version
                 if last and last != version:
                     self._former[alias] = last
-            if alias not in chosen and last and (version or alias == self._leading):
+            if alias not in chosen and last and not misfit and (version or alias == self._leading):
                 chosen[alias] = last
         trusted = [version for version in pinned if not self._judge(version, "version")]
         return self._change(chosen, trusted, refused)
+
+    def _misfit(self, version: ModelVersion, alias: str, chosen: Mapping[str, ModelVersion]) -> _Bad | None:
+        """Return why a version cannot answer or be compared beside the champion, None where it can.
+
+        A request without a version has its pictures fitted for the champion before a canary is drawn.
+        """
+        champion, key = chosen.get(self._leading), (alias, version)
+        known = (champion in self._verified) and version in self._verified
+        if champion is None or not known or alias == self._leading:
+            return None
+        own, others = self._verified[version].pictures, self._verified[champion].pictures
+        if own == others:
+            self._misfits.pop(key, None)
+            return None
+        reason = f"it takes pictures by {_fitting(own)}, and gets those of version {champion.version}, which "
+        reason += (
+            f"takes them by {_fitting(others)}. Train it with data.fit and data.background of that version."
+        )
+        if key not in self._misfits or self._misfits[key].reason != reason:
+            sentence = f"{alias}: version {version.version} of {version.name} is rejected: {reason}"
+            self._say(logging.ERROR, "refused", sentence, alias=alias, version=version.version, reason=reason)
+            self._misfits[key] = _Bad(reason, time.time(), time.time())
+        return self._misfits[key]
 
     def _change(
         self, chosen: Mapping[str, ModelVersion], pinned: list[ModelVersion], refused: list[Refusal]
@@ -422,6 +449,10 @@ def condemned(losses: Sequence[Lost], last: Lost, several: bool, before: bool) -
     ]
     needed = 1 if before else _LOADING if last.doing == "loading" else _PREDICTING
     return len(alike) if len(alike) >= needed else 0
+
+
+def _fitting(policy: Policy) -> str:
+    return f"{policy.fit} over {list(policy.background)}"
 
 
 def _require_alike(export: layout.Export, champion: layout.Export, changed: bool) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distml.config import Config, ServeConfig
+from distml.config import CanaryConfig, Config, ServeConfig
+from distml.data.image import Policy
 from distml.errors import ModelError, ServingError, TrackingError
 from distml.serving import deploy
 from distml.serving.models import ModelSet
@@ -221,6 +223,30 @@ def test_a_champion_with_other_classes_is_rejected(registry: Registry, classes: 
     assert watch.look()
     assert watch.models.aliases == {"champion": 1}
     assert said in watch.models.refused[0].reason
+
+
+def test_a_canary_that_takes_pictures_in_another_way_is_rejected(registry: Registry) -> None:
+    canary = CanaryConfig(alias="next", percent=50)
+    serve = registry.config.serve.model_copy(update={"canary": canary})
+    watch = Watch(registry.config.model_copy(update={"serve": serve}))
+    height, width, depth = registered.SHAPE
+    policy = asdict(Policy((height, width, depth), "letterbox"))
+    other = registry.add(100, policy=policy)
+    registry.alias("next", other)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    (refusal,) = watch.models.refused
+    assert (refusal.version, refusal.alias) == (other, "next")
+    assert "it takes pictures by letterbox over [255, 255, 255]" in refusal.reason
+    digest = watch.models.digest
+    watch.look()
+    assert watch.models.digest == digest
+    crown(registry, other)  # as champion it has pictures fitted in its own way
+    assert watch.look()
+    assert watch.models.aliases == {"champion": other, "next": other}
+    crown(registry, 1)
+    assert watch.look()
+    assert watch.models.aliases == {"champion": 1}
 
 
 def test_changed_classes_are_accepted_where_configured(registry: Registry) -> None:
