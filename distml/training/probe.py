@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import resource
@@ -30,6 +31,8 @@ from distml.errors import TrainingError
 from distml.storage import Storage
 from distml.training import optimizer as optimizers
 from distml.training import worker
+
+_LOG = logging.getLogger(__name__)
 
 FIRST, LAST = 8, 256
 """Rows of a worker that are tried; more would not make a step faster per row."""
@@ -67,10 +70,13 @@ def resolve(
         size = int(json.loads(storage.read_text(*where))["global_batch_size"])
     else:
         spec = {"config": config.model_dump(mode="json"), "manifest": manifest.to_json(), "use_gpu": use_gpu}
+        _LOG.info("train.global_batch_size = auto: measuring which batch fits into a worker's memory")
         least = train.workers[0] if isinstance(train.workers, list) else train.workers
         measured = _on_a_worker(spec, config)
         size = choose(measured, least, manifest.rows["train"], train.max_workers * train.accumulate_steps)
         storage.write_bytes(json.dumps({"global_batch_size": size, "measured": measured}).encode(), *where)
+    accumulated = f", in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
+    _LOG.info("train.global_batch_size = auto: %d rows a step%s", size, accumulated)
     return config.model_copy(update={"train": train.model_copy(update={"global_batch_size": size})})
 
 

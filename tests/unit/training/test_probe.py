@@ -55,7 +55,10 @@ def test_a_worker_in_which_nothing_fits_is_rejected() -> None:
         probe.choose({}, 2, 1000, 2)
 
 
-def test_a_resumed_run_reuses_the_measured_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_reuses_the_measured_batch_and_logs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "distml.training.probe")
     storage = Storage(str(tmp_path))
     measured = [{"8": 1.0, "16": 1.0}, {"8": 1.0}]
     monkeypatch.setattr(probe, "_on_a_worker", lambda spec, config: measured.pop(0))
@@ -67,6 +70,9 @@ def test_a_resumed_run_reuses_the_measured_batch(tmp_path: Path, monkeypatch: py
     assert len(measured) == 1
     given = config(global_batch_size=48)
     assert probe.resolve(given, storage, MANIFEST, ("runs", "b"), False) is given
+    sizes = [record.getMessage() for record in caplog.records if " rows a step" in record.getMessage()]
+    assert len(sizes) == 2
+    assert len({*sizes}) == 1
 
 
 def test_the_auto_batch_is_recorded_as_auto() -> None:
