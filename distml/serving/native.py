@@ -222,6 +222,8 @@ _PICTURES = (
     "",
 )
 
+_DESCRIBED = (*_PICTURES[:3], "application/octet-stream")
+"""Generators of clients know the last one as any file."""
 _LATE_S = 10.0
 """Of an answer of the registry, beside two looks: replicas receive one every two seconds."""
 
@@ -342,7 +344,7 @@ def _add_predict(
         files, names = _files(await exchange.body(request, limits), request)
         return await _classified(request, service, await decode(files, champion(service).pictures, names))
 
-    pictures = dict.fromkeys(_PICTURES[:3], openapi.BINARY) | {"multipart/form-data": _FORM}
+    pictures = dict.fromkeys(_DESCRIBED, openapi.BINARY) | {"multipart/form-data": _FORM}
     taken: dict[str, Any] = {"application/json": Instances}
     for path, endpoint, contents in (("", predict, taken), ("/image", predict_image, pictures)):
         routes.post(
@@ -466,7 +468,7 @@ def _add_explain(
         responses=openapi.CLASSIFYING,
         openapi_extra=openapi.accepts(
             {"application/json": Instances}
-            | dict.fromkeys(_PICTURES[:3], openapi.BINARY)
+            | dict.fromkeys(_DESCRIBED, openapi.BINARY)
             | {"multipart/form-data": _FORM}
         )
         | {"parameters": [*parameters.get("parameters", ()), _OF]},

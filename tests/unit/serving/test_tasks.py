@@ -68,6 +68,8 @@ def test_the_description_has_the_words_of_the_task_and_examples_that_are_answere
     assert form == {"multilabel": "LabelsPrediction", "regression": "NumbersPrediction"}[task.kind]
     assert schemas["Explanation"]["properties"]["prediction"]["$ref"].endswith(f"/{form}")
     assert not {"Prediction", "LabelsPrediction", "NumbersPrediction"} & schemas.keys() - {form}
+    for path in ("/predict/image", "/explain"):
+        assert "application/octet-stream" in document["paths"][path]["post"]["requestBody"]["content"]
     assert "lassif" not in document["info"]["description"]
 
 
