@@ -432,8 +432,9 @@ def class_names(folder: Folder, numbers: Sequence[str]) -> tuple[list[str] | Non
     """
     wanted = [str(int(number)) for number in numbers]
     fitting: dict[str, list[str]] = {}
-    for name, size in folder.sizes.items():
-        if size <= _NAMES_BYTES and calls_classes(name):
+    called = [name for name, size in folder.sizes.items() if size <= _NAMES_BYTES and calls_classes(name)]
+    if len(called) <= _MOST_CALLED:  # more are a file for each picture
+        for name in called:
             told = folder.read(name).decode("utf-8-sig", "replace")
             if names := _names_of_numbers(told, suffix(name), wanted):
                 fitting[name] = names
@@ -449,12 +450,14 @@ def class_names(folder: Folder, numbers: Sequence[str]) -> tuple[list[str] | Non
 
 def calls_classes(name: str) -> bool:
     """Whether a file is called like one that names classes."""
-    words = set(re.split(r"[-_ .]+", PurePosixPath(name).stem.lower()))
-    return suffix(name) == ".names" or (suffix(name) in _NAMES and bool(words & _OF_CLASSES))
+    if suffix(name) not in _NAMES:  # most are pictures
+        return suffix(name) == ".names"
+    return bool(set(re.split(r"[-_ .]+", PurePosixPath(name).stem.lower())) & _OF_CLASSES)
 
 
 _NAMES = (".txt", ".csv", ".tsv", ".json")
 _NAMES_BYTES = 1 << 20
+_MOST_CALLED = 20
 _OF_CLASSES = {
     *("class", "classes", "classnames", "label", "labels", "name", "names"),
     *("category", "categories", "synset", "synsets"),
