@@ -26,6 +26,8 @@ MONITORS = (
     "ray::DashboardAgent",
 )
 """What the command lines of Ray's processes hold that only show or collect; see `runtime.processes`."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""The same for the agents of a raylet, which ends when one of them does."""
 CONTROLLERS = ("ray::TrainController", "ray::Synchronization")
 """The same for Ray Train's own actors, for which a run waits now and then."""
 
@@ -139,6 +141,7 @@ PRIVATE = (
         "2.60.0",
         (
             "ray/_private/ray_constants.py: ray::DashboardAgent",
+            "ray/_private/ray_constants.py: ray::RuntimeEnvAgent",
             "ray/dashboard/subprocesses/module.py: ray-dashboard-",
             "ray/dashboard/dashboard.py: ",
             "ray/_private/log_monitor.py: ",
@@ -146,7 +149,8 @@ PRIVATE = (
             "ray.train.v2._internal.execution.controller.controller:TrainController",
             "ray.train.v2._internal.execution.checkpoint.sync_actor:SynchronizationActor",
         ),
-        "`MONITORS`, `CONTROLLERS`: the priority of Ray's own processes is lowered by their command lines",
+        "`MONITORS`, `CONTROLLERS`: the priority of Ray's own processes is lowered by their command lines; "
+        "`AGENTS` are not killed with the workers",
         "s to the first step: 14.6 with it, 16.4 without it (13.9 before); steady epochs: nothing beyond the "
         "noise (2026-11-29, benchmarks/README.md)",
     ),

@@ -101,11 +101,13 @@ def kill_starting() -> None:
 def kill_workers() -> None:
     """Kill what works for this process's own Ray, and not Ray itself, without which `ray.shutdown` waits.
 
-    It ends while Ray is shut down, and not after it.
+    It ends while Ray is shut down, and not after it. A raylet whose agent dies ends itself; Ray's library in
+    this process, which then could not restore what a worker had lost, ended it with code 1 and no word.
     """
     for process in _below_the_raylet():
         with contextlib.suppress(psutil.Error):
-            if not _is(process.cmdline()[:1], "raylet"):
+            words = process.cmdline()[:4]
+            if not _is(words, "raylet") and not _holds(words, compat.AGENTS):
                 process.kill()
 
 

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -144,6 +145,38 @@ def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+def _ends(process: psutil.Process) -> bool:
+    until = time.monotonic() + 10
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a copied program does not start on macOS")
+def test_the_agents_of_a_raylet_outlive_its_workers(tmp_path: Path) -> None:
+    raylet = Path(shutil.copy("/bin/sh", tmp_path / "raylet"))
+    names = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::RayTrainWorker", "ray::IDLE")
+    program = tmp_path / "sleeper.py"
+    program.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)", encoding="utf-8")
+    below: dict[str, psutil.Process] = {}
+    with subprocess.Popen([str(raylet)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as ray:
+        assert ray.stdin
+        assert ray.stdout
+        for name in names:
+            print(f"{sys.executable} {program} {name} < /dev/null &", file=ray.stdin, flush=True)
+            below[name] = psutil.Process(int(ray.stdout.readline()))
+        try:
+            processes.kill_workers()
+            assert all(_ends(below[name]) for name in names[2:])
+            assert not any(below[name].status() == psutil.STATUS_ZOMBIE for name in names[:2])
+        finally:
+            for process in below.values():
+                process.kill()
+            ray.kill()
 
 
 MARKING = """

@@ -70,9 +70,9 @@ def test_a_resumed_run_reuses_the_measured_batch_and_logs_it(
     assert len(measured) == 1
     given = config(global_batch_size=48)
     assert probe.resolve(given, storage, MANIFEST, ("runs", "b"), False) is given
-    sizes = [record.getMessage() for record in caplog.records if " rows a step" in record.getMessage()]
-    assert len(sizes) == 2
-    assert len({*sizes}) == 1
+    lines = [record.getMessage() for record in caplog.records if " rows a step" in record.getMessage()]
+    assert len(lines) == 2
+    assert len({*lines}) == 1
 
 
 def test_the_auto_batch_is_recorded_as_auto() -> None:
