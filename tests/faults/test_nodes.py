@@ -140,6 +140,7 @@ def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
     assert not run.said("test-canary")
 
 
+@pytest.mark.slow
 def test_three_workers_of_unequal_batches_train_on_a_stream(nodes: Nodes, tmp_path: Path) -> None:
     # 256 rows are 86, 85 and 85: 4,080 rows each are 47 whole batches for one worker, 48 for the others.
     for _ in range(4):
@@ -181,6 +182,7 @@ def test_an_elastic_run_shrinks_with_its_cluster_and_grows_with_it(nodes: Nodes,
     assert os.environ.get("RAY_ADDRESS") is None
 
 
+@pytest.mark.slow
 def test_frozen_layers_on_an_elastic_stream_survive_a_node_and_the_driver(
     nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_killed_driver_alone_leaves_nothing_running(root: Path) -> None:
         assert left == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_fails_is_tried_three_times(root: Path) -> None:
     (root.parent / "dying.py").write_text(
         "import os, pathlib\n"
