@@ -401,6 +401,11 @@ def suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def without_suffix(name: str) -> str:
+    """Return a file's name, with its folders, without its ending."""
+    return os.path.splitext(name)[0]
+
+
 def card(folder: Folder) -> Mapping[str, Any]:
     """Return what the YAML at the head of a `README.md` says, as on Hugging Face's Hub; else {}."""
     name = next((name for name in ("README.md", "readme.md") if name in folder.sizes), None)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from distml.data.listing import Folder, suffix
+from distml.data.listing import Folder, suffix, without_suffix
 from distml.data.schema import Labels
 from distml.data.source import Indices
 from distml.errors import DataError
@@ -412,13 +412,10 @@ def by_lists(
 def _told_by_word(text: str, ending: str, places: Mapping[str, str | None]) -> dict[str, str]:
     """The split of each picture from a table with a column of splits, or from JSON of splits and pictures."""
     if ending == ".json":
-        try:
-            told = json.loads(text)
-        except ValueError:
-            return {}
+        told = _parsed(text)
         words = {key: split_word(key) for key in told} if isinstance(told, dict) else {}
         named = {key: word[0] for key, word in words.items() if word} if all(words.values()) else {}
-        several = {key: _words_of_json(json.dumps(told[key])) for key in named}
+        several = {key: _texts(told[key]) for key in named}
         return {name: named[key] for key, some in several.items() for w in some if (name := places.get(w))}
     rows = [re.split(r"[\t,;]", line.strip()) for line in text.replace("\\", "/").splitlines()[1:] if line]
     width = min(map(len, rows), default=0)
@@ -436,7 +433,7 @@ def _places(paths: Iterable[str]) -> dict[str, str | None]:
     places: dict[str, str | None] = {}
     for name in paths:
         for known in _tails(name):
-            for key in {known, known[: len(known) - len(suffix(known))]}:
+            for key in {known, without_suffix(known)}:
                 places[key] = name if places.get(key, name) == name else None
     return places
 
@@ -445,7 +442,7 @@ def _named_by(folder: Folder, file: str, places: Mapping[str, str | None]) -> li
     """The pictures that the lines of a file name; none if few of them do."""
     text = folder.read(file).decode("utf-8-sig", "replace").replace("\\", "/")
     if suffix(file) == ".json":
-        return list(dict.fromkeys(name for word in _words_of_json(text) if (name := places.get(word))))
+        return list(dict.fromkeys(name for word in _texts(_parsed(text)) if (name := places.get(word))))
     told = [line.strip() for line in text.split("\n") if line.strip()]
     which = [_picture(places, line) for line in told]
     if suffix(file) in _TABLES and which and which[0] is None:  # the names of its columns
@@ -459,13 +456,17 @@ def _named_by(folder: Folder, file: str, places: Mapping[str, str | None]) -> li
     return named
 
 
-def _words_of_json(text: str) -> list[str]:
-    """All texts in JSON, names of members among them."""
+def _parsed(text: str) -> Any:
+    """What a text says in JSON, None where it is none."""
     try:
-        left = [json.loads(text)]
+        return json.loads(text)
     except ValueError:
-        return []
-    words: list[str] = []
+        return None
+
+
+def _texts(told: Any) -> list[str]:
+    """All texts in what was read from JSON, names of members among them."""
+    left, words = [told], list[str]()
     while left:
         some = left.pop()
         if isinstance(some, dict):

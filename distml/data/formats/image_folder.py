@@ -31,7 +31,7 @@ from distml.data.image import (
     header,
     policy,
 )
-from distml.data.listing import PARQUET, Folder, suffix
+from distml.data.listing import PARQUET, Folder, suffix, without_suffix
 from distml.data.schema import is_label
 from distml.data.source import Fault, Gathered, Indices, Rows, Source, label_array
 from distml.data.split import BESIDES, WHOLE, by_lists, divide_folders, unlabelled
@@ -248,12 +248,8 @@ _MASK = re.compile(r"(.+?)[-_ ]?(?:mask|gt|seg|segmentation|groundtruth)(?:[-_ ]
 
 def _masks(names: Sequence[str]) -> tuple[str, ...]:
     """Say that some pictures are called like masks of others."""
-    stems = {name[: len(name) - len(suffix(name))] for name in names}
-    masks = [
-        name
-        for name in names
-        if (match := _MASK.fullmatch(name[: len(name) - len(suffix(name))])) and match[1] in stems
-    ]
+    stems = {without_suffix(name) for name in names}
+    masks = [name for name in names if (match := _MASK.fullmatch(without_suffix(name))) and match[1] in stems]
     if not masks:
         return ()
     return (
@@ -295,7 +291,7 @@ def _labels_in(folder: Folder, file: str, names: Sequence[str], classes: Collect
     of_picture = {field.rpartition("/")[2]: row for row in rows for field in row if suffix(field) in SUFFIXES}
     of_picture = {row[0].rpartition("/")[2]: row for row in rows} | of_picture
     lasts = [name.rpartition("/")[2] for name in names]
-    of_names = [of_picture.get(last) or of_picture.get(last[: -len(suffix(last))]) for last in lasts]
+    of_names = [of_picture.get(last) or of_picture.get(without_suffix(last)) for last in lasts]
     several = [row for row in of_names if row]
     if not several or len(several) < len(names):
         return {}
@@ -425,7 +421,7 @@ def _by_names(divided: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, A
 
 def _name_class(path: str) -> str:
     last = path.rpartition("/")[2]
-    match = _NAMED.fullmatch(last[: len(last) - len(suffix(last))])
+    match = _NAMED.fullmatch(without_suffix(last))
     label = (match["first"] or match["last"]).strip(" ._-") if match else ""
     return "" if label.lower() in _NO_CLASSES else unicodedata.normalize("NFC", label)
 
@@ -502,12 +498,8 @@ def _require_whole(folder: Folder, names: Sequence[str]) -> None:
     ]
     if 2 * len(files) >= len(stems) and (kind := _kind_of_parts(folder, files[0])):
         raise _of_parts(files[0].rpartition("/")[0] or folder.root, files, kind)
-    beside = {name[: len(name) - len(suffix(name))] for name in names}
-    own = [
-        name
-        for name in folder.sizes
-        if suffix(name) in _OWN and name[: len(name) - len(suffix(name))] in beside
-    ]
+    beside = {without_suffix(name) for name in names}
+    own = [name for name in folder.sizes if suffix(name) in _OWN and without_suffix(name) in beside]
     if 2 * len(own) >= len(beside):
         raise DataError(
             f"{len(own)} pictures have a file of their own beside them, like {own[0]}, which is not read.",

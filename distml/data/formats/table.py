@@ -27,7 +27,7 @@ from distml.config import DataConfig
 from distml.data import fetch, source
 from distml.data.formats import image_folder
 from distml.data.image import SUFFIXES, in_place_of_it, is_picture
-from distml.data.listing import PARQUET, Folder, calls_classes, suffix
+from distml.data.listing import PARQUET, Folder, calls_classes, suffix, without_suffix
 from distml.data.schema import LABEL, LABELS, is_label, of_labels, plain
 from distml.data.source import Fault, Source
 from distml.data.split import (
@@ -106,7 +106,7 @@ def tables(folder: Folder) -> list[str]:
 
 def _bare(name: str) -> str:
     """A table's name without the ending of what packs it: `labels.csv` of `labels.csv.gz`."""
-    bare = name[: len(name) - len(suffix(name))]
+    bare = without_suffix(name)
     return bare if suffix(name) in fetch.SINGLE and suffix(bare) in _ENDINGS else name
 
 
@@ -236,7 +236,7 @@ def _path(given: str) -> str:
 def _spelling(last: str) -> str:
     """A name without its ending and without the leading zeros that spreadsheets drop, `7.0` as 7."""
     last = last.strip()
-    stem = last[: len(last) - len(suffix(last))] if suffix(last) in SUFFIXES else last
+    stem = without_suffix(last) if suffix(last) in SUFFIXES else last
     stem = _WHOLE.sub(r"\1", stem)
     return LEADING_ZEROS.sub("", stem).casefold()
 
