@@ -213,9 +213,7 @@ class Watch:
             f"takes them by {_fitting(others)}. Train it with data.fit and data.background of that version."
         )
         if key not in self._misfits or self._misfits[key].reason != reason:
-            sentence = f"{alias}: version {version.version} of {version.name} is rejected: {reason}"
-            self._say(logging.ERROR, "refused", sentence, alias=alias, version=version.version, reason=reason)
-            self._misfits[key] = _Bad(reason, time.time(), time.time())
+            self._misfits[key] = self._rejected(version, alias, reason)
         return self._misfits[key]
 
     def _change(
@@ -326,14 +324,19 @@ class Watch:
         return locate.verified(self._config, version, into)
 
     def _refuse(self, version: ModelVersion, alias: str, reason: str) -> _Bad:
-        last, now = self._bad.get(version), time.time()
+        last = self._bad.get(version)
         if last and last.reason == reason:
-            last.looked = now
+            last.looked = time.time()
             return last
+        self._bad[version] = self._rejected(version, alias, reason)
+        return self._bad[version]
+
+    def _rejected(self, version: ModelVersion, alias: str, reason: str) -> _Bad:
+        """Say that a version is rejected from now on."""
         sentence = f"{alias}: version {version.version} of {version.name} is rejected: {reason}"
         self._say(logging.ERROR, "refused", sentence, alias=alias, version=version.version, reason=reason)
-        self._bad[version] = _Bad(reason, now, now)
-        return self._bad[version]
+        now = time.time()
+        return _Bad(reason, now, now)
 
     def refuse(self, number: int, reason: str) -> bool:
         """Take back an accepted version that a replica could not load; returns whether that was news."""
