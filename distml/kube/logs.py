@@ -49,8 +49,9 @@ def main() -> int:
     """Entry point of the sidecar."""
     log.configure("driver")
     ended = threading.Event()
+    set_it = processes.setter(ended)
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, processes.setter(ended))
+        signal.signal(kind, set_it)
     keep(os.environ["LOGS_ROOT"], os.environ["POD_NAME"], ended)
     return 0
 
