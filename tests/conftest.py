@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -30,6 +31,7 @@ def _isolate() -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
+        DISTML_NO_DASHBOARD="1",
         KERAS_HOME=str(_HOME / "keras"),
         KERAS_BACKEND="tensorflow",
         TF_USE_LEGACY_KERAS="0",
@@ -46,6 +48,8 @@ def _isolate() -> None:
 
 
 _isolate()
+# By default garbage is looked for every 700 objects, among all that TensorFlow, Ray and MLflow import.
+gc.set_threshold(50_000)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -239,7 +239,7 @@ class _Served(tf.Module):
         batch = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="image")
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.endpoints = {
-            "serving_default": tf.function(self.predict, input_signature=[batch]),
+            "serving_default": tf.function(self.predict, input_signature=[batch], autograph=False),
             "image_bytes": tf.function(self.decode_and_predict, input_signature=[encoded]),
         }
 

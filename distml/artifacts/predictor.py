@@ -765,7 +765,7 @@ class Embedder:
             return seen.outputs, tf.cast(seen.features, tf.float32)
 
         signature = [tf.TensorSpec([None, *export.shape], tf.uint8)]
-        return cls(predictor, tf.function(look, input_signature=signature))
+        return cls(predictor, tf.function(look, input_signature=signature, autograph=False))
 
     def predict(self, images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Outputs and features of images; see `Predictor.predict`."""
@@ -811,4 +811,5 @@ def _compiled(model: Any) -> Any:
     def predict(images: Any) -> Any:
         return model(images, training=False)
 
-    return tf.function(predict, input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])
+    images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)
+    return tf.function(predict, input_signature=[images], autograph=False)

@@ -131,7 +131,7 @@ def _init_arguments(
         "address": "local",
         "num_cpus": local_cpus(config.train, runs),
         # None starts it, and where it cannot be, training continues without.
-        "include_dashboard": None if dashboard else False,
+        "include_dashboard": None if dashboard and os.environ.get(environment.NO_DASHBOARD) != "1" else False,
         "dashboard_host": "127.0.0.1",
     }
 
@@ -146,7 +146,8 @@ def connect(
         config: Sizes a local Ray.
         runs: That are to train at the same time.
         variables: Environment variables for Ray's processes, such as `serving.ingress.variables`.
-        dashboard: A local Ray has its dashboard: ten processes, for which `ray.init` waits 4 s on two cores.
+        dashboard: A local Ray has its dashboard, unless DISTML_NO_DASHBOARD is 1: ten processes, for which
+            `ray.init` waits 4 s on two cores.
 
     Raises:
         ResourceError: The cluster cannot be reached or a local one cannot start.

@@ -521,6 +521,7 @@ def _at(name: str) -> str:
 
 
 KERAS_FILE = "~/.keras/keras.json"
+NO_DASHBOARD = "DISTML_NO_DASHBOARD"
 USER_SETTINGS = (
     UserSetting(
         ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "grpc_proxy"),
@@ -548,6 +549,12 @@ USER_SETTINGS = (
     ),
     UserSetting(("RAY_ADDRESS",), "Ray", "used", "the cluster that everything runs on"),
     UserSetting(("RAY_NAMESPACE",), "Ray", "not used", "the namespace is distml"),
+    UserSetting(
+        (NO_DASHBOARD,),
+        "distml",
+        "used",
+        "1: a Ray that distml starts itself has no dashboard (10 processes)",
+    ),
     UserSetting(("RAY_*", "TMPDIR"), "Ray", "used", "except where the table above overrides it"),
     UserSetting(("TF_CONFIG",), "TensorFlow", "replaced", "workers get the addresses of their own group"),
     UserSetting(

@@ -154,7 +154,8 @@ def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequen
     """
     parts = _PARTS[task.kind](task, smoothing, weights)
     if ":" in wanted:
-        own = functions.load(wanted, functions.LOSS)
+        # With AutoGraph, which the step that calls it goes without: it may branch on a tensor.
+        own = tf.function(functions.load(wanted, functions.LOSS), reduce_retracing=True)
         _try(wanted, own, task)
 
         def rows(targets: Tensor, logits: Tensor) -> Tensor:

@@ -99,8 +99,8 @@ class Augmentation:
         return images, (labels, labels[::-1], share)
 
 
-def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> tuple[keras.Layer, list[Any]]:
-    """A layer and the variables it draws random numbers from."""
+def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> tuple[Any, list[Any]]:
+    """What applies a layer, and the variables it draws random numbers from."""
     if ":" in name:
         kind, given = functions.load(name, functions.LAYERS), options
     else:
@@ -113,10 +113,15 @@ def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> t
             f"train.augment.layers: {name} turns images of {shape} into {tuple(changed.shape[1:])}.",
             "Leave it out.",
         )
-    if ":" in name:
-        _require_pixels(name, functions.called(name, tf.function(layer), functions.LAYERS, image))
     weights = {id(weight) for weight in layer.weights}
-    return layer, [variable.value for variable in layer.variables if id(variable) not in weights]
+    drawn = [variable.value for variable in layer.variables if id(variable) not in weights]
+    if ":" not in name:
+        return layer, drawn
+    # With AutoGraph, which the step goes without: the user's layer may branch on a tensor.
+    converted = tf.function(layer)
+    changed = functions.called(name, lambda: converted(image, training=True), functions.LAYERS)
+    _require_pixels(name, changed)
+    return converted, drawn
 
 
 _SCALED = 2.0

@@ -258,7 +258,7 @@ def _call_functions(case: Case) -> None:
         made, variable = optimizer.make(train, rates), keras.Variable(np.zeros((2, 2)), dtype="float32")
         made.build([variable])
         _notice_unused_rate(train.optimizer, made, rates)
-        step = tf.function(lambda: made.apply([tf.ones([2, 2])], [variable]))
+        step = tf.function(lambda: made.apply([tf.ones([2, 2])], [variable]), autograph=False)
         functions.called(train.optimizer, step, functions.OPTIMIZER)
     rows, random = max(16, 2 * case.classes), np.random.default_rng(0)
     targets = task.empty(rows)  # every class, and every label with and without
@@ -341,7 +341,7 @@ def _step(network: Any, case: Case) -> None:
     """Compute gradients of one batch in a graph, as training does."""
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradients(pixels: Any) -> Any:
         with tf.GradientTape() as tape:
             logits = network(pixels, training=True)

@@ -38,7 +38,7 @@ def scorer(network: keras.Model, task: Task) -> Callable[[np.ndarray, np.ndarray
     """
     loss, outputs = plain_loss(task), len(task.names)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(tf.cast(images, tf.float32), training=False)
         return loss(labels, logits), logits

@@ -121,7 +121,7 @@ class Step:
         self._compiled = {scope: self._compile(graph) for scope, graph in self._graphs().items()}
         self._scorers = {scope: scorer(cut.head, self.task) for scope, cut in self.parts.items()}
         self._features = {
-            scope: tf.function(partial(self._extracted, cut), reduce_retracing=True)
+            scope: tf.function(partial(self._extracted, cut), reduce_retracing=True, autograph=False)
             for scope, cut in self.parts.items()
         }
 
@@ -178,7 +178,9 @@ class Step:
             tf.TensorSpec([None, *targets.shape[1:]], targets.dtype),
             tf.TensorSpec([None, batch], tf.int32),
         ]
-        return tf.function(partial(self._steps, graph), input_signature=signature)
+        # AutoGraph translates every function and layer, 3 CPU-seconds a worker on slow cores; Keras's own
+        # training does not translate either. Functions of the user's own keep it, where they are called.
+        return tf.function(partial(self._steps, graph), input_signature=signature, autograph=False)
 
     @property
     def iterations(self) -> int:
@@ -235,13 +237,15 @@ class Step:
     def _steps(self, graph: _Graph, images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         steps = tf.shape(order)[0]
         curve = tf.TensorArray(tf.float32, steps, element_shape=[2])
-        done, going = 0, True
-        while going and done < steps:
+
+        def step(done: Tensor, going: Tensor, curve: Any) -> tuple[Tensor, Tensor, Any]:
             rows = order[done]
             report = self._one(graph, tf.gather(images, rows), tf.gather(labels, rows))
-            curve = curve.write(done, report)
-            done += 1
-            going = tf.math.is_finite(report[0])
+            return done + 1, tf.math.is_finite(report[0]), curve.write(done, report)
+
+        done, _, curve = tf.while_loop(
+            lambda done, going, _: going & (done < steps), step, [tf.constant(0), tf.constant(True), curve]
+        )
         return curve.stack(), done
 
     def _one(self, graph: _Graph, images: Tensor, labels: Tensor) -> Tensor:
@@ -333,7 +337,7 @@ class Step:
         if moving:
             self._average(moving)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _average(self, statistics: list[Any]) -> None:
         def replica() -> Any:
             mine = [value + 0.0 for value in statistics]
@@ -350,7 +354,7 @@ class Step:
             variable.assign(average)
             average.assign(value)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _sum(self, values: Tensor) -> Tensor:
         def replica(mine: Tensor) -> Tensor:
             return tf.distribute.get_replica_context().all_reduce(

@@ -193,3 +193,36 @@ def test_features_on_disk_are_those_in_memory() -> None:
     assert np.array_equal(seen[1][0], rows[order])
     assert np.array_equal(seen[0][1], seen[1][1])
     assert np.array_equal(seen[0][1], order)
+
+
+class Darkened(Doubled):
+    """A layer of the user's that branches on what it is given."""
+
+    def __call__(self, images: Any, training: bool) -> Any:
+        import tensorflow as tf
+
+        if tf.reduce_mean(images) > 1:
+            images = images / 16
+        return images
+
+
+def steep(targets: Any, logits: Any) -> Any:
+    """A loss of the user's that branches on what it is given."""
+    import tensorflow as tf
+
+    rows = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    if tf.reduce_mean(rows) > 100:
+        rows = rows * 0.5
+    return rows
+
+
+def test_functions_of_the_users_own_may_branch_on_a_tensor() -> None:
+    order = np.arange(6, dtype=np.int32)[None]
+    darkened = {"layers": ["tests.integration.test_augment:Darkened"]}
+    step = step_of(darkened, loss="tests.integration.test_augment:steep")
+    curve, done = step.train(IMAGES, LABELS, order)
+    assert done == 1
+    dark, _ = step_of({}, loss="tests.integration.test_augment:steep").train(IMAGES // 16, LABELS, order)
+    bright, _ = step_of({}, loss="tests.integration.test_augment:steep").train(IMAGES, LABELS, order)
+    assert float(curve[0, 0]) == pytest.approx(float(dark[0, 0]), rel=0.01)
+    assert float(curve[0, 0]) != pytest.approx(float(bright[0, 0]), rel=0.01)

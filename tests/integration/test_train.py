@@ -23,7 +23,7 @@ def command(root: Path, *flags: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "distml.train", *FLAGS, f"--storage.root={root}", *flags],
         cwd=root.parent,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "DISTML_NO_DASHBOARD": "0"},
         capture_output=True,
         text=True,
         check=False,

@@ -120,11 +120,14 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_local_dashboard_listens_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("DISTML_NO_DASHBOARD", "0")
     arguments = cluster._init_arguments(Config(), 1, {})
     assert arguments["dashboard_host"] == "127.0.0.1"
     # True would raise where the dashboard cannot start: `raise_on_api_server_failure` of ray/_private/node.py
     assert arguments["include_dashboard"] is None
     assert cluster._init_arguments(Config(), 1, {}, dashboard=False)["include_dashboard"] is False
+    monkeypatch.setenv("DISTML_NO_DASHBOARD", "1")
+    assert cluster._init_arguments(Config(), 1, {})["include_dashboard"] is False
 
 
 @pytest.mark.ray
@@ -140,7 +143,10 @@ with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
 """
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path, "DISTML_NO_DASHBOARD": "0"},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["no dashboard 42"], done.stderr
 
