@@ -1,4 +1,4 @@
-"""The command `distml ingest`: prepare the configured data in the storage, by `data.shards` (driver).
+"""The command `distml ingest`: prepare the configured data in the storage, by `data.ingestion` (driver).
 
 python -m distml.ingest --config configs/fashion_mnist.yaml
 """

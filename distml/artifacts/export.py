@@ -29,7 +29,7 @@ from distml.config import ExportConfig
 from distml.data.image import Policy
 from distml.data.schema import Images
 from distml.tasks import Targets, Task
-from distml.tasks.network import head
+from distml.tasks.losses import head
 
 Tensor = Any
 _HEAD_BYTES = 1 << 17

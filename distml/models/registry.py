@@ -1,4 +1,4 @@
-"""The registry of network builders: looks one up by name, checks its options and builds it (driver, worker).
+"""Builds a network by name or by the user's `module:function`, and checks it: options, scaling, logits.
 
 Checking imports no TensorFlow; building does.
 """

@@ -1,4 +1,4 @@
-"""Transforms built networks: cuts, frozen layers, test-time views, faster training, activations (worker).
+"""Transforms built networks: cuts, frozen layers, test-time views, faster layers, heat maps (worker).
 
 Batch normalisation: Keras computes moments, scale and offset one after the other, always in float32.
 TensorFlow has a single operation for all of it, which also reads and writes 16-bit features: with it 16-bit

@@ -1,4 +1,4 @@
-"""Hyperparameter search: Ray Tune chooses the values of a sweep and stops bad trials early (driver).
+"""Hyperparameter search by Ray Tune, as `sweep.search` of the configuration says (driver).
 
 Every trial is an ordinary run of this product, begun in a process of Tune's; Tune draws the values, says how
 many trials run at a time and stops those that fall behind. An interrupted search resumes: Tune stores

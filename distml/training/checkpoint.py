@@ -1,4 +1,4 @@
-"""Checkpoints: writing, verifying, restoring; how many stay is `train.checkpoints_kept` (worker, driver).
+"""Checkpoints: writing, verifying, restoring (worker, driver); Ray deletes old ones, see `training.launch`.
 
 Ray Train copies files straight into a checkpoint's final folder, so an interrupted upload leaves part of it
 under its final name. A checkpoint therefore holds a manifest with the SHA-256 of each file, written last,

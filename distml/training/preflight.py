@@ -247,11 +247,11 @@ def _call_functions(case: Case) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from distml.tasks import network
+    from distml.tasks import losses
     from distml.training import augment, optimizer
 
     train, task = TrainConfig(**case.train), tasks.restore(_names(case), case.task)
-    network.loss(task, train.loss)
+    losses.loss(task, train.loss)
     augment.Augmentation(train.augment, case.shape)
     rates = optimizer.table(train, _STEPS)
     if ":" in train.optimizer:

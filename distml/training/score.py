@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from distml.tasks import Task
-from distml.tasks.network import plain_loss
+from distml.tasks.losses import plain_loss
 
 Tensor = Any
 Scores = tuple[np.ndarray, np.ndarray]

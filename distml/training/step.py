@@ -20,7 +20,7 @@ import tensorflow as tf
 from distml.config import AugmentConfig
 from distml.data import feed
 from distml.models import transform
-from distml.tasks import Task, network
+from distml.tasks import Task, losses
 from distml.tasks.classification import Classification
 from distml.training.augment import Augmentation, centre
 from distml.training.score import Scores, batch_rows, scorer
@@ -59,7 +59,7 @@ class StepSpec:
     accumulate_steps: int = 1
     stored_size: tuple[int, int] | None = None
     task: Task | None = None
-    loss: str = network.AUTO
+    loss: str = losses.AUTO
 
     @property
     def batch_seed(self) -> int:
@@ -112,8 +112,8 @@ class Step:
         self._trainable = [variable.value for variable in model.trainable_variables]
         self.ema = [tf.Variable(value) for value in self._trainable] if spec.ema else []
         self.task = spec.task or Classification(tuple(map(str, range(model.output_shape[-1]))))
-        self._loss = network.loss(self.task, spec.loss, spec.label_smoothing, spec.class_weights)
-        self._curve = network.curve(self.task)
+        self._loss = losses.loss(self.task, spec.loss, spec.label_smoothing, spec.class_weights)
+        self._curve = losses.curve(self.task)
         self.scores = scorer(model, self.task)
         self._augmentation = Augmentation(spec.augment, model.input_shape[1:])
         cuts: dict[Scope, Any] = {"features": transform.split(model), "maps": transform.split_frozen(model)}

@@ -590,14 +590,14 @@ def test_a_metric_that_is_no_number_is_named(metric: str, said: str) -> None:
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("functions")
 def test_a_loss_of_numbers_is_given_them_as_the_network_learns_them(own: Path) -> None:
-    from distml.tasks import network
+    from distml.tasks import losses
 
     (own.parent / "own_numbers.py").write_text(
         "def far(targets, scaled):\n    return targets[:, 0] + 0 * scaled[:, 0]\n"
     )
     task = Regression(("length",), scale=((100.0, 20.0),))
     targets = np.array([[100.0], [140.0]], np.float32)
-    assert network.loss(task, "own_numbers:far")(targets, np.zeros((2, 1), np.float32)).numpy().tolist() == [
+    assert losses.loss(task, "own_numbers:far")(targets, np.zeros((2, 1), np.float32)).numpy().tolist() == [
         0,
         2,
     ]

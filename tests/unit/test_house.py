@@ -60,13 +60,13 @@ OWNERS = {  # heavy imports and who may make them
             "distml.artifacts.export",
             "distml.models",
             "distml.training",
-            "distml.tasks.network",
+            "distml.tasks.losses",
         ),
         "distml.artifacts",
     ),
     "keras": (
         *("distml.data.feed", "distml.models", "distml.training", "distml.artifacts"),
-        "distml.tasks.network",
+        "distml.tasks.losses",
     ),
     "ray.train.tensorflow": (),  # imports TensorFlow in the driver and in the controller
     "tf_keras": (),
@@ -234,6 +234,16 @@ def test_the_root_holds_what_people_type_and_verbs_are_thin() -> None:
     verbs = [PACKAGE / f"{verb}.py" for verb in cli.VERBS if verb not in cli.MODULES]
     assert len(verbs) == 8
     assert {path.name for path in verbs if len(path.read_text().splitlines()) > 40} == set()
+
+
+def test_a_verb_names_the_module_that_does_its_work() -> None:
+    for verb in (verb for verb in cli.VERBS if verb not in cli.MODULES):
+        text = (PACKAGE / f"{verb}.py").read_text(encoding="utf-8")
+        named = re.search(r"by `([a-z_.]+)`", text.splitlines()[0])
+        assert named, verb
+        package, _, module = f"distml.{named[1]}".rpartition(".")
+        imported = rf"from {re.escape(package)} import {module}\b|from {re.escape(package)}\.{module} import "
+        assert re.search(imported, text), f"{verb} does not import {named[1]}"
 
 
 def test_modules_are_few_and_few_of_them_serve_a_single_importer() -> None:

@@ -1,4 +1,4 @@
-"""TensorFlow parts of a task: losses, step metrics and the output layer of an export (worker).
+"""The losses of each task, the metric of a training step, and the output layer of an export (worker).
 
 A loss takes targets and float32 logits [N, K] and returns the loss of each row, float32 [N].
 """
@@ -49,6 +49,11 @@ def _focal(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
     return (1 - right) ** _FOCUS * loss
 
 
+def _huber(errors: Tensor) -> Tensor:
+    size = tf.abs(errors)
+    return tf.where(size <= _HUBER, 0.5 * errors**2, _HUBER * (size - 0.5 * _HUBER))
+
+
 class _Classes:
     """Losses of one class a row; `weights` by class multiply the loss of a row. Final."""
 
@@ -84,12 +89,14 @@ class _Labels:
         return targets
 
     def loss(self, name: str) -> Loss:
+        exponent = {"binary_cross_entropy": 0.0, "focal": _FOCUS}[name]
+
         def rows(targets: Tensor, logits: Tensor) -> Tensor:
             soft = targets * (1 - self._smoothing) + self._smoothing / 2
             losses = tf.nn.sigmoid_cross_entropy_with_logits(soft, logits)
-            if name == "focal":
+            if exponent:
                 right = tf.exp(-tf.nn.sigmoid_cross_entropy_with_logits(targets, logits))
-                losses *= (1 - right) ** _FOCUS
+                losses *= (1 - right) ** exponent
             if self._weights:
                 losses *= 1 + targets * (tf.constant(self._weights, tf.float32) - 1)
             return tf.reduce_mean(losses, -1)
@@ -118,18 +125,8 @@ class _Numbers:
         return scaled - self.given(targets)
 
     def loss(self, name: str) -> Loss:
-        def rows(targets: Tensor, scaled: Tensor) -> Tensor:
-            errors = self._errors(targets, scaled)
-            size = tf.abs(errors)
-            if name == "mse":
-                values = errors**2
-            elif name == "mae":
-                values = size
-            else:
-                values = tf.where(size <= _HUBER, 0.5 * errors**2, _HUBER * (size - 0.5 * _HUBER))
-            return tf.reduce_mean(values, -1)
-
-        return rows
+        values = {"mse": tf.square, "mae": tf.abs, "huber": _huber}[name]
+        return lambda targets, scaled: tf.reduce_mean(values(self._errors(targets, scaled)), -1)
 
     def curve(self, targets: Tensor, scaled: Tensor) -> Tensor:
         unit = self._unit if self._single else 1.0
