@@ -13,6 +13,10 @@ import kubernetes_validate
 from tests.manifests.render import Manifest
 
 VERSION = "1.34"
+# It parses the definitions of all kinds, megabytes of JSON, for every object.
+vars(kubernetes_validate.utils)["schema_contents"] = functools.cache(
+    kubernetes_validate.utils.schema_contents
+)
 
 
 def problems(manifest: Manifest, crds: Path | None) -> list[str]:
@@ -70,9 +74,11 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    made = {key: _strict(value) for key, value in schema.items() if key not in ("format", "pattern")}
-    if isinstance(made.get("properties"), dict):
-        made["properties"] = {key: _strict(value) for key, value in schema["properties"].items()}
+    properties = schema.get("properties")
+    ours = ("format", "pattern", *(["properties"] if isinstance(properties, dict) else []))
+    made = {key: _strict(value) for key, value in schema.items() if key not in ours}
+    if isinstance(properties, dict):  # names of fields, which may be called like a keyword
+        made["properties"] = {key: _strict(value) for key, value in properties.items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             made.setdefault("additionalProperties", False)
     return made

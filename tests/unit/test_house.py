@@ -7,6 +7,7 @@ checker sees (`if TYPE_CHECKING`) do not.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -143,7 +144,8 @@ def executed(tree: ast.AST) -> Iterator[ast.AST]:
         yield from executed(child)
 
 
-def imports(name: str) -> set[str]:
+@functools.cache
+def imports(name: str) -> frozenset[str]:
     """Dotted names a module imports, `from a import b` as both a and a.b."""
     result: set[str] = set()
     package = name if OURS.get(name, Path()).name == "__init__.py" else name.rpartition(".")[0]
@@ -158,14 +160,14 @@ def imports(name: str) -> set[str]:
             result |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             result |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
-    return result
+    return frozenset(result)
 
 
 def inside(name: str, owners: tuple[str, ...]) -> bool:
     return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
 
 
-def known(imported: set[str]) -> set[str]:
+def known(imported: frozenset[str]) -> set[str]:
     """The modules of ours among imported names."""
     return {name for name in imported if name in OURS and name != "distml"}
 

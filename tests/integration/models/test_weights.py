@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = [
 LITE, SHAPE = "efficientnet_lite0", (32, 32, 3)
 
 
+@functools.cache  # nothing changes what is loaded from, and building it takes a second or two
 def drawn(name: str = LITE, classes: int = 5, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Any:
     """A network all of whose weights are drawn."""
     network = registry.build(name, shape, classes, {}, seed)
