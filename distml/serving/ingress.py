@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,36 @@ def require_certificate(tls: TlsConfig) -> None:
             f"{named}: others can read or change the key, its mode is {stat.S_IMODE(mode):04o}.",
             f"Run chmod 600 {tls.key}.",
         )
+
+
+_SOON = timedelta(days=14)
+
+
+def certificate_validity(tls: TlsConfig) -> str:
+    """Say what clients find wrong with the dates of a certificate; empty where nothing is, or there is none.
+
+    Args:
+        tls: Names files that `require_certificate` accepts.
+    """
+    if tls.certificate is None:
+        return ""
+    from cryptography import x509
+
+    try:
+        own = x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())[0]  # its issuers follow
+        begins, ends, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
+    except (OSError, ValueError):  # OpenSSL, which loaded it, is less strict
+        return ""
+    named = f"serve.tls.certificate = {tls.certificate!r}"
+    if ends < now:
+        return (
+            f"{named} expired on {ends:%Y-%m-%d}, so clients reject it. Replace it by a renewed one."
+        )
+    if now < begins:
+        return f"{named} is valid from {begins:%Y-%m-%d %H:%M} UTC, so clients reject it until then."
+    if ends - now < _SOON:
+        return f"{named} expires on {ends:%Y-%m-%d}. Replace it by a renewed one before."
+    return ""
 
 
 def variables(serve: ServeConfig, local: bool) -> dict[str, str]:

@@ -61,6 +61,8 @@ def follow(
             say(name, f"engine     {line}")
         for line in changes(described, described):
             say(name, line)
+    for line in files.troubles():
+        say("", line)
     while not ended.wait(_LOOK_S):
         for line in files.changes():
             say("", line)
@@ -85,6 +87,10 @@ class _Files:
         }
         self._seen = {what: look() for what, look in self._looks.items()}
         self._told = dict(self._seen)
+
+    def troubles(self) -> list[str]:
+        """Return what is wrong now."""
+        return [trouble for trouble in self._seen.values() if trouble]
 
     def changes(self) -> list[str]:
         """Say what two looks agree on: a file that is being written is not told."""
@@ -122,7 +128,7 @@ def _of_certificate(tls: TlsConfig) -> str:
         except ValueError:
             return f"{error} The previous certificate stays in use."
         return str(error)
-    return ""
+    return ingress.certificate_validity(tls)
 
 
 def _described(url: str) -> tuple[Described, str]:

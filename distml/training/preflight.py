@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import site
 import subprocess
 import sys
 import sysconfig
@@ -394,14 +395,20 @@ def _own_classes(network: Any) -> str:
     return ", ".join(places)
 
 
+_OF_THE_SYSTEM = ("sitecustomize", "usercustomize")
+"""Modules that Python imports when it starts; Debian keeps one in /etc."""
+
+
 def _files() -> dict[str, str]:
     """SHA-256 of every Python file that was imported from neither Python, its packages nor distml."""
     ours = Path(__file__).parents[1]
-    known = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    packages = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    packages += [*site.getsitepackages(), site.getusersitepackages()]
+    known = [Path(folder).resolve() for folder in packages]
     files = {}
-    for module in list(dict(sys.modules).values()):
+    for name, module in dict(sys.modules).items():
         path = getattr(module, "__file__", None)
-        if not path or not path.endswith(".py"):
+        if not path or not path.endswith(".py") or name in _OF_THE_SYSTEM:
             continue
         place = Path(path).resolve()
         if not any(place.is_relative_to(folder) for folder in (*known, ours)):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,24 @@ def test_troubles_of_keys_and_certificate_are_printed_when_they_stay(tmp_path: P
     assert told.endswith("The previous certificate stays in use.")
     assert after(lambda: (tmp_path / "cert.pem").write_bytes(certificate)) == "the certificate is valid again"
     assert after(lambda: (tmp_path / "key.pem").chmod(0o644)).endswith("key.pem.")
+    assert files.troubles() == [run._of_certificate(tls)]
+
+
+def test_the_dates_of_a_certificate_are_judged(tmp_path: Path) -> None:
+    tls = TlsConfig(certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    since_2020 = (datetime.now(UTC) - datetime(2020, 1, 1, tzinfo=UTC)).days
+    for days, expected in ((since_2020 - 1, "expired on 20"), (since_2020 + 9, "expires on 20")):
+        certificates.write(tmp_path, days=days)
+        assert expected in run._of_certificate(tls)
+    certificates.write(tmp_path, days=since_2020 + 60)
+    assert run._of_certificate(tls) == ""
+    expired, issuer = tmp_path / "old", (tmp_path / "cert.pem").read_bytes()
+    expired.mkdir()
+    certificate, _ = certificates.write(expired, days=since_2020 - 1)
+    both = certificate.read_bytes() + issuer  # the first is the server's own
+    certificate.write_bytes(both)
+    own = TlsConfig(certificate=str(certificate), key=str(expired / "key.pem"))
+    assert "so clients reject it" in run._of_certificate(own)
 
 
 def test_the_status_is_one_screen_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
