@@ -240,7 +240,7 @@ class _Served(tf.Module):
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.endpoints = {
             "serving_default": tf.function(self.predict, input_signature=[batch], autograph=False),
-            "image_bytes": tf.function(self.decode_and_predict, input_signature=[encoded]),
+            "image_bytes": tf.function(self.decode_and_predict, input_signature=[encoded], autograph=False),
         }
 
     def predict(self, image: Tensor) -> dict[str, Tensor]:
@@ -328,7 +328,8 @@ def _lite_int8(module: _Served, images: Images) -> bytes:
     ends = np.zeros((1, *images.shape[1:]), np.uint8)
     ends[:, ::2] = 255
     pixels = tf.TensorSpec([None, *module.model.input_shape[1:]], tf.float32, name="image")
-    frozen = _frozen(tf.function(module.network_outputs, input_signature=[pixels]).get_concrete_function())
+    outputs = tf.function(module.network_outputs, input_signature=[pixels], autograph=False)
+    frozen = _frozen(outputs.get_concrete_function())
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     shown = np.concatenate([ends, images]).astype(np.float32)

@@ -173,9 +173,7 @@ def certificate_validity(tls: TlsConfig) -> str:
         return ""
     named = f"serve.tls.certificate = {tls.certificate!r}"
     if ends < now:
-        return (
-            f"{named} expired on {ends:%Y-%m-%d}, so clients reject it. Replace it by a renewed one."
-        )
+        return f"{named} expired on {ends:%Y-%m-%d}, so clients reject it. Replace it by a renewed one."
     if now < begins:
         return f"{named} is valid from {begins:%Y-%m-%d %H:%M} UTC, so clients reject it until then."
     if ends - now < _SOON:

@@ -45,8 +45,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage root, moved to a folder of this test, with its configuration."""
     root = tmp_path_factory.mktemp("before") / "root"
     with tarfile.open(ARCHIVE) as archive:
-        # Python has had filters since 3.11.4; this archive is our own.
-        archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        if hasattr(tarfile, "data_filter"):  # since Python 3.11.4
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(root)
     (prepared,) = (root / "data").iterdir()
     assert ingestion.folder(resolve(root, THEN)) == f"data/{prepared.name}", "the data would be prepared anew"
     moved = root / ingestion.folder(resolve(root, str(root)))

@@ -131,7 +131,13 @@ def modules(*folders: str) -> dict[str, Path]:
 
 
 OURS = modules("distml")
-TREES = {name: ast.parse(path.read_text()) for name, path in modules("distml", "benchmarks").items()}
+SOURCES = modules("distml", "benchmarks")
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    """The parsed source of a module."""
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"))
 
 
 def executed(tree: ast.AST) -> Iterator[ast.AST]:
@@ -149,7 +155,7 @@ def imports(name: str) -> frozenset[str]:
     """Dotted names a module imports, `from a import b` as both a and a.b."""
     result: set[str] = set()
     package = name if OURS.get(name, Path()).name == "__init__.py" else name.rpartition(".")[0]
-    for node in executed(TREES[name]):
+    for node in executed(tree(name)):
         if isinstance(node, ast.Import):
             result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -203,9 +209,9 @@ def test_heavy_imports_have_owners(name: str) -> None:
         assert not taken or inside(name, owners), f"{name} imports {taken}; its owners are {owners}"
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_calls_have_owners_and_none_is_unsafe(name: str) -> None:
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -266,7 +272,7 @@ def test_modules_are_few_and_few_of_them_serve_a_single_importer() -> None:
 def test_text_files_are_utf_8_in_any_locale() -> None:
     wrong = []
     for name in modules("distml"):
-        for node in ast.walk(TREES[name]):
+        for node in ast.walk(tree(name)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             given = len(node.args) + len(node.keywords)
@@ -278,8 +284,8 @@ def test_text_files_are_utf_8_in_any_locale() -> None:
 def test_functions_are_short() -> None:
     long = {
         f"{name}.{node.name}": own_lines(node)
-        for name in TREES
-        for node in ast.walk(TREES[name])
+        for name in SOURCES
+        for node in ast.walk(tree(name))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and own_lines(node) > FUNCTION_LINES
     }
     assert not long
@@ -288,7 +294,7 @@ def test_functions_are_short() -> None:
 def test_names_say_what_the_thing_is() -> None:
     empty, private = [], []
     for name, path in modules("distml", "benchmarks", "tests").items():
-        for node in ast.walk(TREES.get(name) or ast.parse(path.read_text())):
+        for node in ast.walk(tree(name) if name in SOURCES else ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 words = set(node.name.lower().split("_"))
                 if NOT_WORDS & words or (node.name.startswith("test_") and NOT_IN_TESTS & words):
@@ -322,7 +328,7 @@ def test_messages_use_the_terms_of_the_field() -> None:
     private = {
         f"{name}:{line} {text}"
         for name in OURS
-        for line, text in messages(TREES[name])
+        for line, text in messages(tree(name))
         if NOT_IN_MESSAGES.search(text)
     }
     assert not private, "style: the words of the field"

@@ -107,13 +107,20 @@ def test_a_whole_model_in_the_old_format_is_loaded_without_its_head(keras: Any, 
         weights.load(narrow, tmp_path / "a.h5", "a.h5", options={"alpha": 0.35})
 
 
+@functools.cache
+def application(name: str, top: bool) -> Any:
+    """A network of Keras's own, with or without its classifier."""
+    import keras
+
+    return getattr(keras.applications, backbones.BACKBONES[name].function)(weights=None, include_top=top)
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
 @pytest.mark.parametrize(("top", "file"), [(False, "a.h5"), (False, "a.weights.h5"), (True, "a.weights.h5")])
 def test_keras_own_files_are_loaded_with_and_without_their_classifier(
     keras: Any, tmp_path: Path, name: str, top: bool, file: str
 ) -> None:
-    build = getattr(keras.applications, backbones.BACKBONES[name].function)
-    source = build(weights=None, include_top=top)
+    source = application(name, top)
     (source.save_weights if "weights" in file else source.save)(tmp_path / file)
     network = registry.build(name, SHAPE, 3, {}, 1)
     loaded = weights.load(network, tmp_path / file, file)
