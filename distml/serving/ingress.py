@@ -154,6 +154,7 @@ def require_certificate(tls: TlsConfig) -> None:
 
 
 _SOON = timedelta(days=14)
+"""Before a certificate ends; a third of its time where that is less, as for those of a day."""
 
 
 def certificate_validity(tls: TlsConfig) -> str:
@@ -169,14 +170,14 @@ def certificate_validity(tls: TlsConfig) -> str:
     try:
         own = x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())[0]  # its issuers follow
         begins, ends, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
-    except (OSError, ValueError):  # OpenSSL, which loaded it, is less strict
+    except (OSError, ValueError, x509.InvalidVersion):  # OpenSSL, which loaded it, is less strict
         return ""
     named = f"serve.tls.certificate = {tls.certificate!r}"
     if ends < now:
         return f"{named} expired on {ends:%Y-%m-%d}, so clients reject it. Replace it by a renewed one."
     if now < begins:
         return f"{named} is valid from {begins:%Y-%m-%d %H:%M} UTC, so clients reject it until then."
-    if ends - now < _SOON:
+    if ends - now < min(_SOON, (ends - begins) / 3):
         return f"{named} expires on {ends:%Y-%m-%d}. Replace it by a renewed one before."
     return ""
 

@@ -98,7 +98,7 @@ class _Files:
         for what, look in self._looks.items():
             trouble = look()
             if trouble == self._seen[what] != self._told[what]:
-                lines.append(trouble or f"the {what} is valid again")
+                lines.append(trouble or f"the {what} is in order again")
                 self._told[what] = trouble
             self._seen[what] = trouble
         return lines

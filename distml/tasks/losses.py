@@ -152,7 +152,7 @@ def loss(task: Task, wanted: str = AUTO, smoothing: float = 0.0, weights: Sequen
     parts = _PARTS[task.kind](task, smoothing, weights)
     if ":" in wanted:
         # With AutoGraph, which the step that calls it goes without: it may branch on a tensor.
-        own = tf.function(functions.load(wanted, functions.LOSS), reduce_retracing=True)
+        own = tf.function(functions.load(wanted, functions.LOSS))
         _try(wanted, own, task)
 
         def rows(targets: Tensor, logits: Tensor) -> Tensor:

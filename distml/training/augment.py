@@ -117,7 +117,8 @@ def _layer(name: str, options: dict[str, Any], shape: tuple[int, int, int]) -> t
     drawn = [variable.value for variable in layer.variables if id(variable) not in weights]
     if ":" not in name:
         return layer, drawn
-    # With AutoGraph, which the step goes without: the user's layer may branch on a tensor.
+    # With AutoGraph, which the step goes without: a class of the user's own may branch on a tensor, although
+    # `call` of a Keras layer may not, as in Keras's own training.
     converted = tf.function(layer)
     changed = functions.called(name, lambda: converted(image, training=True), functions.LAYERS)
     _require_pixels(name, changed)

@@ -43,6 +43,10 @@ _EXAMPLES = 2
 _DECORATOR = "@keras.saving.register_keras_serializable()"
 
 
+_TRIAL = 2
+"""Counts up when a trial finds what an earlier one did not; those that were kept are repeated then."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What is tried.
@@ -72,7 +76,7 @@ class Case:
     @property
     def key(self) -> str:
         """Digest of everything but the user's files."""
-        versions = [__version__, metadata.version("keras"), sys.version]
+        versions = [_TRIAL, __version__, metadata.version("keras"), sys.version]
         network = [self.name, self.shape, self.classes, self.task, self.options, self.views]
         text = json.dumps([*network, self.freeze_epochs > 0, self.train, self.metrics, versions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]

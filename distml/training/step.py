@@ -178,8 +178,8 @@ class Step:
             tf.TensorSpec([None, *targets.shape[1:]], targets.dtype),
             tf.TensorSpec([None, batch], tf.int32),
         ]
-        # AutoGraph translates every function and layer, 3 CPU-seconds a worker on slow cores; Keras's own
-        # training does not translate either. Functions of the user's own keep it, where they are called.
+        # AutoGraph translates our functions, 3 CPU-seconds a worker on slow cores, for nothing: they do not
+        # branch on tensors. Losses and augmentation of the user's own keep it, where they are called.
         return tf.function(partial(self._steps, graph), input_signature=signature, autograph=False)
 
     @property

@@ -51,7 +51,6 @@ FLAGS = [
     "--model.freeze_epochs=2",
     "--model.unfreeze_from=norm",
     "--model.backbone_learning_rate=0.1",
-    "--train.workers=1",  # test_ranks.py and tests/faults have several
     "--train.epochs=4",
     "--train.global_batch_size=32",
     "--train.learning_rate=0.05",

@@ -124,15 +124,13 @@ def test_an_endpoint_that_does_not_respond_is_an_error(whole: tuple[Path, dict[s
     assert result["error"].startswith(f"{url} does not respond yet.")
 
 
-def test_a_moved_champion_is_checked_again(
-    whole: tuple[Path, dict[str, Any], str], standing: Endpoint
-) -> None:
+def test_a_moved_champion_is_checked_again(whole: tuple[Path, dict[str, Any], str]) -> None:
     from mlflow import MlflowClient
 
     root, _, _ = whole
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     client.delete_registered_model_alias(NAME, "champion")
-    code, result, err = command(root, serve__url=standing.url)
+    code, result, err = command(root)
     assert code == 0, err
     assert {name: result["stages"][name]["status"] for name in STAGES} == dict.fromkeys(
         STAGES, "finished"

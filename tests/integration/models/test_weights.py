@@ -194,7 +194,8 @@ def test_a_model_with_code_of_its_own_gets_the_way_out(keras: Any, tmp_path: Pat
 
 def test_a_small_network_loads_the_matching_layers_and_lists_the_others(keras: Any, tmp_path: Path) -> None:
     drawn("convnet", shape=(28, 28, 1)).save(tmp_path / "gray.keras")
-    loaded = weights.load(drawn("convnet", 5, 1, SHAPE), tmp_path / "gray.keras", "gray.keras")
+    network = registry.build("convnet", SHAPE, 5, {}, 1)
+    loaded = weights.load(network, tmp_path / "gray.keras", "gray.keras")
     assert loaded.fresh == ("convnet/conv1/kernel", "convnet/dense/kernel")
     assert (loaded.loaded, loaded.unused) == (6, ())
 

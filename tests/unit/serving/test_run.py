@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,13 @@ def test_troubles_of_keys_and_certificate_are_printed_when_they_stay(tmp_path: P
     assert "has 1 words" in told
     assert told.endswith("The previous keys stay valid.")
     assert after(lambda: file.write_text("")).endswith("Until then every request is rejected.")
-    assert after(lambda: file.write_text(line)) == "the keys file is valid again"
+    assert after(lambda: file.write_text(line)) == "the keys file is in order again"
     certificate = (tmp_path / "cert.pem").read_bytes()
     told = after(lambda: (tmp_path / "cert.pem").write_text("half"))
     assert told.endswith("The previous certificate stays in use.")
-    assert after(lambda: (tmp_path / "cert.pem").write_bytes(certificate)) == "the certificate is valid again"
+    assert (
+        after(lambda: (tmp_path / "cert.pem").write_bytes(certificate)) == "the certificate is in order again"
+    )
     assert after(lambda: (tmp_path / "key.pem").chmod(0o644)).endswith("key.pem.")
     assert files.troubles() == [run._of_certificate(tls)]
 
@@ -139,6 +141,8 @@ def test_the_dates_of_a_certificate_are_judged(tmp_path: Path) -> None:
         assert expected in run._of_certificate(tls)
     certificates.write(tmp_path, days=since_2020 + 60)
     assert run._of_certificate(tls) == ""
+    certificates.write(tmp_path, days=6, begin=datetime.now(UTC) - timedelta(days=1))
+    assert run._of_certificate(tls) == "", "renewed by an agent every few days"
     expired, issuer = tmp_path / "old", (tmp_path / "cert.pem").read_bytes()
     expired.mkdir()
     certificate, _ = certificates.write(expired, days=since_2020 - 1)
