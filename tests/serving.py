@@ -69,7 +69,9 @@ def running(
 def listening(app: Any) -> Iterator[int]:
     """Run an ASGI application in a thread of this process; gives its port."""
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", access_log=False)
+        # Its configuration of logging would close the handlers of others: that of absl, which TensorFlow
+        # brings, takes the stream that pytest captures with it.
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, log_level="error", access_log=False)
     )
     thread = threading.Thread(target=server.run)
     thread.start()
