@@ -91,7 +91,7 @@ def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, di
     assert port not in {address.port for address in listening if address}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def standing(whole: tuple[Path, dict[str, Any], str]) -> Iterator[Endpoint]:
     """An endpoint of the model that the pipeline has made, which no pipeline started."""
     root, _, _ = whole
