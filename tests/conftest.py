@@ -48,7 +48,7 @@ def _isolate() -> None:
 
 
 _isolate()
-# By default garbage is looked for every 700 objects, among all that TensorFlow, Ray and MLflow import.
+# Python's default, a collection of garbage every 700 objects, scans TensorFlow, Ray and MLflow each time.
 gc.set_threshold(50_000)
 
 

@@ -162,8 +162,8 @@ def _attempt(verb: str, run: Callable[..., Result], parser: Parser, words: list[
 
 
 _THRESHOLD = 50_000
-"""Objects that are made before Python looks for garbage, 700 by default: it would look through all that Ray
-and MLflow import again and again, 3 of the 16 CPU-seconds of `distml train` itself."""
+"""Objects created between two collections of garbage. With Python's default of 700 it scans what Ray and
+MLflow import many times, 3 of the 16 CPU-seconds of `distml train` itself."""
 
 
 def exit_with(program: Callable[[], int]) -> NoReturn:

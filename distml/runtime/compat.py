@@ -224,8 +224,8 @@ PRIVATE = (
 def imports() -> Iterator[None]:
     """Hide `OPTIONAL` while the body imports; afterwards they can be imported as usual.
 
-    Garbage is not collected meanwhile: a module's objects stay, and looking through all of them again and
-    again took 30 % of the CPU time of `import keras, tensorflow` (6.2 to 4.3 CPU-seconds on slow cores).
+    Garbage is not collected meanwhile: a module's objects stay, and scanning all of them many times
+    took 30 % of the CPU time of `import keras, tensorflow` (6.2 to 4.3 CPU-seconds on slow cores).
     """
     hidden = [name for name in OPTIONAL if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None means "cannot be imported"

@@ -13,10 +13,6 @@ import kubernetes_validate
 from tests.manifests.render import Manifest
 
 VERSION = "1.34"
-# It parses the definitions of all kinds, megabytes of JSON, for every object.
-vars(kubernetes_validate.utils)["schema_contents"] = functools.cache(
-    kubernetes_validate.utils.schema_contents
-)
 
 
 def problems(manifest: Manifest, crds: Path | None) -> list[str]:
@@ -74,11 +70,14 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    properties = schema.get("properties")
-    ours = ("format", "pattern", *(["properties"] if isinstance(properties, dict) else []))
-    made = {key: _strict(value) for key, value in schema.items() if key not in ours}
-    if isinstance(properties, dict):  # names of fields, which may be called like a keyword
-        made["properties"] = {key: _strict(value) for key, value in properties.items()}
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
+    made = {key: _below(key, value) for key, value in schema.items() if key not in ("format", "pattern")}
+    if isinstance(made.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
     return made
+
+
+def _below(key: str, value: Any) -> Any:
+    """What stands at a keyword, made strict; below `properties` are names of fields, not keywords."""
+    if key == "properties" and isinstance(value, dict):
+        return {name: _strict(field) for name, field in value.items()}
+    return _strict(value)
