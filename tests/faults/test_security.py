@@ -50,7 +50,7 @@ def test_the_jobs_api_needs_the_token_and_no_secret_is_logged(tmp_path: Path, se
         "HOME": str(home),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or f"{Path.home()}/.cache",
     }
-    env |= {"RAY_AUTH_TOKEN_PATH": "", "RAY_TMPDIR": str(sessions)}
+    env |= {"RAY_AUTH_TOKEN_PATH": "", "RAY_TMPDIR": str(sessions), "DISTML_NO_DASHBOARD": "0"}
     with Training(root, "secrets", "--train.epochs=2", "--train.workers=1", env=env) as run:
         run.wait_for("epoch 1/2")
         (board,) = {
