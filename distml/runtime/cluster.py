@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,9 @@ def connect(
 ) -> Iterator[Cluster]:
     """Connect to the cluster in RAY_ADDRESS, else start a local Ray; disconnect at the end.
 
+    A process that is connected already stays with that Ray, and nothing ends here: a notebook trains while
+    it serves, and a script that called `ray.init` itself keeps its own.
+
     Args:
         config: Sizes a local Ray.
         runs: That are to train at the same time.
@@ -150,8 +154,12 @@ def connect(
             `ray.init` waits 4 s on two cores.
 
     Raises:
-        ResourceError: The cluster cannot be reached or a local one cannot start.
+        ResourceError: The cluster cannot be reached, a local one cannot start, or the one that is there
+            lacks the variables.
     """
+    if (present := _present(variables or {})) is not None:
+        yield present
+        return
     environment.RAY.apply()
     processes.reach_this_machine()
     if address() is None:
@@ -163,7 +171,8 @@ def connect(
     own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
         try:
-            with environment.inherited(temporary):
+            few = compat.few_processes(dashboard=arguments.get("include_dashboard") is not False)
+            with environment.inherited(temporary), contextlib.nullcontext() if address() else few:
                 context = ray.init(
                     namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
                 )
@@ -178,16 +187,35 @@ def connect(
             signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
         processes.step_back()
         try:
-            yield _described(context)
+            _opened.append(_described(context))
+            yield _opened[-1]
         except KeyboardInterrupt:
             if address() is None:
                 compat.killed_at_once()
                 processes.kill_workers()
             raise
         finally:
+            _opened.clear()
             # quietly, for Ray speaks of its own end
             with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
                 ray.shutdown()
+
+
+_opened: list[Cluster] = []
+"""The connection that `connect` has open in this process, if any."""
+
+
+def _present(variables: Mapping[str, str]) -> Cluster | None:
+    """The Ray that this process is connected to already; one that `connect` did not start is not local."""
+    ray: Any = sys.modules.get("ray")
+    if not getattr(ray, "is_initialized", bool)():  # absent while a thread imports Ray
+        return None
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        raise ResourceError(
+            "this process is connected to a Ray that was started without the settings of the endpoint.",
+            "End that connection first (ray.shutdown()), or serve in another process: python -m distml.serve.",
+        )
+    return _opened[-1] if _opened else Cluster(ray.cluster_resources(), None, False, None)
 
 
 def _described(context: Any) -> Cluster:

@@ -187,6 +187,18 @@ PRIVATE = (
         "not measured alone; Ray waits up to a second for each of three processes, one after the other",
     ),
     Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray._private.node:Node.start_log_monitor",
+            "ray._private.node:Node.start_api_server",
+            "ray._private.node:Node.start_monitor",
+            "ray/_private/node.py: self._webui_url = None",
+        ),
+        "`few_processes`: a local Ray has no log monitor, and without a dashboard no API server and no monitor",
+        "GAIN",
+    ),
+    Private(
         "uvicorn",
         "0.54.0",
         (
@@ -318,6 +330,30 @@ def grpc_on_loopback() -> list[Any]:
     vars(replica)["add_port_to_grpc_server"] = add
     vars(default_impl)["add_grpc_address"] = add_plain
     return []
+
+
+@contextlib.contextmanager
+def few_processes(dashboard: bool) -> Iterator[None]:
+    """Let a local Ray that starts within the body leave out processes that have nothing to do here.
+
+    The log monitor sends the workers' lines to a driver, which shows none of them (`log_to_driver`). Where
+    there is no dashboard, Ray starts the server of its API all the same, and always the autoscaler's
+    monitor, which has no nodes to add on one machine; the dashboard shows the monitor's summary.
+
+    Args:
+        dashboard: Whether there is one.
+    """
+    from ray._private.node import Node
+
+    without = ["start_log_monitor", *(() if dashboard else ("start_api_server", "start_monitor"))]
+    own = {name: getattr(Node, name) for name in without}
+    for name in without:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(Node, name, value)
 
 
 def killed_at_once() -> None:

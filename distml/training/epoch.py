@@ -18,7 +18,7 @@ from distml.data import feed
 from distml.errors import DataError, NotFiniteError
 from distml.training import checkpoint
 from distml.training import metrics as catalogue
-from distml.training.events import EpochFinished, StepsDone
+from distml.training.events import EpochFinished, FeaturesStarted, StepsDone
 from distml.training.step import Scope
 
 Tensor = Any
@@ -212,6 +212,8 @@ class Epochs:
         views = rank.config.train.augment.frozen_views
         view = epoch % views if views else None
         if view not in self._stores:
+            rows = rank.manifest.rows["train"]
+            rank.send(FeaturesStarted(rows, None if view is None else view + 1, views))
             store = FeatureStore(rank.config.data.memory_budget_bytes // max(1, views))
             for window in rank.shard.windows(epoch):
                 images, labels = self._tensors(window)

@@ -89,6 +89,21 @@ class WeightsLoaded(Event):
 
 
 @dataclass(frozen=True)
+class FeaturesStarted(Event):
+    """Rank 0 begins to compute the features that its epochs train on, which takes no step.
+
+    Attributes:
+        rows: Training rows of all workers.
+        view: Augmented view of the images, counted from 1; None where they are not augmented.
+        views: How many of them there are; 0 where images are not augmented.
+    """
+
+    rows: int
+    view: int | None = None
+    views: int = 0
+
+
+@dataclass(frozen=True)
 class StepsDone(Event):
     """Some optimizer steps are done.
 

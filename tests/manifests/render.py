@@ -51,7 +51,7 @@ def render(folder: Path) -> list[Manifest]:
     done = subprocess.run([*_kustomize(), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{folder}: {done.stderr.strip()}")
-    return embedded([item for item in yaml.safe_load_all(done.stdout) if item])
+    return embedded([item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item])
 
 
 def embedded(manifests: list[Manifest]) -> list[Manifest]:

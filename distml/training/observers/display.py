@@ -17,6 +17,7 @@ from distml.training.events import (
     CheckpointSkipped,
     EpochFinished,
     Event,
+    FeaturesStarted,
     Resumed,
     Started,
     StepsDone,
@@ -62,6 +63,9 @@ class Display:
                 self.say(f"[yellow]checkpoint {event.name} is not used: {event.reason}[/yellow]")
             case WorkerFailed():
                 self.say(f"[yellow]worker {event.rank} failed: {event.cause}[/yellow]")
+            case FeaturesStarted():
+                which = f", view {event.view} of {event.views}" if event.view else ""
+                self.say(f"computing the features of {event.rows:,} training rows once{which}")
             case StepsDone():
                 self._steps_done(event)
             case EpochFinished():

@@ -34,6 +34,19 @@ def drawn(name: str = LITE, classes: int = 5, seed: int = 0, shape: tuple[int, i
     return network
 
 
+@functools.cache
+def _built(name: str, shape: tuple[int, int, int], classes: int) -> tuple[Any, list[np.ndarray]]:
+    network = registry.build(name, shape, classes, {}, 1)
+    return network, network.get_weights()
+
+
+def built(name: str, shape: tuple[int, int, int], classes: int) -> Any:
+    """A network with the weights of seed 1: one object for all tests, for a backbone takes a second or two."""
+    network, first = _built(name, shape, classes)
+    network.set_weights(first)
+    return network
+
+
 def published(network: Any, path: Path) -> None:
     """Write weights as the publisher of EfficientNet-Lite does: `block03/expand/conv/kernel`."""
     arrays = {}
@@ -51,7 +64,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def test_published_arrays_load_into_every_layer_but_the_head(keras: Any, tmp_path: Path) -> None:
-    source, network = drawn(), registry.build(LITE, SHAPE, 3, {}, 1)
+    source, network = drawn(), built(LITE, SHAPE, 3)
     head = network.get_layer("logits").get_weights()
     published(source, tmp_path / "lite0.npz")
     loaded = weights.load(network, tmp_path / "lite0.npz", "lite0.npz")
@@ -73,7 +86,7 @@ def test_published_arrays_load_into_every_layer_but_the_head(keras: Any, tmp_pat
 def test_keras_files_are_loaded_with_the_head_where_it_fits(
     keras: Any, tmp_path: Path, file: str, classes: int, count: int
 ) -> None:
-    source, network = drawn(), registry.build(LITE, (40, 48, 1), classes, {}, 1)
+    source, network = drawn(), built(LITE, (40, 48, 1), classes)
     (source.save_weights if file == "a.weights.h5" else source.save)(tmp_path / file)
     loaded = weights.load(network, tmp_path / file, file)
     assert same(source, network)
@@ -99,7 +112,7 @@ def test_the_export_of_a_run_is_loaded_into_another(keras: Any, tmp_path: Path) 
 def test_a_whole_model_in_the_old_format_is_loaded_without_its_head(keras: Any, tmp_path: Path) -> None:
     source = keras.applications.MobileNetV2(weights=None, classes=7, input_shape=(96, 96, 3))
     source.save(tmp_path / "a.h5")
-    network = registry.build("mobilenet_v2", SHAPE, 3, {}, 1)
+    network = built("mobilenet_v2", SHAPE, 3)
     loaded = weights.load(network, tmp_path / "a.h5", "a.h5")
     assert (loaded.loaded, loaded.unused) == (260, ("predictions",))
     narrow = registry.build("mobilenet_v2", SHAPE, 3, {"alpha": 0.35}, 1)
@@ -122,7 +135,7 @@ def test_keras_own_files_are_loaded_with_and_without_their_classifier(
 ) -> None:
     source = application(name, top)
     (source.save_weights if "weights" in file else source.save)(tmp_path / file)
-    network = registry.build(name, SHAPE, 3, {}, 1)
+    network = built(name, SHAPE, 3)
     loaded = weights.load(network, tmp_path / file, file)
     assert loaded.fresh == ("logits/kernel", "logits/bias")
     theirs = {weight.path: weight.numpy() for weight in source.weights}
@@ -154,7 +167,7 @@ def test_weights_of_another_network_are_rejected_with_the_reason(
 ) -> None:
     other, name, said = OTHERS[kind]
     drawn(other).save(tmp_path / "other.keras")
-    network = registry.build(name, SHAPE, 9, {}, 1)
+    network = built(name, SHAPE, 9)
     before = network.get_weights()
     with pytest.raises(ModelError, match=said):
         weights.load(network, tmp_path / "other.keras", "other.keras")
@@ -171,7 +184,7 @@ def test_a_network_that_shares_its_last_layer_alone_is_rejected(keras: Any, tmp_
 def test_arrays_of_pytorch_and_of_a_training_that_diverged_are_named(keras: Any, tmp_path: Path) -> None:
     published(drawn(), tmp_path / "whole.npz")
     arrays = dict(np.load(tmp_path / "whole.npz"))
-    network = registry.build(LITE, SHAPE, 5, {}, 1)
+    network = built(LITE, SHAPE, 5)
     turned = {name: array.transpose() for name, array in arrays.items()}
     np.savez(tmp_path / "turned.npz", allow_pickle=False, **turned)
     with pytest.raises(ModelError) as caught:
@@ -205,7 +218,7 @@ def test_a_backbone_is_loaded_completely_or_rejected(keras: Any, tmp_path: Path)
     arrays = dict(np.load(tmp_path / "whole.npz"))
     del arrays["block03/expand/conv/kernel"]
     np.savez(tmp_path / "less.npz", allow_pickle=False, **arrays)
-    network = registry.build(LITE, SHAPE, 5, {}, 1)
+    network = built(LITE, SHAPE, 5)
     with pytest.raises(ModelError, match=r"244 of the 245 arrays .* it has no block03_expand_conv/kernel"):
         weights.load(network, tmp_path / "less.npz", "less.npz")
 
@@ -214,7 +227,7 @@ def test_a_backbone_is_loaded_completely_or_rejected(keras: Any, tmp_path: Path)
 def test_a_damaged_file_is_an_error_message(keras: Any, tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"PK\x03\x04 not what it seems")
     with pytest.raises(ModelError, match=f"weights mine/{file} cannot be read") as caught:
-        weights.load(registry.build(LITE, SHAPE, 5, {}, 1), tmp_path / file, f"mine/{file}")
+        weights.load(built(LITE, SHAPE, 5), tmp_path / file, f"mine/{file}")
     assert "\n" not in str(caught.value)
 
 
@@ -222,4 +235,4 @@ def test_pickled_arrays_are_rejected(keras: Any, tmp_path: Path) -> None:
     arrays: dict[str, Any] = {"stem/conv/kernel": np.array([{"a": 1}], object)}
     np.savez(tmp_path / "evil.npz", **arrays)
     with pytest.raises(ModelError, match="cannot be read: Object arrays cannot be loaded"):
-        weights.load(registry.build(LITE, SHAPE, 5, {}, 1), tmp_path / "evil.npz", "evil.npz")
+        weights.load(built(LITE, SHAPE, 5), tmp_path / "evil.npz", "evil.npz")

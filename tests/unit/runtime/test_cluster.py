@@ -139,7 +139,10 @@ import ray
 from distml.config import Config
 from distml.runtime import cluster
 with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
+    with cluster.connect(Config(), dashboard=False) as inner:
+        assert inner is connected
     print(connected.shown, ray.get(ray.remote(lambda: 6 * 7).remote()))
+assert not ray.is_initialized()
 """
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
@@ -149,6 +152,20 @@ with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
         text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["no dashboard 42"], done.stderr
+
+
+def test_a_ray_of_the_users_own_is_used_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setitem(sys.modules, "ray", own)  # neither `init` nor `shutdown` may be called
+    with cluster.connect(Config()) as connected:
+        assert connected == Cluster({"CPU": 2.0}, None, False, None)
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_STATS_PORT", raising=False)
+    with (
+        pytest.raises(ResourceError, match="started without the settings of the endpoint") as caught,
+        cluster.connect(Config(), variables={"RAY_SERVE_HAPROXY_STATS_PORT": "1"}),
+    ):
+        pytest.fail("there is no connection")
+    assert "python -m distml.serve" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

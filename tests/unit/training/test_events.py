@@ -19,6 +19,7 @@ from distml.training.events import (
     CheckpointSkipped,
     EpochFinished,
     Event,
+    FeaturesStarted,
     Outcome,
     Resumed,
     RunFailed,
@@ -48,6 +49,7 @@ EVENTS: list[Event] = [
     RunFailed("the loss became nan.", "Lower it.", "NotFiniteError"),
     FINISHED,
     WeightsLoaded("imagenet", "abc", "245 of 247 arrays loaded"),
+    FeaturesStarted(1200, 1, 2),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from distml.tasks import Evaluation
-from distml.training.events import EpochFinished, Resumed, Started, WeightsLoaded
+from distml.training.events import EpochFinished, FeaturesStarted, Resumed, Started, WeightsLoaded
 from distml.training.observers.display import Display
 
 STARTED = Started(
@@ -45,6 +45,16 @@ def test_the_end_of_the_frozen_epochs_explains_the_jump_of_the_loss() -> None:
     assert "the backbone is trained from epoch 3 on" in lines[2]
     Display(2, Console(file=stream), frozen=2)(EpochFinished(2, 20, {"samples_per_s": 10.0}))
     assert "is trained from epoch" not in stream.getvalue().splitlines()[-1]  # no phase follows
+
+
+def test_computing_features_is_reported_before_the_steps() -> None:
+    stream = io.StringIO()
+    display = Display(2, Console(file=stream, soft_wrap=True))
+    display(FeaturesStarted(10_400))
+    display(FeaturesStarted(10_400, view=1, views=4))
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("computing the features of 10,400 training rows once")
+    assert second.endswith("computing the features of 10,400 training rows once, view 1 of 4")
 
 
 @pytest.mark.parametrize("resumed", [False, True])
