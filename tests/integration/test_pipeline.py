@@ -35,6 +35,7 @@ def words(root: Path, **flags: Any) -> list[str]:
         "train.epochs": 4,
         "train.global_batch_size": 32,
         "train.learning_rate": 0.01,
+        "export.formats": "[litert]",  # what the endpoint reads
         "tracking.registered_model": NAME,
         "serve.port": ingress.free_ports()[0],
         "serve.replicas.max": 1,

@@ -29,6 +29,7 @@ def command(root: Path, *flags: str) -> tuple[int, dict[str, Any], str]:
         "train.workers": 1,
         "train.epochs": 2,
         "train.global_batch_size": 64,
+        "export.formats": "[keras]",
         "tracking.registered_model": NAME,
         "sweep.candidates": CANDIDATES,
         "sweep.concurrent": 2,

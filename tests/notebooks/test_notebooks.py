@@ -52,6 +52,7 @@ def config(root: Path) -> Path:
     values = yaml.safe_load((FOLDER.parent / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
     values["data"] = {"name": "fashion-some", "format": "tests.fashion:some"}
     values["train"] |= {"workers": 1, "global_batch_size": 128}  # as many steps as with all rows
+    values["export"] = {"formats": ["litert"]}
     file = root.parent / "smoke.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
