@@ -213,7 +213,7 @@ def _present(variables: Mapping[str, str]) -> Cluster | None:
     if any(os.environ.get(name) != value for name, value in variables.items()):
         raise ResourceError(
             "this process is connected to a Ray that was started without the settings of the endpoint.",
-            "End that connection first (ray.shutdown()), or serve in another process: python -m distml.serve.",
+            "End that connection (ray.shutdown()), or serve in another process: python -m distml.serve.",
         )
     return _opened[-1] if _opened else Cluster(ray.cluster_resources(), None, False, None)
 

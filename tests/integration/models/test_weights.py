@@ -41,7 +41,7 @@ def _built(name: str, shape: tuple[int, int, int], classes: int) -> tuple[Any, l
 
 
 def built(name: str, shape: tuple[int, int, int], classes: int) -> Any:
-    """A network with the weights of seed 1: one object for all tests, for a backbone takes a second or two."""
+    """A network with the weights of seed 1: one object for all tests, for building takes seconds."""
     network, first = _built(name, shape, classes)
     network.set_weights(first)
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -135,12 +136,16 @@ def test_ray_works_where_its_dashboard_cannot_start(tmp_path: Path) -> None:
     broken = "import os, sys\nif any(word.endswith('dashboard.py') for word in sys.orig_argv): os._exit(1)\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
     program = """
+import psutil
 import ray
 from distml.config import Config
 from distml.runtime import cluster
 with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
     with cluster.connect(Config(), dashboard=False) as inner:
         assert inner is connected
+    processes = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("/monitor.py" in words for words in processes)
+    assert not any("log_monitor" in words for words in processes)
     print(connected.shown, ray.get(ray.remote(lambda: 6 * 7).remote()))
 assert not ray.is_initialized()
 """
@@ -182,6 +187,7 @@ def test_a_failed_start_of_ray_is_an_error_message(
         raise Exception("The node timed out during startup.\nMore.")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setattr(cluster.compat, "few_processes", lambda dashboard: contextlib.nullcontext())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if where:
         monkeypatch.setenv("RAY_ADDRESS", where)
@@ -203,6 +209,7 @@ def test_an_interrupted_start_leaves_no_process_of_ray(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
+    monkeypatch.setattr(cluster.compat, "few_processes", lambda dashboard: contextlib.nullcontext())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(KeyboardInterrupt), cluster.connect(Config()):
         pytest.fail("there is no connection")

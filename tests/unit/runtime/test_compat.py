@@ -213,3 +213,15 @@ def test_responses_in_one_write_are_those_of_uvicorn() -> None:
     compat.http_in_one_write()
     with serving.listening(_several_answers) as port:
         assert _raw(port) == before
+
+
+@pytest.mark.parametrize(("dashboard", "count"), [(True, 1), (False, 3)])
+def test_processes_are_left_out_of_a_ray_that_starts_meanwhile_alone(dashboard: bool, count: int) -> None:
+    from ray._private.node import Node
+
+    starts = ("start_log_monitor", "start_api_server", "start_monitor", "start_gcs_server")
+    own = {name: getattr(Node, name) for name in starts}
+    with compat.few_processes(dashboard):
+        changed = [name for name in starts if getattr(Node, name) is not own[name]]
+    assert len(changed) == count
+    assert all(getattr(Node, name) is own[name] for name in starts)
