@@ -196,9 +196,16 @@ def connect(
             raise
         finally:
             _opened.clear()
-            # quietly, for Ray speaks of its own end
-            with log.quietly(), contextlib.nullcontext() if address() else processes.killed_at_exit():
+            with _ending():
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Quietly, for Ray speaks of its own end."""
+    at_once = contextlib.nullcontext() if address() else processes.killed_at_exit()
+    with log.quietly(), compat.no_messages(), at_once:
+        yield
 
 
 _opened: list[Cluster] = []

@@ -200,6 +200,13 @@ PRIVATE = (
         "log monitor alone: 0.8, and 13 ms in each second afterwards (2026-11-30, slow cores)",
     ),
     Private(
+        "ray",
+        "2.60.0",
+        ("ray._private.worker:print_to_stdstream",),
+        "`no_messages`: a script or notebook that ends an endpoint does not read that its controller was killed",
+        "no time; two lines (raylet) about failed tasks stood in the output of each",
+    ),
+    Private(
         "uvicorn",
         "0.54.0",
         (
@@ -355,6 +362,23 @@ def few_processes(dashboard: bool) -> Iterator[None]:
     finally:
         for name, value in own.items():
             setattr(Node, name, value)
+
+
+@contextlib.contextmanager
+def no_messages() -> Iterator[None]:
+    """Let Ray write no errors of its cluster to this process's standard output within the body.
+
+    It writes them from a thread of its own, into the output of a notebook's cell as well. At the end they
+    are about what was ended on purpose.
+    """
+    from ray._private import worker
+
+    own = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = own
 
 
 def killed_at_once() -> None:

@@ -318,7 +318,7 @@ def stop() -> None:
 
     with contextlib.suppress(Exception):  # the application may not be there
         serve.delete(APPLICATION)
-    with log.quietly():  # Serve kills its controller, and Ray would report that as lost
+    with log.quietly(), compat.no_messages():  # Serve kills its controller, and Ray would report that as lost
         serve.shutdown()
 
 

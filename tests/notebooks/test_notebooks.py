@@ -78,6 +78,7 @@ def test_notebooks_run(
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [output.get("data", {}) for output in outputs]
+    assert "(raylet)" not in "".join(output.get("text", "") for output in outputs)
     assert any("image/png" in data for data in shown)
     assert all("image/png" in data for data in shown if data.get("text/plain", "").startswith("<Figure"))
     assert not [output for output in outputs if output.output_type == "error"]
