@@ -16,7 +16,7 @@ import pytest
 
 from distml.config import Config, TrainConfig
 from distml.errors import ResourceError
-from distml.runtime import cluster
+from distml.runtime import cluster, compat
 from distml.runtime import cluster as joining
 from distml.runtime.cluster import Cluster, Plan
 
@@ -139,7 +139,7 @@ def test_ray_works_where_its_dashboard_cannot_start(tmp_path: Path) -> None:
 import psutil
 import ray
 from distml.config import Config
-from distml.runtime import cluster
+from distml.runtime import cluster, compat
 with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
     with cluster.connect(Config(), dashboard=False) as inner:
         assert inner is connected
@@ -187,7 +187,7 @@ def test_a_failed_start_of_ray_is_an_error_message(
         raise Exception("The node timed out during startup.\nMore.")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
-    monkeypatch.setattr(cluster.compat, "few_processes", lambda dashboard: contextlib.nullcontext())
+    monkeypatch.setattr(compat, "few_processes", lambda dashboard: contextlib.nullcontext())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if where:
         monkeypatch.setenv("RAY_ADDRESS", where)
@@ -209,7 +209,7 @@ def test_an_interrupted_start_leaves_no_process_of_ray(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
-    monkeypatch.setattr(cluster.compat, "few_processes", lambda dashboard: contextlib.nullcontext())
+    monkeypatch.setattr(compat, "few_processes", lambda dashboard: contextlib.nullcontext())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(KeyboardInterrupt), cluster.connect(Config()):
         pytest.fail("there is no connection")
