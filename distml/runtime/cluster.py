@@ -123,9 +123,13 @@ class Cluster:
 def _init_arguments(
     config: Config, runs: int, variables: Mapping[str, str], dashboard: bool = True
 ) -> dict[str, Any]:
+    """Set the variables that are read when Ray is imported, and return the arguments of `ray.init`."""
+    environment.RAY.apply()
+    processes.reach_this_machine()
     if address():
         travelling = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
         return {"address": address(), **travelling}
+    environment.LOCAL_RAY.apply()
     environment.override(variables)  # Ray's processes inherit this one's
     processes.authenticate()
     return {
@@ -160,34 +164,13 @@ def connect(
     if (present := _present(variables or {})) is not None:
         yield present
         return
-    environment.RAY.apply()
-    processes.reach_this_machine()
-    if address() is None:
-        environment.LOCAL_RAY.apply()
     arguments = _init_arguments(config, runs, variables or {}, dashboard)
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
     own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
+        _opened.append(_described(_init(arguments, temporary)))
         try:
-            few = compat.few_processes(dashboard=arguments.get("include_dashboard") is not False)
-            with environment.inherited(temporary), contextlib.nullcontext() if address() else few:
-                context = ray.init(
-                    namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
-                )
-        except KeyboardInterrupt:
-            processes.kill_starting()
-            raise
-        except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
-            doing = f"connect to {address()}" if address() else "start Ray on this machine"
-            cause = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
-            raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
-        processes.step_back()
-        try:
-            _opened.append(_described(context))
             yield _opened[-1]
         except KeyboardInterrupt:
             if address() is None:
@@ -198,6 +181,34 @@ def connect(
             _opened.clear()
             with _ending():
                 ray.shutdown()
+
+
+def _init(arguments: dict[str, Any], temporary: Mapping[str, str]) -> Any:
+    """Call `ray.init`; Ray's processes, not this one, have the variables of temporary folders.
+
+    Raises:
+        ResourceError: It failed.
+    """
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    few = compat.few_processes(dashboard=arguments.get("include_dashboard") is not False)
+    try:
+        with environment.inherited(temporary), contextlib.nullcontext() if address() else few:
+            context = ray.init(
+                namespace="distml", log_to_driver=False, logging_level=logging.ERROR, **arguments
+            )
+    except KeyboardInterrupt:
+        processes.kill_starting()
+        raise
+    except Exception as error:  # where the raylet is not up within 30 s, Ray raises this very class
+        doing = f"connect to {address()}" if address() else "start Ray on this machine"
+        cause = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
+        raise ResourceError(f"cannot {doing}: {cause}.", _remedy(cause)) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a result line
+    processes.step_back()
+    return context
 
 
 @contextlib.contextmanager

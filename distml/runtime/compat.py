@@ -203,7 +203,7 @@ PRIVATE = (
         "ray",
         "2.60.0",
         ("ray._private.worker:print_to_stdstream",),
-        "`no_messages`: scripts and notebooks that end an endpoint do not read that its controller was killed",
+        "`no_messages`: scripts and notebooks that end an endpoint are not told of its killed controller",
         "no time; two lines (raylet) about failed tasks stood in the output of each",
     ),
     Private(
