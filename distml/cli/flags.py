@@ -50,6 +50,7 @@ _METAVARS = {
 }
 
 
+@functools.cache  # 0.08 s of a core for the flags of 150 keys
 def make_parser(verb: str, doc: str, arguments: Callable[[Parser], None] | None = None) -> Parser:
     """Make the parser of a verb: its own arguments and one flag for every key of the configuration.
 
