@@ -23,6 +23,7 @@ from distml.config import Config
 from distml.data import schema
 from distml.storage import Storage
 from distml.tracking import runs
+from tests.registered import FORMATS
 from tests.runner import REPOSITORY
 
 pytestmark = [
@@ -53,6 +54,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         {"name": "pets", "classes": CLASSES, "shape": list(SHAPE)},
         np.zeros((2, *SHAPE), np.uint8),
+        FORMATS,
     )
     run.status, run.result = "finished", {"model": "pets", "version": 3, "artifacts": str(folder)}
     run.save(storage)

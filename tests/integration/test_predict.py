@@ -19,6 +19,7 @@ from distml.config import Config, load
 from distml.errors import TrackingError
 from distml.tracking import locate
 from distml.tracking import registry as champions
+from tests.registered import FORMATS
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -77,7 +78,7 @@ def _export(folder: Path, seed: int) -> str:
 
     network = models.build("convnet", (12, 12, 1), len(CLASSES), {"filters": [4], "dense": 8}, seed)
     described = {"name": "pets", "classes": CLASSES, "shape": [12, 12, 1]}
-    export(network, folder, described, np.zeros((2, 12, 12, 1), np.uint8))
+    export(network, folder, described, np.zeros((2, 12, 12, 1), np.uint8), FORMATS)
     return write_digests(folder)
 
 

@@ -54,7 +54,7 @@ def regression(folder: Path) -> str:
     task = Regression(("length", "width"), scale=((10.0, 5.0), (0.0, 1.0)))
     described = {"name": "lengths", "classes": ["length", "width"], "shape": SHAPE, "task": task.spec()}
     folder.mkdir(parents=True)
-    export(network, folder, described, PIXELS[None])
+    export(network, folder, described, PIXELS[None], registered.FORMATS)
     return write_digests(folder)
 
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
-ROWS, EPOCHS, BATCH = 1600, 18, 64
+ROWS, EPOCHS, BATCH = 1600, 12, 64
 
 
 @dataclass(frozen=True)
