@@ -1,16 +1,21 @@
 """Ranks of the real step in processes of their own, without Ray: what every rank ends with, as JSON.
 
-Importing TensorFlow takes a process longer than all that is trained here, so one group of ranks does one
-piece of work after another.
+Importing TensorFlow takes longer than all that is trained here, so one process imports it, and the ranks are
+its children; a group of ranks does one piece of work after another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +41,24 @@ def frozen(train: dict[str, Any]) -> Work:
     return {"frozen": True, "train": train}
 
 
-def launch(works: dict[str, Work], world_size: int = 2) -> dict[str, list[dict[str, Any]]]:
-    """Do all pieces of work with that many processes; returns what each rank gave, by the work's name."""
-    addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(world_size)]
-    processes = []
-    for rank in range(world_size):
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "CUDA_VISIBLE_DEVICES": "-1"}
-        environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "tests.ranks", json.dumps(works)]
-        processes.append(
-            subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, said
-    ranks = [json.loads(text.splitlines()[-1]) for text in said]
-    return {name: [rank[name] for rank in ranks] for name in works}
+def launch(groups: dict[int, dict[str, Work]]) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Do the work of groups of that many ranks; returns what each rank gave, by size and the work's name."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ranks", json.dumps(groups)],
+        cwd=REPOSITORY,
+        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        written, _ = process.communicate(timeout=300)
+    finally:  # ranks that wait for one that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0
+    return {int(size): result for size, result in json.loads(written.splitlines()[-1]).items()}
 
 
 def tiny(shape: tuple[int, int, int], classes: int) -> Any:
@@ -167,13 +174,8 @@ def _frozen(work: Work, strategy: Any, rank: int, world_size: int) -> dict[str, 
     return result
 
 
-def _main(works: dict[str, Work]) -> None:
-    from distml.training import worker
-
-    cluster = json.loads(os.environ["TF_CONFIG"])
-    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
-    tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
-    strategy = worker.strategy(tf, use_gpu=False)
+def _rank(works: dict[str, Work], strategy: Any, rank: int, world_size: int) -> dict[str, Any]:
+    """Do every piece of work as one of the ranks."""
     import keras
 
     results = {}
@@ -181,6 +183,42 @@ def _main(works: dict[str, Work]) -> None:
         keras.config.set_dtype_policy("float32")
         done = _frozen if "frozen" in work else _steps
         results[name] = done(work, strategy, rank, world_size)
+    return results
+
+
+def _group(works: dict[str, Work], world_size: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Fork the ranks of a group before TensorFlow has started anything, and wait for them."""
+    from distml.training import worker
+
+    addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(world_size)]
+    files = [folder / f"{world_size}-{rank}.json" for rank in range(world_size)]
+    pids = []
+    for rank, file in enumerate(files):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+            os.environ["TF_CONFIG"] = json.dumps(cluster)
+            try:
+                tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
+                strategy = worker.strategy(tf, use_gpu=False)
+                file.write_text(json.dumps(_rank(works, strategy, rank, world_size)), encoding="utf-8")
+            except BaseException:
+                traceback.print_exc()
+            os._exit(not file.exists())
+    for _ in pids:
+        _, status = os.wait()
+        assert status == 0  # the others would wait for it
+    ranks = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {name: [rank[name] for rank in ranks] for name in works}
+
+
+def _main(groups: dict[str, dict[str, Work]]) -> None:
+    from distml.training import worker
+
+    worker.import_tensorflow(use_gpu=False, local_world_size=1)
+    importlib.import_module("distml.training.step")
+    with tempfile.TemporaryDirectory() as folder:
+        results = {size: _group(works, int(size), Path(folder)) for size, works in groups.items()}
     print(json.dumps(results), flush=True)
 
 

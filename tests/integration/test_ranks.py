@@ -32,17 +32,27 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def alone() -> Results:
-    """What one rank ends with."""
-    return launch({"plain": PLAIN, "frozen": frozen(FROZEN)}, world_size=1)
+def groups() -> dict[int, Results]:
+    """What one rank, two and three end with."""
+    everything = {model: steps(model, EVERYTHING) for model in ("cnn_batchnorm", "cnn_dropout")}
+    backbones = {"frozen": frozen(FROZEN), "16 bits": frozen(FROZEN | {"precision": "mixed_float16"})}
+    return launch(
+        {
+            1: {"plain": PLAIN, "frozen": frozen(FROZEN)},
+            2: {**everything, "plain": PLAIN, **backbones},
+            3: {"uneven": steps("convnet", {"global_batch_size": 64})},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
-def pair() -> Results:
-    """What two ranks end with."""
-    everything = {model: steps(model, EVERYTHING) for model in ("cnn_batchnorm", "cnn_dropout")}
-    backbones = {"frozen": frozen(FROZEN), "16 bits": frozen(FROZEN | {"precision": "mixed_float16"})}
-    return launch({**everything, "plain": PLAIN, **backbones})
+def alone(groups: dict[int, Results]) -> Results:
+    return groups[1]
+
+
+@pytest.fixture(scope="module")
+def pair(groups: dict[int, Results]) -> Results:
+    return groups[2]
 
 
 @pytest.mark.parametrize("model", ["cnn_batchnorm", "cnn_dropout"])
@@ -54,8 +64,8 @@ def test_two_ranks_end_with_equal_weights_for_every_option(pair: Results, model:
     assert first["total"] == second["total"] == [3.0]
 
 
-def test_three_ranks_whose_batches_differ_end_with_the_same_weights() -> None:
-    ranks = launch({"uneven": steps("convnet", {"global_batch_size": 64})}, world_size=3)["uneven"]
+def test_three_ranks_whose_batches_differ_end_with_the_same_weights(groups: dict[int, Results]) -> None:
+    ranks = groups[3]["uneven"]
     assert [rank["done"] for rank in ranks] == [6] * 3
     assert len({rank["weights"] for rank in ranks}) == 1
 
