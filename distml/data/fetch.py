@@ -385,12 +385,15 @@ def is_archive(path: str) -> bool:
     return path.partition("?")[0].lower().endswith(_ENDINGS)
 
 
-def unpacked(path: str, storage: Storage) -> str:
+def unpacked(path: str, storage: Storage, keeps: Callable[[Folder], bool] = lambda _: False) -> str:
     """Unpack an archive below the storage root, or in the user's cache where that is no local folder.
+
+    An archive that holds one archive and nothing else is unpacked with it.
 
     Args:
         path: Of the archive.
         storage: Whose `cache` folder takes the files.
+        keeps: Whether the only archive within it stays one, for a format that reads archives.
 
     Returns:
         The folder; the same archive is unpacked once, a changed one anew.
@@ -409,12 +412,14 @@ def unpacked(path: str, storage: Storage) -> str:
     Path(above).mkdir(parents=True, exist_ok=True)
     into = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=above))
     try:
+        limit = _GROWTH * given.sizes[name] + _SPARE_BYTES
         with given.open(name) as stream:
-            limit = _GROWTH * given.sizes[name] + _SPARE_BYTES
-            for member, content in _members(stream, name):
-                limit -= _write(content, into / _safe(member, name), limit, name)
-        if not any(into.iterdir()):
-            raise DataError(f"{name} is an archive without files.", "Fetch it again.")
+            limit = _unpack(stream, name, into, limit)
+        within = Folder(str(into))
+        if len(within.sizes) == 1 and is_archive(inner := next(iter(within.sizes))) and not keeps(within):
+            with within.open(inner) as stream:
+                _unpack(stream, f"{name}/{inner}", into, limit)
+            into.joinpath(inner).unlink()
         into.rename(target)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -425,6 +430,21 @@ def unpacked(path: str, storage: Storage) -> str:
     finally:
         shutil.rmtree(into, ignore_errors=True)
     return str(target)
+
+
+def _unpack(stream: Any, name: str, into: Path, limit: int) -> int:
+    """Write the files of an archive into a folder; returns how many bytes are left of the limit.
+
+    Raises:
+        DataError: There are none, or too many bytes.
+    """
+    empty = True
+    for member, content in _members(stream, name):
+        limit -= _write(content, into / _safe(member, name), limit, name)
+        empty = False
+    if empty:
+        raise DataError(f"{name} is an archive without files.", "Fetch it again.")
+    return limit
 
 
 def _members(stream: Any, name: str) -> Iterator[tuple[str, IO[bytes]]]:

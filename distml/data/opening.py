@@ -113,7 +113,7 @@ def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder, s
     if as_it_lies:
         return given, given, fetched
     try:
-        return given, Folder(fetch.unpacked(path, storage)), fetched
+        return given, Folder(fetch.unpacked(path, storage, webdataset.is_webdataset)), fetched
     except DataError:
         if remote:
             os.unlink(path)  # what was received is damaged: the next run fetches it again

@@ -8,7 +8,7 @@ import socket
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,33 @@ def test_zip_and_tar_are_read_like_the_folder_in_them(tmp_path: Path, storage_ro
     assert ingest_archive(storage_root, tmp_path / "set.zip") == first
     zipped(tmp_path / "set.zip", members(20))
     assert sum(ingest_archive(storage_root, tmp_path / "set.zip").rows.values()) == 20
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_the_only_archive_within_an_archive_is_unpacked_with_it(
+    tmp_path: Path, storage_root: Path, pack: Callable[[Path, dict[str, bytes]], Path]
+) -> None:
+    inner = pack(tmp_path / "set.zip", members()).read_bytes()  # the content decides which kind it is
+    given = zipped(tmp_path / "download.zip", {"Download/set.zip": inner})
+    plain = ingest_archive(storage_root, tmp_path / "set.zip")
+    assert ingest_archive(storage_root, given).rows == plain.rows
+    assert not list(storage_root.rglob("*.zip"))
+
+
+def test_an_archive_within_an_archive_has_the_limits_of_the_outer_one(
+    tmp_path: Path, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_SPARE_BYTES", 1 << 20)
+    inner = zipped(tmp_path / "in.zip", {"cat/1.png": bytes(8 << 20)}).read_bytes()
+    for content, told in (
+        ({"in.zip": inner}, "x.zip/in.zip unpacks to far more"),
+        ({"in.zip": inner[:4000]}, "x.zip/in.zip cannot be read as an archive"),
+        ({"in.zip": b"PK\5\6" + bytes(18)}, "x.zip/in.zip is an archive without files"),
+        ({"a.zip": inner, "b.zip": inner}, "holds no pictures, but 2 archives"),
+    ):
+        with pytest.raises(DataError, match=told):
+            ingest_archive(storage_root, zipped(tmp_path / "x.zip", content))
+    assert not list(storage_root.rglob(".unpacking-*"))
 
 
 @pytest.mark.parametrize(
