@@ -197,9 +197,21 @@ def _version(config: Config, question: Callable[[Any], Any]) -> ModelVersion | N
 
     def ask(client: Any) -> ModelVersion | None:
         known = question(client)
-        return known and _described(known, _location(client, known))
+        return known and _described(known, _known_location(config, client, known))
 
     return _ask(config, ask)
+
+
+_locations: dict[tuple[str, str, str, str], str] = {}
+"""By registry, model, version and source, which never changes: a watcher asks for its versions every two
+seconds and for their locations once."""
+
+
+def _known_location(config: Config, client: Any, version: Any) -> str:
+    key = (uri(config), version.name, str(version.version), str(version.source))
+    if key not in _locations:
+        _locations[key] = _location(client, version)
+    return _locations[key]
 
 
 def _described(known: Any, location: str = "") -> ModelVersion:

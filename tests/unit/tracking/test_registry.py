@@ -95,6 +95,19 @@ def test_every_registry_call_fails_with_the_same_message(name: str, monkeypatch:
     assert server.calls == 1
 
 
+def test_the_location_of_a_version_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(away=0)
+    monkeypatch.setattr(registry, "client", lambda _: server)
+    monkeypatch.setattr(registry, "_locations", {})
+    assert [registry.by_alias(config(0), "champion") for _ in range(3)] == [KNOWN] * 3
+    assert server.calls == 3 + 1
+    server.answers["get_model_version_by_alias"] = SimpleNamespace(**vars(ENTITY) | {"source": "s3://other"})
+    server.answers["get_model_version_download_uri"] = "s3://other"
+    moved = registry.by_alias(config(0), "champion")
+    assert moved is not None
+    assert moved.location == "s3://other"
+
+
 def test_polling_registry_calls_wait_briefly() -> None:
     assert registry.briefly(config(300)).tracking.wait_s == 2
     assert registry.briefly(config(0)).tracking.wait_s == 0
