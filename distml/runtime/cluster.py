@@ -35,12 +35,14 @@ class Plan:
         use_gpu: Whether each worker takes one GPU.
         cpus_per_worker: Logical CPUs each worker reserves.
         reason: Why this device was chosen, for the person watching.
+        grows: Whether nodes may join.
     """
 
     workers: tuple[int, int]
     use_gpu: bool
     cpus_per_worker: float
     reason: str
+    grows: bool = False
 
 
 def plan(
@@ -76,7 +78,7 @@ def plan(
     if not (grows or autoscaled):
         most = min(most, room, gpus) if use_gpu else min(most, room)
     reason = f"{train.device}: the cluster has {gpus} GPU for {least} worker{'s' * (least > 1)}"
-    return Plan((least, most), use_gpu, train.cpus_per_worker, reason)
+    return Plan((least, most), use_gpu, train.cpus_per_worker, reason, grows)
 
 
 def local_cpus(train: TrainConfig, runs: int = 1) -> int:
@@ -169,8 +171,9 @@ def connect(
 
     own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
-        _opened.append(_described(_init(arguments, temporary)))
+        context = _init(arguments, temporary)
         try:
+            _opened.append(_described(context))
             yield _opened[-1]
         except KeyboardInterrupt:
             if address() is None:

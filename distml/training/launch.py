@@ -14,13 +14,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from distml.config import Config
 from distml.data import schema, shards
 from distml.runtime import compat, environment, processes
-from distml.runtime.cluster import Plan, address
+from distml.runtime.cluster import Plan
 from distml.storage import Storage
 from distml.training import events, group, worker
 from distml.training.events import Event, Observer, Started
 
 
-def _environment(config: Config) -> None:
+def _environment(config: Config, grows: bool) -> None:
     """Set Ray Train's environment variables: health checks within `train.stall_timeout_s`, start limits."""
     stall_timeout_s = config.train.stall_timeout_s
     environment.TRAIN.apply(
@@ -29,7 +29,7 @@ def _environment(config: Config) -> None:
             "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{3 * stall_timeout_s:g}",
         }
     )
-    if address() is None:
+    if not grows:
         environment.LOCAL_TRAIN.apply()
 
 
@@ -55,11 +55,13 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
     Its newer reader starts actors for the footers of files anew in each epoch, of 2.5 CPU-seconds each: an
     epoch of 900 rows waited 6 s for its first rows, and 1 s with the older one (2 cores).
     """
-    ray.data.DataContext.get_current().use_datasource_v2 = False
     filesystem, base = storage.arrow()
     paths = [f"{base.rstrip('/')}/{shard.path}" for shard in manifest.shards["train"]]
     shuffle = ray.data.FileShuffleConfig(seed=config.run.seed)
-    dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
+    context = ray.data.DataContext.get_current().copy()
+    context.use_datasource_v2 = False
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
     block_bytes = min(128 << 20, max(1 << 20, config.data.memory_budget_bytes // 16))
     dataset.context.target_max_block_size = block_bytes
     if manifest.encoding is None:
@@ -100,7 +102,7 @@ def _trainer(
 ) -> DataParallelTrainer:
     least, most = plan.workers
     train = config.train
-    kind = compat.local_trainer() if address() is None and least == most else DataParallelTrainer
+    kind = compat.local_trainer() if not plan.grows and least == most else DataParallelTrainer
     return kind(
         worker.loop,
         train_loop_config=spec | {"blocks": data.get("blocks")},
@@ -153,7 +155,7 @@ def fit(
     Raises:
         TrainingError: Training failed and its restarts are used up.
     """
-    _environment(config)
+    _environment(config, plan.grows)
     queue = events.create_queue()
     spec = {
         "config": config.model_dump(mode="json"),

@@ -122,7 +122,7 @@ def test_the_second_run_of_a_process_has_its_own_time_limit(monkeypatch: pytest.
     name = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
     monkeypatch.delenv(name, raising=False)
     for stall_timeout_s in (40.0, 90.0):
-        launch._environment(Config.resolve({"train": {"stall_timeout_s": stall_timeout_s}}))
+        launch._environment(Config.resolve({"train": {"stall_timeout_s": stall_timeout_s}}), grows=False)
         assert os.environ[name] == f"{stall_timeout_s:g}"
 
 
