@@ -98,7 +98,7 @@ def test_frozen_epochs_train_on_features_and_resume_after_a_kill(root: Path) -> 
     assert run.said("weights first.npz: 6 of 8 arrays loaded; 2 start from random weights") == 1
     assert run.said("1 layers of the file are not used (other)") == 1
     assert again.said("resumed after epoch") == 1
-    assert run.said("computing the features of 256 training rows once, view 1 of 2") == 1
+    assert run.said("training rows once, view 1 of 2") == run.said("training rows once, view 2 of 2") == 1
     epochs = history(result)
     assert all("features_s" in epoch for epoch in epochs)  # in front of norm nothing learns
     assert recorded(root, "fine")[1]["loss"] == [1, 2, 3, 4]
