@@ -65,7 +65,7 @@ class Display:
                 self.say(f"[yellow]worker {event.rank} failed: {event.cause}[/yellow]")
             case FeaturesStarted():
                 which = f", view {event.view} of {event.views}" if event.view else ""
-                self.say(f"computing the features of {event.rows:,} training rows once{which}")
+                self.say(f"computing the features of {event.rows:,} training rows{which}")
             case StepsDone():
                 self._steps_done(event)
             case EpochFinished():

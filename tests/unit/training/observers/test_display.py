@@ -53,8 +53,8 @@ def test_computing_features_is_reported_before_the_steps() -> None:
     display(FeaturesStarted(10_400))
     display(FeaturesStarted(10_400, view=1, views=4))
     first, second = stream.getvalue().splitlines()
-    assert first.endswith("computing the features of 10,400 training rows once")
-    assert second.endswith("computing the features of 10,400 training rows once, view 1 of 4")
+    assert first.endswith("computing the features of 10,400 training rows")
+    assert second.endswith("computing the features of 10,400 training rows, view 1 of 4")
 
 
 @pytest.mark.parametrize("resumed", [False, True])
