@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -333,19 +332,18 @@ def pool(
         count: Pictures that are to be read.
         sample: Reads so many of them, to see how long one takes.
     """
+    from distml.runtime import cluster
+
     size = min(count, _SAMPLE)
     began = time.perf_counter()
     sample(size)
     alone_s = (time.perf_counter() - began) / max(1, size) * count / _cores()
-    asked = getattr(sys.modules.get("ray"), "is_initialized", None)  # absent while a thread imports Ray
-    connected = asked is not None and asked()
+    connected = cluster.connected()
     if alone_s < (CONNECTED_FROM_S if connected else RAY_FROM_S):
         yield Pool()
         return
     with ExitStack() as until:
         if not connected:
-            from distml.runtime import cluster
-
             _LOG.info("%d pictures would take %.0f s in this process: starting Ray", count, alone_s)
             until.enter_context(cluster.connect(config, dashboard=False))
         yield Pool(_strategy(storage, place))

@@ -167,8 +167,6 @@ def connect(
         yield present
         return
     arguments = _init_arguments(config, runs, variables or {}, dashboard)
-    import ray
-
     own: contextlib.AbstractContextManager[dict[str, str]] = processes.temporary_folder()
     with contextlib.nullcontext({}) if address() else own as temporary:
         context = _init(arguments, temporary)
@@ -182,8 +180,7 @@ def connect(
             raise
         finally:
             _opened.clear()
-            with _ending():
-                ray.shutdown()
+            _disconnect()
 
 
 def _init(arguments: dict[str, Any], temporary: Mapping[str, str]) -> Any:
@@ -214,29 +211,40 @@ def _init(arguments: dict[str, Any], temporary: Mapping[str, str]) -> Any:
     return context
 
 
-@contextlib.contextmanager
-def _ending() -> Iterator[None]:
-    """Quietly, for Ray speaks of its own end."""
+def _disconnect() -> None:
+    """Call `ray.shutdown`; quietly, for Ray speaks of its own end."""
+    import ray
+
     at_once = contextlib.nullcontext() if address() else processes.killed_at_exit()
     with log.quietly(), compat.no_messages(), at_once:
-        yield
+        ray.shutdown()
 
 
 _opened: list[Cluster] = []
 """The connection that `connect` has open in this process, if any."""
 
 
+def connected() -> bool:
+    """Whether this process is connected to a Ray; without importing Ray, which takes seconds."""
+    # Another thread may be importing it; until it has, there is no such function.
+    asked = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return asked is not None and bool(asked())
+
+
 def _present(variables: Mapping[str, str]) -> Cluster | None:
     """The Ray that this process is connected to already; one that `connect` did not start is not local."""
-    ray: Any = sys.modules.get("ray")
-    if not getattr(ray, "is_initialized", bool)():  # absent while a thread imports Ray
+    if not connected():
         return None
     if any(os.environ.get(name) != value for name, value in variables.items()):
         raise ResourceError(
             "this process is connected to a Ray that was started without the settings of the endpoint.",
             "End that connection (ray.shutdown()), or serve in another process: python -m distml.serve.",
         )
-    return _opened[-1] if _opened else Cluster(ray.cluster_resources(), None, False, None)
+    if _opened:
+        return _opened[-1]
+    import ray
+
+    return Cluster(ray.cluster_resources(), None, False, None)
 
 
 def _described(context: Any) -> Cluster:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -53,8 +52,7 @@ def _require(config: Config, before_ray: bool = False) -> dict[str, int]:
     if config.serve.auth.keys_file:
         keys.require(config.serve.auth.keys_file)
     ingress.require_certificate(config.serve.tls)
-    ray: Any = sys.modules.get("ray")  # importing it takes seconds, and nothing is connected without
-    if before_ray and cluster.address() is None and not (ray and ray.is_initialized()):
+    if before_ray and cluster.address() is None and not cluster.connected():
         require_port(config.serve)
     champions = {}
     for name, alone in hosted(config).items():

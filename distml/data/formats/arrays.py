@@ -212,17 +212,13 @@ def _kind(given: Any) -> str:
 @contextlib.contextmanager
 def _ray_as_before() -> Iterator[None]:
     """End the Ray that a user's function has started by using Ray Data: a run starts its own."""
+    from distml.runtime import cluster
 
-    def running() -> bool:
-        # Another thread may be importing Ray; until it has, there is no such function.
-        asked = getattr(sys.modules.get("ray"), "is_initialized", None)
-        return asked is not None and bool(asked())
-
-    before = running()
+    before = cluster.connected()
     try:
         yield
     finally:
-        if running() and not before:
+        if cluster.connected() and not before:
             sys.modules["ray"].shutdown()
 
 

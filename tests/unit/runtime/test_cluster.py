@@ -139,7 +139,7 @@ def test_ray_works_where_its_dashboard_cannot_start(tmp_path: Path) -> None:
 import psutil
 import ray
 from distml.config import Config
-from distml.runtime import cluster, compat
+from distml.runtime import cluster
 with cluster.connect(Config.resolve({"train": {"workers": 1}})) as connected:
     with cluster.connect(Config(), dashboard=False) as inner:
         assert inner is connected
