@@ -8,6 +8,7 @@ This module imports nothing heavy, for it is loaded before TensorFlow.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import re
@@ -128,14 +129,31 @@ PRIVATE = (
         (
             "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._create_default_callbacks",
             "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._initialize_and_run_controller",
+            "ray.train.v2._internal.execution.controller.controller:TrainController.run",
+            "ray.train.v2._internal.execution.controller.controller:TrainController.get_result",
+            "ray.train.v2._internal.execution.controller.controller:TrainController.worker_group_cls",
+            "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup._init_train_context_on_workers",
+            "ray/train/v2/_internal/execution/worker_group/worker_group.py: "
+            "controller_actor=ray.get_runtime_context().current_actor",
             "ray.train.v2._internal.callbacks.datasets:DatasetsCallback",
             "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._send_resource_request",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._maybe_send_resource_request",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._cancel_resource_request",
         ),
-        "`local_trainer`: three actors that have nothing to do on one machine are not started",
+        "`trainer`, on one machine: three actors that have nothing to do there are not started, and the "
+        "driver does what a fourth one does",
         "3 to 5 of 50 CPU-seconds of a short run (2026-11-29, benchmarks/README.md)",
+    ),
+    Private(
+        "ray",
+        "2.60.0",
+        (
+            "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._register_sigint_handler",
+            "ray/train/v2/api/data_parallel_trainer.py: self._register_sigint_handler(controller)",
+        ),
+        "`trainer`: Ctrl-C raises `KeyboardInterrupt`",
+        "no time; Ray Train's handler ends the process, and the run would be recorded as failed",
     ),
     Private(
         "ray",
@@ -341,6 +359,19 @@ def grpc_on_loopback() -> list[Any]:
 
 
 @contextlib.contextmanager
+def _replaced(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Let attributes of a class or module have other values within the body."""
+    own = {name: vars(owner)[name] for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
 def few_processes(dashboard: bool) -> Iterator[None]:
     """Let a local Ray that starts within the body leave out processes that have nothing to do here.
 
@@ -354,14 +385,8 @@ def few_processes(dashboard: bool) -> Iterator[None]:
     from ray._private.node import Node
 
     without = ["start_log_monitor", *(() if dashboard else ("start_api_server", "start_monitor"))]
-    own = {name: getattr(Node, name) for name in without}
-    for name in without:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
+    with _replaced(Node, dict.fromkeys(without, lambda *_, **__: None)):
         yield
-    finally:
-        for name, value in own.items():
-            setattr(Node, name, value)
 
 
 @contextlib.contextmanager
@@ -373,12 +398,8 @@ def no_messages() -> Iterator[None]:
     """
     from ray._private import worker
 
-    own = worker.print_to_stdstream
-    worker.print_to_stdstream = lambda *_, **__: None
-    try:
+    with _replaced(worker, {"print_to_stdstream": lambda *_, **__: None}):
         yield
-    finally:
-        worker.print_to_stdstream = own
 
 
 def killed_at_once() -> None:
@@ -463,18 +484,34 @@ async def _send_at_once(cycle: Any, send: Callable[[Any], Awaitable[None]], mess
         cycle.transport = cycle.transport.release()
 
 
-def local_trainer() -> Any:
-    """Return a `DataParallelTrainer` for a fixed number of workers on a Ray that this process started.
+def trainer(local: bool) -> Any:
+    """Return a `DataParallelTrainer` that Ctrl-C interrupts like any other program.
 
-    Every actor of Ray Train and Ray Data imports both (5 to 7 CPU-seconds each, 2.60, 2 cores). Three of them
-    have nothing to do on one machine and are left out: the one that asks an autoscaler for nodes, the one
-    that frees placement groups when the driver's node is lost, and the one that splits data sets where there
-    is none to split.
+    Ray Train's own handler of SIGINT ends the process with `SystemExit` or an error of the actor that it
+    aborted, which nobody can tell from a failure: the run would be recorded as failed.
+
+    Args:
+        local: For a fixed number of workers on a Ray that this process started. Every actor of Ray Train and
+            Ray Data imports both (3 to 7 CPU-seconds each, 2.60, 2 cores). Four of them are left out there:
+            the one that asks an autoscaler for nodes, the one that frees placement groups when the driver's
+            node is lost, the one that splits data sets where there is none to split, and the one that
+            watches the workers, which this process does itself.
     """
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer(DataParallelTrainer):
+        """The trainer for a cluster."""
+
+        def _register_sigint_handler(self, controller: Any) -> None: ...
+
+    return _local(Trainer) if local else Trainer
+
+
+def _local(trainer: Any) -> Any:
+    """Return the trainer for a local Ray; see `trainer`."""
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class NoAutoscaler(FixedScalingPolicy):
         """Scaling to a fixed number of workers without requests to an autoscaler. Final."""
@@ -485,7 +522,7 @@ def local_trainer() -> Any:
 
         def _cancel_resource_request(self) -> None: ...
 
-    class LocalTrainer(DataParallelTrainer):
+    class LocalTrainer(trainer):
         """The trainer. Final."""
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -495,6 +532,46 @@ def local_trainer() -> Any:
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["scaling_policy"] = NoAutoscaler(self.scaling_config)
-            return super()._initialize_and_run_controller(**settings)
+            if _in_event_loop():  # a cell of a notebook: the controller needs a loop of its own
+                return super()._initialize_and_run_controller(**settings)
+            return _controlled(settings)
 
     return LocalTrainer
+
+
+def _in_event_loop() -> bool:
+    """Whether this thread runs an event loop, in which no other can run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _controlled(settings: dict[str, Any]) -> Any:
+    """Train with Ray Train's controller in this process instead of an actor; returns its result.
+
+    Args:
+        settings: Of `TrainController`.
+    """
+    from ray.runtime_context import RuntimeContext
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+    class LocalGroup(WorkerGroup):
+        """Workers that are not told of an actor of their controller, which only checkpoints' lists need."""
+
+        def _init_train_context_on_workers(self, *arguments: Any) -> None:
+            with _replaced(RuntimeContext, {"current_actor": None}):
+                super()._init_train_context_on_workers(*arguments)
+
+    class LocalController(TrainController):
+        """The controller. Final."""
+
+        worker_group_cls = LocalGroup
+
+    controller = LocalController(**settings)
+    # Not `asyncio.run`, which turns Ctrl-C into the cancellation of a task that never looks.
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(controller.run())
+    return controller.get_result()

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
@@ -102,8 +102,7 @@ def _trainer(
 ) -> DataParallelTrainer:
     least, most = plan.workers
     train = config.train
-    kind = compat.local_trainer() if not plan.grows and least == most else DataParallelTrainer
-    return kind(
+    trainer: DataParallelTrainer = compat.trainer(local=not plan.grows and least == most)(
         worker.loop,
         train_loop_config=spec | {"blocks": data.get("blocks")},
         backend_config=group.TensorFlowGroup(),
@@ -126,10 +125,13 @@ def _trainer(
             ),
             worker_runtime_env={"env_vars": environment.WORKER.values()},
             callbacks=[group.Failures(spec["events"])],
+            # What a person should see of it are events; all of it is in the files of Ray's logs.
+            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),
     )
+    return trainer
 
 
 def fit(

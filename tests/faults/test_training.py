@@ -50,6 +50,20 @@ def test_a_killed_worker_loses_at_most_its_epoch(root: Path) -> None:
     assert run.said("failed: the worker process died") == 1
 
 
+def test_ctrl_c_closes_the_record(root: Path) -> None:
+    name = "interrupted"
+    with Training(root, name, "--train.workers=1") as run:
+        run.wait_for("epoch 1/4")
+        run.process.send_signal(signal.SIGINT)
+        code, result = run.finish(60)
+    assert (code, result["status"]) == (130, "interrupted")
+    assert run.said("interrupted; the same command resumes it.") == 1
+    assert run.said("Traceback") == 0
+    assert recorded(root, name)[0].info.status == "KILLED"
+    record = json.loads((root / "runs" / name / "001" / "run.json").read_text())
+    assert record["status"] == "running"
+
+
 @pytest.mark.slow
 def test_killed_driver_and_head_resume_under_the_same_name(root: Path) -> None:
     with Training(root, "driver-killed") as run:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -107,7 +109,7 @@ def test_the_local_trainer_skips_exactly_the_listed_steps() -> None:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    trainer = compat.local_trainer()
+    trainer = compat.trainer(local=True)
 
     def kinds(trainer: DataParallelTrainer) -> list[type]:
         return [type(callback) for callback in trainer._create_default_callbacks()]
@@ -115,6 +117,40 @@ def test_the_local_trainer_skips_exactly_the_listed_steps() -> None:
     everything, mine = kinds(DataParallelTrainer(lambda: None)), kinds(trainer(lambda: None))
     assert set(everything) - set(mine) == {PlacementGroupCleanerCallback, DatasetsCallback}
     assert set(mine) < set(everything)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_trainer_leaves_ctrl_c_as_it_is(local: bool) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    compat.trainer(local)(lambda: None)._register_sigint_handler(None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ray_creates_workers_by_the_class_that_the_controller_names() -> None:
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+    assert "self.worker_group_cls.create(" in inspect.getsource(TrainController)
+    assert "self._init_train_context_on_workers(" in inspect.getsource(WorkerGroup)
+
+
+def test_nothing_but_lists_of_checkpoints_asks_the_controllers_actor() -> None:
+    from ray.train.v2._internal.execution import context
+
+    uses = inspect.getsource(context).count("self.controller_actor")
+    assert uses == inspect.getsource(context.TrainContext.get_all_reported_checkpoints).count(
+        "self.controller_actor"
+    )
+
+
+def test_an_attribute_is_replaced_within_the_body_alone() -> None:
+    class Kind:
+        name = property(lambda self: "own")
+
+    with contextlib.suppress(KeyError), compat._replaced(Kind, {"name": None}):
+        assert Kind().name is None
+        raise KeyError
+    assert Kind().name == "own"
 
 
 def test_a_deployment_keeps_the_version_it_is_given() -> None:
