@@ -128,7 +128,8 @@ def main(
         # A cluster ends a job with SIGTERM, which means what Ctrl-C means: close the record, then leave.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _attempt(verb, run, parser(verb), words)
+        with processes.interruptible(at_end=False):  # what was done after all is told
+            return _attempt(verb, run, parser(verb), words)
     except DistmlError as error:
         return fail(verb, error)
     except KeyboardInterrupt:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import mmap
 import os
 import queue
 import secrets
+import signal
 import struct
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -51,6 +55,69 @@ def setter(event: threading.Event) -> Callable[..., None]:
 
     threading.Thread(target=set_it, name="signals", daemon=True).start()
     return lambda *_: signals.put(None)
+
+
+_FRAGILE = ("<frozen importlib._bootstrap>", logging.__file__)
+"""Code whose locks stay locked, or whose modules stay half imported, when an exception interrupts it."""
+_RETRY_S, _PATIENCE_S = 0.05, 10.0
+"""How often a signal that came at such a moment is looked at again, and after how long it interrupts."""
+
+
+@contextlib.contextmanager
+def interruptible(at_end: bool = True) -> Iterator[None]:
+    """Let SIGINT and SIGTERM interrupt the body, though not an import, and although libraries swallow it.
+
+    Interrupted while it imported Ray, the main thread left a lock of Python's import system locked for which
+    the thread of the tracker waited for ever; SQLAlchemy stayed behind half imported, and the registry seemed
+    to be away. Modules that import optional ones catch everything, and C++ code that calls Python drops what
+    it raises: interrupted while TensorFlow was imported, a promotion went on and moved the alias.
+
+    Args:
+        at_end: Raise `KeyboardInterrupt` as well where the body ended all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
+        yield
+        return
+    first: float | None = None
+    heard = False
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        nonlocal first, heard
+        first = first or time.monotonic()
+        if not heard and _is_fragile(frame) and time.monotonic() - first < _PATIENCE_S:
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_S)  # no thread: the handler may have interrupted one
+            return
+        heard = True
+        raise KeyboardInterrupt
+
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in kinds}
+    for number in kinds:
+        if before[number] is not signal.SIG_IGN:  # as a shell starts a background job
+            signal.signal(number, interrupt)
+    try:
+        yield
+    except Exception:
+        if first:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if first and not heard:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            if handler is not None:  # one that is not Python's
+                signal.signal(number, handler)
+    if first and at_end:
+        raise KeyboardInterrupt
+
+
+def _is_fragile(frame: FrameType | None) -> bool:
+    """Whether this call stack must not be left by an exception."""
+    while frame is not None:
+        if frame.f_code.co_filename in _FRAGILE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from distml import tracking
 from distml.config import Config
 from distml.data import ingestion
 from distml.errors import TrainingError
-from distml.runtime import cluster
+from distml.runtime import cluster, processes
 from distml.selection import promotion
 from distml.serving import client, deploy
 from distml.serving.models import base, require_own
@@ -251,7 +251,8 @@ class Stages:
             return dict(known["result"])
         self.console.print(f"\n[bold]{name}[/bold]")
         try:
-            result = work()
+            with processes.interruptible():
+                result = work()
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             self._end(name, "interrupted" if stopped else "failed", began, {})

@@ -22,6 +22,7 @@ from distml.config import Config
 from distml.data import shards
 from distml.data.schema import Images
 from distml.errors import ModelError, OtherDataError
+from distml.runtime import processes
 from distml.selection.gate import Sample, Score
 from distml.storage import Storage
 from distml.tasks import Outputs, Targets, Task
@@ -111,7 +112,8 @@ class Evaluator:
         """
         key = (version.version, split)
         if key not in self._scores:
-            with tempfile.TemporaryDirectory(prefix="distml-promote-") as folder, log.quietly():
+            folders = tempfile.TemporaryDirectory(prefix="distml-promote-")
+            with processes.interruptible(), folders as folder, log.quietly():
                 loaded = trusted(self._config, version, Path(folder))
                 self._require_comparable(version, loaded.predictor)
                 images, labels = self._read(split)
@@ -148,6 +150,7 @@ def _kinds(classes: tuple[str, ...], shape: tuple[int, int, int]) -> str:
     return f"{len(classes)} classes ({names}) of {'x'.join(map(str, shape))} pictures"
 
 
+@processes.interruptible()
 def trusted(config: Config, version: ModelVersion, into: Path) -> Trusted:
     """Fetch, verify, load and try a version; TensorFlow is imported here.
 

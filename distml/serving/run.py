@@ -444,12 +444,12 @@ def run(config: Config, *, detach: bool = False) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        with _interruptible():
+        with processes.interruptible():
             deploy.require(config, before_ray=True)
             variables = deploy.prepare(config)
             stack.enter_context(cluster.connect(config, variables=variables, dashboard=False))
         answering = stack.enter_context(_signals())  # Ray sets handlers of its own when it starts
-        with _interruptible():
+        with processes.interruptible():
             endpoint = deploy.start(config)
         ended = answering()
         _show(console, endpoint, time.monotonic() - began)
@@ -486,37 +486,6 @@ def _require_cluster() -> None:
         raise ConfigError(
             "--detach and --stop need a cluster that outlives this command.", "Set RAY_ADDRESS."
         )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGINT and SIGTERM interrupt the body although libraries swallow it.
-
-    Interrupted while MLflow was imported, SQLAlchemy stayed behind half imported, the registry seemed to be
-    away, and the endpoint was started with what was served last.
-    """
-    heard = False
-    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        nonlocal heard
-        heard = True
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except Exception:
-        if heard:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if heard:
-        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pytest
 
 from distml.runtime import environment, processes
 
+ROOT = Path(__file__).parents[3]
 SLEEPER = (
     "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(1, flush=True)"
 )
@@ -225,3 +226,83 @@ assert event.wait(30)
 
 def test_a_signal_that_interrupts_the_entry_to_a_wait_ends_it() -> None:
     subprocess.run([sys.executable, "-c", SIGNALLED], check=True, timeout=60)
+
+
+SWALLOWING = """
+import signal
+from distml.runtime import processes
+
+def interrupted(number):
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+def swallowing(number, error=None, at_end=True):
+    try:
+        with processes.interruptible(at_end):
+            if number:
+                assert interrupted(number)  # as a library may
+            if error:
+                raise error
+    except KeyboardInterrupt:
+        return "interrupted"
+    except ValueError:
+        return "failed"
+    return "done"
+
+before = signal.getsignal(signal.SIGTERM)
+assert swallowing(0) == "done"
+assert swallowing(0, ValueError()) == "failed"
+assert swallowing(signal.SIGINT) == swallowing(signal.SIGTERM, ValueError()) == "interrupted"
+assert swallowing(signal.SIGINT, at_end=False) == "done"
+assert swallowing(signal.SIGINT, ValueError(), at_end=False) == "interrupted"
+assert signal.getsignal(signal.SIGTERM) is before
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with processes.interruptible():
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_body() -> None:
+    # In a process of its own: a worker of pytest-xdist has ended by these signals.
+    subprocess.run([sys.executable, "-c", SWALLOWING], check=True, timeout=60)
+
+
+FRAGILE = """
+import logging, pathlib, signal, sys, time
+from distml.runtime import processes
+
+class Interrupted(logging.Handler):
+    def emit(self, record):
+        signal.raise_signal(signal.SIGTERM)
+        self.written = True
+
+def ends(work):
+    began = time.monotonic()
+    try:
+        with processes.interruptible():
+            work()
+            time.sleep(20)
+    except KeyboardInterrupt:
+        return time.monotonic() - began < 10
+
+pathlib.Path("importing.py").write_text("import signal; signal.raise_signal(signal.SIGINT); done = True")
+sys.path.insert(0, ".")
+assert ends(lambda: __import__("importing"))
+assert sys.modules["importing"].done
+handler = Interrupted()
+logging.getLogger("some").addHandler(handler)
+assert ends(lambda: logging.getLogger("some").warning("text"))
+assert handler.written
+processes._PATIENCE_S = 0.2
+waiting = "import signal, time; signal.raise_signal(signal.SIGINT); time.sleep(20)"
+pathlib.Path("waiting.py").write_text(waiting)
+assert ends(lambda: __import__("waiting"))
+"""
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import_for_some_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FRAGILE]
+    subprocess.run(command, check=True, timeout=60, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
