@@ -159,6 +159,8 @@ PRIVATE = (
         "ray",
         "2.60.0",
         (
+            "ray/_private/services.py: --raylet_socket_name=",
+            "ray/_private/services.py: --raylet-name=",
             "ray/_private/ray_constants.py: ray::DashboardAgent",
             "ray/_private/ray_constants.py: ray::RuntimeEnvAgent",
             "ray/dashboard/subprocesses/module.py: ray-dashboard-",
@@ -169,7 +171,7 @@ PRIVATE = (
             "ray.train.v2._internal.execution.checkpoint.sync_actor:SynchronizationActor",
         ),
         "`MONITORS`, `CONTROLLERS`: the priority of Ray's own processes is lowered by their command lines; "
-        "`AGENTS` are not killed with the workers",
+        "`AGENTS` are not killed with the workers, and workers that start while a raylet ends are",
         "s to the first step: 14.6 with it, 16.4 without it (13.9 before); steady epochs: nothing beyond the "
         "noise (2026-11-29, benchmarks/README.md)",
     ),

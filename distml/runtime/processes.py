@@ -138,16 +138,35 @@ def killed_at_exit() -> Iterator[None]:
     """Kill what is left of this process's own Ray after the body, which shuts it down.
 
     A worker ends by itself when it misses its raylet, and nearly always does: the controller of a sweep was
-    seen idle a quarter of an hour later, with all its memory.
+    seen idle a quarter of an hour later, with all its memory. One that the raylet starts while it ends, as a
+    substitute for another that is gone, looks for it for half a minute, and holds the terminal's output open.
     """
     of_ray = _below_the_raylet()
+    sockets = {word.partition("=")[2] for process in of_ray for word in _words(process) if _SOCKET in word}
     try:
         yield
     finally:
+        of_ray += [process for process in psutil.process_iter() if _serves(process, sockets)]
         for process in of_ray:
             with contextlib.suppress(psutil.Error):  # gone, as it should be
                 process.kill()
         psutil.wait_procs(of_ray, timeout=_END_S)
+
+
+_SOCKET, _WORKS_FOR = "--raylet_socket_name=", "--raylet-name="
+"""Options of a raylet, and of a worker that has not set its title yet, which name the raylet's socket."""
+
+
+def _serves(process: psutil.Process, sockets: set[str]) -> bool:
+    """Whether a process was started by a raylet with one of these sockets."""
+    return any(_WORKS_FOR + socket in _words(process) for socket in sockets)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """The command line of a process; none of one that is gone, or another user's."""
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
 
 
 def kill_starting() -> None:

@@ -148,6 +148,26 @@ def test_a_worker_that_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
     bystander.wait()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a copied program does not start on macOS")
+def test_a_worker_that_starts_while_its_raylet_ends_is_ended(tmp_path: Path) -> None:
+    raylet = Path(shutil.copy("/bin/sh", tmp_path / "raylet"))
+    program = "import time; time.sleep(60)"
+    command = [str(raylet), "-c", "read line", "sh", "--raylet_socket_name=/tmp/session_1/sockets/raylet"]
+    late = [sys.executable, "-c", program, "--raylet-name=/tmp/session_1/sockets/raylet"]
+    other = [sys.executable, "-c", program, "--raylet-name=/tmp/session_2/sockets/raylet"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as ray:
+        with processes.killed_at_exit():
+            started = [subprocess.Popen(words) for words in (late, other)]
+            ray.kill()
+            ray.wait()
+        try:
+            assert not psutil.pid_exists(started[0].pid)
+            assert started[1].poll() is None
+        finally:
+            started[1].kill()
+            started[1].wait()
+
+
 def _ends(process: psutil.Process) -> bool:
     until = time.monotonic() + 10
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
