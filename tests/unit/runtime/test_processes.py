@@ -158,14 +158,16 @@ def test_a_worker_that_starts_while_its_raylet_ends_is_ended(tmp_path: Path) -> 
     with subprocess.Popen(command, stdin=subprocess.PIPE) as ray:
         with processes.killed_at_exit():
             started = [subprocess.Popen(words) for words in (late, other)]
+            killed = psutil.Process(started[0].pid)
             ray.kill()
             ray.wait()
         try:
-            assert not psutil.pid_exists(started[0].pid)
+            assert _ends(killed)
             assert started[1].poll() is None
         finally:
-            started[1].kill()
-            started[1].wait()
+            for process in started:
+                process.kill()
+                process.wait()
 
 
 def _ends(process: psutil.Process) -> bool:
