@@ -24,6 +24,9 @@ PEERS := $(VENV)-peers
 COMPILE := PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --python-version 3.11 -c requirements/constraints.in
 
+# Set in many containers. Every process of Ray and each of pytest's would compile distml and the tests anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help venv train serve test check docs faults bench monitor image cluster-up cluster-down cluster-status requirements clean
 
 help: ## Show this list

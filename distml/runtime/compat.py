@@ -534,20 +534,9 @@ def _local(trainer: Any) -> Any:
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["scaling_policy"] = NoAutoscaler(self.scaling_config)
-            if _in_event_loop():  # a cell of a notebook: the controller needs a loop of its own
-                return super()._initialize_and_run_controller(**settings)
             return _controlled(settings)
 
     return LocalTrainer
-
-
-def _in_event_loop() -> bool:
-    """Whether this thread runs an event loop, in which no other can run."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _controlled(settings: dict[str, Any]) -> Any:
@@ -573,7 +562,12 @@ def _controlled(settings: dict[str, Any]) -> Any:
         worker_group_cls = LocalGroup
 
     controller = LocalController(**settings)
-    # Not `asyncio.run`, which turns Ctrl-C into the cancellation of a task that never looks.
-    with contextlib.closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(controller.run())
+    around = asyncio._get_running_loop()  # a cell of a notebook runs in one, and asyncio allows none within
+    asyncio._set_running_loop(None)
+    try:
+        # Not `asyncio.run`, which turns Ctrl-C into the cancellation of a task that never looks.
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(controller.run())
+    finally:
+        asyncio._set_running_loop(around)
     return controller.get_result()
