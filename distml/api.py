@@ -200,13 +200,18 @@ def ingest(config: Config) -> Manifest:
 def train(config: Config) -> TrainResult:
     """Train, evaluate, track and register one model, or every candidate of a sweep.
 
+    SIGTERM interrupts it as Ctrl-C does, unless the program has a handler of its own.
+
     Raises:
         ConfigError: The configuration cannot be used; nothing was started.
         DistmlError: The run failed; the same call resumes from its last checkpoint.
+        KeyboardInterrupt: It was interrupted; the same call resumes.
     """
+    from distml.runtime import processes
     from distml.training import run
 
-    return TrainResult.of(config, run.train(config))
+    with processes.interruptible(at_end=False):
+        return TrainResult.of(config, run.train(config))
 
 
 def promote(

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -93,7 +94,7 @@ def interruptible(at_end: bool = True) -> Iterator[None]:
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.getsignal(number) for number in kinds}
     for number in kinds:
-        if before[number] is not signal.SIG_IGN:  # as a shell starts a background job
+        if _may_be_replaced(before[number]):
             signal.signal(number, interrupt)
     try:
         yield
@@ -109,6 +110,12 @@ def interruptible(at_end: bool = True) -> Iterator[None]:
                 signal.signal(number, handler)
     if first and at_end:
         raise KeyboardInterrupt
+
+
+def _may_be_replaced(handler: Any) -> bool:
+    """Whether a handler is Python's or ours; background jobs ignore SIGINT, and programs have their own."""
+    own = str(getattr(handler, "__module__", "")).startswith("distml.")
+    return own or handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _is_fragile(frame: FrameType | None) -> bool:

@@ -8,8 +8,17 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
 from distml.tasks import Evaluation, quality
 from distml.training import metrics as catalogue
@@ -87,15 +96,7 @@ class Display:
         # `is_terminal` is also true where only colours are wanted: notebooks set FORCE_COLOR for a pipe.
         live = self.console.is_terminal and self.console.file.isatty()
         if live and self._progress is None and not self._name:
-            self._progress = Progress(
-                TextColumn("       {task.description}"),
-                BarColumn(32),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[values]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
+            self._progress = Progress(*_columns(self.console.width), console=self.console, transient=True)
             self._progress.start()
             total = self._epochs * self._steps_per_epoch
             done = event.epoch * self._steps_per_epoch
@@ -153,6 +154,26 @@ class Display:
         for name, value in facts.items():
             self.console.print(f"[bold]{name:<10}[/bold] {escape(value)}")
         sys.stderr.flush()
+
+
+_WIDE = 120
+"""Characters of a line that holds a bar, two metrics and the throughput."""
+_BESIDE = 29
+"""Characters beside the metrics in the line of a narrower terminal: epoch of epochs, percentage, time."""
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """The live line for a terminal of a width; what does not fit is cut from the metrics alone."""
+    if width >= _WIDE:
+        task = [TextColumn("       {task.description}"), BarColumn(32), MofNCompleteColumn()]
+        return [*task, TextColumn("{task.fields[values]}"), TimeRemainingColumn()]
+    metrics = Column(no_wrap=True, max_width=max(1, width - _BESIDE), overflow="ellipsis")
+    return [
+        TextColumn("{task.description}"),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[values]}", table_column=metrics),
+        TimeRemainingColumn(),
+    ]
 
 
 _ROWS = 20

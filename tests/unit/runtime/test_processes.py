@@ -281,9 +281,13 @@ assert swallowing(signal.SIGINT) == swallowing(signal.SIGTERM, ValueError()) == 
 assert swallowing(signal.SIGINT, at_end=False) == "done"
 assert swallowing(signal.SIGINT, ValueError(), at_end=False) == "interrupted"
 assert signal.getsignal(signal.SIGTERM) is before
+signals = []
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
 with processes.interruptible():
     signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+assert signals == [signal.SIGTERM]
 """
 
 

@@ -6,9 +6,17 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from distml.tasks import Evaluation
-from distml.training.events import EpochFinished, FeaturesStarted, Resumed, Started, WeightsLoaded
+from distml.training.events import (
+    EpochFinished,
+    FeaturesStarted,
+    Resumed,
+    Started,
+    StepsDone,
+    WeightsLoaded,
+)
 from distml.training.observers.display import Display
 
 STARTED = Started(
@@ -33,6 +41,21 @@ def test_only_a_terminal_gets_a_live_display(stream: io.StringIO, live: bool) ->
     shown = stream.getvalue()
     assert "1,000 parameters" in shown
     assert (HIDE_CURSOR in shown) == live
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_narrow_terminal_shows_the_share_and_the_time_that_is_left(width: int) -> None:
+    stream = Terminal()
+    display = Display(2, Console(file=stream, force_terminal=True, highlight=False, width=width))
+    display(STARTED)
+    metrics = {"loss": 0.5, "accuracy": 0.75, "samples_per_s": 12345.0}
+    display(StepsDone(epoch=1, step=10, metrics=metrics))
+    display.close()
+    live = Text.from_ansi(stream.getvalue()).plain
+    assert "epoch 1/2" in live
+    assert ("10/20" if width == 140 else " 50%") in live
+    assert "-:--:--" in live
+    assert ("12,345 samples/s" in live) == (width >= 80)
 
 
 def test_the_end_of_the_frozen_epochs_explains_the_jump_of_the_loss() -> None:
