@@ -71,6 +71,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return "ray" if file in with_ray else file
 
+        def _assign_work_unit(self, node: Any) -> None:
+            if "ray" in self.workqueue:  # takes longest
+                self.workqueue.move_to_end("ray", last=False)
+            super()._assign_work_unit(node)
+
     return ByFile(config, log)
 
 

@@ -181,6 +181,7 @@ class Folder:
         path: Folder, or one file.
         limit_s: Listing a local folder ends after this; what was listed until then is enough for a look.
         without: Folders that distml writes, such as the storage root: what lies in them is not the user's.
+        shown: What messages call it; its path by default. An unpacked archive is called by its own.
 
     Attributes:
         complete: False where listing ended before its end.
@@ -196,9 +197,12 @@ class Folder:
         DataError: Nothing is there, or it cannot be listed.
     """
 
-    def __init__(self, path: str, limit_s: float = math.inf, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str, limit_s: float = math.inf, without: Sequence[str] = (), shown: str | None = None
+    ) -> None:
         storage = placed(path)
         self.root = storage.root
+        self.shown = shown or self.root
         ours = [Storage(place).root for place in without]
         self.ledger = Ledger()
         self.complete = True
@@ -250,7 +254,7 @@ class Folder:
             return self._system.open_input_file(path)
         except OSError as error:
             cause = error.strerror or error
-            raise DataError(f"cannot read {name} in {self.root}: {cause}.") from None
+            raise DataError(f"cannot read {name} in {self.shown}: {cause}.") from None
 
     def keep(self, name: str, content: bytes) -> None:
         """Keep the whole content of a small file of a store, so that no second request is needed.
@@ -270,7 +274,7 @@ class Folder:
                 return bytes(stream.read() if most < 0 else stream.read(most))
             except OSError as error:
                 cause = error.strerror or error
-                raise DataError(f"cannot read {name} in {self.root}: {cause}.") from None
+                raise DataError(f"cannot read {name} in {self.shown}: {cause}.") from None
 
     @property
     def local(self) -> bool:

@@ -105,7 +105,7 @@ def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder, s
     Raises:
         DataError: There is nothing, or it cannot be fetched or unpacked.
     """
-    fetched: str | None = None
+    fetched, named = None, path
     if remote := fetch.is_remote(path):
         path, fetched = fetch.downloaded(path, storage)
     given = Folder(path, without=(storage.root,))
@@ -113,7 +113,8 @@ def folder_at(path: str, form: str, storage: Storage) -> tuple[Folder, Folder, s
     if as_it_lies:
         return given, given, fetched
     try:
-        return given, Folder(fetch.unpacked(path, storage, webdataset.is_webdataset)), fetched
+        unpacked = fetch.unpacked(path, storage, webdataset.is_webdataset)
+        return given, Folder(unpacked, shown=named), fetched
     except DataError:
         if remote:
             os.unlink(path)  # what was received is damaged: the next run fetches it again
@@ -144,7 +145,7 @@ def format_of(folder: Folder) -> str:
     if known := _unread(folder):
         raise known
     if suffixes <= {".yaml", ".yml"}:
-        raise DataError(f"{folder.root} is a configuration and no data.", "Give the folder of the pictures.")
+        raise DataError(f"{folder.shown} is a configuration and no data.", "Give the folder of the pictures.")
     if suffixes <= {".csv", ".tsv", ".jsonl", ".json"}:
         remedy = "Give the folder in which it lies with its pictures."
         heads = [folder.read(name, 4096).decode("utf-8", "replace") for name in list(folder.sizes)[:3]]
@@ -152,10 +153,10 @@ def format_of(folder: Folder) -> str:
             remedy = "Download the pictures whose addresses it holds, and give the folder with both."
         if there := next(filter(os.path.isfile, re.findall(r"/[^,;\t\"\n]+[.]\w+", "\n".join(heads))), None):
             remedy = f"Put it into {os.path.dirname(there)}, where its pictures lie, and give that folder."
-        raise DataError(f"{folder.root} is a table without pictures.", remedy)
+        raise DataError(f"{folder.shown} is a table without pictures.", remedy)
     shown = ", ".join(sorted(suffix or "files without an ending" for suffix in suffixes)[:5])
     raise DataError(
-        f"{folder.root} holds no pictures, Parquet, IDX, npz, npy or CSV of pixels, but {shown}.",
+        f"{folder.shown} holds no pictures, Parquet, IDX, npz, npy or CSV of pixels, but {shown}.",
         "Give pictures or one of these; anything else by a function: data.format: module:function.",
     )
 
@@ -192,13 +193,14 @@ def _unread(folder: Folder) -> DataError | None:
     """Name the files that are most of a folder of which nothing is read, where they are known."""
     packed = [name for name in folder.sizes if fetch.is_archive(name)]
     if len(packed) == 1:
+        place = f"{folder.root.rstrip('/')}/{packed[0]}"
         return DataError(
-            f"{folder.root} holds no pictures, but the archive {packed[0]}.",
-            f"Set data.path to {folder.root.rstrip('/')}/{packed[0]}.",
+            f"{folder.shown} holds no pictures, but the archive {packed[0]}.",
+            f"Set data.path to {place}." if folder.shown == folder.root else "Unpack it.",
         )
     if packed:
         return DataError(
-            f"{folder.root} holds no pictures, but {len(packed)} archives, like {packed[0]}.",
+            f"{folder.shown} holds no pictures, but {len(packed)} archives, like {packed[0]}.",
             "Unpack them side by side; data.path may be one of them.",
         )
     for ending, (what, remedy) in _UNREAD.items():
@@ -206,11 +208,11 @@ def _unread(folder: Folder) -> DataError | None:
             kind = f" ({what})" if what else ""
             many = "file" if len(names) == 1 else "files"
             told = f"{len(names)} {ending} {many}{kind}, like {names[0]}"
-            return DataError(f"{folder.root} holds no pictures, but {told}.", remedy)
+            return DataError(f"{folder.shown} holds no pictures, but {told}.", remedy)
     pickled = [name for name in folder.sizes if not suffix(name) and folder.read(name, 2) in _PICKLED]
     if pickled:  # data_batch_1 of CIFAR
         told = f"pickled objects of Python, like {pickled[0]}"
-        return DataError(f"{folder.root} holds no pictures, but {told}.", _FUNCTION)
+        return DataError(f"{folder.shown} holds no pictures, but {told}.", _FUNCTION)
     return None
 
 
@@ -233,12 +235,12 @@ def choose_subset(folder: Folder, wanted: str | None) -> tuple[str, ...]:
     known = {name: files for name, files in known.items() if files or name == wanted} or _by_folders(folder)
     if wanted is not None and wanted not in known:
         has = f"has {', '.join(known)}" if known else "has no configurations"
-        raise ConfigError(f"data.subset = {wanted}, but {folder.root} {has}.", "Correct or leave it out.")
+        raise ConfigError(f"data.subset = {wanted}, but {folder.shown} {has}.", "Correct or leave it out.")
     defaults = [str(some.get("config_name", "default")) for some in given if some.get("default") is True]
     chosen = wanted or next((name for name in (*defaults, "default") if name in known), None)
     if len(known) > 1 and chosen is None:
         raise ConfigError(
-            f"{folder.root} holds several configurations of a data set: {', '.join(known)}.",
+            f"{folder.shown} holds several configurations of a data set: {', '.join(known)}.",
             "Set data.subset to one of them.",
         )
     if not known:

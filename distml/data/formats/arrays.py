@@ -356,14 +356,14 @@ def open_npz(folder: Folder, data: DataConfig, task: type[Task] = Classification
             some, at = parts.setdefault(split, {}), key if name.endswith(".npz") else name
             if kind in some:
                 raise DataError(
-                    f"{folder.root} has several arrays of {split} {kind}: {named[split, kind]} and {at}.",
+                    f"{folder.shown} has several arrays of {split} {kind}: {named[split, kind]} and {at}.",
                     "Keep one of them.",
                 )
             some[kind], named[split, kind] = values, at
     parts = settled(parts)
     for split, pair in parts.items():
         if set(pair) != {"images", "labels"}:
-            raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
+            raise DataError(f"{folder.shown} has no {split} {'labels' if 'images' in pair else 'images'}.")
     return _source(folder, {split: (pair["images"], pair["labels"]) for split, pair in parts.items()}, task)
 
 
@@ -553,7 +553,7 @@ def _files(folder: Folder, *endings: str) -> list[str]:
     for name in set(folder.sizes) - set(matching):
         folder.ledger.skip(name, f"no {what} file")
     if not matching:
-        raise DataError(f"{folder.root} holds no {what} files.", "Check data.path and data.format.")
+        raise DataError(f"{folder.shown} holds no {what} files.", "Check data.path and data.format.")
     return matching
 
 
@@ -639,7 +639,7 @@ def _source(folder: Folder, parts: Parts, task: type[Task], names: Sequence[str]
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(repr(labels.tolist()).encode() if labels.dtype.kind == "O" else labels.tobytes())
     origin = Origin(PurePosixPath(folder.root).name, folder.root, digest.hexdigest())
-    source = of_splits(parts, names, (origin,), folder.root, task)
+    source = of_splits(parts, names, (origin,), folder.shown, task)
     return replace(source, ledger=folder.ledger, fingerprint=folder.fingerprint())
 
 
@@ -673,11 +673,11 @@ def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification
     sets = sorted({which for which, _ in files})
     if len(sets) > 1:
         shown = ", ".join(which.replace(" ", "-") or "one without a name" for which in sets)
-        raise DataError(f"{folder.root} holds several data sets: {shown}.", "Give each a folder of its own.")
+        raise DataError(f"{folder.shown} holds several data sets: {shown}.", "Give each a folder of its own.")
     parts, origins = {}, []
     for (_, split), pair in files.items():
         if set(pair) != {"images", "labels"}:
-            raise DataError(f"{folder.root} has no {split} {'labels' if 'images' in pair else 'images'}.")
+            raise DataError(f"{folder.shown} has no {split} {'labels' if 'images' in pair else 'images'}.")
         arrays = {}
         for kind, name in pair.items():
             content = _idx(folder, name)
@@ -686,7 +686,7 @@ def open_idx(folder: Folder, data: DataConfig, task: type[Task] = Classification
         parts[split] = arrays["images"], arrays["labels"]
     origins.sort(key=lambda origin: origin.name)
     return replace(
-        of_splits(parts, None, tuple(origins), folder.root, task),
+        of_splits(parts, None, tuple(origins), folder.shown, task),
         ledger=folder.ledger,
         fingerprint=folder.fingerprint(),
     )

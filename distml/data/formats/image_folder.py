@@ -106,7 +106,7 @@ def open_pictures(folder: Folder, data: DataConfig, task: type[Task] = Classific
     """
     names = [*pictures(folder), *(name for name in folder.dangling if suffix(name) in SUFFIXES)]
     if not names:
-        raise DataError(f"{folder.root} holds no pictures.", "Check data.path and data.format.")
+        raise DataError(f"{folder.shown} holds no pictures.", "Check data.path and data.format.")
     divided = divide_folders(names)
     _require_no_sheet(folder, data)
     lists: tuple[str, ...] = ()
@@ -497,7 +497,7 @@ def _require_whole(folder: Folder, names: Sequence[str]) -> None:
         if suffix(name) in (".txt", ".xml") and PurePosixPath(name).stem in stems
     ]
     if 2 * len(files) >= len(stems) and (kind := _kind_of_parts(folder, files[0])):
-        raise _of_parts(files[0].rpartition("/")[0] or folder.root, files, kind)
+        raise _of_parts(files[0].rpartition("/")[0] or folder.shown, files, kind)
     beside = {without_suffix(name) for name in names}
     own = [name for name in folder.sizes if suffix(name) in _OWN and without_suffix(name) in beside]
     if 2 * len(own) >= len(beside):

@@ -86,7 +86,7 @@ def open_parquet(folder: Folder, data: DataConfig, task: type[Task] = Classifica
         labels = {split: labels["train" if chosen else split][rows] for split, rows in kept.items()}
     _leave_out_withheld(folder, labels, divided)
     if not len(labels["train"]):
-        raise DataError(f"{folder.root} holds no rows.")
+        raise DataError(f"{folder.shown} holds no rows.")
     own = None if columns.one_hot else _class_names(folder, names[0], columns.labels[0])
     known = task.named(columns.labels) or own
     if known and not task.scalar and not task.named(columns.labels):
@@ -165,7 +165,7 @@ def _files(folder: Folder) -> list[str]:
         else:
             folder.ledger.skip(name, "a cache of Hugging Face's")
     if not names:
-        raise DataError(f"{folder.root} holds no .parquet files.", "Check data.path and data.format.")
+        raise DataError(f"{folder.shown} holds no .parquet files.", "Check data.path and data.format.")
     return names
 
 

@@ -267,7 +267,7 @@ def open_table(folder: Folder, data: DataConfig, task: type[Task] = Classificati
     """
     names = tables(folder)
     if not names:
-        raise DataError(f"{folder.root} holds no table of its pictures.", "Call it metadata.csv.")
+        raise DataError(f"{folder.shown} holds no table of its pictures.", "Call it metadata.csv.")
     splits, unused = splits_of_files(names), {}
     reader = _Reader(folder, data, task, _Places(folder), splits)
     for name in sorted(names, key=lambda name: (splits[name] == "test", splits[name] is None)):

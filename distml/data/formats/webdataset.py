@@ -109,13 +109,13 @@ def open_webdataset(folder: Folder, data: DataConfig, task: type[Task] = Classif
     """
     tars = _tars(folder)
     if not tars:
-        raise DataError(f"{folder.root} holds no .tar files.", "Check data.path and data.format.")
+        raise DataError(f"{folder.shown} holds no .tar files.", "Check data.path and data.format.")
     columns = [data.label_column] if isinstance(data.label_column, str) else data.label_column or []
     index = _index(folder, tars, data, task, columns)
     source.require_usable(index.bad, len(index.headers) + len(index.bad), data)
     places, labels = _by_folders(index.places, index.labels)
     if not labels.get("train"):
-        raise DataError(f"{folder.root} holds no training pictures.", "Check data.path.")
+        raise DataError(f"{folder.shown} holds no training pictures.", "Check data.path.")
     if task.scalar:
         source.require_all_classes(sorted(index.damaged - set(labels["train"])))
     encoded, numbers = task.encode(

@@ -208,6 +208,25 @@ def test_endless_members_stop_at_the_limit(
     assert not [path for path in storage_root.rglob("*") if path.is_file() and path.suffix == ".png"]
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"notes.txt": b"x"}, "holds no pictures, Parquet"),
+        ({"a.dcm": b"x"}, "holds no pictures, but 1 .dcm file"),
+        ({"a.7z": b"x"}, "holds no pictures, but 1 .7z file"),
+        ({"train-images-idx3-ubyte": bytes.fromhex("00000803") + bytes(12)}, "has no train labels"),
+        ({"data.csv": b"name,price\na,1\n"}, "is a table without pictures"),
+    ],
+)
+def test_messages_about_an_archive_name_it_and_no_folder_of_the_cache(
+    tmp_path: Path, storage_root: Path, content: dict[str, bytes], named: str
+) -> None:
+    given = zipped(tmp_path / "x.zip", content)
+    with pytest.raises(DataError) as error:
+        ingest_archive(storage_root, given)
+    assert error.value.message.startswith(f"{given} {named}")
+
+
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
 def test_damaged_archives_are_named(tmp_path: Path, storage_root: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not an archive")
