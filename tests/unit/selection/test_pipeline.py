@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,43 @@ def test_a_damaged_cache_of_stages_is_ignored(storage_root: Path, done: list[int
     storage = Storage(str(storage_root))
     storage.write_bytes(b"{", "pipelines", "a.json")
     assert step(Stages("a", storage), done, 1) == "finished"
+
+
+SWALLOWING = """
+import signal, sys
+from pathlib import Path
+from distml.cli import command
+from distml.config import Config
+from distml.selection import score
+from distml.selection.pipeline import Stages
+from distml.storage import Storage
+
+def swallowing(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    return {}
+
+def half_imported(*_):
+    swallowing()
+    raise ValueError("module has no attribute")
+
+def interrupted(work):
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+
+storage = Storage(sys.argv[1])
+assert interrupted(lambda: Stages("p", storage).do("promote", [], swallowing))
+score.locate.verified = half_imported
+assert interrupted(lambda: score.trusted(Config(), None, Path("x")))
+assert command.main("ingest", half_imported, []) == 130
+assert command.main("ingest", swallowing, []) == 0
+"""
+
+
+def test_an_interrupt_that_a_library_swallows_ends_stages_and_models(storage_root: Path) -> None:
+    # In a process of its own: a worker of pytest-xdist has ended by these signals.
+    subprocess.run([sys.executable, "-c", SWALLOWING, str(storage_root)], check=True, timeout=120)
