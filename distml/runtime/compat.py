@@ -8,7 +8,6 @@ This module imports nothing heavy, for it is loaded before TensorFlow.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import re
@@ -129,22 +128,14 @@ PRIVATE = (
         (
             "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._create_default_callbacks",
             "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._initialize_and_run_controller",
-            "ray.train.v2._internal.execution.controller.controller:TrainController.run",
-            "ray.train.v2._internal.execution.controller.controller:TrainController.get_result",
-            "ray.train.v2._internal.execution.controller.controller:TrainController.worker_group_cls",
-            "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup._init_train_context_on_workers",
-            "ray/train/v2/_internal/execution/worker_group/worker_group.py: "
-            "controller_actor=ray.get_runtime_context().current_actor",
             "ray.train.v2._internal.callbacks.datasets:DatasetsCallback",
             "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._send_resource_request",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._maybe_send_resource_request",
             "ray.train.v2._internal.execution.scaling_policy.fixed:FixedScalingPolicy._cancel_resource_request",
         ),
-        "`trainer`, on one machine: three actors that have nothing to do there are not started, and the "
-        "driver does what a fourth one does",
-        "3 to 5 of 50 CPU-seconds of a short run (2026-11-29, benchmarks/README.md); the controller in the "
-        "driver 3.7 of 73 and 4 of 27 s to the first step (2026-11-30)",
+        "`trainer`, on one machine: three actors that have nothing to do there are not started",
+        "3 to 5 of 50 CPU-seconds of a short run (2026-11-29, benchmarks/README.md)",
     ),
     Private(
         "ray",
@@ -495,10 +486,10 @@ def trainer(local: bool) -> Any:
 
     Args:
         local: For a fixed number of workers on a Ray that this process started. Every actor of Ray Train and
-            Ray Data imports both (3 to 7 CPU-seconds each, 2.60, 2 cores). Four of them are left out there:
-            the one that asks an autoscaler for nodes, the one that frees placement groups when the driver's
-            node is lost, the one that splits data sets where there is none to split, and the one that
-            watches the workers, which this process does itself.
+            Ray Data imports both (3 to 7 CPU-seconds each, 2.60, 2 cores). Three of them have nothing to do
+            there and are left out: the one that asks an autoscaler for nodes, the one that frees placement
+            groups when the driver's node is lost, and the one that splits data sets where there is none to
+            split.
     """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -535,40 +526,6 @@ def _local(trainer: Any) -> Any:
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             settings["scaling_policy"] = NoAutoscaler(self.scaling_config)
-            return _controlled(settings)
+            return super()._initialize_and_run_controller(**settings)
 
     return LocalTrainer
-
-
-def _controlled(settings: dict[str, Any]) -> Any:
-    """Train with Ray Train's controller in this process instead of an actor; returns its result.
-
-    Args:
-        settings: Of `TrainController`.
-    """
-    from ray.runtime_context import RuntimeContext
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup
-
-    class LocalGroup(WorkerGroup):
-        """Workers that are not told of an actor of their controller, which only checkpoints' lists need."""
-
-        def _init_train_context_on_workers(self, *arguments: Any) -> None:
-            with _replaced(RuntimeContext, {"current_actor": None}):
-                super()._init_train_context_on_workers(*arguments)
-
-    class LocalController(TrainController):
-        """The controller. Final."""
-
-        worker_group_cls = LocalGroup
-
-    controller = LocalController(**settings)
-    around = asyncio._get_running_loop()  # a cell of a notebook runs in one, and asyncio allows none within
-    asyncio._set_running_loop(None)
-    try:
-        # Not `asyncio.run`, which turns Ctrl-C into the cancellation of a task that never looks.
-        with contextlib.closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(controller.run())
-    finally:
-        asyncio._set_running_loop(around)
-    return controller.get_result()

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from distml.config import Config
@@ -125,8 +125,6 @@ def _trainer(
             ),
             worker_runtime_env={"env_vars": environment.WORKER.values()},
             callbacks=[group.Failures(spec["events"])],
-            # What a person should see of it are events; all of it is in the files of Ray's logs.
-            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
         datasets={"train": data["stream"]} if "stream" in data else {},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=_options(config, most)),

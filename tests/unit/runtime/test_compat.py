@@ -126,23 +126,6 @@ def test_a_trainer_leaves_ctrl_c_as_it_is(local: bool) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ray_creates_workers_by_the_class_that_the_controller_names() -> None:
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup
-
-    assert "self.worker_group_cls.create(" in inspect.getsource(TrainController)
-    assert "self._init_train_context_on_workers(" in inspect.getsource(WorkerGroup)
-
-
-def test_nothing_but_lists_of_checkpoints_asks_the_controllers_actor() -> None:
-    from ray.train.v2._internal.execution import context
-
-    uses = inspect.getsource(context).count("self.controller_actor")
-    assert uses == inspect.getsource(context.TrainContext.get_all_reported_checkpoints).count(
-        "self.controller_actor"
-    )
-
-
 def test_an_attribute_is_replaced_within_the_body_alone() -> None:
     class Kind:
         name = property(lambda self: "own")
