@@ -494,7 +494,7 @@ def trainer(local: bool) -> Any:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Trainer(DataParallelTrainer):
-        """The trainer for a cluster."""
+        """A trainer without a handler of signals."""
 
         def _register_sigint_handler(self, controller: Any) -> None: ...
 
