@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -49,6 +50,7 @@ def launch(groups: dict[int, dict[str, Work]]) -> dict[int, dict[str, list[dict[
         cwd=REPOSITORY,
         env=environment | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
@@ -57,7 +59,7 @@ def launch(groups: dict[int, dict[str, Work]]) -> dict[int, dict[str, list[dict[
     finally:  # ranks that wait for one that failed
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0
+    assert process.returncode == 0, written[-5000:]
     return {int(size): result for size, result in json.loads(written.splitlines()[-1]).items()}
 
 
@@ -192,6 +194,7 @@ def _group(works: dict[str, Work], world_size: int, folder: Path) -> dict[str, l
 
     addresses = [f"127.0.0.1:{port}" for port in ingress.free_ports(world_size)]
     files = [folder / f"{world_size}-{rank}.json" for rank in range(world_size)]
+    done = multiprocessing.get_context("fork").Barrier(world_size)
     pids = []
     for rank, file in enumerate(files):
         pids.append(os.fork())
@@ -202,9 +205,11 @@ def _group(works: dict[str, Work], world_size: int, folder: Path) -> dict[str, l
                 tf = worker.import_tensorflow(use_gpu=False, local_world_size=world_size)
                 strategy = worker.strategy(tf, use_gpu=False)
                 file.write_text(json.dumps(_rank(works, strategy, rank, world_size)), encoding="utf-8")
+                # A rank that ends takes what others have still to receive of the last sum with it.
+                done.wait(timeout=250)
             except BaseException:
                 traceback.print_exc()
-            os._exit(not file.exists())
+            os._exit(not file.exists() or done.broken)
     for _ in pids:
         _, status = os.wait()
         assert status == 0  # the others would wait for it
