@@ -113,7 +113,7 @@ BODIES = [
     Case("wrong encoding", PREDICT, single(IMAGE), "encoding 'br' is not known", 415, headers={"content-encoding": "br"}),
     Case("no gzip", PREDICT, single(IMAGE), "the body is not gzip data", headers={"content-encoding": "gzip"}),
     Case("cut-off gzip", PREDICT, gzip.compress(single(IMAGE))[:-9], "not one complete gzip stream", headers={"content-encoding": "gzip"}),
-    Case("gzip bomb", PREDICT, gzip.compress(bytes(100_000_000)), "the body is larger than", 413, headers={"content-encoding": "gzip"}),
+    Case("gzip bomb", PREDICT, gzip.compress(bytes(100_000_000), compresslevel=1), "the body is larger than", 413, headers={"content-encoding": "gzip"}),
 ]  # fmt: skip
 
 PIXELS = [

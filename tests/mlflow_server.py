@@ -1,12 +1,14 @@
-"""A real `mlflow server` of a test's own, which may be killed and started again."""
+"""MLflow of a test's own: a real server, which may be killed and started again, and new databases."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -57,3 +59,21 @@ class TrackingServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(20)
+
+
+def new_database(root: Path) -> None:
+    """Put a database without runs into a storage root, as MLflow makes it there.
+
+    It is a copy: to make one, MLflow runs dozens of migrations, which takes seconds.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "mlflow.db").write_bytes(_database())
+
+
+@functools.cache
+def _database() -> bytes:
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()

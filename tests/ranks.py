@@ -33,13 +33,16 @@ def steps(model: str, train: dict[str, Any], count: int = 6) -> Work:
     return {"model": model, "train": train, "steps": count}
 
 
-def frozen(train: dict[str, Any]) -> Work:
+WAYS = ("head", "features", "resumed")
+
+
+def frozen(train: dict[str, Any], ways: tuple[str, ...] = WAYS) -> Work:
     """Train the head of a small backbone, then all of it.
 
-    It is done three times: on images (`head`), on features in the first half (`features`), and with another
-    model and optimizer in the second half that take up the variables of the first (`resumed`).
+    There are three ways to do it: on images (`head`), on features in the first half (`features`), and with
+    another model and optimizer in the second half that take up the variables of the first (`resumed`).
     """
-    return {"frozen": True, "train": train}
+    return {"frozen": ways, "train": train}
 
 
 def launch(groups: dict[int, dict[str, Work]]) -> dict[int, dict[str, list[dict[str, Any]]]]:
@@ -155,7 +158,7 @@ def _frozen(work: Work, strategy: Any, rank: int, world_size: int) -> dict[str, 
     mine = batches[:, first : first + feed.replica_batch_size(size, rank, world_size)]
 
     result: dict[str, Any] = {}
-    for way in ("head", "features", "resumed"):
+    for way in work["frozen"]:
         step = build()
         backbone = [variable.value for variable in step.parts["features"].features.weights]
         before = digest(backbone)

@@ -19,6 +19,7 @@ from distml.config import Config, ExportConfig, load
 from distml.data import ingestion, shards
 from distml.storage import Storage
 from distml.tracking import runs
+from tests.mlflow_server import new_database
 
 CLASSES = ["cat", "dog", "bird"]
 SHAPE = (4, 4, 1)
@@ -173,6 +174,7 @@ def make(root: Path) -> Registry:
             "tracking": {"registered_model": NAME, "experiment": NAME},
         }
     )
+    new_database(root)
     result = Registry(config, tracking.client(config))
     result.client.create_registered_model(NAME)
     return result

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests import fashion
+from tests.mlflow_server import new_database
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,8 @@ class Training:
         self, root: Path, name: str, *flags: str, env: dict[str, str] | None = None, verb: str = "train"
     ) -> None:
         self.root = root
+        if not root.exists() and not any(flag.startswith("--tracking.uri") for flag in flags):
+            new_database(root)
         self.process = subprocess.Popen(
             command(verb, f"--storage.root={root}", f"--run.name={name}", *SMALL, *flags),
             cwd=root.parent,

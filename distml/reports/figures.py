@@ -78,6 +78,9 @@ def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]]) -> Figure:
     columns = 5
     rows = max(1, -(-len(mistakes) // columns))
     figure = blank(2.0 * columns, 2.15 * rows)
+    # Matplotlib would measure every subplot, which takes a second; these are all alike.
+    figure.set_layout_engine("none")
+    figure.subplots_adjust(left=0, right=1, bottom=0.02 / rows, top=1 - 0.2 / rows, wspace=0.02, hspace=0.24)
     for axes, image, mistake in zip(np.ravel(figure.subplots(rows, columns)), images, mistakes, strict=False):
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
         axes.set_title(f"{mistake[1]}\npredicted {mistake[2]}", fontsize=8, color=INK)

@@ -15,6 +15,7 @@ import pytest
 from distml.config import Config
 from distml.serving import ingress
 from tests.endpoint import serving
+from tests.mlflow_server import new_database
 from tests.registered import NAME, Registry
 from tests.runner import REPOSITORY
 
@@ -61,6 +62,7 @@ def command(root: Path, **flags: Any) -> tuple[int, dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     root = tmp_path_factory.mktemp("pipeline") / "storage"
+    new_database(root)
     code, result, err = command(root)
     assert code == 0, err
     return root, result, err

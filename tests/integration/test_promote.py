@@ -21,6 +21,7 @@ from distml.selection.record import Sweep
 from distml.tracking import locate
 from distml.tracking import registry as aliases
 from tests import registered
+from tests.mlflow_server import new_database
 from tests.registered import Registry
 
 pytestmark = [
@@ -292,6 +293,7 @@ def test_a_restored_champion_is_the_same_and_predicts_the_same(
     champion: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, root = Path(champion.config.storage.root), tmp_path / "restored"
+    new_database(root)
     assert cli.run("backup", [str(tmp_path / "backups"), *champion.flags()]) == 0
     old.rename(old.with_name("gone"))
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.mlflow_server import new_database
 from tests.registered import NAME
 from tests.runner import REPOSITORY
 
@@ -49,6 +50,7 @@ def command(root: Path, *flags: str) -> tuple[int, dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     root = tmp_path_factory.mktemp("sweep") / "storage"
+    new_database(root)
     code, result, err = command(root)
     assert code == 0, err
     return root, result, err

@@ -20,7 +20,7 @@ from tests.manifests.render import KUBERAY, ROOT, Manifest
 FOLDERS = render.kustomizations(KUBERAY)
 OVERLAYS = [folder for folder in FOLDERS if folder.parent.name == "overlays"]
 APPLIED = [*OVERLAYS, KUBERAY / "monitoring"]
-RENDERED = {folder: render.render(folder) for folder in FOLDERS}
+RENDERED = render.Rendered({folder: folder for folder in FOLDERS})
 CRDS = render.crds()
 GENERATED = {("Secret", name) for name in cluster.GENERATED}
 BROUGHT = {  # what a person creates first, as kuberay/README.md says

@@ -28,7 +28,7 @@ from tests.manifests.render import KUBERAY, ROOT, Manifest
 pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
 
 FOLDERS = [KUBERAY / "overlays" / name for name in ("k3d", "production")]
-RENDERED = {folder.name: render.render(folder) for folder in FOLDERS}
+RENDERED = render.Rendered({folder.name: folder for folder in FOLDERS})
 INSIDE = "/app/"  # where the image has configs/
 IMAGE = {"BINARY_PATH": "/opt/code/distml/serving/haproxy.py", "PROGRAM": "/opt/distml/bin/haproxy"}
 

@@ -12,7 +12,7 @@ from tests.manifests import render
 from tests.manifests.render import KUBERAY
 
 OVERLAYS = [KUBERAY / "overlays" / name for name in ("k3d", "production")]
-RENDERED = {folder: render.render(folder) for folder in OVERLAYS}
+RENDERED = render.Rendered({folder: folder for folder in OVERLAYS})
 
 
 def find(folder: Path, kind: str, name: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def config(root: Path) -> Path:
     values["data"] = {"name": "fashion-some", "format": "tests.fashion:some"}
     values["train"] |= {"workers": 1, "global_batch_size": 128}  # as many steps as with all rows
     values["export"] = {"formats": ["litert"]}
+    values["sweep"] = {"concurrent": 2}
     file = root.parent / "smoke.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file

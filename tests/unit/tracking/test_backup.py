@@ -14,6 +14,7 @@ from distml.config import Config
 from distml.errors import StorageError, TrackingError
 from distml.storage import Storage
 from distml.tracking import backup, database, locate, registry, runs
+from tests.mlflow_server import new_database
 
 DIGEST = "0" * 64
 
@@ -26,6 +27,7 @@ def configuration(root: Path, **run: Any) -> Config:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with one finished run, its registered version as champion, and an unfinished run."""
     root = tmp_path_factory.mktemp("backup") / "old root"
+    new_database(root)
     config = configuration(root)
     client = tracking.client(config)
     client.create_experiment("own", artifact_location=(root / "mlflow-artifacts").as_uri())
@@ -155,6 +157,7 @@ def test_a_backup_that_cannot_be_finished_has_no_manifest(
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_object_is_named_and_no_row_is_restored(place: Path, tmp_path: Path, damage: str) -> None:
     copy, root = tmp_path / "backups", tmp_path / "new"
+    new_database(root)
     shutil.copytree(place, copy)
     (model,) = (
         path for path in (copy / "objects").rglob("*") if path.is_file() and path.stat().st_size == 7000

@@ -15,6 +15,7 @@ from distml.storage import Storage
 from distml.tracking import outbox, runs, server
 from distml.tracking.operations import CloseRun, OpenRun
 from distml.tracking.outbox import Watch
+from tests.mlflow_server import new_database
 
 
 def test_samples_are_taken_until_it_is_closed_and_steps_ascend() -> None:
@@ -48,7 +49,7 @@ def test_a_short_run_has_a_final_sample_and_no_step_twice() -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage root with a new database: making one takes seconds."""
     root = tmp_path_factory.mktemp("spool") / "root"
-    tracking.client(configure(root)).search_experiments()
+    new_database(root)
     return root
 
 
