@@ -204,17 +204,26 @@ class Watch:
         known = (champion in self._verified) and version in self._verified
         if champion is None or not known or alias == self._leading:
             return None
-        own, others = self._verified[version].pictures, self._verified[champion].pictures
-        if own == others:
+        reason = self._difference(self._verified[version], self._verified[champion], champion.version)
+        if reason is None:
             self._misfits.pop(key, None)
             return None
-        reason = f"it takes pictures by {_fitting(own)}, and gets those of version {champion.version}, which "
-        reason += (
-            f"takes them by {_fitting(others)}. Train it with data.fit and data.background of that version."
-        )
         if key not in self._misfits or self._misfits[key].reason != reason:
             self._misfits[key] = self._rejected(version, alias, reason)
         return self._misfits[key]
+
+    def _difference(self, export: layout.Export, champion: layout.Export, number: int) -> str | None:
+        try:  # verified before this champion was
+            _require_alike(export, champion, self._config.serve.accept_changed_classes)
+        except ModelError as error:
+            return str(error)
+        own, others = export.pictures, champion.pictures
+        if own == others:
+            return None
+        return (
+            f"it takes pictures by {_fitting(own)}, and gets those of version {number}, which takes them by "
+            f"{_fitting(others)}. Train it with data.fit and data.background of that version."
+        )
 
     def _change(
         self, chosen: Mapping[str, ModelVersion], pinned: list[ModelVersion], refused: list[Refusal]

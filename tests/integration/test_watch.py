@@ -249,6 +249,24 @@ def test_a_canary_that_takes_pictures_in_another_way_is_rejected(registry: Regis
     assert watch.models.aliases == {"champion": 1}
 
 
+@pytest.mark.parametrize("role", ["canary", "shadow"])
+def test_a_version_beside_a_champion_with_other_classes_is_rejected_from_the_start(
+    made: Registry, role: str
+) -> None:
+    made.clear()
+    shutil.rmtree(Path(made.config.storage.root, "serving"), ignore_errors=True)
+    crown(made, 1)
+    other = made.add(100, classes=["cat", "dog", "fish"])
+    made.alias("next", other)
+    serve: dict[str, Any] = {"canary": {"alias": "next", "percent": 5.0}, "shadow": "next"}
+    watch = Watch(following(made, **{role: serve[role]}))
+    watch.look()
+    assert watch.models.aliases == {"champion": 1}
+    (refusal,) = watch.models.refused
+    assert (refusal.version, refusal.alias) == (other, "next")
+    assert "new: fish; gone: bird" in refusal.reason
+
+
 def test_changed_classes_are_accepted_where_configured(registry: Registry) -> None:
     serve = registry.config.serve.model_copy(update={"accept_changed_classes": True})
     watch = Watch(registry.config.model_copy(update={"serve": serve}))
