@@ -48,8 +48,22 @@ def _isolate() -> None:
 
 
 _isolate()
+_NICENESS = os.nice(0)
 # Python's default, a collection of garbage every 700 objects, scans TensorFlow, Ray and MLflow each time.
 gc.set_threshold(50_000)
+
+
+def _files_with_ray() -> set[str]:
+    """Test files that start Ray, below the repository."""
+    here = Path(__file__).parent
+    return {
+        path.relative_to(here.parent).as_posix()
+        for path in here.rglob("test_*.py")
+        if "pytest.mark.ray" in path.read_text()
+    }
+
+
+_WITH_RAY = _files_with_ray()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -59,17 +73,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    here = Path(__file__).parent
-    with_ray = {
-        path.relative_to(here.parent).as_posix()
-        for path in here.rglob("test_*.py")
-        if "pytest.mark.ray" in path.read_text()
-    }
-
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if file in with_ray else file
+            return "ray" if file in _WITH_RAY else file
 
         def _assign_work_unit(self, node: Any) -> None:
             if "ray" in self.workqueue:  # takes longest
@@ -77,6 +84,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
     return ByFile(config, log)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Let the process that does not start Ray stand back: the other one takes longest."""
+    beside = "PYTEST_XDIST_WORKER" in os.environ and os.nice(0) == _NICENESS
+    if beside and nodeid.partition("::")[0] not in _WITH_RAY:
+        os.nice(5)
 
 
 def pytest_unconfigure() -> None:

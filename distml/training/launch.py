@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -60,9 +61,11 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
     shuffle = ray.data.FileShuffleConfig(seed=config.run.seed)
     context = ray.data.DataContext.get_current().copy()
     context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # how many bytes it estimates a row to have
     with ray.data.DataContext.current(context):
         dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle)
-    block_bytes = min(128 << 20, max(1 << 20, config.data.memory_budget_bytes // 16))
+    block_bytes = _block_bytes(config)
     dataset.context.target_max_block_size = block_bytes
     if manifest.encoding is None:
         return dataset
@@ -74,6 +77,10 @@ def _stream(config: Config, storage: Storage, manifest: shards.Manifest) -> ray.
         batch_size=max(1, min(1024, block_bytes // math.prod(shape))),
         zero_copy_batch=True,
     )
+
+
+def _block_bytes(config: Config) -> int:
+    return min(128 << 20, max(1 << 20, config.data.memory_budget_bytes // 16))
 
 
 def _data(
@@ -89,8 +96,11 @@ def _data(
 
 
 def _options(config: Config, workers: int) -> ray.data.ExecutionOptions:
-    """Execution options of Ray Data: rows in order, prefetching limited by the memory budget."""
-    limit = config.data.memory_budget_bytes * workers // 2
+    """Execution options of Ray Data: rows in order, prefetching limited by the memory budget.
+
+    Below some blocks for each worker Ray Data starts no task until it has been idle for 20 s.
+    """
+    limit = workers * max(config.data.memory_budget_bytes // 2, 8 * _block_bytes(config))
     return ray.data.ExecutionOptions(
         preserve_order=True,
         resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=limit),
