@@ -14,6 +14,7 @@ from distml.serving import openapi
 from distml.serving.application import application
 from tests import malformed, serving
 
+pytest_plugins = ["schemathesis.pytest.plugin"]  # every process would import it first
 APP = application(serving.core(), ServeConfig(allowed_hosts=["testserver"]))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 DOCUMENT: dict[str, Any] = SCHEMA.raw_schema

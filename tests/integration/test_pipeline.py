@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from distml.config import Config
 from distml.serving import ingress
-from tests.endpoint import serving
+from tests.endpoint import Endpoint, serving
 from tests.mlflow_server import new_database
 from tests.registered import NAME, Registry
 from tests.runner import REPOSITORY
@@ -93,47 +94,54 @@ def test_the_endpoint_of_a_local_ray_ends_with_the_command(whole: tuple[Path, di
     assert port not in {address.port for address in listening if address}
 
 
+@pytest.fixture(scope="module")
+def standing(whole: tuple[Path, dict[str, Any], str]) -> Iterator[Endpoint]:
+    """An endpoint of the same registry that no pipeline has started."""
+    named = {"storage": {"root": str(whole[0])}, "tracking": {"registered_model": NAME}}
+    with serving(Registry(Config.resolve(named), None), "--serve.replicas.max=1") as endpoint:
+        yield endpoint
+
+
 def test_repeating_skips_finished_stages_and_checks_an_external_endpoint(
-    whole: tuple[Path, dict[str, Any], str],
+    whole: tuple[Path, dict[str, Any], str], standing: Endpoint
 ) -> None:
     root, before, _ = whole
-    config = Config.resolve({"storage": {"root": str(root)}, "tracking": {"registered_model": NAME}})
-    with serving(Registry(config, None), "--serve.replicas.max=1") as standing:
-        for status in ("finished", "skipped"):
-            code, result, err = command(root, serve__url=standing.url, serve__port=8000)
-            assert code == 0, err
-            stages = {name: stage["status"] for name, stage in result["stages"].items()}
-            skipped = dict.fromkeys(("ingest", "train", "promote"), "skipped")
-            assert stages == skipped | {"serve": status, "smoke": "finished"}
-            assert (result["endpoint"], result["serving"]) == (standing.url, True)
-            for key in (
-                "run_id",
-                "champion",
-                "val_accuracy",
-                "test_accuracy",
-                "champion_test_accuracy",
-                "why",
-            ):
-                assert result[key] == before[key]
-            assert "epoch" not in err
-            assert "Ray" not in err  # neither training nor serving needed one
-    code, result, err = command(root, serve__url=standing.url, serve__start_timeout_s=1)
-    assert code == 1
-    assert result["error"].startswith(f"{standing.url} does not respond yet.")
+    for status in ("finished", "skipped"):
+        code, result, err = command(root, serve__url=standing.url, serve__port=8000)
+        assert code == 0, err
+        stages = {name: stage["status"] for name, stage in result["stages"].items()}
+        skipped = dict.fromkeys(("ingest", "train", "promote"), "skipped")
+        assert stages == skipped | {"serve": status, "smoke": "finished"}
+        assert (result["endpoint"], result["serving"]) == (standing.url, True)
+        for key in ("run_id", "champion", "val_accuracy", "test_accuracy", "champion_test_accuracy", "why"):
+            assert result[key] == before[key]
+        assert "epoch" not in err
+        assert "Ray" not in err  # neither training nor serving needed one
 
 
-def test_a_moved_champion_is_checked_again(whole: tuple[Path, dict[str, Any], str]) -> None:
+def test_a_moved_champion_is_checked_again(
+    whole: tuple[Path, dict[str, Any], str], standing: Endpoint
+) -> None:
     from mlflow import MlflowClient
 
     root, _, _ = whole
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     client.delete_registered_model_alias(NAME, "champion")
-    code, result, err = command(root)
+    code, result, err = command(root, serve__url=standing.url, serve__port=8000)
     assert code == 0, err
-    assert {name: result["stages"][name]["status"] for name in STAGES} == dict.fromkeys(
-        STAGES, "finished"
-    ) | dict.fromkeys(("ingest", "train"), "skipped")
+    stages = {name: result["stages"][name]["status"] for name in STAGES}
+    again = {"promote": "finished", "smoke": "finished"}
+    assert stages == dict.fromkeys(("ingest", "train", "serve"), "skipped") | again
     assert int(client.get_model_version_by_alias(NAME, "champion").version) == 1
+
+
+def test_an_endpoint_that_is_gone_ends_the_pipeline(
+    whole: tuple[Path, dict[str, Any], str],
+) -> None:
+    gone = f"http://127.0.0.1:{ingress.free_ports()[0]}"
+    code, result, _ = command(whole[0], serve__url=gone, serve__start_timeout_s=1)
+    assert code == 1
+    assert result["error"].startswith(f"{gone} does not respond yet.")
 
 
 def test_a_lost_registry_is_filled_again(whole: tuple[Path, dict[str, Any], str]) -> None:
