@@ -647,12 +647,13 @@ def _tell(
     sizes = Counter((header.width, header.height) for header in headers.values())
     smallest, largest = min(sizes), max(sizes)
     height, width, depth = fitted.shape
-    span = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if len(sizes) > 1 else "")
+    span = f"{smallest[0]}x{smallest[1]}"
+    if len(sizes) > 1:
+        span = f"{len(sizes)} sizes, {span} to {largest[0]}x{largest[1]}"
     how = "" if len(sizes) == 1 and (width, height) in sizes else f", fitted by {fitted.fit}"
     _LOG.info(
-        "%d pictures in %d sizes, %s: images of %dx%dx%d%s",
+        "%d pictures of %s: images of %dx%dx%d%s",
         len(headers),
-        len(sizes),
         span,
         height,
         width,

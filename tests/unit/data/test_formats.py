@@ -731,7 +731,7 @@ def test_suspicious_data_give_warnings(
     (given / "dog" / "again.png").write_bytes(png(GRAY[0]))
     with caplog.at_level(logging.INFO):
         manifest, _ = ingest(storage_root, given)
-    assert "62 pictures in 1 sizes, 5x6: images of 6x5x1" in caplog.text
+    assert "62 pictures of 5x6: images of 6x5x1" in caplog.text
     assert "train: 62 pictures of 3 classes: cat 21, dog 21, eel 20" in caplog.text
     said = "\n".join(manifest.warnings)
     assert "1 of 62 images are of one colour and show nothing, like cat/blank.png" in said
