@@ -87,7 +87,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Let the process that does not start Ray stand back: the other one takes longest."""
+    """Lower the priority of the process that does not start Ray: the other one takes longest."""
     beside = "PYTEST_XDIST_WORKER" in os.environ and os.nice(0) == _NICENESS
     if beside and nodeid.partition("::")[0] not in _WITH_RAY:
         os.nice(5)

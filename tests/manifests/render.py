@@ -7,16 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "kuberay"
 Manifest = dict[str, Any]
-K = TypeVar("K")
 
 
 def _kustomize() -> list[str]:
@@ -45,8 +43,11 @@ def kustomizations(root: Path) -> list[Path]:
     return folders
 
 
+@functools.cache
 def render(folder: Path) -> list[Manifest]:
     """Every object that applying a folder would create, RayJobs inside ConfigMaps included.
+
+    A folder is rendered once, so that callers must not change what they get.
 
     Raises:
         RuntimeError: kustomize rejects it.
@@ -55,31 +56,6 @@ def render(folder: Path) -> list[Manifest]:
     if done.returncode:
         raise RuntimeError(f"{folder}: {done.stderr.strip()}")
     return embedded([item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item])
-
-
-class Rendered(Mapping[K, list[Manifest]]):
-    """Every object of folders by a key of each; rendered when first asked for, as collecting needs no more.
-
-    Args:
-        folders: The folders by key.
-    """
-
-    def __init__(self, folders: Mapping[K, Path]) -> None:
-        self._folders = folders
-
-    def __getitem__(self, key: K) -> list[Manifest]:
-        return _rendered(self._folders[key])
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._folders)
-
-    def __len__(self) -> int:
-        return len(self._folders)
-
-
-@functools.cache
-def _rendered(folder: Path) -> list[Manifest]:
-    return render(folder)
 
 
 def embedded(manifests: list[Manifest]) -> list[Manifest]:

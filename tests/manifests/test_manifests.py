@@ -20,7 +20,6 @@ from tests.manifests.render import KUBERAY, ROOT, Manifest
 FOLDERS = render.kustomizations(KUBERAY)
 OVERLAYS = [folder for folder in FOLDERS if folder.parent.name == "overlays"]
 APPLIED = [*OVERLAYS, KUBERAY / "monitoring"]
-RENDERED = render.Rendered({folder: folder for folder in FOLDERS})
 CRDS = render.crds()
 GENERATED = {("Secret", name) for name in cluster.GENERATED}
 BROUGHT = {  # what a person creates first, as kuberay/README.md says
@@ -63,6 +62,11 @@ def test_there_are_overlays_and_no_file_is_left_out() -> None:
     assert elsewhere - seen - files == set()
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_folder_can_be_rendered(folder: Path) -> None:
+    assert render.render(folder)
+
+
 def test_the_schemas_of_ray_and_argo_are_here() -> None:
     if CRDS is None:
         pytest.skip("DISTML_CRDS names no folder: Ray's and Argo's kinds are checked by our rules alone")
@@ -72,13 +76,13 @@ def test_the_schemas_of_ray_and_argo_are_here() -> None:
 
 @pytest.mark.parametrize("folder", APPLIED, ids=lambda folder: folder.name)
 def test_a_cluster_accepts_every_object(folder: Path) -> None:
-    assert RENDERED[folder]
-    assert [said for item in RENDERED[folder] for said in schema.problems(item, CRDS)] == []
+    assert render.render(folder)
+    assert [said for item in render.render(folder) for said in schema.problems(item, CRDS)] == []
 
 
 @pytest.mark.parametrize("folder", APPLIED, ids=lambda folder: folder.name)
 def test_what_is_applied_keeps_our_rules(folder: Path) -> None:
-    actual = every_rule(RENDERED[folder], folder.name)
+    actual = every_rule(render.render(folder), folder.name)
     if folder not in OVERLAYS:  # it is applied beside one, which has the namespace and its default deny
         actual = [said for said in actual if "denies by default" not in said]
     assert actual == []
@@ -210,7 +214,7 @@ CUSTOM: dict[str, tuple[Break, str]] = {
 def test_every_manifest_rule_rejects_a_violation(wrong: str) -> None:
     if wrong in CUSTOM and CRDS is None:
         pytest.skip("DISTML_CRDS names no folder")
-    manifests = copy.deepcopy(RENDERED[KUBERAY / "overlays" / "k3d"])  # complete by the tests above
+    manifests = copy.deepcopy(render.render(KUBERAY / "overlays" / "k3d"))  # complete by the tests above
     damage, said = (MUTATIONS | CUSTOM)[wrong]
     damage(manifests)
     assert any(said in manifest for manifest in everything(manifests, "k3d"))
@@ -218,7 +222,7 @@ def test_every_manifest_rule_rejects_a_violation(wrong: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda folder: folder.name)
 def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay: Path) -> None:
-    spec = pod(RENDERED[overlay], "Deployment", "mlflow")
+    spec = pod(render.render(overlay), "Deployment", "mlflow")
     (first,), (server,) = spec["initContainers"], spec["containers"]
     assert (first["command"], first["image"]) == (["distml", "cluster", "database"], server["image"])
     uris = [[item for item in each["env"] if item["name"] == database.URI] for each in (first, server)]
@@ -226,7 +230,7 @@ def test_tables_are_made_before_a_server_opens_them_in_the_same_database(overlay
 
 
 def test_cluster_up_waits_for_every_workload_of_the_overlay() -> None:
-    waited = {folder.name: cluster.standing(RENDERED[folder]) for folder in OVERLAYS}
+    waited = {folder.name: cluster.standing(render.render(folder)) for folder in OVERLAYS}
     assert [name for name, *_ in waited["k3d"]] == [
         "statefulset/postgres",
         "deployment/mlflow",
@@ -238,7 +242,7 @@ def test_cluster_up_waits_for_every_workload_of_the_overlay() -> None:
 
 
 def test_the_laptop_sizes_are_defined_once_and_fit_two_cores() -> None:
-    manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
+    manifests = render.render(KUBERAY / "overlays" / "k3d")
     cpus = memory = 0.0
     for manifest in manifests:
         for where, spec, _ in rules.pods(manifest):
@@ -265,7 +269,7 @@ def test_the_image_the_manifests_run_is_the_one_that_is_built() -> None:
 def test_k3d_mounts_the_folder_the_volume_is_on_and_opens_the_ports_of_the_services() -> None:
     config = yaml.safe_load((ROOT / cluster.K3D_CONFIG).read_text())
     assert (config["apiVersion"], config["kind"]) == ("k3d.io/v1alpha5", "Simple")
-    manifests = RENDERED[KUBERAY / "overlays" / "k3d"]
+    manifests = render.render(KUBERAY / "overlays" / "k3d")
     path = find(manifests, "PersistentVolume")["spec"]["hostPath"]["path"]
     assert [volume["volume"] for volume in config["volumes"]] == ["${DISTML_FOLDER}:" + path]
     ports = {item["port"] for item in config["ports"]}

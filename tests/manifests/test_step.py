@@ -12,12 +12,11 @@ from tests.manifests import render
 from tests.manifests.render import KUBERAY
 
 OVERLAYS = [KUBERAY / "overlays" / name for name in ("k3d", "production")]
-RENDERED = render.Rendered({folder: folder for folder in OVERLAYS})
 
 
 def find(folder: Path, kind: str, name: str) -> dict[str, Any]:
     return next(
-        item for item in RENDERED[folder] if (item["kind"], item["metadata"].get("name")) == (kind, name)
+        item for item in render.render(folder) if (item["kind"], item["metadata"].get("name")) == (kind, name)
     )
 
 
@@ -31,7 +30,7 @@ def test_the_step_has_the_rights_it_uses_and_no_other(folder: Path) -> None:
     account = find(folder, "WorkflowTemplate", "distml")["spec"]["serviceAccountName"]
     bound = [
         item["roleRef"]
-        for item in RENDERED[folder]
+        for item in render.render(folder)
         if item["kind"].endswith("RoleBinding") and account in [whom["name"] for whom in item["subjects"]]
     ]
     assert [(item["kind"], item["name"]) for item in bound] == [("Role", "workflow")]
