@@ -64,6 +64,13 @@ def _files_with_ray() -> set[str]:
 
 
 _WITH_RAY = _files_with_ray()
+_FAULTS = Path(__file__).parent / "faults"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the folder of faults where its mark is deselected: importing it takes seconds."""
+    deselected = "not fault" in config.option.markexpr
+    return True if deselected and collection_path == _FAULTS else None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

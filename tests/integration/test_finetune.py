@@ -14,10 +14,8 @@ from tests.runner import Training, recorded
 pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(400)]
 
 CLASSES = ["red", "green", "blue"]
-OWN = """
+DRAWN = """
 import numpy as np
-import keras
-from keras import layers
 
 def drawn():
     numbers, found = np.random.default_rng(3), {"classes": ["red", "green", "blue"]}
@@ -28,6 +26,10 @@ def drawn():
             images[at, 4:20, 4:20, label] = 200
         found[split] = (images, labels)
     return found
+"""
+OWN = """
+import keras
+from keras import layers
 
 def adam(learning_rate, beta_1=0.9):
     return keras.optimizers.Adam(learning_rate, beta_1=beta_1)
@@ -44,7 +46,7 @@ network.raw_pixels = True
 """
 FLAGS = [
     "--data.name=drawn",
-    "--data.format=own_finetune:drawn",
+    "--data.format=own_rows:drawn",
     "--data.val_fraction=0.2",
     "--model.name=own_finetune:network",
     "--model.weights=first.npz",
@@ -71,7 +73,8 @@ KERNEL = np.random.default_rng(0).normal(size=(3, 3, 3, 8)).astype(np.float32)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A storage beside the user's module and weights."""
+    """A storage beside the user's modules and weights."""
+    (tmp_path / "own_rows.py").write_text(DRAWN)  # the driver imports it: Keras would take seconds each time
     (tmp_path / "own_finetune.py").write_text(OWN)
     zeros, ones = np.zeros(8, np.float32), np.ones(8, np.float32)
     norm = {"gamma": ones, "beta": zeros, "moving_mean": zeros, "moving_variance": ones}
