@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -75,6 +76,9 @@ def pick(results: Iterable[Mapping[str, Any]], key: str) -> list[float]:
 
 def main(measure: Callable[[], Sequence[Figure]]) -> int:
     """Measure, print the table and the result line; returns the exit code, 1 where a bar is missed."""
+    # A shell starts a background job with SIGINT ignored, and what is measured is ended by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         figures = measure()
     except (BenchmarkError, DistmlError) as error:

@@ -63,6 +63,8 @@ SPLIT_COLUMNS = (
     *_FLAGS,
 )
 """Names, in lower case, of columns that say the split of a row."""
+_CODES = {"0": "train", "1": "validation", "2": "test"}
+"""What numbers of splits mean where all three are there, as in CelebA and in the sets of WILDS."""
 FOLD_COLUMNS = ("fold", "folds", "kfold", "k_fold", "fold_id", "cv", "cv_fold")
 """Names, in lower case, of columns that number the parts of a cross-validation: neither labels nor pixels."""
 _TABLES = (".csv", ".tsv")
@@ -141,9 +143,10 @@ def split_of_folders(name: str) -> str | None:
 
 
 def as_split(value: Any, column: str) -> str:
-    """Return what a field of a column of splits says, yes and no as the split that they mean there."""
+    """Return what a field of a column of splits says; yes, no and numbers as the split that they mean."""
     text = str(value)
-    meanings = _FLAGS.get(column.lower(), {})
+    if (meanings := _FLAGS.get(column.lower())) is None:
+        return _CODES.get(text, text)
     return next((split for words, split in meanings.items() if text.lower() in words), text)
 
 
@@ -158,7 +161,7 @@ def split_column(
 
     Returns:
         Its name, None where there is none (`is_valid` that is yes in all rows says nothing), and a sentence
-        for each column that is called like one and is not used.
+        for each column that is called like one and is not used, or whose numbers are taken for splits.
     """
     chosen, notes = None, []
     for column in columns:
@@ -169,13 +172,19 @@ def split_column(
             )
         if chosen is not None or column.lower() not in SPLIT_COLUMNS:
             continue
-        values = {as_split(value, column) for value in values_of(column)}
-        if any(map(split_word, values)):
+        given = {str(value) for value in values_of(column)}
+        coded = column.lower() not in _FLAGS and bool(given & _CODES.keys())
+        values = {as_split(value, column) for value in given}
+        if any(map(split_word, values)) and (not coded or given == _CODES.keys()):
             chosen = column if column.lower() not in _FLAGS or {"train"} < values else None
+            notes += [_CODED.format(f"the column {column}")] if coded else []
         elif values:
-            shown = ", ".join(sorted(values)[:3])
+            shown = ", ".join(sorted(given)[:3])
             notes.append(f"the column {column} says no splits, but {shown}, and is not used.")
     return chosen, tuple(notes)
+
+
+_CODED = "0, 1 and 2 in {} are taken for train, validation and test; write the words if that is wrong."
 
 
 def divide_rows(values: Sequence[Any], column: str) -> dict[str, Indices]:
@@ -384,6 +393,8 @@ def by_lists(
     files = [name for name in folder.sizes if suffix(name) in _LISTS and _names_splits(name)]
     files = [name for name in files if name not in others and "submission" not in name.lower()]
     places = _places(paths) if files else {}
+    if coded := next(filter(None, (_coded(folder, file, places) for file in files)), None):
+        return _by_code(folder, paths, *coded)
     named = {file: _named_by(folder, file, places) for file in files if _split_of_list(file)}
     lists = {file: some for file, some in named.items() if some}
     if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):
@@ -398,15 +409,55 @@ def by_lists(
             shown = ", ".join(sorted(files)[:5])
             said = f"{shown}: called like a list of a split, and not used: no held-out pictures are listed."
             return whole, (said,) if files else ()
-        divided = _divide(of_name, paths)
+        return _listed(folder, paths, lists, of_name), ()
     except DataError as error:
         return whole, (f"{error.message}; the lists are not used, and held-out rows are cut from all.",)
+
+
+def _listed(
+    folder: Folder, paths: Mapping[str, str], lists: Collection[str], of_name: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Divide pictures by the split that lists give each; what no list names is skipped."""
+    divided = _divide(of_name, paths)
     _LOG.info("the splits are taken from %s", ", ".join(sorted(lists)))
     for file in lists:
         folder.ledger.reasons.pop(file, None)
     for name in paths.keys() - {name for some in divided.values() for name in some}:
         folder.ledger.skip(name, "in no list of a split")
-    return divided, ()
+    return divided
+
+
+def _coded(
+    folder: Folder, file: str, places: Mapping[str, str | None]
+) -> tuple[str, dict[str, str], bool] | None:
+    """The split of each picture from lines that end with it, as those of `list_eval_partition.txt` do.
+
+    Returns:
+        The file, the split of each picture, and whether numbers say the splits; None for any other file.
+    """
+    if suffix(file) not in _LISTS[:-1] or not set(_words(PurePosixPath(file).stem)) & set(_DIVIDING):
+        return None
+    text = folder.read(file).decode("utf-8-sig", "replace").replace("\\", "/")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    codes = [re.split(r"[\s,;]+", line)[-1].lower() for line in lines]
+    known = set(codes[2:])  # their number and the names of the columns may stand first
+    numbers = known == _CODES.keys()
+    splits = _CODES if numbers else {code: word[0] for code in known if (word := split_word(code))}
+    if len(splits) < max(2, len(known)):
+        return None
+    rows = zip(lines, codes, strict=True)
+    of_name = {
+        name: splits[code] for line, code in rows if code in splits and (name := _picture(places, line))
+    }
+    return (file, of_name, numbers) if of_name else None
+
+
+def _by_code(
+    folder: Folder, paths: Mapping[str, str], file: str, of_name: Mapping[str, str], numbers: bool
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Divide pictures as `by_lists` does, by what `_coded` read."""
+    divided = _listed(folder, paths, [file], of_name)
+    return divided, (_CODED.format(file),) if numbers else ()
 
 
 def _told_by_word(text: str, ending: str, places: Mapping[str, str | None]) -> dict[str, str]:

@@ -99,6 +99,7 @@ def tables(folder: Folder) -> list[str]:
     naming = called or [
         name for name in named if "submission" not in _stem(name) and _names_a_file(places, name)
     ]
+    naming = [name for name in naming if not _OTHER_LISTS.search(_stem(name))] or naming
     # Numbers of classes may be names of files.
     plain = [name for name in naming if endings[name] != ".json" or not calls_classes(name)]
     return plain if not called and plain else naming
@@ -116,9 +117,14 @@ def _stem(name: str) -> str:
 
 def _may_list(stem: str) -> bool:
     stem = stem.lower()
-    if "partition" in stem or "split" in stem:  # numbers of splits, not of classes
+    if "split" in stem or _OTHER_LISTS.search(stem):
         return False
-    return stem in _STEMS or stem.endswith("labels") or split_word(stem) is not None
+    called = stem in _STEMS or stem.startswith("list_") or stem.endswith("labels")
+    return called or split_word(stem) is not None
+
+
+_OTHER_LISTS = re.compile(r"partition|bbox|landmark")
+"""In names of tables of splits or of places in pictures, not of classes: CelebA's `list_eval_partition`."""
 
 
 def _is_of_files(places: _Places, name: str) -> bool:
@@ -139,11 +145,13 @@ def _names_a_file(places: _Places, name: str) -> bool:
     try:
         first = _rows(places, name)[:1]
     except DataError:  # which reading it says again, where it names files
-        if suffix(name) not in (".csv", ".tsv"):
+        lines = places.folder.read(name, 1 << 16).decode("utf-8", "replace").splitlines()[:_LOOKED]
+        counted = suffix(name) in _LISTS and lines[0].strip().isdigit()
+        if suffix(name) not in (".csv", ".tsv") and not counted:
             return False
-        lines = places.folder.read(name, 1 << 16).decode("utf-8", "replace").splitlines()[1:_LOOKED]
-        first = [dict(zip(map(str, range(99)), re.split(r"[,;\t]", line), strict=False)) for line in lines]
-        return _names_files(places.file, name, first[:1])
+        lines, mark = (lines[2:], r"\s+") if counted else (lines[1:2], r"[,;\t]")
+        first = [dict(zip(map(str, range(99)), re.split(mark, line), strict=False)) for line in lines]
+        return _names_files(places.file, name, first)
     return _names_files(places.file, name, first) or _names_files(places.alike, name, first)
 
 
@@ -625,6 +633,8 @@ def _rows(places: _Places, name: str) -> list[Row]:
         if suffix(name) == ".xml":
             return _of_cvat(text)
         if suffix(name) in _LISTS:
+            if (counted := _of_counted(text)) is not None:
+                return counted
             return _of_lst(text, functools.partial(numbered, folder, name))
         return _of_csv(text, name)
     except UnicodeDecodeError as error:
@@ -773,6 +783,24 @@ def _of_lst(text: str, numbered: Callable[[Collection[str]], Mapping[str, str]])
         pairs.append((place, whole[1] if whole else " ".join(fields)))
     names = numbered([place for place, _ in pairs])
     return [{_FILES[0]: names.get(place, place), LABEL: label} for place, label in pairs]
+
+
+def _of_counted(text: str) -> list[Row] | None:
+    """Rows below their number and the names of their columns, as CelebA and DeepFashion have them; else None.
+
+    The first column, which names the picture, may have no name itself.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 3 or not lines[0].isdigit() or len(_fields(lines[2])) < 2:
+        return None
+    rows, header = list(map(_fields, lines[2:])), lines[1].split()
+    header = [_FILES[0], *header] if len(rows[0]) == len(header) + 1 else header
+    if int(lines[0]) != len(rows):
+        raise ValueError(f"its first line announces {lines[0]} rows, and {len(rows)} are there")
+    for number, row in enumerate(rows, 3):
+        if len(row) != len(header):
+            raise ValueError(f"line {number} has {len(row)} fields for {len(header)} columns")
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def _fields(line: str) -> list[str]:

@@ -346,6 +346,55 @@ def test_text_files_that_list_the_splits_of_a_table(given: Path, storage_root: P
     assert manifest.rows["train"] + manifest.rows["validation"] == 45
 
 
+ATTRIBUTES = {"Smiling": LABELS == 0, "Young": np.arange(60) % 2 == 0}
+
+
+def celeba(folder: Path, splits: np.ndarray[Any, Any], csv: bool) -> None:
+    """The lists of CelebA as its authors publish them, or as Kaggle does."""
+    ending, mark = (".csv", ",") if csv else (".txt", " ")
+    signs = {name: np.where(flags, "1", "-1") for name, flags in ATTRIBUTES.items()}
+    columns: dict[str, dict[str, Any]] = {
+        "list_attr_celeba": signs,
+        "list_bbox_celeba": {"x_1": range(60), "y_1": range(60), "width": [8] * 60, "height": [8] * 60},
+        "list_landmarks_align_celeba": {"lefteye_x": range(60), "lefteye_y": range(60)},
+        "list_eval_partition": {"partition": splits},
+    }
+    for name, columns_of in columns.items():
+        header = [] if name == "list_eval_partition" and not csv else [["image_id"] * csv + list(columns_of)]
+        of_rows = [[f"{k}.png", *(str(values[k]) for values in columns_of.values())] for k in range(60)]
+        lines = [mark.join(line) for line in (*header, *of_rows)]
+        counted = ["60"] if header and not csv else []
+        (folder / f"{name}{ending}").write_text("\n".join([*counted, *lines, ""]))
+    if not csv:
+        (folder / "identity_CelebA.txt").write_text("".join(f"{k}.png {k % 7}\n" for k in range(60)))
+
+
+@pytest.mark.parametrize("csv", [False, True], ids=["txt", "csv"])
+def test_the_lists_of_celeba_are_read(given: Path, storage_root: Path, csv: bool) -> None:
+    celeba(given, np.repeat([0, 1, 2], [40, 10, 10]), csv)
+    config = Config(data=DataConfig(path=str(given), shards=2), task=TaskConfig(kind="multilabel"))
+    source = open_source(config, Storage(str(storage_root)))
+    assert source.task.names == tuple(ATTRIBUTES)
+    expected = np.stack(list(ATTRIBUTES.values()), axis=1).astype(int)
+    bounds = {"train": (0, 40), "validation": (40, 50), "test": (50, 60)}
+    for split, (start, end) in bounds.items():
+        np.testing.assert_array_equal(source.splits[split].labels, expected[start:end])
+
+
+def test_a_list_below_its_number_of_rows_is_read(given: Path) -> None:
+    lines = [f"images/{k}.png      {NAMES[k]}" for k in range(60)]
+    path = given / "list_category_img.txt"
+    path.write_text("\n".join(["60", "image_name  category_label", *lines]))
+    config, storage = Config(data=DataConfig(path=str(given))), Storage(str(given / "store"))
+    assert open_source(config, storage).splits["train"].labels.tolist() == LABELS.tolist()
+    path.write_text("\n".join(["60", "image_name  category_label", *lines[:50]]))
+    with pytest.raises(DataError, match="its first line announces 60 rows, and 50 are there"):
+        open_source(config, storage)
+    path.write_text("\n".join(["60", "image_name  category_label", *lines[:59], "images/59.png"]))
+    with pytest.raises(DataError, match="line 62 has 1 fields for 2 columns"):
+        open_source(config, storage)
+
+
 COCO = {
     "images": [{"id": k, "file_name": f"{k}.png"} for k in range(60)],
     "categories": [{"id": k + 7, "name": name} for k, name in enumerate(("ant", "bee", "cow"))],
