@@ -41,7 +41,7 @@ def main() -> dict[str, Any]:
         network.get_layer("backbone").trainable = not frozen
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         # XLA on the CPU is slower and takes minutes to compile: the peer's better side is measured.
-        network.compile(keras.optimizers.Adam(1e-3), loss, ["accuracy"], jit_compile=False)
+        network.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"], jit_compile=False)
         seconds.clear()
         network.fit(rows, epochs=epochs, verbose=0, callbacks=[Clock()])
         speeds[f"{name}_images_per_s"] = len(rows) * finetune.BATCH / min(seconds[1:])

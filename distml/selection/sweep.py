@@ -1,4 +1,4 @@
-"""Runs a sweep: trains each candidate, resumes finished ones, compares all (driver).
+"""Runs a sweep: trains each candidate, resumes finished ones, has `leaderboard` rank all (driver).
 
 Each candidate is an ordinary resumable run; together they have one parent on the tracking server and one
 start of Ray. Running the sweep again takes finished candidates from their records and trains the rest.

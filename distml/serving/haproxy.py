@@ -1,5 +1,5 @@
 #!/usr/bin/env -S python3 -S
-"""Corrects Ray Serve's HAProxy configuration, runs HAProxy, reloads its certificates (proxy).
+"""HAProxy: its configuration by Ray Serve with our limits and error bodies, its certificates (proxy).
 
 Ray 2.60 writes HAProxy's configuration itself: statistics (8404) and metrics (9101) listen on every
 interface, clients may take hours for a request and lift the time limit of an answer, every request is

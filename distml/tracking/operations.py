@@ -1,4 +1,4 @@
-"""MLflow calls as typed values (log metrics, register model, ...) that can be spooled (driver)."""
+"""MLflow calls as typed values (log metrics, register model, ...), also as lines of a spool file (driver)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues MLflow operations and machine metrics, sends them in a thread, spools in an outage (driver).
+"""Queues MLflow operations, sends them in a thread; writes and reads the spool files of an outage (driver).
 
 A spool file holds the operations of one run in order. The next command that meets the server sends it, and
 registers runs that the server does not know.

@@ -1,4 +1,4 @@
-"""Executes spooled operations by MLflow calls, model registration included (driver)."""
+"""Executes queued or spooled operations by MLflow calls, model registration included (driver)."""
 
 from __future__ import annotations
 

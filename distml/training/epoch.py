@@ -1,4 +1,4 @@
-"""Runs a rank's epochs to the last or early stopping: row order, steps, validation, checkpoint (worker)."""
+"""Runs a rank's epochs, frozen ones first: rows, steps, validation, early stopping, checkpoint (worker)."""
 
 from __future__ import annotations
 

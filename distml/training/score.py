@@ -1,4 +1,4 @@
-"""Computes loss and outputs of rows without training: validation and test (worker)."""
+"""Compiles the function that computes loss and logits of held-out rows, for `evaluate`, `step` (worker)."""
 
 from __future__ import annotations
 
