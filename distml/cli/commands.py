@@ -156,7 +156,9 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
         DataError: The file or the log cannot be read, or a label is none of the model's.
         StorageError: The storage cannot be read or written.
     """
+    from distml import tasks
     from distml.reports import drift as comparison
+    from distml.tasks.multilabel import NONE
 
     joined = comparison.feedback(config, own.file)
     print(f"{joined['joined']} of {joined['labels']} labels have a logged prediction", file=sys.stderr)
@@ -166,7 +168,8 @@ def feedback(config: Config, own: Namespace) -> dict[str, Any]:
     if joined["repeated"]:
         print(f"{joined['repeated']} lines are of an image before them; the last counts", file=sys.stderr)
     if joined["without_label"]:
-        print(f"{joined['without_label']} lines have no label yet and are left out", file=sys.stderr)
+        hint = f"; write {NONE} for an image without any" if tasks.of(config.task.kind).flags else ""
+        print(f"{joined['without_label']} lines have no label yet and are left out{hint}", file=sys.stderr)
     metric = joined["metric"]
     for version, live in joined[f"live_{metric}"].items():
         between = " to ".join(f"{bound:.4g}" for bound in live["interval"])

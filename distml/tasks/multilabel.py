@@ -102,7 +102,7 @@ class Multilabel(Task):
         if unknown := [name for name in labels if name not in (*self.names, NONE)]:
             raise DataError(
                 f"has the label {unknown[0][:80]!r}, which is none of {', '.join(self.names[:9])}.",
-                f"Separate labels by |; a row without any is {NONE}.",
+                f"Separate labels by |; write {NONE} for a row without any.",
             )
         return np.asarray([name in labels for name in self.names], np.float32)
 

@@ -391,3 +391,8 @@ def test_labels_and_numbers_that_come_later_are_joined(
     file.write_text(f"id,position,label\na,0,{wrong}\n")
     assert cli.run("feedback", [str(file), *flags]) == 1
     assert said in capsys.readouterr().err
+    file.write_text(f"id,position,label\na,0,{told[0]}\na,1,\n")
+    assert cli.run("feedback", [str(file), *flags]) == 0
+    left_out = capsys.readouterr().err
+    assert "1 lines have no label yet and are left out" in left_out
+    assert ("write none for an image without any" in left_out) is task.flags
