@@ -393,14 +393,15 @@ def by_lists(
     files = [name for name in folder.sizes if suffix(name) in _LISTS and _names_splits(name)]
     files = [name for name in files if name not in others and "submission" not in name.lower()]
     places = _places(paths) if files else {}
-    if coded := next(filter(None, (_coded(folder, file, places) for file in files)), None):
-        return _by_code(folder, paths, *coded)
     named = {file: _named_by(folder, file, places) for file in files if _split_of_list(file)}
     lists = {file: some for file, some in named.items() if some}
     if any(_split_of_list(file) == "train" and "val" not in file.lower() for file in lists):
         lists = {file: some for file, some in lists.items() if "trainval" not in file.lower()}
     whole = {"train": dict(paths)}
+    coded = next(filter(None, (_coded(folder, file, places) for file in files)), None)
     try:
+        if coded:
+            return _by_code(folder, paths, *coded)
         if {_split_of_list(file) for file in lists} - {"train"}:
             of_name = _of_lists(lists)
         elif told := next(filter(None, (_flagged(folder, file, places) for file in files)), None):
