@@ -401,7 +401,7 @@ def by_lists(
     coded = next(filter(None, (_coded(folder, file, places) for file in files)), None)
     try:
         if coded:
-            return _by_code(folder, paths, *coded)
+            return _listed(folder, paths, *coded[:2]), coded[2]
         if {_split_of_list(file) for file in lists} - {"train"}:
             of_name = _of_lists(lists)
         elif told := next(filter(None, (_flagged(folder, file, places) for file in files)), None):
@@ -430,11 +430,11 @@ def _listed(
 
 def _coded(
     folder: Folder, file: str, places: Mapping[str, str | None]
-) -> tuple[str, dict[str, str], bool] | None:
+) -> tuple[list[str], dict[str, str], tuple[str, ...]] | None:
     """The split of each picture from lines that end with it, as those of `list_eval_partition.txt` do.
 
     Returns:
-        The file, the split of each picture, and whether numbers say the splits; None for any other file.
+        The file, the split of each picture, and a sentence where numbers say it; None for any other file.
     """
     if suffix(file) not in _LISTS[:-1] or not set(_words(PurePosixPath(file).stem)) & set(_DIVIDING):
         return None
@@ -450,15 +450,7 @@ def _coded(
     of_name = {
         name: splits[code] for line, code in rows if code in splits and (name := _picture(places, line))
     }
-    return (file, of_name, numbers) if of_name else None
-
-
-def _by_code(
-    folder: Folder, paths: Mapping[str, str], file: str, of_name: Mapping[str, str], numbers: bool
-) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Divide pictures as `by_lists` does, by what `_coded` read."""
-    divided = _listed(folder, paths, [file], of_name)
-    return divided, (_CODED.format(file),) if numbers else ()
+    return ([file], of_name, (_CODED.format(file),) if numbers else ()) if of_name else None
 
 
 def _told_by_word(text: str, ending: str, places: Mapping[str, str | None]) -> dict[str, str]:

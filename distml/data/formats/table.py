@@ -96,10 +96,9 @@ def tables(folder: Folder) -> list[str]:
             for name in called
             if endings[name] not in (".json", ".xml", *_LISTS) and _is_of_files(places, name)
         ]
-    naming = called or [
-        name for name in named if "submission" not in _stem(name) and _names_a_file(places, name)
-    ]
-    naming = [name for name in naming if not _OTHER_LISTS.search(_stem(name))] or naming
+    others = [name for name in named if _OTHER_LISTS.search(_stem(name))]  # read where there is nothing else
+    rest = [name for name in named if name not in others]
+    naming = called or _naming(places, rest) or _naming(places, others)
     # Numbers of classes may be names of files.
     plain = [name for name in naming if endings[name] != ".json" or not calls_classes(name)]
     return plain if not called and plain else naming
@@ -139,6 +138,10 @@ def _is_of_files(places: _Places, name: str) -> bool:
         {at: text for at, text in enumerate(map(str, row.values())) if not text.isdigit()} for row in rows
     ]
     return _names_files(places.file, name, texts[:_LOOKED])  # a class's number may be a file's, too
+
+
+def _naming(places: _Places, names: Sequence[str]) -> list[str]:
+    return [name for name in names if "submission" not in _stem(name) and _names_a_file(places, name)]
 
 
 def _names_a_file(places: _Places, name: str) -> bool:
