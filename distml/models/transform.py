@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -30,10 +30,12 @@ class Parts:
     Attributes:
         features: Raw pixels, (N, H, W, C), to features: (N, F), or maps (N, H', W', F).
         head: Features to float32 logits, (N, classes).
+        pool: Of a cut in front of some layers of the backbone, maps to pooled features, (N, F).
     """
 
     features: keras.Model
     head: keras.Model
+    pool: keras.Model | None = None
 
 
 def split(network: keras.Model) -> Parts | None:
@@ -76,7 +78,9 @@ def split_frozen(network: keras.Model) -> Parts | None:
     image, maps = inner.input, keras.Input(edge.shape[1:], dtype=edge.dtype)
     lower = keras.Model(image, keras.Model(backbone.inputs[0], edge)(given))
     last = keras.Model(edge, backbone.outputs[0])(maps)
-    return _parts(network, inner, lower, keras.Model(maps, keras.Model(made, inner.output)(last)))
+    pool = keras.Model(maps, keras.Model(made, inner.get_layer(POOL).output)(last))
+    parts = _parts(network, inner, lower, keras.Model(maps, keras.Model(made, inner.output)(last)))
+    return replace(parts, pool=pool)
 
 
 def _inner(network: keras.Model) -> keras.Model | None:

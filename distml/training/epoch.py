@@ -134,8 +134,8 @@ class Epochs:
         self._rank = rank
         self._kept: tuple[Any, Any] | None = None
         self._kept_scope: Scope = "all"
-        self._stores: dict[int | None, FeatureStore] = {}
-        self._validated: Any = None
+        self._stores: dict[tuple[Scope, int | None], FeatureStore] = {}
+        self._validated: dict[Scope, Any] = {}
         self._rows_read = 0
 
     def run(self) -> None:
@@ -144,7 +144,8 @@ class Epochs:
             while not self._ended():
                 self._epoch(len(self._rank.history))
         finally:
-            self._forget_features()
+            self._forget("features")
+            self._forget("maps")
 
     def _ended(self) -> bool:
         train, history = self._rank.config.train, self._rank.history
@@ -191,37 +192,60 @@ class Epochs:
         if (augment.drawn and not augment.frozen_views) or scope not in rank.step.parts:
             scope = "head" if frozen else "all"
         if scope != self._kept_scope:
-            self._forget_features()
+            self._forget(self._kept_scope)
         self._kept_scope = scope
         return scope
 
-    def _forget_features(self) -> None:
-        for store in self._stores.values():
-            store.close()
-        self._stores, self._validated = {}, None
+    def _forget(self, scope: Scope) -> None:
+        """Free what is kept for a scope; maps that frozen epochs made stay for those that train on them."""
+        for place in [place for place in self._stores if place[0] == scope]:
+            self._stores.pop(place).close()
+        self._validated.pop(scope, None)
+
+    def _kept_scopes(self) -> tuple[Scope, ...]:
+        """Scopes whose features are computed together: pooled ones from the maps of a later phase.
+
+        Most of the time goes into the layers in front of the maps, which both phases share.
+        """
+        train, model = self._rank.config.train, self._rank.config.model
+        both = self._kept_scope == "features" and "maps" in self._rank.step.parts
+        return ("maps", "features") if both and train.epochs > model.freeze_epochs else (self._kept_scope,)
+
+    def _computed(self, images: Any, view: int | None = None) -> dict[Scope, Any]:
+        """Features of images, by scope."""
+        step, scopes = self._rank.step, self._kept_scopes()
+        computed: dict[Scope, Any] = {scopes[0]: step.features(scopes[0], images, view)}
+        if scopes[1:]:
+            computed["features"] = step.pooled(computed["maps"])
+        return computed
 
     def _validation_features(self) -> Any:
         """Features of this rank's validation rows, computed once."""
-        if self._validated is None:
-            self._validated = self._rank.step.features(self._kept_scope, self._rank.validation[0])
-        return self._validated
+        if self._kept_scope not in self._validated:
+            self._validated |= self._computed(self._rank.validation[0])
+        return self._validated[self._kept_scope]
 
     def _stored(self, epoch: int) -> tuple[FeatureStore, float]:
         """Features of the training rows for an epoch, computed once, and the seconds that took."""
-        rank, began = self._rank, time.perf_counter()
-        views = rank.config.train.augment.frozen_views
+        began = time.perf_counter()
+        views = self._rank.config.train.augment.frozen_views
         view = epoch % views if views else None
-        if view not in self._stores:
-            rows = rank.manifest.rows["train"]
-            rank.send(FeaturesStarted(rows, None if view is None else view + 1, views))
-            store = FeatureStore(rank.config.data.memory_budget_bytes // max(1, views))
-            for window in rank.shard.windows(epoch):
-                images, labels = self._tensors(window)
-                store.add(rank.step.features(self._kept_scope, images, view).numpy(), labels.numpy())
-            if len(store) < rank.batch:
-                raise self._too_few(epoch)
-            self._stores[view] = store
-        return self._stores[view], time.perf_counter() - began
+        if (self._kept_scope, view) not in self._stores:
+            self._store(epoch, view)
+        return self._stores[self._kept_scope, view], time.perf_counter() - began
+
+    def _store(self, epoch: int, view: int | None) -> None:
+        rank, views, scopes = self._rank, self._rank.config.train.augment.frozen_views, self._kept_scopes()
+        rank.send(FeaturesStarted(rank.manifest.rows["train"], None if view is None else view + 1, views))
+        limit_bytes = rank.config.data.memory_budget_bytes // (max(1, views) * len(scopes))
+        stores = {scope: FeatureStore(limit_bytes) for scope in scopes}
+        self._stores |= {(scope, view): store for scope, store in stores.items()}
+        for window in rank.shard.windows(epoch):
+            images, labels = self._tensors(window)
+            for scope, features in self._computed(images, view).items():
+                stores[scope].add(features.numpy(), labels.numpy())
+        if len(stores[self._kept_scope]) < rank.batch:
+            raise self._too_few(epoch)
 
     def _on_features(self, epoch: int, store: FeatureStore) -> list[np.ndarray]:
         """Train what is behind the features for an epoch; returns the curve of each block."""

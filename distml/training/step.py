@@ -124,6 +124,7 @@ class Step:
             scope: tf.function(partial(self._extracted, cut), reduce_retracing=True, autograph=False)
             for scope, cut in self.parts.items()
         }
+        self._pooled = tf.function(self._pool, reduce_retracing=True, autograph=False)
 
     def _whole(self) -> _Graph:
         def forward(images: Tensor) -> Tensor:
@@ -167,6 +168,11 @@ class Step:
         images = centre(images, self.model.input_shape[1:3])
         return cut.features(tf.cast(images, tf.float32), training=False)
 
+    def _pool(self, maps: Tensor) -> Tensor:
+        network = self.parts["maps"].pool
+        assert network is not None
+        return network(maps, training=False)
+
     def _compile(self, graph: _Graph) -> Any:
         replicas = self.strategy.num_replicas_in_sync
         batch = feed.replica_batch_size(self.spec.global_batch_size, self.spec.rank, replicas)
@@ -209,6 +215,23 @@ class Step:
                 seed = tf.constant([(self.spec.batch_seed + 104729 * (view + 1)) % 2**31, -1 - at])
             blocks.append(self._features[scope](images[at : at + size], seed))
         return tf.concat(blocks, 0)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Compute pooled features from maps, as `features` of the scope "features" does from images.
+
+        Args:
+            maps: What `features` returned for the scope "maps", (rows, H', W', F).
+
+        Returns:
+            Features (rows, F), in the type that the network computes in.
+        """
+        network = self.parts["maps"].pool
+        assert network is not None
+        size = batch_rows(network)
+        blocks = [self._pooled(maps[at : at + size]) for at in range(0, len(maps), size)]
+        return (
+            tf.concat(blocks, 0) if blocks else tf.zeros([0, *network.output_shape[1:]], network.output.dtype)
+        )
 
     def scorer(self, scope: Scope) -> Callable[..., Scores]:
         """Return what scores rows of a scope, which are images where it keeps no features."""

@@ -96,6 +96,11 @@ def test_lower_and_upper_layers_together_equal_the_network(
     logits = cut.head(cut.features(pixels, training=False), training=False)
     assert logits.dtype == "float32"
     np.testing.assert_allclose(logits, network(pixels, training=False), rtol=1e-5, atol=1e-5)
+    whole = transform.split(network)
+    assert whole is not None
+    assert cut.pool is not None
+    pooled = cut.pool(cut.features(pixels, training=False), training=False)
+    np.testing.assert_allclose(pooled, whole.features(pixels, training=False), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet", "poolnet"])
