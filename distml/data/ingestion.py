@@ -28,7 +28,7 @@ from distml.errors import ConfigError, DataError, StorageError
 from distml.storage import Storage
 
 _LOG = logging.getLogger(__name__)
-_MANIFEST = "manifest.json"
+_MANIFEST, _OLDER = "manifest.json", "manifest-{}.json"
 _FITTING = (
     *("image_size", "fit", "channels", "background", "max_pixels", "image_column", "label_column"),
     *("label_pattern", "subset"),
@@ -92,6 +92,23 @@ def _published(config: Config, storage: Storage) -> Manifest | None:
     if not storage.exists(where, _MANIFEST):
         return None
     return Manifest.from_json(storage.read_text(where, _MANIFEST), storage.uri(where, _MANIFEST))
+
+
+def of_digest(storage: Storage, digest: str) -> Manifest | None:
+    """Return the manifest of data that were prepared at some time, None where the storage has none of them.
+
+    Raises:
+        StorageError: The storage cannot be read.
+    """
+    for place in storage.names("data"):
+        for name in storage.names("data", place):
+            if name == _MANIFEST or name == _OLDER.format(digest[:8]):
+                with suppress(DataError):
+                    where = ("data", place, name)
+                    manifest = Manifest.from_json(storage.read_text(*where), storage.uri(*where))
+                    if manifest.digest == digest:
+                        return manifest
+    return None
 
 
 def look(config: Config, storage: Storage) -> Source | None:
@@ -171,8 +188,7 @@ def _ingest(
                 storage.delete(mine)
             return other
         if before is not None:
-            kept = f"manifest-{before.digest[:8]}.json"
-            storage.write_bytes(before.to_json().encode(), where, kept)
+            storage.write_bytes(before.to_json().encode(), where, _OLDER.format(before.digest[:8]))
         storage.write_bytes(manifest.to_json().encode(), where, _MANIFEST)
     except BaseException as error:
         with suppress(StorageError, DataError):

@@ -112,6 +112,25 @@ class Manifest:
         text = json.dumps(_placeless(told), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def unlike(self, present: Manifest) -> str:
+        """Say by which keys these data differ from present ones, and else that their rows do."""
+
+        def decided(manifest: Manifest) -> dict[str, Any]:
+            return {
+                "name": manifest.name,
+                "val_fraction": manifest.val_fraction,
+                "split_seed": manifest.seed,
+                "image_size": list(manifest.shape[:2]),
+                "margin": None if manifest.train_size is None else list(manifest.train_size),
+                "fit": manifest.pictures.fit,
+                "background": list(manifest.pictures.background),
+                "encoding": manifest.encoding,
+            }
+
+        then, now = decided(self), decided(present)
+        parts = [f"data.{key} {then[key]}, not {now[key]}" for key in then if then[key] != now[key]]
+        return "; ".join(parts) or f"{sum(self.rows.values()):,} rows, now {sum(present.rows.values()):,}"
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

@@ -339,7 +339,9 @@ def _excluded(candidate: Candidate, evaluator: Evaluator) -> str:
     """Why a candidate may not win. What was trained on another cut of the data may have seen these rows."""
     trained_on, present = evaluator.trained_on[candidate.version.version], evaluator.manifest.digest
     if trained_on != present:
-        return f"was trained on other data ({trained_on[:12] or 'unknown'}, not {present[:12]})"
+        then = ingestion.of_digest(evaluator.storage, trained_on)
+        how = f": {then.unlike(evaluator.manifest)}" if then else ""
+        return f"was trained on other data ({trained_on[:12] or 'unknown'}, not {present[:12]}{how})"
     return candidate.excluded
 
 

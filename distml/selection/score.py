@@ -97,7 +97,7 @@ class Evaluator:
     """
 
     def __init__(self, config: Config, storage: Storage, manifest: shards.Manifest) -> None:
-        self._config, self._storage, self.manifest = config, storage, manifest
+        self._config, self.storage, self.manifest = config, storage, manifest
         self._scores: dict[tuple[int, str], Score] = {}
         self._splits: dict[str, tuple[Images, Targets]] = {}
         self.trained_on: dict[int, str] = {}
@@ -126,7 +126,7 @@ class Evaluator:
 
     def _read(self, split: str) -> tuple[Images, Targets]:
         if split not in self._splits:
-            self._splits[split] = shards.read(self._storage, self.manifest, split)
+            self._splits[split] = shards.read(self.storage, self.manifest, split)
         return self._splits[split]
 
     def _require_comparable(self, version: ModelVersion, predictor: Predictor) -> None:

@@ -16,8 +16,10 @@ from distml.artifacts import layout
 from distml.artifacts.layout import EXAMPLE, MODEL, write_digests
 from distml.artifacts.predictor import Predictor
 from distml.config import Config, load
+from distml.data import ingestion
 from distml.selection import alias
 from distml.selection.record import Sweep
+from distml.storage import Storage
 from distml.tracking import locate
 from distml.tracking import registry as aliases
 from tests import registered
@@ -273,6 +275,11 @@ def test_a_model_of_other_data_is_rejected(champion: Registry, command: Promote)
     assert command("--run", "*", "--dry-run")[1]["version"] == BETTER  # the others compete all the same
     leaked = champion.register(*champion.export(250, data_digest="0" * 64))  # may have seen these rows
     assert "was trained on other data (000000000000" in refused(champion, command, leaked)
+    config = champion.config
+    cut = config.model_copy(update={"data": config.data.model_copy(update={"val_fraction": 0.25})})
+    before = ingestion.prepare(cut, Storage(config.storage.root))
+    leaked = champion.register(*champion.export(250, data_digest=before.digest))
+    assert ": data.val_fraction 0.25, not " in refused(champion, command, leaked)
 
 
 def test_a_broken_champion_is_replaced_only_when_asked(registry: Registry, command: Promote) -> None:

@@ -58,3 +58,10 @@ def test_sizes_follow_from_rows_and_shape() -> None:
 def test_a_damaged_manifest_is_rejected_by_name(text: str) -> None:
     with pytest.raises(DataError, match="here is damaged"):
         Manifest.from_json(text, "here")
+
+
+def test_manifests_that_differ_name_the_keys() -> None:
+    other = dataclasses.replace(MANIFEST, val_fraction=0.2, seed=3)
+    assert other.unlike(MANIFEST) == "data.val_fraction 0.2, not 0.1; data.split_seed 3, not 0"
+    grown = dataclasses.replace(MANIFEST, rows={"train": 1_200, "validation": 10, "test": 20})
+    assert MANIFEST.unlike(grown) == "130 rows, now 1,230"
