@@ -7,6 +7,7 @@ being served, half a checkpoint, the sockets of Ray's own dashboard) would stay 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -138,6 +139,25 @@ def temporary_folder() -> Iterator[dict[str, str]]:
     sessions = os.environ.get("RAY_TMPDIR") or usual or "/tmp"  # noqa: S108 (Ray's own default)
     with tempfile.TemporaryDirectory(prefix="distml-", ignore_cleanup_errors=True) as folder:
         yield environment.SESSION.values({"TMPDIR": folder, "RAY_TMPDIR": sessions})
+
+
+SCRATCH_IS_FULL = "among temporary files"
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[None]:
+    """Tell a full folder of temporary files from a full storage: the error of a write names neither.
+
+    Raises:
+        OSError: The body's own; where it is that there is no space left, with the folder in its text.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{error.strerror} {SCRATCH_IS_FULL} in {tempfile.gettempdir()}"
+        raise OSError(error.errno, text) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from distml.data import feed
 from distml.errors import DataError, NotFiniteError
+from distml.runtime import processes
 from distml.training import checkpoint
 from distml.training import metrics as catalogue
 from distml.training.events import EpochFinished, FeaturesStarted, StepsDone
@@ -54,7 +55,7 @@ class FeatureStore:
 
     def _spill(self) -> None:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="distml-features-")
-        with self._file.open("ab") as file:
+        with processes.scratch(), self._file.open("ab") as file:
             for part in self._parts:
                 file.write(np.ascontiguousarray(part).tobytes())
         self._parts = [part[:0] for part in self._parts[:1]]  # remembers width and type
@@ -412,5 +413,6 @@ class Epochs:
             "seed": rank.config.run.seed,
             "world_size": rank.world_size,
         }
-        checkpoint.write(Path(folder), state, checkpoint.arrays(rank))
+        with processes.scratch():
+            checkpoint.write(Path(folder), state, checkpoint.arrays(rank))
         return ray.train.Checkpoint.from_directory(folder)

@@ -20,6 +20,7 @@ from distml.data import feed, schema, shards
 from distml.data.plausible import Usual
 from distml.errors import ModelError
 from distml.models import transform
+from distml.runtime import processes
 from distml.tasks import Evaluation, Mistake, Task
 from distml.training import checkpoint, metrics, score
 from distml.training.events import RunFinished
@@ -216,7 +217,8 @@ def _export(
     parts = (*rank.run, f"export-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory(prefix="distml-export-") as folder:
         example, wanted = rank.validation[0][:2], rank.config.export
-        formats = export.export(network, Path(folder), described, example, wanted, _quantising(rank))
+        with processes.scratch():
+            formats = export.export(network, Path(folder), described, example, wanted, _quantising(rank))
         rank.storage.upload(folder, *parts)
     return parts, formats
 

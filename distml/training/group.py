@@ -18,7 +18,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.callback import UserCallback
 
 from distml.errors import TrainingError
-from distml.runtime import environment
+from distml.runtime import environment, processes
 from distml.training.events import WorkerFailed
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,17 @@ class TensorFlowGroup(BackendConfig):
 
 _OOM = "the worker ran out of memory (OOM)"
 _FULL = "the storage is full (ENOSPC)"
+_NO_SCRATCH = "the folder of temporary files is full (ENOSPC)"
 _PEER_LOST = "a worker that it exchanges gradients with was lost"
 _SIGNS = (
     ("OutOfMemory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
     ("low on memory", _OOM, "Lower train.global_batch_size or data.memory_budget_bytes."),
+    (
+        processes.SCRATCH_IS_FULL,
+        _NO_SCRATCH,
+        "Free space there, set TMPDIR to another folder, or keep features of frozen layers in memory with a "
+        "larger data.memory_budget_bytes.",
+    ),
     (
         "No space left on device",
         _FULL,
@@ -121,12 +128,13 @@ class Failures(UserCallback):
         self._events = events
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Send rank and cause of each failure; end the run where the storage is full."""
+        """Send rank and cause of each failure; end the run where no space is left."""
         causes = {rank: cause(error) for rank, error in worker_exceptions.items()}
         try:
             for rank, why in causes.items():
                 self._events.put.remote(WorkerFailed(rank, why))
         except Exception:
             logger.exception("the failure could not be sent to the driver")
-        if _FULL in causes.values():
-            raise TrainingError("No space left on device")
+        for rank, why in causes.items():
+            if why in (_FULL, _NO_SCRATCH):  # with its own text, which tells the two apart
+                raise TrainingError(str(worker_exceptions[rank]))

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,23 @@ def test_a_full_disk_ends_the_run_and_leaves_its_last_checkpoint_usable(small_di
         code, result = run.finish()
     assert (code, result["steps"]) == (0, 4 * STEPS_PER_EPOCH)
     assert run.said("resumed after epoch") == 1
+
+
+def test_features_without_room_name_the_folder_of_temporary_files(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from distml.training.epoch import FeatureStore
+
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    store, rows = FeatureStore(1_000_000), np.zeros((2_000, 4_000), np.float32)
+    for _ in range(MEGABYTES * 1_000_000 // rows.nbytes):
+        store.add(rows, np.zeros(len(rows), np.int32))
+    with pytest.raises(OSError, match=f"No space left on device among temporary files in {small_disk}"):
+        store.add(np.concatenate([rows, rows]), np.zeros(2 * len(rows), np.int32))
+    store.close()
+    assert not list(small_disk.iterdir())
 
 
 def test_a_run_has_one_driver_at_a_time(tmp_path: Path) -> None:

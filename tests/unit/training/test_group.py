@@ -5,6 +5,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
 from distml.errors import TrainingError
+from distml.runtime import processes
 from distml.training import group
 from distml.training.events import Event, WorkerFailed
 
@@ -36,6 +37,17 @@ def test_the_sentence_names_rank_cause_and_logs() -> None:
     assert "the controller" in group.explain(ValueError("x"), None).message
 
 
+def test_full_temporary_files_are_told_from_a_full_storage() -> None:
+    with pytest.raises(OSError, match="among temporary files in /") as raised, processes.scratch():
+        raise OSError(28, "No space left on device")
+    explained = group.explain(WorkerGroupError("failed", {0: raised.value}), None)
+    assert explained.message.endswith("the folder of temporary files is full (ENOSPC).")
+    assert "TMPDIR" in str(explained.remedy)
+    assert "storage.root" not in str(explained.remedy)
+    with pytest.raises(PermissionError, match="denied"), processes.scratch():
+        raise PermissionError(13, "denied")
+
+
 def test_no_exception_leaves_the_callback() -> None:
     class Broken:
         @property
@@ -55,3 +67,6 @@ def test_a_full_disk_is_sent_to_the_driver_and_ends_the_run() -> None:
     with pytest.raises(TrainingError, match="No space left"):
         group.Failures(Queue).after_exception(None, {1: OSError(28, "No space left on device")})
     assert sent == [WorkerFailed(1, "the storage is full (ENOSPC)", time=sent[0].time)]
+    scratch = OSError(28, f"No space left on device {processes.SCRATCH_IS_FULL} in /tmp")
+    with pytest.raises(TrainingError, match="among temporary files"):
+        group.Failures(Queue).after_exception(None, {1: scratch})
