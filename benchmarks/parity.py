@@ -94,22 +94,22 @@ def _by_saved_model(artifacts: Path, paths: Iterable[Path]) -> Probabilities:
     }
 
 
-def _furthest(one: Probabilities, other: Probabilities) -> float:
-    return max(float(np.abs(one[name] - values).max()) for name, values in other.items())
+def _furthest(told: Probabilities, other: Probabilities) -> float:
+    return max(float(np.abs(told[name] - values).max()) for name, values in other.items())
 
 
 def _of_fit(root: Path, pictures: Path, paths: Sequence[Path], fit: str) -> dict[str, tuple[int, float]]:
     """Files compared and the largest difference, by path of a picture."""
     flags, artifacts = _trained(root, pictures, fit)
     told = _told(flags, paths)
-    found: dict[str, Probabilities] = {"batch": _in_batch(flags, paths[0].parent, root / f"output-{fit}")}
+    others: dict[str, Probabilities] = {"batch": _in_batch(flags, paths[0].parent, root / f"output-{fit}")}
     port = ingress.free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     serve = [*flags, f"--serve.port={port}", "--serve.replicas.max=1", "--serve.engine=litert"]
     with ours.endpoint(serve, url):
-        found["endpoint"] = _told([f"--url={url}"], paths)
-    found["SavedModel"] = _by_saved_model(artifacts, paths)
-    return {path: (len(values), _furthest(told, values)) for path, values in found.items()}
+        others["endpoint"] = _told([f"--url={url}"], paths)
+    others["SavedModel"] = _by_saved_model(artifacts, paths)
+    return {path: (len(values), _furthest(told, values)) for path, values in others.items()}
 
 
 def measure() -> Sequence[report.Figure]:
@@ -122,8 +122,8 @@ def measure() -> Sequence[report.Figure]:
             by_fit[fit] = _of_fit(Path(folder, "storage"), pictures, paths, fit)
             harness.say(f"{fit}: {by_fit[fit]}")
     for path, allowed in (("batch", _SAME), ("endpoint", _SAME), ("SavedModel", _SAVED_MODEL)):
-        count = sum(found[path][0] for found in by_fit.values())
-        off = [found[path][1] for found in by_fit.values()]
+        count = sum(each[path][0] for each in by_fit.values())
+        off = [each[path][1] for each in by_fit.values()]
         name = f"largest difference of a probability, {path} against predict, {count} files and fits"
         figures.append(report.Figure(name, [max(off)], [allowed], 1.0, "at most"))
     return figures
