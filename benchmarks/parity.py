@@ -64,7 +64,7 @@ def _trained(root: Path, pictures: Path, fit: str) -> tuple[list[str], Path]:
     return [*words, f"--storage.root={root}"], Path(result["artifacts"])
 
 
-def _told(words: Sequence[str], paths: Iterable[Path]) -> Probabilities:
+def _predicted(words: Sequence[str], paths: Iterable[Path]) -> Probabilities:
     """Probabilities as `distml predict` prints them."""
     command = [sys.executable, "-m", "distml.predict", *map(str, paths), *words, f"--top={_CLASSES}"]
     probabilities = {}
@@ -101,13 +101,13 @@ def _furthest(told: Probabilities, other: Probabilities) -> float:
 def _of_fit(root: Path, pictures: Path, paths: Sequence[Path], fit: str) -> dict[str, tuple[int, float]]:
     """Files compared and the largest difference, by path of a picture."""
     flags, artifacts = _trained(root, pictures, fit)
-    told = _told(flags, paths)
+    told = _predicted(flags, paths)
     others: dict[str, Probabilities] = {"batch": _in_batch(flags, paths[0].parent, root / f"output-{fit}")}
     port = ingress.free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     serve = [*flags, f"--serve.port={port}", "--serve.replicas.max=1", "--serve.engine=litert"]
     with ours.endpoint(serve, url):
-        others["endpoint"] = _told([f"--url={url}"], paths)
+        others["endpoint"] = _predicted([f"--url={url}"], paths)
     others["SavedModel"] = _by_saved_model(artifacts, paths)
     return {path: (len(values), _furthest(told, values)) for path, values in others.items()}
 
