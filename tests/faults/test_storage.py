@@ -53,7 +53,7 @@ def test_a_full_disk_ends_the_run_and_leaves_its_last_checkpoint_usable(small_di
     assert run.said("resumed after epoch") == 1
 
 
-def test_features_without_room_name_the_folder_of_temporary_files(
+def test_features_beyond_the_disk_name_the_temporary_folder(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import numpy as np

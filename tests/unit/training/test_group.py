@@ -37,7 +37,7 @@ def test_the_sentence_names_rank_cause_and_logs() -> None:
     assert "the controller" in group.explain(ValueError("x"), None).message
 
 
-def test_full_temporary_files_are_told_from_a_full_storage() -> None:
+def test_a_full_temporary_folder_is_not_called_a_full_storage() -> None:
     with pytest.raises(OSError, match="among temporary files in /") as raised, processes.scratch():
         raise OSError(28, "No space left on device")
     explained = group.explain(WorkerGroupError("failed", {0: raised.value}), None)
