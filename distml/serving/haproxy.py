@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import re
 import secrets
@@ -23,6 +24,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 GUARD = Path(__file__).resolve()
 """What Ray is to start instead of HAProxy."""
@@ -250,6 +255,26 @@ def _condition(line: str) -> str:
     """The condition at the end of a rule of Ray's, empty where there is none."""
     condition = re.search(r" if [a-z_ ]+$", line.rstrip())
     return condition[0] if condition else ""
+
+
+def validity(certificate: str) -> tuple[datetime, datetime] | None:
+    """Return from when until when a certificate is valid; None where its dates cannot be read.
+
+    Args:
+        certificate: PEM file; those that sign it follow it there.
+    """
+    from cryptography import x509
+
+    try:
+        own = x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
+        return own.not_valid_before_utc, own.not_valid_after_utc
+    except (OSError, ValueError, x509.InvalidVersion):  # OpenSSL, which HAProxy asks, is less strict
+        return None
+
+
+def expiry(certificate: str) -> float:
+    """Return when a certificate ends, as a Unix time; NaN where its dates cannot be read."""
+    return dates[1].timestamp() if (dates := validity(certificate)) else math.nan
 
 
 def bundled(certificate: str, key: str) -> bytes:

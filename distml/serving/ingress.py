@@ -163,15 +163,9 @@ def certificate_validity(tls: TlsConfig) -> str:
     Args:
         tls: Names files that `require_certificate` accepts.
     """
-    if tls.certificate is None:
+    if tls.certificate is None or (dates := haproxy.validity(tls.certificate)) is None:
         return ""
-    from cryptography import x509
-
-    try:
-        own = x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())[0]  # its issuers follow
-        begins, ends, now = own.not_valid_before_utc, own.not_valid_after_utc, datetime.now(UTC)
-    except (OSError, ValueError, x509.InvalidVersion):  # OpenSSL, which loaded it, is less strict
-        return ""
+    begins, ends, now = *dates, datetime.now(UTC)
     named = f"serve.tls.certificate = {tls.certificate!r}"
     if ends < now:
         return f"{named} expired on {ends:%Y-%m-%d}, so clients reject it. Replace it by a renewed one."

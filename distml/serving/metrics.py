@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -36,6 +37,7 @@ _OF_NO_MODEL = (
     "distml_log_rows",
     "distml_key_requests",
     "distml_unauthorized_requests",
+    "distml_certificate_expiry_timestamp_seconds",
 )
 _GONE = 499
 """Counted where a client left before its answer; nothing is sent then."""
@@ -102,9 +104,14 @@ class Metrics:
         self.losses = Gauge("distml_replica_losses", sentence, registry=self._registry)
         sentence = "Time since the registry answered the watcher."
         self.registry_age = Gauge("distml_registry_age_seconds", sentence, registry=self._registry)
+        sentence = "When the certificate ends, as a Unix time; NaN without one."
+        self.certificate = Gauge(
+            "distml_certificate_expiry_timestamp_seconds", sentence, registry=self._registry
+        )
+        self.certificate.set(math.nan)
         sentence = "Time since this replica last answered a request of an image or a model."
         last = Gauge("distml_replica_last_answer_age_seconds", sentence, registry=self._registry)
-        last.set_function(lambda: time.time() - self._answered_at if self._answered_at else float("nan"))
+        last.set_function(lambda: time.time() - self._answered_at if self._answered_at else math.nan)
         self._answered_at = 0.0
 
     def answered(self, route: str, method: str, answer: Answer | None, seconds: float) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -245,7 +247,10 @@ def status(config: Config, url: str, own: bool, over_s: float) -> dict[str, Any]
     before = client.scrape(url, own)
     time.sleep(over_s)
     after = client.scrape(url, own)
-    common = {"drifted": _drifted(Storage(config.storage.root))}
+    common = {
+        "drifted": _drifted(Storage(config.storage.root)),
+        "certificate_until": _certificate_until(after),
+    }
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if len(names) < 2:
         state = {"url": url, **_standing(client.get(f"{url}/model", own)), **measured(before, after, over_s)}
@@ -318,6 +323,13 @@ def measured(
     }
 
 
+def _certificate_until(samples: client.Samples) -> str | None:
+    """When the certificate of the endpoint ends, as a date; None without one."""
+    name = "distml_certificate_expiry_timestamp_seconds"
+    ends = [value for sample, _, value in samples if sample == name and not math.isnan(value)]
+    return f"{datetime.fromtimestamp(min(ends), UTC):%Y-%m-%d %H:%M} UTC" if ends else None
+
+
 def _quantile(samples: client.Samples, share: float) -> float | None:
     """The bound of the bucket that holds a share of the requests for predictions; None without any."""
     buckets: dict[float, float] = {}
@@ -362,6 +374,7 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
         f"requests  {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"latency   p50 {_shown(state['p50_s'])}, p99 {_shown(state['p99_s'])}",
         f"drift     {_DRIFTED[state['drifted']]}",
+        *(f"certificate valid until {ends}" for ends in [state["certificate_until"]] if ends),
     ]
     for line in lines:
         console.print(escape(line))
@@ -378,6 +391,7 @@ def _print_several(console: Console, state: Mapping[str, Any]) -> None:
         f"{'replicas':<{width}} {state['replicas']}",
         f"{'requests':<{width}} {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"{'drift':<{width}} {_DRIFTED[state['drifted']]}",
+        *(f"certificate valid until {ends}" for ends in [state["certificate_until"]] if ends),
     ]
     for line in lines:
         console.print(escape(line))

@@ -93,6 +93,12 @@ FIRED = {
     "ModelWithoutChampion": ('distml_champion_version{replica="a",model="pets"}', "3x4 0x20", "3m", "15m"),
     "AliasMissing": ('distml_missing_versions{replica="a",model="pets"}', "0x4 1x10", "3m", "10m"),
     "RegistryAway": ('distml_registry_age_seconds{replica="a"}', "2x4 400x10", "3m", "10m"),
+    "CertificateExpires": (
+        'distml_certificate_expiry_timestamp_seconds{replica="a"}',
+        f"{14 * 86400 + 300}x20",  # time() is 0 at first
+        "3m",
+        "10m",
+    ),
     "NoChampionReady": ('up{job="serve"}', "1x4 0x10", "3m", "10m"),
     "ServingErrors": ('distml_requests_total{status="500",version=""}', "0+100x30", "0m", "25m"),
     "ServingSlow": ('distml_request_seconds_bucket{le="5.0"}', "0+100x40", "0m", "35m"),

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from rich.console import Console
 
 from distml import cli
 from distml.artifacts.predictor import Choice, Figure
-from distml.config import AuthConfig, ServeConfig, TlsConfig
-from distml.serving import client, run
-from distml.serving.service import Loss, Refusal, RegistryState, Standing
+from distml.config import AuthConfig, Config, ServeConfig, TlsConfig
+from distml.serving import client, haproxy, run
+from distml.serving.metrics import Metrics
+from distml.serving.service import Loss, Models, Refusal, RegistryState, Standing
 from tests import certificates, serving
 
 
@@ -231,3 +233,27 @@ def test_a_signal_stops_a_ready_endpoint() -> None:
     # In a process of its own: a worker of pytest-xdist has ended by these signals.
     done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, check=False)
     assert done.stdout == "as expected\n", done.stderr
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_end_of_the_certificate_is_in_metrics_and_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], several: bool
+) -> None:
+    days = (datetime.now(UTC) - certificates.SINCE).days + 60
+    certificate, _ = certificates.write(tmp_path, days=days)
+    config = Config.resolve({"storage": {"root": str(tmp_path)}})
+    cores = {"pets": serving.core(), "cars": serving.core()}
+    for name, core in cores.items():
+        core.metrics = Metrics("a", name)
+    parts = {name: core.metrics for name, core in cores.items()}
+    metrics = Metrics("a", parts=list(parts.values())) if several else cores["pets"].metrics
+    service = Models(dict(cores), parts, several=True) if several else cores["pets"]
+    with serving.running(service, metrics=metrics) as url:
+        assert run.status(config, url, own=False, over_s=0.01)["certificate_until"] is None
+        assert "certificate" not in capsys.readouterr().err
+        metrics.certificate.set_function(partial(haproxy.expiry, str(certificate)))
+        ends = f"{certificates.SINCE + timedelta(days=days):%Y-%m-%d %H:%M} UTC"
+        assert run.status(config, url, own=False, over_s=0.01)["certificate_until"] == ends
+        assert f"certificate valid until {ends}" in capsys.readouterr().err
+        certificate.unlink()
+        assert run.status(config, url, own=False, over_s=0.01)["certificate_until"] is None
