@@ -374,7 +374,7 @@ def _print(console: Console, state: Mapping[str, Any]) -> None:
         f"requests  {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"latency   p50 {_shown(state['p50_s'])}, p99 {_shown(state['p99_s'])}",
         f"drift     {_DRIFTED[state['drifted']]}",
-        *(f"certificate valid until {ends}" for ends in [state["certificate_until"]] if ends),
+        *(f"tls       {line}" for line in _certificate(state)),
     ]
     for line in lines:
         console.print(escape(line))
@@ -391,7 +391,7 @@ def _print_several(console: Console, state: Mapping[str, Any]) -> None:
         f"{'replicas':<{width}} {state['replicas']}",
         f"{'requests':<{width}} {state['requests_per_s']:g}/s, failed {state['failed_per_s']:g}/s",
         f"{'drift':<{width}} {_DRIFTED[state['drifted']]}",
-        *(f"certificate valid until {ends}" for ends in [state["certificate_until"]] if ends),
+        *(f"{'tls':<{width}} {line}" for line in _certificate(state)),
     ]
     for line in lines:
         console.print(escape(line))
@@ -412,6 +412,12 @@ def _of_model(model: Mapping[str, Any]) -> list[str]:
         *(f"missing {missing}" for missing in model["missing"]),
         *(f"lost {_lost(loss)}" for loss in model["losses"]),
     ]
+
+
+def _certificate(state: Mapping[str, Any]) -> list[str]:
+    """Say until when the certificate is valid; nothing without one."""
+    ends = state["certificate_until"]
+    return [f"certificate valid until {ends}"] if ends else []
 
 
 _SILENT_S = 30.0
