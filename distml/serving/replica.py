@@ -257,7 +257,7 @@ class Replica:
         self._metrics = Metrics(self._name, parts=parts) if several else parts[0]
         for outcome in self._log.counts():
             self._metrics.logged.labels(outcome).set_function(partial(self._rows, outcome))
-        if certificate := self._config.serve.tls.certificate:
+        if certificate := os.environ.get(haproxy.CERTIFICATE):  # with its whole path
             self._metrics.certificate.set_function(partial(haproxy.expiry, certificate))
         self._tasks: list[asyncio.Task[None]] = []
         host = os.environ.get(haproxy.REPLICAS, self._config.serve.host)
