@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 INK, MUTED, FIRST, SECOND = "#1f2933", "#7b8794", "#2166ac", "#d6604d"
 
 
-def blank(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches."""
+def blank(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure, sizes in inches; without a layout the caller places the subplots."""
     # Not pyplot: no global state, no display, half the import time.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -77,9 +77,8 @@ def worst_mistakes(images: np.ndarray, mistakes: list[list[Any]]) -> Figure:
     """
     columns = 5
     rows = max(1, -(-len(mistakes) // columns))
-    figure = blank(2.0 * columns, 2.15 * rows)
-    # Matplotlib would measure every subplot, which takes a second; these are all alike.
-    figure.set_layout_engine("none")
+    # Constrained, Matplotlib would measure every subplot, which takes a second; these are all alike.
+    figure = blank(2.0 * columns, 2.15 * rows, layout=None)
     figure.subplots_adjust(left=0, right=1, bottom=0.02 / rows, top=1 - 0.2 / rows, wspace=0.02, hspace=0.24)
     for axes, image, mistake in zip(np.ravel(figure.subplots(rows, columns)), images, mistakes, strict=False):
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)

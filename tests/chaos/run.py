@@ -122,7 +122,7 @@ class Performer:
         self.record = replace(self.record, recovery_s=round(time.time() - at, 1))
         self._say(f"ready again after {self.record.recovery_s} s")
         if self._workflow:
-            self._wait("the workflow to end", lambda: self._phase() in _ENDED)
+            self._wait("the workflow to end", lambda: self._phase() in _ENDED, polls=4)
             self.record = replace(self.record, workflow=self._phase())
         self._wait("everything to be ready afterwards", self._all_ready)
         self._wait("enough requests", lambda: self._answered_since(at))
@@ -139,8 +139,14 @@ class Performer:
         except ClusterError:
             return ""
 
-    def _wait(self, what: str, holds: Callable[[], bool]) -> None:
-        """Wait for a condition; kubectl may fail meanwhile, as where the pod that it asks is gone."""
+    def _wait(self, what: str, holds: Callable[[], bool], polls: int = 1) -> None:
+        """Wait for a condition; kubectl may fail meanwhile, as where the pod that it asks is gone.
+
+        Args:
+            what: It is waited for.
+            holds: The condition.
+            polls: Of the settings between two looks: on two cores, kubectl takes part of what trains.
+        """
         deadline, why = time.monotonic() + self._settings.limit_s, ""
         while time.monotonic() < deadline:
             try:
@@ -148,7 +154,7 @@ class Performer:
                     return
             except ClusterError as error:
                 why = f" ({str(error).rstrip('.')})"
-            time.sleep(self._settings.poll_s)
+            time.sleep(polls * self._settings.poll_s)
         raise ClusterError(f"waited {self._settings.limit_s:g} s in vain for {what}{why}.")
 
     def _standing(self) -> list[Object]:

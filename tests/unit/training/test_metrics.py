@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -115,3 +116,11 @@ def test_the_best_value_is_the_first_of_equal_ones_and_never_nan(
     name: str, values: list[float], position: int
 ) -> None:
     assert metrics.best(name, values) == position
+
+
+def test_subplots_of_worst_mistakes_stand_where_they_are_put() -> None:
+    images = np.zeros((7, 8, 8, 1), np.uint8)
+    figure = figures.worst_mistakes(images, [[position, "a", "b", 1.0] for position in range(7)])
+    assert [axes.get_title() for axes in figure.axes[:8]] == ["a\npredicted b"] * 7 + [""]
+    # With a layout of its own a figure warns and ignores where the subplots are put.
+    assert figure.axes[0].get_position(original=True).x0 == 0.0
