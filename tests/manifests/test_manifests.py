@@ -249,10 +249,10 @@ def test_the_laptop_sizes_are_defined_once_and_fit_two_cores() -> None:
             times = 2 if where.endswith(" cpu") else 1
             for container in rules.containers(spec):
                 asked = container["resources"]["requests"]
-                assert rules.quantity(asked["cpu"]) <= 0.2, where
+                assert rules.quantity(asked["cpu"]) <= (0.5 if "endpoint" in where else 0.2), where
                 cpus += times * rules.quantity(asked["cpu"])
                 memory += times * rules.quantity(asked["memory"])
-    assert cpus <= 1.5
+    assert cpus <= 1.5  # and 0.5 while a changed endpoint takes over
     assert memory <= 8 * 2**30
 
 
