@@ -243,16 +243,18 @@ def test_cluster_up_waits_for_every_workload_of_the_overlay() -> None:
 
 def test_the_laptop_sizes_are_defined_once_and_fit_two_cores() -> None:
     manifests = render.render(KUBERAY / "overlays" / "k3d")
-    cpus = memory = 0.0
+    cpus, memory, endpoint = 0.0, 0.0, 0.5
     for manifest in manifests:
         for where, spec, _ in rules.pods(manifest):
             times = 2 if where.endswith(" cpu") else 1
             for container in rules.containers(spec):
                 asked = container["resources"]["requests"]
-                assert rules.quantity(asked["cpu"]) <= (0.5 if "endpoint" in where else 0.2), where
+                most = endpoint if where == "RayService/endpoint head" else 0.2
+                assert rules.quantity(asked["cpu"]) <= most, where
                 cpus += times * rules.quantity(asked["cpu"])
                 memory += times * rules.quantity(asked["memory"])
-    assert cpus <= 1.5  # and 0.5 while a changed endpoint takes over
+    assert cpus <= 1.5
+    assert cpus + endpoint <= 2  # while a changed endpoint takes over
     assert memory <= 8 * 2**30
 
 
