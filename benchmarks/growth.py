@@ -247,7 +247,7 @@ def nodes() -> list[Curve]:
     root = ours.root()
     for size in _sizes("NODES", 1, 3, 5):
         quiet = {"include_dashboard": False, "object_store_memory": 200_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=quiet | {"num_cpus": 2})
+        cluster = Cluster(initialize_head=True, head_node_args=quiet | {"num_cpus": 3})
         try:
             for _ in range(size - 1):
                 cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
