@@ -33,6 +33,13 @@ FLAT, LINEAR = 1.2, 1.1
 _ROWS = "DISTML_BENCH_ROWS"
 _SMOKE = "--config=configs/smoke.yaml"
 _PYTHON = [sys.executable, "-m"]
+_MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+"""A small process in between: on Linux a child's peak begins with that of the process that started it."""
 
 
 @dataclass
@@ -285,20 +292,20 @@ def _timed(command: Sequence[str], environment: Mapping[str, str] | None = None)
     """Seconds of a command and the peak of its own memory in MB."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURE, *command],
             cwd=harness.ROOT,
             env=os.environ | dict(environment or {}),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=log,
+            text=True,
+            check=False,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if done.returncode:
             log.seek(0)
             said = log.read()[-2000:].decode(errors="replace")
-            raise harness.BenchmarkError(f"{' '.join(command)}: exit code {process.returncode}\n{said}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+            raise harness.BenchmarkError(f"{' '.join(command)}: exit code {done.returncode}\n{said}")
+    return time.perf_counter() - began, float(done.stdout) / 1024
 
 
 def _serving(flags: Sequence[str]) -> contextlib.AbstractContextManager[tuple[psutil.Process, float]]:

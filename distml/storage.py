@@ -11,6 +11,8 @@ import functools
 import logging
 import os
 import re
+import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -220,6 +222,12 @@ class Storage:
         with _said("look at", self.uri(*parts)):
             return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
+    def changed(self, *parts: str) -> float:
+        """When a file was changed, seconds since 1970 by the clock of the storage; 0 where there is none."""
+        filesystem, path = self._at(parts)
+        with _said("look at", self.uri(*parts)):
+            return (filesystem.get_file_info(path).mtime_ns or 0) / 1e9
+
     def names(self, *parts: str, unfinished: bool = False) -> list[str]:
         """Return the sorted names in a folder, [] when it is absent; without `unfinished` writes."""
         filesystem, path = self._at(parts)
@@ -306,11 +314,118 @@ class Storage:
     def lock(self, *parts: str, wait: bool = True) -> Iterator[bool]:
         """Hold a folder (made when absent); others wait, or meet BlockingIOError; it ends with its holder.
 
-        Gives False where there are no locks, as in object stores: then others may be at it, too.
+        An object store has no locks: there it is a `Lease`, which ends some time after its holder does. Gives
+        False on a mount without locks: then others may be at it, too.
         """
-        held = False
         with ExitStack() as until:
             if self.local:
                 with _said("lock", self.uri(*parts)):
                     held = until.enter_context(folder_lock(self.uri(*parts), wait))
+            else:
+                held = until.enter_context(Lease(self, *parts).held(wait))
             yield held
+
+
+class Lease:
+    """A lock in an object store: an object that its holder writes anew every few seconds. Final.
+
+    Whoever wants it writes a token of its own where there is none, or where nobody has written for `LAPSE_S`,
+    and holds it when it reads that token a moment later: of several that write at once, the last. Stores that
+    show each write to all later reads, as S3 and Google Cloud Storage do, are needed. A holder that was
+    suspended for longer than `LAPSE_S` finds another's token, and logs it as an error.
+
+    Args:
+        storage: Of the store.
+        parts: Folder that it is about.
+    """
+
+    BEAT_S = 10.0
+    """Seconds between two writes of the holder."""
+    LAPSE_S = 40.0
+    """Seconds without a write after which it is nobody's."""
+    _SETTLE_S = 1.0
+    """Seconds after which what others wrote at the same time is there; also between two looks."""
+
+    def __init__(self, storage: Storage, *parts: str) -> None:
+        self._storage, self._parts = storage, (*parts, f"{TEMPORARY}lock")
+        self._folder = storage.uri(*parts)
+        self._token, self._released = uuid.uuid4().hex, threading.Event()
+
+    @contextmanager
+    def held(self, wait: bool) -> Iterator[bool]:
+        """Hold it, after waiting for its holder or, without `wait`, raising BlockingIOError.
+
+        Raises:
+            BlockingIOError: Another process writes it, as was seen within `LAPSE_S`.
+            StorageError: The store fails.
+        """
+        self._take(wait)
+        beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        beating.start()
+        try:
+            yield True
+        finally:
+            self._released.set()
+            beating.join()
+            self._release()
+
+    def _take(self, wait: bool) -> None:
+        content = self._read()
+        since, waited = time.monotonic() - (self._age_s() if content else 0.0), False
+        while True:
+            if not content or time.monotonic() - since > self.LAPSE_S:
+                self._write(0)
+                self._pause()
+                if self._read().startswith(self._token):
+                    return
+            elif not waited:
+                logger.info("waiting for the process that holds %s, or for its end", self._folder)
+                waited = True
+            before, content = content, self._read()
+            if content != before:
+                since = time.monotonic()
+            if content not in ("", before) and before and not wait:
+                raise BlockingIOError(errno.EWOULDBLOCK, "held by another process", self._folder)
+            self._pause()
+
+    def _pause(self) -> None:
+        self._released.wait(self._SETTLE_S)
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._released.wait(self.BEAT_S):
+            number += 1
+            try:
+                if not self._read().startswith(self._token):
+                    logger.error("another process has taken %s; it is used by both now", self._folder)
+                    return
+                self._write(number)
+            except StorageError as error:  # it is tried again
+                logger.warning("%s", error)
+
+    def _read(self) -> str:
+        """Token and number of its holder, "" where there is none."""
+        try:
+            return self._storage.read_text(*self._parts)
+        except StorageError:
+            if self._storage.exists(*self._parts):
+                raise
+            return ""
+
+    def _write(self, number: int) -> None:
+        self._storage.write_bytes(f"{self._token} {number}".encode(), *self._parts)
+
+    def _release(self) -> None:
+        with suppress(StorageError):  # else it lapses
+            if self._read().startswith(self._token):
+                self._storage.delete(*self._parts)
+
+    def _age_s(self) -> float:
+        """Seconds since it was written, by the store's clock: against an object that is written now."""
+        now = (*self._parts[:-1], f"{TEMPORARY}now-{self._token}")
+        self._storage.write_bytes(b"", *now)
+        try:
+            times = [self._storage.changed(*each) for each in (self._parts, now)]
+        finally:
+            self._storage.delete(*now)
+        return max(0.0, times[1] - times[0]) if times[0] else 0.0

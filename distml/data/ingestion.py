@@ -150,7 +150,7 @@ def prepare(config: Config, storage: Storage, source: Source | None = None) -> M
             _LOG.warning("%s; a new version is prepared", changed(config, before))
         source = source or open_source(config, storage)
         mine = _own(source)
-        if before is None and held:
+        if before is None and held and storage.local:
             _clear(storage, where, mine)
         return _ingest(config, storage, source, (where, f"{where}/{mine}"), before)
 

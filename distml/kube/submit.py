@@ -11,6 +11,7 @@ import calendar
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
 import threading
@@ -39,6 +40,8 @@ _EVICTED = 143  # exit code of a process that SIGTERM ended; the retryStrategy o
 _LONGEST_PAUSE_S = 120.0
 _ASK_S = 10.0
 """How long the workflow is asked why this pod is to end; the grace period must do for stopping, too."""
+_BEHIND_S = 3600
+"""How long after the step's deadline KubeRay's own comes, for a job whose step is gone."""
 _EARLY_S = 30.0
 """How long before its deadline a workflow counts as being at it.
 
@@ -153,6 +156,13 @@ def _attach(server: Server, manifest: dict[str, Any]) -> tuple[dict[str, Any], b
     return state, True
 
 
+def _outlive(manifest: dict[str, Any], deadline_s: float) -> None:
+    """Put KubeRay's own deadline behind the step's: on a cluster that stays it leaves the Ray job running."""
+    limit_s = manifest["spec"].get("activeDeadlineSeconds")
+    if limit_s is not None:
+        manifest["spec"]["activeDeadlineSeconds"] = max(limit_s, math.ceil(deadline_s) + _BEHIND_S)
+
+
 def _owned(state: dict[str, Any], owner: dict[str, Any] | None) -> bool:
     references = state["metadata"].get("ownerReferences") or [{}]
     return owner is None or references[0].get("uid") == owner["uid"]
@@ -235,6 +245,7 @@ def _follow(submission: Submission, server: Server, told_to_end: threading.Event
     for number in itertools.count(1):
         name = rayjob.name(submission.job_name, number)
         manifest = rayjob.manifest(template, name, submission.command, image, owner)
+        _outlive(manifest, submission.deadline_s)
         state, resumed = _attach(server, manifest)
         deadline = deadline or _created(state) + submission.deadline_s
         interrupted = rayjob.verdict(state) == "stopped"

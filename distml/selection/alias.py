@@ -1,7 +1,7 @@
 """Moves the champion alias, there and back, among concurrent promotions; records decisions (driver).
 
-Promoters that share a storage root which can lock take turns. Where there are no locks, as in an object
-store, the registry alone decides, and the last write wins. Therefore each promoter first writes
+Promoters that share a storage root which can lock take turns. Where there are no locks, as on some network
+mounts, the registry alone decides, and the last write wins. Therefore each promoter first writes
 its record, then the alias, and then looks again until the alias names the best of all recorded versions.
 Why that suffices: the last write of all was followed by a read that showed nothing better; who wrote a
 record after that look has itself looked later, and would have written again had its version been better.

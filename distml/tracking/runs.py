@@ -216,7 +216,7 @@ def _refuse_other(config: Config, run: Run) -> None:
 
 @contextmanager
 def alone(config: Config, storage: Storage, folder: str = FOLDER) -> Iterator[None]:
-    """Be the only driver of a run; where there are no locks, as in object stores, others may be at it, too.
+    """Be the only driver of a run; on a mount without locks others may be at it, too.
 
     Args:
         config: Names the run.

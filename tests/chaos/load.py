@@ -1,8 +1,12 @@
-"""Asks an endpoint at a fixed rate and prints a line for each request; runs in a pod, with Python alone."""
+"""Asks an endpoint at a fixed rate and prints two lines for each request; runs in a pod, with Python alone.
+
+One when it begins, so that one without an end is seen, and one when it ends.
+"""
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import struct
 import sys
@@ -52,21 +56,25 @@ def ask(host: str, form: bytes, headers: dict[str, str]) -> int:
 
 
 def main(host: str, rate: float) -> None:
-    """Ask until this process is ended: `START STATUS SECONDS` on a line for each request."""
+    """Ask until this process is ended: `NUMBER START`, and at a request's end `NUMBER START STATUS SECONDS`."""
     form, headers = body(), {"Content-Type": "multipart/form-data; boundary=x"}
     if os.environ.get("API_KEY"):
         headers["Authorization"] = f"Bearer {os.environ['API_KEY']}"
     lock = threading.Lock()
 
-    def one_request() -> None:
-        began = time.time()
-        status = ask(host, form, headers)
+    def tell(*words: object) -> None:
         with lock:
-            print(f"{began:.3f} {status} {time.time() - began:.3f}", flush=True)
+            print(*words, flush=True)
+
+    def one_request(number: int) -> None:
+        began = time.time()
+        tell(number, f"{began:.3f}")
+        status = ask(host, form, headers)
+        tell(number, f"{began:.3f}", status, f"{time.time() - began:.3f}")
 
     due = time.monotonic()
-    while True:
-        threading.Thread(target=one_request, daemon=True).start()
+    for number in itertools.count():
+        threading.Thread(target=one_request, args=[number], daemon=True).start()
         due += 1 / rate
         time.sleep(max(0.0, due - time.monotonic()))
 

@@ -18,6 +18,9 @@ from tests.chaos.cluster import NAMESPACE, Cluster, Object, is_ready, restarts, 
 from tests.chaos.plan import COMPONENT, MOMENTS, OF_A_RUN, SERVICE, Cell
 from tests.chaos.record import Record
 
+Request = tuple[float, int, float]
+"""When it began, its status (0: no answer), and its seconds."""
+
 ASKING = "distml-chaos"
 """Namespace of the pod that asks the endpoint, which the policies of `distml` do not bind."""
 _STEP = f"{COMPONENT}=step"
@@ -109,7 +112,7 @@ class Performer:
             self._start_asking()
             self._wait(
                 "the first answers of the endpoint",
-                lambda: any(status == 200 for _, status, _ in self._asked()),
+                lambda: any(status == 200 for _, status, _ in self._asked()[0]),
             )
         if self._moment.stage:
             self._workflow = self._submit()
@@ -126,7 +129,8 @@ class Performer:
             self.record = replace(self.record, workflow=self._phase())
         self._wait("everything to be ready afterwards", self._all_ready)
         self._wait("enough requests", lambda: self._answered_since(at))
-        self._count(at, versions, victims, others)
+        self._wait("the end of requests in flight", self._none_in_flight(time.time()))
+        self._count(versions, victims, others)
 
     def end(self) -> None:
         """Take away the pod that asks."""
@@ -282,19 +286,21 @@ class Performer:
         secret = json.loads(self._cluster.kubectl("-n", NAMESPACE, "get", "secret", "api-keys", "-o", "json"))
         return str(secret["data"]["key"])
 
-    def _asked(self) -> list[tuple[float, int, float]]:
-        """Every request so far: when it began, its status, its seconds."""
+    def _asked(self) -> tuple[list[Request], list[float]]:
+        """Every request that has ended, and when those began that have not."""
         if not self._moment.rate:
-            return []
-        lines = self._cluster.kubectl("-n", ASKING, "logs", "chaos", "--tail=-1").splitlines()
-        parts = (line.split() for line in lines)
-        return [(float(at), int(status), float(took)) for at, status, took in parts]
+            return [], []
+        return requests(self._cluster.kubectl("-n", ASKING, "logs", "chaos", "--tail=-1"))
+
+    def _none_in_flight(self, before: float) -> Callable[[], bool]:
+        """Whether every request has ended that began before a moment; each does, for it has a time limit."""
+        return lambda: all(began >= before for began in self._asked()[1])
 
     def _answered_since(self, at: float) -> bool:
         """Whether there are enough requests, the last of them answered."""
         if not self._moment.rate:
             return True
-        asked = [each for each in self._asked() if each[0] >= at]
+        asked = [each for each in self._asked()[0] if each[0] >= at]
         wanted = self._settings.requests if self._moment.rate >= 20 else 20
         return len(asked) >= wanted and all(status == 200 for _, status, _ in asked[-5:])
 
@@ -311,9 +317,9 @@ class Performer:
         self._wait("MLflow's records", answered)
         return told[-1]
 
-    def _count(self, at: float, versions: int, victims: list[Object], others: list[Object]) -> None:
+    def _count(self, versions: int, victims: list[Object], others: list[Object]) -> None:
         """Fill the record."""
-        asked, recorded = self._asked(), self._recorded()
+        asked, recorded = self._asked()[0], self._recorded()
         steps: list[int] = recorded["steps"]
         epochs = self._settings.epochs if self._workflow else 0
         self.record = replace(
@@ -331,7 +337,25 @@ class Performer:
         return 0 if self._cell.kind in OF_A_RUN[self._cell.overlay] else len(victims)
 
 
-def longest_gap(asked: list[tuple[float, int, float]]) -> float:
+def requests(log: str) -> tuple[list[Request], list[float]]:
+    """Requests that have ended, and when those began that have not.
+
+    Args:
+        log: Of the pod that asks.
+    """
+    ended: list[Request] = []
+    began: dict[str, float] = {}
+    for line in log.splitlines():
+        match line.split():
+            case [number, at]:
+                began[number] = float(at)
+            case [number, at, status, took]:
+                ended.append((float(at), int(status), float(took)))
+                began.pop(number, None)
+    return ended, list(began.values())
+
+
+def longest_gap(asked: list[Request]) -> float:
     """Longest time between two answers of 200, from the end of one to the end of the next."""
     ends = sorted(at + took for at, status, took in asked if status == 200)
     return max((after - before for before, after in itertools.pairwise(ends)), default=0.0)

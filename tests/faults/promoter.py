@@ -17,7 +17,7 @@ from distml.tracking.registry import by_number
 
 @contextmanager
 def _no_lock(_self: Storage, *_parts: str, **_options: object) -> Iterator[bool]:
-    """As in an object store."""
+    """As on a mount without locks."""
     yield False
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,9 @@ import boto3
 import numpy as np
 import psutil
 import pytest
-import requests
 from PIL import Image
 
-from distml.serving import ingress
+from tests import object_store
 from tests.integration import test_finetune as finetune
 from tests.runner import REPOSITORY, STEPS_PER_EPOCH, Training, assert_logged_once, recorded
 
@@ -28,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-
-BUCKET = "distml"
 
 
 class Nodes:
@@ -81,37 +76,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Root of a bucket on an S3 server of this machine."""
-    port = ingress.free_ports()[0]
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test-canary"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-    ):
+    for name, value in object_store.CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 60
-        while not _answers(url):
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        boto3.client("s3", endpoint_url=url).create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}/root?scheme=http&endpoint_override=127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).status_code < 500
-    except requests.RequestException:
-        return False
+    with object_store.running() as root:
+        yield root
 
 
 def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
@@ -133,7 +101,7 @@ def test_a_killed_node_costs_its_epoch_with_everything_durable_in_s3(
     assert_logged_once(recorded(local, "three")[1], epochs=8)
     url = s3.rpartition("endpoint_override=")[2]
     client = boto3.client("s3", endpoint_url=f"http://{url}")
-    keys = [content["Key"] for content in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    keys = [content["Key"] for content in client.list_objects_v2(Bucket=object_store.BUCKET)["Contents"]]
     assert any(key.startswith("root/data/") for key in keys)
     assert any(key.startswith("root/runs/three/") for key in keys)
     assert not list(local.glob("data")), "nothing durable was written beside S3"

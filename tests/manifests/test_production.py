@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -66,15 +67,49 @@ def test_every_module_a_container_runs_exists(overlay: str) -> None:
     assert {name for name in actual if importlib.util.find_spec(name) is None} == set()
 
 
+def given(template: dict[str, Any], **chosen: str) -> list[str]:
+    """What a workflow gives the pipeline where somebody chose some of its parameters."""
+    parameters = {
+        each["name"]: each["value"] for each in template["spec"]["arguments"]["parameters"]
+    } | chosen
+    (container,) = [each["container"] for each in template["spec"]["templates"] if "container" in each]
+    (overrides,) = [each for each in container["args"] if each.startswith("--overrides=")]
+    for name, value in parameters.items():
+        overrides = overrides.replace(f"{{{{inputs.parameters.{name}}}}}", value)
+    return ["--config", parameters["config"], *shlex.split(overrides.removeprefix("--overrides="))]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_flags_of_a_person_leave_those_of_the_cluster(overlay: str) -> None:
+    template = find(overlay, "WorkflowTemplate")
+    usual, chosen = (
+        flags.parse(flags.make_parser("pipeline", ""), [outside(word) for word in given(template, **more)])[0]
+        for more in ({}, {"overrides": "--train.workers=3 --run.name=ab"})
+    )
+    assert (chosen.train.workers, chosen.run.name) == (3, "ab")
+    assert (chosen.storage, chosen.tracking, chosen.serve) == (usual.storage, usual.tracking, usual.serve)
+
+
+def test_another_bucket_is_named_in_settings_alone(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / "kuberay", tmp_path / "kuberay")) / "overlays" / "production"
+    text = (folder / "kustomization.yaml").read_text(encoding="utf-8")
+    changed = text.replace("- storage=s3://distml\n", "- storage=s3://restored/below\n")
+    assert changed != text
+    (folder / "kustomization.yaml").write_text(changed, encoding="utf-8")
+    items = render.render(folder)
+    (workflow,) = [item for item in items if item["kind"] == "WorkflowTemplate"]
+    (service,) = [item for item in items if item["kind"] == "RayService"]
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert "--storage.root=s3://restored/below" in given(workflow)
+    assert application["args"]["storage.root"] == "s3://restored/below"
+    assert '"s3://distml"' not in json.dumps(items)
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pipeline_accepts_what_the_workflow_and_the_job_give_it(overlay: str) -> None:
-    parameters = {
-        argument["name"]: argument["value"]
-        for argument in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
-    }
     job = shlex.split(find(overlay, "RayJob")["spec"]["entrypoint"])
     for words in (
-        ["--config", parameters["config"], *shlex.split(parameters["overrides"])],
+        given(find(overlay, "WorkflowTemplate")),
         job[job.index("distml.pipeline") + 1 :],
     ):
         config, _ = flags.parse(flags.make_parser("pipeline", ""), [outside(word) for word in words])
@@ -110,11 +145,7 @@ def test_the_pipeline_starts_no_endpoint_and_waits_for_the_rayservice(overlay: s
         {key: outside(value) for key, value in application["args"].items()}
     )._bound_deployment
     serving = Config.model_validate(bound.init_args[0])
-    parameters = {
-        argument["name"]: argument["value"]
-        for argument in find(overlay, "WorkflowTemplate")["spec"]["arguments"]["parameters"]
-    }
-    words = ["--config", parameters["config"], *shlex.split(parameters["overrides"])]
+    words = given(find(overlay, "WorkflowTemplate"))
     pipeline, _ = flags.parse(flags.make_parser("pipeline", ""), [outside(word) for word in words])
     assert pipeline.serve.url == f"http://{name}:8000"
     assert pipeline.tracking.uri == serving.tracking.uri

@@ -115,6 +115,15 @@ def test_a_job_is_created_followed_and_its_results_handed_on(
     assert "backoffLimit" not in made["spec"]
 
 
+@pytest.mark.parametrize(("deadline_s", "limit_s"), [("60", 14400), ("20000.5", 23601)])
+def test_the_operator_gives_up_after_the_step(
+    serve: Callable[..., Cluster], ran: Callable[..., Outcome], deadline_s: str, limit_s: int
+) -> None:
+    cluster = serve(success())
+    assert ran(cluster, f"--deadline-s={deadline_s}")[0] == 0
+    assert cluster.jobs["nightly-1"]["body"]["spec"]["activeDeadlineSeconds"] == limit_s
+
+
 def test_a_restarted_pod_rejoins_its_job(serve: Callable[..., Cluster], ran: Callable[..., Outcome]) -> None:
     cluster = serve(Course([apiserver.RUNNING] * 30 + [apiserver.SUCCEEDED], success().logs[-1:]))
     with pod(cluster, OWNER, "--poll-s=0.1") as first:
