@@ -46,7 +46,8 @@ def sync(config: Config, own: Namespace) -> dict[str, Any]:
     """Send to the tracking server what runs recorded while it was unreachable.
 
     Returns:
-        `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent.
+        `sent` and `left`, numbers of runs; with `--dry-run` nothing is sent, and `rejected` has the reason of
+        each that the server did not take at the last attempt.
 
     Raises:
         TrackingError: The server is unreachable for longer than `tracking.wait_s`, or rejects a run.
@@ -54,7 +55,10 @@ def sync(config: Config, own: Namespace) -> dict[str, Any]:
     from distml import tracking
     from distml.tracking import outbox
 
-    return {"sent": 0, "left": outbox.waiting(config)} if own.dry_run else tracking.sync(config)
+    if not own.dry_run:
+        return tracking.sync(config)
+    rejected = outbox.rejected(Storage(config.storage.root))
+    return {"sent": 0, "left": outbox.waiting(config), "rejected": rejected}
 
 
 def backup(config: Config, own: Namespace) -> dict[str, Any]:

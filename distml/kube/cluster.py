@@ -64,11 +64,33 @@ class Step:
 
 def output(command: Sequence[str], limit_s: float = 60.0) -> str | None:
     """Output of a command, None when it fails or does not exist."""
+    return attempt(command, limit_s)[0]
+
+
+def attempt(
+    command: Sequence[str], limit_s: float = 60.0, given: str | None = None
+) -> tuple[str | None, str]:
+    """Run a command that may fail.
+
+    Args:
+        command: Program and arguments.
+        limit_s: Seconds it may take.
+        given: Its standard input, nothing by default.
+
+    Returns:
+        Its output, None when it fails or does not exist, and then the last line of why.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except OSError as error:
+        return None, f"{command[0]} cannot be started: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return None, f"no response for {limit_s:g} s"
+    if done.returncode == 0:
+        return done.stdout, ""
+    return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def require(tools: Mapping[str, str]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from distml.errors import ClusterError
-from distml.kube.cluster import Target, output, say
+from distml.kube.cluster import Target, attempt, output, say
 
 Object = dict[str, Any]
 
@@ -56,6 +56,10 @@ class Snapshot:
         backups: CronJobs.
         models: What each RayService's endpoint says of its model, by name; None where it is not ready.
         spooled: Runs that wait for the tracking server, None where it could not be read.
+        rejected: Why the server did not take some of them, by name.
+        owners: Deployments, StatefulSets and RayClusters.
+        tracks: Whether the tracking server responds, None where there is none.
+        unread: Why each kind could not be read that could not, by its name in kubectl.
     """
 
     pods: list[Object]
@@ -64,6 +68,10 @@ class Snapshot:
     backups: list[Object]
     models: dict[str, Object | None]
     spooled: int | None
+    rejected: dict[str, str] = field(default_factory=dict)
+    owners: list[Object] = field(default_factory=list)
+    tracks: bool | None = None
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 def status(target: Target) -> dict[str, Any]:
@@ -94,70 +102,126 @@ def status(target: Target) -> dict[str, Any]:
 
 
 def snapshot(kubectl: Sequence[str]) -> Snapshot:
-    """Ask the API server, the endpoints and a Ray head.
+    """Ask the API server, the endpoints, the tracking server and a Ray head.
 
     Raises:
         ClusterError: The cluster does not respond.
     """
-    pods = _objects(kubectl, "pods")
-    if pods is None:
+    unread: dict[str, str] = {}
+    pods = _objects(kubectl, "pods", unread)
+    if unread:
         raise ClusterError(
-            f"`{' '.join(kubectl)} get pods` failed.", "Is the cluster up, and the context right?"
+            f"`{' '.join(kubectl)} get pods` failed: {unread['pods'].rstrip('.')}.",
+            "Is the cluster up, and the context right?",
         )
-    services, workflows, backups, templates = (
-        _objects(kubectl, kind) or []
-        for kind in ("rayservices", "workflows", "cronjobs", "workflowtemplates")
+    services, workflows, backups, templates, *owners = (
+        _objects(kubectl, kind, unread)
+        for kind in ("rayservices", "workflows", "cronjobs", "workflowtemplates", *_OWNERS)
     )
-    models = {service["metadata"]["name"]: _model(kubectl, service) for service in services}
-    return Snapshot(pods, services, workflows, backups, models, _spooled(kubectl, pods, templates))
+    spooled, rejected = _spooled(kubectl, pods, templates)
+    return Snapshot(
+        pods,
+        services,
+        workflows,
+        backups,
+        models={service["metadata"]["name"]: _model(kubectl, service, pods) for service in services},
+        spooled=spooled,
+        rejected=rejected,
+        owners=[each for some in owners for each in some],
+        tracks=_responds(kubectl, f"{_TRACKING}:5000", "health"),
+        unread=unread,
+    )
 
 
-def _objects(kubectl: Sequence[str], kind: str) -> list[Object] | None:
-    """All objects of a kind, [] where the cluster does not know it, None where it does not respond."""
-    text = output([*kubectl, "get", kind, *_NAMESPACE, "-o", "json"])
-    return None if text is None else list(json.loads(text or "{}").get("items", []))
+_OWNERS = ("deployments", "statefulsets", "rayclusters")
+_TRACKING = "mlflow"
+_UNKNOWN = "have a resource type"
+"""How kubectl says that a cluster does not know a kind: its operator is not installed."""
+
+
+def _objects(kubectl: Sequence[str], kind: str, unread: dict[str, str]) -> list[Object]:
+    """All objects of a kind, [] where the cluster does not know it; `unread` gets why it is not read."""
+    text, why = attempt([*kubectl, "get", kind, *_NAMESPACE, "-o", "json"])
+    if text is None and _UNKNOWN not in why:
+        unread[kind] = why
+    return list(json.loads(text or "{}").get("items", []))
 
 
 _SERVICE = "distml/service"
+_ASK = """
+import base64, sys, urllib.request
+key = base64.b64decode(sys.stdin.read()).decode()
+asked = urllib.request.Request(sys.argv[1], headers={"Authorization": f"Bearer {key}"})
+print(urllib.request.urlopen(asked, timeout=20).read().decode())
+"""
+"""Asks an endpoint from inside; the key comes by standard input, since all can read arguments."""
 
 
-def _model(kubectl: Sequence[str], service: Object) -> Object | None:
-    """What an endpoint says of its model: {} where it is ready and asks for a key.
+def _proxy(service: str, path: str) -> str:
+    return f"/api/v1/namespaces/distml/services/{service}/proxy/{path}"
+
+
+def _responds(kubectl: Sequence[str], service: str, path: str) -> bool:
+    return output([*kubectl, "get", "--raw", _proxy(service, path)], 20.0) is not None
+
+
+def _model(kubectl: Sequence[str], service: Object, pods: list[Object]) -> Object | None:
+    """What an endpoint says of its model: {} where it is ready and does not say.
 
     It is asked through the Service that its clients use: KubeRay's, or the one that an annotation names.
     """
     named = service["metadata"].get("annotations", {}).get(_SERVICE)
-    name = named or f"{service['metadata']['name']}-serve-svc"
-    proxy = f"/api/v1/namespaces/distml/services/{name}:8000/proxy"
-    if output([*kubectl, "get", "--raw", f"{proxy}/readyz"], 20.0) is None:
+    name = f"{named or service['metadata']['name'] + '-serve-svc'}:8000"
+    if not _responds(kubectl, name, "readyz"):
         return None
+    text = output([*kubectl, "get", "--raw", _proxy(name, "model")], 20.0)
     try:
-        described: Object = json.loads(output([*kubectl, "get", "--raw", f"{proxy}/model"], 20.0) or "{}")
+        described: Object = json.loads(text or _described(kubectl, name, pods) or "{}")
     except ValueError:
         return {}
     return described
 
 
-def _spooled(kubectl: Sequence[str], pods: list[Object], templates: list[Object]) -> int | None:
-    """Runs that wait for the tracking server, as a Ray head sees the storage of the workflow."""
+def _described(kubectl: Sequence[str], name: str, pods: list[Object]) -> str | None:
+    """What an endpoint says that asks for a key, with that of the Secret, from a Ray head."""
+    key = output([*kubectl, "get", "secret", "api-keys", *_NAMESPACE, "-o", "jsonpath={.data.key}"])
+    for head in _heads(pods) if key else ():
+        words = ["exec", "-i", *_NAMESPACE, head, "-c", "ray-head", "--", "python", "-c", _ASK]
+        text, _ = attempt([*kubectl, *words, f"http://{name}/model"], 60.0, given=key)
+        if text:
+            return text
+    return None
+
+
+def _heads(pods: list[Object]) -> list[str]:
+    """Two Ray heads that are ready."""
     heads = [
         pod["metadata"]["name"]
         for pod in pods
         if pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head" and _is_ready(pod)
     ]
+    return heads[:2]
+
+
+def _spooled(
+    kubectl: Sequence[str], pods: list[Object], templates: list[Object]
+) -> tuple[int | None, dict[str, str]]:
+    """Runs that wait for the tracking server, as a Ray head sees the workflow's storage, and rejections."""
     words = [word for template in templates for word in _words(template)]
-    for head in heads[:2] if words else ():
+    for head in _heads(pods) if words else ():
         command = [*kubectl, "exec", *_NAMESPACE, head, "-c", "ray-head", "--", "distml", "sync", "--dry-run"]
         text = output([*command, *words], 60.0)
         if text:
-            return int(json.loads(text.strip().splitlines()[-1])["left"])
-    return None
+            result = json.loads(text.strip().splitlines()[-1])
+            return int(result["left"]), dict(result.get("rejected", {}))
+    return None, {}
 
 
 def _words(template: Object) -> list[str]:
     """The configuration that a workflow gives the pipeline."""
     given = {each["name"]: each.get("value", "") for each in template["spec"]["arguments"]["parameters"]}
-    return ["--config", given["config"], *shlex.split(given.get("overrides", ""))]
+    words = f"{given.get('cluster', '')} {given.get('overrides', '')}"
+    return ["--config", given["config"], *shlex.split(words)]
 
 
 def examine(seen: Snapshot, now: datetime) -> list[Line]:
@@ -172,15 +236,67 @@ def examine(seen: Snapshot, now: datetime) -> list[Line]:
     ended = len(seen.pods) - len(alive)
     if ended:
         lines.append(Line("pods that have ended", str(ended)))
+    lines += [line for each in seen.owners for line in _lacking(each, now)]
     lines.append(_outage(seen.pods, now))
-    lines += [_endpoint(name, model) for name, model in seen.models.items()] or [_NO_ENDPOINT]
+    if seen.tracks is not None:
+        lines.append(_tracking(seen))
+    lines += [_endpoint(name, model) for name, model in seen.models.items()]
+    if not seen.models and "rayservices" not in seen.unread:
+        lines.append(_NO_ENDPOINT)
     if seen.workflows:
         lines.append(
             _workflow(max(seen.workflows, key=lambda each: each["metadata"]["creationTimestamp"]), now)
         )
-    lines.append(_spool(seen.spooled))
-    lines += [_backup(job, now) for job in seen.backups] or [Line("backups", "none: the overlay makes none")]
+    lines.append(_spool(seen.spooled, seen.rejected))
+    lines += [_backup(job, now) for job in seen.backups]
+    if not seen.backups and "cronjobs" not in seen.unread:
+        lines.append(Line("backups", "none: the overlay makes none"))
+    lines += [_not_read(kind, why) for kind, why in seen.unread.items()]
     return lines
+
+
+def _not_read(kind: str, why: str) -> Line:
+    return Line(
+        kind, f"not known: {why[:160]}", f"`kubectl -n distml get {kind}` must succeed for this account"
+    )
+
+
+def _lacking(owner: Object, now: datetime) -> list[Line]:
+    """What a Deployment, StatefulSet or Ray cluster lacks: pods that do not exist have no line themselves."""
+    state, spec = owner.get("status", {}), owner["spec"]
+    conditions = state.get("conditions", [])
+    name = f"{owner['kind'].lower()} {owner['metadata']['name']}"
+    failed = [each for each in conditions if "ReplicaFailure" in each["type"] and each["status"] == "True"]
+    if owner["kind"] == "RayCluster":
+        wanted, ready = state.get("desiredWorkerReplicas", 0), state.get("readyWorkerReplicas", 0)
+        there = wanted  # the autoscaler changes the number all the time
+    else:
+        wanted, ready = spec.get("replicas", 1), state.get("readyReplicas", 0)
+        there = state.get("replicas", 0)
+    if ready >= wanted and not failed:
+        return []
+    told = f"{ready} of {wanted} pods are ready"
+    if failed:
+        message = str(failed[0].get("message", "its pods are rejected"))[:160].rstrip(".")
+        return [Line(name, told, f"its pods cannot be created: {message}")]
+    moments = [each["lastTransitionTime"] for each in conditions if each.get("lastTransitionTime")]
+    since = _seconds(max(moments, default=owner["metadata"].get("creationTimestamp")), now) or 0.0
+    stuck = there < wanted and since > _GRACE_S
+    return [Line(name, told, f"`kubectl -n distml describe {name}`" if stuck else "")]
+
+
+def _tracking(seen: Snapshot) -> Line:
+    """Whether the tracking server responds; that its pod is starting is said with the pod."""
+    if seen.tracks:
+        return Line("tracking server", "responds")
+    own = [
+        pod
+        for pod in seen.pods
+        if pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") == _TRACKING
+    ]
+    starts = own and not any(map(_is_ready, own))
+    look = f"`kubectl -n distml logs deployment/{_TRACKING}`, `kubectl -n distml get endpoints {_TRACKING}`"
+    return Line("tracking server", "does not respond; runs are spooled meanwhile", "" if starts else look)
 
 
 def _states(pod: Object) -> list[Object]:
@@ -192,8 +308,10 @@ def _own_states(pod: Object) -> list[Object]:
 
 
 def _is_ready(pod: Object) -> bool:
-    states = _own_states(pod)
-    return bool(states) and all(state.get("ready") for state in states)
+    """Whether the cluster sends it requests: containers of a node that is gone stay `ready` for ever."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]
 
 
 def _waiting(pod: Object) -> list[str]:
@@ -217,6 +335,8 @@ def _pod(pod: Object, now: datetime) -> Line:
     name, restarts = told["pod"], f"{told['restarts']} restarts"
     if told["ready"]:
         return Line(name, f"{told['phase']}  {restarts}")
+    if "deletionTimestamp" in pod["metadata"]:
+        return _leaving(pod, now)
     since = _since(pod, now)
     words = ["not ready", f"for {_age(since)}" if since is not None else "", told["waiting"], restarts]
     state = f"{told['phase']}, {'  '.join(filter(None, words))}"
@@ -226,6 +346,16 @@ def _pod(pod: Object, now: datetime) -> Line:
     if since is not None and since < _GRACE_S:
         return Line(name, state)
     return Line(name, state, _unready(pod))
+
+
+def _leaving(pod: Object, now: datetime) -> Line:
+    """A pod that is being deleted; its time stamp is the end of its grace period."""
+    name, late = pod["metadata"]["name"], _seconds(pod["metadata"]["deletionTimestamp"], now) or 0.0
+    if late < _GRACE_S:
+        return Line(name, "is being deleted")
+    node = pod.get("spec", {}).get("nodeName", "NAME")
+    todo = f"`kubectl get node {node}`; if it does not come back, `kubectl delete node {node}`"
+    return Line(name, f"should have ended {_age(late)} ago", todo)
 
 
 def _unready(pod: Object) -> str:
@@ -289,6 +419,8 @@ def _endpoint(name: str, model: Object | None) -> Line:
     amiss = [f"version {bad['version']} ({bad['alias']}) is refused" for bad in model.get("refused", [])]
     amiss += [f"the registry has no {alias}" for alias in model.get("registry", {}).get("missing", [])]
     state = f"version {model['version']} of {model.get('name', 'the model')} is served"
+    if model.get("registry", {}).get("answers") is False:
+        state += "; the registry does not respond to it"
     todo = "`distml status --url` of the endpoint says why; `distml promote` moves the alias" if amiss else ""
     return Line(what, "; ".join([state, *amiss]), todo)
 
@@ -307,11 +439,15 @@ def _workflow(workflow: Object, now: datetime) -> Line:
     return Line(f"workflow {name}", state)
 
 
-def _spool(spooled: int | None) -> Line:
+def _spool(spooled: int | None, rejected: dict[str, str]) -> Line:
     if spooled is None:
         return Line("spool", "not known: no ready Ray head to ask")
     if not spooled:
         return Line("spool", "all runs are sent to MLflow")
+    if rejected:
+        name, why = next(iter(rejected.items()))
+        state = f"{spooled} runs are not sent to MLflow, which rejects {len(rejected)}: {name}: {why[:120]}"
+        return Line("spool", state, "correct what it says, then `distml sync` in a Ray head")
     return Line(
         "spool",
         f"{spooled} runs are not sent to MLflow yet; the next run, promotion or `distml sync` sends them",

@@ -30,6 +30,8 @@ from distml.tracking.sender import Sender
 from distml.tracking.server import cause, client, failure, is_outage, patiently, retrying, uri
 
 FOLDER = "tracking-spool"
+_REJECTED = "rejected.json"
+"""File of the spool that says what a server did not take, and why."""
 
 
 def new_name(run: str) -> str:
@@ -98,7 +100,29 @@ def _deliver(config: Config, storage: Storage, wait_s: float, everywhere: bool) 
             storage.delete(FOLDER, name)
             delivery.sent += 1
             logger.info("sent to %s what %s holds", server, name)
+    _remember(storage, {name: why for name, why in delivery.left.items() if why not in absent.values()})
     return delivery
+
+
+def _remember(storage: Storage, rejections: dict[str, str]) -> None:
+    """Write down what a server did not take: it stays so until a person does something, or it is sent."""
+    before = rejected(storage)
+    if before | rejections != before:
+        text = json.dumps(before | rejections, indent=1)
+        storage.write_bytes(text.encode(), FOLDER, _REJECTED)
+
+
+def rejected(storage: Storage) -> dict[str, str]:
+    """Return why each spool file was not taken by a server that responded, as the last attempt saw it.
+
+    Raises:
+        StorageError: The spool cannot be read.
+    """
+    if not storage.exists(FOLDER, _REJECTED):
+        return {}
+    known: dict[str, str] = json.loads(storage.read_text(FOLDER, _REJECTED))
+    spooled = _names(storage)
+    return {name: why for name, why in known.items() if name in spooled}
 
 
 def _names(storage: Storage) -> list[str]:

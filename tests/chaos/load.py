@@ -56,7 +56,7 @@ def ask(host: str, form: bytes, headers: dict[str, str]) -> int:
 
 
 def main(host: str, rate: float) -> None:
-    """Ask until this process is ended: `NUMBER START`, and at a request's end `NUMBER START STATUS SECONDS`."""
+    """Ask until this process is ended: `NUMBER START`, and at its end `NUMBER START STATUS SECONDS`."""
     form, headers = body(), {"Content-Type": "multipart/form-data; boundary=x"}
     if os.environ.get("API_KEY"):
         headers["Authorization"] = f"Bearer {os.environ['API_KEY']}"

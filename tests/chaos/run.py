@@ -321,6 +321,9 @@ class Performer:
         """Fill the record."""
         asked, recorded = self._asked()[0], self._recorded()
         steps: list[int] = recorded["steps"]
+        for at, status, took in [each for each in asked if each[1] != 200][:20]:
+            moment = datetime.fromtimestamp(at, UTC).time().isoformat("milliseconds")
+            self._say(f"lost: asked at {moment}, status {status} after {took:.1f} s")
         epochs = self._settings.epochs if self._workflow else 0
         self.record = replace(
             self.record,

@@ -26,7 +26,7 @@ PODS = {
     "items": [
         {
             "metadata": {"name": "mlflow-1"},
-            "status": {"phase": "Running", "containerStatuses": [{"ready": True, "state": {"running": {}}}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
         },
         {"metadata": {"name": "setup-1"}, "status": {"phase": "Succeeded"}},
     ]

@@ -165,6 +165,150 @@ def test_spooled_operations_need_no_action(spooled: int | None, said: str) -> No
     assert not line.todo
 
 
+def test_a_rejected_run_needs_action() -> None:
+    line = examine(pod(), spooled=2, rejected={"mine-1.jsonl": "Invalid value 'x'"})["spool"]
+    assert line.state == "2 runs are not sent to MLflow, which rejects 1: mine-1.jsonl: Invalid value 'x'"
+    assert "distml sync" in line.todo
+
+
+def test_a_pod_of_a_vanished_node_is_not_ready() -> None:
+    unknown = pod()
+    unknown["status"]["conditions"][0] |= {"status": "Unknown", "lastTransitionTime": "2026-11-28T11:00:00Z"}
+    (line, *_) = examine(unknown).values()
+    assert (line.state, line.todo[:8]) == ("Running, not ready  for 60 min  0 restarts", "`kubectl")
+
+
+@pytest.mark.parametrize(
+    ("ended", "state", "person"),
+    [
+        ("2026-11-28T11:59:00Z", "is being deleted", False),
+        ("2026-11-28T11:30:00Z", "should have ended 30 min ago", True),
+    ],
+)
+def test_a_deleted_pod_that_stays_needs_a_person(ended: str, state: str, person: bool) -> None:
+    deleted = pod()
+    deleted["metadata"]["deletionTimestamp"] = ended
+    deleted["spec"] = {"nodeName": "node-7"}
+    (line, *_) = examine(deleted).values()
+    assert (line.state, "kubectl delete node node-7" in line.todo) == (state, person)
+
+
+def owner(kind: str, **state: Any) -> dict[str, Any]:
+    made = {"name": "mine", "creationTimestamp": "2026-11-28T09:00:00Z"}
+    return {"kind": kind, "metadata": made, "spec": {"replicas": 2}, "status": state}
+
+
+def condition(kind: str, status: str, at: str = "2026-11-28T11:00:00Z", **more: str) -> dict[str, str]:
+    return {"type": kind, "status": status, "lastTransitionTime": at} | more
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "todo"),
+    [
+        (owner("Deployment", replicas=2, readyReplicas=2), None, ""),
+        (owner("Deployment", replicas=2, readyReplicas=1), "1 of 2 pods are ready", ""),
+        (owner("Deployment"), "0 of 2 pods are ready", "`kubectl -n distml describe deployment mine`"),
+        (
+            owner("Deployment", conditions=[condition("Available", "False", "2026-11-28T11:59:00Z")]),
+            "0 of 2 pods are ready",
+            "",
+        ),
+        (
+            owner(
+                "Deployment", conditions=[condition("ReplicaFailure", "True", message="exceeded quota: q.")]
+            ),
+            "0 of 2 pods are ready",
+            "its pods cannot be created: exceeded quota: q",
+        ),
+        (
+            owner("RayCluster", desiredWorkerReplicas=3, readyWorkerReplicas=2),
+            "2 of 3 pods are ready",
+            "",
+        ),
+        (
+            owner(
+                "RayCluster",
+                desiredWorkerReplicas=2,
+                readyWorkerReplicas=2,
+                conditions=[condition("ReplicaFailure", "True", message="forbidden")],
+            ),
+            "2 of 2 pods are ready",
+            "its pods cannot be created: forbidden",
+        ),
+    ],
+)
+def test_what_lacks_pods_has_a_line(given: dict[str, Any], state: str | None, todo: str) -> None:
+    line = examine(pod(), owners=[given]).get(f"{given['kind'].lower()} mine")
+    assert (line and line.state, line.todo if line else "") == (state, todo)
+
+
+@pytest.mark.parametrize(
+    ("ready", "responds", "person"), [(True, True, False), (True, False, True), (False, False, False)]
+)
+def test_a_tracking_server_that_does_not_respond_needs_a_person(
+    ready: bool, responds: bool, person: bool
+) -> None:
+    own = pod(ready=ready)
+    own["metadata"]["labels"] = {"app.kubernetes.io/component": "mlflow"}
+    line = examine(own, tracks=responds)["tracking server"]
+    assert (line.state.startswith("responds"), bool(line.todo)) == (responds, person)
+
+
+def test_a_registry_that_is_away_is_shown() -> None:
+    model = {"name": "fashion", "version": 3, "registry": {"missing": [], "answers": False}}
+    line = examine(pod(), models={"distml": model})["endpoint distml"]
+    assert line.state == "version 3 of fashion is served; the registry does not respond to it"
+
+
+def test_what_could_not_be_read_is_not_absent(programs: Programs, ran: Callable[..., Outcome]) -> None:
+    (programs.folder / "pods").write_text(json.dumps({"items": [pod()]}))
+    (programs.folder / "kubectl").write_text(
+        f"""#!/bin/sh
+case "$*" in
+  *"get pods"*) cat {programs.folder}/pods;;
+  *"get rayservices"*) echo 'Error: rayservices is forbidden: User "me" cannot list' >&2; exit 1;;
+  *"get cronjobs"*) echo 'error: no response' >&2; exit 1;;
+  *"get workflows"*) echo "error: the server doesn't have a resource type \\"workflows\\"" >&2; exit 1;;
+  *"get --raw"*|*" exec "*) exit 1;;
+esac
+"""
+    )
+    code, result, said = ran("status", "--context", "mine")
+    lines = {line["what"]: line for line in result["lines"]}
+    assert code == 1, said
+    assert "forbidden" in lines["rayservices"]["state"]
+    assert "get rayservices" in lines["rayservices"]["todo"]
+    assert "no response" in lines["cronjobs"]["state"]
+    assert not {"endpoint", "backups", "workflows"} & lines.keys()
+
+
+def test_an_endpoint_that_asks_for_a_key_gets_it_by_standard_input(
+    programs: Programs, ran: Callable[..., Outcome]
+) -> None:
+    head = pod("head-1")
+    head["metadata"]["labels"] = {"ray.io/node-type": "head"}
+    service = {"metadata": {"name": "distml", "annotations": {"distml/service": "serve"}}}
+    for kind, item in {"pods": head, "rayservices": service}.items():
+        (programs.folder / kind).write_text(json.dumps({"items": [item]}))
+    (programs.folder / "kubectl").write_text(
+        f"""#!/bin/sh
+echo "kubectl $*" >> {programs.calls}
+case "$*" in
+  *proxy/readyz*) echo ready;;
+  *"get secret api-keys"*) echo a2V5LWNhbmFyeQ==;;
+  *"exec -i -n distml head-1 -c ray-head"*"http://serve:8000/model")
+    test "$(cat)" = a2V5LWNhbmFyeQ== && echo '{{"name": "fashion", "version": 5}}';;
+  *"get --raw"*|*" exec "*) exit 1;;
+  *) cat {programs.folder}/$4 2>/dev/null;;
+esac
+exit 0
+"""
+    )
+    _, _, said = ran("status", "--context", "mine")
+    assert "version 5 of fashion is served" in said
+    assert "a2V5LWNhbmFyeQ" not in "\n".join(programs.called()) + said
+
+
 @pytest.mark.parametrize("overlay", ["k3d", "production"])
 def test_the_endpoint_and_a_head_are_asked_as_the_overlay_names_them(
     programs: Programs, ran: Callable[..., Outcome], overlay: str
@@ -182,6 +326,7 @@ def test_the_endpoint_and_a_head_are_asked_as_the_overlay_names_them(
 echo "kubectl $*" >> {programs.calls}
 case "$*" in
   *services/serve:8000/proxy/readyz*) echo ready;;
+  *services/mlflow:5000/proxy/health*) echo OK;;
   *services/serve:8000/proxy/model*) echo '{{"name": "fashion", "version": 4}}';;
   *"exec -n distml head-1 -c ray-head -- distml sync --dry-run --config /app/configs/"*)
     echo '{{"verb": "sync", "left": 3}}';;
@@ -208,4 +353,4 @@ def test_status_counts_spooled_operations_without_sending(
     assert outbox.waiting(Config.resolve({"storage": {"root": str(tmp_path)}})) == 2
     assert cli.run("sync", ["--dry-run", "--storage.root", str(tmp_path)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["sent"], result["left"]) == (0, 2)
+    assert (result["sent"], result["left"], result["rejected"]) == (0, 2, {})

@@ -89,7 +89,8 @@ def test_rejected_operations_stay_spooled_without_blocking_others(config: Config
     delivery = outbox.deliver(config)
     assert (delivery.sent, list(delivery.left)) == (1, ["a-001-0.jsonl", "c-001-0.jsonl"])
     assert not delivery.away
-    assert left(config) == ["a-001-0.jsonl", "c-001-0.jsonl"]
+    assert [name for name in left(config) if name != "rejected.json"] == ["a-001-0.jsonl", "c-001-0.jsonl"]
+    assert outbox.rejected(Storage(config.storage.root)) == delivery.left
     assert tracking.find(config, "b")
     with pytest.raises(
         TrackingError, match=r"2 of 2 spooled runs could not be sent; a-001-0\.jsonl: "
@@ -109,7 +110,10 @@ def test_runs_of_a_deleted_experiment_wait_until_it_is_restored(config: Config) 
         tracking.require_experiment(config)
     client.restore_experiment(number)
     tracking.require_experiment(config)
+    storage = Storage(config.storage.root)
+    assert "is deleted" in outbox.rejected(storage)["a-001-0.jsonl"]
     assert tracking.sync(config) == {"sent": 1, "left": 0}
+    assert outbox.rejected(storage) == {}
 
 
 def test_operations_for_another_server_are_left_to_sync(config: Config) -> None:
@@ -129,6 +133,7 @@ def test_an_unreachable_server_is_waited_for_once(config: Config) -> None:
     began = time.monotonic()
     delivery = outbox.deliver(gone, wait_s=1)
     assert (delivery.sent, len(delivery.left), delivery.away) == (0, 2, True)
+    assert outbox.rejected(Storage(gone.storage.root)) == {}, "it did not say anything of them"
     assert time.monotonic() - began < 25  # the client of MLflow tries three times itself
     assert len(left(config)) == 2
 
