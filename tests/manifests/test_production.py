@@ -338,11 +338,12 @@ def test_the_nightly_backup_is_a_command_that_reads_what_mlflow_writes() -> None
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayService"])
 def test_the_log_sidecar_mounts_the_log_folder_of_ray(kind: str) -> None:
-    pods = [spec for _, spec, _ in rules.pods(find("production", kind)) if len(spec["containers"]) > 1]
+    pods = [spec for _, spec, labels in rules.pods(find("production", kind)) if "ray.io/node-type" in labels]
     assert len(pods) >= 2
     for spec in pods:
-        ray, keeper = spec["containers"][:2]
+        (ray,), (keeper,) = spec["containers"], spec["initContainers"]
         assert (keeper["name"], keeper["command"][-1]) == ("logs", "distml.kube.logs")
+        assert keeper["restartPolicy"] == "Always", "else it would have to end before Ray starts"
         mounted = [
             {
                 mount["name"]
